@@ -1,0 +1,1 @@
+"""Speed beside named peers and the machine's limit. Never imported by the packages."""

@@ -1,0 +1,28 @@
+"""Writes figures with what makes them worth something: date, hardware and versions."""
+
+import json
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddp_trainer.rundir import git_commit, package_versions
+from ddp_trainer.runtime import cpu_name
+
+
+def write_result(path: Path, figures: Mapping[str, float], **conditions: Any) -> None:
+    """`figures` and the `conditions` they were measured under, as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
+    content = {
+        "date": date.today().isoformat(),
+        "hardware": hardware,
+        "threads": torch.get_num_threads(),
+        "versions": package_versions(),
+        "git_commit": git_commit(),
+        "conditions": conditions,
+        "figures": {name: round(value, 4) for name, value in figures.items()},
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n")

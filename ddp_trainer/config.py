@@ -1,0 +1,249 @@
+"""Every setting of a training run: frozen, typed sections that are checked once and never edited afterwards.
+
+Owned here: names, types, help texts, ranges, and the translation of a command line into a `TrainConfig`.
+Not owned here: the values of named configurations (`recipes.py`) and what the settings do.
+"""
+
+import contextlib
+import dataclasses
+import io
+import math
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+from data_prep.augment import AugmentConfig
+from data_prep.errors import InputError
+
+Section = TypeVar("Section")
+
+# Settings that may differ between a run and its resumption: they change where and how it runs, not what it learns.
+FREE_ON_RESUME = frozenset({
+    "out", "resume", "data_dir", "num_workers", "data_mode", "max_steps", "checkpoint_every_steps",
+    "keep_checkpoints", "wandb", "trackers", "process_group_timeout", "device", "compile",
+})  # fmt: skip
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise InputError(message) unless `condition` holds."""
+    if not condition:
+        raise InputError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    data_dir: Path = Path("data/cifar10")
+    """Folder that data_prep wrote."""
+    validation: int = 0
+    """Hold this many training images out (stratified, fixed by the seed) and evaluate on them instead of the
+    test split."""
+    data_mode: Literal["auto", "stream", "resident"] = "auto"
+    """stream: read every epoch from the file; resident: keep the images in device memory. Same batches."""
+    num_workers: int = 1
+    """Data-loading threads for each process."""
+
+    def __post_init__(self) -> None:
+        require(self.validation >= 0, f"--validation {self.validation}: give a number of images, 0 or more")
+        require(self.num_workers >= 1, f"--num-workers {self.num_workers}: give at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    epochs: int = 24
+    """Passes over the training images."""
+    batch_size: int = 512
+    """Images in one optimizer step, over all processes together."""
+    accumulate: int = 1
+    """Split each process's share of the batch into this many forward and backward passes."""
+    warmup_fraction: float = 5 / 24
+    """Share of all steps in which the learning rate climbs to its peak."""
+    initial_lr_fraction: float = 0.04
+    """First learning rate, as a share of the peak."""
+    final_lr_fraction: float = 0.0
+    """Learning rate that the last step comes down to, as a share of the peak."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps; the schedule stays that of the full run."""
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, f"--epochs {self.epochs}: give at least 1")
+        require(self.batch_size >= 1, f"--batch-size {self.batch_size}: give at least 1")
+        require(self.accumulate >= 1, f"--accumulate {self.accumulate}: give at least 1")
+        require(self.max_steps is None or self.max_steps >= 1, f"--max-steps {self.max_steps}: give at least 1")
+        for name in ("warmup_fraction", "initial_lr_fraction", "final_lr_fraction"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"--{name.replace('_', '-')} {value}: give a number from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd: with Nesterov momentum 0.9; adamw: betas 0.9, 0.99."""
+    peak_lr: float = 0.4
+    """Highest learning rate of the OneCycle schedule."""
+    weight_decay: float = 5e-4
+    """Decay of the convolution and linear weights; biases and BatchNorm parameters are left alone."""
+    label_smoothing: float = 0.0
+    """Share of each target that is spread over all classes."""
+    clip_norm: float = 0.0
+    """Scale gradients down to this global norm; 0: never."""
+    ema_decay: float = 0.0
+    """Evaluate and save an exponential moving average of the weights with this decay per step; 0: none."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.peak_lr < math.inf, f"--peak-lr {self.peak_lr}: give a number above 0")
+        require(0 <= self.weight_decay < math.inf, f"--weight-decay {self.weight_decay}: give 0 or more")
+        require(0 <= self.label_smoothing < 1, f"--label-smoothing {self.label_smoothing}: give 0 up to below 1")
+        require(0 <= self.clip_norm < math.inf, f"--clip-norm {self.clip_norm}: give 0 or more")
+        require(0 <= self.ema_decay < 1, f"--ema-decay {self.ema_decay}: give 0 up to below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """cpu also works under several processes."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the hardware has it, else fp16 on CUDA, else fp32."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    channels_last: bool = True
+    """Keep activations and filters in NHWC order."""
+    sync_bn: bool = False
+    """BatchNorm statistics over the global batch instead of each process's share."""
+    deterministic: bool = False
+    """Bit-exact repeatability on the same machine and number of processes."""
+    seed: int = 0
+    """Seed of the initial weights, the order, the augmentation and the validation split."""
+    process_group_timeout: float = 120.0
+    """Seconds after which a process that waits in vain for another one gives up."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, f"--seed {self.seed}: give a whole number from 0 to 2^63 - 1")
+        require(self.process_group_timeout > 0, "--process-group-timeout: give a number of seconds above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    out: Path | None = None
+    """Run directory; by default runs/RECIPE-TIMESTAMP."""
+    resume: bool = False
+    """Go on from the newest good checkpoint in --out; start anew where there is none."""
+    checkpoint_every_steps: int = 0
+    """Save the training state every so many steps; 0: at epoch ends only."""
+    keep_checkpoints: int = 2
+    """Number of newest checkpoints that are kept."""
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online with an API key, offline without one."""
+    trackers: str = "wandb"
+    """Comma-separated: wandb, tensorboard. The JSON lines are always written."""
+
+    def __post_init__(self) -> None:
+        require(self.checkpoint_every_steps >= 0, "--checkpoint-every-steps: give 0 or more")
+        require(self.keep_checkpoints >= 1, f"--keep-checkpoints {self.keep_checkpoints}: give at least 1")
+        unknown = set(self.tracker_names) - {"wandb", "tensorboard"}
+        require(not unknown, f"--trackers {self.trackers}: unknown {', '.join(sorted(unknown))}; "
+                             "choose from wandb, tensorboard")  # fmt: skip
+        require(not self.resume or self.out is not None, "--resume: name the run to go on with by --out DIR")
+
+    @property
+    def tracker_names(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.trackers.split(",") if name.strip())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One complete configuration. Flags on the command line are the fields of its sections, flat."""
+
+    recipe: Annotated[str, tyro.conf.Suppress] = "custom"
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def flat(self) -> dict[str, Any]:
+        """All settings by flag name, with underscores, as JSON values."""
+        values: dict[str, Any] = {}
+        for section in dataclasses.fields(self):
+            part = getattr(self, section.name)
+            if dataclasses.is_dataclass(part) and not isinstance(part, type):
+                values |= dataclasses.asdict(part)
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+    def fixed_on_resume(self) -> dict[str, Any]:
+        """The settings that a resumed run must share with the run it goes on with."""
+        return {name: value for name, value in self.flat().items() if name not in FREE_ON_RESUME}
+
+
+def parse_command_line(
+    argv: Sequence[str], recipes: Mapping[str, TrainConfig], *, prog: str, description: str
+) -> TrainConfig:
+    """`[RECIPE] [--flag value ...]` -> configuration.
+
+    Raises InputError, in one line, for an unknown recipe, an unknown flag or an impossible value. `--help` prints
+    and exits 0.
+    """
+    arguments = list(argv)
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "baseline"
+    if name not in recipes:
+        raise InputError(f"unknown recipe '{name}': choose from {', '.join(recipes)}")
+    return parse_flags(TrainConfig, arguments, prog=f"{prog} [RECIPE]", description=description, default=recipes[name])
+
+
+def parse_flags(
+    section: type[Section],
+    argv: Sequence[str] | None,
+    *,
+    prog: str,
+    description: str | None = None,
+    default: Section | None = None,
+) -> Section:
+    """Flags -> an instance of a configuration dataclass; tyro's framed error reports become one-line InputErrors."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                section, args=argv, default=default, prog=prog, description=description,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )  # fmt: skip
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise InputError(f"{_one_line(said.getvalue())} (--help lists the flags)") from None
+
+
+def _one_line(boxed: str) -> str:
+    """The first message in tyro's framed, many-line error report."""
+    text = " ".join(re.sub(r"[─-╿]", " ", re.sub(r"\x1b\[[0-9;]*m", "", boxed)).split())
+    return text.split(" For full helptext")[0] or "the command line is not understood"
+
+
+def launch_environment() -> tuple[int, int, int]:
+    """(rank, local rank, world size) as the launcher set them, before any process group exists."""
+    rank, local_rank, world_size = (os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    return int(rank or 0), int(local_rank or 0), int(world_size or 1)
+
+
+def check_batch(config: TrainConfig, *, num_images: int) -> None:
+    """Raises InputError unless the global batch can be shared out evenly and filled at least once."""
+    batch, world = config.schedule.batch_size, launch_environment()[2]
+    parts = world * config.schedule.accumulate
+    require(
+        batch % parts == 0,
+        f"--batch-size {batch} is not divisible by {world} processes x --accumulate {config.schedule.accumulate}: "
+        f"use {max(batch // parts, 1) * parts}",
+    )
+    require(
+        num_images >= batch,
+        f"--batch-size {batch} is more than the {num_images} training images: lower it",
+    )
+
+
+def program_name(module: str) -> str:
+    """How the user started `module`, for usage lines."""
+    return f"{Path(sys.executable).name} -m {module}"

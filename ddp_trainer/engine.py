@@ -1,0 +1,222 @@
+"""The loop: train_step, train_epoch, evaluate, fit. The only place that calls backward.
+
+Ranks, tracking and saving arrive as arguments; what a step computes is decided here.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from data_prep.augment import Augmented, Augmenter
+from data_prep.loader import Batch, ResidentLoader, StreamLoader
+from data_prep.order import epoch_order, train_batches
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ddp_trainer.config import TrainConfig
+from ddp_trainer.console import Progress
+from ddp_trainer.evaluate import Evaluation, Evaluator
+from ddp_trainer.metrics import RunningSums, Stopwatch, averages, losses_per_image
+from ddp_trainer.optim import one_cycle, set_learning_rate
+from ddp_trainer.runtime import Runtime
+from ddp_trainer.signals import Preempted
+from ddp_trainer.training_state import capture_state
+
+Record = dict[str, float | int]
+
+
+class NonFiniteLoss(Exception):
+    """The loss left the range of numbers; training on would be of no use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """The training images of one run."""
+
+    loader: StreamLoader | ResidentLoader
+    samples: np.ndarray  # (N,) positions in the beton file; held-out ones are not among them
+    augmenter: Augmenter
+
+
+class Observer(Protocol):
+    """Who is told what happens. On silent ranks it does nothing."""
+
+    progress: Progress
+
+    def epoch_done(self, record: Record) -> None: ...
+
+    def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None: ...
+
+
+class Trainer:
+    """Model, optimizer and position of one run on one rank."""
+
+    def __init__(
+        self, config: TrainConfig, runtime: Runtime, model: nn.Module, optimizer: torch.optim.Optimizer,
+        data: TrainingData, evaluator: Evaluator, observer: Observer,
+    ) -> None:  # fmt: skip
+        self.config, self.runtime, self.data, self.observer = config, runtime, data, observer
+        self.evaluator = evaluator
+        decay = config.optim.ema_decay
+        self.model = runtime.place(model)
+        self.ema = (
+            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+        )
+        self.wrapped, self.optimizer = runtime.prepare(self.model, optimizer)
+        self.step = 0
+        self.history: list[Record] = []
+        self.sums = RunningSums(runtime.device)
+        self.watch = Stopwatch()
+        self.train_seconds = 0.0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.data.samples) // self.config.schedule.batch_size
+
+    @property
+    def last_step(self) -> int:
+        total = self.steps_per_epoch * self.config.schedule.epochs
+        return min(total, self.config.schedule.max_steps or total)
+
+    def learning_rate(self, step: int) -> float:
+        """Of step `step`, counted from 0."""
+        schedule = self.config.schedule
+        total = self.steps_per_epoch * schedule.epochs
+        return self.config.optim.peak_lr * one_cycle(step, total_steps=total, schedule=schedule)
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        return self.model if self.ema is None else self.ema.module
+
+    def fit(self) -> Evaluation:
+        """Trains from where the run stands to its last step; returns the last evaluation, with test-time augmentation.
+
+        Raises Preempted, with the state saved, when any rank was asked to stop.
+        """
+        try:
+            for epoch in range(len(self.history), math.ceil(self.last_step / self.steps_per_epoch)):
+                self.train_epoch(epoch)
+                self.finish_epoch(epoch)
+            return self.evaluate(tta=True)
+        except Preempted:
+            self.save()
+            raise
+
+    def train_epoch(self, epoch: int) -> None:
+        """Steps of `epoch` (from 0) from the current position to its end or to the last step of the run."""
+        first = self.step - epoch * self.steps_per_epoch
+        last = min(self.last_step - epoch * self.steps_per_epoch, self.steps_per_epoch)
+        progress = self.observer.progress
+        progress.start(epoch + 1, self.config.schedule.epochs, self.steps_per_epoch, first)
+        self.watch.start()
+        for batch in self.data.loader.batches(self.plan(epoch)[first:last]):
+            self.runtime.announce_stop()
+            self.train_step(batch, epoch)
+            progress.update(self.step - epoch * self.steps_per_epoch, self._progress_values)
+            if self.runtime.stop_agreed():
+                raise Preempted
+            if self._checkpoint_is_due():
+                self.save()
+        self.runtime.synchronize()
+        self.watch.stop()
+        progress.finish()
+
+    def plan(self, epoch: int) -> np.ndarray:
+        """(steps, images of this rank in a step) sample indices."""
+        order = epoch_order(self.data.samples, seed=self.config.runtime.seed, epoch=epoch)
+        return train_batches(
+            order, batch_size=self.config.schedule.batch_size,
+            rank=self.runtime.rank, world_size=self.runtime.world_size,
+        )  # fmt: skip
+
+    def train_step(self, batch: Batch, epoch: int) -> None:
+        """One optimizer step. Nothing in it waits for the device."""
+        augmented = self.data.augmenter(batch, epoch=epoch)
+        set_learning_rate(self.optimizer, self.learning_rate(self.step))
+        parts = list(split(augmented, self.config.schedule.accumulate))
+        for part in parts[:-1]:
+            with self.runtime.no_sync(self.wrapped):
+                self._forward_backward(part, len(parts))
+        self._forward_backward(parts[-1], len(parts))
+        if self.config.optim.clip_norm:
+            self.runtime.clip_gradients(self.wrapped, self.config.optim.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        self.step += 1
+
+    def _forward_backward(self, part: Augmented, num_parts: int) -> None:
+        logits = self.wrapped(part.images)
+        losses = losses_per_image(
+            logits, part.labels, part.partner_labels, part.label_weights,
+            label_smoothing=self.config.optim.label_smoothing,
+        )  # fmt: skip
+        self.runtime.backward(losses.mean() / num_parts)
+        self.sums.add(losses.detach(), logits.detach().argmax(dim=1) == part.labels)
+
+    def finish_epoch(self, epoch: int) -> None:
+        """Evaluation, record and checkpoint after the steps of `epoch`."""
+        trained = averages(self.runtime.sum_over_ranks(self.sums.values.clone()))
+        if not math.isfinite(trained.loss):
+            raise NonFiniteLoss(f"the training loss is {trained.loss} in epoch {epoch + 1}: lower --peak-lr")
+        evaluation = self.evaluate()
+        seconds = self.watch.read()
+        record: Record = {
+            "epoch": epoch + 1,
+            "step": self.step,
+            "train_loss": trained.loss,
+            "train_accuracy": trained.accuracy,
+            "test_loss": evaluation.loss,
+            "test_accuracy": evaluation.correct / evaluation.total,
+            "test_correct": evaluation.correct,
+            "test_total": evaluation.total,
+            "learning_rate": self.learning_rate(self.step - 1),
+            "seconds": seconds,
+            "images_per_second": trained.count / seconds,
+        }
+        self.history.append(record)
+        self.train_seconds += seconds
+        self.watch = Stopwatch()
+        self.sums.reset()
+        self.observer.epoch_done(record)
+        self.save()
+
+    def evaluate(self, *, tta: bool = False) -> Evaluation:
+        with self.runtime.averaged_batchnorm(self.evaluated_model):
+            return self.evaluator.run(self.evaluated_model, tta=tta, poll=self._stop_if_asked)
+
+    def _stop_if_asked(self) -> None:
+        self.runtime.announce_stop()
+        if self.runtime.stop_agreed():
+            raise Preempted
+
+    def _progress_values(self) -> dict[str, float]:
+        """For the bar of the main rank: its own images only, so that drawing needs no other rank."""
+        own = averages(self.sums.values)
+        done = self.runtime.world_size * own.count
+        return {
+            "loss": own.loss,
+            "accuracy": own.accuracy,
+            "learning_rate": self.learning_rate(self.step - 1),
+            "images_per_second": done / max(self.watch.read(), 1e-9),
+        }
+
+    def _checkpoint_is_due(self) -> bool:
+        every = self.config.run.checkpoint_every_steps
+        return bool(every) and self.step % every == 0 and self.step % self.steps_per_epoch != 0
+
+    def save(self) -> None:
+        self.observer.save(capture_state(self), step=self.step, epoch=len(self.history))
+
+
+def split(augmented: Augmented, parts: int) -> Iterator[Augmented]:
+    """Equal consecutive pieces of one batch."""
+    if parts == 1:
+        yield augmented
+        return
+    columns = [[None] * parts if column is None else column.chunk(parts) for column in augmented]
+    yield from (Augmented(*pieces) for pieces in zip(*columns, strict=True))

@@ -1,0 +1,173 @@
+"""Exact evaluation: every image counts once at any number of processes. Also a command.
+
+Each rank fills its own rows of one table of logits, the ranks' tables are added up, and everything else (loss,
+accuracy, probabilities) is computed from the whole table, alike on every rank.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from data_prep.augment import batch_normalise
+from data_prep.dataset import read_dataset, verify_dataset
+from data_prep.errors import InputError
+from data_prep.loader import ResidentLoader, StreamLoader, build_loader
+from data_prep.order import evaluation_batches
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddp_trainer.config import RuntimeConfig, launch_environment, parse_flags, program_name
+from ddp_trainer.model import ModelSpec, load_model
+from ddp_trainer.rundir import read_json
+from ddp_trainer.runtime import Runtime
+
+EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the model says of every evaluated image, in the order of `samples`."""
+
+    samples: np.ndarray  # (N,) positions in the beton file
+    labels: Tensor  # (N,) int64
+    logits: Tensor  # (N, num_classes) float32
+    logits_tta: Tensor | None  # the same averaged over the image and its mirror image
+
+    @property
+    def total(self) -> int:
+        return len(self.labels)
+
+    @property
+    def loss(self) -> float:
+        return F.cross_entropy(self.logits.double(), self.labels).item()
+
+    @property
+    def correct(self) -> int:
+        return _hits(self.logits, self.labels)
+
+    @property
+    def correct_tta(self) -> int | None:
+        return None if self.logits_tta is None else _hits(self.logits_tta, self.labels)
+
+
+def _hits(logits: Tensor, labels: Tensor) -> int:
+    return int((logits.argmax(dim=1) == labels).sum().item())
+
+
+class Evaluator:
+    """Runs a model over fixed samples of one beton file, shared out over all ranks."""
+
+    def __init__(
+        self,
+        loader: StreamLoader | ResidentLoader,
+        samples: np.ndarray,
+        spec: ModelSpec,
+        runtime: Runtime,
+        *,
+        batch_size: int,
+    ) -> None:
+        self.loader, self.samples, self.spec, self.runtime = loader, samples, spec, runtime
+        self.plan = evaluation_batches(samples, batch_size=batch_size, rank=runtime.rank, world_size=runtime.world_size)
+
+    @torch.inference_mode()
+    def run(self, model: nn.Module, *, tta: bool = False, poll: Callable[[], None] = lambda: None) -> Evaluation:
+        """`model`: unwrapped, so that no collective operation can wait for a rank that has no batch left.
+
+        `poll` is called before each batch, equally often on every rank; what it raises ends the evaluation.
+        """
+        was_training = model.training
+        views, num_classes = 2 if tta else 1, len(self.spec.classes)
+        # Columns: logits of each view, then the label, then how often the image was seen.
+        columns = views * num_classes + 2
+        table = torch.zeros(len(self.samples), columns, device=self.runtime.device)
+        rows = torch.arange(self.runtime.rank, len(self.samples), self.runtime.world_size, device=table.device)
+        done = 0
+        try:
+            model.eval()
+            for batch in self.loader.batches(self.plan):
+                poll()
+                count = len(batch.labels)
+                if count:
+                    mine = rows[done : done + count]
+                    table[mine, :-2] = self._logits(model, batch.images, tta=tta).to(table.dtype)
+                    table[mine, -2] = batch.labels.to(table.dtype)
+                    table[mine, -1] += 1
+                    done += count
+        finally:
+            model.train(was_training)
+        table = self.runtime.sum_over_ranks(table)
+        assert bool((table[:, -1] == 1).all()), "an image was evaluated twice or not at all"
+        logits = table[:, : views * num_classes].unflatten(1, (views, num_classes))
+        return Evaluation(self.samples, table[:, -2].long(), logits[:, 0], logits.mean(dim=1) if tta else None)
+
+    def _logits(self, model: nn.Module, images: Tensor, *, tta: bool) -> Tensor:
+        """(N, 3, H, W) uint8 -> (N, views * num_classes)."""
+        images = batch_normalise(images, self.spec.mean, self.spec.std, next(model.parameters()).dtype)
+        with self.runtime.autocast():
+            logits = [model(images)]
+            if tta:
+                logits.append(model(images.flip(3)))
+        return torch.cat(logits, dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Evaluate a completed run on its test split, every image exactly once at any number of processes."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """Run directory with model.safetensors and model.json."""
+    data_dir: Path | None = None
+    """A folder that data_prep wrote; by default the one the run was trained on."""
+    tta: bool = False
+    """Test-time augmentation: average the logits of each image and its mirror image."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the hardware has it, else fp16 on CUDA, else fp32."""
+
+
+def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
+    """The figures that the command prints. Raises InputError where the run or the data cannot be used."""
+    model, spec = load_model(config.run_dir)
+    trained = read_json(config.run_dir / "config.json") or {}
+    data_dir = config.data_dir or Path(trained.get("data_dir", "data/cifar10"))
+    dataset = read_dataset(data_dir)
+    if tuple(dataset.classes) != spec.classes:
+        raise InputError(f"{data_dir} has other classes than the run was trained on: name its data by --data-dir")
+    verify_dataset(data_dir, dataset)
+    runtime = Runtime(RuntimeConfig(device=config.device, precision=config.precision))
+    split = dataset.splits["test"]
+    loader = build_loader(
+        data_dir / split.file, mode="auto", device=runtime.device, batch_size=EVALUATION_BATCH, num_workers=1
+    )
+    evaluator = Evaluator(loader, np.arange(split.count), spec, runtime, batch_size=EVALUATION_BATCH)
+    result = evaluator.run(runtime.place(model), tta=config.tta)
+    correct = result.correct_tta if result.correct_tta is not None else result.correct
+    return {
+        "test_accuracy": correct / result.total,
+        "test_correct": correct,
+        "test_total": result.total,
+        "test_loss": result.loss,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        config = parse_flags(EvaluateConfig, argv, prog=program_name("ddp_trainer.evaluate"))
+        figures = evaluate_run(config)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    if launch_environment()[0] == 0:
+        print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

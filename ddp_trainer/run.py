@@ -1,0 +1,237 @@
+"""One training run put together from its parts, from checked input to the files of a complete run."""
+
+import sys
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from data_prep.augment import Augmenter
+from data_prep.beton import read_labels
+from data_prep.dataset import read_dataset, verify_dataset
+from data_prep.errors import InputError
+from data_prep.loader import ResidentLoader, StreamLoader, build_loader
+from data_prep.order import hold_out
+
+from ddp_trainer.checkpoint import Checkpointer, list_checkpoints, load_checkpoint, newest_good_checkpoint
+from ddp_trainer.config import TrainConfig, check_batch, launch_environment
+from ddp_trainer.engine import Observer, Trainer, TrainingData
+from ddp_trainer.evaluate import EVALUATION_BATCH, Evaluation, Evaluator
+from ddp_trainer.model import ModelSpec, build_model, count_parameters, training_flops_per_image
+from ddp_trainer.observer import RunObserver, SilentObserver
+from ddp_trainer.optim import build_optimizer
+from ddp_trainer.outputs import write_model, write_predictions, write_report_or_say_why, write_summary
+from ddp_trainer.rundir import RunDirectory, git_commit, package_versions, write_json
+from ddp_trainer.runtime import Runtime, check_machine
+from ddp_trainer.tracking import NullTracker, Tracker, build_tracker
+from ddp_trainer.training_state import restore_state
+
+COMPLETE, FRESH = -2, -1  # beside the number of a step to resume from
+
+
+class TrainingRun:
+    """Checks the input, takes the run directory and joins the other processes.
+
+    Raises InputError where data, configuration, launch or run directory are not usable; nothing is written over then.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        check_machine(config.runtime)
+        self.dataset = read_dataset(config.data.data_dir)
+        check_batch(config, num_images=self.dataset.splits["train"].count - config.data.validation)
+        verify_dataset(config.data.data_dir, self.dataset)
+        self.run_dir = self._claim() if launch_environment()[0] == 0 else None
+        start = FRESH if self.run_dir is None else find_start(self.run_dir, resume=config.run.resume)
+        self.runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate)
+        self.start = self.runtime.agree_on(start)
+        self.tracker: Tracker = NullTracker()
+        self.checkpointer: Checkpointer | None = None
+        self.trainer: Trainer | None = None
+
+    def _claim(self) -> RunDirectory:
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        out = self.config.run.out or Path("runs") / f"{self.config.recipe}-{stamp}"
+        return RunDirectory(out, resume=self.config.run.resume)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.start == COMPLETE
+
+    @property
+    def spec(self) -> ModelSpec:
+        return ModelSpec(
+            classes=tuple(self.dataset.classes),
+            mean=self.dataset.mean,
+            std=self.dataset.std,
+            image_size=self.dataset.image_size,
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run must share with the run it goes on with, the pixels included."""
+        return {**self.config.fixed_on_resume(), "training images": self.dataset.splits["train"].sha256}
+
+    def say(self, line: str) -> None:
+        if self.runtime.is_main:
+            print(line, file=sys.stderr, flush=True)
+
+    def build(self) -> Trainer:
+        """The trainer, standing where the run starts or goes on."""
+        state = self._load_state() if self.start >= 0 else None
+        observer = self._observer(state)
+        data, evaluator = self._data()
+        model = build_model(self.spec)
+        optimizer = build_optimizer(model, self.config.optim)
+        self.trainer = Trainer(self.config, self.runtime, model, optimizer, data, evaluator, observer)
+        if state is not None:
+            restore_state(self.trainer, state)
+        self._announce()
+        return self.trainer
+
+    def _load_state(self) -> dict[str, Any]:
+        assert self.config.run.out is not None, "--resume comes with --out"
+        state = load_checkpoint(self.config.run.out / "checkpoints" / f"step-{self.start:08d}")
+        saved, wanted = state["settings"], self.settings
+        changed = [name for name in wanted if saved.get(name) != wanted[name]]
+        if changed:
+            detail = ", ".join(f"{name} {saved.get(name)} -> {wanted[name]}" for name in changed)
+            raise InputError(
+                f"--resume: this would not be the same training ({detail}); use the settings it began with"
+            )
+        return state
+
+    def _observer(self, state: dict[str, Any] | None) -> Observer:
+        if self.run_dir is None:
+            return SilentObserver()
+        self.run_dir.write_status("running")
+        write_json(self.run_dir.path / "config.json", self._description())
+        self.tracker = build_tracker(
+            self.config.run.tracker_names,
+            run_dir=self.run_dir.path,
+            config=self._description(),
+            wandb_mode=self.config.run.wandb,
+            history=state["history"] if state else (),
+            state=state["tracker"] if state else {},
+        )
+        self.checkpointer = Checkpointer(self.run_dir.checkpoints, keep=self.config.run.keep_checkpoints)
+        epochs = self.config.schedule.epochs
+        return RunObserver(self.run_dir, self.tracker, self.checkpointer, epochs=epochs, settings=self.settings)
+
+    def _description(self) -> dict[str, Any]:
+        """The content of config.json: no environment and no raw command line, which may hold secrets."""
+        return {
+            "recipe": self.config.recipe,
+            "data_dir": str(self.config.data.data_dir.resolve()),
+            "settings": self.config.flat(),
+            "precision": self.runtime.precision,
+            "world_size": self.runtime.world_size,
+            "device": self.runtime.device.type,
+            "device_name": self.runtime.device_name,
+            "versions": package_versions(),
+            "git_commit": git_commit(),
+            "dataset": asdict(self.dataset),
+        }
+
+    def _data(self) -> tuple[TrainingData, Evaluator]:
+        config, device = self.config, self.runtime.device
+        train_beton, test_beton = (config.data.data_dir / self.dataset.splits[name].file for name in ("train", "test"))
+        samples = np.arange(self.dataset.splits["train"].count)
+        evaluated, evaluated_beton = np.arange(self.dataset.splits["test"].count), test_beton
+        if config.data.validation:
+            labels = read_labels(train_beton)
+            samples, evaluated = hold_out(labels, count=config.data.validation, seed=config.runtime.seed)
+            evaluated_beton = train_beton
+        augmenter = Augmenter(config.augment, mean=self.spec.mean, std=self.spec.std, seed=config.runtime.seed)
+
+        def loader(beton: Path, batch_size: int) -> StreamLoader | ResidentLoader:
+            return build_loader(beton, mode=config.data.data_mode, device=device, batch_size=batch_size,
+                                num_workers=config.data.num_workers)  # fmt: skip
+
+        share = config.schedule.batch_size // self.runtime.world_size
+        data = TrainingData(loader=loader(train_beton, share), samples=samples, augmenter=augmenter)
+        evaluation_loader = loader(evaluated_beton, EVALUATION_BATCH)
+        return data, Evaluator(evaluation_loader, evaluated, self.spec, self.runtime, batch_size=EVALUATION_BATCH)
+
+    def _announce(self) -> None:
+        assert self.trainer is not None
+        schedule, trainer, runtime = self.config.schedule, self.trainer, self.runtime
+        left_out = len(trainer.data.samples) % schedule.batch_size
+        self.say(
+            f"{self.config.recipe}: {schedule.epochs} epochs of {trainer.steps_per_epoch} steps of "
+            f"{schedule.batch_size} images ({left_out} images, others in each epoch, do not fill a last batch), "
+            f"{runtime.world_size} x {runtime.device_name}, {runtime.precision}"
+        )
+        if self.start >= 0:
+            self.say(f"resuming {self.config.run.out} after step {trainer.step}")
+
+    def finish(self, trainer: Trainer, evaluation: Evaluation) -> None:
+        """Writes what a complete run leaves, on the main process; the others are done after the weights."""
+        with self.runtime.averaged_batchnorm(trainer.evaluated_model):
+            if self.run_dir is not None:
+                write_model(self.run_dir.path, trainer.evaluated_model, self.spec)
+        if self.run_dir is None or self.checkpointer is None:
+            return
+        path = self.run_dir.path
+        self.checkpointer.close()
+        write_predictions(path, evaluation, trainer.evaluator.loader)
+        summary = write_summary(path, evaluation, self._facts(trainer))
+        self.tracker.finish(summary)
+        report = write_report_or_say_why(path)
+        self.run_dir.write_status("done", step=trainer.step, epoch=len(trainer.history))
+        self.say(
+            f"test accuracy {evaluation.correct}/{evaluation.total} ({summary['test_accuracy']:.2%}), "
+            f"{summary['test_accuracy_tta']:.2%} with flip test-time augmentation"
+        )
+        self.say(f"run directory: {path}" + (f"\nreport: {report}" if report else ""))
+
+    def _facts(self, trainer: Trainer) -> dict[str, Any]:
+        images = trainer.step * self.config.schedule.batch_size
+        flops = training_flops_per_image(build_model(self.spec), self.spec.image_size)
+        return {
+            "evaluation_split": "validation" if self.config.data.validation else "test",
+            "epochs": len(trainer.history),
+            "steps": trainer.step,
+            "world_size": self.runtime.world_size,
+            "device": self.runtime.device_name,
+            "precision": self.runtime.precision,
+            "train_seconds": trainer.train_seconds,
+            "train_pflops": images * flops / 1e15,
+            "parameters": count_parameters(trainer.model),
+            "images_per_second": images / trainer.train_seconds,
+        }
+
+    def preempted(self) -> None:
+        """The state is saved; says so."""
+        self._end("preempted", "asked to stop; go on with --resume")
+        self.say("asked to stop: the state is saved; go on with --resume")
+
+    def failed(self, error: BaseException) -> None:
+        self._end("failed", f"{type(error).__name__}: {error}")
+
+    def _end(self, state: str, message: str) -> None:
+        if self.run_dir is None:
+            return
+        if self.checkpointer is not None:
+            self.checkpointer.close()
+        step, epoch = (self.trainer.step, len(self.trainer.history)) if self.trainer else (0, 0)
+        self.run_dir.write_status(state, step=step, epoch=epoch, message=message)
+        self.tracker.finish(None, failed=state == "failed")
+
+    def close(self) -> None:
+        self.runtime.close()
+
+
+def find_start(run_dir: RunDirectory, *, resume: bool) -> int:
+    """COMPLETE, FRESH or the step to resume from. Raises InputError where checkpoints exist but none is good."""
+    if not resume:
+        return FRESH
+    if run_dir.summary is not None:
+        return COMPLETE
+    newest = newest_good_checkpoint(run_dir.checkpoints)
+    if newest is not None:
+        return int(newest.name.removeprefix("step-"))
+    if list_checkpoints(run_dir.checkpoints):
+        raise InputError(f"--resume: every checkpoint in {run_dir.checkpoints} is damaged; start anew in another --out")
+    return FRESH

@@ -1,0 +1,87 @@
+"""The run directory: who holds it, and the small JSON files in it. Only the main process writes there."""
+
+import fcntl
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import InputError
+
+PACKAGES = ("torch", "torchvision", "accelerate", "ffcv", "numpy", "wandb")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Atomically: readers see the old file or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """None where there is no such file. Raises InputError for one that is not a JSON object."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} cannot be read: not a JSON object")
+    return content
+
+
+class RunDirectory:
+    """One run's folder, held by this process until it ends, so that no two runs write into it.
+
+    Raises InputError where another run holds it, where a run is there already that is not to be resumed, and where
+    the folder cannot be written.
+    """
+
+    def __init__(self, path: Path, *, resume: bool) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / ".lock").open("a")
+        except OSError as error:
+            raise InputError(f"--out {path}: cannot be written ({error.strerror}); name another folder") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise InputError(f"--out {path}: another run holds this folder; name another, or wait for it") from None
+        if not resume and (path / "config.json").exists():
+            self._lock.close()
+            raise InputError(f"--out {path}: a run is there already; add --resume to go on with it, or name another")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """summary.json of a run that is complete, else None."""
+        return read_json(self.path / "summary.json")
+
+    def write_status(self, state: str, *, step: int = 0, epoch: int = 0, message: str = "") -> None:
+        """state: running, preempted, done or failed."""
+        write_json(self.path / "status.json", {"state": state, "step": step, "epoch": epoch, "message": message})
+
+
+def package_versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, with a `+` where the tree differs from it; None outside a checkout."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()

@@ -1,0 +1,232 @@
+"""Where the run runs: ranks, devices, precision, seeds, collectives. The only file that sees Accelerator.
+
+Not owned here: what is computed, and what is logged or saved.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from data_prep.errors import InputError
+from torch import Tensor, nn
+
+from ddp_trainer.config import RuntimeConfig, launch_environment
+from ddp_trainer.signals import StopRequest
+from ddp_trainer.sync_batchnorm import synchronise_batchnorm
+
+
+class Runtime:
+    """One process among `world_size`. Build it once, after the input was checked and before anything is trained.
+
+    Raises InputError where the device or the precision asked for is not to be had on this machine.
+    """
+
+    def __init__(self, config: RuntimeConfig, *, accumulate: int = 1) -> None:
+        check_machine(config)
+        self.config = config
+        self.precision = resolve_precision(config)
+        set_backend_flags(config)
+        self._accelerator = Accelerator(
+            cpu=resolve_device(config) == "cpu",
+            mixed_precision="no" if self.precision == "fp32" else self.precision,
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(seconds=config.process_group_timeout)),
+                # Buffers are averaged once before an evaluation instead of being sent before every forward pass.
+                # Buckets of 4 MiB let the first all-reduce start early in the backward pass of this 26 MB network.
+                DistributedDataParallelKwargs(
+                    broadcast_buffers=False,
+                    gradient_as_bucket_view=True,
+                    static_graph=accumulate == 1,
+                    bucket_cap_mb=4,
+                ),
+            ],
+        )
+        self.device: torch.device = self._accelerator.device
+        self.rank: int = self._accelerator.process_index
+        self.world_size: int = self._accelerator.num_processes
+        self.is_main = self.rank == 0
+        # Control messages travel between the hosts over gloo, so that they never wait for a device.
+        self._control = dist.new_group(backend="gloo") if self.world_size > 1 else None
+        self._stop = StopRequest()
+        self._stop.install()
+        self._stop_flag = torch.zeros(1, dtype=torch.int32)
+        self._stop_work: dist.Work | None = None
+        torch.manual_seed(config.seed)
+
+    @property
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """The model on its device under DDP, and the optimizer behind the gradient scaler. Call `place` first."""
+        if self.config.compile:
+            model.compile()  # in place, inside DDP: names in the state dict stay as they are
+        wrapped, prepared = self._accelerator.prepare(model, optimizer)
+        return wrapped, prepared
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Moves the model to the device in the chosen memory format; before DDP, whose buckets copy the strides."""
+        if self.config.sync_bn and self.world_size > 1:
+            model = synchronise_batchnorm(model, self.device)
+        memory_format = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        return model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
+
+    def backward(self, loss: Tensor) -> None:
+        self._accelerator.backward(loss)
+
+    def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager:
+        """Gradients of this backward pass stay on this rank: all but the last of an accumulated batch."""
+        return self._accelerator.no_sync(model)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return self._accelerator.autocast()
+
+    def clip_gradients(self, model: nn.Module, max_norm: float) -> None:
+        self._accelerator.clip_grad_norm_(model.parameters(), max_norm)
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        return self._accelerator.scaler
+
+    def sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        """The elementwise sum over all ranks, on every rank; `tensor` itself may be overwritten."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """(K,) on each rank -> (world_size, K) on every rank."""
+        if self.world_size == 1:
+            return tensor.unsqueeze(0)
+        rows = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(rows, tensor.contiguous())
+        return torch.stack(rows)
+
+    def agree_on(self, number: int) -> int:
+        """The main rank's number, on every rank."""
+        if self._control is None:
+            return number
+        box = torch.tensor([number], dtype=torch.int64)
+        dist.broadcast(box, src=0, group=self._control)
+        return int(box.item())
+
+    def announce_stop(self) -> None:
+        """Starts telling the other ranks whether this one was asked to stop; overlaps with the step that follows."""
+        if self._control is not None:
+            self._stop_flag.fill_(int(self._stop.pending))
+            self._stop_work = dist.all_reduce(self._stop_flag, op=dist.ReduceOp.MAX, group=self._control, async_op=True)
+
+    def stop_agreed(self) -> bool:
+        """Whether any rank had been asked to stop at the last `announce_stop`: the same answer on every rank."""
+        if self._control is None:
+            return self._stop.pending
+        assert self._stop_work is not None, "announce_stop comes first"
+        self._stop_work.wait()
+        return bool(self._stop_flag.item())
+
+    def synchronize(self) -> None:
+        """Waits for the device, for honest clocks."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def close(self) -> None:
+        """Leaves the process group; only after every rank has done its last collective operation."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    @contextlib.contextmanager
+    def averaged_batchnorm(self, model: nn.Module) -> Iterator[None]:
+        """Within the context the running statistics are those over all ranks' images; afterwards each rank's own again.
+
+        The variance is that of the ranks' images together: mean(var + mean^2) - mean(mean)^2. Evaluation therefore
+        leaves no trace in the state of training.
+        """
+        layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+        if self.world_size == 1 or not layers:
+            yield
+            return
+        own = [(layer.running_mean, layer.running_var) for layer in layers]
+        for layer, (mean, variance) in zip(layers, own, strict=True):
+            assert mean is not None and variance is not None
+            moments = self.sum_over_ranks(torch.stack((mean, variance + mean**2)).double()) / self.world_size
+            layer.running_mean = moments[0].to(mean.dtype)
+            layer.running_var = (moments[1] - moments[0] ** 2).to(variance.dtype)
+        try:
+            yield
+        finally:
+            for layer, (mean, variance) in zip(layers, own, strict=True):
+                layer.running_mean, layer.running_var = mean, variance
+
+
+def check_launch(config: RuntimeConfig) -> None:
+    """InputError where this process was launched as one of several and finds itself alone.
+
+    `accelerate launch --cpu --num_processes 2` starts a single process; what tells it from an honest single one is that
+    Accelerate's launcher sets an address to meet at, but no world size.
+    """
+    alone = "WORLD_SIZE" not in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ
+    if alone and "MASTER_ADDR" in os.environ:
+        raise InputError(
+            "launched for several processes, but this one is alone (--cpu and MULTI_CPU make Accelerate start one): "
+            "use accelerate launch --multi_gpu --num_processes N ... --device cpu, or unset MASTER_ADDR for one process"
+        )
+    if config.device == "cuda" and launch_environment()[1] >= max(torch.cuda.device_count(), 1):
+        raise InputError(f"{launch_environment()[2]} processes were launched, but this machine has "
+                         f"{torch.cuda.device_count()} GPUs: lower --num_processes")  # fmt: skip
+
+
+def check_machine(config: RuntimeConfig) -> None:
+    """Raises InputError where launch, device or precision cannot be what was asked for. Starts nothing."""
+    check_launch(config)
+    resolve_precision(config)
+
+
+def resolve_device(config: RuntimeConfig) -> str:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no usable GPU here; use --device cpu, or check the driver")
+    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def resolve_precision(config: RuntimeConfig) -> str:
+    """fp32, bf16 or fp16. Raises InputError for fp16 on a CPU, which has no gradient scaling there."""
+    on_cuda = resolve_device(config) == "cuda"
+    if config.precision == "fp16" and not on_cuda:
+        raise InputError("--precision fp16 works on CUDA only; use --precision bf16 or fp32 on the CPU")
+    if config.precision != "auto":
+        return config.precision
+    if on_cuda:
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if _cpu_has_bf16() else "fp32"
+
+
+def set_backend_flags(config: RuntimeConfig) -> None:
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.deterministic)
+    torch.backends.cudnn.benchmark = not config.deterministic
+    torch.set_float32_matmul_precision("highest" if config.deterministic else "high")
+
+
+def _cpu_info() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 itself; emulated, it would be slower than fp32."""
+    flags = _cpu_info().split()
+    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def cpu_name() -> str:
+    names = [line.split(":", 1)[1].strip() for line in _cpu_info().splitlines() if line.startswith("model name")]
+    return f"{names[0] if names else 'CPU'}, {len(os.sched_getaffinity(0))} cores"

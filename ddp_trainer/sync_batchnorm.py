@@ -1,0 +1,73 @@
+"""BatchNorm over the global batch, for processes on CPUs: torch's own SyncBatchNorm refuses CPU tensors.
+
+On CUDA torch's class is used; `synchronise_batchnorm` chooses.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """A sum over all ranks that gradients flow back through: each rank's share gets the sum of all ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+class CpuSyncBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose training statistics are those of all ranks' images together. (N, C, H, W) -> the same.
+
+    Two passes, mean before variance: E[x^2] - E[x]^2 would lose the digits that make 1 and 4 processes agree.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        count = torch.tensor(input.numel() / input.shape[1], dtype=torch.float64)
+        dist.all_reduce(count)
+        mean = _sum_over_ranks(input.sum(dim=(0, 2, 3))) / count.item()
+        centred = input - mean[:, None, None]
+        variance = _sum_over_ranks(centred.square().sum(dim=(0, 2, 3))) / count.item()
+        self._update_running(mean.detach(), variance.detach(), count.item())
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+    @torch.no_grad()
+    def _update_running(self, mean: Tensor, variance: Tensor, count: float) -> None:
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        unbiased = variance * count / max(count - 1, 1)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        self.num_batches_tracked += 1
+
+
+def _sum_over_ranks(values: Tensor) -> Tensor:
+    total = _SumOverRanks.apply(values)
+    assert isinstance(total, Tensor)
+    return total
+
+
+def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` with every BatchNorm2d replaced by a synchronised one of the same parameters and buffers."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for layer in list(model.modules()):
+        for name, child in layer.named_children():
+            if type(child) is nn.BatchNorm2d:
+                replacement = CpuSyncBatchNorm2d(child.num_features, child.eps, child.momentum or 0.1)
+                replacement._parameters, replacement._buffers = child._parameters, child._buffers
+                setattr(layer, name, replacement)
+    return model

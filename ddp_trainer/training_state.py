@@ -1,0 +1,69 @@
+"""The state of a training run as plain tensors and values, and back: what a checkpoint holds.
+
+The order, the augmentation and the learning rate are pure functions of seed and step, so no random state is in it. What
+differs between the ranks (running statistics of BatchNorm, sums of the epoch) is stacked in `rank_state`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ddp_trainer.metrics import RunningSums
+
+if TYPE_CHECKING:
+    from ddp_trainer.engine import Trainer
+
+
+def capture_state(trainer: Trainer) -> dict[str, Any]:
+    """Everything that the rest of the run depends on. A collective operation: call it on every rank."""
+    own = torch.cat([part.detach().double().flatten() for part in _rank_parts(trainer)])
+    scaler, ema = trainer.runtime.scaler, trainer.ema
+    return {
+        "step": trainer.step,
+        "history": trainer.history,
+        "train_seconds": trainer.train_seconds,
+        "epoch_seconds": trainer.watch.read(),
+        "model": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "scaler": None if scaler is None else scaler.state_dict(),
+        "ema": None if ema is None else ema.state_dict(),
+        "rank_state": trainer.runtime.gather(own),  # (world_size, K)
+    }
+
+
+def restore_state(trainer: Trainer, state: dict[str, Any]) -> None:
+    """Puts the trainer where `state` was captured, at this or another number of processes."""
+    trainer.step, trainer.history = state["step"], list(state["history"])
+    trainer.train_seconds = state["train_seconds"]
+    trainer.watch.seconds = state["epoch_seconds"]
+    trainer.model.load_state_dict(state["model"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    if trainer.runtime.scaler is not None and state["scaler"]:
+        trainer.runtime.scaler.load_state_dict(state["scaler"])
+    if trainer.ema is not None:
+        trainer.ema.load_state_dict(state["ema"])
+    _load_rank_state(trainer, state["rank_state"])
+
+
+def _rank_parts(trainer: Trainer) -> list[Tensor]:
+    """This rank's own tensors: the sums first, then every floating-point buffer of the model and of its average."""
+    models = [trainer.model] if trainer.ema is None else [trainer.model, trainer.ema]
+    buffers = [buffer for model in models for buffer in model.buffers() if buffer.is_floating_point()]
+    return [trainer.sums.values, *buffers]
+
+
+def _load_rank_state(trainer: Trainer, stacked: Tensor) -> None:
+    """stacked: (world size of the saved run, K)."""
+    world_size = trainer.runtime.world_size
+    if len(stacked) == world_size:
+        row = stacked[trainer.runtime.rank]
+    else:  # another number of processes: statistics averaged, sums shared out
+        row = stacked.mean(dim=0)
+        row[: RunningSums.SIZE] = stacked[:, : RunningSums.SIZE].sum(dim=0) / world_size
+    offset = 0
+    for part in _rank_parts(trainer):
+        part.copy_(row[offset : offset + part.numel()].reshape(part.shape))
+        offset += part.numel()

@@ -1,0 +1,95 @@
+"""Fixtures that several test files share: a small real dataset, and the trainer as a real process."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# What `accelerate launch` needs to start several CPU processes.
+SEVERAL = ("--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+           "--main_process_port", "0")  # fmt: skip
+
+
+class Finished(NamedTuple):
+    """A process that has ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def synthetic_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """640 training and 200 test images of ten drawn classes."""
+    from data_prep.dataset import write_dataset
+    from data_prep.sources.synthetic import draw_synthetic
+
+    out = tmp_path_factory.mktemp("synthetic")
+    write_dataset(draw_synthetic(train_count=640, test_count=200, seed=0), out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def jpeg_cifar_dir() -> Path:
+    """The real images as JPEG files, where the machine has them."""
+    root = os.environ.get("CIFAR10_JPEG_ROOT")
+    if not root:
+        pytest.skip("CIFAR10_JPEG_ROOT names no folder of real images")
+    return Path(root)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment without what a launcher or W&B would take from it."""
+    unwanted = ("WANDB_", "ACCELERATE_", "TORCHELASTIC_", "SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+    return {**kept, "PYTHONPATH": str(REPOSITORY), **changes}
+
+
+def start(
+    module: str, *arguments: str | Path, processes: int = 1, env: Mapping[str, str] = {}, cwd: Path | None = None
+) -> subprocess.Popen:
+    """A module of ours as a real process, or as several under the real launcher."""
+    launcher = [sys.executable, "-m"]
+    if processes > 1:
+        launcher += ["accelerate.commands.launch", *SEVERAL, "--num_processes", str(processes), "-m"]
+    return subprocess.Popen(
+        [*launcher, module, *map(str, arguments)], env=environment(**env), cwd=cwd or REPOSITORY, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def run(module: str, *arguments: str | Path, processes: int = 1, timeout: float = 240, **options: Any) -> Finished:
+    """`start`, and wait for its end."""
+    process = start(module, *arguments, processes=processes, **options)
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        stdout, stderr = process.communicate()
+        pytest.fail(f"{module} did not end in {timeout} s:\n{stdout}\n{stderr}")
+    return Finished(process.returncode, stdout, stderr)
+
+
+def train(*arguments: str | Path, **options: Any) -> Finished:
+    """`python -m ddp_trainer.train smoke ...` on the CPU; it must succeed."""
+    finished = run("ddp_trainer.train", "smoke", "--device", "cpu", *arguments, **options)
+    assert finished.returncode == 0, finished.stderr
+    return finished
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def smoke_run(synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of one completed smoke run, for tests that only look at it."""
+    out = tmp_path_factory.mktemp("runs") / "smoke"
+    train("--data-dir", synthetic_dir, "--out", out, "--wandb", "offline")
+    return out

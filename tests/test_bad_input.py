@@ -1,0 +1,128 @@
+"""Wrong input to the trainer: exit code 2, one line that says what and how to mend it, nothing written over."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import run, start
+
+SMOKE = ("smoke", "--device", "cpu")
+
+
+def refused(*arguments: str | Path, **options: object) -> str:
+    """The line on stderr of a run that must be refused."""
+    finished = run("ddp_trainer.train", *arguments, **options)  # type: ignore[arg-type]
+    lines = [line for line in finished.stderr.splitlines() if line]
+    assert finished.returncode == 2, finished.stderr
+    assert len(lines) == 1, finished.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def edit_manifest(folder: Path, **changes: object) -> None:
+    path = folder / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def flip_a_bit(folder: Path) -> None:
+    path = folder / "train.beton"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "train.beton"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no folder": (shutil.rmtree, "python -m data_prep"),
+    "no manifest": (lambda folder: (folder / "dataset.json").unlink(), "python -m data_prep"),
+    "manifest is no JSON": (lambda folder: (folder / "dataset.json").write_text("{"), "dataset.json"),
+    "another version": (lambda folder: edit_manifest(folder, format_version=99), "version"),
+    "truncated": (truncate, "train.beton"),
+    "bit flip": (flip_a_bit, "train.beton"),
+    "foreign": (lambda folder: (folder / "test.beton").write_bytes(b"hello world" * 1000), "test.beton"),
+    "no beton": (lambda folder: (folder / "test.beton").unlink(), "test.beton"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_data(synthetic_dir: Path, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(synthetic_dir, folder)
+    harm, expected = DAMAGES[damage]
+    harm(folder)
+    line = refused(*SMOKE, "--data-dir", folder, "--out", tmp_path / "run")
+    assert expected in line
+    assert str(folder) in line
+    assert not (tmp_path / "run").exists(), "nothing is written for input that is refused"
+
+
+def test_settings_that_cannot_be(synthetic_dir: Path, tmp_path: Path) -> None:
+    data = ("--data-dir", synthetic_dir, "--out", tmp_path / "run")
+    assert "unknown recipe" in refused("smok", *data)
+    assert "fp16" in refused(*SMOKE, *data, "--precision", "fp16")
+    assert "--batch-size 641" in refused(*SMOKE, *data, "--batch-size", "641")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_two_processes_cannot_share(synthetic_dir: Path, tmp_path: Path) -> None:
+    arguments = (*SMOKE, "--data-dir", synthetic_dir, "--out", tmp_path / "run", "--batch-size", "33")
+    finished = run("ddp_trainer.train", *arguments, processes=2)
+    assert finished.returncode != 0
+    assert finished.stderr.count("error: --batch-size 33 is not divisible by 2 processes") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_that_holds_a_run(smoke_run: Path, synthetic_dir: Path) -> None:
+    before = (smoke_run / "config.json").read_bytes()
+    assert "--resume" in refused(*SMOKE, "--data-dir", synthetic_dir, "--out", smoke_run)
+    assert (smoke_run / "config.json").read_bytes() == before
+
+
+def test_a_directory_that_another_run_holds(synthetic_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = start(
+        "ddp_trainer.train", *SMOKE, "--data-dir", synthetic_dir, "--out", out, "--epochs", "50", "--max-steps", "1000"
+    )
+    try:
+        while not (out / "status.json").exists():
+            assert first.poll() is None
+        assert "another run holds" in refused(*SMOKE, "--data-dir", synthetic_dir, "--out", out, "--resume")
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_every_checkpoint_damaged(synthetic_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = (*SMOKE, "--data-dir", synthetic_dir, "--out", out, "--max-steps", "1")
+    assert run("ddp_trainer.train", *arguments).returncode == 0
+    (out / "summary.json").unlink()
+    for state in out.glob("checkpoints/*/state.pt"):
+        state.write_bytes(b"")
+    finished = run("ddp_trainer.train", *arguments, "--resume")
+    assert finished.returncode == 2
+    assert "damaged" in finished.stderr
+
+
+def test_launched_for_two_but_alone(synthetic_dir: Path, tmp_path: Path) -> None:
+    """`--cpu` makes Accelerate start a single process, whatever the number asked for."""
+    import sys
+
+    from conftest import REPOSITORY, environment
+
+    finished = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+         "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "ddp_trainer.train", *SMOKE,
+         "--data-dir", synthetic_dir, "--out", tmp_path / "run"],
+        env=environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert finished.returncode != 0
+    assert "this one is alone" in finished.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,89 @@
+"""From the command line to a checked, frozen configuration."""
+
+import dataclasses
+
+import pytest
+from data_prep.errors import InputError
+
+from ddp_trainer.config import FREE_ON_RESUME, TrainConfig, check_batch, parse_command_line
+from ddp_trainer.recipes import RECIPES
+
+
+def parse(*arguments: str) -> TrainConfig:
+    return parse_command_line(arguments, RECIPES, prog="train", description="")
+
+
+def test_without_a_recipe_it_is_baseline() -> None:
+    assert parse() == RECIPES["baseline"]
+    assert parse("--epochs", "3").schedule.epochs == 3
+
+
+def test_flags_are_flat_and_keep_the_rest_of_the_recipe() -> None:
+    config = parse(
+        "smoke", "--peak-lr", "0.3", "--no-channels-last", "--compile", "--cutout", "3", "--wandb", "offline"
+    )
+    assert config.optim == dataclasses.replace(RECIPES["smoke"].optim, peak_lr=0.3)
+    assert (config.runtime.channels_last, config.runtime.compile) == (False, True)
+    assert (config.augment.cutout, config.augment.crop_padding) == (3, RECIPES["smoke"].augment.crop_padding)
+    assert config.recipe == "smoke"
+
+
+PROMISED = [
+    *("data-dir", "out", "resume", "epochs", "batch-size", "max-steps", "peak-lr", "weight-decay", "label-smoothing"),
+    *("seed", "device", "precision", "compile", "no-compile", "channels-last", "no-channels-last", "sync-bn"),
+    *("no-sync-bn", "checkpoint-every-steps", "keep-checkpoints", "wandb", "validation", "num-workers", "data-mode"),
+    *("trackers", "deterministic"),
+]
+
+
+def test_help_lists_every_promised_flag_and_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert [flag for flag in PROMISED if f"--{flag}" not in text] == []
+    assert all(name in text for name in RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["basline"], "unknown recipe 'basline': choose from baseline"),
+        (["--peek-lr", "1"], "--peek-lr"),
+        (["--epochs", "many"], "many"),
+        (["--epochs", "0"], "--epochs 0"),
+        (["--batch-size", "-1"], "--batch-size -1"),
+        (["--peak-lr", "-0.1"], "--peak-lr -0.1"),
+        (["--peak-lr", "nan"], "--peak-lr nan"),
+        (["--weight-decay", "inf"], "--weight-decay inf"),
+        (["--label-smoothing", "1"], "--label-smoothing 1"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--precision", "fp8"], "fp8"),
+        (["--trackers", "wandb,mlflow"], "mlflow"),
+        (["--resume"], "--out"),
+        (["--crop-padding", "-1"], "--crop-padding"),
+        (["--warmup-fraction", "2"], "--warmup-fraction"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(arguments: list[str], expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse(*arguments)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_may_change_on_resume_is_named_as_it_is_spelled() -> None:
+    assert set(RECIPES["smoke"].flat()) >= FREE_ON_RESUME
+    assert not FREE_ON_RESUME & set(RECIPES["smoke"].fixed_on_resume())
+
+
+@pytest.mark.parametrize(("world_size", "images", "fine"), [("1", 640, True), ("3", 640, False), ("2", 31, False)])
+def test_the_batch_must_be_shared_out_evenly(
+    monkeypatch: pytest.MonkeyPatch, world_size: str, images: int, fine: bool
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    if fine:
+        check_batch(RECIPES["smoke"], num_images=images)
+    else:
+        with pytest.raises(InputError, match="--batch-size 32"):
+            check_batch(RECIPES["smoke"], num_images=images)

@@ -1,0 +1,111 @@
+"""A run that was stopped and resumed ends where the uninterrupted one ends, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import read_lines, run, start, train
+
+# 640 training images in batches of 32: epochs of 20 steps. Two whole epochs with a checkpoint at every third step.
+PLAN = ("--epochs", "2", "--max-steps", "40", "--checkpoint-every-steps", "3", "--ema-decay", "0.9")
+VOLATILE = ("seconds", "images_per_second")
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            stdout, stderr = process.communicate()
+            pytest.fail(f"{path} did not appear:\n{stdout}\n{stderr}")
+        time.sleep(0.02)
+
+
+def same_run(one: Path, other: Path) -> None:
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    ours, theirs = (
+        [
+            {name: value for name, value in record.items() if name not in VOLATILE}
+            for record in read_lines(path / "metrics.jsonl")
+        ]
+        for path in (one, other)
+    )
+    assert ours == theirs
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def uninterrupted(
+    request: pytest.FixtureRequest, synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, int]:
+    out = tmp_path_factory.mktemp("uninterrupted") / "run"
+    train(*PLAN, "--data-dir", synthetic_dir, "--out", out, processes=request.param)
+    return out, request.param
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGKILL])
+def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(
+    uninterrupted: tuple[Path, int], synthetic_dir: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    whole, processes = uninterrupted
+    out = tmp_path / "run"
+    arguments = ("smoke", "--device", "cpu", *PLAN, "--data-dir", synthetic_dir, "--out", out)
+    process = start("ddp_trainer.train", *arguments, processes=processes)
+    wait_for(out / "checkpoints" / "step-00000006", process)
+    victims = workers(process) if processes > 1 else [process.pid]
+    os.kill(victims[-1], number)  # any one rank, here the last
+    process.communicate(timeout=90)
+    status = json.loads((out / "status.json").read_text())
+    if number != signal.SIGKILL:
+        assert process.returncode == 0
+        assert status["state"] == "preempted"
+        assert not (out / "summary.json").exists()
+    assert not any(alive(pid) for pid in victims)
+    train(*PLAN, "--data-dir", synthetic_dir, "--out", out, "--resume", processes=processes)
+    same_run(whole, out)
+
+
+def test_a_finished_run_is_left_alone(smoke_run: Path, synthetic_dir: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in smoke_run.rglob("*") if path.is_file() and path.name != ".lock"}
+    finished = train("--data-dir", synthetic_dir, "--out", smoke_run, "--resume")
+    assert "complete already" in finished.stderr
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_two_processes_go_on_with_a_run_of_one(synthetic_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start("ddp_trainer.train", "smoke", "--device", "cpu", *PLAN, "--data-dir", synthetic_dir, "--out", out)
+    wait_for(out / "checkpoints" / "step-00000003", process)
+    process.terminate()
+    process.communicate(timeout=60)
+    train(*PLAN, "--data-dir", synthetic_dir, "--out", out, "--resume", processes=2)
+    assert [record["step"] for record in read_lines(out / "metrics.jsonl")] == [20, 40]
+
+
+def test_another_training_is_refused_by_the_name_of_the_setting(synthetic_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train("--data-dir", synthetic_dir, "--out", out, "--max-steps", "2")
+    (out / "summary.json").unlink()
+    arguments = ("smoke", "--device", "cpu", "--data-dir", synthetic_dir, "--out", out, "--resume")
+    finished = run("ddp_trainer.train", *arguments, "--peak-lr", "0.05")
+    assert finished.returncode == 2
+    assert "peak_lr" in finished.stderr
+    train("--data-dir", synthetic_dir, "--out", out, "--resume", "--max-steps", "4", "--data-mode", "stream")
+    assert json.loads((out / "summary.json").read_text())["steps"] == 4
+
+
+def workers(launcher: subprocess.Popen) -> list[int]:
+    """The launcher's worker processes, oldest first."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    pids = [int(pid) for pid in children if b"ddp_trainer" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return pids or [launcher.pid]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
