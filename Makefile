@@ -1,0 +1,28 @@
+# PYTHON: the interpreter that .venv is made with (3.11 to 3.13).
+# RUN: what starts the training; RUN="$(BIN)/accelerate launch --config_file launch/all_gpus.yaml" for all GPUs.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN ?= $(BIN)/python
+
+.PHONY: setup demo train test lint bench
+
+setup:
+	@PYTHON="$(PYTHON)" bash scripts/setup.sh
+
+demo: setup
+	@test -e data/synthetic/dataset.json || $(BIN)/python -m data_prep --source synthetic --out data/synthetic
+	@$(RUN) -m ddp_trainer.train demo --data-dir data/synthetic --out runs/demo-$$(date +%Y%m%d-%H%M%S)
+
+train: setup
+	@test -e data/cifar10/dataset.json || $(BIN)/python -m data_prep --source cifar10 --out data/cifar10
+	@$(RUN) -m ddp_trainer.train baseline --data-dir data/cifar10
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: setup
+	@for script in loading training_step; do $(BIN)/python -m benchmarks.$$script || exit 1; done
