@@ -49,7 +49,7 @@ install_system_packages() {
   local command="apt-get install --no-install-recommends ${packages[*]}"
   command -v apt-get >/dev/null ||
     stop "missing system packages, by their Debian names: ${packages[*]}; install what your system calls them"
-  if ((EUID != 0)); then
+  if (($(id -u) != 0)); then
     if ! sudo -n true 2>/dev/null; then stop "missing system packages; install them as root with: $command"; fi
     become=(sudo -n)
   fi
@@ -58,8 +58,8 @@ install_system_packages() {
   "${become[@]}" env DEBIAN_FRONTEND=noninteractive $command -y -qq -o Dpkg::Use-Pty=0 | show_progress
 }
 
-# One line for every 50 that arrive: a sign of life in a log that is still read afterwards.
-show_progress() { awk 'NR % 50 == 0 { print "setup:   " NR " steps done"; fflush() }'; }
+# One line for every 250 that arrive: a sign of life in a log that is still read afterwards.
+show_progress() { awk 'NR % 250 == 0 { print "setup:   " NR " steps done"; fflush() }'; }
 
 install_python_packages() {
   if [[ $(version_of .venv/bin/python) != "$version" ]]; then
