@@ -62,7 +62,8 @@ install_system_packages() {
 show_progress() { awk 'NR % 250 == 0 { print "setup:   " NR " steps done"; fflush() }'; }
 
 install_python_packages() {
-  if [[ $(version_of .venv/bin/python) != "$version" ]]; then
+  # A virtual environment holds its own path: one that was moved or copied has to be made anew.
+  if [[ $(version_of .venv/bin/python) != "$version" ]] || ! grep -qsF "$PWD/.venv" .venv/bin/activate; then
     say "making .venv with Python $version"
     "$python" -m venv --clear .venv
   fi

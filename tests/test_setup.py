@@ -14,13 +14,13 @@ from typing import NamedTuple
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-TOOLS = ("bash", "dirname", "uname", "cat", "sha256sum", "rm", "mkdir", "cp", "awk", "env")
+TOOLS = ("bash", "dirname", "uname", "cat", "sha256sum", "rm", "mkdir", "cp", "awk", "env", "grep")
 EVERYTHING = ("gcc", "g++", "pkg-config")
 
 # A Python that is really one for what is asked of it, but only writes down what would change the machine.
 RECORDING_PYTHON = """#!/usr/bin/env bash
 case "$1 $2" in
-  "-m venv") echo "venv $3 $4" >>"$CALLS"; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
+  "-m venv") echo "venv $3 $4" >>"$CALLS"; mkdir -p .venv/bin; cp "$0" .venv/bin/python; echo "$PWD/.venv" >.venv/bin/activate ;;
   "-m pip") echo "pip ${*:3}" >>"$CALLS"; exit "${PIP_STATUS:-0}" ;;
   "-c import torch"*) echo imports >>"$CALLS" ;;
   "-c import ensurepip"* | "-c import os, sysconfig"*) exit "${HEADERS_STATUS:-0}" ;;
@@ -102,9 +102,24 @@ def test_a_changed_requirement_is_installed(file: str, build_machine: Callable[.
 def test_a_failed_install_is_tried_again(build_machine: Callable[..., Machine]) -> None:
     machine = build_machine(*EVERYTHING)
     assert machine.set_up(PIP_STATUS="7").returncode == 7
+    assert machine.set_up().returncode == 0
+    constraints = machine.project / "constraints.txt"
+    text = constraints.read_text()
+    constraints.write_text(text + "# changed\n")
+    assert machine.set_up(PIP_STATUS="7").returncode == 7
+    constraints.write_text(text)  # what is installed is unknown now, though this was installed once
     machine.recorded()
     assert machine.set_up().returncode == 0
     assert machine.recorded()[-1] == "imports"
+
+
+def test_a_moved_project_is_set_up_anew(build_machine: Callable[..., Machine]) -> None:
+    machine = build_machine(*EVERYTHING)
+    machine.set_up()
+    machine.recorded()
+    moved = machine._replace(project=machine.project.rename(machine.project.parent / "moved"))
+    assert moved.set_up().returncode == 0
+    assert [call.split()[0] for call in moved.recorded()] == ["venv", "pip", "pip", "imports"]
 
 
 def test_root_installs_what_is_missing_before_pip(build_machine: Callable[..., Machine]) -> None:
