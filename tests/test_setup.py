@@ -20,7 +20,8 @@ EVERYTHING = ("gcc", "g++", "pkg-config")
 # A Python that is really one for what is asked of it, but only writes down what would change the machine.
 RECORDING_PYTHON = """#!/usr/bin/env bash
 case "$1 $2" in
-  "-m venv") echo "venv $3 $4" >>"$CALLS"; mkdir -p .venv/bin; cp "$0" .venv/bin/python; echo "$PWD/.venv" >.venv/bin/activate ;;
+  "-m venv") echo "venv $3 $4" >>"$CALLS"; mkdir -p .venv/bin
+             cp "$0" .venv/bin/python; echo "$PWD/.venv" >.venv/bin/activate ;;
   "-m pip") echo "pip ${*:3}" >>"$CALLS"; exit "${PIP_STATUS:-0}" ;;
   "-c import torch"*) echo imports >>"$CALLS" ;;
   "-c import ensurepip"* | "-c import os, sysconfig"*) exit "${HEADERS_STATUS:-0}" ;;
