@@ -78,6 +78,15 @@ class ScheduleConfig:
             value = getattr(self, name)
             require(0 <= value <= 1, f"--{name.replace('_', '-')} {value}: give a number from 0 to 1")
 
+    def steps_per_epoch(self, num_images: int) -> int:
+        """Full batches only: the images that do not fill a last batch are others in each epoch."""
+        return num_images // self.batch_size
+
+    def last_step(self, num_images: int) -> int:
+        """Steps after which the run is complete."""
+        total = self.steps_per_epoch(num_images) * self.epochs
+        return min(total, self.max_steps or total)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:

@@ -66,20 +66,13 @@ class Trainer:
             AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
         )
         self.wrapped, self.optimizer = runtime.prepare(self.model, optimizer)
+        self.steps_per_epoch = config.schedule.steps_per_epoch(len(data.samples))
+        self.last_step = config.schedule.last_step(len(data.samples))
         self.step = 0
         self.history: list[Record] = []
         self.sums = RunningSums(runtime.device)
         self.watch = Stopwatch()
         self.train_seconds = 0.0
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return len(self.data.samples) // self.config.schedule.batch_size
-
-    @property
-    def last_step(self) -> int:
-        total = self.steps_per_epoch * self.config.schedule.epochs
-        return min(total, self.config.schedule.max_steps or total)
 
     def learning_rate(self, step: int) -> float:
         """Of step `step`, counted from 0."""
@@ -97,10 +90,11 @@ class Trainer:
         Raises Preempted, with the state saved, when any rank was asked to stop.
         """
         try:
+            evaluation = None
             for epoch in range(len(self.history), math.ceil(self.last_step / self.steps_per_epoch)):
                 self.train_epoch(epoch)
-                self.finish_epoch(epoch)
-            return self.evaluate(tta=True)
+                evaluation = self.finish_epoch(epoch)
+            return evaluation or self.evaluate(tta=True)
         except Preempted:
             self.save()
             raise
@@ -158,12 +152,18 @@ class Trainer:
         self.runtime.backward(losses.mean() / num_parts)
         self.sums.add(losses.detach(), logits.detach().argmax(dim=1) == part.labels)
 
-    def finish_epoch(self, epoch: int) -> None:
-        """Evaluation, record and checkpoint after the steps of `epoch`."""
+    def finish_epoch(self, epoch: int) -> Evaluation:
+        """Evaluation, record and checkpoint after the steps of `epoch`.
+
+        An epoch that --max-steps cut short is saved as unfinished: with more steps, a resumed run goes on within it.
+        """
+        cut_short = self.step < (epoch + 1) * self.steps_per_epoch
+        if cut_short:
+            self.save()
         trained = averages(self.runtime.sum_over_ranks(self.sums.values.clone()))
         if not math.isfinite(trained.loss):
             raise NonFiniteLoss(f"the training loss is {trained.loss} in epoch {epoch + 1}: lower --peak-lr")
-        evaluation = self.evaluate()
+        evaluation = self.evaluate(tta=self.step == self.last_step)
         seconds = self.watch.read()
         record: Record = {
             "epoch": epoch + 1,
@@ -183,7 +183,9 @@ class Trainer:
         self.watch = Stopwatch()
         self.sums.reset()
         self.observer.epoch_done(record)
-        self.save()
+        if not cut_short:
+            self.save()
+        return evaluation
 
     def evaluate(self, *, tta: bool = False) -> Evaluation:
         with self.runtime.averaged_batchnorm(self.evaluated_model):

@@ -40,10 +40,14 @@ class TrainingRun:
         self.config = config
         check_machine(config.runtime)
         self.dataset = read_dataset(config.data.data_dir)
-        check_batch(config, num_images=self.dataset.splits["train"].count - config.data.validation)
+        num_images = self.dataset.splits["train"].count - config.data.validation
+        check_batch(config, num_images=num_images)
         verify_dataset(config.data.data_dir, self.dataset)
         self.run_dir = self._claim() if launch_environment()[0] == 0 else None
-        start = FRESH if self.run_dir is None else find_start(self.run_dir, resume=config.run.resume)
+        last_step = config.schedule.last_step(num_images)
+        start = FRESH
+        if self.run_dir is not None and config.run.resume:
+            start = find_start(self.run_dir, last_step)
         self.runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate)
         self.start = self.runtime.agree_on(start)
         self.tracker: Tracker = NullTracker()
@@ -223,11 +227,13 @@ class TrainingRun:
         self.runtime.close()
 
 
-def find_start(run_dir: RunDirectory, *, resume: bool) -> int:
-    """COMPLETE, FRESH or the step to resume from. Raises InputError where checkpoints exist but none is good."""
-    if not resume:
-        return FRESH
-    if run_dir.summary is not None:
+def find_start(run_dir: RunDirectory, last_step: int) -> int:
+    """Where --resume starts: COMPLETE, FRESH or the step of the newest good checkpoint.
+
+    Raises InputError where checkpoints exist but none is good.
+    """
+    summary = run_dir.summary
+    if summary is not None and summary.get("steps", 0) >= last_step:
         return COMPLETE
     newest = newest_good_checkpoint(run_dir.checkpoints)
     if newest is not None:

@@ -5,6 +5,7 @@ Not owned here: what is computed, and what is logged or saved.
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -54,6 +55,8 @@ class Runtime:
         self.is_main = self.rank == 0
         # Control messages travel between the hosts over gloo, so that they never wait for a device.
         self._control = dist.new_group(backend="gloo") if self.world_size > 1 else None
+        if self.device.type == "cpu":
+            use_all_cores()
         self._stop = StopRequest()
         self._stop.install()
         self._stop_flag = torch.zeros(1, dtype=torch.int32)
@@ -68,7 +71,10 @@ class Runtime:
         """The model on its device under DDP, and the optimizer behind the gradient scaler. Call `place` first."""
         if self.config.compile:
             model.compile()  # in place, inside DDP: names in the state dict stay as they are
-        wrapped, prepared = self._accelerator.prepare(model, optimizer)
+        with warnings.catch_warnings():
+            # torch 2.15 renames broadcast_buffers, which Accelerate's settings do not know yet.
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+            wrapped, prepared = self._accelerator.prepare(model, optimizer)
         return wrapped, prepared
 
     def place(self, model: nn.Module) -> nn.Module:
@@ -204,6 +210,16 @@ def resolve_precision(config: RuntimeConfig) -> str:
     if on_cuda:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if _cpu_has_bf16() else "fp32"
+
+
+def use_all_cores() -> None:
+    """Undoes OMP_NUM_THREADS=1, which Accelerate's launcher sets for every process, also for a single one.
+
+    A launched process then computes with as many threads as one started by `python -m`, and so the same sums.
+    """
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // local_processes, 1))
 
 
 def set_backend_flags(config: RuntimeConfig) -> None:

@@ -36,6 +36,17 @@ def synthetic_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 training and 40 test images, for whole trainings of seconds."""
+    from data_prep.dataset import write_dataset
+    from data_prep.sources.synthetic import draw_synthetic
+
+    out = tmp_path_factory.mktemp("tiny")
+    write_dataset(draw_synthetic(train_count=96, test_count=40, seed=1), out)
+    return out
+
+
+@pytest.fixture(scope="session")
 def jpeg_cifar_dir() -> Path:
     """The real images as JPEG files, where the machine has them."""
     root = os.environ.get("CIFAR10_JPEG_ROOT")
@@ -88,8 +99,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def smoke_run(synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smoke_run(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of one completed smoke run, for tests that only look at it."""
     out = tmp_path_factory.mktemp("runs") / "smoke"
-    train("--data-dir", synthetic_dir, "--out", out, "--wandb", "offline")
+    train("--data-dir", tiny_dir, "--out", out, "--wandb", "offline")
     return out

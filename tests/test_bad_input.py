@@ -52,9 +52,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_data(synthetic_dir: Path, tmp_path: Path, damage: str) -> None:
+def test_damaged_data(tiny_dir: Path, tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "data"
-    shutil.copytree(synthetic_dir, folder)
+    shutil.copytree(tiny_dir, folder)
     harm, expected = DAMAGES[damage]
     harm(folder)
     line = refused(*SMOKE, "--data-dir", folder, "--out", tmp_path / "run")
@@ -63,45 +63,45 @@ def test_damaged_data(synthetic_dir: Path, tmp_path: Path, damage: str) -> None:
     assert not (tmp_path / "run").exists(), "nothing is written for input that is refused"
 
 
-def test_settings_that_cannot_be(synthetic_dir: Path, tmp_path: Path) -> None:
-    data = ("--data-dir", synthetic_dir, "--out", tmp_path / "run")
+def test_settings_that_cannot_be(tiny_dir: Path, tmp_path: Path) -> None:
+    data = ("--data-dir", tiny_dir, "--out", tmp_path / "run")
     assert "unknown recipe" in refused("smok", *data)
     assert "fp16" in refused(*SMOKE, *data, "--precision", "fp16")
-    assert "--batch-size 641" in refused(*SMOKE, *data, "--batch-size", "641")
+    assert "--batch-size 97" in refused(*SMOKE, *data, "--batch-size", "97")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_that_two_processes_cannot_share(synthetic_dir: Path, tmp_path: Path) -> None:
-    arguments = (*SMOKE, "--data-dir", synthetic_dir, "--out", tmp_path / "run", "--batch-size", "33")
+def test_a_batch_that_two_processes_cannot_share(tiny_dir: Path, tmp_path: Path) -> None:
+    arguments = (*SMOKE, "--data-dir", tiny_dir, "--out", tmp_path / "run", "--batch-size", "33")
     finished = run("ddp_trainer.train", *arguments, processes=2)
     assert finished.returncode != 0
     assert finished.stderr.count("error: --batch-size 33 is not divisible by 2 processes") == 1
     assert not (tmp_path / "run").exists()
 
 
-def test_a_directory_that_holds_a_run(smoke_run: Path, synthetic_dir: Path) -> None:
+def test_a_directory_that_holds_a_run(smoke_run: Path, tiny_dir: Path) -> None:
     before = (smoke_run / "config.json").read_bytes()
-    assert "--resume" in refused(*SMOKE, "--data-dir", synthetic_dir, "--out", smoke_run)
+    assert "--resume" in refused(*SMOKE, "--data-dir", tiny_dir, "--out", smoke_run)
     assert (smoke_run / "config.json").read_bytes() == before
 
 
-def test_a_directory_that_another_run_holds(synthetic_dir: Path, tmp_path: Path) -> None:
+def test_a_directory_that_another_run_holds(tiny_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = start(
-        "ddp_trainer.train", *SMOKE, "--data-dir", synthetic_dir, "--out", out, "--epochs", "50", "--max-steps", "1000"
+        "ddp_trainer.train", *SMOKE, "--data-dir", tiny_dir, "--out", out, "--epochs", "50", "--max-steps", "1000"
     )
     try:
         while not (out / "status.json").exists():
             assert first.poll() is None
-        assert "another run holds" in refused(*SMOKE, "--data-dir", synthetic_dir, "--out", out, "--resume")
+        assert "another run holds" in refused(*SMOKE, "--data-dir", tiny_dir, "--out", out, "--resume")
     finally:
         first.kill()
         first.communicate()
 
 
-def test_every_checkpoint_damaged(synthetic_dir: Path, tmp_path: Path) -> None:
+def test_every_checkpoint_damaged(tiny_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    arguments = (*SMOKE, "--data-dir", synthetic_dir, "--out", out, "--max-steps", "1")
+    arguments = (*SMOKE, "--data-dir", tiny_dir, "--out", out, "--max-steps", "1")
     assert run("ddp_trainer.train", *arguments).returncode == 0
     (out / "summary.json").unlink()
     for state in out.glob("checkpoints/*/state.pt"):
@@ -111,7 +111,7 @@ def test_every_checkpoint_damaged(synthetic_dir: Path, tmp_path: Path) -> None:
     assert "damaged" in finished.stderr
 
 
-def test_launched_for_two_but_alone(synthetic_dir: Path, tmp_path: Path) -> None:
+def test_launched_for_two_but_alone(tiny_dir: Path, tmp_path: Path) -> None:
     """`--cpu` makes Accelerate start a single process, whatever the number asked for."""
     import sys
 
@@ -120,7 +120,7 @@ def test_launched_for_two_but_alone(synthetic_dir: Path, tmp_path: Path) -> None
     finished = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
          "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "ddp_trainer.train", *SMOKE,
-         "--data-dir", synthetic_dir, "--out", tmp_path / "run"],
+         "--data-dir", tiny_dir, "--out", tmp_path / "run"],
         env=environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert finished.returncode != 0

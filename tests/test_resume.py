@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import read_lines, run, start, train
 
-# 640 training images in batches of 32: epochs of 20 steps. Two whole epochs with a checkpoint at every third step.
-PLAN = ("--epochs", "2", "--max-steps", "40", "--checkpoint-every-steps", "3", "--ema-decay", "0.9")
+# 96 training images in batches of 16: two epochs of 6 steps, with a checkpoint at every second step.
+PLAN = ("--epochs", "2", "--max-steps", "12", "--batch-size", "16", "--checkpoint-every-steps", "2", "--ema-decay", "0.9")
 VOLATILE = ("seconds", "images_per_second")
 
 
@@ -39,22 +39,22 @@ def same_run(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module", params=[1, 2])
 def uninterrupted(
-    request: pytest.FixtureRequest, synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, int]:
     out = tmp_path_factory.mktemp("uninterrupted") / "run"
-    train(*PLAN, "--data-dir", synthetic_dir, "--out", out, processes=request.param)
+    train(*PLAN, "--data-dir", tiny_dir, "--out", out, processes=request.param)
     return out, request.param
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGKILL])
 def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(
-    uninterrupted: tuple[Path, int], synthetic_dir: Path, tmp_path: Path, number: signal.Signals
+    uninterrupted: tuple[Path, int], tiny_dir: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     whole, processes = uninterrupted
     out = tmp_path / "run"
-    arguments = ("smoke", "--device", "cpu", *PLAN, "--data-dir", synthetic_dir, "--out", out)
+    arguments = ("smoke", "--device", "cpu", *PLAN, "--data-dir", tiny_dir, "--out", out)
     process = start("ddp_trainer.train", *arguments, processes=processes)
-    wait_for(out / "checkpoints" / "step-00000006", process)
+    wait_for(out / "checkpoints" / "step-00000004", process)
     victims = workers(process) if processes > 1 else [process.pid]
     os.kill(victims[-1], number)  # any one rank, here the last
     process.communicate(timeout=90)
@@ -64,37 +64,36 @@ def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(
         assert status["state"] == "preempted"
         assert not (out / "summary.json").exists()
     assert not any(alive(pid) for pid in victims)
-    train(*PLAN, "--data-dir", synthetic_dir, "--out", out, "--resume", processes=processes)
+    train(*PLAN, "--data-dir", tiny_dir, "--out", out, "--resume", processes=processes)
     same_run(whole, out)
 
 
-def test_a_finished_run_is_left_alone(smoke_run: Path, synthetic_dir: Path) -> None:
+def test_a_finished_run_is_left_alone(smoke_run: Path, tiny_dir: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in smoke_run.rglob("*") if path.is_file() and path.name != ".lock"}
-    finished = train("--data-dir", synthetic_dir, "--out", smoke_run, "--resume")
+    finished = train("--data-dir", tiny_dir, "--out", smoke_run, "--resume")
     assert "complete already" in finished.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_two_processes_go_on_with_a_run_of_one(synthetic_dir: Path, tmp_path: Path) -> None:
+def test_two_processes_go_on_with_a_run_of_one(tiny_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = start("ddp_trainer.train", "smoke", "--device", "cpu", *PLAN, "--data-dir", synthetic_dir, "--out", out)
-    wait_for(out / "checkpoints" / "step-00000003", process)
+    process = start("ddp_trainer.train", "smoke", "--device", "cpu", *PLAN, "--data-dir", tiny_dir, "--out", out)
+    wait_for(out / "checkpoints" / "step-00000002", process)
     process.terminate()
     process.communicate(timeout=60)
-    train(*PLAN, "--data-dir", synthetic_dir, "--out", out, "--resume", processes=2)
-    assert [record["step"] for record in read_lines(out / "metrics.jsonl")] == [20, 40]
+    train(*PLAN, "--data-dir", tiny_dir, "--out", out, "--resume", processes=2)
+    assert [record["step"] for record in read_lines(out / "metrics.jsonl")] == [6, 12]
 
 
-def test_another_training_is_refused_by_the_name_of_the_setting(synthetic_dir: Path, tmp_path: Path) -> None:
+def test_another_training_is_refused_by_the_name_of_the_setting(tiny_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    train("--data-dir", synthetic_dir, "--out", out, "--max-steps", "2")
-    (out / "summary.json").unlink()
-    arguments = ("smoke", "--device", "cpu", "--data-dir", synthetic_dir, "--out", out, "--resume")
+    train("--data-dir", tiny_dir, "--out", out, "--max-steps", "2")
+    arguments = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", out, "--resume")
     finished = run("ddp_trainer.train", *arguments, "--peak-lr", "0.05")
     assert finished.returncode == 2
     assert "peak_lr" in finished.stderr
-    train("--data-dir", synthetic_dir, "--out", out, "--resume", "--max-steps", "4", "--data-mode", "stream")
-    assert json.loads((out / "summary.json").read_text())["steps"] == 4
+    train("--data-dir", tiny_dir, "--out", out, "--resume", "--max-steps", "3", "--data-mode", "stream")
+    assert json.loads((out / "summary.json").read_text())["steps"] == 3
 
 
 def workers(launcher: subprocess.Popen) -> list[int]:

@@ -21,11 +21,11 @@ def test_the_run_directory_is_that_of_the_interface(smoke_run: Path) -> None:
 
 def test_metrics_hold_each_epoch_once_with_the_promised_keys(smoke_run: Path) -> None:
     records = read_lines(smoke_run / "metrics.jsonl")
-    assert [record["epoch"] for record in records] == [1]
+    assert [record["epoch"] for record in records] == [1, 2]
     promised = {"epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate"}
     promised |= {"seconds", "images_per_second"}
     assert promised <= set(records[0])
-    assert records[0]["step"] == 6
+    assert [record["step"] for record in records] == [3, 6]
     assert 0 < records[0]["train_loss"] < 10
 
 
@@ -34,8 +34,8 @@ def test_the_summary_counts_every_test_image(smoke_run: Path) -> None:
     promised = {"test_accuracy", "test_correct", "test_total", "test_accuracy_tta", "epochs", "steps", "world_size",
                 "train_seconds", "train_pflops", "parameters", "images_per_second"}  # fmt: skip
     assert promised <= set(summary)
-    assert (summary["test_total"], summary["parameters"], summary["world_size"]) == (200, 6_573_130, 1)
-    assert summary["test_accuracy"] == summary["test_correct"] / 200
+    assert (summary["test_total"], summary["parameters"], summary["world_size"]) == (40, 6_573_130, 1)
+    assert summary["test_accuracy"] == summary["test_correct"] / 40
     assert summary["train_pflops"] == pytest.approx(6 * 32 * 2.276e9 / 1e15, rel=0.01)
 
 
@@ -53,37 +53,37 @@ def test_evaluate_gives_the_figures_of_the_summary(smoke_run: Path) -> None:
     assert finished.returncode == 0, finished.stderr
     figures = json.loads(finished.stdout.splitlines()[-1])
     assert figures["test_correct"] == summary["test_correct"]
-    assert figures["test_total"] == 200
+    assert figures["test_total"] == 40
     assert figures["test_loss"] == pytest.approx(summary["test_loss"], rel=1e-5)
     finished = run("ddp_trainer.evaluate", smoke_run, "--device", "cpu", "--tta")
     assert json.loads(finished.stdout.splitlines()[-1])["test_accuracy"] == summary["test_accuracy_tta"]
 
 
-def test_a_log_file_gets_plain_lines(synthetic_dir: Path, tmp_path: Path) -> None:
-    finished = train("--data-dir", synthetic_dir, "--out", tmp_path / "run", "--max-steps", "2")
+def test_a_log_file_gets_plain_lines(tiny_dir: Path, tmp_path: Path) -> None:
+    finished = train("--data-dir", tiny_dir, "--out", tmp_path / "run", "--max-steps", "1")
     assert "\r" not in finished.stderr
     assert "\x1b" not in finished.stderr
-    assert "/200 (" in finished.stderr, "the test line gives counts"
+    assert "/40 (" in finished.stderr, "the test line gives counts"
 
 
 @pytest.mark.parametrize(
     "flags",
     [
         ("--ema-decay", "0.9", "--label-smoothing", "0.1", "--clip-norm", "1", "--accumulate", "2"),
-        ("--optimizer", "adamw", "--peak-lr", "0.001", "--flip", "alternating", "--cutmix", "1", "--validation", "100"),
+        ("--optimizer", "adamw", "--peak-lr", "0.001", "--flip", "alternating", "--cutmix", "1", "--validation", "30"),
         ("--precision", "bf16", "--no-channels-last", "--data-mode", "stream", "--mixup", "0.4", "--deterministic"),
     ],
 )
-def test_settings_work_together(synthetic_dir: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
-    train("--data-dir", synthetic_dir, "--out", tmp_path / "run", "--max-steps", "2", *flags)
+def test_settings_work_together(tiny_dir: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    train("--data-dir", tiny_dir, "--out", tmp_path / "run", "--max-steps", "1", *flags)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     held_out = "--validation" in flags
-    assert summary["test_total"] == (100 if held_out else 200)
+    assert summary["test_total"] == (30 if held_out else 40)
     assert summary["evaluation_split"] == ("validation" if held_out else "test")
 
 
-def test_stream_and_resident_train_the_same_model(synthetic_dir: Path, tmp_path: Path) -> None:
+def test_stream_and_resident_train_the_same_model(tiny_dir: Path, tmp_path: Path) -> None:
     for mode in ("stream", "resident"):
-        train("--data-dir", synthetic_dir, "--out", tmp_path / mode, "--data-mode", mode, "--max-steps", "3")
+        train("--data-dir", tiny_dir, "--out", tmp_path / mode, "--data-mode", mode, "--max-steps", "2")
     stream, resident = ((tmp_path / mode / "model.safetensors").read_bytes() for mode in ("stream", "resident"))
     assert stream == resident

@@ -1,5 +1,6 @@
 """One process or several, through the real launcher: the same images, the same schedule, the same counts."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,8 @@ def test_no_image_is_repeated_within_an_epoch_and_epochs_differ(batches_of_one: 
     assert not np.array_equal(epochs[0], epochs[1])
 
 
-def test_two_processes_keep_the_schedule_and_the_counts(smoke_run: Path, synthetic_dir: Path, tmp_path: Path) -> None:
-    train("--data-dir", synthetic_dir, "--out", tmp_path / "two", processes=2)
+def test_two_processes_keep_the_schedule_and_the_counts(smoke_run: Path, tiny_dir: Path, tmp_path: Path) -> None:
+    train("--data-dir", tiny_dir, "--out", tmp_path / "two", processes=2)
     one, two = (read_lines(folder / "metrics.jsonl") for folder in (smoke_run, tmp_path / "two"))
     for ours, theirs in zip(one, two, strict=True):
         assert ours["learning_rate"] == theirs["learning_rate"]
@@ -47,10 +48,25 @@ def test_two_processes_keep_the_schedule_and_the_counts(smoke_run: Path, synthet
 
 
 def test_with_plain_batchnorm_two_ranks_start_from_the_same_loss(
-    smoke_run: Path, synthetic_dir: Path, tmp_path: Path
+    smoke_run: Path, tiny_dir: Path, tmp_path: Path
 ) -> None:
     """Only the statistics of BatchNorm differ between 1 and 2 ranks, so the first epoch's loss is near, not equal."""
-    train("--data-dir", synthetic_dir, "--out", tmp_path / "two", "--max-steps", "1", processes=2)
-    train("--data-dir", synthetic_dir, "--out", tmp_path / "one", "--max-steps", "1")
+    train("--data-dir", tiny_dir, "--out", tmp_path / "two", "--max-steps", "1", processes=2)
+    train("--data-dir", tiny_dir, "--out", tmp_path / "one", "--max-steps", "1")
     one, two = (read_lines(tmp_path / name / "metrics.jsonl")[0]["train_loss"] for name in ("one", "two"))
     assert one == pytest.approx(two, rel=0.15)
+
+
+@pytest.mark.parametrize(("dtype", "steps", "tolerance"), [("float64", 50, 1e-9), ("float32", 20, 1e-4)])
+def test_with_synchronised_batchnorm_the_training_is_the_same(
+    synthetic_dir: Path, tmp_path: Path, dtype: str, steps: int, tolerance: float
+) -> None:
+    for world_size in (1, 2, 4):
+        worker = ("tests.workers.losses", synthetic_dir, tmp_path, dtype, str(steps), "sync")
+        finished = run(*worker, processes=world_size)
+        assert finished.returncode == 0, finished.stderr
+    one, two, four = (json.loads((tmp_path / f"losses-{size}.json").read_text()) for size in (1, 2, 4))
+    assert len(one) == steps
+    assert one[-1] < one[0]
+    assert two == pytest.approx(one, rel=tolerance)
+    assert four == pytest.approx(one, rel=tolerance)

@@ -1,0 +1,1 @@
+"""PIXELS: everything about images, nothing about learning. Never imports `ddp_trainer`."""

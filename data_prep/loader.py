@@ -1,0 +1,226 @@
+"""From a beton file to (images, labels, indices) on the device, in exactly the order asked for.
+
+`StreamLoader` reads through FFCV in every epoch; `ResidentLoader` reads once and keeps the images in device memory. Both
+give the same batches, bit for bit. Neither owns any randomness. FFCV 1.0.2 needs guarding: its batches are views of a
+ring buffer, its thread's exceptions leave the reader waiting for ever, an iterator that is left early leaks its
+thread, and it changes torch's number of threads.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from queue import Empty
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Mode = Literal["auto", "stream", "resident"]
+STALL_SECONDS = 60.0
+RESIDENT_SHARE = 0.25  # of the free memory
+
+
+class Batch(NamedTuple):
+    """One batch on the device; its tensors belong to the caller."""
+
+    images: Tensor  # (N, 3, H, W) uint8, channels_last
+    labels: Tensor  # (N,) int64
+    indices: Tensor  # (N,) int64: positions in the beton file
+
+
+class StreamLoader:
+    """Reads batches of at most `batch_size` images from `beton`, which `check_beton` has passed."""
+
+    def __init__(self, beton: Path, *, device: torch.device, batch_size: int, num_workers: int) -> None:
+        self.beton, self.device, self.batch_size = beton, device, batch_size
+        num_workers = min(num_workers, len(os.sched_getaffinity(0)))
+        self._loader = _build_ffcv_loader(beton, batch_size, num_workers)
+        self.count = int(self._loader.reader.num_samples)
+        self._identity = _identity(beton)
+        self._to_device = _PinnedCopies(device) if device.type == "cuda" else _clone
+
+    def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """The samples of each array of positions in turn: all of `batch_size` but the last non-empty one.
+
+        An empty array gives an empty batch. Raises RuntimeError where the file changed, ended or gave other samples
+        than asked for, and IndexError for positions outside the file.
+        """
+        order = _checked_order(index_batches, self.count, self.batch_size)
+        if _identity(self.beton) != self._identity:
+            raise RuntimeError(f"{self.beton} was replaced or changed while it was being read; restore it and resume")
+        iterator = self._iterate(order) if len(order) else None
+        try:
+            for indices in index_batches:
+                if len(indices) == 0:
+                    yield self._empty()
+                    continue
+                images, labels, found = _next(iterator, self.beton)
+                if not np.array_equal(found.flatten().numpy(), indices):
+                    raise RuntimeError(f"{self.beton} gave other samples than asked for: it changed while it was read")
+                yield Batch(*self._to_device(images.permute(0, 3, 1, 2), labels.flatten(), found.flatten()))
+        finally:
+            if iterator is not None:
+                _close(iterator)
+
+    def _iterate(self, order: np.ndarray) -> Any:
+        from ffcv.loader.epoch_iterator import EpochIterator
+
+        return EpochIterator(self._loader, order.astype(np.uint64))
+
+    def _empty(self) -> Batch:
+        size = int(self._loader.reader.metadata["f0"]["height"][0])
+        images = torch.empty((0, size, size, 3), dtype=torch.uint8, device=self.device).permute(0, 3, 1, 2)
+        none = torch.empty(0, dtype=torch.int64, device=self.device)
+        return Batch(images, none, none.clone())
+
+
+class ResidentLoader:
+    """The whole of a stream in device memory."""
+
+    def __init__(self, stream: StreamLoader) -> None:
+        size = stream.batch_size
+        everything = np.arange(stream.count)
+        parts = list(stream.batches([everything[start : start + size] for start in range(0, stream.count, size)]))
+        self._images = torch.cat([part.images.permute(0, 2, 3, 1) for part in parts])  # (N, H, W, 3)
+        self._labels = torch.cat([part.labels for part in parts])
+        self.count = stream.count
+
+    def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """As StreamLoader.batches."""
+        order = torch.from_numpy(_checked_order(index_batches, self.count)).to(self._images.device)
+        start = 0
+        for indices in index_batches:
+            chosen = order[start : start + len(indices)].clone()
+            start += len(indices)
+            images = self._images.index_select(0, chosen).permute(0, 3, 1, 2)
+            yield Batch(images, self._labels.index_select(0, chosen), chosen)
+
+
+def build_loader(
+    beton: Path, *, mode: Mode, device: torch.device, batch_size: int, num_workers: int
+) -> StreamLoader | ResidentLoader:
+    """auto: resident where the file takes less than a quarter of the memory that is free on the device."""
+    if mode == "auto":
+        mode = "resident" if beton.stat().st_size < RESIDENT_SHARE * _free_memory(device) else "stream"
+    stream = StreamLoader(beton, device=device, batch_size=batch_size, num_workers=num_workers)
+    return stream if mode == "stream" else ResidentLoader(stream)
+
+
+def _free_memory(device: torch.device) -> float:
+    """Bytes free on the device; of the host's, this process's share."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line)
+    return int(available.split()[1]) * 1024 / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _build_ffcv_loader(beton: Path, batch_size: int, num_workers: int) -> Any:
+    """FFCV's loader, ending at uint8 on the host, with torch's number of threads left alone."""
+    threads = torch.get_num_threads()
+    try:
+        import numba
+        from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
+        from ffcv.loader import Loader
+        from ffcv.pipeline.compiler import Compiler
+        from ffcv.transforms import ToTensor
+
+        # FFCV sets torch's threads beside numba's, in every epoch and from its own thread too.
+        Compiler.set_num_threads = lambda count: (setattr(Compiler, "num_threads", count), numba.set_num_threads(count))
+        return Loader(
+            str(beton),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            os_cache=True,
+            seed=0,
+            drop_last=False,
+            pipelines={
+                "image": [SimpleRGBImageDecoder(), ToTensor()],
+                "label": [IntDecoder(), ToTensor()],
+                "index": [IntDecoder(), ToTensor()],
+            },
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _checked_order(index_batches: Sequence[np.ndarray], count: int, batch_size: int | None = None) -> np.ndarray:
+    """All positions in a row, (K,) int64, within the file."""
+    filled = [np.asarray(indices, dtype=np.int64) for indices in index_batches if len(indices)]
+    order = np.concatenate(filled) if filled else np.empty(0, dtype=np.int64)
+    if len(order) and not (order.min() >= 0 and order.max() < count):
+        raise IndexError(f"positions {order.min()} to {order.max()} asked of a file of {count} samples")
+    if batch_size and any(len(indices) != batch_size for indices in filled[:-1]):
+        raise ValueError(f"every batch but the last must have {batch_size} samples")
+    return order
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _next(iterator: Any, beton: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """The next batch in host memory: views of FFCV's ring buffer, valid until the next call."""
+    waited = 0.0
+    while waited < STALL_SECONDS:
+        try:
+            result = iterator.output_queue.get(timeout=1.0)
+        except Empty:
+            waited += 1.0
+            if not iterator.is_alive() and iterator.output_queue.empty():
+                raise RuntimeError(f"reading {beton} failed: FFCV's thread has ended (its error stands above)") from None
+        else:
+            if result is None:
+                raise RuntimeError(f"{beton} ended early")
+            return result[1]
+    raise RuntimeError(f"reading {beton} made no progress for {STALL_SECONDS:.0f} s")
+
+
+def _close(iterator: Any) -> None:
+    """Ends FFCV's thread; it may be waiting to put a batch, so the queue is emptied until it is gone."""
+    iterator.terminate_event.set()
+    while iterator.is_alive():
+        while not iterator.output_queue.empty():
+            iterator.output_queue.get_nowait()
+        iterator.join(timeout=0.01)
+    iterator.close()
+    iterator.closed = True  # its finaliser would leave the file's context a second time
+
+
+def _clone(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Out of the ring buffer, strides kept."""
+    return tuple(tensor.clone() for tensor in tensors)
+
+
+class _PinnedCopies:
+    """Host tensors to the GPU on a stream of their own, through page-locked slots, without waiting for the GPU.
+
+    A slot is filled anew only when its last copy is done; the training stream waits for the copy, the host does not.
+    """
+
+    NUM_SLOTS = 3
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._slots: list[list[Tensor] | None] = [None] * self.NUM_SLOTS
+        self._done = [torch.cuda.Event() for _ in range(self.NUM_SLOTS)]
+        self._turn = 0
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        turn, self._turn = self._turn, (self._turn + 1) % self.NUM_SLOTS
+        self._done[turn].synchronize()
+        pinned = self._slots[turn]
+        if pinned is None or any(slot.shape != tensor.shape for slot, tensor in zip(pinned, tensors, strict=True)):
+            pinned = self._slots[turn] = [torch.empty_like(tensor).pin_memory() for tensor in tensors]
+        for slot, tensor in zip(pinned, tensors, strict=True):
+            slot.copy_(tensor)
+        with torch.cuda.stream(self._stream):
+            copies = tuple(slot.to(self._device, non_blocking=True) for slot in pinned)
+            self._done[turn].record(self._stream)
+        training_stream = torch.cuda.current_stream(self._device)
+        training_stream.wait_event(self._done[turn])
+        for copy in copies:
+            copy.record_stream(training_stream)
+        return copies

@@ -1,0 +1,54 @@
+"""Random numbers that are a function of (seed, epoch, sample, draw): the same on any device, rank and batch.
+
+Counter-based: the finaliser of splitmix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA
+2014; constants of Stafford's variant 13) over a key, in wrapping int64 arithmetic, which torch has on CPU and CUDA alike.
+"""
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+
+
+def _signed(value: int) -> int:
+    """The int64 with the lower 64 bits of `value`."""
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift(bits: Tensor, count: int) -> Tensor:
+    """Logical right shift; torch's own `>>` copies the sign."""
+    return (bits >> count) & ((1 << (64 - count)) - 1)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    bits = (bits ^ _shift(bits, 30)) * _signed(_FIRST)
+    bits = (bits ^ _shift(bits, 27)) * _signed(_SECOND)
+    return bits ^ _shift(bits, 31)
+
+
+def _mix_int(value: int) -> int:
+    value &= _MASK
+    value = ((value ^ (value >> 30)) * _FIRST) & _MASK
+    value = ((value ^ (value >> 27)) * _SECOND) & _MASK
+    return value ^ (value >> 31)
+
+
+def random_bits(indices: Tensor, *, seed: int, epoch: int, num_draws: int) -> Tensor:
+    """indices (N,) int64 -> (num_draws, N) int64 of 64 random bits each."""
+    key = _mix_int(_mix_int(seed + _GOLDEN) + (epoch + 1) * _GOLDEN)
+    per_sample = _mix(_mix(indices * _signed(_GOLDEN) + _signed(key)))
+    draws = torch.arange(1, num_draws + 1, device=indices.device)[:, None]
+    return _mix(per_sample + draws * _signed(_GOLDEN))
+
+
+def uniform(bits: Tensor) -> Tensor:
+    """int64 bits -> float32 in [0, 1), exact multiples of 2^-24."""
+    return _shift(bits, 40).to(torch.float32) * 2.0**-24
+
+
+def below(bits: Tensor, bound: int) -> Tensor:
+    """int64 bits -> int64 in [0, bound), for bounds far below 2^32."""
+    return (_shift(bits, 32) * bound) >> 32

@@ -1,0 +1,23 @@
+"""Where images come from: each source gives uint8 arrays and class names, and knows nothing of files it is written to."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Split(NamedTuple):
+    """Images and their labels, in the order in which they are written."""
+
+    images: np.ndarray  # (N, H, W, 3) uint8
+    labels: np.ndarray  # (N,) int64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """A whole dataset in memory."""
+
+    source: str
+    classes: tuple[str, ...]
+    train: Split
+    test: Split

@@ -1,0 +1,63 @@
+"""Writes the loss of the global batch at each step: `DATA_DIR OUT DTYPE STEPS SYNC_BN`, started by the launcher or alone.
+
+A narrow network, so that float64 on a CPU takes seconds.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_prep.augment import Augmenter
+from data_prep.dataset import read_dataset
+from data_prep.loader import build_loader
+from ddp_trainer.config import RuntimeConfig
+from ddp_trainer.engine import Trainer, TrainingData
+from ddp_trainer.evaluate import Evaluator
+from ddp_trainer.metrics import averages
+from ddp_trainer.model import CustomResNet, ModelSpec
+from ddp_trainer.observer import SilentObserver
+from ddp_trainer.optim import build_optimizer
+from ddp_trainer.recipes import smoke
+from ddp_trainer.runtime import Runtime
+
+
+def build_trainer(data_dir: Path, dtype: torch.dtype, sync_bn: bool) -> Trainer:
+    config = smoke()
+    config = replace(config, schedule=replace(config.schedule, epochs=20, batch_size=32, max_steps=None))
+    runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32", sync_bn=sync_bn))
+    dataset = read_dataset(data_dir)
+    spec = ModelSpec(classes=dataset.classes, mean=dataset.mean, std=dataset.std, image_size=32)
+    share = 32 // runtime.world_size
+    beton = data_dir / dataset.splits["train"].file
+    loader = build_loader(beton, mode="resident", device=runtime.device, batch_size=share, num_workers=1)
+    model = CustomResNet(widths=(8, 8, 16, 16)).to(dtype)
+    augmenter = Augmenter(config.augment, mean=spec.mean, std=spec.std, seed=0, dtype=dtype)
+    samples = np.arange(dataset.splits["train"].count)
+    data = TrainingData(loader=loader, samples=samples, augmenter=augmenter)
+    evaluator = Evaluator(loader, samples, spec, runtime, batch_size=share)
+    return Trainer(config, runtime, model, build_optimizer(model, config.optim), data, evaluator, SilentObserver())
+
+
+def main(data_dir: Path, out: Path, dtype: str, steps: int, sync_bn: bool) -> None:
+    trainer = build_trainer(data_dir, getattr(torch, dtype), sync_bn)
+    losses: list[float] = []
+    for epoch in range(20):
+        for batch in trainer.data.loader.batches(trainer.plan(epoch)):
+            trainer.sums.reset()
+            trainer.train_step(batch, epoch)
+            losses.append(averages(trainer.runtime.sum_over_ranks(trainer.sums.values.clone())).loss)
+            if len(losses) == steps:
+                break
+        if len(losses) == steps:
+            break
+    if trainer.runtime.is_main:
+        (out / f"losses-{trainer.runtime.world_size}.json").write_text(json.dumps(losses))
+    trainer.runtime.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), sys.argv[5] == "sync")
