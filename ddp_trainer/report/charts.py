@@ -1,0 +1,158 @@
+"""Curves and the reliability diagram, drawn on given axes in a given theme. No global state of matplotlib is touched.
+
+Not owned here: which pictures go where (`pictures`), and pictures made of images or matrices (`matrices`).
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ddp_trainer.report.loading import Run
+from ddp_trainer.report.scores import NUM_BINS, Calibration
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Theme:
+    """Colours of one colour scheme; the page's style sheet has the same."""
+
+    surface: str
+    ink: str
+    muted: str
+    line: str
+    series: tuple[str, ...]
+    cells: tuple[str, str]  # of a matrix, from nothing to everything
+
+
+THEMES = {
+    "light": Theme(
+        surface="#ffffff", ink="#22282e", muted="#616b75", line="#e3e5e8", cells=("#ffffff", "#1f5f8b"),
+        series=("#1f6f9f", "#c2573a", "#3d8062", "#8a5fa6", "#b08518", "#5f6b76"),
+    ),
+    "dark": Theme(
+        surface="#1c2126", ink="#e4e6e8", muted="#a0a9b2", line="#333b43", cells=("#1c2126", "#78b8e0"),
+        series=("#78b8e0", "#ea9a7c", "#84c4a4", "#c3a1da", "#dcbb5f", "#aab3bb"),
+    ),
+}  # fmt: skip
+
+Panel = Callable[["Axes", Sequence[Run], Theme], None]
+
+
+def new_figure(width: float, height: float, theme: Theme) -> Figure:
+    """Inches. A figure that no global registry knows."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), facecolor=theme.surface, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def to_png(figure: Figure, dpi: int = 130) -> bytes:
+    """Names in the figure are shown as they are: `$` starts no formula, and a letter the font lacks is no failure."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if isinstance(text, Text):
+            text.set_parse_math(False)
+    target = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(target, format="png", dpi=dpi, facecolor=figure.get_facecolor())
+    return target.getvalue()
+
+
+def shorten(name: str, length: int = 16) -> str:
+    """One short line, for labels in pictures."""
+    line = " ".join(name.split())
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def style(axes: Axes, theme: Theme, *, title: str, x: str, y: str = "") -> None:
+    axes.set_facecolor(theme.surface)
+    axes.set_title(title, loc="left", color=theme.ink, fontsize=11, pad=8)
+    axes.set_xlabel(x, color=theme.muted, fontsize=9)
+    axes.set_ylabel(y, color=theme.muted, fontsize=9)
+    axes.tick_params(colors=theme.muted, labelsize=9, length=0)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(theme.line)
+
+
+def curves(title: str, names: Sequence[tuple[str, str]], *, scale: float = 1.0, unit: str = "") -> Panel:
+    """A panel of per-epoch figures, (name in the record, caption) each, for one run or several.
+
+    One run: a colour for each figure. Several: a colour for each run; the first figure is dashed where there are two.
+    """
+
+    def draw(axes: Axes, runs: Sequence[Run], theme: Theme) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        style(axes, theme, title=title, x="epoch", y=unit)
+        axes.grid(axis="y", color=theme.line, linewidth=0.8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        drawn = 0
+        for number, run in enumerate(runs):
+            for place, (name, caption) in enumerate(names):
+                epochs, values = run.series(name)
+                drawn += len(epochs)
+                colour = theme.series[(number if len(runs) > 1 else place) % len(theme.series)]
+                dashed = len(runs) > 1 and len(names) > 1 and place == 0
+                label = f"{shorten(run.name)} {caption}".strip() if len(runs) > 1 else caption
+                axes.plot(
+                    epochs, values * scale, color=colour, label=label, linewidth=1.1 if dashed else 1.8,
+                    linestyle="--" if dashed else "-", marker="o" if len(epochs) < 3 else "", markersize=4,
+                )  # fmt: skip
+        if drawn and len(runs) * len(names) > 1:
+            legend(axes, theme, columns=1 if len(runs) == 1 else 2)
+        if not drawn:
+            axes.set(xticks=[], yticks=[])
+            axes.text(0.5, 0.5, "no epoch was finished", transform=axes.transAxes, ha="center", color=theme.muted)
+
+    return draw
+
+
+def legend(axes: Axes, theme: Theme, *, columns: int) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    shown = axes.legend(handles[:12], labels[:12], frameon=False, fontsize=8, ncols=columns)
+    for text in shown.get_texts():
+        text.set_color(theme.ink)
+
+
+PANELS: dict[str, Panel] = {
+    "Loss": curves("Loss", [("train_loss", "training"), ("test_loss", "evaluation")], unit="cross-entropy"),
+    "Accuracy": curves(
+        "Accuracy", [("train_accuracy", "training"), ("test_accuracy", "evaluation")], scale=100, unit="%"
+    ),
+    "Learning rate": curves("Learning rate, end of epoch", [("learning_rate", "")]),
+    "Throughput": curves("Throughput", [("images_per_second", "")], unit="images per second"),
+}
+
+
+def draw_reliability(axes: Axes, found: Calibration, theme: Theme) -> None:
+    """Bars: how often the class was right, for each range of the probability it was given."""
+    width = 1 / NUM_BINS
+    middles = (np.arange(NUM_BINS) + 0.5) * width
+    filled = found.counts > 0
+    style(axes, theme, title="Reliability", x="probability of the predicted class", y="share that was right")
+    axes.bar(middles[filled], found.accuracy[filled], width=width * 0.92, color=theme.series[0])
+    axes.plot([0, 1], [0, 1], color=theme.muted, linewidth=1, linestyle="--")
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+
+
+def draw_confidences(axes: Axes, found: Calibration, theme: Theme) -> None:
+    """How many images there are in each range, on a logarithmic scale."""
+    width = 1 / NUM_BINS
+    style(axes, theme, title="", x="", y="images")
+    axes.bar((np.arange(NUM_BINS) + 0.5) * width, found.counts, width=width * 0.92, color=theme.muted)
+    axes.set(xlim=(0, 1), xticks=[])
+    axes.set_yscale("symlog", linthresh=1)

@@ -1,0 +1,107 @@
+"""The confusion matrix and the sheet of mistakes as pictures.
+
+Not owned here: counting (`scores`) and themes (`charts`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ddp_trainer.report.charts import Theme, new_figure, shorten, style, to_png
+from ddp_trainer.report.loading import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_NUMBERED = 20  # with more classes the cells have no room for a number
+SHEET_COLUMNS = 8
+
+
+def confusion_png(confusion: np.ndarray, classes: tuple[str, ...], theme: Theme) -> bytes:
+    """Colour: share of the true class, on a square-root scale, so that rare mistakes are seen too."""
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+
+    num_classes = len(classes)
+    numbered = num_classes <= MAX_NUMBERED
+    side = max(4.6, 1.4 + 0.46 * num_classes) if numbered else 2 + 0.125 * num_classes
+    figure = new_figure(side + 0.3, side, theme)
+    axes = figure.add_subplot()
+    style(axes, theme, title="", x="predicted class", y="true class")
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    colours = LinearSegmentedColormap.from_list("cells", theme.cells)
+    axes.imshow(shares, cmap=colours, norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
+    size = 10 if num_classes <= 12 else 8 if numbered else 5.5
+    names = [shorten(name) for name in classes]
+    axes.set_xticks(range(num_classes), labels=names, rotation=90 if num_classes > 2 else 0, fontsize=size)
+    axes.set_yticks(range(num_classes), labels=names, fontsize=size)
+    axes.tick_params(length=0, labelcolor=theme.ink)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    lines = np.arange(num_classes + 1) - 0.5
+    axes.hlines(lines, -0.5, num_classes - 0.5, color=theme.line, linewidth=0.4)
+    axes.vlines(lines, -0.5, num_classes - 0.5, color=theme.line, linewidth=0.4)
+    if numbered:
+        _number_cells(axes, confusion, shares, theme)
+    return to_png(figure, dpi=150)
+
+
+def _number_cells(axes: Axes, confusion: np.ndarray, shares: np.ndarray, theme: Theme) -> None:
+    longest = len(str(confusion.max()))
+    size = min(9.5, 30 / longest)
+    for (row, column), count in np.ndenumerate(confusion):
+        if count:
+            colour = theme.surface if shares[row, column] > 0.25 else theme.ink
+            axes.text(column, row, str(count), ha="center", va="center", fontsize=size, color=colour)
+
+
+def misclassified_png(run: Run, theme: Theme) -> bytes | None:
+    """The most confident mistakes, true class above predicted class. None where there are none."""
+    mistakes = list_mistakes(run)
+    if not mistakes or run.predictions is None:
+        return None
+    columns = min(SHEET_COLUMNS, len(mistakes))
+    rows = -(-len(mistakes) // columns)
+    width, height, side = 1.35, 1.8, 1.15  # inches; placed by hand, as a layout engine is slow with so many axes
+    figure = new_figure(width * columns, height * rows, theme)
+    figure.set_layout_engine("none")
+    for place, mistake in enumerate(mistakes):
+        row, column = divmod(place, columns)
+        left, bottom = (column + 0.5) * width - side / 2, (rows - 1 - row) * height + 0.08
+        box = (left / width / columns, bottom / height / rows, side / width / columns, side / height / rows)
+        axes = figure.add_axes(box)
+        axes.imshow(run.predictions.wrong_images[place], interpolation="nearest")
+        axes.set_axis_off()
+        true, predicted = (shorten(run.classes[label], 14) for label in (mistake.true, mistake.predicted))
+        title = f"{true}\nas {predicted}\n{mistake.probability:.1%}"
+        axes.set_title(title, fontsize=8, color=theme.ink, pad=3)
+    return to_png(figure, dpi=110)
+
+
+class Mistake(NamedTuple):
+    """One picture of the gallery: what it is and what it was taken for."""
+
+    sample: int
+    true: int
+    predicted: int
+    probability: float
+
+
+def list_mistakes(run: Run) -> list[Mistake]:
+    """In the order of the run's wrong_images."""
+    found = run.predictions
+    if found is None:
+        return []
+    place = {int(index): row for row, index in enumerate(found.indices)}
+    rows = [place[int(index)] for index in found.wrong_indices]
+    predicted = found.predicted
+    return [
+        Mistake(
+            sample=int(found.indices[row]),
+            true=int(found.labels[row]),
+            predicted=int(predicted[row]),
+            probability=float(found.probabilities[row].max()),
+        )
+        for row in rows
+    ]
