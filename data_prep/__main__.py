@@ -1,4 +1,4 @@
-"""`python -m data_prep`: one source's images, written as a dataset that the trainer reads. Owns the command line alone."""
+"""`python -m data_prep`: one source's images, written as a dataset that the trainer reads. Only the command line."""
 
 import argparse
 import os
@@ -84,7 +84,7 @@ def prepare(options: argparse.Namespace) -> DatasetInfo:
     _check_out(options.out)
     with _bars() as bar:
         image_set = _load(options, bar)
-        written = dict.fromkeys(("train", "test"), 0)
+        written: dict[str, int] = {}
         total = len(image_set.train.labels) + len(image_set.test.labels)
 
         def show(split: str, count: int) -> None:
@@ -119,7 +119,7 @@ def _load(options: argparse.Namespace, bar: Callable[[str], Callable[[int, int],
 
 @contextmanager
 def _bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Gives a function that names a bar and returns what moves it. On a terminal only: a log is not filled with bars."""
+    """Gives a function that names a bar and returns what moves it. On a terminal only: no bars in logs."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -148,7 +148,7 @@ def _stop(number: int, frame: Any) -> NoReturn:
     """Unwinds, so that what is half-written is removed; further signals must not interrupt that."""
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, signal.SIG_IGN)
-    print(f"interrupted by {signal.Signals(number).name}: no dataset was written", file=sys.stderr, flush=True)
+    print(f"interrupted by {signal.Signals(number).name}: nothing half-written is left", file=sys.stderr, flush=True)
     raise SystemExit(128 + number)
 
 

@@ -1,0 +1,184 @@
+"""CIFAR's files: nothing is unpickled that is not genuine, and a missing network is one clear line."""
+
+import hashlib
+import io
+import pickle
+import tarfile
+import time
+import urllib.error
+import urllib.request
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torchvision import datasets
+
+from data_prep.errors import InputError
+from data_prep.sources.cifar import load_cifar
+
+
+class Trap:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+class Response(io.BytesIO):
+    """What a server sends."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.headers = Message()
+        self.headers["Content-Length"] = str(len(content))
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(url: str, **options: object) -> None:
+        raise urllib.error.URLError(OSError("Network is unreachable"))
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+
+
+def fails(root: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        load_cifar("cifar10", root)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def make_files() -> dict[str, bytes]:
+    """CIFAR-10 in small: its files, with 4 images in each batch."""
+    batches = [name for name, _ in (*datasets.CIFAR10.train_list, *datasets.CIFAR10.test_list)]
+    files = {}
+    for number, name in enumerate(batches):
+        data = np.full((4, 3072), number, dtype=np.uint8)
+        data[:, :1024] = 200  # CIFAR stores one colour after the other: red first
+        files[name] = pickle.dumps({"data": data, "labels": [number, 7, 8, 9]})
+    return {**files, "batches.meta": pickle.dumps({"label_names": [f"class {number}" for number in range(10)]})}
+
+
+def pack(files: dict[str, bytes]) -> bytes:
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w:gz") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return target.getvalue()
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+@pytest.fixture
+def archive(monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """A small archive that passes for the genuine one."""
+    files, kind = make_files(), datasets.CIFAR10
+    content = pack(files)
+    monkeypatch.setattr(kind, "train_list", [[name, md5(files[name])] for name, _ in kind.train_list])
+    monkeypatch.setattr(kind, "test_list", [[name, md5(files[name])] for name, _ in kind.test_list])
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": md5(files["batches.meta"])})
+    monkeypatch.setattr(kind, "tgz_md5", md5(content))
+    return content
+
+
+def left_in(root: Path) -> set[str]:
+    return {path.name for path in root.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
+def test_a_false_extracted_file_is_not_unpickled(name: str, tmp_path: Path, archive: bytes) -> None:
+    """Though all the others are genuine."""
+    folder, marker = tmp_path / "cifar-10-batches-py", tmp_path / "marker"
+    folder.mkdir()
+    for file, content in make_files().items():
+        (folder / file).write_bytes(content)
+    (folder / name).write_bytes(pickle.dumps(Trap(marker)))
+    assert str(folder / name) in fails(tmp_path)
+    assert not marker.exists()
+
+
+def test_the_trap_would_have_sprung(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Trap(tmp_path / "marker")))
+    assert (tmp_path / "marker").exists()
+
+
+def test_a_false_archive_is_not_opened(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    path = tmp_path / "cifar-10-python.tar.gz"
+    path.write_bytes(pack(dict.fromkeys(make_files(), pickle.dumps(Trap(marker)))))
+    assert str(path) in fails(tmp_path)
+    assert left_in(tmp_path) == {path.name}  # no marker, nothing extracted, and the user's file is not deleted
+
+
+@pytest.mark.parametrize(("source", "file"), [("cifar10", "cifar-10-python"), ("cifar100", "cifar-100-python")])
+def test_without_network_one_line_says_what_to_fetch(source: Any, file: str, tmp_path: Path) -> None:
+    start = time.perf_counter()
+    with pytest.raises(InputError) as caught:
+        load_cifar(source, tmp_path / "raw")
+    line = str(caught.value)
+    assert f"{tmp_path}/raw/{file}.tar.gz" in line
+    assert f"https://www.cs.toronto.edu/~kriz/{file}.tar.gz" in line
+    assert "Network is unreachable" in line
+    assert len(line.splitlines()) == 1
+    assert left_in(tmp_path / "raw") == set()
+    assert time.perf_counter() - start < 10
+
+
+def test_an_archive_put_there_by_hand_is_loaded(tmp_path: Path, archive: bytes) -> None:
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)
+    found = load_cifar("cifar10", tmp_path)
+    assert found.classes == tuple(f"class {number}" for number in range(10))
+    assert (found.train.images.shape, found.test.images.shape) == ((20, 32, 32, 3), (4, 32, 32, 3))
+    assert (found.train.images.dtype, found.train.labels.dtype) == (np.uint8, np.int64)
+    assert found.train.images[::4, 0, 0].tolist() == [[200, number, number] for number in range(5)]
+    assert found.train.labels[::4].tolist() == [0, 1, 2, 3, 4]
+    assert found.test.labels.tolist() == [5, 7, 8, 9]
+
+
+def test_what_was_downloaded_serves_the_next_time(
+    tmp_path: Path, archive: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    with monkeypatch.context() as online:
+        online.setattr(urllib.request, "urlopen", lambda url, **options: Response(archive))
+        first = load_cifar("cifar10", tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (len(archive), len(archive))
+    assert left_in(tmp_path) == {"cifar-10-python.tar.gz", "cifar-10-batches-py"}
+    assert np.array_equal(load_cifar("cifar10", tmp_path).train.images, first.train.images)  # offline
+    (tmp_path / "cifar-10-batches-py" / "test_batch").unlink()
+    assert np.array_equal(load_cifar("cifar10", tmp_path).test.images, first.test.images)  # from the archive
+
+
+@pytest.mark.parametrize("part", [0, 100, 10_000])
+def test_a_download_that_breaks_off_leaves_nothing(
+    part: int, tmp_path: Path, archive: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = archive[: min(part, len(archive) - 1)]
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, **options: Response(sent))
+    assert "dropped" in fails(tmp_path)
+    assert left_in(tmp_path) == set()
+
+
+def test_an_interrupted_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(Response):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, **options: Interrupted(b"x"))
+    with pytest.raises(KeyboardInterrupt):
+        load_cifar("cifar10", tmp_path)
+    assert left_in(tmp_path) == set()
+
+
+def test_a_root_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "raw").write_text("")
+    assert f"--root {tmp_path}/raw" in fails(tmp_path / "raw")
