@@ -67,13 +67,15 @@ def _follow(child: subprocess.Popen[str], progress: Callable[[str, int], object]
         line = child.stdout.readline()
         if not line:
             break
+        if line.startswith("!"):
+            raise RuntimeError(f"FFCV's writer failed: {line[1:].strip()}")
         written, name = line.split(maxsplit=1)
         progress(name.strip(), int(written))
     else:
         raise RuntimeError(f"FFCV's writer made no progress for {STALL_SECONDS:.0f} s and was ended")
     if child.wait(timeout=STALL_SECONDS):
-        words = child.stderr.read().strip().splitlines() or [f"exit code {child.returncode}"]
-        raise RuntimeError(f"FFCV's writer failed: {words[-1]}")
+        words = child.stderr.read().strip().splitlines()
+        raise RuntimeError(f"FFCV's writer failed: {words[-1] if words else f'exit code {child.returncode}'}")
 
 
 def check_split(split: Split) -> None:

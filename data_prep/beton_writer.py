@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ class _WorkerThread(threading.Thread):
     def run(self) -> None:
         try:
             super().run()
-        except BaseException:
-            traceback.print_exc()
+        except BaseException as error:
+            print(f"! {type(error).__name__}: {error}", flush=True)
             os._exit(1)
 
 

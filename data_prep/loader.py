@@ -179,6 +179,7 @@ def _next(iterator: Any, beton: Path) -> tuple[Tensor, Tensor, Tensor]:
 
 def _close(iterator: Any) -> None:
     """Ends FFCV's thread; it may be waiting to put a batch, so the queue is emptied until it is gone."""
+    iterator.iter_ixes = iter(())  # no batch after the one at hand
     iterator.terminate_event.set()
     while iterator.is_alive():
         while not iterator.output_queue.empty():

@@ -1,0 +1,66 @@
+"""One global order, shared out: nothing lost, nothing twice, the same at every number of processes."""
+
+import numpy as np
+import pytest
+
+from data_prep.order import epoch_order, evaluation_batches, hold_out, train_batches
+
+SAMPLES = np.arange(1000, 2003)
+
+
+def test_an_epoch_is_a_permutation_and_a_function_of_seed_and_epoch() -> None:
+    order = epoch_order(SAMPLES, seed=3, epoch=5)
+    assert np.array_equal(np.sort(order), SAMPLES)
+    assert np.array_equal(order, epoch_order(SAMPLES, seed=3, epoch=5))
+
+
+def test_neighbouring_seeds_and_epochs_have_nothing_in_common() -> None:
+    orders = [epoch_order(SAMPLES, seed=seed, epoch=epoch) for seed in range(3) for epoch in range(3)]
+    for i, one in enumerate(orders):
+        for other in orders[:i]:
+            assert (one == other).mean() < 0.02
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_the_ranks_share_each_global_batch(world_size: int) -> None:
+    order = epoch_order(SAMPLES, seed=0, epoch=0)
+    ranks = [train_batches(order, batch_size=64, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert np.array_equal(np.concatenate(ranks, axis=1), train_batches(order, batch_size=64, rank=0, world_size=1))
+    seen = np.concatenate(ranks, axis=1).reshape(-1)
+    assert len(set(seen)) == len(seen) == 1003 // 64 * 64, "only the last partial batch is left out"
+
+
+def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+    with pytest.raises(ValueError, match="3 ranks"):
+        train_batches(SAMPLES, batch_size=64, rank=0, world_size=3)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("count", [1, 2, 6, 50, 1003])
+@pytest.mark.parametrize("batch_size", [1, 10, 500])
+def test_evaluation_counts_every_sample_once_in_equally_many_batches(
+    world_size: int, count: int, batch_size: int
+) -> None:
+    samples = SAMPLES[:count]
+    shards = [
+        evaluation_batches(samples, batch_size=batch_size, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    assert np.array_equal(np.sort(np.concatenate([batch for shard in shards for batch in shard])), samples)
+    assert len({len(shard) for shard in shards}) == 1
+    for shard in shards:
+        filled = [len(batch) for batch in shard if len(batch)]
+        assert all(length == batch_size for length in filled[:-1])
+
+
+@pytest.mark.parametrize("count", [0, 1, 100, 995, 1003])
+def test_held_out_images_are_a_fair_part_of_every_class(count: int) -> None:
+    labels = np.random.default_rng(0).choice(7, size=1003, p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05])
+    kept, held_out = hold_out(labels, count=count, seed=4)
+    assert len(held_out) == count
+    assert np.array_equal(np.sort(np.concatenate((kept, held_out))), np.arange(1003))
+    for label in range(7):
+        share = (labels == label).sum() * count / 1003
+        assert abs((labels[held_out] == label).sum() - share) <= 1
+    if 0 < count < 1003:
+        assert not np.array_equal(held_out, hold_out(labels, count=count, seed=5)[1])
