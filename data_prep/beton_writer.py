@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.ffcv_import import import_ffcv
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -54,6 +56,7 @@ def main(arrays: Path, folder: Path, names: list[str]) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent died before the line above
         os._exit(1)
+    import_ffcv()
     import ffcv.writer
     from ffcv.fields import IntField, RGBImageField
 

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_prep.ffcv_import import import_ffcv
+
 Mode = Literal["auto", "stream", "resident"]
 STALL_SECONDS = 60.0
 RESIDENT_SHARE = 0.25  # of the free memory
@@ -116,32 +118,25 @@ def _free_memory(device: torch.device) -> float:
 
 
 def _build_ffcv_loader(beton: Path, batch_size: int, num_workers: int) -> Any:
-    """FFCV's loader, ending at uint8 on the host, with torch's number of threads left alone."""
-    threads = torch.get_num_threads()
-    try:
-        import numba
-        from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
-        from ffcv.loader import Loader
-        from ffcv.pipeline.compiler import Compiler
-        from ffcv.transforms import ToTensor
+    """FFCV's loader, ending at uint8 on the host."""
+    import_ffcv()
+    from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
+    from ffcv.loader import Loader
+    from ffcv.transforms import ToTensor
 
-        # FFCV sets torch's threads beside numba's, in every epoch and from its own thread too.
-        Compiler.set_num_threads = lambda count: (setattr(Compiler, "num_threads", count), numba.set_num_threads(count))
-        return Loader(
-            str(beton),
-            batch_size=batch_size,
-            num_workers=num_workers,
-            os_cache=True,
-            seed=0,
-            drop_last=False,
-            pipelines={
-                "image": [SimpleRGBImageDecoder(), ToTensor()],
-                "label": [IntDecoder(), ToTensor()],
-                "index": [IntDecoder(), ToTensor()],
-            },
-        )
-    finally:
-        torch.set_num_threads(threads)
+    return Loader(
+        str(beton),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        os_cache=True,
+        seed=0,
+        drop_last=False,
+        pipelines={
+            "image": [SimpleRGBImageDecoder(), ToTensor()],
+            "label": [IntDecoder(), ToTensor()],
+            "index": [IntDecoder(), ToTensor()],
+        },
+    )
 
 
 def _checked_order(index_batches: Sequence[np.ndarray], count: int, batch_size: int | None = None) -> np.ndarray:
