@@ -126,14 +126,19 @@ def main() -> None:
     rounds: list[dict[str, float]] = []
     for number in range(options.rounds):
         rounds.append({name: rate(step, runtime, options.batch_size, options.steps) for name, step in steps.items()})
-        print(f"round {number + 1}: " + "  ".join(f"{name} {value:8.1f}" for name, value in rounds[-1].items()), flush=True)
+        print(
+            f"round {number + 1}: " + "  ".join(f"{name} {value:8.1f}" for name, value in rounds[-1].items()),
+            flush=True,
+        )
     figures = {f"{name}_images_per_second": statistics.median(r[name] for r in rounds) for name in steps}
     figures["ours_beside_bare"] = statistics.median(r["ours"] / r["bare"] for r in rounds)
     figures["ours_beside_newcomer"] = statistics.median(r["ours"] / r["newcomer"] for r in rounds)
     for name, value in figures.items():
         print(f"{name:32} {value:10.3f}")
     if options.result:
-        write_result(options.result, figures, batch_size=options.batch_size, rounds=len(rounds), precision=runtime.precision)
+        write_result(
+            options.result, figures, batch_size=options.batch_size, rounds=len(rounds), precision=runtime.precision
+        )
 
 
 if __name__ == "__main__":

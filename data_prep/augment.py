@@ -1,7 +1,7 @@
 """Augmentation on the device: pure `batch_*` functions over whole batches, and `Augmenter`, which draws for them.
 
-Nothing here loops over images or waits for the device. What happens to an image depends on (seed, epoch, sample) alone, so
-it is the same at every rank, batch and world size.
+Nothing here loops over images or waits for the device. What happens to an image depends on (seed, epoch, sample)
+alone, so it is the same at every rank, batch and world size.
 """
 
 import math
@@ -83,12 +83,10 @@ def _images(rows: Tensor, channels: int) -> Tensor:
     return rows.unflatten(2, (-1, channels)).permute(0, 3, 1, 2)
 
 
-def batch_crop(
-    images: Tensor, top: Tensor, left: Tensor, *, padding: int, mode: Literal["reflect", "zero"]
-) -> Tensor:
+def batch_crop(images: Tensor, top: Tensor, left: Tensor, *, padding: int, mode: Literal["reflect", "zero"]) -> Tensor:
     """(N, C, H, W) -> the same size, each image cut out of its padded self at (top, left), (N,) from 0 to 2 padding.
 
-    The padded images are viewed as all their windows and one window is picked for each, so the copy runs along whole rows.
+    The padded images are viewed as all their windows and one window is picked for each: the copy runs along whole rows.
     """
     padded = _pad(images.permute(0, 2, 3, 1), padding, mode)  # (N, H + 2p, W + 2p, C) contiguous
     count, channels, height, width = images.shape
@@ -128,7 +126,9 @@ def _words(rows: Tensor) -> Tensor:
     return rows.view(torch.int64 if length % 8 == 0 else torch.int32)
 
 
-def _rectangle(size: tuple[int, int], top: Tensor, left: Tensor, height: Tensor, width: Tensor, channels: int) -> Tensor:
+def _rectangle(
+    size: tuple[int, int], top: Tensor, left: Tensor, height: Tensor, width: Tensor, channels: int
+) -> Tensor:
     """(N, H, W * channels) bool: True within each image's rectangle, clipped at the borders. Places and sides (N,)."""
     rows = torch.arange(size[0], device=top.device)
     columns = torch.arange(size[1], device=top.device).repeat_interleave(channels)

@@ -1,8 +1,8 @@
 """FFCV's beton files: written by FFCV in a guarded child process, checked by our own reading of the format.
 
-Fields: `image` (raw RGB), `label`, `index` (the position in the file, so that a reader can prove what it got). The format
-has no magic number and its header looks valid from the first byte on, and FFCV's reader crashes on some damaged files:
-nothing is handed to FFCV before `check_beton` has passed it.
+Fields: `image` (raw RGB), `label`, `index` (the position in the file, so that a reader can prove what it got). The
+format has no magic number, its header looks valid from the first byte on, and FFCV's reader crashes on some damaged
+files: nothing is handed to FFCV before `check_beton` has passed it.
 """
 
 import subprocess
@@ -19,7 +19,8 @@ from data_prep.sources import Split
 
 # Our own copies of FFCV's types: importing ffcv.types takes seconds.
 HEADER = np.dtype(
-    [("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"), ("table", "<u8")], align=True
+    [("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"), ("table", "<u8")],
+    align=True,
 )
 FIELD = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])

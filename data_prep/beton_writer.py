@@ -1,7 +1,7 @@
 """The child process of `beton.write_betons`: `ARRAYS FOLDER NAME...`, says how many images are written as it goes.
 
-FFCV's DatasetWriter waits for ever when its worker process raises, and a killed writer leaves that worker behind. Here the
-worker is a thread of this process: its first exception ends the process, and there is nobody to leave behind.
+FFCV's DatasetWriter waits for ever when its worker process raises, and a killed writer leaves that worker behind. Here
+the worker is a thread of this process: its first exception ends the process, and there is nobody to leave behind.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""A prepared dataset: a folder with train.beton, test.beton and dataset.json, which is written last and says what they are."""
+"""A prepared dataset: a folder with train.beton, test.beton and, written last, dataset.json, which describes them."""
 
 import hashlib
 import json
@@ -117,7 +117,7 @@ def _describe(image_set: ImageSet, splits: Mapping[str, SplitInfo]) -> DatasetIn
 
 
 def colour_statistics(images: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of each colour of (N, H, W, 3) uint8, 0-1 scale, exact: from the counts of all values."""
+    """Mean and standard deviation of each colour of (N, H, W, 3) uint8, 0-1 scale, from the counts of all values."""
     values = np.arange(256) / 255
     means, deviations = [], []
     for channel in range(3):

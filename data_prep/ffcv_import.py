@@ -9,10 +9,10 @@ def import_ffcv() -> None:
     """After this, `import ffcv...` is cheap and harmless. Call it before any such import, inside functions only."""
     threads = torch.get_num_threads()
     try:
-        # FFCV keeps two numbers in a typed dictionary that is only ever read by plain Python: numba would compile a whole
-        # dictionary type for them at each start, for 5 seconds.
+        # FFCV keeps two numbers in a typed dictionary that is only ever read by plain Python: numba would compile a
+        # whole dictionary type for them at each start, for 5 seconds.
         with mock.patch("numba.typed.Dict", dict):
-            import ffcv.fields.rgb_image
+            pass
 
         import numba
         from ffcv.pipeline.compiler import Compiler

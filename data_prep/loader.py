@@ -1,9 +1,9 @@
 """From a beton file to (images, labels, indices) on the device, in exactly the order asked for.
 
-`StreamLoader` reads through FFCV in every epoch; `ResidentLoader` reads once and keeps the images in device memory. Both
-give the same batches, bit for bit. Neither owns any randomness. FFCV 1.0.2 needs guarding: its batches are views of a
-ring buffer, its thread's exceptions leave the reader waiting for ever, an iterator that is left early leaks its
-thread, and it changes torch's number of threads.
+`StreamLoader` reads through FFCV in every epoch; `ResidentLoader` reads once and keeps the images in device memory.
+Both give the same batches, bit for bit. Neither owns any randomness. FFCV 1.0.2 needs guarding: its batches are views
+of a ring buffer, its thread's exceptions leave the reader waiting for ever, an iterator that is left early leaks its
+thread, and it changes torch's number of threads (`ffcv_import`).
 """
 
 import os
@@ -164,7 +164,9 @@ def _next(iterator: Any, beton: Path) -> tuple[Tensor, Tensor, Tensor]:
         except Empty:
             waited += 1.0
             if not iterator.is_alive() and iterator.output_queue.empty():
-                raise RuntimeError(f"reading {beton} failed: FFCV's thread has ended (its error stands above)") from None
+                raise RuntimeError(
+                    f"reading {beton} failed: FFCV's thread has ended (its error stands above)"
+                ) from None
         else:
             if result is None:
                 raise RuntimeError(f"{beton} ended early")

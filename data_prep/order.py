@@ -29,9 +29,7 @@ def train_batches(order: np.ndarray, *, batch_size: int, rank: int, world_size: 
     return batches[:, rank * share : (rank + 1) * share]
 
 
-def evaluation_batches(
-    samples: np.ndarray, *, batch_size: int, rank: int, world_size: int
-) -> list[np.ndarray]:
+def evaluation_batches(samples: np.ndarray, *, batch_size: int, rank: int, world_size: int) -> list[np.ndarray]:
     """Every world_size-th sample, from `rank` on, in pieces of `batch_size`.
 
     Every sample belongs to exactly one rank, and every rank gets the same number of pieces, the last of which may be

@@ -1,7 +1,8 @@
 """Random numbers that are a function of (seed, epoch, sample, draw): the same on any device, rank and batch.
 
-Counter-based: the finaliser of splitmix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA
-2014; constants of Stafford's variant 13) over a key, in wrapping int64 arithmetic, which torch has on CPU and CUDA alike.
+Counter-based: the finaliser of splitmix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators",
+OOPSLA 2014; constants of Stafford's variant 13) over a key, in wrapping int64 arithmetic, which torch has on CPU and
+CUDA alike.
 """
 
 import torch

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
+
 from data_prep.augment import AugmentConfig
 from data_prep.errors import InputError
 

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from data_prep.augment import Augmented, Augmenter
-from data_prep.loader import Batch, ResidentLoader, StreamLoader
-from data_prep.order import epoch_order, train_batches
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from data_prep.augment import Augmented, Augmenter
+from data_prep.loader import Batch, ResidentLoader, StreamLoader
+from data_prep.order import epoch_order, train_batches
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.console import Progress
 from ddp_trainer.evaluate import Evaluation, Evaluator

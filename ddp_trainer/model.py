@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from data_prep.errors import InputError
 from torch import Tensor, nn
+
+from data_prep.errors import InputError
 
 WIDTHS = (64, 128, 256, 512)
 

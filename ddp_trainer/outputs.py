@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from data_prep.loader import ResidentLoader, StreamLoader
 from torch import nn
 
+from data_prep.loader import ResidentLoader, StreamLoader
 from ddp_trainer.evaluate import Evaluation
 from ddp_trainer.model import ModelSpec
 from ddp_trainer.rundir import write_json

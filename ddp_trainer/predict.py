@@ -98,9 +98,7 @@ def predict(model: CustomResNet, spec: ModelSpec, paths: Sequence[Path], pixels:
     for path, values, classes in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):
         names = [spec.classes[label] for label in classes]
         after = (names[1], values[1]) if len(names) > 1 else (None, None)
-        yield Prediction(
-            path=path, name=names[0], probability=values[0], next_name=after[0], next_probability=after[1]
-        )
+        yield Prediction(path=path, name=names[0], probability=values[0], next_name=after[0], next_probability=after[1])
 
 
 def predict_files(config: PredictConfig) -> bool:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.augment import AugmentConfig
-
 from ddp_trainer.config import DataConfig, OptimConfig, RunConfig, ScheduleConfig, TrainConfig
 
 

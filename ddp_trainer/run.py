@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from data_prep.augment import Augmenter
 from data_prep.beton import read_labels
 from data_prep.dataset import read_dataset, verify_dataset
 from data_prep.errors import InputError
 from data_prep.loader import ResidentLoader, StreamLoader, build_loader
 from data_prep.order import hold_out
-
 from ddp_trainer.checkpoint import Checkpointer, list_checkpoints, load_checkpoint, newest_good_checkpoint
 from ddp_trainer.config import TrainConfig, check_batch, launch_environment
 from ddp_trainer.engine import Observer, Trainer, TrainingData

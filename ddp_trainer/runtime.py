@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-from data_prep.errors import InputError
 from torch import Tensor, nn
 
+from data_prep.errors import InputError
 from ddp_trainer.config import RuntimeConfig, launch_environment
 from ddp_trainer.signals import StopRequest
 from ddp_trainer.sync_batchnorm import synchronise_batchnorm

@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Sequence
 
 from data_prep.errors import InputError
-
 from ddp_trainer.config import TrainConfig, launch_environment, parse_command_line, program_name
 from ddp_trainer.recipes import RECIPES, describe_recipes
 from ddp_trainer.run import TrainingRun

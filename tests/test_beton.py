@@ -131,7 +131,7 @@ def test_a_writer_that_fails_ends_and_leaves_nothing(tmp_path: Path) -> None:
     """Images of a page and more: FFCV's worker raises, and its parent would wait for ever."""
     before = shared_memory()
     huge = Split(np.zeros((2, 2000, 4000, 3), np.uint8), np.zeros(2, np.int64))
-    with pytest.raises(RuntimeError, match="FFCV's writer failed: .*Tried allocating"):
+    with pytest.raises(RuntimeError, match=r"FFCV's writer failed: .*Tried allocating"):
         write_betons(tmp_path, {"train": huge})
     wait_until(lambda: shared_memory() <= before)
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from data_prep.errors import InputError
 from torch import nn
 
+from data_prep.errors import InputError
 from ddp_trainer.model import (
     CustomResNet,
     ModelSpec,

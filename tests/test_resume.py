@@ -11,7 +11,18 @@ import pytest
 from conftest import read_lines, run, start, train
 
 # 96 training images in batches of 16: two epochs of 6 steps, with a checkpoint at every second step.
-PLAN = ("--epochs", "2", "--max-steps", "12", "--batch-size", "16", "--checkpoint-every-steps", "2", "--ema-decay", "0.9")
+PLAN = (
+    "--epochs",
+    "2",
+    "--max-steps",
+    "12",
+    "--batch-size",
+    "16",
+    "--checkpoint-every-steps",
+    "2",
+    "--ema-decay",
+    "0.9",
+)
 VOLATILE = ("seconds", "images_per_second")
 
 

@@ -1,4 +1,4 @@
-"""Where images come from: each source gives uint8 arrays and class names, and knows nothing of files it is written to."""
+"""Where images come from: each source gives uint8 arrays and class names, and knows nothing of beton files."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """Ten drawn classes from a seed, needing no input: what demos and tests learn from.
 
-A class is a shape; its colours, place, size, tilt and background are random, so that no single pixel says much about it and
-a linear classifier stays far below a network that looks at forms.
+A class is a shape; its colours, place, size, tilt and background are random, so that no single pixel says much about
+it and a linear classifier stays far below a network that looks at forms.
 """
 
 from collections.abc import Callable

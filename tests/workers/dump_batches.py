@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
 from data_prep.augment import AugmentConfig, Augmenter
 from data_prep.dataset import read_dataset
 from data_prep.loader import build_loader
 from data_prep.order import epoch_order, train_batches
-
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.runtime import Runtime
 

@@ -1,4 +1,4 @@
-"""Writes the loss of the global batch at each step: `DATA_DIR OUT DTYPE STEPS SYNC_BN`, started by the launcher or alone.
+"""Writes the loss of the global batch at each step: `DATA_DIR OUT DTYPE STEPS SYNC_BN`, alone or under the launcher.
 
 A narrow network, so that float64 on a CPU takes seconds.
 """
