@@ -16,13 +16,13 @@ def write_report(run_dirs: Sequence[Path]) -> Path:
     """
     from data_prep.errors import InputError
     from ddp_trainer.report.charts import THEMES
-    from ddp_trainer.report.loading import load_run
+    from ddp_trainer.report.loading import load_runs
     from ddp_trainer.report.page import build_page
     from ddp_trainer.report.pictures import draw_files
 
     if not run_dirs:
         raise InputError("report: no run directory given; name at least one")
-    runs = [load_run(Path(run_dir)) for run_dir in run_dirs]
+    runs = load_runs([Path(run_dir) for run_dir in run_dirs])
     folder = runs[0].path / "report"
     try:
         folder.mkdir(exist_ok=True)

@@ -146,13 +146,18 @@ def draw_reliability(axes: Axes, found: Calibration, theme: Theme) -> None:
     style(axes, theme, title="Reliability", x="probability of the predicted class", y="share that was right")
     axes.bar(middles[filled], found.accuracy[filled], width=width * 0.92, color=theme.series[0])
     axes.plot([0, 1], [0, 1], color=theme.muted, linewidth=1, linestyle="--")
-    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
 
 
 def draw_confidences(axes: Axes, found: Calibration, theme: Theme) -> None:
     """How many images there are in each range, on a logarithmic scale."""
+    from matplotlib.ticker import NullLocator
+
     width = 1 / NUM_BINS
-    style(axes, theme, title="", x="", y="images")
+    style(axes, theme, title="Images", x="")
     axes.bar((np.arange(NUM_BINS) + 0.5) * width, found.counts, width=width * 0.92, color=theme.muted)
-    axes.set(xlim=(0, 1), xticks=[])
     axes.set_yscale("symlog", linthresh=1)
+    decades = [10**power for power in range(0, 8, 2) if 10**power <= max(found.counts.max(), 1)]
+    axes.set_yticks([0, *decades], labels=[f"{count:,}" for count in (0, *decades)])
+    axes.set(xlim=(0, 1), xticks=[])
+    axes.yaxis.set_minor_locator(NullLocator())

@@ -5,8 +5,9 @@ Not owned here: who writes these files (`outputs`, `rundir`, `tracking`).
 
 import json
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,13 @@ class Run:
     """One run directory. An interrupted run lacks summary and predictions, perhaps epochs too."""
 
     path: Path
+    name: str  # the folder's, for the reader
     config: Mapping[str, Any]
     metrics: tuple[Record, ...]  # by epoch, each once
     summary: Mapping[str, Any] | None
     classes: tuple[str, ...]
     predictions: Predictions | None
     status: Mapping[str, Any]
-
-    @property
-    def name(self) -> str:
-        return self.path.name
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -118,6 +116,7 @@ def load_run(path: Path) -> Run:
                          "train again or remove it")  # fmt: skip
     return Run(
         path=path.resolve(),
+        name=path.resolve().name,
         config=config,
         metrics=read_metrics(path / "metrics.jsonl"),
         summary=summary,
@@ -125,6 +124,13 @@ def load_run(path: Path) -> Run:
         predictions=predictions,
         status=read_json(path / "status.json") or {},
     )
+
+
+def load_runs(paths: Sequence[Path]) -> list[Run]:
+    """`load_run` of each; folders of the same name get their parent's name before it."""
+    runs = [load_run(path) for path in paths]
+    names = Counter(run.name for run in runs)
+    return [replace(run, name=f"{run.path.parent.name}/{run.name}") if names[run.name] > 1 else run for run in runs]
 
 
 def read_metrics(path: Path) -> tuple[Record, ...]:
