@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from data_prep.dataset import DatasetInfo, write_dataset
 from data_prep.errors import InputError
@@ -79,15 +79,17 @@ def _fill_in(options: argparse.Namespace) -> argparse.Namespace:
     return options
 
 
-def prepare(options: argparse.Namespace) -> DatasetInfo:
-    """Reads the source and writes the dataset. Raises InputError."""
+def prepare(options: argparse.Namespace, check: Callable[[], None]) -> DatasetInfo:
+    """Reads the source and writes the dataset. Raises InputError, and what `check` raises, often called meanwhile."""
     _check_out(options.out)
     with _bars() as bar:
         image_set = _load(options, bar)
+        check()
         written: dict[str, int] = {}
         total = len(image_set.train.labels) + len(image_set.test.labels)
 
         def show(split: str, count: int) -> None:
+            check()
             written[split] = count
             bar("writing")(sum(written.values()), total)
 
@@ -144,28 +146,55 @@ def describe(info: DatasetInfo, out: Path) -> str:
     )
 
 
-def _stop(number: int, frame: Any) -> NoReturn:
-    """Unwinds, so that what is half-written is removed; further signals must not interrupt that."""
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, signal.SIG_IGN)
-    print(f"interrupted by {signal.Signals(number).name}: nothing half-written is left", file=sys.stderr, flush=True)
-    raise SystemExit(128 + number)
+class _Stopper:
+    """Unwinds at the first SIGTERM or SIGINT, so that what is half-written is removed; further ones are ignored.
+
+    C code (numpy's `tofile` for one) may replace or swallow what a signal handler raises: hence the number is kept.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: object) -> NoReturn:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)
+        self.number = number
+        raise SystemExit(128 + number)
+
+    def check(self) -> None:
+        """Raises SystemExit where a signal has come."""
+        if self.number:
+            raise SystemExit(128 + self.number)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: written; 2: the input is wrong; 1: the machine failed; 130 or 143: interrupted."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
+    stopper = _Stopper()
+    try:
+        return _run(argv, stopper)
+    except BaseException:
+        if not stopper.number:
+            raise
+        name = signal.Signals(stopper.number).name
+        print(f"interrupted by {name}: nothing half-written is left", file=sys.stderr, flush=True)
+        return 128 + stopper.number
+
+
+def _run(argv: Sequence[str] | None, stopper: _Stopper) -> int:
     try:
         options = parse(argv)
-        print(describe(prepare(options), options.out))
+        print(describe(prepare(options, stopper.check), options.out))
     except InputError as error:
+        stopper.check()
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except MemoryError:
         print("error: the images do not fit into memory; take a smaller --size or fewer images", file=sys.stderr)
         return 2
     except OSError as error:
+        stopper.check()
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
