@@ -1,109 +1,80 @@
-"""The page that puts several runs side by side: a table, means over seeds, curves, the settings that differ."""
+"""What the page says of several runs: a table, their mean and spread, and curves on common axes."""
 
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from statistics import mean, stdev
 
-from ddp_trainer.report import charts, scores
-from ddp_trainer.report.page import chart, count, duration, page, percent, section, table, text
-from ddp_trainer.report.rundata import RunData
+from ddp_trainer.report.charts import PANELS
+from ddp_trainer.report.loading import Run
+from ddp_trainer.report.page import escape, figure, section, table, themed_image
+from ddp_trainer.report.pictures import panel_png
+from ddp_trainer.report.scores import wilson_interval
+from ddp_trainer.report.sections import NOTHING, duration, hardware, latest, percent, quantity, train_seconds
 
-NOT_COMPARED = {"seed", "out", "resume", "wandb", "trackers", "keep_checkpoints", "checkpoint_every_steps"}
-HEAD = ["run", "seed", "epochs", "accuracy", "95 % interval", "with flips", "loss", "training time", "images/s"]
+Figure = tuple[str, Callable[[Run], float | None], Callable[[float | None], str]]
 
-
-def comparison_page(runs: Mapping[str, RunData], panels: Mapping[str, charts.Draw]) -> str:
-    names = ", ".join(runs)
-    drawn = "".join(
-        chart(charts.svg(panel), f"{name.replace('_', ' ')} by epoch of {names}") for name, panel in panels.items()
-    )
-    body = [
-        f'<h1>{len(runs)} runs</h1>\n<p class="quiet">{text(names)}</p>\n',
-        section("Results", "", table(HEAD, [row(name, run) for name, run in runs.items()])),
-        seeds(runs),
-        section("Curves", "", f'<div class="charts">{drawn}</div>\n'),
-        differences(runs),
-    ]
-    return page(f"{len(runs)} runs: {names}", body)
+FIGURES: tuple[Figure, ...] = (
+    ("accuracy", lambda run: run.accuracy, percent),
+    ("with TTA", lambda run: run.number("test_accuracy_tta"), percent),
+    ("loss", lambda run: latest(run, "test_loss"), lambda value: NOTHING if value is None else f"{value:.4f}"),
+    ("epochs", lambda run: run.number("epochs") or len(run.metrics), quantity),
+    ("time", train_seconds, duration),
+    ("PFLOP", lambda run: run.number("train_pflops"), quantity),
+    ("images/s", lambda run: latest(run, "images_per_second"), quantity),
+)
 
 
-def row(name: str, run: RunData) -> list[str]:
-    summary = run.summary
-    last = run.records[-1] if run.records else {}
-    shown = summary or {"test_accuracy": last.get("test_accuracy"), "test_loss": last.get("test_loss")}
-    interval = "not complete"
-    if summary is not None:
-        low, high = scores.wilson_interval(int(summary["test_correct"]), int(summary["test_total"]))
-        interval = f"{percent(low)} – {percent(high)}"
-    seconds = float(shown.get("train_seconds") or sum(run.column("seconds")) or math.nan)
-    speed = float(shown.get("images_per_second") or last.get("images_per_second") or math.nan)
-    return [
-        text(name),
-        text(run.settings.get("seed", "–")),
-        str(len(run.records)),
-        percent(number(shown.get("test_accuracy"))),
-        interval,
-        percent(number(shown.get("test_accuracy_tta"))),
-        f"{number(shown.get('test_loss')):.4f}",
-        "–" if math.isnan(seconds) else duration(seconds),
-        "–" if math.isnan(speed) else count(speed),
-    ]
+def compare(runs: Sequence[Run]) -> str:
+    return f"<h1>{len(runs)} runs side by side</h1>\n" + overview(runs) + differences(runs) + common_curves(runs)
 
 
-def number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+def overview(runs: Sequence[Run]) -> str:
+    rows = []
+    for run in runs:
+        counts = run.counts
+        interval = " to ".join(percent(end) for end in wilson_interval(*counts)) if counts and counts[1] else NOTHING
+        state = "" if run.summary is not None else ' <span class="muted">(not complete)</span>'
+        values = [write(value(run)) for _, value, write in FIGURES]
+        evaluated = f"{counts[0]:,} / {counts[1]:,}" if counts else NOTHING
+        rows.append([escape(run.name) + state, *values, evaluated, interval, escape(hardware(run))])
+    complete = [run for run in runs if run.summary is not None]
+    if len(complete) > 1:
+        rows += [spread(complete, "mean", mean), spread(complete, "standard deviation", stdev)]
+    head = ["run", *(name for name, _, _ in FIGURES), "correct", "95% interval", "hardware"]
+    splits = {run.split for run in runs}
+    note = f"Mean and sample standard deviation are over the {len(complete)} complete runs."
+    if len(splits) > 1:
+        note += " These runs were evaluated on different splits: compare their accuracy with care."
+    return section("Overview", f'<div class="card">{table(head, rows, numeric=1)}</div>',
+                   f'<p class="muted" style="margin-top:12px">{note}</p>')  # fmt: skip
 
 
-def identity(run: RunData) -> str:
-    """Equal for runs that differ in nothing but the seed."""
-    kept = {name: value for name, value in run.settings.items() if name not in NOT_COMPARED}
-    return json.dumps([run.config.get("recipe"), run.classes, kept], sort_keys=True, default=str)
+def spread(runs: Sequence[Run], name: str, over: Callable[[Sequence[float]], float]) -> list[str]:
+    """A row of the table; a dash where a run lacks the figure."""
+    cells = []
+    for _, value, write in FIGURES:
+        values = [number for run in runs if (number := value(run)) is not None]
+        cells.append(write(over(values)) if len(values) == len(runs) else NOTHING)
+    return [f"<b>{name}</b>", *(f"<b>{cell}</b>" for cell in cells), "", "", ""]
 
 
-def seeds(runs: Mapping[str, RunData]) -> str:
-    """Mean and standard deviation of complete runs that differ by their seed alone."""
-    groups: dict[str, list[tuple[str, RunData]]] = {}
-    for name, run in runs.items():
-        if run.summary is not None:
-            groups.setdefault(identity(run), []).append((name, run))
-    rows = [spread(members) for members in groups.values() if len(members) > 1]
-    if not rows:
-        return ""
-    lead = "Runs with the same settings but for the seed; ± is the standard deviation from run to run."
-    return section("Over seeds", lead, table(["runs", "n", "accuracy", "with flips", "training time"], rows))
-
-
-def spread(members: Sequence[tuple[str, RunData]]) -> list[str]:
-    def over(key: str) -> tuple[float, float]:
-        return scores.mean_and_std([number((run.summary or {}).get(key)) for _, run in members])
-
-    def shares(key: str) -> str:
-        mean, deviation = over(key)
-        return f"{percent(mean)} ± {percent(deviation)}"
-
-    names = ", ".join(name for name, _ in members)
-    return [text(names), str(len(members)), shares("test_accuracy"), shares("test_accuracy_tta"),
-            duration(over("train_seconds")[0])]  # fmt: skip
-
-
-def differences(runs: Mapping[str, RunData]) -> str:
-    """The settings, hardware and versions in which the runs differ."""
-    described = {name: flat(run) for name, run in runs.items()}
-    keys = sorted({key for values in described.values() for key in values})
+def differences(runs: Sequence[Run]) -> str:
+    """The settings in which the runs differ."""
+    names = dict.fromkeys(name for run in runs for name in run.settings if name not in ("out", "resume"))
     rows = [
-        [text(key.replace("_", " ")), *(text(values.get(key, "–")) for values in described.values())]
-        for key in keys
-        if len({str(values.get(key, "–")) for values in described.values()}) > 1
+        [escape(name), *(escape(run.settings.get(name, NOTHING)) for run in runs)]
+        for name in names
+        if len({str(run.settings.get(name)) for run in runs}) > 1
     ]
     if not rows:
-        return section("Settings that differ", "None.")
-    return section("Settings that differ", "", table(["setting", *runs], rows))
+        return section("Settings that differ", "<p>None.</p>")
+    head = ["setting", *(escape(run.name) for run in runs)]
+    return section("Settings that differ", f'<div class="card">{table(head, rows)}</div>')
 
 
-def flat(run: RunData) -> dict[str, object]:
-    about = {name: run.config.get(name) for name in ("recipe", "world_size", "device_name", "precision", "git_commit")}
-    return {
-        **{k: v for k, v in run.settings.items() if k not in NOT_COMPARED - {"seed"}},
-        **about,
-        **(run.config.get("versions") or {}),
-    }
+def common_curves(runs: Sequence[Run]) -> str:
+    names = ", ".join(run.name for run in runs)
+    cards = "".join(
+        figure(themed_image(lambda theme, name=name: panel_png(name, runs, theme), f"{name} for each epoch of {names}"))
+        for name in PANELS
+    )
+    return section("Curves", f'<div class="grid two">{cards}</div>')

@@ -1,228 +1,254 @@
-"""The parts of one run's page, from its headline to how it is reproduced. Each gives HTML, or '' where there is nothing."""
+"""What the page says of one run, section by section. Each function returns HTML, empty where the run lacks the files.
 
-import io
+Not owned here: layout and escaping (`page`), arithmetic (`scores`), the commands to run it again (`recipe_text`).
+"""
+
+import json
 import math
-from collections.abc import Mapping
 
 import numpy as np
 
-from ddp_trainer.report import charts, matrix, scores
-from ddp_trainer.report.command import reproduction
-from ddp_trainer.report.page import (
-    chart,
-    count,
-    definitions,
-    duration,
-    image,
-    percent,
-    section,
-    table,
-    text,
-    tiles,
-)
-from ddp_trainer.report.rundata import Predictions, RunData
+from ddp_trainer.report.charts import PANELS
+from ddp_trainer.report.loading import Run, mapping
+from ddp_trainer.report.matrices import MAX_NUMBERED, confusion_png, list_mistakes
+from ddp_trainer.report.page import escape, figure, image, section, table, themed_image
+from ddp_trainer.report.pictures import panel_png, reliability_png
+from ddp_trainer.report.reproduce import reproduce
+from ddp_trainer.report.scores import (
+    calibration,
+    confused_pairs,
+    confusion_counts,
+    precision_and_recall,
+    wilson_interval,
+)  # fmt: skip
 
-LARGEST_PICTURE = 96  # pixels; larger ones are made smaller, so that the page stays light
 NUM_PAIRS = 12
+NOTHING = "\N{EN DASH}"  # where a figure is not known
+TIMES = "\N{MULTIPLICATION SIGN}"
+ROWS_PER_TABLE = 25
 
 
-def headline(run: RunData) -> str:
-    summary = run.summary
-    recipe = run.config.get("recipe", "run")
-    head = f'<h1>{text(run.name)}</h1>\n<p class="quiet">{text(recipe)} on {text(data_name(run))}</p>\n'
-    if summary is None:
-        return head + interrupted(run)
-    correct, total = int(summary["test_correct"]), int(summary["test_total"])
-    low, high = scores.wilson_interval(correct, total)
-    return (
-        f'{head}<p class="headline">{percent(correct / total)} <small>{run.split} accuracy</small></p>\n'
-        f"<p>{count(correct)} of {count(total)} {run.split} images right; 95&nbsp;% interval {percent(low)} to {percent(high)}.</p>\n"
-        + tiles(facts(run, summary))
-    )
+def describe(run: Run, *, details: bool = False) -> str:
+    """All sections. details: the page is about several runs, and this one comes after their comparison."""
+    heading = f"Details of {run.name}" if details else run.name
+    parts = [headline(run, heading)]
+    if not details:
+        parts.append(curves(run))
+    return "".join([*parts, confusion(run), classes(run), reliability(run), gallery(run), facts(run), reproduce(run)])
 
 
-def interrupted(run: RunData) -> str:
-    """What is known of a run that has not come to its end."""
-    state = run.status.get("state", "unknown")
-    asked = run.settings.get("epochs")
-    done = len(run.records)
-    of = f" of {asked}" if asked else ""
-    notice = f'<p class="notice">This run is not complete (state: {text(state)}): {done}{text(of)} epochs are recorded.</p>\n'
-    if not run.records:
-        return notice
-    last = run.records[-1]
-    figure = f'<p class="headline">{percent(last.get("test_accuracy", math.nan))} <small>{run.split} accuracy so far</small></p>\n'
-    entries = [
-        ("Training time", duration(sum(run.column("seconds")))),
-        ("Throughput", f"{count(last.get('images_per_second', math.nan))} images/s"),
-        ("Hardware", hardware(run)),
-    ]
-    return figure + notice + tiles(entries)
+def percent(share: float | None, digits: int = 2) -> str:
+    return NOTHING if share is None or math.isnan(share) else f"{share:.{digits}%}"
 
 
-def facts(run: RunData, summary: Mapping[str, object]) -> list[tuple[str, str]]:
-    def number(name: str) -> float:
-        value = summary.get(name)
-        return float(value) if isinstance(value, int | float) else math.nan
-
-    entries = [
-        ("With flipped copies", percent(number("test_accuracy_tta")), number("test_accuracy_tta")),
-        (f"{run.split.capitalize()} loss", f"{number('test_loss'):.4f}", number("test_loss")),
-        ("Epochs", count(number("epochs")), number("epochs")),
-        ("Steps", count(number("steps")), number("steps")),
-        ("Training time", duration(number("train_seconds")) if number("train_seconds") > 0 else "", 0.0),
-        ("Throughput", f"{count(number('images_per_second'))} images/s", number("images_per_second")),
-        ("Training operations", f"{number('train_pflops'):.4g} PFLOP", number("train_pflops")),
-        ("Parameters", count(number("parameters")), number("parameters")),
-    ]
-    shown = [(name, value) for name, value, known in entries if not math.isnan(known)]
-    return [*shown, ("Precision", str(summary.get("precision") or run.config.get("precision") or "")),
-            ("Hardware", hardware(run))]  # fmt: skip
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return NOTHING
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def hardware(run: RunData) -> str:
-    name = run.config.get("device_name") or run.config.get("device") or ""
-    world = run.config.get("world_size") or 1
-    return f"{world} × {name}" if world != 1 else str(name)
+def train_seconds(run: Run) -> float | None:
+    """Of all finished epochs where the run is not complete."""
+    _, seconds = run.series("seconds")
+    return run.number("train_seconds") or (float(seconds.sum()) if len(seconds) else None)
 
 
-def data_name(run: RunData) -> str:
-    dataset = run.config.get("dataset") or {}
-    sizes = {name: (split or {}).get("count") for name, split in (dataset.get("splits") or {}).items()}
-    images = f", {count(sizes['train'])} training images" if sizes.get("train") else ""
-    return f"{dataset.get('source', 'unknown data')}{images}, {len(run.classes)} classes"
+def latest(run: Run, name: str) -> float | None:
+    """From the summary, else from the last finished epoch."""
+    return run.number(name) if run.summary is not None else (run.metrics[-1].get(name) if run.metrics else None)
 
 
-def curves(run: RunData, panels: Mapping[str, charts.Draw]) -> str:
-    if not run.records:
-        return section("Training", "No epoch has been finished, so there are no curves.")
-    first, last = run.records[0], run.records[-1]
+def hardware(run: Run) -> str:
+    world_size = run.config.get("world_size") or 1
+    return f"{world_size} {TIMES} {run.config.get('device_name') or run.config.get('device') or 'unknown device'}"
 
-    def course(name: str) -> str:
-        return f"from {first.get(name, math.nan):.4g} to {last.get(name, math.nan):.4g} over {len(run.records)} epochs"
 
-    alts = {
-        "loss": f"Training loss {course('train_loss')}, {run.split} loss {course('test_loss')}",
-        "accuracy": f"Training accuracy {course('train_accuracy')}, {run.split} accuracy {course('test_accuracy')}",
-        "learning_rate": f"Learning rate {course('learning_rate')}",
-        "throughput": f"Images per second {course('images_per_second')}",
+def quantity(value: float | None, unit: str = "") -> str:
+    if value is None:
+        return NOTHING
+    number = f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+    return f"{number} {unit}".strip()
+
+
+def headline(run: Run, heading: str) -> str:
+    counts = run.counts
+    if counts is not None and counts[1]:
+        low, high = wilson_interval(*counts)
+        said = (
+            f"<span>accuracy on {counts[0]:,} of {counts[1]:,} {escape(run.split)} images"
+            f'<br><span class="muted">95% interval (Wilson) {percent(low)} to {percent(high)}</span></span>'
+        )
+    else:
+        said = f"<span>accuracy on the {escape(run.split)} images</span>"
+    finished = run.number("epochs") or len(run.metrics)
+    rows = {
+        "with mirror images (TTA)": percent(run.number("test_accuracy_tta")),
+        f"{run.split} loss": quantity(latest(run, "test_loss")),
+        "epochs": f"{finished:g} of {run.settings.get('epochs', '?')}",
+        "training time": duration(train_seconds(run)),
+        "operations": quantity(run.number("train_pflops"), "PFLOP"),
+        "throughput": quantity(latest(run, "images_per_second"), "images/s"),
+        "parameters": quantity(run.number("parameters")),
+        "hardware": hardware(run),
+        "precision": (run.summary or {}).get("precision") or run.config.get("precision") or NOTHING,
+        "recipe": run.config.get("recipe") or NOTHING,
     }
-    drawn = "".join(chart(charts.svg(panel), alts[name]) for name, panel in panels.items())
-    lead = "Training figures are means over the augmented images of an epoch, taken while the weights still change."
-    return section("Training", lead, f'<div class="charts">{drawn}</div>\n')
-
-
-def confusion(run: RunData, counts: np.ndarray | None) -> str:
-    if counts is None:
-        return section("Predictions", "There are none: they are written when a run is complete.")
-    pairs = scores.confused_pairs(counts, NUM_PAIRS)
-    wrong = int(counts.sum() - np.trace(counts))
-    alt = f"Confusion matrix of {len(run.classes)} classes; {wrong} of {counts.sum()} images are off its diagonal"
-    drawing = charts.svg(matrix.draw_matrix(counts, run.classes), size=matrix.matrix_size(len(run.classes)))
-    is_huge = len(run.classes) > matrix.MAX_WRITTEN
-    rows = [
-        [
-            f"{text(run.classes[pair.label])} → {text(run.classes[pair.predicted])}",
-            count(pair.count),
-            percent(pair.share, 1),
-        ]
-        for pair in pairs
-    ]
-    listing = table(["true → predicted", "images", "of the class"], rows) if rows else "<p>No image was confused.</p>"
-    picture = chart(drawing, alt, style="huge" if is_huge else "wide")
-    both = (
-        f"{picture}<div style='margin-top:1rem'>{listing}</div>"
-        if is_huge
-        else f'<div class="beside">{picture}{listing}</div>'
-    )
-    lead = "Rows are the true classes, columns the predicted ones: blue is right, orange is confused."
-    return section("What is taken for what", lead, both)
-
-
-def per_class(run: RunData, counts: np.ndarray | None) -> str:
-    if counts is None:
-        return ""
-    found = sorted(scores.class_scores(counts), key=lambda item: (math.isnan(item.recall), item.recall))
-    rows = [
-        [text(run.classes[item.label]), count(item.count), percent(item.precision, 1), percent(item.recall, 1),
-         f'<i style="width:{0 if math.isnan(item.recall) else 100 * item.recall:.1f}%"></i>']
-        for item in found
-    ]  # fmt: skip
-    lead = "Recall: the share of a class that is found. Precision: the share of what is taken for it that is right. Weakest first."
-    listing = table(["class", "images", "precision", "recall", ""], rows)
-    return section("Class by class", lead, listing.replace('class="num"><i', 'class="meter"><i'))
-
-
-def calibration(run: RunData, predictions: Predictions | None) -> str:
-    if predictions is None:
-        return ""
-    confidence = predictions.probabilities.max(axis=1)
-    bins = scores.reliability_bins(confidence, predictions.probabilities.argmax(axis=1) == predictions.labels)
-    error = scores.expected_calibration_error(bins)
-    mean = float(confidence.mean())
-    alt = f"Reliability diagram; expected calibration error {percent(error)}, mean confidence {percent(mean)}"
-    entries = [("Expected calibration error", percent(error)), ("Mean confidence", percent(mean))]
-    rows = [
-        [
-            f"{100 * item.low:.0f} to {100 * item.high:.0f} %",
-            count(item.count),
-            percent(item.confidence, 1),
-            percent(item.accuracy, 1),
-        ]
-        for item in bins
-        if item.count
-    ]
-    lead = "Does 90 % sure mean right 9 times out of 10? Bars below the dashed line: surer than it should be."
-    picture = chart(charts.svg(charts.draw_reliability(bins), size=(4.6, 3.6)), alt)
-    listing = table(["confidence", "images", "mean", "right"], rows)
-    return section("Calibration", lead, tiles(entries), f'<div class="beside">{picture}{listing}</div>')
-
-
-def gallery(run: RunData, predictions: Predictions | None) -> str:
-    if predictions is None:
-        return ""
-    if not len(predictions.wrong_images):
-        return section("Most confident mistakes", "No image was misclassified.")
-    figures = []
-    for picture, truth, answer, sure in mistakes(run, predictions):
-        alt = f"{truth}, taken for {answer} with {percent(sure, 1)}"
-        caption = f"<b>{text(truth)}</b><br>taken for <em>{text(answer)}</em><br>{percent(sure, 1)}"
-        figures.append(f"<figure>{image(encode(picture), alt)}<figcaption>{caption}</figcaption></figure>")
-    lead = "The images that the network got wrong while it was surest. Some labels may be the ones that are wrong."
-    return section("Most confident mistakes", lead, f'<div class="gallery">{"".join(figures)}</div>')
-
-
-def mistakes(run: RunData, predictions: Predictions) -> list[tuple[np.ndarray, str, str, float]]:
-    """(pixels, true class, predicted class, its probability), the most confident first."""
-    answers = predictions.wrong_probabilities.argmax(axis=1)
-    return [
-        (picture, run.classes[int(label)], run.classes[int(answer)], float(row[answer]))
-        for picture, label, answer, row in zip(
-            predictions.wrong_images, predictions.wrong_labels, answers, predictions.wrong_probabilities, strict=True
-        )
-    ]
-
-
-def encode(pixels: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 -> PNG."""
-    from PIL import Image
-
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
-    with io.BytesIO() as file:
-        picture.save(file, format="png")
-        return file.getvalue()
-
-
-def configuration(run: RunData) -> str:
-    config = run.config
-    versions = config.get("versions") or {}
-    surroundings = [*versions.items(), ("git commit", (config.get("git_commit") or "–")[:13]),
-                    ("processes", config.get("world_size", "–")), ("device", config.get("device", "–"))]  # fmt: skip
+    cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in rows.items())
+    level = "h2" if heading != run.name else "h1"
     return (
-        section(
-            "Configuration", "", definitions([(name.replace("_", " "), value) for name, value in run.settings.items()])
-        )
-        + section("Versions", "", definitions(surroundings))
-        + section("To reproduce it", "", f"<pre>{text(reproduction(run))}</pre>\n")
+        f'<header><{level}>{escape(heading)}</{level}><div class="hero"><strong>{percent(run.accuracy)}</strong>'
+        f'{said}</div>{notice(run)}<dl class="facts card">{cells}</dl></header>\n'
     )
+
+
+def notice(run: Run) -> str:
+    """What a reader must know before he believes the figures."""
+    notes = []
+    if run.summary is None:
+        state = run.status.get("state") or "not complete"
+        after = f"after {len(run.metrics)} finished epochs" if len(run.metrics) != 1 else "after 1 finished epoch"
+        notes.append(f"This run has no summary: its state is {state}, {after}. Figures are those of its last epoch.")
+        if run.status.get("message"):
+            notes.append(str(run.status["message"]))
+    if run.split == "validation":
+        notes.append("Measured on training images that were held out, not on the test split.")
+    found, counts = run.predictions, run.counts
+    if found is not None and counts is not None:
+        correct = int((found.predicted == found.labels).sum())
+        if (correct, len(found.labels)) != counts:
+            notes.append(f"predictions.npz says {correct} of {len(found.labels)}: it is of another evaluation.")
+    return f'<div class="notice">{"<br>".join(map(escape, notes))}</div>' if notes else ""
+
+
+def curves(run: Run) -> str:
+    if not run.metrics:
+        return section("Curves", "<p>No epoch was finished, so there is nothing to draw.</p>")
+    cards = "".join(
+        figure(themed_image(lambda theme, name=name: panel_png(name, [run], theme), f"{name} for each epoch"))
+        for name in PANELS
+    )
+    return section("Curves", f'<div class="grid two">{cards}</div>')
+
+
+def confusion(run: Run) -> str:
+    found = run.predictions
+    if found is None:
+        return ""
+    counts = confusion_counts(found.labels, found.predicted, len(run.classes))
+    wide = len(run.classes) > MAX_NUMBERED
+    pairs = confused_pairs(counts, NUM_PAIRS)
+    totals = counts.sum(axis=1)
+    rows = [
+        (escape(run.classes[pair.true]), escape(run.classes[pair.predicted]), f"{pair.images:,}",
+         percent(pair.images / totals[pair.true], 1))
+        for pair in pairs
+    ]  # fmt: skip
+    alt = f"Confusion matrix of {len(run.classes)} classes: {counts.trace():,} of {counts.sum():,} images are right"
+    numbers = "" if wide else "Numbers are images. "
+    picture = figure(
+        ('<div class="wide" tabindex="0">' if wide else "<div>")
+        + themed_image(lambda theme: confusion_png(counts, run.classes, theme), alt)
+        + "</div>",
+        f"{numbers}Colour is the share of the true class, on a square-root scale so that rare mistakes show.",
+        "" if wide else "medium",
+    )
+    listed = table(("is", "taken for", "images", "of the class"), rows, numeric=2) if rows else "<p>No mistakes.</p>"
+    beside = f'<div class="card"><h3>Most often confused</h3>{listed}</div>'
+    if wide:
+        return section("Confusion", picture, '<div style="height:16px"></div>', beside)
+    return section("Confusion", f'<div class="grid two">{picture}{beside}</div>')
+
+
+def classes(run: Run) -> str:
+    found = run.predictions
+    if found is None:
+        return ""
+    counts = confusion_counts(found.labels, found.predicted, len(run.classes))
+    precision, recall = precision_and_recall(counts)
+
+    def share(value: float) -> str:
+        filled = 0 if math.isnan(value) else value
+        return f'{percent(value, 1)}<span class="bar"><i style="width:{filled:.1%}"></i></span>'
+
+    rows = [
+        (escape(name), f"{counts[label].sum():,}", share(precision[label]), share(recall[label]))
+        for label, name in enumerate(run.classes)
+    ]
+    head = ("class", "images", "precision", "recall")
+    tables = "".join(
+        f'<div class="card">{table(head, rows[start : start + ROWS_PER_TABLE], numeric=1)}</div>'
+        for start in range(0, len(rows), ROWS_PER_TABLE)
+    )
+    says = (
+        '<p class="muted">Precision: of the images given this class, the share that has it. '
+        "Recall: of the images that have it, the share that was found.</p>"
+    )
+    return section("Classes", says, f'<div class="grid">{tables}</div>')
+
+
+def reliability(run: Run) -> str:
+    found = run.predictions
+    if found is None:
+        return ""
+    measured = calibration(found.labels, found.probabilities)
+    mean = float(np.asarray(found.probabilities, dtype=float).max(axis=1).mean())
+    right = float((found.predicted == found.labels).mean())
+    leaning = "surer of itself than it is right" if mean > right else "right more often than it is sure"
+    picture = themed_image(
+        lambda theme: reliability_png(measured, theme),
+        f"Reliability diagram; expected calibration error {measured.error:.2%}",
+    )
+    words = (
+        f'<div class="card"><h3>Expected calibration error {measured.error:.2%}</h3><p>On average the model gives its '
+        f"choice a probability of {mean:.2%} and is right {right:.2%} of the time: it is {leaning}.</p>"
+        '<p class="muted">Bars on the dashed line would mean that of the images given a probability of 80%, 80% '
+        "are right. The error is the mean distance from the line over all images, in 15 bins of equal width. The upper "
+        "bars count the images in each bin, on a logarithmic scale.</p></div>"
+    )
+    return section("Calibration", f'<div class="grid two">{figure(picture, kind="small")}{words}</div>')
+
+
+def gallery(run: Run) -> str:
+    mistakes, found = list_mistakes(run), run.predictions
+    if not mistakes or found is None:
+        return ""
+    cards = []
+    for mistake, pixels in zip(mistakes, found.wrong_images, strict=True):
+        true, predicted = run.classes[mistake.true], run.classes[mistake.predicted]
+        alt = f"Image {mistake.sample}: {true}, taken for {predicted} with {mistake.probability:.1%}"
+        said = f"<b>{escape(true)}</b><br>taken for {escape(predicted)}<br>{mistake.probability:.1%}"
+        cards.append(f"<figure>{image(pixels, alt)}<figcaption>{said}</figcaption></figure>")
+    total = int((found.predicted != found.labels).sum())
+    those = f"All {total} mistakes" if total == len(cards) else f"The surest {len(cards)} of {total:,} mistakes"
+    says = f'<p class="muted">{those}, with the probability the model gave its answer; the surest first.</p>'
+    return section("Most confident mistakes", says, f'<div class="gallery card">{"".join(cards)}</div>')
+
+
+def facts(run: Run) -> str:
+    """Every setting, the versions and the data, as they stand in config.json."""
+    dataset = mapping(run.config.get("dataset"))
+    splits = {name: mapping(split) for name, split in mapping(dataset.get("splits")).items()}
+    data = {
+        "source": dataset.get("source"), "classes": len(run.classes), "image size": dataset.get("image_size"),
+        **{f"{name} images": split.get("count") for name, split in splits.items()},
+        **{f"{name} sha256": split.get("sha256") for name, split in splits.items()},
+        "folder": run.config.get("data_dir"), "git commit": run.config.get("git_commit") or "unknown",
+    }  # fmt: skip
+    blocks = (("Settings", run.settings), ("Versions", mapping(run.config.get("versions"))), ("Data and code", data))
+    cards = "".join(
+        f'<div class="card"><h3>{title}</h3>'
+        + table(("", ""), [(escape(name), escape(plain(value))) for name, value in block.items()])
+        + "</div>"
+        for title, block in blocks
+        if block
+    )
+    return section("Configuration", f'<div class="grid" style="align-items:start">{cards}</div>')
+
+
+def plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value)
