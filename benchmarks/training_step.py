@@ -22,10 +22,11 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.results import write_result
-from data_prep.augment import Augmenter, batch_normalise
+from data_prep.augment import Augmenter
+from data_prep.batch_ops import batch_normalise
 from data_prep.dataset import read_dataset
 from data_prep.loader import Batch, build_loader
-from ddp_trainer.engine import Trainer, TrainingData
+from ddp_trainer.engine import RunData, Trainer
 from ddp_trainer.evaluate import Evaluator
 from ddp_trainer.model import ModelSpec, build_model
 from ddp_trainer.observer import SilentObserver
@@ -46,11 +47,9 @@ def our_step(runtime: Runtime, spec: ModelSpec, data_dir: Path, batch: Batch) ->
     samples = np.arange(dataset.splits["train"].count)
     augmenter = Augmenter(config.augment, mean=spec.mean, std=spec.std, seed=0)
     model = build_model(spec)
-    trainer = Trainer(
-        config, runtime, model, build_optimizer(model, config.optim),
-        TrainingData(loader=loader, samples=samples, augmenter=augmenter),
-        Evaluator(loader, samples[:500], spec, runtime, batch_size=500), SilentObserver(),
-    )  # fmt: skip
+    evaluator = Evaluator(loader, samples[:500], spec, runtime, batch_size=500)
+    data = RunData(loader=loader, samples=samples, augmenter=augmenter, evaluator=evaluator)
+    trainer = Trainer(config, runtime, model, build_optimizer(model, config.optim), data, SilentObserver())
 
     def step() -> None:
         runtime.announce_stop()

@@ -17,10 +17,10 @@ def import_ffcv() -> None:
         import numba
         from ffcv.pipeline.compiler import Compiler
 
-        def set_num_threads(count: int) -> None:
+        def set_num_threads(n: int) -> None:
             """FFCV's own also sets torch's threads, in every epoch and from its own thread too."""
-            Compiler.num_threads = count  # type: ignore[attr-defined]
-            numba.set_num_threads(count)
+            Compiler.num_threads = n
+            numba.set_num_threads(n)
 
         Compiler.set_num_threads = set_num_threads
     finally:

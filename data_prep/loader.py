@@ -19,6 +19,7 @@ from torch import Tensor
 from data_prep.ffcv_import import import_ffcv
 
 Mode = Literal["auto", "stream", "resident"]
+IndexBatches = Sequence[np.ndarray] | np.ndarray  # positions in the file; a row or an element is a batch
 STALL_SECONDS = 60.0
 RESIDENT_SHARE = 0.25  # of the free memory
 
@@ -42,7 +43,7 @@ class StreamLoader:
         self._identity = _identity(beton)
         self._to_device = _PinnedCopies(device) if device.type == "cuda" else _clone
 
-    def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
+    def batches(self, index_batches: IndexBatches) -> Iterator[Batch]:
         """The samples of each array of positions in turn: all of `batch_size` but the last non-empty one.
 
         An empty array gives an empty batch. Raises RuntimeError where the file changed, ended or gave other samples
@@ -68,7 +69,7 @@ class StreamLoader:
     def _iterate(self, order: np.ndarray) -> Any:
         from ffcv.loader.epoch_iterator import EpochIterator
 
-        return EpochIterator(self._loader, order.astype(np.uint64))
+        return EpochIterator(self._loader, order.astype(np.uint64))  # type: ignore[arg-type]
 
     def _empty(self) -> Batch:
         size = int(self._loader.reader.metadata["f0"]["height"][0])
@@ -88,7 +89,7 @@ class ResidentLoader:
         self._labels = torch.cat([part.labels for part in parts])
         self.count = stream.count
 
-    def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[Batch]:
+    def batches(self, index_batches: IndexBatches) -> Iterator[Batch]:
         """As StreamLoader.batches."""
         order = torch.from_numpy(_checked_order(index_batches, self.count)).to(self._images.device)
         start = 0
@@ -139,7 +140,7 @@ def _build_ffcv_loader(beton: Path, batch_size: int, num_workers: int) -> Any:
     )
 
 
-def _checked_order(index_batches: Sequence[np.ndarray], count: int, batch_size: int | None = None) -> np.ndarray:
+def _checked_order(index_batches: IndexBatches, count: int, batch_size: int | None = None) -> np.ndarray:
     """All positions in a row, (K,) int64, within the file."""
     filled = [np.asarray(indices, dtype=np.int64) for indices in index_batches if len(indices)]
     order = np.concatenate(filled) if filled else np.empty(0, dtype=np.int64)

@@ -1,27 +1,20 @@
 """Every setting of a training run: frozen, typed sections that are checked once and never edited afterwards.
 
-Owned here: names, types, help texts, ranges, and the translation of a command line into a `TrainConfig`.
-Not owned here: the values of named configurations (`recipes.py`) and what the settings do.
+Owned here: names, types, help texts and ranges. Not owned here: the values of named configurations (`recipes.py`),
+how a command line becomes one (`command_line.py`) and what the settings do.
 """
 
-import contextlib
 import dataclasses
-import io
 import math
 import os
-import re
-import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from data_prep.augment import AugmentConfig
 from data_prep.errors import InputError
-
-Section = TypeVar("Section")
 
 # Settings that may differ between a run and its resumption: they change where and how it runs, not what it learns.
 FREE_ON_RESUME = frozenset({
@@ -190,49 +183,6 @@ class TrainConfig:
         return {name: value for name, value in self.flat().items() if name not in FREE_ON_RESUME}
 
 
-def parse_command_line(
-    argv: Sequence[str], recipes: Mapping[str, TrainConfig], *, prog: str, description: str
-) -> TrainConfig:
-    """`[RECIPE] [--flag value ...]` -> configuration.
-
-    Raises InputError, in one line, for an unknown recipe, an unknown flag or an impossible value. `--help` prints
-    and exits 0.
-    """
-    arguments = list(argv)
-    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "baseline"
-    if name not in recipes:
-        raise InputError(f"unknown recipe '{name}': choose from {', '.join(recipes)}")
-    return parse_flags(TrainConfig, arguments, prog=f"{prog} [RECIPE]", description=description, default=recipes[name])
-
-
-def parse_flags(
-    section: type[Section],
-    argv: Sequence[str] | None,
-    *,
-    prog: str,
-    description: str | None = None,
-    default: Section | None = None,
-) -> Section:
-    """Flags -> an instance of a configuration dataclass; tyro's framed error reports become one-line InputErrors."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                section, args=argv, default=default, prog=prog, description=description,
-                config=(tyro.conf.OmitArgPrefixes,),
-            )  # fmt: skip
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise InputError(f"{_one_line(said.getvalue())} (--help lists the flags)") from None
-
-
-def _one_line(boxed: str) -> str:
-    """The first message in tyro's framed, many-line error report."""
-    text = " ".join(re.sub(r"[─-╿]", " ", re.sub(r"\x1b\[[0-9;]*m", "", boxed)).split())
-    return text.split(" For full helptext")[0] or "the command line is not understood"
-
-
 def launch_environment() -> tuple[int, int, int]:
     """(rank, local rank, world size) as the launcher set them, before any process group exists."""
     rank, local_rank, world_size = (os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
@@ -249,11 +199,10 @@ def check_batch(config: TrainConfig, *, num_images: int) -> None:
         f"use {max(batch // parts, 1) * parts}",
     )
     require(
+        not config.augment.mixes_pairs or batch // parts % 2 == 0,
+        f"--mixup and --cutmix pair images: --batch-size {batch} gives each of {parts} parts an odd number of them",
+    )
+    require(
         num_images >= batch,
         f"--batch-size {batch} is more than the {num_images} training images: lower it",
     )
-
-
-def program_name(module: str) -> str:
-    """How the user started `module`, for usage lines."""
-    return f"{Path(sys.executable).name} -m {module}"

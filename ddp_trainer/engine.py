@@ -33,12 +33,13 @@ class NonFiniteLoss(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingData:
-    """The training images of one run."""
+class RunData:
+    """The images of one run: those to train on, and those to evaluate on."""
 
     loader: StreamLoader | ResidentLoader
     samples: np.ndarray  # (N,) positions in the beton file; held-out ones are not among them
     augmenter: Augmenter
+    evaluator: Evaluator
 
 
 class Observer(Protocol):
@@ -55,11 +56,15 @@ class Trainer:
     """Model, optimizer and position of one run on one rank."""
 
     def __init__(
-        self, config: TrainConfig, runtime: Runtime, model: nn.Module, optimizer: torch.optim.Optimizer,
-        data: TrainingData, evaluator: Evaluator, observer: Observer,
-    ) -> None:  # fmt: skip
+        self,
+        config: TrainConfig,
+        runtime: Runtime,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        data: RunData,
+        observer: Observer,
+    ) -> None:
         self.config, self.runtime, self.data, self.observer = config, runtime, data, observer
-        self.evaluator = evaluator
         decay = config.optim.ema_decay
         self.model = runtime.place(model)
         self.ema = (
@@ -176,7 +181,7 @@ class Trainer:
             "test_total": evaluation.total,
             "learning_rate": self.learning_rate(self.step - 1),
             "seconds": seconds,
-            "images_per_second": trained.count / seconds,
+            "images_per_second": trained.num_images / seconds,
         }
         self.history.append(record)
         self.train_seconds += seconds
@@ -189,7 +194,7 @@ class Trainer:
 
     def evaluate(self, *, tta: bool = False) -> Evaluation:
         with self.runtime.averaged_batchnorm(self.evaluated_model):
-            return self.evaluator.run(self.evaluated_model, tta=tta, poll=self._stop_if_asked)
+            return self.data.evaluator.run(self.evaluated_model, tta=tta, poll=self._stop_if_asked)
 
     def _stop_if_asked(self) -> None:
         self.runtime.announce_stop()
@@ -199,7 +204,7 @@ class Trainer:
     def _progress_values(self) -> dict[str, float]:
         """For the bar of the main rank: its own images only, so that drawing needs no other rank."""
         own = averages(self.sums.values)
-        done = self.runtime.world_size * own.count
+        done = self.runtime.world_size * own.num_images
         return {
             "loss": own.loss,
             "accuracy": own.accuracy,

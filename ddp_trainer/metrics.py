@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 
 class Averages(NamedTuple):
-    """Means over `count` training images."""
+    """Means over training images."""
 
     loss: float
     accuracy: float
-    count: int
+    num_images: int
 
 
 class RunningSums:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,10 @@ from torch import Tensor, nn
 from data_prep.errors import InputError
 
 WIDTHS = (64, 128, 256, 512)
+
+# The head sees 512 maxima of several units each, so its logits are steep: unscaled, learning rates that suit the
+# convolutions make it diverge. The value is Page's.
+LOGIT_SCALE = 1 / 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +40,9 @@ class ModelSpec:
     def read(cls, path: Path) -> "ModelSpec":
         """Raises InputError where the file is missing or not a model.json of this project."""
         try:
-            fields = json.loads(path.read_text())
-            return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+            fields: dict[str, Any] = json.loads(path.read_text())
+            values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+            return cls(**values)
         except FileNotFoundError:
             raise InputError(f"{path} is missing: {path.parent} is not a completed run; train it first") from None
         except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -84,7 +90,7 @@ class CustomResNet(nn.Module):
         self.head = nn.Linear(third, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x).amax(dim=(2, 3)))
+        return self.head(self.features(x).amax(dim=(2, 3))) * LOGIT_SCALE
 
 
 def build_model(spec: ModelSpec) -> CustomResNet:

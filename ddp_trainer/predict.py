@@ -14,10 +14,10 @@ import numpy as np
 import torch
 import tyro
 
-from data_prep.augment import batch_normalise
+from data_prep.batch_ops import batch_normalise
 from data_prep.errors import InputError
 from data_prep.sources.folder import SUFFIXES, read_image
-from ddp_trainer.config import parse_flags, program_name
+from ddp_trainer.command_line import parse_flags, program_name
 from ddp_trainer.model import CustomResNet, ModelSpec, load_model
 
 BATCH = 128  # images in memory at a time

@@ -16,7 +16,7 @@ from data_prep.loader import ResidentLoader, StreamLoader, build_loader
 from data_prep.order import hold_out
 from ddp_trainer.checkpoint import Checkpointer, list_checkpoints, load_checkpoint, newest_good_checkpoint
 from ddp_trainer.config import TrainConfig, check_batch, launch_environment
-from ddp_trainer.engine import Observer, Trainer, TrainingData
+from ddp_trainer.engine import Observer, RunData, Trainer
 from ddp_trainer.evaluate import EVALUATION_BATCH, Evaluation, Evaluator
 from ddp_trainer.model import ModelSpec, build_model, count_parameters, training_flops_per_image
 from ddp_trainer.observer import RunObserver, SilentObserver
@@ -85,10 +85,10 @@ class TrainingRun:
         """The trainer, standing where the run starts or goes on."""
         state = self._load_state() if self.start >= 0 else None
         observer = self._observer(state)
-        data, evaluator = self._data()
+        data = self._data()
         model = build_model(self.spec)
         optimizer = build_optimizer(model, self.config.optim)
-        self.trainer = Trainer(self.config, self.runtime, model, optimizer, data, evaluator, observer)
+        self.trainer = Trainer(self.config, self.runtime, model, optimizer, data, observer)
         if state is not None:
             restore_state(self.trainer, state)
         self._announce()
@@ -138,7 +138,7 @@ class TrainingRun:
             "dataset": asdict(self.dataset),
         }
 
-    def _data(self) -> tuple[TrainingData, Evaluator]:
+    def _data(self) -> RunData:
         config, device = self.config, self.runtime.device
         train_beton, test_beton = (config.data.data_dir / self.dataset.splits[name].file for name in ("train", "test"))
         samples = np.arange(self.dataset.splits["train"].count)
@@ -154,9 +154,10 @@ class TrainingRun:
                                 num_workers=config.data.num_workers)  # fmt: skip
 
         share = config.schedule.batch_size // self.runtime.world_size
-        data = TrainingData(loader=loader(train_beton, share), samples=samples, augmenter=augmenter)
-        evaluation_loader = loader(evaluated_beton, EVALUATION_BATCH)
-        return data, Evaluator(evaluation_loader, evaluated, self.spec, self.runtime, batch_size=EVALUATION_BATCH)
+        evaluator = Evaluator(
+            loader(evaluated_beton, EVALUATION_BATCH), evaluated, self.spec, self.runtime, batch_size=EVALUATION_BATCH
+        )
+        return RunData(loader=loader(train_beton, share), samples=samples, augmenter=augmenter, evaluator=evaluator)
 
     def _announce(self) -> None:
         assert self.trainer is not None
@@ -179,7 +180,7 @@ class TrainingRun:
             return
         path = self.run_dir.path
         self.checkpointer.close()
-        write_predictions(path, evaluation, trainer.evaluator.loader)
+        write_predictions(path, evaluation, trainer.data.evaluator.loader)
         summary = write_summary(path, evaluation, self._facts(trainer))
         self.tracker.finish(summary)
         report = write_report_or_say_why(path)

@@ -8,7 +8,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from data_prep.errors import InputError
 from ddp_trainer.config import RuntimeConfig, launch_environment
+from ddp_trainer.hardware import cpu_has_bf16, cpu_name
 from ddp_trainer.signals import StopRequest
 from ddp_trainer.sync_batchnorm import synchronise_batchnorm
 
@@ -54,7 +54,7 @@ class Runtime:
         self.world_size: int = self._accelerator.num_processes
         self.is_main = self.rank == 0
         # Control messages travel between the hosts over gloo, so that they never wait for a device.
-        self._control = dist.new_group(backend="gloo") if self.world_size > 1 else None
+        self._control = _control_group() if self.world_size > 1 else None
         if self.device.type == "cpu":
             use_all_cores()
         self._stop = StopRequest()
@@ -171,6 +171,12 @@ class Runtime:
                 layer.running_mean, layer.running_var = mean, variance
 
 
+def _control_group() -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
 def check_launch(config: RuntimeConfig) -> None:
     """InputError where this process was launched as one of several and finds itself alone.
 
@@ -209,7 +215,7 @@ def resolve_precision(config: RuntimeConfig) -> str:
         return config.precision
     if on_cuda:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if _cpu_has_bf16() else "fp32"
+    return "bf16" if cpu_has_bf16() else "fp32"
 
 
 def use_all_cores() -> None:
@@ -228,21 +234,3 @@ def set_backend_flags(config: RuntimeConfig) -> None:
     torch.use_deterministic_algorithms(config.deterministic)
     torch.backends.cudnn.benchmark = not config.deterministic
     torch.set_float32_matmul_precision("highest" if config.deterministic else "high")
-
-
-def _cpu_info() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bf16 itself; emulated, it would be slower than fp32."""
-    flags = _cpu_info().split()
-    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16"))
-
-
-def cpu_name() -> str:
-    names = [line.split(":", 1)[1].strip() for line in _cpu_info().splitlines() if line.startswith("model name")]
-    return f"{names[0] if names else 'CPU'}, {len(os.sched_getaffinity(0))} cores"

@@ -8,7 +8,8 @@ import traceback
 from collections.abc import Sequence
 
 from data_prep.errors import InputError
-from ddp_trainer.config import TrainConfig, launch_environment, parse_command_line, program_name
+from ddp_trainer.command_line import parse_command_line, program_name
+from ddp_trainer.config import TrainConfig, launch_environment
 from ddp_trainer.recipes import RECIPES, describe_recipes
 from ddp_trainer.run import TrainingRun
 from ddp_trainer.signals import Preempted

@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.augment import (
-    AugmentConfig,
-    Augmented,
-    Augmenter,
+from data_prep.augment import AugmentConfig, Augmented, Augmenter
+from data_prep.batch_ops import (
     batch_crop,
     batch_cutmix,
     batch_cutout,

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from data_prep.errors import InputError
-from ddp_trainer.config import FREE_ON_RESUME, TrainConfig, check_batch, parse_command_line
+from ddp_trainer.command_line import parse_command_line
+from ddp_trainer.config import FREE_ON_RESUME, TrainConfig, check_batch
 from ddp_trainer.recipes import RECIPES
 
 

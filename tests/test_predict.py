@@ -20,9 +20,7 @@ CLASSES = ("cat", "dog", "<b>", "x y")
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run")
-    spec = ModelSpec(
-        classes=CLASSES, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), image_size=32, widths=(4, 8, 8, 16)
-    )
+    spec = ModelSpec(classes=CLASSES, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), image_size=32, widths=(4, 8, 8, 16))
     torch.manual_seed(0)
     write_model(run, build_model(spec), spec)
     return run

@@ -27,7 +27,7 @@ def test_it_is_the_published_finaliser() -> None:
     bits = random_bits(indices, seed=2**62 + 5, epoch=17, num_draws=3)
     for row in range(3):
         for column, index in enumerate(indices.tolist()):
-            assert bits[row, column].item() & MASK == reference(index, 2**62 + 5, 17, row + 1)
+            assert int(bits[row, column].item()) & MASK == reference(index, 2**62 + 5, 17, row + 1)
 
 
 def test_an_image_draws_the_same_in_any_batch() -> None:

@@ -103,7 +103,7 @@ def test_launcher_flags_exist(command: str) -> None:
 
 @pytest.mark.parametrize("command", [command for command in commands() if "-m ddp_trainer.train" in command])
 def test_trainer_flags_exist(command: str) -> None:
-    from ddp_trainer.config import parse_command_line
+    from ddp_trainer.command_line import parse_command_line
     from ddp_trainer.recipes import RECIPES
 
     words = shlex.split(command)

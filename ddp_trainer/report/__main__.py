@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from data_prep.errors import InputError
-from ddp_trainer.config import parse_flags, program_name
+from ddp_trainer.command_line import parse_flags, program_name
 from ddp_trainer.report import write_report
 
 

@@ -15,7 +15,7 @@ from data_prep.augment import Augmenter
 from data_prep.dataset import read_dataset
 from data_prep.loader import build_loader
 from ddp_trainer.config import RuntimeConfig
-from ddp_trainer.engine import Trainer, TrainingData
+from ddp_trainer.engine import RunData, Trainer
 from ddp_trainer.evaluate import Evaluator
 from ddp_trainer.metrics import averages
 from ddp_trainer.model import CustomResNet, ModelSpec
@@ -37,9 +37,9 @@ def build_trainer(data_dir: Path, dtype: torch.dtype, sync_bn: bool) -> Trainer:
     model = CustomResNet(widths=(8, 8, 16, 16)).to(dtype)
     augmenter = Augmenter(config.augment, mean=spec.mean, std=spec.std, seed=0, dtype=dtype)
     samples = np.arange(dataset.splits["train"].count)
-    data = TrainingData(loader=loader, samples=samples, augmenter=augmenter)
     evaluator = Evaluator(loader, samples, spec, runtime, batch_size=share)
-    return Trainer(config, runtime, model, build_optimizer(model, config.optim), data, evaluator, SilentObserver())
+    data = RunData(loader=loader, samples=samples, augmenter=augmenter, evaluator=evaluator)
+    return Trainer(config, runtime, model, build_optimizer(model, config.optim), data, SilentObserver())
 
 
 def main(data_dir: Path, out: Path, dtype: str, steps: int, sync_bn: bool) -> None:
