@@ -24,9 +24,9 @@ MARKER = "marker-5e7d1c"
 
 def record(epoch: int) -> dict[str, float | int]:
     return {
-        **{"epoch": epoch, "step": 3 * epoch, "train_loss": 2.0 / epoch, "train_accuracy": 0.1 * epoch},
-        **{"test_loss": 1.5 / epoch, "test_accuracy": 0.9 if epoch == 2 else 0.5, "test_correct": 5, "test_total": 10},
-        **{"learning_rate": 0.1, "seconds": 1.5, "images_per_second": 100.0},
+        "epoch": epoch, "step": 3 * epoch, "train_loss": 2.0 / epoch, "train_accuracy": 0.1 * epoch,
+        "test_loss": 1.5 / epoch, "test_accuracy": 0.9 if epoch == 2 else 0.5, "test_correct": 5, "test_total": 10,
+        "learning_rate": 0.1, "seconds": 1.5, "images_per_second": 100.0,
     }
 
 
@@ -71,7 +71,7 @@ def stored(run_dir: Path) -> list[Any]:
     The file: 7 bytes of header, then LevelDB's log format, blocks of 32 KiB with pieces of records behind a header
     of checksum, length and type (1 whole, 2 first, 3 middle, 4 last).
     """
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
 
     (file,) = run_dir.rglob("*.wandb")
     data, place, whole, found = file.read_bytes(), 7, b"", []
@@ -291,7 +291,8 @@ def test_tensorboard_shows_each_epoch_once_after_a_resume(tmp_path: Path) -> Non
         "import sys, json; from pathlib import Path; from ddp_trainer.tracking import build_tracker\n"
         "jobs = json.loads(sys.argv[2])\n"
         "for history, records in jobs:\n"
-        "    t = build_tracker(['tensorboard'], run_dir=Path(sys.argv[1]), config={}, wandb_mode='auto', history=history)\n"
+        "    t = build_tracker(['tensorboard'], run_dir=Path(sys.argv[1]), config={}, wandb_mode='auto',\n"
+        "                      history=history)\n"
         "    [t.log_epoch(r) for r in records]; t.finish(None)\n"
         "from tensorboard.backend.event_processing.event_accumulator import EventAccumulator\n"
         "events = EventAccumulator(sys.argv[1] + '/tensorboard'); events.Reload()\n"
