@@ -7,11 +7,11 @@ import pytest
 from data_prep.errors import InputError
 from ddp_trainer.command_line import parse_command_line
 from ddp_trainer.config import FREE_ON_RESUME, TrainConfig, check_batch
-from ddp_trainer.recipes import RECIPES
+from ddp_trainer.recipes import RECIPES, describe_recipes
 
 
 def parse(*arguments: str) -> TrainConfig:
-    return parse_command_line(arguments, RECIPES, prog="train", description="")
+    return parse_command_line(arguments, RECIPES, prog="train", description=describe_recipes())
 
 
 def test_without_a_recipe_it_is_baseline() -> None:
