@@ -1,5 +1,6 @@
 """Imports FFCV 1.0.2 without its side effects: seconds of compilation, and another number of threads for torch."""
 
+import importlib
 from unittest import mock
 
 import torch
@@ -12,7 +13,7 @@ def import_ffcv() -> None:
         # FFCV keeps two numbers in a typed dictionary that is only ever read by plain Python: numba would compile a
         # whole dictionary type for them at each start, for 5 seconds.
         with mock.patch("numba.typed.Dict", dict):
-            pass
+            importlib.import_module("ffcv.fields.rgb_image")
 
         import numba
         from ffcv.pipeline.compiler import Compiler

@@ -82,6 +82,13 @@ def test_after_the_last_batch_it_ends_and_does_not_hang(stream: StreamLoader) ->
         assert next(batches, None) is None
 
 
+def test_ffcv_is_imported_without_compiling_a_dictionary(stream: StreamLoader) -> None:
+    """Numba's typed dictionary in its place costs every start seconds."""
+    from ffcv.fields import rgb_image
+
+    assert type(rgb_image.IMAGE_MODES) is dict
+
+
 def test_torch_keeps_its_threads(image_set_and_beton: tuple[np.ndarray, np.ndarray, Path]) -> None:
     before = torch.get_num_threads()
     try:
