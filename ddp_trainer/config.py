@@ -5,6 +5,7 @@ how a command line becomes one (`command_line.py`) and what the settings do.
 """
 
 import dataclasses
+import importlib.util
 import math
 import os
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ from data_prep.errors import InputError
 # Settings that may differ between a run and its resumption: they change where and how it runs, not what it learns.
 FREE_ON_RESUME = frozenset({
     "out", "resume", "data_dir", "num_workers", "data_mode", "max_steps", "checkpoint_every_steps",
-    "keep_checkpoints", "wandb", "trackers", "process_group_timeout", "device", "compile",
+    "keep_checkpoints", "trackers", "wandb", "wandb_group", "wandb_job_type", "wandb_tags", "process_group_timeout",
+    "device", "compile",
 })  # fmt: skip
 
 
@@ -139,22 +141,48 @@ class RunConfig:
     """Save the training state every so many steps; 0: at epoch ends only."""
     keep_checkpoints: int = 2
     """Number of newest checkpoints that are kept."""
-    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online with an API key, offline without one."""
-    trackers: str = "wandb"
-    """Comma-separated: wandb, tensorboard. The JSON lines are always written."""
 
     def __post_init__(self) -> None:
         require(self.checkpoint_every_steps >= 0, "--checkpoint-every-steps: give 0 or more")
         require(self.keep_checkpoints >= 1, f"--keep-checkpoints {self.keep_checkpoints}: give at least 1")
+        require(not self.resume or self.out is not None, "--resume: name the run to go on with by --out DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    trackers: str = "wandb"
+    """Comma-separated: wandb, tensorboard. The JSON lines are always written."""
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online with an API key, offline without one. WANDB_PROJECT, WANDB_ENTITY and WANDB_NAME are obeyed; without
+    them the project is ddp-trainer, and the name that of the run directory."""
+    wandb_group: str | None = None
+    """Group of the W&B run, such as the experiment that several seeds belong to; by default WANDB_RUN_GROUP."""
+    wandb_job_type: str | None = None
+    """Job type of the W&B run; by default WANDB_JOB_TYPE, else train."""
+    wandb_tags: str | None = None
+    """Comma-separated tags of the W&B run; by default WANDB_TAGS."""
+
+    def __post_init__(self) -> None:
         unknown = set(self.tracker_names) - {"wandb", "tensorboard"}
         require(not unknown, f"--trackers {self.trackers}: unknown {', '.join(sorted(unknown))}; "
                              "choose from wandb, tensorboard")  # fmt: skip
-        require(not self.resume or self.out is not None, "--resume: name the run to go on with by --out DIR")
+        require("tensorboard" not in self.tracker_names or importlib.util.find_spec("tensorboard") is not None,
+                "--trackers tensorboard: not installed here; run `pip install tensorboard`")  # fmt: skip
+        for tag in self.tags or ():
+            require(len(tag) <= 64, f"--wandb-tags: {tag} is longer than the 64 characters that W&B takes")
 
     @property
     def tracker_names(self) -> tuple[str, ...]:
-        return tuple(name.strip() for name in self.trackers.split(",") if name.strip())
+        return split_names(self.trackers)
+
+    @property
+    def tags(self) -> tuple[str, ...] | None:
+        return None if self.wandb_tags is None else split_names(self.wandb_tags)
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Comma-separated names, without blanks and empty ones."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +196,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def flat(self) -> dict[str, Any]:
         """All settings by flag name, with underscores, as JSON values."""

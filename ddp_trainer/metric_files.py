@@ -6,8 +6,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_prep.errors import InputError
-
 Record = Mapping[str, float | int]
 
 
@@ -29,13 +27,11 @@ class JsonLines:
 
 
 class TensorBoardMirror:
-    """Event files in RUN/tensorboard/, written anew on resume. Raises InputError where TensorBoard is missing."""
+    """Event files in RUN/tensorboard/, written anew on resume."""
 
     def __init__(self, run_dir: Path, history: Sequence[Record]) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise InputError("--trackers tensorboard: not installed here; run `pip install tensorboard`") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         shutil.rmtree(run_dir / "tensorboard", ignore_errors=True)
         self._writer = SummaryWriter(str(run_dir / "tensorboard"))
         for record in history:

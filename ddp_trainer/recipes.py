@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.augment import AugmentConfig
-from ddp_trainer.config import DataConfig, OptimConfig, RunConfig, ScheduleConfig, TrainConfig
+from ddp_trainer.config import DataConfig, OptimConfig, ScheduleConfig, TrackingConfig, TrainConfig
 
 
 def baseline() -> TrainConfig:
@@ -32,7 +32,7 @@ def smoke() -> TrainConfig:
         augment=AugmentConfig(crop_padding=2, flip="random", cutout=4),
         schedule=ScheduleConfig(epochs=2, batch_size=32, max_steps=6),
         optim=OptimConfig(peak_lr=0.1),
-        run=RunConfig(wandb="disabled"),
+        tracking=TrackingConfig(wandb="disabled"),
     )
 
 

@@ -112,10 +112,9 @@ class TrainingRun:
         self.run_dir.write_status("running")
         write_json(self.run_dir.path / "config.json", self._description())
         self.tracker = build_tracker(
-            self.config.run.tracker_names,
+            self.config.tracking,
             run_dir=self.run_dir.path,
             config=self._description(),
-            wandb_mode=self.config.run.wandb,
             history=state["history"] if state else (),
             state=state["tracker"] if state else {},
         )

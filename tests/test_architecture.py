@@ -68,7 +68,7 @@ def test_one_file_sees_the_accelerator() -> None:
 
 
 def test_one_file_knows_wandb() -> None:
-    assert importers_of("wandb") <= {"ddp_trainer/tracking.py"}
+    assert importers_of("wandb") <= {"ddp_trainer/wandb_mirror.py"}
 
 
 def test_only_data_prep_knows_ffcv() -> None:

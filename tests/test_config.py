@@ -33,7 +33,7 @@ PROMISED = [
     *("data-dir", "out", "resume", "epochs", "batch-size", "max-steps", "peak-lr", "weight-decay", "label-smoothing"),
     *("seed", "device", "precision", "compile", "no-compile", "channels-last", "no-channels-last", "sync-bn"),
     *("no-sync-bn", "checkpoint-every-steps", "keep-checkpoints", "wandb", "validation", "num-workers", "data-mode"),
-    *("trackers", "deterministic"),
+    *("trackers", "deterministic", "wandb-group", "wandb-job-type", "wandb-tags"),
 ]
 
 
@@ -61,6 +61,7 @@ def test_help_lists_every_promised_flag_and_every_recipe(capsys: pytest.CaptureF
         (["--seed", "-1"], "--seed -1"),
         (["--precision", "fp8"], "fp8"),
         (["--trackers", "wandb,mlflow"], "mlflow"),
+        (["--wandb-tags", "fine," + 65 * "x"], "--wandb-tags"),
         (["--resume"], "--out"),
         (["--crop-padding", "-1"], "--crop-padding"),
         (["--warmup-fraction", "2"], "--warmup-fraction"),

@@ -14,14 +14,16 @@ from ddp_trainer.console import BarProgress, LineProgress, SilentProgress, build
 
 VALUES = {"loss": 0.8123, "accuracy": 0.7152, "learning_rate": 0.312, "images_per_second": 12345.0}
 RECORD = {
-    "epoch": 3, "train_loss": 0.8123, "train_accuracy": 0.7152, "test_loss": 0.7012, "test_accuracy": 0.7712,
-
-        "test_correct": 7712,
-        "test_total": 10000,
-        "learning_rate": 0.312,
-        "images_per_second": 12345.4,
-        "seconds": 25.1
-    ,
+    "epoch": 3,
+    "train_loss": 0.8123,
+    "train_accuracy": 0.7152,
+    "test_loss": 0.7012,
+    "test_accuracy": 0.7712,
+    "test_correct": 7712,
+    "test_total": 10000,
+    "learning_rate": 0.312,
+    "images_per_second": 12345.4,
+    "seconds": 25.1,
 }
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -94,6 +94,31 @@ class Run:
 def mapping(value: object) -> Mapping[str, Any]:
     """`value` where it is a JSON object, else an empty one."""
     return value if isinstance(value, dict) else {}
+
+
+class Mistake(NamedTuple):
+    """One picture of the gallery: what it is and what it was taken for."""
+
+    sample: int  # its position in the evaluated file
+    true: str
+    predicted: str
+    probability: float
+    pixels: np.ndarray  # (H, W, 3) uint8
+
+
+def list_mistakes(run: Run) -> list[Mistake]:
+    """The most confident ones, in the order of the run's wrong_images; none where there are no predictions."""
+    found = run.predictions
+    if found is None:
+        return []
+    rows = {int(index): row for row, index in enumerate(found.indices)}
+    predicted = found.predicted
+    mistakes = []
+    for sample, pixels in zip(found.wrong_indices.tolist(), found.wrong_images, strict=True):
+        row = rows[sample]
+        true, taken_for = run.classes[found.labels[row]], run.classes[predicted[row]]
+        mistakes.append(Mistake(sample, true, taken_for, float(found.probabilities[row].max()), pixels))
+    return mistakes
 
 
 def load_run(path: Path) -> Run:

@@ -5,12 +5,13 @@ Not owned here: counting (`scores`) and themes (`charts`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ddp_trainer.report.charts import Theme, new_figure, shorten, style, to_png
-from ddp_trainer.report.loading import Run
+from ddp_trainer.report.loading import Mistake
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,11 +60,8 @@ def _number_cells(axes: Axes, confusion: np.ndarray, shares: np.ndarray, theme: 
             axes.text(column, row, str(count), ha="center", va="center", fontsize=size, color=colour)
 
 
-def misclassified_png(run: Run, theme: Theme) -> bytes | None:
-    """The most confident mistakes, true class above predicted class. None where there are none."""
-    mistakes = list_mistakes(run)
-    if not mistakes or run.predictions is None:
-        return None
+def misclassified_png(mistakes: Sequence[Mistake], theme: Theme) -> bytes:
+    """The most confident mistakes, at least one, true class above predicted class."""
     columns = min(SHEET_COLUMNS, len(mistakes))
     rows = -(-len(mistakes) // columns)
     width, height = 1.35, 1.85  # inches; all in one pair of axes, as a pair for each picture is slow
@@ -71,40 +69,11 @@ def misclassified_png(run: Run, theme: Theme) -> bytes | None:
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    for place, (mistake, pixels) in enumerate(zip(mistakes, run.predictions.wrong_images, strict=True)):
+    for place, mistake in enumerate(mistakes):
         row, column = divmod(place, columns)
         left, top = column * width + 0.1, row * height + 0.62
-        axes.imshow(pixels, extent=(left, left + 1.15, top + 1.15, top), interpolation="nearest")
-        true, predicted = (shorten(run.classes[label], 14) for label in (mistake.true, mistake.predicted))
-        said = f"{true}\nas {predicted}\n{mistake.probability:.1%}"
+        axes.imshow(mistake.pixels, extent=(left, left + 1.15, top + 1.15, top), interpolation="nearest")
+        said = f"{shorten(mistake.true, 14)}\nas {shorten(mistake.predicted, 14)}\n{mistake.probability:.1%}"
         axes.text(left, top - 0.05, said, fontsize=8, color=theme.ink, linespacing=1.25)
     axes.set(xlim=(0, width * columns), ylim=(height * rows, 0), aspect="auto")
     return to_png(figure, dpi=110)
-
-
-class Mistake(NamedTuple):
-    """One picture of the gallery: what it is and what it was taken for."""
-
-    sample: int
-    true: int
-    predicted: int
-    probability: float
-
-
-def list_mistakes(run: Run) -> list[Mistake]:
-    """In the order of the run's wrong_images."""
-    found = run.predictions
-    if found is None:
-        return []
-    place = {int(index): row for row, index in enumerate(found.indices)}
-    rows = [place[int(index)] for index in found.wrong_indices]
-    predicted = found.predicted
-    return [
-        Mistake(
-            sample=int(found.indices[row]),
-            true=int(found.labels[row]),
-            predicted=int(predicted[row]),
-            probability=float(found.probabilities[row].max()),
-        )
-        for row in rows
-    ]

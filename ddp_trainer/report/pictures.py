@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ddp_trainer.report.charts import PANELS, Theme, draw_confidences, draw_reliability, new_figure, to_png
-from ddp_trainer.report.loading import Run
+from ddp_trainer.report.loading import Run, list_mistakes
 from ddp_trainer.report.matrices import confusion_png, misclassified_png
 from ddp_trainer.report.scores import Calibration, confusion_counts
 
@@ -15,9 +15,9 @@ def draw_files(runs: Sequence[Run], theme: Theme) -> dict[str, bytes]:
     if first.predictions is not None:
         counts = confusion_counts(first.predictions.labels, first.predictions.predicted, len(first.classes))
         files["confusion.png"] = confusion_png(counts, first.classes, theme)
-        sheet = misclassified_png(first, theme)
-        if sheet is not None:
-            files["misclassified.png"] = sheet
+        mistakes = list_mistakes(first)
+        if mistakes:
+            files["misclassified.png"] = misclassified_png(mistakes, theme)
     return files
 
 

@@ -9,8 +9,8 @@ import math
 import numpy as np
 
 from ddp_trainer.report.charts import PANELS
-from ddp_trainer.report.loading import Run, mapping
-from ddp_trainer.report.matrices import MAX_NUMBERED, confusion_png, list_mistakes
+from ddp_trainer.report.loading import Run, list_mistakes, mapping
+from ddp_trainer.report.matrices import MAX_NUMBERED, confusion_png
 from ddp_trainer.report.page import escape, figure, image, section, table, themed_image
 from ddp_trainer.report.pictures import panel_png, reliability_png
 from ddp_trainer.report.reproduce import reproduce
@@ -212,16 +212,16 @@ def reliability(run: Run) -> str:
 
 
 def gallery(run: Run) -> str:
-    mistakes, found = list_mistakes(run), run.predictions
-    if not mistakes or found is None:
+    mistakes = list_mistakes(run)
+    if run.predictions is None or not mistakes:
         return ""
     cards = []
-    for mistake, pixels in zip(mistakes, found.wrong_images, strict=True):
-        true, predicted = run.classes[mistake.true], run.classes[mistake.predicted]
-        alt = f"Image {mistake.sample}: {true}, taken for {predicted} with {mistake.probability:.1%}"
-        said = f"<b>{escape(true)}</b><br>taken for {escape(predicted)}<br>{mistake.probability:.1%}"
-        cards.append(f"<figure>{image(pixels, alt)}<figcaption>{said}</figcaption></figure>")
-    total = int((found.predicted != found.labels).sum())
+    for mistake in mistakes:
+        said = f"{mistake.true}, taken for {mistake.predicted} with {mistake.probability:.1%}"
+        caption = f"<b>{escape(mistake.true)}</b><br>taken for {escape(mistake.predicted)}<br>{mistake.probability:.1%}"
+        picture = image(mistake.pixels, f"Image {mistake.sample}: {said}")
+        cards.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
+    total = int((run.predictions.predicted != run.predictions.labels).sum())
     those = f"All {total} mistakes" if total == len(cards) else f"The surest {len(cards)} of {total:,} mistakes"
     says = f'<p class="muted">{those}, with the probability the model gave its answer; the surest first.</p>'
     return section("Most confident mistakes", says, f'<div class="gallery card">{"".join(cards)}</div>')

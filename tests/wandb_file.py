@@ -1,0 +1,53 @@
+"""What a W&B run left in its own file, read back with W&B's own message types."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from wandb.proto.wandb_internal_pb2 import Record
+
+BLOCK, FILE_HEADER, HEADER = 32768, 7, 7
+
+
+def read_records(run_dir: Path) -> list[Record]:
+    """The records of the only W&B file below `run_dir`.
+
+    The file: a header, then LevelDB's log format, blocks with pieces of records behind a header of checksum, length
+    and type (1 whole, 2 first, 3 middle, 4 last).
+    """
+    (file,) = run_dir.rglob("*.wandb")
+    data, place, whole, found = file.read_bytes(), FILE_HEADER, b"", []
+    while place + HEADER <= len(data):
+        left_in_block = BLOCK - place % BLOCK
+        if left_in_block < HEADER:
+            place += left_in_block
+            continue
+        length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        whole = (b"" if kind in (1, 2) else whole) + data[place + HEADER : place + HEADER + length]
+        place += HEADER + length
+        if kind in (1, 4):
+            found.append(Record.FromString(whole))
+    return found
+
+
+def of_kind(records: list[Record], kind: str) -> list[Any]:
+    return [getattr(record, kind) for record in records if record.WhichOneof("record_type") == kind]
+
+
+def value_of(item: Any) -> tuple[str, Any]:
+    """(name, value) of one figure; a name of several parts is joined by dots."""
+    return item.key or ".".join(item.nested_key), json.loads(item.value_json)
+
+
+def read_history(run_dir: Path) -> list[dict[str, Any]]:
+    """What was logged, row by row, without W&B's own columns."""
+    rows = [dict(map(value_of, row.item)) for row in of_kind(read_records(run_dir), "history")]
+    return [{name: value for name, value in row.items() if not name.startswith("_")} for row in rows]
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """The summary as it was in the end."""
+    found: dict[str, Any] = {}
+    for change in of_kind(read_records(run_dir), "summary"):
+        found |= dict(map(value_of, change.update))
+    return found
