@@ -13,7 +13,7 @@ from ddp_trainer.evaluate import Evaluation
 from ddp_trainer.model import ModelSpec
 from ddp_trainer.rundir import write_json
 
-GALLERY_SIZE = 60
+GALLERY_SIZE = 48
 
 
 def write_model(run_dir: Path, model: nn.Module, spec: ModelSpec) -> None:

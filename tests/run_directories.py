@@ -25,7 +25,9 @@ def draw_predictions(num_classes: int, count: int = 300, seed: int = 0) -> dict[
     }
 
 
-def make_run(path: Path, *, num_classes: int = 10, classes: tuple[str, ...] = (), seed: int = 0) -> dict[str, Any]:
+def make_run(
+    path: Path, *, num_classes: int = 10, classes: tuple[str, ...] = (), seed: int = 0, peak_lr: float = 0.4
+) -> dict[str, Any]:
     """A complete run directory; returns its predictions with `correct` and `total`."""
     path.mkdir(parents=True)
     found: dict[str, Any] = draw_predictions(num_classes, seed=seed)
@@ -33,7 +35,7 @@ def make_run(path: Path, *, num_classes: int = 10, classes: tuple[str, ...] = ()
     found["total"] = len(found["labels"])
     names = classes or tuple(f"kind-{label}" for label in range(num_classes))
     config = {
-        "recipe": "baseline", "data_dir": "data/x", "settings": {"epochs": 3, "seed": seed, "peak_lr": 0.4},
+        "recipe": "baseline", "data_dir": "data/x", "settings": {"epochs": 3, "seed": seed, "peak_lr": peak_lr},
         "versions": {"torch": "2.15.0"}, "git_commit": "0" * 40, "world_size": 2, "device": "cuda",
         "device_name": "Imagined GPU", "dataset": {"source": "cifar10", "classes": names, "image_size": 8},
     }  # fmt: skip

@@ -114,6 +114,8 @@ def test_calibration_error_agrees_with_a_loop_over_bins():
 def test_page_loads_nothing_and_describes_every_picture(complete):
     run, found, page = complete
     assert page.of("script") == [] and page.of("link") == [] and page.of("iframe") == []
+    policy = next(one["content"] for one in page.of("meta") if one.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     for _, attributes in page.tags:
         for name in ("src", "href", "srcset"):
             assert (attributes.get(name) or "data:image/png;base64,").startswith("data:image/png;base64,")
@@ -121,7 +123,7 @@ def test_page_loads_nothing_and_describes_every_picture(complete):
     assert "url(" not in style and "@import" not in style
     assert all(attributes.get("alt") for attributes in page.of("img"))
     assert len(page.of("img")) == 4 + 2 + len(found["wrong_indices"])
-    for name in ("curves.png", "confusion.png", "misclassified.png"):
+    for name in ("curves.png", "confusion.png", "misclassified.png", "reliability.png"):
         assert (run / "report" / name).read_bytes().startswith(b"\x89PNG\r\n")
 
 
@@ -130,7 +132,7 @@ def test_page_says_what_the_files_say(complete):
     low, high = wilson_interval(found["correct"], found["total"])
     for words in (
         f"{found['correct'] / found['total']:.2%}", f"{found['correct']:,} of {found['total']:,} test images",
-        f"{low:.2%} to {high:.2%}", "87.50%", "3 of 3", "61.2 s", "1.5 PFLOP", "6,573,130", "Imagined GPU",
+        f"{low:.2%} to {high:.2%}", "87.50%", "3 of 3", "1 min 1 s", "1.5 PFLOP", "6,573,130", "Imagined GPU",
         "torch 2.15.0",
         f"error {calibration(found['labels'], found['probabilities']).error:.2%}",
     ):  # fmt: skip
@@ -180,7 +182,7 @@ def test_hostile_names_are_shown_as_they_are(tmp_path):
     assert "<b>$run$" in page.text
 
 
-def test_several_runs_have_mean_and_spread(tmp_path):
+def test_several_runs_have_mean_and_spread_over_their_seeds(tmp_path):
     runs = [tmp_path / "a" / "same", tmp_path / "b" / "same", tmp_path / "stopped"]
     found = [make_run(run, seed=seed) for seed, run in enumerate(runs)]
     (runs[2] / "summary.json").unlink()
@@ -188,9 +190,22 @@ def test_several_runs_have_mean_and_spread(tmp_path):
     shares = [one["correct"] / one["total"] for one in found[:2]]
     assert f"mean {np.mean(shares):.2%} 87.50%" in page.text
     assert f"standard deviation {np.std(shares, ddof=1):.2%} 0.00%" in page.text
+    assert f"{np.mean(shares):.2%} mean accuracy on the test images over 2 seeds" in page.text
     assert "3 runs side by side" in page.text and "stopped (not complete)" in page.text
     assert "a/same" in page.text and "b/same" in page.text and "seed 0 1 2" in page.text
     assert not (runs[1] / "report").exists()
+
+
+def test_runs_of_different_settings_are_not_averaged(tmp_path):
+    runs = [tmp_path / f"run-{number}" for number in range(4)]
+    found = [make_run(run, seed=seed, peak_lr=peak_lr) for run, seed, peak_lr in zip(
+        runs, (0, 0, 1, 1), (0.4, 0.2, 0.4, 0.2), strict=True)]  # fmt: skip
+    page = Page(write_report(runs))
+    shares = [one["correct"] / one["total"] for one in found]
+    for first, second in ((0, 2), (1, 3)):
+        assert f"mean {np.mean([shares[first], shares[second]]):.2%}" in page.text
+    assert page.text.count("standard deviation") == 3, "two rows, and the note below the table"
+    assert "over 2 seeds" not in page.text
 
 
 def damage(run: Path, name: str, content: str) -> None:

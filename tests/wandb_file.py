@@ -4,17 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb.proto import wandb_internal_pb2
 
 BLOCK, FILE_HEADER, HEADER = 32768, 7, 7
 
 
-def read_records(run_dir: Path) -> list[Record]:
+def read_records(run_dir: Path) -> list[Any]:
     """The records of the only W&B file below `run_dir`.
 
     The file: a header, then LevelDB's log format, blocks with pieces of records behind a header of checksum, length
     and type (1 whole, 2 first, 3 middle, 4 last).
     """
+    parse = wandb_internal_pb2.Record.FromString  # type: ignore[attr-defined]
     (file,) = run_dir.rglob("*.wandb")
     data, place, whole, found = file.read_bytes(), FILE_HEADER, b"", []
     while place + HEADER <= len(data):
@@ -26,11 +27,11 @@ def read_records(run_dir: Path) -> list[Record]:
         whole = (b"" if kind in (1, 2) else whole) + data[place + HEADER : place + HEADER + length]
         place += HEADER + length
         if kind in (1, 4):
-            found.append(Record.FromString(whole))
+            found.append(parse(whole))
     return found
 
 
-def of_kind(records: list[Record], kind: str) -> list[Any]:
+def of_kind(records: list[Any], kind: str) -> list[Any]:
     return [getattr(record, kind) for record in records if record.WhichOneof("record_type") == kind]
 
 

@@ -26,12 +26,12 @@ def write_report(run_dirs: Sequence[Path]) -> Path:
     folder = runs[0].path / "report"
     try:
         folder.mkdir(exist_ok=True)
-        wanted = draw_files(runs, THEMES["light"])
-        for name in ("curves.png", "confusion.png", "misclassified.png"):
-            if name in wanted:
-                _replace(folder / name, wanted[name])
-            else:  # left by a report of other files: it would contradict the page
-                (folder / name).unlink(missing_ok=True)
+        pictures = draw_files(runs, THEMES["light"])
+        for name, content in pictures.items():
+            _replace(folder / name, content)
+        for old in folder.glob("*.png"):  # of an earlier report from other files: it would contradict the page
+            if old.name not in pictures:
+                old.unlink()
         _replace(folder / "index.html", build_page(runs).encode())
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror}): check the folder's permissions") from None

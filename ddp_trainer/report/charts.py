@@ -36,11 +36,13 @@ class Theme:
 THEMES = {
     "light": Theme(
         surface="#ffffff", ink="#22282e", muted="#616b75", line="#e3e5e8", cells=("#ffffff", "#1f5f8b"),
-        series=("#1f6f9f", "#c2573a", "#3d8062", "#8a5fa6", "#b08518", "#5f6b76"),
+        series=("#1f6f9f", "#c2573a", "#3d8062", "#8a5fa6", "#b08518", "#0f8b8d", "#b5467b", "#7a8a2a", "#7d5a44",
+                "#5f6b76"),
     ),
     "dark": Theme(
         surface="#1c2126", ink="#e4e6e8", muted="#a0a9b2", line="#333b43", cells=("#1c2126", "#78b8e0"),
-        series=("#78b8e0", "#ea9a7c", "#84c4a4", "#c3a1da", "#dcbb5f", "#aab3bb"),
+        series=("#78b8e0", "#ea9a7c", "#84c4a4", "#c3a1da", "#dcbb5f", "#6fd0d0", "#ea9cc2", "#c3d06a", "#c9a58d",
+                "#aab3bb"),
     ),
 }  # fmt: skip
 
@@ -88,54 +90,64 @@ def style(axes: Axes, theme: Theme, *, title: str, x: str, y: str = "") -> None:
         spine.set_color(theme.line)
 
 
-def curves(title: str, names: Sequence[tuple[str, str]], *, scale: float = 1.0, unit: str = "") -> Panel:
-    """A panel of per-epoch figures, (name in the record, caption) each, for one run or several.
+def curves(title: str, names: Sequence[str], *, scale: float = 1.0, unit: str = "", from_zero: bool = False) -> Panel:
+    """A panel of figures of the record, for one run or several.
 
-    One run: a colour for each figure. Several: a colour for each run; the first figure is dashed where there are two.
+    One run: a colour for each figure, and a legend. Several: a colour for each run, training figures dashed, and no
+    legend, for which a panel has no room.
     """
 
     def draw(axes: Axes, runs: Sequence[Run], theme: Theme) -> None:
-        from matplotlib.ticker import MaxNLocator
+        from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
         style(axes, theme, title=title, x="epoch", y=unit)
         axes.grid(axis="y", color=theme.line, linewidth=0.8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        drawn = 0
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        several = len(runs) > 1
         for number, run in enumerate(runs):
-            for place, (name, caption) in enumerate(names):
+            for place, name in enumerate(names):
                 epochs, values = run.series(name)
-                drawn += len(epochs)
-                colour = theme.series[(number if len(runs) > 1 else place) % len(theme.series)]
-                dashed = len(runs) > 1 and len(names) > 1 and place == 0
-                label = f"{shorten(run.name)} {caption}".strip() if len(runs) > 1 else caption
+                is_training = name.startswith("train")
+                dashed = several and is_training
                 axes.plot(
-                    epochs, values * scale, color=colour, label=label, linewidth=1.1 if dashed else 1.8,
+                    epochs, values * scale, color=theme.series[(number if several else place) % len(theme.series)],
+                    label="training" if is_training else run.split, linewidth=1.1 if dashed else 1.8,
                     linestyle="--" if dashed else "-", marker="o" if len(epochs) < 3 else "", markersize=4,
                 )  # fmt: skip
-        if drawn and len(runs) * len(names) > 1:
-            legend(axes, theme, columns=1 if len(runs) == 1 else 2)
-        if not drawn:
+        last_epoch = max((run.metrics[-1]["epoch"] for run in runs if run.metrics), default=0)
+        if not last_epoch:
             axes.set(xticks=[], yticks=[])
             axes.text(0.5, 0.5, "no epoch was finished", transform=axes.transAxes, ha="center", color=theme.muted)
+            return
+        if last_epoch == 1:
+            axes.set(xlim=(0, 2), xticks=[1])
+        if from_zero:
+            axes.set_ylim(bottom=0)
+        if len(names) > 1 and not several:
+            axes.legend(frameon=False, fontsize=9, labelcolor=theme.ink)
 
     return draw
 
 
-def legend(axes: Axes, theme: Theme, *, columns: int) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    shown = axes.legend(handles[:12], labels[:12], frameon=False, fontsize=8, ncols=columns)
-    for text in shown.get_texts():
-        text.set_color(theme.ink)
-
-
 PANELS: dict[str, Panel] = {
-    "Loss": curves("Loss", [("train_loss", "training"), ("test_loss", "evaluation")], unit="cross-entropy"),
-    "Accuracy": curves(
-        "Accuracy", [("train_accuracy", "training"), ("test_accuracy", "evaluation")], scale=100, unit="%"
-    ),
-    "Learning rate": curves("Learning rate, end of epoch", [("learning_rate", "")]),
-    "Throughput": curves("Throughput", [("images_per_second", "")], unit="images per second"),
+    "Loss": curves("Loss", ["train_loss", "test_loss"], unit="cross-entropy"),
+    "Accuracy": curves("Accuracy", ["train_accuracy", "test_accuracy"], scale=100, unit="%"),
+    "Learning rate": curves("Learning rate at the end of the epoch", ["learning_rate"], from_zero=True),
+    "Throughput": curves("Throughput", ["images_per_second"], unit="images per second", from_zero=True),
 }
+
+
+def name_runs(figure: Figure, runs: Sequence[Run], theme: Theme) -> None:
+    """A legend of several runs below all panels of a figure."""
+    from matplotlib.lines import Line2D
+
+    lines = [
+        Line2D([], [], color=theme.series[number % len(theme.series)], linewidth=1.8, label=shorten(run.name, 24))
+        for number, run in enumerate(runs)
+    ]
+    lines.append(Line2D([], [], color=theme.muted, linewidth=1.1, linestyle="--", label="training"))
+    figure.legend(handles=lines, loc="outside lower center", ncols=6, frameon=False, fontsize=8, labelcolor=theme.ink)
 
 
 def draw_reliability(axes: Axes, found: Calibration, theme: Theme) -> None:

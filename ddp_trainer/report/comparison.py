@@ -1,22 +1,23 @@
-"""What the page says of several runs: a table, their mean and spread, and curves on common axes."""
+"""What the page says of several runs: a table with mean and spread over seeds, what differs, and common curves."""
 
 from collections.abc import Callable, Sequence
 from statistics import mean, stdev
 
-from ddp_trainer.report.charts import PANELS
+from ddp_trainer.report.charts import THEMES
 from ddp_trainer.report.loading import Run
-from ddp_trainer.report.page import escape, figure, section, table, themed_image
-from ddp_trainer.report.pictures import panel_png
+from ddp_trainer.report.page import escape, section, table
+from ddp_trainer.report.reproduce import LEFT_OUT
 from ddp_trainer.report.scores import wilson_interval
-from ddp_trainer.report.sections import NOTHING, duration, hardware, latest, percent, quantity, train_seconds
+from ddp_trainer.report.sections import curves, finished_epochs, hardware, latest, train_seconds
+from ddp_trainer.report.wording import NOTHING, duration, four_digits, percent, quantity
 
 Figure = tuple[str, Callable[[Run], float | None], Callable[[float | None], str]]
 
 FIGURES: tuple[Figure, ...] = (
     ("accuracy", lambda run: run.accuracy, percent),
     ("with TTA", lambda run: run.number("test_accuracy_tta"), percent),
-    ("loss", lambda run: latest(run, "test_loss"), lambda value: NOTHING if value is None else f"{value:.4f}"),
-    ("epochs", lambda run: run.number("epochs") or len(run.metrics), quantity),
+    ("loss", lambda run: latest(run, "test_loss"), four_digits),
+    ("epochs", finished_epochs, quantity),
     ("time", train_seconds, duration),
     ("PFLOP", lambda run: run.number("train_pflops"), quantity),
     ("images/s", lambda run: latest(run, "images_per_second"), quantity),
@@ -24,28 +25,57 @@ FIGURES: tuple[Figure, ...] = (
 
 
 def compare(runs: Sequence[Run]) -> str:
-    return f"<h1>{len(runs)} runs side by side</h1>\n" + overview(runs) + differences(runs) + common_curves(runs)
+    heading = f'<p class="muted">Training report</p><h1>{len(runs)} runs side by side</h1>\n'
+    return heading + summary(runs) + overview(runs) + differences(runs) + curves(list(runs))
+
+
+def alike(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs in groups that differ in nothing but their seed; an incomplete run stays alone."""
+    groups: dict[object, list[Run]] = {}
+    for run in runs:
+        settings = {name: value for name, value in run.settings.items() if name not in LEFT_OUT | {"seed"}}
+        same = (run.split, run.classes, repr(run.config.get("dataset")), repr(sorted(settings.items())))
+        groups.setdefault(same if run.summary is not None else run.path, []).append(run)
+    return list(groups.values())
+
+
+def summary(runs: Sequence[Run]) -> str:
+    """The mean accuracy in large figures, where all runs tell of one configuration."""
+    groups = [group for group in alike(runs) if len(group) > 1]
+    if len(groups) != 1:
+        return ""
+    shares = [run.accuracy for run in groups[0] if run.accuracy is not None]
+    said = (
+        f"mean accuracy on the {escape(groups[0][0].split)} images over {len(shares)} seeds"
+        f'<br><span class="muted">standard deviation {percent(stdev(shares))}, from {percent(min(shares))} to '
+        f"{percent(max(shares))}</span>"
+    )
+    return f'<div class="hero"><strong>{percent(mean(shares))}</strong><span>{said}</span></div>\n'
 
 
 def overview(runs: Sequence[Run]) -> str:
     rows = []
-    for run in runs:
-        counts = run.counts
-        interval = " to ".join(percent(end) for end in wilson_interval(*counts)) if counts and counts[1] else NOTHING
-        state = "" if run.summary is not None else ' <span class="muted">(not complete)</span>'
-        values = [write(value(run)) for _, value, write in FIGURES]
-        evaluated = f"{counts[0]:,} / {counts[1]:,}" if counts else NOTHING
-        rows.append([escape(run.name) + state, *values, evaluated, interval, escape(hardware(run))])
-    complete = [run for run in runs if run.summary is not None]
-    if len(complete) > 1:
-        rows += [spread(complete, "mean", mean), spread(complete, "standard deviation", stdev)]
-    head = ["run", *(name for name, _, _ in FIGURES), "correct", "95% interval", "hardware"]
-    splits = {run.split for run in runs}
-    note = f"Mean and sample standard deviation are over the {len(complete)} complete runs."
-    if len(splits) > 1:
+    for group in alike(runs):
+        rows += [describe_row(run, runs.index(run)) for run in group]
+        if len(group) > 1:
+            rows += [spread(group, "mean", mean), spread(group, "standard deviation", stdev)]
+    head = ["run", *(name for name, _, _ in FIGURES), "95% interval", "hardware"]
+    note = "Mean and sample standard deviation are over complete runs that differ in nothing but their seed."
+    if len({run.split for run in runs}) > 1:
         note += " These runs were evaluated on different splits: compare their accuracy with care."
-    return section("Overview", f'<div class="card">{table(head, rows, numeric=1)}</div>',
-                   f'<p class="muted" style="margin-top:12px">{note}</p>')  # fmt: skip
+    return section(
+        "Overview", f'<div class="card">{table(head, rows, numeric=1)}</div>', f'<p class="muted">{note}</p>'
+    )
+
+
+def describe_row(run: Run, number: int) -> list[str]:
+    """Cells of the table; the swatch is the colour of the run's curves."""
+    swatch = f'<i class="swatch" style="background:var(--series-{number % len(THEMES["light"].series)})"></i>'
+    state = "" if run.summary is not None else ' <span class="muted">(not complete)</span>'
+    values = [write(value(run)) for _, value, write in FIGURES]
+    counts = run.counts
+    interval = " to ".join(percent(end) for end in wilson_interval(*counts)) if counts and counts[1] else NOTHING
+    return [swatch + escape(run.name) + state, *values, interval, escape(hardware(run))]
 
 
 def spread(runs: Sequence[Run], name: str, over: Callable[[Sequence[float]], float]) -> list[str]:
@@ -54,14 +84,14 @@ def spread(runs: Sequence[Run], name: str, over: Callable[[Sequence[float]], flo
     for _, value, write in FIGURES:
         values = [number for run in runs if (number := value(run)) is not None]
         cells.append(write(over(values)) if len(values) == len(runs) else NOTHING)
-    return [f"<b>{name}</b>", *(f"<b>{cell}</b>" for cell in cells), "", "", ""]
+    return [f"<b>{name}</b>", *(f"<b>{cell}</b>" for cell in cells), "", ""]
 
 
 def differences(runs: Sequence[Run]) -> str:
     """The settings in which the runs differ."""
-    names = dict.fromkeys(name for run in runs for name in run.settings if name not in ("out", "resume"))
+    names = dict.fromkeys(name for run in runs for name in run.settings if name not in LEFT_OUT)
     rows = [
-        [escape(name), *(escape(run.settings.get(name, NOTHING)) for run in runs)]
+        [escape(name.replace("_", "-")), *(escape(run.settings.get(name, NOTHING)) for run in runs)]
         for name in names
         if len({str(run.settings.get(name)) for run in runs}) > 1
     ]
@@ -69,12 +99,3 @@ def differences(runs: Sequence[Run]) -> str:
         return section("Settings that differ", "<p>None.</p>")
     head = ["setting", *(escape(run.name) for run in runs)]
     return section("Settings that differ", f'<div class="card">{table(head, rows)}</div>')
-
-
-def common_curves(runs: Sequence[Run]) -> str:
-    names = ", ".join(run.name for run in runs)
-    cards = "".join(
-        figure(themed_image(lambda theme, name=name: panel_png(name, runs, theme), f"{name} for each epoch of {names}"))
-        for name in PANELS
-    )
-    return section("Curves", f'<div class="grid two">{cards}</div>')

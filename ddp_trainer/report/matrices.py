@@ -26,17 +26,18 @@ def confusion_png(confusion: np.ndarray, classes: tuple[str, ...], theme: Theme)
 
     num_classes = len(classes)
     numbered = num_classes <= MAX_NUMBERED
-    side = max(3.8, 1.3 + 0.38 * num_classes) if numbered else 2 + 0.125 * num_classes
-    figure = new_figure(side + 0.3, side, theme)
+    labels, cell = 1.3, 0.36 if numbered else 0.125  # inches
+    side = labels + 0.1 + max(2.2, cell * num_classes)
+    figure = new_figure(side, side, theme)
     axes = figure.add_subplot()
     if not numbered:  # the layout engine is slow with hundreds of labels
         figure.set_layout_engine("none")
-        axes.set_position((1.3 / (side + 0.3), 1.3 / side, (side - 1.5) / (side + 0.3), (side - 1.5) / side))
+        axes.set_position((labels / side, labels / side, 1 - (labels + 0.1) / side, 1 - (labels + 0.1) / side))
     style(axes, theme, title="", x="predicted class", y="true class")
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     colours = LinearSegmentedColormap.from_list("cells", theme.cells)
     axes.imshow(shares, cmap=colours, norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
-    size = 10 if num_classes <= 12 else 8 if numbered else 5.5
+    size = 10 if num_classes <= 12 else 8
     names = [shorten(name) for name in classes]
     axes.set_xticks(range(num_classes), labels=names, rotation=90 if num_classes > 2 else 0, fontsize=size)
     axes.set_yticks(range(num_classes), labels=names, fontsize=size)

@@ -7,7 +7,7 @@ Whatever comes from a file passes through `escape`; the page has no scripts and 
 import base64
 import html
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -17,13 +17,13 @@ from ddp_trainer.report.loading import Run
 STYLE = """
 :root { color-scheme: light dark; --page: #f5f6f7; --card: #ffffff; --ink: #22282e; --muted: #616b75; --line: #e3e5e8;
   --accent: #1f6f9f; --track: #e9ebed; }
-@media (prefers-color-scheme: dark) { :root { --page: #13171b; --card: #1c2126; --ink: #e4e6e8; --muted: #a0a9b2;
-  --line: #333b43; --accent: #78b8e0; --track: #2b3238; } }
+@media screen and (prefers-color-scheme: dark) { :root { --page: #13171b; --card: #1c2126; --ink: #e4e6e8;
+  --muted: #a0a9b2; --line: #333b43; --accent: #78b8e0; --track: #2b3238; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
   Roboto, "DejaVu Sans", sans-serif; overflow-wrap: anywhere; }
 main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 64px; }
-h1 { font-size: 1.15rem; font-weight: 600; margin: 0; }
+h1 { font-size: 1.5rem; font-weight: 600; margin: 0; line-height: 1.25; } header > p { margin: 0; }
 h2 { font-size: 1.15rem; font-weight: 600; margin: 44px 0 14px; }
 h3 { font-size: .95rem; font-weight: 600; margin: 0 0 10px; }
 p { margin: 0 0 12px; max-width: 72ch; }
@@ -34,12 +34,14 @@ p { margin: 0 0 12px; max-width: 72ch; }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 18px 24px; margin: 22px 0 0; }
 .facts dt { font-size: .82rem; } .facts dd { margin: 0; font-variant-numeric: tabular-nums; }
 .grid { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); }
+.stack { display: grid; gap: 16px; grid-template-columns: minmax(0, 1fr); }
+.card + .grid, .card + .muted { margin-top: 16px; }
 .grid.two { grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); align-items: start; }
 figure { margin: 0; } figure img { display: block; width: 100%; height: auto; margin: 0 auto; }
 figcaption { font-size: .85rem; margin-top: 10px; }
 .medium img { max-width: 620px; } .small img { max-width: 440px; }
-.wide { overflow-x: auto; } .wide img { min-width: 1800px; }
-.gallery { display: grid; gap: 18px 14px; grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)); }
+.wide { overflow-x: auto; } .wide img { min-width: 960px; }
+.gallery { display: grid; gap: 18px 14px; grid-template-columns: repeat(auto-fill, minmax(min(104px, 30%), 1fr)); }
 .gallery img { border-radius: 6px; image-rendering: pixelated; background: var(--track); }
 .gallery figcaption { margin-top: 6px; font-size: .78rem; line-height: 1.35; } .gallery b { color: var(--ink);
   font-weight: 600; }
@@ -53,10 +55,18 @@ tbody th { color: var(--ink); font-weight: 400; font-size: inherit; }
 .bar { display: block; height: 4px; margin-top: 3px; min-width: 48px; border-radius: 2px; background: var(--track); }
 .bar i { display: block; height: 100%; border-radius: 2px; background: var(--accent); }
 th { overflow-wrap: break-word; }
+.scroll tbody th { position: sticky; left: 0; background: var(--card); }
+.swatch { display: inline-block; width: .7em; height: .7em; margin-right: .5em; border-radius: 2px;
+  print-color-adjust: exact; }
+.pairs { margin: 0; font-size: .88rem; } .pairs.columns { columns: 260px; column-gap: 36px; }
+.pairs div { display: flex; gap: 14px; justify-content: space-between; padding: 5px 0; break-inside: avoid;
+  border-bottom: 1px solid var(--line); }
+.pairs:not(.columns) div:last-child { border-bottom: 0; }
+.pairs dt { flex: none; color: var(--ink); }
+.pairs dd { margin: 0; color: var(--muted); text-align: right; min-width: 0; }
 pre { margin: 0 0 14px; padding: 14px 16px; border-radius: 8px; background: var(--track); white-space: pre-wrap;
   font: .82rem/1.6 ui-monospace, SFMono-Regular, Menlo, "DejaVu Sans Mono", monospace; }
 .notice { border-left: 3px solid var(--accent); padding: 2px 0 2px 14px; margin: 18px 0; }
-.print { display: none; }
 @media (max-width: 560px) { main { padding: 24px 14px 40px; } .card { padding: 14px; }
   .hero strong { font-size: 2.7rem; } h2 { margin-top: 34px; }
   .facts { grid-template-columns: 1fr 1fr; } }
@@ -64,8 +74,9 @@ pre { margin: 0 0 14px; padding: 14px 16px; border-radius: 8px; background: var(
   --track: #eee; color-scheme: light; } body { font-size: 10pt; } main { max-width: none; padding: 0; }
   .card { border: 0; padding: 0; } .wide { overflow: visible; } .wide img { min-width: 0; }
   figure, tr, .facts > div { break-inside: avoid; } h2, h3 { break-after: avoid; }
-  .screen { display: none; } .print { display: block; } .bar i { print-color-adjust: exact; }
-  .grid { grid-template-columns: 1fr 1fr; } .gallery { grid-template-columns: repeat(8, 1fr); } }
+  .bar, .bar i { print-color-adjust: exact; } .scroll { overflow: visible; } .scroll tbody th { position: static; }
+  table { font-size: 8pt; } .num, thead th { white-space: normal; overflow-wrap: normal; }
+  .grid, .grid.two { grid-template-columns: 1fr 1fr; } .gallery { grid-template-columns: repeat(8, 1fr); } }
 """
 
 
@@ -87,10 +98,10 @@ def image(pixels: np.ndarray, alt: str) -> str:
 
 
 def themed_image(draw: Callable[[Theme], bytes], alt: str) -> str:
-    """A chart in the colours of the reader's scheme; on paper browsers take the light one."""
+    """A chart in the colours of the reader's scheme, and in the light ones on paper."""
     light, dark = (data_url(draw(THEMES[name])) for name in ("light", "dark"))
     return (
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<picture><source media="screen and (prefers-color-scheme: dark)" srcset="{dark}">'
         f'<img src="{light}" alt="{escape(alt)}"></picture>'
     )
 
@@ -122,6 +133,22 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: int = 
     return f'<div class="scroll"><table>{header}<tbody>{body}</tbody></table></div>'
 
 
+def pairs(title: str, content: Mapping[str, object], *, columns: bool = False) -> str:
+    """A card of names and values; columns: as many beside each other as there is room for."""
+    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in content.items())
+    kind = "pairs columns" if columns else "pairs"
+    return f'<div class="card"><h3>{escape(title)}</h3><dl class="{kind}">{rows}</dl></div>' if rows else ""
+
+
+def colours() -> str:
+    """Style rules with the colours of the runs, in both schemes."""
+    light, dark = (
+        " ".join(f"--series-{number}: {colour};" for number, colour in enumerate(THEMES[name].series))
+        for name in ("light", "dark")
+    )
+    return f":root {{ {light} }}\n@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
+
+
 def section(title: str, *parts: str) -> str:
     """Parts are HTML; the section is left out where there are none."""
     body = "".join(parts)
@@ -141,6 +168,6 @@ def build_page(runs: Sequence[Run]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">\n"
-        f"<title>{escape(title)} - training report</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"{body}{describe(runs[0], details=several)}</main>\n</body>\n</html>\n"
+        f"<title>{escape(title)} - training report</title>\n<style>{STYLE}{colours()}</style>\n"
+        f"</head>\n<body>\n<main>\n{body}{describe(runs[0], details=several)}</main>\n</body>\n</html>\n"
     )

@@ -2,20 +2,31 @@
 
 from collections.abc import Sequence
 
-from ddp_trainer.report.charts import PANELS, Theme, draw_confidences, draw_reliability, new_figure, to_png
+from ddp_trainer.report.charts import (
+    PANELS,
+    Theme,
+    draw_confidences,
+    draw_reliability,
+    name_runs,
+    new_figure,
+    to_png,
+)
 from ddp_trainer.report.loading import Run, list_mistakes
 from ddp_trainer.report.matrices import confusion_png, misclassified_png
-from ddp_trainer.report.scores import Calibration, confusion_counts
+from ddp_trainer.report.scores import Calibration, calibration, confusion_counts
 
 
 def draw_files(runs: Sequence[Run], theme: Theme) -> dict[str, bytes]:
-    """File name -> PNG; those of the confusion matrix and the mistakes only where there are predictions."""
+    """File name -> PNG; without predictions the curves alone, without mistakes no sheet of them."""
     files = {"curves.png": curves_png(runs, theme)}
     first = runs[0]
     if first.predictions is not None:
         counts = confusion_counts(first.predictions.labels, first.predictions.predicted, len(first.classes))
         files["confusion.png"] = confusion_png(counts, first.classes, theme)
         mistakes = list_mistakes(first)
+        files["reliability.png"] = reliability_png(
+            calibration(first.predictions.labels, first.predictions.probabilities), theme
+        )
         if mistakes:
             files["misclassified.png"] = misclassified_png(mistakes, theme)
     return files
@@ -26,14 +37,16 @@ def curves_png(runs: Sequence[Run], theme: Theme) -> bytes:
     figure = new_figure(11, 7, theme)
     for place, draw in enumerate(PANELS.values(), 1):
         draw(figure.add_subplot(2, 2, place), runs, theme)
+    if len(runs) > 1:
+        name_runs(figure, runs, theme)
     return to_png(figure)
 
 
 def panel_png(name: str, runs: Sequence[Run], theme: Theme) -> bytes:
     """One of PANELS, of a size that stays readable on a telephone."""
-    figure = new_figure(5, 3.1, theme)
+    figure = new_figure(4.3, 2.8, theme)
     PANELS[name](figure.add_subplot(), runs, theme)
-    return to_png(figure)
+    return to_png(figure, dpi=150)
 
 
 def reliability_png(found: Calibration, theme: Theme) -> bytes:

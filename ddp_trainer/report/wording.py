@@ -1,0 +1,37 @@
+"""How the page writes figures: shares, times, quantities, and the sign for what is not known."""
+
+import json
+import math
+
+NOTHING = "\N{EN DASH}"  # where a figure is not known
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    return NOTHING if share is None or math.isnan(share) else f"{share:.{digits}%}"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return NOTHING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def quantity(value: float | None, unit: str = "") -> str:
+    if value is None:
+        return NOTHING
+    number = f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+    return f"{number} {unit}".strip()
+
+
+def four_digits(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.4f}"
+
+
+def plain(value: object) -> str:
+    """A setting as it stands in a JSON file, without quotation marks around a text."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value)
