@@ -1,5 +1,6 @@
 """What a complete run leaves in its directory: weights, predictions, summary. Built on the main process."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def write_report_or_say_why(run_dir: Path) -> Path | None:
     try:
         return write_report([run_dir])
     except Exception as error:
-        again = f"python -m ddp_trainer.report {run_dir}"
-        print(f"warning: the run is complete, but its report failed ({error}); try: {again}", file=sys.stderr)
+        again = f"python -m ddp_trainer.report {shlex.quote(str(run_dir))}"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"warning: the run is complete, but its report failed ({reason}); try: {again}", file=sys.stderr)
         return None

@@ -16,21 +16,26 @@ import tyro
 
 from data_prep.batch_ops import batch_normalise
 from data_prep.errors import InputError
-from data_prep.sources.folder import SUFFIXES, read_image
+from data_prep.sources.folder import read_image
 from ddp_trainer.command_line import parse_flags, program_name
 from ddp_trainer.model import CustomResNet, ModelSpec, load_model
 
 BATCH = 128  # images in memory at a time
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}  # looked for in folders
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # by content; of an animation, the first picture
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Classify image files with the model of a completed run: path, class, probability, next best."""
+    """Classify image files with the model of a completed run: path, class, probability, next best.
+
+    Exit code 1 where an image could not be read: it is named on stderr, and all the others are answered.
+    """
 
     run_dir: tyro.conf.Positional[Path]
     """Run directory with model.safetensors and model.json."""
     images: tyro.conf.Positional[tuple[Path, ...]]
-    """PNG or JPEG files of any size and mode; of a folder, every such file in it and below."""
+    """PNG, JPEG, WebP, BMP, GIF, TIFF or PPM files of any size and mode; of a folder, every one in it and below."""
     json: bool = False
     """Print a JSON object per image instead of tab-separated text."""
 
@@ -71,7 +76,7 @@ def reason(error: Exception) -> str:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        return "neither PNG nor JPEG"
+        return f"not an image of a known kind ({', '.join(FORMATS)})"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
@@ -82,7 +87,7 @@ def read_images(paths: Sequence[Path], size: int) -> tuple[list[Path], list[np.n
     good, pixels, problems = [], [], []
     for path in paths:
         try:
-            pixels.append(read_image(path, size))
+            pixels.append(read_image(path, size, FORMATS))
             good.append(path)
         except Exception as error:  # decoders raise nearly anything for damaged files
             problems.append(f"{path}: {reason(error)}")
@@ -109,10 +114,11 @@ def predict_files(config: PredictConfig) -> bool:
     model, spec = load_model(config.run_dir)
     paths, complete = [], True
     for given in config.images:
-        paths += list_images(given)
-        if given.is_dir() and not list_images(given):
+        found = list_images(given)
+        paths += found
+        if not found:
             complete = False
-            print(f"error: {given}: no .png, .jpg or .jpeg in this folder", file=sys.stderr)
+            print(f"error: {given}: no image files in this folder", file=sys.stderr)
     for start in range(0, len(paths), BATCH):
         good, pixels, problems = read_images(paths[start : start + BATCH], spec.image_size)
         for problem in problems:

@@ -57,12 +57,32 @@ def test_text_has_a_line_per_image(run_dir, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("mode", "suffix", "size"), [
-    ("L", "png", (50, 31)), ("P", "png", (8, 8)), ("RGBA", "png", (64, 200)), ("CMYK", "jpg", (90, 40)),
-    ("1", "png", (33, 33)),
+    ("L", "png", (50, 31)), ("P", "png", (8, 8)), ("RGBA", "png", (64, 200)), ("LA", "png", (1, 1)),
+    ("CMYK", "jpg", (90, 40)), ("1", "png", (33, 33)), ("RGB", "webp", (40, 40)), ("RGB", "bmp", (10, 70)),
+    ("P", "gif", (40, 20)), ("RGB", "tiff", (2000, 3)), ("RGB", "ppm", (31, 32)),
 ])  # fmt: skip
 def test_any_size_and_mode(run_dir, tmp_path, capsys, mode, suffix, size):
     assert main([str(run_dir), str(draw(tmp_path / f"x.{suffix}", mode, size))]) == 0
     assert capsys.readouterr().out.count("\n") == 1
+
+
+def answer_for(run_dir, path, capsys):
+    assert main([str(run_dir), str(path), "--json"]) == 0
+    return {name: value for name, value in json.loads(capsys.readouterr().out).items() if name != "path"}
+
+
+def test_sixteen_bits_and_a_camera_held_sideways_change_nothing(run_dir, tmp_path, capsys):
+    grey = np.random.default_rng(0).integers(256, size=(32, 32), dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    assert answer_for(run_dir, tmp_path / "deep.png", capsys) == answer_for(run_dir, tmp_path / "grey.png", capsys)
+    upright = Image.open(draw(tmp_path / "upright.png"))
+    sideways = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = sideways.getexif()
+    exif[0x0112] = 6  # to be turned clockwise by 90 degrees
+    sideways.save(tmp_path / "sideways.png", exif=exif)
+    expected = answer_for(run_dir, tmp_path / "upright.png", capsys)
+    assert answer_for(run_dir, tmp_path / "sideways.png", capsys) == expected
 
 
 def test_folder_means_the_images_below_it(run_dir, tmp_path, capsys):

@@ -48,14 +48,14 @@ def load_folder(root: Path, *, size: int = 32, progress: Progress = lambda done,
     )
 
 
-def read_image(path: Path, size: int) -> np.ndarray:
-    """(size, size, 3) uint8 of one PNG or JPEG file.
+def read_image(path: Path, size: int, formats: Sequence[str] = FORMATS) -> np.ndarray:
+    """(size, size, 3) uint8 of one image file, which must be of one of Pillow's `formats`.
 
     Turned upright as its EXIF orientation says; of an image that is not square the central square is taken; then
     resized with an antialiasing filter. Transparent pixels are laid over white, 16-bit values are scaled to 8 bits,
     grey, palette and CMYK images become RGB. Raises whatever the decoder raises for a damaged file (not only OSError).
     """
-    with Image.open(path, formats=FORMATS) as image:
+    with Image.open(path, formats=formats) as image:
         # Large JPEGs are decoded at an eighth to a half of their size, still four times as fine as what is kept.
         image.draft(image.mode, (4 * size, 4 * size))
         image.load()

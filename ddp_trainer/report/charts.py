@@ -51,25 +51,30 @@ Panel = Callable[["Axes", Sequence[Run], Theme], None]
 
 def new_figure(width: float, height: float, theme: Theme) -> Figure:
     """Inches. A figure that no global registry knows."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), facecolor=theme.surface, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), facecolor=theme.surface, layout="constrained")
 
 
 def to_png(figure: Figure, dpi: int = 130) -> bytes:
-    """Names in the figure are shown as they are: `$` starts no formula, and a letter the font lacks is no failure."""
+    """Names in the figure are shown as they are: `$` starts no formula, and a letter the font lacks is no failure.
+
+    Drawn once; `savefig` draws twice.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
+    from PIL import Image
 
     for text in figure.findobj(Text):
         if isinstance(text, Text):
             text.set_parse_math(False)
-    target = io.BytesIO()
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(target, format="png", dpi=dpi, facecolor=figure.get_facecolor())
+        canvas.draw()
+    target = io.BytesIO()
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(target, format="PNG")
     return target.getvalue()
 
 
