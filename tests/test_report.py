@@ -1,7 +1,9 @@
 """The report: its arithmetic against slow references, and the page against the files it was made from."""
 
+import json
 import math
 import re
+import shlex
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +16,8 @@ from run_directories import draw_predictions, make_run
 from data_prep.errors import InputError
 from ddp_trainer.report import write_report
 from ddp_trainer.report.__main__ import main
+from ddp_trainer.report.loading import load_run
+from ddp_trainer.report.reproduce import LEFT_OUT, reproduce_commands
 from ddp_trainer.report.scores import (
     NUM_BINS,
     Z95,
@@ -180,6 +184,20 @@ def test_hostile_names_are_shown_as_they_are(tmp_path):
     assert "script" not in {tag for tag, _ in page.tags} and "<b>$run" not in page.source
     assert all(" ".join(name.split()) in page.text for name in HOSTILE)
     assert "<b>$run$" in page.text
+
+
+def test_commands_to_run_it_again_are_understood(smoke_run):
+    from data_prep.__main__ import parse
+    from ddp_trainer.command_line import parse_command_line
+    from ddp_trainer.recipes import RECIPES
+
+    lines = reproduce_commands(load_run(smoke_run))
+    data, training = (shlex.split(line)[3:] for line in lines[-2:])
+    options = parse(data)
+    assert (options.source, options.train_count, options.test_count, options.size) == ("synthetic", 96, 40, 32)
+    config = parse_command_line(training, RECIPES, prog="train", description="")
+    original = json.loads((smoke_run / "config.json").read_text())["settings"]
+    assert {name for name, value in config.flat().items() if value != original[name]} <= LEFT_OUT
 
 
 def test_several_runs_have_mean_and_spread_over_their_seeds(tmp_path):

@@ -22,19 +22,33 @@ def reproduce(run: Run) -> str:
         note = "The code had changes beside this commit, so the commands may not give quite the same run. "
     elif not commit:
         note = "The commit of the code is not known. "
-    checkout = [f"git checkout {shlex.quote(commit.rstrip('+'))}"] if commit else []
-    commands = "\n".join([*checkout, *data_command(run), train_command(run)])
+    commands = "\n".join(reproduce_commands(run))
     says = f'<p class="muted">{note}Versions and the checksums of the data are in the tables above.</p>'
     return section("Run it again", f"<pre>{escape(commands)}</pre>", says)
 
 
+def reproduce_commands(run: Run) -> list[str]:
+    """Shell commands: check the code out, prepare the data, train."""
+    commit = str(run.config.get("git_commit") or "").rstrip("+")
+    checkout = [f"git checkout {shlex.quote(commit)}"] if commit else []
+    return [*checkout, *data_command(run), train_command(run)]
+
+
 def data_command(run: Run) -> list[str]:
-    source = mapping(run.config.get("dataset")).get("source")
-    folder = run.config.get("data_dir")
+    """Nothing where the data is not known. dataset.json has no seed, so drawn images are those of the default one."""
+    dataset, folder = mapping(run.config.get("dataset")), run.config.get("data_dir")
+    source = dataset.get("source")
     if not source or not folder:
         return []
-    root = " --root FOLDER" if source == "folder" else ""
-    return [f"python -m data_prep --source {shlex.quote(str(source))}{root} --out {shlex.quote(str(folder))}"]
+    words = ["python", "-m", "data_prep", "--source", str(source), "--out", str(folder)]
+    if source == "folder":
+        words += ["--root", "FOLDER"]
+    if source in ("folder", "synthetic"):
+        words += ["--size", str(dataset.get("image_size"))]
+    if source == "synthetic":
+        for name, split in mapping(dataset.get("splits")).items():
+            words += [f"--{name}-count", str(mapping(split).get("count"))]
+    return [shlex.join(words)]
 
 
 def train_command(run: Run) -> str:
