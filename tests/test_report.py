@@ -1,30 +1,21 @@
-"""The report: its arithmetic against slow references, and the page against the files it was made from."""
+"""The page of the report against the files it was made from."""
 
 import json
-import math
 import re
 import shlex
-from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from run_directories import draw_predictions, make_run
+from run_directories import make_run
 
-from data_prep.errors import InputError
 from ddp_trainer.report import write_report
-from ddp_trainer.report.__main__ import main
 from ddp_trainer.report.loading import load_run
 from ddp_trainer.report.reproduce import LEFT_OUT, reproduce_commands
 from ddp_trainer.report.scores import (
-    NUM_BINS,
-    Z95,
     calibration,
-    confused_pairs,
-    confusion_counts,
-    precision_and_recall,
     wilson_interval,
 )
 
@@ -70,49 +61,6 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     run = tmp_path_factory.mktemp("runs") / "complete"
     found = make_run(run)
     return run, found, Page(write_report([run]))
-
-
-def test_wilson_interval_solves_its_equation():
-    for correct, total in ((0, 5), (5, 5), (1, 3), (9612, 10000)):
-        low, high = wilson_interval(correct, total)
-        assert 0 <= low <= correct / total <= high <= 1
-        for end in {low, high} - {0.0, 1.0}:  # |share - p| is Z95 standard errors of p
-            assert abs(correct / total - end) == pytest.approx(Z95 * math.sqrt(end * (1 - end) / total))
-
-
-def test_counts_precision_recall_and_pairs_agree_with_loops():
-    found = draw_predictions(7)
-    labels, predicted = found["labels"], found["probabilities"].argmax(axis=1)
-    seen = Counter(zip(labels.tolist(), predicted.tolist(), strict=True))
-    confusion = confusion_counts(labels, predicted, 8)  # the eighth class does not occur
-    assert confusion.sum() == len(labels)
-    assert all(confusion[true, other] == seen[true, other] for true in range(8) for other in range(8))
-    precision, recall = precision_and_recall(confusion)
-    for label in range(7):
-        hits = seen[label, label]
-        assert precision[label] == hits / sum(n for (_, other), n in seen.items() if other == label)
-        assert recall[label] == hits / sum(n for (true, _), n in seen.items() if true == label)
-    assert math.isnan(precision[7]) and math.isnan(recall[7])
-    pairs = confused_pairs(confusion, 100)
-    mistakes = {key: n for key, n in seen.items() if key[0] != key[1]}
-    assert {(pair.true, pair.predicted): pair.images for pair in pairs} == mistakes
-    assert [pair.images for pair in pairs] == sorted((pair.images for pair in pairs), reverse=True)
-
-
-def test_calibration_error_agrees_with_a_loop_over_bins():
-    found = draw_predictions(4, count=500)
-    confidence = found["probabilities"].max(axis=1).astype(float)
-    hits = found["probabilities"].argmax(axis=1) == found["labels"]
-    expected = 0.0
-    for number in range(NUM_BINS):
-        inside = (confidence > number / NUM_BINS) & (confidence <= (number + 1) / NUM_BINS)
-        if inside.any():
-            expected += inside.mean() * abs(confidence[inside].mean() - hits[inside].mean())
-    measured = calibration(found["labels"], found["probabilities"])
-    assert measured.error == pytest.approx(expected, abs=1e-12)
-    assert measured.counts.sum() == 500
-    sure = calibration(np.zeros(5, np.int64), np.tile(np.array([1, 0], np.float32), (5, 1)))
-    assert sure.error == 0 and sure.counts[-1] == 5
 
 
 def test_page_loads_nothing_and_describes_every_picture(complete):
@@ -224,47 +172,3 @@ def test_runs_of_different_settings_are_not_averaged(tmp_path):
         assert f"mean {np.mean([shares[first], shares[second]]):.2%}" in page.text
     assert page.text.count("standard deviation") == 3, "two rows, and the note below the table"
     assert "over 2 seeds" not in page.text
-
-
-def damage(run: Path, name: str, content: str) -> None:
-    (run / name).write_text(content)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("config.json", "{"), ("config.json", "[]"), ("metrics.jsonl", "{}\n"), ("metrics.jsonl", "no\n{}"),
-        ("predictions.npz", "no zip"), ("summary.json", '{"test_correct": 3, "test_total": 2}'),
-        ("model.json", '{"classes": ["one"]}'),
-    ],
-)  # fmt: skip
-def test_damaged_file_is_named_in_one_line(tmp_path, capsys, name, content):
-    make_run(tmp_path / "run")
-    damage(tmp_path / "run", name, content)
-    assert main([str(tmp_path / "run")]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and said.count("\n") == 1 and name in said
-    assert not (tmp_path / "run" / "report").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("labels", np.full(300, 10)), ("indices", np.arange(3)), ("probabilities", np.full((300, 10), np.nan)),
-     ("wrong_images", np.zeros((1, 8, 8, 3), np.uint8)), ("wrong_indices", np.zeros(60, np.int64))],
-)  # fmt: skip
-def test_predictions_that_do_not_fit_are_refused(tmp_path, name, value):
-    found = make_run(tmp_path / "run")
-    arrays = {key: array for key, array in found.items() if np.ndim(array)} | {name: value}
-    np.savez(tmp_path / "run" / "predictions.npz", **arrays)
-    with pytest.raises(InputError, match=r"predictions\.npz"):
-        write_report([tmp_path / "run"])
-
-
-def test_command_line(tmp_path, capsys):
-    assert main([str(tmp_path)]) == 2
-    assert "not a run directory" in capsys.readouterr().err
-    assert main([]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-    make_run(tmp_path / "run")
-    assert main([str(tmp_path / "run")]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'run' / 'report' / 'index.html'}\n"
