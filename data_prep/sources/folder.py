@@ -48,7 +48,7 @@ def load_folder(root: Path, *, size: int = 32, progress: Progress = lambda done,
     )
 
 
-def read_image(path: Path, size: int, formats: Sequence[str] = FORMATS) -> np.ndarray:
+def read_image(path: Path, size: int, formats: tuple[str, ...] = FORMATS) -> np.ndarray:
     """(size, size, 3) uint8 of one image file, which must be of one of Pillow's `formats`.
 
     Turned upright as its EXIF orientation says; of an image that is not square the central square is taken; then
