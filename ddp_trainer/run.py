@@ -54,7 +54,7 @@ class TrainingRun:
         self.checkpointer: Checkpointer | None = None
         self.trainer: Trainer | None = None
 
-    def _claim(self) -> RunDirectory:
+    def _claim(self) -> RunDirectory | None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         out = self.config.run.out or Path("runs") / f"{self.config.recipe}-{stamp}"
         return RunDirectory(out, resume=self.config.run.resume)
