@@ -19,7 +19,7 @@ from data_prep.errors import InputError
 # Settings that may differ between a run and its resumption: they change where and how it runs, not what it learns.
 FREE_ON_RESUME = frozenset({
     "out", "resume", "data_dir", "num_workers", "data_mode", "max_steps", "checkpoint_every_steps",
-    "keep_checkpoints", "wandb", "trackers", "process_group_timeout", "device", "compile",
+    "keep_checkpoints", "wandb", "trackers", "profile", "process_group_timeout", "device", "compile",
 })  # fmt: skip
 
 
@@ -143,10 +143,13 @@ class RunConfig:
     """auto: online with an API key, offline without one."""
     trackers: str = "wandb"
     """Comma-separated: wandb, tensorboard. The JSON lines are always written."""
+    profile: int = 0
+    """Trace this many steps of the main process with torch's profiler, after a few that warm up; 0: none."""
 
     def __post_init__(self) -> None:
         require(self.checkpoint_every_steps >= 0, "--checkpoint-every-steps: give 0 or more")
         require(self.keep_checkpoints >= 1, f"--keep-checkpoints {self.keep_checkpoints}: give at least 1")
+        require(self.profile >= 0, f"--profile {self.profile}: give a number of steps, 0 or more")
         unknown = set(self.tracker_names) - {"wandb", "tensorboard"}
         require(not unknown, f"--trackers {self.trackers}: unknown {', '.join(sorted(unknown))}; "
                              "choose from wandb, tensorboard")  # fmt: skip
@@ -190,7 +193,7 @@ def launch_environment() -> tuple[int, int, int]:
 
 
 def check_batch(config: TrainConfig, *, num_images: int) -> None:
-    """Raises InputError unless the global batch can be shared out evenly and filled at least once."""
+    """Raises InputError unless the global batch can be shared out evenly and filled often enough, for --profile too."""
     batch, world = config.schedule.batch_size, launch_environment()[2]
     parts = world * config.schedule.accumulate
     require(
@@ -205,4 +208,10 @@ def check_batch(config: TrainConfig, *, num_images: int) -> None:
     require(
         num_images >= batch,
         f"--batch-size {batch} is more than the {num_images} training images: lower it",
+    )
+    steps = config.schedule.last_step(num_images)
+    require(
+        config.run.profile < steps,
+        f"--profile {config.run.profile}: the run has {steps} steps, the first of which warms up; "
+        f"give at most {steps - 1}",
     )
