@@ -39,5 +39,5 @@ def test_a_run_is_asked_for_no_more_steps_than_it_has(steps: int, fits: bool) ->
     if fits:
         check_batch(config, num_images=96)
     else:
-        with pytest.raises(InputError, match="--profile 6: the run has 6 steps.*at most 5"):
+        with pytest.raises(InputError, match=r"--profile 6: the run has 6 steps.*at most 5"):
             check_batch(config, num_images=96)

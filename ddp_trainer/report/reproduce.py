@@ -8,7 +8,7 @@ from ddp_trainer.report.loading import Run, mapping
 from ddp_trainer.report.page import escape, section
 
 # Where a run was and how it was watched; the same training goes on without them.
-LEFT_OUT = {"out", "resume", "wandb", "trackers", "keep_checkpoints", "process_group_timeout", "data_dir"}
+LEFT_OUT = {"out", "resume", "wandb", "trackers", "keep_checkpoints", "process_group_timeout", "data_dir", "profile"}
 LAUNCHER = "accelerate launch --multi_gpu --num_machines 1 --num_processes {} --mixed_precision no --dynamo_backend no"
 
 
