@@ -28,7 +28,6 @@ from ddp_trainer.command_line import parse_flags, program_name, take_recipe
 from ddp_trainer.config import (
     DataConfig,
     OptimConfig,
-    RunConfig,
     RuntimeConfig,
     ScheduleConfig,
     TrainConfig,
@@ -91,7 +90,7 @@ class RangeTestConfig:
 
     def training(self) -> TrainConfig:
         return TrainConfig(recipe=self.recipe, data=self.data, augment=self.augment, schedule=self.schedule,
-                           optim=self.optim, runtime=self.runtime, run=RunConfig(wandb="disabled"))  # fmt: skip
+                           optim=self.optim, runtime=self.runtime)  # fmt: skip
 
 
 class SweepTrainer(Trainer):
