@@ -22,6 +22,7 @@ def profile_steps(trainer: Trainer, steps: int, run_dir: RunDirectory | None) ->
     """Lets the trainer's next steps, after a few that warm up, leave trace.json.gz in `run_dir` and a table on stderr.
 
     Fewer than `steps` where the rest of the run is shorter, as it may be after a resume; none where only one is left.
+    An evaluation that falls between them is traced too.
     Without a run directory, which only the main rank has, nothing is traced.
     """
     left = trainer.last_step - trainer.step
@@ -56,7 +57,7 @@ def write_profile(profiler: Any, steps: int, run_dir: Path) -> None:
         profiler.export_chrome_trace(str(temporary))
         temporary.replace(run_dir / TRACE)
         print(f"profile of {steps} steps: {run_dir / TRACE}\n{table(profiler)}", file=sys.stderr, flush=True)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
         temporary.unlink(missing_ok=True)
         print(f"warning: the profile could not be written ({error})", file=sys.stderr, flush=True)
 
