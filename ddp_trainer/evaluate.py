@@ -27,7 +27,6 @@ from ddp_trainer.config import RuntimeConfig, launch_environment
 from ddp_trainer.model import ModelSpec, load_model
 from ddp_trainer.rundir import read_json
 from ddp_trainer.runtime import Runtime
-from ddp_trainer.signals import Preempted
 
 EVALUATION_BATCH = 500
 
@@ -135,10 +134,7 @@ class EvaluateConfig:
 
 
 def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
-    """The figures that the command prints, on every rank.
-
-    Raises InputError where the run or the data cannot be used, Preempted where any rank was asked to stop.
-    """
+    """The figures that the command prints, on every rank. Raises InputError where run or data cannot be used."""
     model, spec = load_model(config.run_dir)
     trained = read_json(config.run_dir / "config.json") or {}
     data_dir = config.data_dir or Path(trained.get("data_dir", "data/cifar10"))
@@ -155,16 +151,8 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
         data_dir / split.file, mode="auto", device=runtime.device, batch_size=EVALUATION_BATCH, num_workers=1
     )
     evaluator = Evaluator(loader, np.arange(split.count), spec, runtime, batch_size=EVALUATION_BATCH)
-
-    def stop_if_asked() -> None:
-        runtime.announce_stop()
-        if runtime.stop_agreed():
-            raise Preempted
-
-    try:
-        result = evaluator.run(runtime.place(model), tta=config.tta, poll=stop_if_asked)
-    finally:
-        runtime.close()
+    result = evaluator.run(runtime.place(model), tta=config.tta)
+    runtime.close()
     averaged = result if result.logits_tta is None else replace(result, logits=result.logits_tta)
     return {
         "test_accuracy": averaged.correct / averaged.total,
@@ -175,15 +163,14 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: every image was counted; 2: the input is wrong; 1: anything else, a request to stop included."""
+    """0: every image was counted; 2: the input is wrong."""
     rank, local_rank, _ = launch_environment()
     try:
         figures = evaluate_run(parse_flags(EvaluateConfig, argv, prog=program_name("ddp_trainer.evaluate")))
-    except (InputError, Preempted) as error:
+    except InputError as error:
         if local_rank == 0:  # every rank finds the same fault; one line is enough
-            line = "asked to stop before every image was counted" if isinstance(error, Preempted) else error
-            print(f"error: {line}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, InputError) else 1
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
     if rank == 0:
         print(json.dumps(figures))
     return 0

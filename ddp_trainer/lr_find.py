@@ -112,7 +112,8 @@ class SweepTrainer(Trainer):
                 self.runtime.announce_stop()
                 self.sums.reset()
                 self.train_step(batch, epoch)
-                loss = averages(self.runtime.sum_over_ranks(self.sums.values.clone())).loss
+                done = averages(self.runtime.sum_over_ranks(self.sums.values.clone()))
+                loss = done.loss if done.num_images else math.nan  # a step that was refused has counted no image
                 curve.add(self.learning_rate(self.step - 1), loss)
                 if self.runtime.stop_agreed():
                     raise Preempted
@@ -190,8 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             test.write(test.measure())
         except Preempted:
             test.say("asked to stop: nothing is written")
-        finally:
-            test.close()
+        test.close()
     except InputError as error:
         if launch_environment()[1] == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)

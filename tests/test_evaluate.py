@@ -2,12 +2,10 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import environment, run
+from conftest import run
 
 from ddp_trainer.evaluate import main
 
@@ -35,21 +33,3 @@ def test_other_images_than_the_runs_are_refused(
         (line,) = capsys.readouterr().err.splitlines()
         assert expected in line
         assert "--data-dir" in line
-
-
-STOPPED_EARLY = """
-import sys
-from ddp_trainer.signals import StopRequest
-StopRequest.pending = property(lambda self: True)  # as after SIGTERM
-from ddp_trainer.evaluate import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def test_a_request_to_stop_gives_no_figures_and_no_success(smoke_run: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", STOPPED_EARLY, smoke_run, "--device", "cpu"],
-        env=environment(), text=True, capture_output=True, timeout=120,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: asked to stop before every image was counted\n"
