@@ -22,17 +22,18 @@ OK, ABSENT, PROBLEM = "ok", "-", "PROBLEM"  # a thing that is absent is one that
 SET_UP = "make setup"
 INSTALL = f"{sys.executable} -m pip install -c constraints.txt -e"
 NEEDED_GB = 1.0  # two checkpoints, the weights, the report and a prepared CIFAR-10
-CHILD_SECONDS = 120
+CHILD_SECONDS = 300
 
 TORCH = """
 import json, torch, torchvision, accelerate
+from ddp_trainer.hardware import cpu_has_bf16, cpu_name
 cuda = torch.cuda.is_available()
 devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if cuda else []
 print(json.dumps({
     "version": torch.__version__, "torchvision": torchvision.__version__, "built_for": torch.version.cuda,
     "devices": [f"{d.name}, {d.total_memory / 2**30:.0f} GiB" for d in devices],
     "bf16": cuda and torch.cuda.is_bf16_supported(including_emulation=False),
-    "nccl": torch.distributed.is_nccl_available(),
+    "nccl": torch.distributed.is_nccl_available(), "cpu": cpu_name(), "cpu_bf16": cpu_has_bf16(),
 }))
 """
 FFCV = """
@@ -125,18 +126,15 @@ def is_installed(name: str) -> bool:
 
 
 def torch_and_devices(child: Child) -> Iterator[Finding]:
-    from ddp_trainer.hardware import cpu_has_bf16, cpu_name
-
     found, why = child.result()
-    cpu_bf16 = "bf16" if cpu_has_bf16() else "no bf16 of its own, so fp32"
     if not found:
         yield Finding(PROBLEM, "torch", why, set_up("torch"))
-        yield Finding(OK, "CPU", f"{cpu_name()}; {cpu_bf16}")
+        yield Finding(OK, "CPU", f"{len(os.sched_getaffinity(0))} cores")
         return
     built = f"CUDA {found['built_for']}" if found["built_for"] else "the CPU alone"
     nccl = ", NCCL" if found["nccl"] else ""
     yield Finding(OK, "torch", f"{found['version']} for {built}{nccl}; torchvision {found['torchvision']}")
-    yield Finding(OK, "CPU", f"{cpu_name()}; {cpu_bf16}")
+    yield Finding(OK, "CPU", f"{found['cpu']}; {'bf16' if found['cpu_bf16'] else 'no bf16 of its own, so fp32'}")
     yield gpus(found)
 
 
@@ -183,7 +181,7 @@ def slurm() -> Finding:
     asked = subprocess.run(["sinfo", "--version"], capture_output=True, text=True)
     if asked.returncode:
         why = (asked.stderr.strip().splitlines() or ["sinfo fails"])[-1]
-        return Finding(ABSENT, "SLURM", f"installed, but not set up: {why}", "sinfo")
+        return Finding(ABSENT, "SLURM", f"installed, but not set up: {why}", "export SLURM_CONF=/path/to/slurm.conf")
     job = os.environ.get("SLURM_JOB_ID")
     return Finding(OK, "SLURM", asked.stdout.strip() + (f", in job {job}" if job else ""))
 
