@@ -27,11 +27,17 @@ def parse_command_line(
     Raises InputError, in one line, for an unknown recipe, an unknown flag or an impossible value. `--help` prints
     and exits 0.
     """
+    recipe, arguments = take_recipe(argv, recipes)
+    return parse_flags(TrainConfig, arguments, prog=f"{prog} [RECIPE]", description=description, default=recipe)
+
+
+def take_recipe(argv: Sequence[str], recipes: Mapping[str, TrainConfig]) -> tuple[TrainConfig, list[str]]:
+    """(the recipe named by the first word, or baseline; the other words). Raises InputError for an unknown one."""
     arguments = list(argv)
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "baseline"
     if name not in recipes:
         raise InputError(f"unknown recipe '{name}': choose from {', '.join(recipes)}")
-    return parse_flags(TrainConfig, arguments, prog=f"{prog} [RECIPE]", description=description, default=recipes[name])
+    return recipes[name], arguments
 
 
 def parse_flags(

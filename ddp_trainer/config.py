@@ -21,7 +21,7 @@ from data_prep.errors import InputError
 FREE_ON_RESUME = frozenset({
     "out", "resume", "data_dir", "num_workers", "data_mode", "max_steps", "checkpoint_every_steps",
     "keep_checkpoints", "trackers", "wandb", "wandb_group", "wandb_job_type", "wandb_tags", "process_group_timeout",
-    "device", "compile",
+    "device", "compile", "profile",
 })  # fmt: skip
 
 
@@ -141,10 +141,13 @@ class RunConfig:
     """Save the training state every so many steps; 0: at epoch ends only."""
     keep_checkpoints: int = 2
     """Number of newest checkpoints that are kept."""
+    profile: int = 0
+    """Trace this many steps of the main process with torch's profiler, after a few that warm up; 0: none."""
 
     def __post_init__(self) -> None:
         require(self.checkpoint_every_steps >= 0, "--checkpoint-every-steps: give 0 or more")
         require(self.keep_checkpoints >= 1, f"--keep-checkpoints {self.keep_checkpoints}: give at least 1")
+        require(self.profile >= 0, f"--profile {self.profile}: give a number of steps, 0 or more")
         require(not self.resume or self.out is not None, "--resume: name the run to go on with by --out DIR")
 
 
@@ -219,7 +222,7 @@ def launch_environment() -> tuple[int, int, int]:
 
 
 def check_batch(config: TrainConfig, *, num_images: int) -> None:
-    """Raises InputError unless the global batch can be shared out evenly and filled at least once."""
+    """Raises InputError unless the global batch can be shared out evenly and filled often enough, for --profile too."""
     batch, world = config.schedule.batch_size, launch_environment()[2]
     parts = world * config.schedule.accumulate
     require(
@@ -234,4 +237,10 @@ def check_batch(config: TrainConfig, *, num_images: int) -> None:
     require(
         num_images >= batch,
         f"--batch-size {batch} is more than the {num_images} training images: lower it",
+    )
+    steps = config.schedule.last_step(num_images)
+    require(
+        config.run.profile < steps,
+        f"--profile {config.run.profile}: the run has {steps} steps, the first of which warms up; "
+        f"give at most {steps - 1}",
     )

@@ -7,7 +7,7 @@ accuracy, probabilities) is computed from the whole table, alike on every rank.
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -134,13 +134,16 @@ class EvaluateConfig:
 
 
 def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
-    """The figures that the command prints. Raises InputError where the run or the data cannot be used."""
+    """The figures that the command prints, on every rank. Raises InputError where run or data cannot be used."""
     model, spec = load_model(config.run_dir)
     trained = read_json(config.run_dir / "config.json") or {}
     data_dir = config.data_dir or Path(trained.get("data_dir", "data/cifar10"))
     dataset = read_dataset(data_dir)
     if tuple(dataset.classes) != spec.classes:
         raise InputError(f"{data_dir} has other classes than the run was trained on: name its data by --data-dir")
+    if dataset.image_size != spec.image_size:
+        raise InputError(f"{data_dir} has images of {dataset.image_size} pixels, and the run was trained on "
+                         f"{spec.image_size}: name its data by --data-dir")  # fmt: skip
     verify_dataset(data_dir, dataset)
     runtime = Runtime(RuntimeConfig(device=config.device, precision=config.precision))
     split = dataset.splits["test"]
@@ -149,23 +152,26 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
     )
     evaluator = Evaluator(loader, np.arange(split.count), spec, runtime, batch_size=EVALUATION_BATCH)
     result = evaluator.run(runtime.place(model), tta=config.tta)
-    correct = result.correct_tta if result.correct_tta is not None else result.correct
+    runtime.close()
+    averaged = result if result.logits_tta is None else replace(result, logits=result.logits_tta)
     return {
-        "test_accuracy": correct / result.total,
-        "test_correct": correct,
-        "test_total": result.total,
-        "test_loss": result.loss,
+        "test_accuracy": averaged.correct / averaged.total,
+        "test_correct": averaged.correct,
+        "test_total": averaged.total,
+        "test_loss": averaged.loss,
     }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """0: every image was counted; 2: the input is wrong."""
+    rank, local_rank, _ = launch_environment()
     try:
-        config = parse_flags(EvaluateConfig, argv, prog=program_name("ddp_trainer.evaluate"))
-        figures = evaluate_run(config)
+        figures = evaluate_run(parse_flags(EvaluateConfig, argv, prog=program_name("ddp_trainer.evaluate")))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if local_rank == 0:  # every rank finds the same fault; one line is enough
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
-    if launch_environment()[0] == 0:
+    if rank == 0:
         print(json.dumps(figures))
     return 0
 

@@ -19,9 +19,11 @@ from ddp_trainer.config import TrainConfig, check_batch, launch_environment
 from ddp_trainer.engine import Observer, RunData, Trainer
 from ddp_trainer.evaluate import EVALUATION_BATCH, Evaluation, Evaluator
 from ddp_trainer.model import ModelSpec, build_model, count_parameters, training_flops_per_image
+from ddp_trainer.model_card import write_model_card_or_say_why
 from ddp_trainer.observer import RunObserver, SilentObserver
 from ddp_trainer.optim import build_optimizer
 from ddp_trainer.outputs import write_model, write_predictions, write_report_or_say_why, write_summary
+from ddp_trainer.profiling import profile_steps
 from ddp_trainer.rundir import RunDirectory, git_commit, package_versions, write_json
 from ddp_trainer.runtime import Runtime, check_machine
 from ddp_trainer.tracking import NullTracker, Tracker, build_tracker
@@ -54,7 +56,7 @@ class TrainingRun:
         self.checkpointer: Checkpointer | None = None
         self.trainer: Trainer | None = None
 
-    def _claim(self) -> RunDirectory:
+    def _claim(self) -> RunDirectory | None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         out = self.config.run.out or Path("runs") / f"{self.config.recipe}-{stamp}"
         return RunDirectory(out, resume=self.config.run.resume)
@@ -92,6 +94,7 @@ class TrainingRun:
         if state is not None:
             restore_state(self.trainer, state)
         self._announce()
+        profile_steps(self.trainer, self.config.run.profile, self.run_dir)
         return self.trainer
 
     def _load_state(self) -> dict[str, Any]:
@@ -181,6 +184,7 @@ class TrainingRun:
         self.checkpointer.close()
         write_predictions(path, evaluation, trainer.data.evaluator.loader)
         summary = write_summary(path, evaluation, self._facts(trainer))
+        write_model_card_or_say_why(path)
         self.tracker.finish(summary)
         report = write_report_or_say_why(path)
         self.run_dir.write_status("done", step=trainer.step, epoch=len(trainer.history))

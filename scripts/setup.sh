@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-extras=dev,tensorboard
+extras=dev,export,tensorboard
 stamp=.venv/.setup-done
 
 say() { echo "setup: $*"; }

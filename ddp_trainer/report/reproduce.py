@@ -10,7 +10,7 @@ from ddp_trainer.report.page import escape, section
 # Where a run was and how it was watched; the same training goes on without them.
 LEFT_OUT = {
     "out", "resume", "data_dir", "keep_checkpoints", "process_group_timeout",
-    "trackers", "wandb", "wandb_group", "wandb_job_type", "wandb_tags",
+    "trackers", "wandb", "wandb_group", "wandb_job_type", "wandb_tags", "profile",
 }  # fmt: skip
 LAUNCHER = "accelerate launch --multi_gpu --num_machines 1 --num_processes {} --mixed_precision no --dynamo_backend no"
 

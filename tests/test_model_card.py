@@ -1,0 +1,90 @@
+"""The model card: true figures, and lines that load the weights where this package is not."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import environment
+
+from data_prep.batch_ops import batch_normalise
+from ddp_trainer.model import load_model
+from ddp_trainer.model_card import main, write_model_card, write_model_card_or_say_why
+
+AS_A_USER = """
+import sys
+sys.modules["ddp_trainer"] = sys.modules["data_prep"] = None
+exec(open(sys.argv[1]).read())
+import numpy as np
+np.save(sys.argv[3], logits(torch.from_numpy(np.load(sys.argv[2]))).numpy())
+"""
+
+
+def code_of(card: str) -> str:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", card, flags=re.MULTILINE | re.DOTALL)
+    return code
+
+
+def test_the_run_left_a_card_whose_code_gives_the_models_logits(smoke_run: Path, tmp_path: Path) -> None:
+    code = code_of((smoke_run / "model.md").read_text())
+    images = np.random.default_rng(0).integers(256, size=(5, 3, 32, 32), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    (tmp_path / "code.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-c", AS_A_USER, *(tmp_path / name for name in ("code.py", "images.npy", "out.npy"))],
+        env=environment(), cwd=smoke_run, text=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    model, spec = load_model(smoke_run)
+    with torch.inference_mode():
+        own = model(batch_normalise(torch.from_numpy(images), spec.mean, spec.std, torch.float32)).numpy()
+    assert np.abs(np.load(tmp_path / "out.npy") - own).max() < 1e-5 * np.abs(own).max()
+
+
+def test_the_figures_are_those_of_the_summary(smoke_run: Path) -> None:
+    card, summary = ((smoke_run / name).read_text() for name in ("model.md", "summary.json"))
+    correct = json.loads(summary)["test_correct"]
+    assert f"{correct / 40:.2%}, {correct} of 40 test images; 95% interval" in card
+    assert "6,573,130 parameters" in card
+    assert "6 steps of 32 images" in card
+    assert all(f"`{name}`" in card for name in load_model(smoke_run)[1].classes)
+
+
+@pytest.fixture
+def copy(smoke_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(smoke_run, tmp_path / "copy", ignore=shutil.ignore_patterns("wandb", "checkpoints")))
+
+
+def test_held_out_images_are_not_called_test_images(copy: Path) -> None:
+    for name, changes in (("summary.json", {"evaluation_split": "validation"}), ("config.json", {})):
+        content = json.loads((copy / name).read_text()) | changes
+        if name == "config.json":
+            content["settings"]["validation"] = 40
+        (copy / name).write_text(json.dumps(content))
+    card = write_model_card(copy).read_text()
+    assert "of 40 validation images" in card
+    assert "40 of the training images were held out" in card
+    assert "of 40 test images" not in card
+
+
+def test_a_card_that_fails_loses_nothing(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copy / "model.md").unlink()
+    (copy / "predictions.npz").write_bytes(b"no predictions")
+    write_model_card_or_say_why(copy)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"try: python -m ddp_trainer.model_card {copy}")
+    assert not (copy / "model.md").exists()
+    (copy / "predictions.npz").unlink()
+    assert main([str(copy)]) == 0
+    assert (copy / "model.md").exists()
+
+
+def test_a_run_that_is_not_complete_gets_no_card(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copy / "summary.json").unlink()
+    assert main([str(copy)]) == 2
+    assert "not a completed run" in capsys.readouterr().err
