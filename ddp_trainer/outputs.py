@@ -19,11 +19,11 @@ GALLERY_SIZE = 48
 
 def write_model(run_dir: Path, model: nn.Module, spec: ModelSpec) -> None:
     """model.safetensors and model.json."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     temporary = run_dir / ".model.safetensors"
-    save_file(weights, temporary)
+    temporary.write_bytes(save(weights))  # `save_file` would let nobody but the owner read it
     temporary.replace(run_dir / "model.safetensors")
     spec.write(run_dir / "model.json")
 
