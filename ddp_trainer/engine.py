@@ -101,7 +101,7 @@ class Trainer:
         Raises Preempted, with the state saved, when any rank was asked to stop.
         """
         try:
-            self._stop_if_asked()
+            self.runtime.stop_if_asked()
             self.runtime.end_of_startup()
             evaluation = None
             for epoch in range(len(self.history), math.ceil(self.last_step / self.steps_per_epoch)):
@@ -215,12 +215,7 @@ class Trainer:
 
     def evaluate(self, *, tta: bool = False) -> Evaluation:
         with self.runtime.averaged_batchnorm(self.evaluated_model):
-            return self.data.evaluator.run(self.evaluated_model, tta=tta, poll=self._stop_if_asked)
-
-    def _stop_if_asked(self) -> None:
-        self.runtime.announce_stop()
-        if self.runtime.stop_agreed():
-            raise Preempted
+            return self.data.evaluator.run(self.evaluated_model, tta=tta, poll=self.runtime.stop_if_asked)
 
     def _progress_values(self) -> dict[str, float]:
         """For the bar of the main rank: its own images only, so that drawing needs no other rank."""

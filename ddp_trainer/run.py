@@ -230,7 +230,7 @@ class TrainingRun:
     def _end(self, state: str, message: str) -> None:
         if self.run_dir is None:
             return
-        step, epoch = (self.trainer.step, len(self.trainer.history)) if self.trainer else (0, 0)
+        step, epoch = (self.trainer.step, len(self.trainer.history)) if self.trainer else (max(self.start, 0), 0)
         self.run_dir.write_status(state, step=step, epoch=epoch, message=message)
         self.tracker.finish(None, failed=state == "failed")
 

@@ -17,7 +17,7 @@ from torch.distributed.distributed_c10d import set_timeout
 
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.hardware import check_machine, cpu_name, resolve_device, resolve_precision
-from ddp_trainer.signals import StopRequest
+from ddp_trainer.signals import Preempted, StopRequest
 from ddp_trainer.sync_batchnorm import averaged_batchnorm, synchronise_batchnorm
 
 # Until training begins the processes may be minutes apart: one has a dataset to read or a service to wait for.
@@ -148,9 +148,10 @@ class Runtime:
         if self.device.type == "cuda":
             sizes.append(len(torch.cuda.get_rng_state(self.device)))
         if len(state) == sum(sizes):
-            torch.set_rng_state(state[: sizes[0]].cpu())
+            own = [part.cpu().clone() for part in state.split(sizes)]  # torch reads from the start of the storage
+            torch.set_rng_state(own[0])
             if self.device.type == "cuda":
-                torch.cuda.set_rng_state(state[sizes[0] :].cpu(), self.device)
+                torch.cuda.set_rng_state(own[1], self.device)
 
     def announce_stop(self) -> None:
         """Starts telling the other ranks whether this one was asked to stop; overlaps with the step that follows."""
@@ -165,6 +166,12 @@ class Runtime:
         assert self._stop_work is not None, "announce_stop comes first"
         self._stop_work.wait()
         return bool(self._stop_flag.item())
+
+    def stop_if_asked(self) -> None:
+        """Raises Preempted on every rank where any was asked to stop. A collective operation."""
+        self.announce_stop()
+        if self.stop_agreed():
+            raise Preempted
 
     def synchronize(self) -> None:
         """Waits for the device, for honest clocks."""

@@ -37,6 +37,7 @@ def go_on(run: "TrainingRun") -> None:
     if run.is_complete:
         return run.finish_again()
     try:
+        run.runtime.stop_if_asked()
         trainer = run.build()
         return run.finish(trainer, trainer.fit())
     except Preempted:

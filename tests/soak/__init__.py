@@ -1,1 +1,1 @@
-"""Fault injection: the trainer is killed, signalled, frozen and fed damaged files, many times. `python -m tests.soak`."""
+"""Fault injection: the trainer is killed, signalled, frozen and fed damaged files. `python -m tests.soak`."""

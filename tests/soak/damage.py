@@ -1,4 +1,4 @@
-"""Damaged files: the newest checkpoint, a beton, a manifest. In one process, through the functions the trainer calls."""
+"""Damaged files: the newest checkpoint, a beton, dataset.json. In one process, by the functions the trainer calls."""
 
 import contextlib
 import io
@@ -139,6 +139,8 @@ def _same_meaning(folder: Path, real: Path) -> bool:
     from data_prep.dataset import read_dataset
 
     ours, theirs = read_dataset(folder), read_dataset(real)
-    return ours.splits == theirs.splits and ours.image_size == theirs.image_size and len(ours.classes) == len(
-        theirs.classes
+    return (
+        ours.splits == theirs.splits
+        and ours.image_size == theirs.image_size
+        and len(ours.classes) == len(theirs.classes)
     )

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 30.0  # a launcher's, between SIGTERM and SIGKILL
@@ -20,16 +21,26 @@ SMOKE = ("smoke", "--device", "cpu")
 
 def import_everything() -> None:
     """One thread for torch: a pool of threads would not survive the fork. The children inherit it."""
-    import matplotlib.figure  # noqa: F401
     import torch
-    import torch.utils.flop_counter  # noqa: F401
-    from data_prep.ffcv_import import import_ffcv
 
-    import ddp_trainer.run  # noqa: F401
     import tests.workers.narrow_train  # noqa: F401
+    from data_prep.ffcv_import import import_ffcv
 
     torch.set_num_threads(1)
     import_ffcv()
+
+
+def build_loaders_once(beton: Path, batch_sizes: Sequence[int]) -> None:
+    """FFCV compiles its reader for each loader, for a second or two: here, before the forks, and not in each child."""
+    import data_prep.loader
+
+    real = data_prep.loader._build_ffcv_loader
+    built = {(beton, size): real(beton, size, 1) for size in batch_sizes}
+
+    def reused(path: Path, batch_size: int, num_workers: int) -> Any:
+        return built.get((path, batch_size)) or real(path, batch_size, num_workers)
+
+    data_prep.loader._build_ffcv_loader = reused
 
 
 class Child:

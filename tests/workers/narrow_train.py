@@ -1,4 +1,4 @@
-"""`ddp_trainer.train` with a network narrow enough that a step takes milliseconds: for tests of everything around it."""
+"""`ddp_trainer.train` with a network so narrow that a step takes milliseconds: for tests of what surrounds it."""
 
 from dataclasses import replace
 
