@@ -31,16 +31,24 @@ def import_everything() -> None:
 
 
 def build_loaders_once(beton: Path, batch_sizes: Sequence[int]) -> None:
-    """FFCV compiles its reader for each loader, for a second or two: here, before the forks, and not in each child."""
+    """FFCV compiles its reader for each loader, for seconds: here, before the forks, and not in each child."""
+    import numpy as np
+    import torch
+
     import data_prep.loader
 
     real = data_prep.loader._build_ffcv_loader
-    built = {(beton, size): real(beton, size, 1) for size in batch_sizes}
+    built: dict[tuple[Path, int], Any] = {}
 
     def reused(path: Path, batch_size: int, num_workers: int) -> Any:
-        return built.get((path, batch_size)) or real(path, batch_size, num_workers)
+        if (path, batch_size) not in built:
+            built[path, batch_size] = real(path, batch_size, num_workers)
+        return built[path, batch_size]
 
     data_prep.loader._build_ffcv_loader = reused
+    for size in batch_sizes:
+        loader = data_prep.loader.StreamLoader(beton, device=torch.device("cpu"), batch_size=size, num_workers=1)
+        list(loader.batches([np.arange(2)]))  # a first reading: it is then that FFCV compiles
 
 
 class Child:
@@ -70,6 +78,7 @@ def _become(work: Callable[[], int], log: Path, env: dict[str, str]) -> None:
     code = 1
     try:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -3,6 +3,7 @@
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass
@@ -42,3 +43,16 @@ class Outcome:
 def table(outcomes: list[Outcome]) -> str:
     head = "| fault | what must happen | tried | lost | of which |\n| --- | --- | --- | --- | --- |"
     return "\n".join([head, *(outcome.row() for outcome in outcomes)])
+
+
+def write_outcomes(path: Path, outcomes: list[Outcome], *, seed: int) -> None:
+    """The table as JSON, with date, hardware and versions."""
+    from benchmarks.results import write_result
+
+    rows = [
+        {"fault": one.fault, "promise": one.promise, "tried": one.tried, "lost": len(one.losses), "of which": one.notes,
+         "slowest_seconds": round(one.worst_seconds, 1), "seconds": round(one.seconds)}
+        for one in outcomes
+    ]  # fmt: skip
+    figures = {"tried": sum(one.tried for one in outcomes), "lost": sum(len(one.losses) for one in outcomes)}
+    write_result(path, figures, seed=seed, rows=rows)

@@ -100,7 +100,7 @@ def _kill(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> str:
         time.sleep(rng.uniform(0, 8.0))
     if not job.running():
         kind = "after its end"
-    victims = job.ranks if rng.random() < 0.5 else [rng.choice(job.ranks)]
+    victims = job.ranks if rng.random() < 0.7 else [rng.choice(job.ranks)]  # as a job, or a rank, is killed
     for victim in victims:
         victim.send(signal.SIGKILL)
     started = time.monotonic()
@@ -147,11 +147,11 @@ def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> st
         return f"exit {codes} after {number.name}: {scene.log(out).read_text()[-2000:]}"
     if state == "preempted":
         outcome.note("preempted")
-        return _saved_at_the_end(out)
+        return saved_at_the_end(out)
     return "" if state == "done" else f"status {state}"
 
 
-def _saved_at_the_end(out: Path) -> str:
+def saved_at_the_end(out: Path) -> str:
     from ddp_trainer.checkpoint import list_checkpoints, read_checkpoint
 
     """The state of the step it stopped at is there; before the first step of a run there is none to save."""
