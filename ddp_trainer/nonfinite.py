@@ -53,8 +53,8 @@ class StepGuard:
     def judge(self) -> Tensor:
         """() bool on the device: whether this step is refused. What its forward pass changed is put back then."""
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        # The largest absolute value: unlike a sum of squares it cannot overflow by itself.
-        refused = ~get_total_norm(gradients, norm_type=math.inf).isfinite()
+        refused = ~get_total_norm(gradients).isfinite()  # a norm that overflows is as bad as a gradient that does
+        gradients[-1].add_(torch.where(refused, math.nan, 0.0))  # for a gradient scaler, which looks at the gradients
         self._forward.put_back_where(refused)
         self._counts += refused
         self._counts[0] *= refused

@@ -207,7 +207,6 @@ def use_all_cores() -> None:
 def set_backend_flags(config: RuntimeConfig) -> None:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if config.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports seconds of compiler
-        torch.use_deterministic_algorithms(config.deterministic)
+    torch.use_deterministic_algorithms(config.deterministic)
     torch.backends.cudnn.benchmark = not config.deterministic
     torch.set_float32_matmul_precision("highest" if config.deterministic else "high")

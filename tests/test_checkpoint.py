@@ -122,8 +122,10 @@ MOMENTS = ["mkdir-1", "save-1", "fsync-1", "fsync-2", "fsync-3", "fsync-4", "ren
 def test_killed_at_any_moment_of_a_save_a_whole_checkpoint_is_there(tmp_path: Path) -> None:
     """Between any two changes of the disk, in a save of the next step and in one of the same step again."""
     folders = [tmp_path / f"{step}-{moment}" for step in (1, 2) for moment in MOMENTS]
-    done = subprocess.run([sys.executable, "-c", KILLED_WRITERS, *map(str, folders)], cwd=REPOSITORY,
-                          env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_WRITERS, *map(str, folders)],
+        env=environment(OMP_NUM_THREADS="1"), cwd=REPOSITORY, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["9"] * len(folders), "each moment must be a real one"
     for folder in folders:

@@ -5,6 +5,7 @@ Prints a table of what was tried, how often, and what was lost; exits 1 where an
 """
 
 import argparse
+import functools
 import random
 import sys
 import tempfile
@@ -59,9 +60,15 @@ def prepare(folder: Path) -> Path:
     return data
 
 
+@functools.cache
+def scene_of(data: Path, folder: Path, processes: int) -> stops.Scene:
+    """The uninterrupted run is made once."""
+    return stops.Scene(data, folder, processes)
+
+
 def run_part(part: str, data: Path, folder: Path, options: argparse.Namespace, rng: random.Random) -> list[Outcome]:
     if part == "damage":
-        scene = stops.Scene(data, folder, 1)
+        scene = scene_of(data, folder, 1)
         return [
             damage.damaged_checkpoints(scene.whole / "checkpoints", options.damages, rng),
             damage.damaged_datasets(data, options.damages, rng),
@@ -69,7 +76,7 @@ def run_part(part: str, data: Path, folder: Path, options: argparse.Namespace, r
     if part in ("kills", "signals"):
         work = stops.killed_runs if part == "kills" else stops.signalled_runs
         times = getattr(options, part) // 2
-        return [work(stops.Scene(data, folder, processes), times, rng) for processes in (1, 2)]
+        return [work(scene_of(data, folder, processes), times, rng) for processes in (1, 2)]
     if part == "launchers":
         return [launchers.signalled_launchers(data, folder, options.launched, rng)]
     if part == "ranks":
