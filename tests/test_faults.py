@@ -3,12 +3,14 @@
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from conftest import REPOSITORY, environment, read_lines, run, train
+from conftest import REPOSITORY, environment, read_lines, run, start, train
 
 PLAN = ("--epochs", "2", "--max-steps", "12", "--batch-size", "16", "--checkpoint-every-steps", "2")
 NARROW = "tests.workers.narrow_train"
@@ -64,10 +66,6 @@ def test_another_number_of_processes_sees_the_images_that_are_left(tiny_dir: Pat
 
 def test_a_beton_that_goes_away_during_training_ends_it(tiny_dir: Path, tmp_path: Path) -> None:
     """Cut short it may kill the reader (SIGBUS); removed it is an error. Never a hang."""
-    import shutil
-
-    from conftest import start
-
     children = []
     for harm in ("remove", "truncate"):
         data, out = tmp_path / f"{harm}-data", tmp_path / harm
@@ -75,8 +73,9 @@ def test_a_beton_that_goes_away_during_training_ends_it(tiny_dir: Path, tmp_path
         arguments = ("--data-dir", data, "--out", out, "--epochs", "5000", "--batch-size", "16", "--max-steps", "30000",
                      "--data-mode", "stream")  # fmt: skip
         process = start(NARROW, "smoke", "--device", "cpu", *arguments)
-        while not (out / "checkpoints" / "step-00000006").exists():
+        while not ((out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size):
             assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
         if harm == "remove":
             (data / "train.beton").unlink()
         else:
@@ -110,8 +109,6 @@ os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_report_that_a_kill_prevented_is_made_on_resume(tiny_dir: Path, smoke_run: Path, tmp_path: Path) -> None:
-    import shutil
-
     out = tmp_path / "run"
     shutil.copytree(smoke_run, out)
     shutil.rmtree(out / "report")

@@ -27,7 +27,8 @@ def _broken(fault: str, data: Path, folder: Path, times: int, rng: random.Random
         for number in range(times):
             out = Path(scratch) / f"run-{number}"
             job = Job(("--data-dir", data, "--out", out, *LONG), out.with_name(f"{out.name}.log"), processes=2)
-            training = wait_until(lambda out=out: (out / "checkpoints" / "step-00000006").exists(), job)
+            metrics = out / "metrics.jsonl"
+            training = wait_until(lambda: metrics.exists() and metrics.stat().st_size > 0, job)  # noqa: B023
             time.sleep(rng.uniform(0, 2))
             victim = job.ranks[number % 2]
             if fault == "raises":  # SIGINT becomes an exception, KeyboardInterrupt, at wherever the rank is
