@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= $(BIN)/python
 
-.PHONY: setup demo train test lint bench
+.PHONY: setup demo train test lint soak bench
 
 setup:
 	@PYTHON="$(PYTHON)" bash scripts/setup.sh
@@ -23,6 +23,9 @@ test: setup lint
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+soak: setup
+	$(BIN)/python -m tests.soak
 
 bench: setup
 	@for script in loading training_step; do $(BIN)/python -m benchmarks.$$script || exit 1; done

@@ -5,6 +5,7 @@ themselves are in `batch_ops`.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -153,3 +154,12 @@ class Augmenter:
         place = uniforms * (len(table) - 1)
         index = place.long()
         return torch.lerp(table[index], table[index + 1], place - index)
+
+
+def split(augmented: Augmented, parts: int) -> Iterator[Augmented]:
+    """Equal consecutive pieces of one batch."""
+    if parts == 1:
+        yield augmented
+        return
+    columns = [[None] * parts if column is None else column.chunk(parts) for column in augmented]
+    yield from (Augmented(*pieces) for pieces in zip(*columns, strict=True))

@@ -47,11 +47,11 @@ class StreamLoader:
         """The samples of each array of positions in turn: all of `batch_size` but the last non-empty one.
 
         An empty array gives an empty batch. Raises RuntimeError where the file changed, ended or gave other samples
-        than asked for, and IndexError for positions outside the file.
+        than asked for, and IndexError for positions outside the file. A file that is cut short may instead end the
+        process by SIGBUS: it is mapped into memory.
         """
         order = _checked_order(index_batches, self.count, self.batch_size)
-        if _identity(self.beton) != self._identity:
-            raise RuntimeError(f"{self.beton} was replaced or changed while it was being read; restore it and resume")
+        self._check_unchanged()
         iterator = self._iterate(order) if len(order) else None
         try:
             for indices in index_batches:
@@ -61,10 +61,17 @@ class StreamLoader:
                 images, labels, found = _next(iterator, self.beton)
                 if not np.array_equal(found.flatten().numpy(), indices):
                     raise RuntimeError(f"{self.beton} gave other samples than asked for: it changed while it was read")
+                self._check_unchanged()  # after the reading: the end of a page cut short reads as zeros
                 yield Batch(*self._to_device(images.permute(0, 3, 1, 2), labels.flatten(), found.flatten()))
         finally:
             if iterator is not None:
                 _close(iterator)
+
+    def _check_unchanged(self) -> None:
+        if _identity(self.beton) != self._identity:
+            raise RuntimeError(
+                f"{self.beton} was removed, replaced or changed while it was being read; restore it and resume"
+            )
 
     def _iterate(self, order: np.ndarray) -> Any:
         from ffcv.loader.epoch_iterator import EpochIterator
@@ -151,8 +158,12 @@ def _checked_order(index_batches: IndexBatches, count: int, batch_size: int | No
     return order
 
 
-def _identity(path: Path) -> tuple[int, int, int]:
-    status = path.stat()
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """None where the file is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 

@@ -4,32 +4,29 @@ Ranks, tracking and saving arrive as arguments; what a step computes is decided 
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from data_prep.augment import Augmented, Augmenter
+from data_prep.augment import Augmented, Augmenter, split
 from data_prep.loader import Batch, ResidentLoader, StreamLoader
 from data_prep.order import epoch_order, train_batches
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.console import Progress
+from ddp_trainer.crash import RecentSteps
+from ddp_trainer.ema import Ema
 from ddp_trainer.evaluate import Evaluation, Evaluator
 from ddp_trainer.metrics import RunningSums, Stopwatch, averages, losses_per_image
-from ddp_trainer.optim import one_cycle, set_learning_rate
+from ddp_trainer.nonfinite import FP16_PATIENCE, NonFinite, StepGuard, felt_by_all, step_unless
+from ddp_trainer.optim import one_cycle, set_learning_rate, zero_momentum
 from ddp_trainer.runtime import Runtime
 from ddp_trainer.signals import Preempted
 from ddp_trainer.training_state import capture_state
 
 Record = dict[str, float | int]
-
-
-class NonFiniteLoss(Exception):
-    """The loss left the range of numbers; training on would be of no use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +48,12 @@ class Observer(Protocol):
 
     def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None: ...
 
+    def check(self) -> None:
+        """Raises what went wrong in the background since the last call."""
+        ...
+
+    def crashed(self, report: dict[str, Any], *, step: int) -> None: ...
+
 
 class Trainer:
     """Model, optimizer and position of one run on one rank."""
@@ -67,15 +70,18 @@ class Trainer:
         self.config, self.runtime, self.data, self.observer = config, runtime, data, observer
         decay = config.optim.ema_decay
         self.model = runtime.place(model)
-        self.ema = (
-            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
-        )
+        self.ema = Ema(self.model, decay=decay) if decay else None
         self.wrapped, self.optimizer = runtime.prepare(self.model, optimizer)
+        self.bare_optimizer = optimizer
+        zero_momentum(optimizer)
         self.steps_per_epoch = config.schedule.steps_per_epoch(len(data.samples))
         self.last_step = config.schedule.last_step(len(data.samples))
         self.step = 0
         self.history: list[Record] = []
         self.sums = RunningSums(runtime.device)
+        patience = 1 if runtime.scaler is None else FP16_PATIENCE
+        self.guard = StepGuard(self.model, [self.sums.values], patience=patience)
+        self.recent = RecentSteps()
         self.watch = Stopwatch()
         self.train_seconds = 0.0
 
@@ -95,6 +101,8 @@ class Trainer:
         Raises Preempted, with the state saved, when any rank was asked to stop.
         """
         try:
+            self.runtime.stop_if_asked()
+            self.runtime.end_of_startup()
             evaluation = None
             for epoch in range(len(self.history), math.ceil(self.last_step / self.steps_per_epoch)):
                 self.train_epoch(epoch)
@@ -102,6 +110,9 @@ class Trainer:
             return evaluation or self.evaluate(tta=True)
         except Preempted:
             self.save()
+            raise
+        except NonFinite as error:
+            self.observer.crashed(self.recent.describe(error.step, self.runtime), step=error.step + 1)
             raise
 
     def train_epoch(self, epoch: int) -> None:
@@ -114,6 +125,8 @@ class Trainer:
         for batch in self.data.loader.batches(self.plan(epoch)[first:last]):
             self.runtime.announce_stop()
             self.train_step(batch, epoch)
+            self.guard.after_step(self.step - 1)
+            self.observer.check()
             progress.update(self.step - epoch * self.steps_per_epoch, self._progress_values)
             if self.runtime.stop_agreed():
                 raise Preempted
@@ -132,20 +145,26 @@ class Trainer:
         )  # fmt: skip
 
     def train_step(self, batch: Batch, epoch: int) -> None:
-        """One optimizer step. Nothing in it waits for the device."""
+        """One optimizer step, or none if loss or gradient are not finite. Nothing in it waits for the device."""
         augmented = self.data.augmenter(batch, epoch=epoch)
         set_learning_rate(self.optimizer, self.learning_rate(self.step))
+        self.recent.begin(self.step, epoch, batch.indices)
+        self.guard.begin()
         parts = list(split(augmented, self.config.schedule.accumulate))
         for part in parts[:-1]:
             with self.runtime.no_sync(self.wrapped):
                 self._forward_backward(part, len(parts))
         self._forward_backward(parts[-1], len(parts))
+        refused = self.guard.judge()
         if self.config.optim.clip_norm:
             self.runtime.clip_gradients(self.wrapped, self.config.optim.clip_norm)
-        self.optimizer.step()
+        if self.runtime.scaler is None:
+            step_unless(refused, self.optimizer, self.bare_optimizer)
+        else:
+            self.optimizer.step()  # the gradient scaler refuses the same steps, and lowers its scale
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            self.ema.update_parameters(self.model)
+            self.ema.update(self.model, skip=refused)
         self.step += 1
 
     def _forward_backward(self, part: Augmented, num_parts: int) -> None:
@@ -154,8 +173,9 @@ class Trainer:
             logits, part.labels, part.partner_labels, part.label_weights,
             label_smoothing=self.config.optim.label_smoothing,
         )  # fmt: skip
-        self.runtime.backward(losses.mean() / num_parts)
+        self.runtime.backward(felt_by_all(losses.mean() / num_parts))
         self.sums.add(losses.detach(), logits.detach().argmax(dim=1) == part.labels)
+        self.recent.add(losses.detach())
 
     def finish_epoch(self, epoch: int) -> Evaluation:
         """Evaluation, record and checkpoint after the steps of `epoch`.
@@ -165,9 +185,8 @@ class Trainer:
         cut_short = self.step < (epoch + 1) * self.steps_per_epoch
         if cut_short:
             self.save()
+        _, skipped_steps = self.guard.settle()
         trained = averages(self.runtime.sum_over_ranks(self.sums.values.clone()))
-        if not math.isfinite(trained.loss):
-            raise NonFiniteLoss(f"the training loss is {trained.loss} in epoch {epoch + 1}: lower --peak-lr")
         evaluation = self.evaluate(tta=self.step == self.last_step)
         seconds = self.watch.read()
         record: Record = {
@@ -182,11 +201,13 @@ class Trainer:
             "learning_rate": self.learning_rate(self.step - 1),
             "seconds": seconds,
             "images_per_second": trained.num_images / seconds,
+            "skipped_steps": skipped_steps,
         }
         self.history.append(record)
         self.train_seconds += seconds
         self.watch = Stopwatch()
         self.sums.reset()
+        self.guard.start_epoch()
         self.observer.epoch_done(record)
         if not cut_short:
             self.save()
@@ -194,12 +215,7 @@ class Trainer:
 
     def evaluate(self, *, tta: bool = False) -> Evaluation:
         with self.runtime.averaged_batchnorm(self.evaluated_model):
-            return self.data.evaluator.run(self.evaluated_model, tta=tta, poll=self._stop_if_asked)
-
-    def _stop_if_asked(self) -> None:
-        self.runtime.announce_stop()
-        if self.runtime.stop_agreed():
-            raise Preempted
+            return self.data.evaluator.run(self.evaluated_model, tta=tta, poll=self.runtime.stop_if_asked)
 
     def _progress_values(self) -> dict[str, float]:
         """For the bar of the main rank: its own images only, so that drawing needs no other rank."""
@@ -218,12 +234,3 @@ class Trainer:
 
     def save(self) -> None:
         self.observer.save(capture_state(self), step=self.step, epoch=len(self.history))
-
-
-def split(augmented: Augmented, parts: int) -> Iterator[Augmented]:
-    """Equal consecutive pieces of one batch."""
-    if parts == 1:
-        yield augmented
-        return
-    columns = [[None] * parts if column is None else column.chunk(parts) for column in augmented]
-    yield from (Augmented(*pieces) for pieces in zip(*columns, strict=True))

@@ -27,6 +27,7 @@ from ddp_trainer.config import RuntimeConfig, launch_environment
 from ddp_trainer.model import ModelSpec, load_model
 from ddp_trainer.rundir import read_json
 from ddp_trainer.runtime import Runtime
+from ddp_trainer.signals import StopRequest
 
 EVALUATION_BATCH = 500
 
@@ -145,7 +146,8 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
         raise InputError(f"{data_dir} has images of {dataset.image_size} pixels, and the run was trained on "
                          f"{spec.image_size}: name its data by --data-dir")  # fmt: skip
     verify_dataset(data_dir, dataset)
-    runtime = Runtime(RuntimeConfig(device=config.device, precision=config.precision))
+    # Nothing is saved here, so a signal may end the process at once: its StopRequest is not installed.
+    runtime = Runtime(RuntimeConfig(device=config.device, precision=config.precision), stop=StopRequest())
     split = dataset.splits["test"]
     loader = build_loader(
         data_dir / split.file, mode="auto", device=runtime.device, batch_size=EVALUATION_BATCH, num_workers=1

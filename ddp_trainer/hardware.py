@@ -1,7 +1,12 @@
-"""What processor this machine has, as far as the choice of precision and a report need to know."""
+"""What this machine and this launch allow: number of processes, device, precision. Starts nothing."""
 
 import os
 from pathlib import Path
+
+import torch
+
+from data_prep.errors import InputError
+from ddp_trainer.config import RuntimeConfig, launch_environment
 
 
 def _cpu_info() -> str:
@@ -20,3 +25,44 @@ def cpu_has_bf16() -> bool:
 def cpu_name() -> str:
     names = [line.split(":", 1)[1].strip() for line in _cpu_info().splitlines() if line.startswith("model name")]
     return f"{names[0] if names else 'CPU'}, {len(os.sched_getaffinity(0))} cores"
+
+
+def check_launch(config: RuntimeConfig) -> None:
+    """InputError where this process was launched as one of several and finds itself alone.
+
+    `accelerate launch --cpu --num_processes 2` starts a single process; what tells it from an honest single one is that
+    Accelerate's launcher sets an address to meet at, but no world size.
+    """
+    alone = "WORLD_SIZE" not in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ
+    if alone and "MASTER_ADDR" in os.environ:
+        raise InputError(
+            "launched for several processes, but this one is alone (--cpu and MULTI_CPU make Accelerate start one): "
+            "use accelerate launch --multi_gpu --num_processes N ... --device cpu, or unset MASTER_ADDR for one process"
+        )
+    if config.device == "cuda" and launch_environment()[1] >= max(torch.cuda.device_count(), 1):
+        raise InputError(f"{launch_environment()[2]} processes were launched, but this machine has "
+                         f"{torch.cuda.device_count()} GPUs: lower --num_processes")  # fmt: skip
+
+
+def check_machine(config: RuntimeConfig) -> None:
+    """Raises InputError where launch, device or precision cannot be what was asked for. Starts nothing."""
+    check_launch(config)
+    resolve_precision(config)
+
+
+def resolve_device(config: RuntimeConfig) -> str:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no usable GPU here; use --device cpu, or check the driver")
+    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def resolve_precision(config: RuntimeConfig) -> str:
+    """fp32, bf16 or fp16. Raises InputError for fp16 on a CPU, which has no gradient scaling there."""
+    on_cuda = resolve_device(config) == "cuda"
+    if config.precision == "fp16" and not on_cuda:
+        raise InputError("--precision fp16 works on CUDA only; use --precision bf16 or fp32 on the CPU")
+    if config.precision != "auto":
+        return config.precision
+    if on_cuda:
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if cpu_has_bf16() else "fp32"

@@ -44,6 +44,7 @@ from ddp_trainer.recipes import RECIPES
 from ddp_trainer.run import TrainingRun
 from ddp_trainer.rundir import write_json
 from ddp_trainer.signals import Preempted
+from ddp_trainer.train import leave
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,4 +204,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from ddp_trainer.checkpoint import Checkpointer
+from ddp_trainer.checkpointer import Checkpointer
+from ddp_trainer.config import TrainConfig
 from ddp_trainer.console import Progress, build_progress, epoch_line
 from ddp_trainer.engine import Record
-from ddp_trainer.rundir import RunDirectory
+from ddp_trainer.rundir import RunDirectory, write_json
 from ddp_trainer.tracking import Tracker
 
 
@@ -21,6 +22,12 @@ class SilentObserver:
     def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:
         pass
 
+    def check(self) -> None:
+        pass
+
+    def crashed(self, report: dict[str, Any], *, step: int) -> None:
+        pass
+
 
 class RunObserver:
     """For the main process: console, trackers, checkpoints and status.json."""
@@ -30,12 +37,13 @@ class RunObserver:
         run_dir: RunDirectory,
         tracker: Tracker,
         checkpointer: Checkpointer,
+        config: TrainConfig,
         *,
-        epochs: int,
         settings: dict[str, Any],
     ) -> None:
         self.run_dir, self.tracker, self.checkpointer = run_dir, tracker, checkpointer
-        self.epochs, self.settings = epochs, settings
+        self.epochs, self.has_validation = config.schedule.epochs, config.data.validation > 0
+        self.settings = settings
         self.progress: Progress = build_progress(enabled=True)
 
     def epoch_done(self, record: Record) -> None:
@@ -43,5 +51,21 @@ class RunObserver:
         self.progress.note(epoch_line(record, epochs=self.epochs))
 
     def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:
-        self.checkpointer.save({**state, "settings": self.settings, "tracker": self.tracker.state()}, step=step)
+        whole = {**state, "settings": self.settings, "tracker": self.tracker.state()}
+        self.checkpointer.save(whole, step=step, score=self._score(state))
         self.run_dir.write_status("running", step=step, epoch=epoch)
+
+    def check(self) -> None:
+        self.checkpointer.check()
+
+    def crashed(self, report: dict[str, Any], *, step: int) -> None:
+        folder = self.run_dir.path / "crash"
+        folder.mkdir(exist_ok=True)
+        write_json(folder / f"step-{step:08d}.json", report)
+
+    def _score(self, state: dict[str, Any]) -> float | None:
+        """Accuracy on the validation images, of a state just evaluated. The test split must choose nothing."""
+        history = state["history"]
+        if not self.has_validation or not history or history[-1]["step"] != state["step"]:
+            return None
+        return float(history[-1]["test_accuracy"])

@@ -41,3 +41,13 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+
+
+def zero_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Gives SGD the momentum of a first step now. Call it when the parameters are where they will stay.
+
+    torch's fused SGD takes uninitialised memory for momentum where the very first step is skipped.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))

@@ -11,10 +11,10 @@ import numpy as np
 from data_prep.augment import Augmenter
 from data_prep.beton import read_labels
 from data_prep.dataset import read_dataset, verify_dataset
-from data_prep.errors import InputError
 from data_prep.loader import ResidentLoader, StreamLoader, build_loader
 from data_prep.order import hold_out
-from ddp_trainer.checkpoint import Checkpointer, list_checkpoints, load_checkpoint, newest_good_checkpoint
+from ddp_trainer.checkpoint import CheckpointError
+from ddp_trainer.checkpointer import Checkpointer
 from ddp_trainer.config import TrainConfig, check_batch, launch_environment
 from ddp_trainer.engine import Observer, RunData, Trainer
 from ddp_trainer.evaluate import EVALUATION_BATCH, Evaluation, Evaluator
@@ -24,12 +24,12 @@ from ddp_trainer.observer import RunObserver, SilentObserver
 from ddp_trainer.optim import build_optimizer
 from ddp_trainer.outputs import write_model, write_predictions, write_report_or_say_why, write_summary
 from ddp_trainer.profiling import profile_steps
+from ddp_trainer.resuming import COMPLETE, FRESH, find_start, load_state
 from ddp_trainer.rundir import RunDirectory, git_commit, package_versions, write_json
 from ddp_trainer.runtime import Runtime, check_machine
+from ddp_trainer.signals import StopRequest
 from ddp_trainer.tracking import NullTracker, Tracker, build_tracker
 from ddp_trainer.training_state import restore_state
-
-COMPLETE, FRESH = -2, -1  # beside the number of a step to resume from
 
 
 class TrainingRun:
@@ -38,7 +38,7 @@ class TrainingRun:
     Raises InputError where data, configuration, launch or run directory are not usable; nothing is written over then.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, stop: StopRequest | None = None) -> None:
         self.config = config
         check_machine(config.runtime)
         self.dataset = read_dataset(config.data.data_dir)
@@ -50,7 +50,7 @@ class TrainingRun:
         start = FRESH
         if self.run_dir is not None and config.run.resume:
             start = find_start(self.run_dir, last_step)
-        self.runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate)
+        self.runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate, stop=stop)
         self.start = self.runtime.agree_on(start)
         self.tracker: Tracker = NullTracker()
         self.checkpointer: Checkpointer | None = None
@@ -76,8 +76,9 @@ class TrainingRun:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a resumed run must share with the run it goes on with, the pixels included."""
-        return {**self.config.fixed_on_resume(), "training images": self.dataset.splits["train"].sha256}
+        """What a resumed run must share with the run it goes on with: also the pixels, and what `auto` came to."""
+        images = self.dataset.splits["train"].sha256
+        return {**self.config.fixed_on_resume(), "precision": self.runtime.precision, "training images": images}
 
     def say(self, line: str) -> None:
         if self.runtime.is_main:
@@ -85,7 +86,10 @@ class TrainingRun:
 
     def build(self) -> Trainer:
         """The trainer, standing where the run starts or goes on."""
-        state = self._load_state() if self.start >= 0 else None
+        state = None
+        if self.start >= 0:
+            assert self.config.run.out is not None, "--resume comes with --out"
+            state = load_state(self.config.run.out, self.start, self.settings)
         observer = self._observer(state)
         data = self._data()
         model = build_model(self.spec)
@@ -97,22 +101,11 @@ class TrainingRun:
         profile_steps(self.trainer, self.config.run.profile, self.run_dir)
         return self.trainer
 
-    def _load_state(self) -> dict[str, Any]:
-        assert self.config.run.out is not None, "--resume comes with --out"
-        state = load_checkpoint(self.config.run.out / "checkpoints" / f"step-{self.start:08d}")
-        saved, wanted = state["settings"], self.settings
-        changed = [name for name in wanted if saved.get(name) != wanted[name]]
-        if changed:
-            detail = ", ".join(f"{name} {saved.get(name)} -> {wanted[name]}" for name in changed)
-            raise InputError(
-                f"--resume: this would not be the same training ({detail}); use the settings it began with"
-            )
-        return state
-
     def _observer(self, state: dict[str, Any] | None) -> Observer:
         if self.run_dir is None:
             return SilentObserver()
         self.run_dir.write_status("running")
+        (self.run_dir.path / "summary.json").unlink(missing_ok=True)  # of fewer --max-steps: no longer the whole run
         write_json(self.run_dir.path / "config.json", self._description())
         self.tracker = build_tracker(
             self.config.tracking,
@@ -122,8 +115,7 @@ class TrainingRun:
             state=state["tracker"] if state else {},
         )
         self.checkpointer = Checkpointer(self.run_dir.checkpoints, keep=self.config.run.keep_checkpoints)
-        epochs = self.config.schedule.epochs
-        return RunObserver(self.run_dir, self.tracker, self.checkpointer, epochs=epochs, settings=self.settings)
+        return RunObserver(self.run_dir, self.tracker, self.checkpointer, self.config, settings=self.settings)
 
     def _description(self) -> dict[str, Any]:
         """The content of config.json: no environment and no raw command line, which may hold secrets."""
@@ -210,38 +202,42 @@ class TrainingRun:
             "images_per_second": images / trainer.train_seconds,
         }
 
+    def finish_again(self) -> None:
+        """Of a complete run: what it lacks because it was killed after its summary."""
+        self.say(f"{self.config.run.out} is complete already: nothing to do")
+        if self.run_dir is None or self.run_dir.status.get("state") == "done":
+            return
+        summary = self.run_dir.summary or {}
+        write_model_card_or_say_why(self.run_dir.path)
+        write_report_or_say_why(self.run_dir.path)
+        self.run_dir.write_status("done", step=summary.get("steps", 0), epoch=summary.get("epochs", 0))
+
     def preempted(self) -> None:
-        """The state is saved; says so."""
+        """Waits until the state is saved, and says so. Raises CheckpointError where it cannot be."""
+        if self.checkpointer is not None:
+            self.checkpointer.close()
         self._end("preempted", "asked to stop; go on with --resume")
         self.say("asked to stop: the state is saved; go on with --resume")
 
     def failed(self, error: BaseException) -> None:
-        self._end("failed", f"{type(error).__name__}: {error}")
+        """Never raises: the error that led here is to be seen."""
+        try:
+            if self.checkpointer is not None:
+                self.checkpointer.close()
+        except CheckpointError as other:
+            print(f"error: {other}", file=sys.stderr, flush=True)
+        try:
+            self._end("failed", f"{type(error).__name__}: {error}")
+        except OSError as other:
+            print(f"warning: {other}", file=sys.stderr, flush=True)
 
     def _end(self, state: str, message: str) -> None:
         if self.run_dir is None:
             return
-        if self.checkpointer is not None:
-            self.checkpointer.close()
-        step, epoch = (self.trainer.step, len(self.trainer.history)) if self.trainer else (0, 0)
+        step, epoch = (self.trainer.step, len(self.trainer.history)) if self.trainer else (max(self.start, 0), 0)
         self.run_dir.write_status(state, step=step, epoch=epoch, message=message)
         self.tracker.finish(None, failed=state == "failed")
 
     def close(self) -> None:
+        """After a good end only: it waits for the other processes."""
         self.runtime.close()
-
-
-def find_start(run_dir: RunDirectory, last_step: int) -> int:
-    """Where --resume starts: COMPLETE, FRESH or the step of the newest good checkpoint.
-
-    Raises InputError where checkpoints exist but none is good.
-    """
-    summary = run_dir.summary
-    if summary is not None and summary.get("steps", 0) >= last_step:
-        return COMPLETE
-    newest = newest_good_checkpoint(run_dir.checkpoints)
-    if newest is not None:
-        return int(newest.name.removeprefix("step-"))
-    if list_checkpoints(run_dir.checkpoints):
-        raise InputError(f"--resume: every checkpoint in {run_dir.checkpoints} is damaged; start anew in another --out")
-    return FRESH

@@ -66,6 +66,11 @@ class RunDirectory:
         """summary.json of a run that is complete, else None."""
         return read_json(self.path / "summary.json")
 
+    @property
+    def status(self) -> dict[str, Any]:
+        """status.json; empty where there is none."""
+        return read_json(self.path / "status.json") or {}
+
     def write_status(self, state: str, *, step: int = 0, epoch: int = 0, message: str = "") -> None:
         """state: running, preempted, done or failed."""
         write_json(self.path / "status.json", {"state": state, "step": step, "epoch": epoch, "message": message})

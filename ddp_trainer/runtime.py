@@ -6,7 +6,6 @@ Not owned here: what is computed, and what is logged or saved.
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator
 from datetime import timedelta
 
 import torch
@@ -14,12 +13,15 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import set_timeout
 
-from data_prep.errors import InputError
-from ddp_trainer.config import RuntimeConfig, launch_environment
-from ddp_trainer.hardware import cpu_has_bf16, cpu_name
-from ddp_trainer.signals import StopRequest
-from ddp_trainer.sync_batchnorm import synchronise_batchnorm
+from ddp_trainer.config import RuntimeConfig
+from ddp_trainer.hardware import check_machine, cpu_name, resolve_device, resolve_precision
+from ddp_trainer.signals import Preempted, StopRequest
+from ddp_trainer.sync_batchnorm import averaged_batchnorm, synchronise_batchnorm
+
+# Until training begins the processes may be minutes apart: one has a dataset to read or a service to wait for.
+STARTUP_SECONDS = 300.0
 
 
 class Runtime:
@@ -28,17 +30,19 @@ class Runtime:
     Raises InputError where the device or the precision asked for is not to be had on this machine.
     """
 
-    def __init__(self, config: RuntimeConfig, *, accumulate: int = 1) -> None:
+    def __init__(self, config: RuntimeConfig, *, accumulate: int = 1, stop: StopRequest | None = None) -> None:
+        """`stop`: one that is installed already, or that shall not be; by default a new one is installed."""
         check_machine(config)
         self.config = config
         self.precision = resolve_precision(config)
         set_backend_flags(config)
+        patience = timedelta(seconds=max(config.process_group_timeout, STARTUP_SECONDS))
         self._accelerator = Accelerator(
             cpu=resolve_device(config) == "cpu",
             mixed_precision="no" if self.precision == "fp32" else self.precision,
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timedelta(seconds=config.process_group_timeout)),
+                InitProcessGroupKwargs(timeout=patience),
                 # Buffers are averaged once before an evaluation instead of being sent before every forward pass.
                 # Buckets of 4 MiB let the first all-reduce start early in the backward pass of this 26 MB network.
                 DistributedDataParallelKwargs(
@@ -54,11 +58,12 @@ class Runtime:
         self.world_size: int = self._accelerator.num_processes
         self.is_main = self.rank == 0
         # Control messages travel between the hosts over gloo, so that they never wait for a device.
-        self._control = _control_group() if self.world_size > 1 else None
+        self._control = _control_group(patience) if self.world_size > 1 else None
         if self.device.type == "cpu":
             use_all_cores()
-        self._stop = StopRequest()
-        self._stop.install()
+        self._stop = stop or StopRequest()
+        if stop is None:
+            self._stop.install()
         self._stop_flag = torch.zeros(1, dtype=torch.int32)
         self._stop_work: dist.Work | None = None
         torch.manual_seed(config.seed)
@@ -123,6 +128,31 @@ class Runtime:
         dist.broadcast(box, src=0, group=self._control)
         return int(box.item())
 
+    def end_of_startup(self) -> None:
+        """Waits for the other processes; one that hangs from here on is given up after --process-group-timeout."""
+        if self._control is not None:
+            dist.barrier(group=self._control)
+            for group in (None, self._control):
+                set_timeout(timedelta(seconds=self.config.process_group_timeout), group)
+
+    def generator_state(self) -> Tensor:
+        """Of torch's generators for the CPU and this process's GPU, (L,) uint8 on the device."""
+        states = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self.device))
+        return torch.cat(states).to(self.device)
+
+    def set_generator_state(self, state: Tensor) -> None:
+        """Of the same kind of device; that of another is left alone."""
+        sizes = [len(torch.get_rng_state())]
+        if self.device.type == "cuda":
+            sizes.append(len(torch.cuda.get_rng_state(self.device)))
+        if len(state) == sum(sizes):
+            own = [part.cpu().clone() for part in state.split(sizes)]  # torch reads from the start of the storage
+            torch.set_rng_state(own[0])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(own[1], self.device)
+
     def announce_stop(self) -> None:
         """Starts telling the other ranks whether this one was asked to stop; overlaps with the step that follows."""
         if self._control is not None:
@@ -137,6 +167,12 @@ class Runtime:
         self._stop_work.wait()
         return bool(self._stop_flag.item())
 
+    def stop_if_asked(self) -> None:
+        """Raises Preempted on every rank where any was asked to stop. A collective operation."""
+        self.announce_stop()
+        if self.stop_agreed():
+            raise Preempted
+
     def synchronize(self) -> None:
         """Waits for the device, for honest clocks."""
         if self.device.type == "cuda":
@@ -147,75 +183,15 @@ class Runtime:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    @contextlib.contextmanager
-    def averaged_batchnorm(self, model: nn.Module) -> Iterator[None]:
-        """Within the context the running statistics are those over all ranks' images; afterwards each rank's own again.
-
-        The variance is that of the ranks' images together: mean(var + mean^2) - mean(mean)^2. Evaluation therefore
-        leaves no trace in the state of training.
-        """
-        layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-        if self.world_size == 1 or not layers:
-            yield
-            return
-        own = [(layer.running_mean, layer.running_var) for layer in layers]
-        for layer, (mean, variance) in zip(layers, own, strict=True):
-            assert mean is not None and variance is not None
-            moments = self.sum_over_ranks(torch.stack((mean, variance + mean**2)).double()) / self.world_size
-            layer.running_mean = moments[0].to(mean.dtype)
-            layer.running_var = (moments[1] - moments[0] ** 2).to(variance.dtype)
-        try:
-            yield
-        finally:
-            for layer, (mean, variance) in zip(layers, own, strict=True):
-                layer.running_mean, layer.running_var = mean, variance
+    def averaged_batchnorm(self, model: nn.Module) -> contextlib.AbstractContextManager:
+        """Within the context the running statistics are those over all ranks' images; then each rank's own again."""
+        return averaged_batchnorm(model, self.sum_over_ranks, self.world_size)
 
 
-def _control_group() -> dist.ProcessGroup:
-    group = dist.new_group(backend="gloo")
+def _control_group(patience: timedelta) -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo", timeout=patience)
     assert isinstance(group, dist.ProcessGroup)
     return group
-
-
-def check_launch(config: RuntimeConfig) -> None:
-    """InputError where this process was launched as one of several and finds itself alone.
-
-    `accelerate launch --cpu --num_processes 2` starts a single process; what tells it from an honest single one is that
-    Accelerate's launcher sets an address to meet at, but no world size.
-    """
-    alone = "WORLD_SIZE" not in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ
-    if alone and "MASTER_ADDR" in os.environ:
-        raise InputError(
-            "launched for several processes, but this one is alone (--cpu and MULTI_CPU make Accelerate start one): "
-            "use accelerate launch --multi_gpu --num_processes N ... --device cpu, or unset MASTER_ADDR for one process"
-        )
-    if config.device == "cuda" and launch_environment()[1] >= max(torch.cuda.device_count(), 1):
-        raise InputError(f"{launch_environment()[2]} processes were launched, but this machine has "
-                         f"{torch.cuda.device_count()} GPUs: lower --num_processes")  # fmt: skip
-
-
-def check_machine(config: RuntimeConfig) -> None:
-    """Raises InputError where launch, device or precision cannot be what was asked for. Starts nothing."""
-    check_launch(config)
-    resolve_precision(config)
-
-
-def resolve_device(config: RuntimeConfig) -> str:
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch finds no usable GPU here; use --device cpu, or check the driver")
-    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def resolve_precision(config: RuntimeConfig) -> str:
-    """fp32, bf16 or fp16. Raises InputError for fp16 on a CPU, which has no gradient scaling there."""
-    on_cuda = resolve_device(config) == "cuda"
-    if config.precision == "fp16" and not on_cuda:
-        raise InputError("--precision fp16 works on CUDA only; use --precision bf16 or fp32 on the CPU")
-    if config.precision != "auto":
-        return config.precision
-    if on_cuda:
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if cpu_has_bf16() else "fp32"
 
 
 def use_all_cores() -> None:

@@ -1,5 +1,9 @@
-"""SIGTERM and SIGUSR2 as a request to stop at the next step. Which steps those are is the loop's business."""
+"""SIGTERM and SIGUSR2 as a request to stop at the next step. Which steps those are is the loop's business.
 
+Light on purpose: `train` installs the handlers before it imports anything that takes seconds.
+"""
+
+import ctypes
 import os
 import signal
 import time
@@ -9,7 +13,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 # A launcher and its workers are often signalled together, and the launcher then passes its own signal on: what arrives
 # within this time of the first signal is the same request, not a second one.
-SAME_REQUEST_SECONDS = 0.5
+SAME_REQUEST_SECONDS = 2.0
+
+# One of these is set for a process that accelerate or torchrun started.
+LAUNCHER_VARIABLES = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
+PR_SET_PDEATHSIG = 1
 
 
 class Preempted(Exception):
@@ -29,6 +37,7 @@ class StopRequest:
     def install(self) -> None:
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
+        stop_with_the_launcher()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -36,3 +45,13 @@ class StopRequest:
             self._first_at = now
         elif now - self._first_at > SAME_REQUEST_SECONDS:
             os._exit(128 + number)
+
+
+def stop_with_the_launcher() -> None:
+    """Has the kernel send this process SIGTERM when the launcher that started it is gone.
+
+    `accelerate launch` with one process passes no signal on, and torchrun none but SIGTERM and its like: a launcher
+    that dies would leave its training behind. A process started by hand is let be: it may outlive its shell.
+    """
+    if any(name in os.environ for name in LAUNCHER_VARIABLES):
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

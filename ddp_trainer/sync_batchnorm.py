@@ -1,8 +1,10 @@
-"""BatchNorm over the global batch, for processes on CPUs: torch's own SyncBatchNorm refuses CPU tensors.
+"""BatchNorm across processes: over the global batch while training, and its running statistics for an evaluation.
 
-On CUDA torch's class is used; `synchronise_batchnorm` chooses.
+torch's own SyncBatchNorm refuses CPU tensors, so processes on CPUs get one of ours; `synchronise_batchnorm` chooses.
 """
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -71,3 +73,27 @@ def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
                 replacement._parameters, replacement._buffers = child._parameters, child._buffers
                 setattr(layer, name, replacement)
     return model
+
+
+@contextlib.contextmanager
+def averaged_batchnorm(model: nn.Module, sum_over_ranks: Callable[[Tensor], Tensor], world_size: int) -> Iterator[None]:
+    """Within the context the running statistics are those over all ranks' images; afterwards each rank's own again.
+
+    The variance is that of the ranks' images together: mean(var + mean^2) - mean(mean)^2. Evaluation therefore
+    leaves no trace in the state of training.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    if world_size == 1 or not layers:
+        yield
+        return
+    own = [(layer.running_mean, layer.running_var) for layer in layers]
+    for layer, (mean, variance) in zip(layers, own, strict=True):
+        assert mean is not None and variance is not None
+        moments = sum_over_ranks(torch.stack((mean, variance + mean**2)).double()) / world_size
+        layer.running_mean = moments[0].to(mean.dtype)
+        layer.running_var = (moments[1] - moments[0] ** 2).to(variance.dtype)
+    try:
+        yield
+    finally:
+        for layer, (mean, variance) in zip(layers, own, strict=True):
+            layer.running_mean, layer.running_var = mean, variance

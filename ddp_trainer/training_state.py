@@ -1,7 +1,8 @@
 """The state of a training run as plain tensors and values, and back: what a checkpoint holds.
 
-The order, the augmentation and the learning rate are pure functions of seed and step, so no random state is in it. What
-differs between the ranks (running statistics of BatchNorm, sums of the epoch) is stacked in `rank_state`.
+The order, the augmentation and the learning rate are pure functions of seed and step. torch's generators, from which
+nothing of ours draws after the first weights, are kept for a model with dropout. What differs between the ranks is
+stacked: running statistics of BatchNorm and sums of the epoch in `rank_state`, the generators in `generators`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,18 @@ if TYPE_CHECKING:
     from ddp_trainer.engine import Trainer
 
 
+KEYS = frozenset({
+    "step", "history", "train_seconds", "epoch_seconds", "model", "optimizer", "scaler", "ema", "skipped",
+    "rank_state", "generators",
+})  # fmt: skip
+
+
 def capture_state(trainer: Trainer) -> dict[str, Any]:
-    """Everything that the rest of the run depends on. A collective operation: call it on every rank."""
+    """Everything that the rest of the run depends on. A collective operation: call it on every rank.
+
+    Raises NonFinite instead where the steps up to now must not be saved.
+    """
+    skipped = trainer.guard.settle()
     own = torch.cat([part.detach().double().flatten() for part in _rank_parts(trainer)])
     scaler, ema = trainer.runtime.scaler, trainer.ema
     return {
@@ -30,7 +41,9 @@ def capture_state(trainer: Trainer) -> dict[str, Any]:
         "optimizer": trainer.optimizer.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
         "ema": None if ema is None else ema.state_dict(),
+        "skipped": skipped,
         "rank_state": trainer.runtime.gather(own),  # (world_size, K)
+        "generators": trainer.runtime.gather(trainer.runtime.generator_state()),  # (world_size, L)
     }
 
 
@@ -45,7 +58,10 @@ def restore_state(trainer: Trainer, state: dict[str, Any]) -> None:
         trainer.runtime.scaler.load_state_dict(state["scaler"])
     if trainer.ema is not None:
         trainer.ema.load_state_dict(state["ema"])
+    trainer.guard.restore(state["skipped"])
     _load_rank_state(trainer, state["rank_state"])
+    if len(state["generators"]) == trainer.runtime.world_size:
+        trainer.runtime.set_generator_state(state["generators"][trainer.runtime.rank])
 
 
 def _rank_parts(trainer: Trainer) -> list[Tensor]:

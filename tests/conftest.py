@@ -87,9 +87,9 @@ def run(module: str, *arguments: str | Path, processes: int = 1, timeout: float 
     return Finished(process.returncode, stdout, stderr)
 
 
-def train(*arguments: str | Path, **options: Any) -> Finished:
+def train(*arguments: str | Path, module: str = "ddp_trainer.train", **options: Any) -> Finished:
     """`python -m ddp_trainer.train smoke ...` on the CPU; it must succeed."""
-    finished = run("ddp_trainer.train", "smoke", "--device", "cpu", *arguments, **options)
+    finished = run(module, "smoke", "--device", "cpu", *arguments, **options)
     assert finished.returncode == 0, finished.stderr
     return finished
 

@@ -86,6 +86,21 @@ def test_backward_is_called_from_the_engine_only() -> None:
     assert callers == {"ddp_trainer/engine.py", "ddp_trainer/runtime.py", "ddp_trainer/model.py"}
 
 
+def test_nothing_of_ours_unpickles() -> None:
+    """Tensors load with weights_only=True, arrays without pickles. CIFAR's own pickles are torchvision's to read."""
+    for file in MODULES:
+        assert not imports_of(file) & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}, name_of(file)
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            owner = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
+            options = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            if (owner, node.func.attr) == ("torch", "load"):
+                assert options.get("weights_only") == "True", f"{name_of(file)}:{node.lineno}"
+            if (owner, node.func.attr) == ("np", "load"):
+                assert options.get("allow_pickle", "False") == "False", f"{name_of(file)}:{node.lineno}"
+
+
 @pytest.mark.parametrize("module", ["model", "optim", "metrics"])
 def test_leaves_import_torch_and_little_else(module: str) -> None:
     """Of ours only the configuration, and the error that a user's mistake is reported with."""

@@ -1,0 +1,41 @@
+"""An exponential moving average of a model's weights, updated without waiting for the device.
+
+torch's AveragedModel asks the device in each update how many there were before, and cannot leave one out.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema(nn.Module):
+    """`module` is the average of parameters and buffers; the first update takes the model's as they are."""
+
+    def __init__(self, model: nn.Module, *, decay: float) -> None:
+        """`decay`: share of the old average that each update keeps."""
+        super().__init__()
+        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+        device = next(model.parameters()).device
+        self.updates: Tensor
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=device))
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, *, skip: Tensor) -> None:
+        """One step towards `model`; none where `skip` () bool, on the device."""
+        pairs = list(zip(self._tensors(self.module), self._tensors(model), strict=True))
+        averages = [average for average, _ in pairs if average.is_floating_point()]
+        current = [value.detach() for _, value in pairs if value.is_floating_point()]
+        share = torch.where(self.updates == 0, 1.0, 1 - self.decay) * ~skip
+        moves = torch._foreach_sub(current, averages)  # type: ignore[attr-defined]
+        torch._foreach_mul_(moves, share)  # type: ignore[attr-defined]
+        torch._foreach_add_(averages, moves)  # type: ignore[attr-defined]
+        for average, value in pairs:
+            if not average.is_floating_point():  # BatchNorm's number of batches
+                average.copy_(value)
+        self.updates += ~skip
+
+    @staticmethod
+    def _tensors(model: nn.Module) -> list[Tensor]:
+        return [*model.parameters(), *model.buffers()]

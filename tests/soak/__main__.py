@@ -1,0 +1,88 @@
+"""`python -m tests.soak [--kills N ...] [--result FILE]`: every promise of the README's "Faults", tried many times.
+
+Prints a table of what was tried, how often, and what was lost; exits 1 where anything was. `make soak` runs it in full,
+`make test` in a short form.
+"""
+
+import argparse
+import functools
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.soak import damage, launchers, ranks, stops
+from tests.soak.nursery import build_loaders_once, import_everything
+from tests.soak.outcome import Outcome, table, write_outcomes
+
+PARTS = ("damage", "kills", "signals", "launchers", "ranks", "counts")
+
+
+def main() -> int:
+    options = parse()
+    rng = random.Random(options.seed)
+    outcomes: list[Outcome] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        data = prepare(folder)
+        for part in options.parts:
+            outcomes += run_part(part, data, folder, options, rng)
+            print(table(outcomes), flush=True)
+            if options.result:
+                write_outcomes(options.result, outcomes, seed=options.seed)
+    return int(any(outcome.losses for outcome in outcomes))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50, help="half of them of one process, half of two")
+    parser.add_argument("--signals", type=int, default=20, help="likewise")
+    parser.add_argument("--launched", type=int, default=6, help="signals to real launchers")
+    parser.add_argument("--damages", type=int, default=210, help="of the newest checkpoint, and as many of datasets")
+    parser.add_argument("--ranks", type=int, default=2, help="times that one of two ranks dies, hangs and raises")
+    parser.add_argument("--world-sizes", type=int, nargs="*", default=[1, 2, 3, 4, 7])
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--result", type=Path, help="write the table here as JSON")
+    return parser.parse_args()
+
+
+def prepare(folder: Path) -> Path:
+    """96 training and 40 test images, and everything that is made before the first fork."""
+    from data_prep.dataset import write_dataset
+    from data_prep.sources.synthetic import draw_synthetic
+
+    import_everything()
+    data = folder / "data"
+    write_dataset(draw_synthetic(train_count=96, test_count=40, seed=1), data)
+    build_loaders_once(data / "train.beton", (16, 8, 500))
+    build_loaders_once(data / "test.beton", (500,))
+    return data
+
+
+@functools.cache
+def scene_of(data: Path, folder: Path, processes: int) -> stops.Scene:
+    """The uninterrupted run is made once."""
+    return stops.Scene(data, folder, processes)
+
+
+def run_part(part: str, data: Path, folder: Path, options: argparse.Namespace, rng: random.Random) -> list[Outcome]:
+    if part == "damage":
+        scene = scene_of(data, folder, 1)
+        return [
+            damage.damaged_checkpoints(scene.whole / "checkpoints", options.damages, rng),
+            damage.damaged_datasets(data, options.damages, rng),
+        ]
+    if part in ("kills", "signals"):
+        work = stops.killed_runs if part == "kills" else stops.signalled_runs
+        times = getattr(options, part) // 2
+        return [work(scene_of(data, folder, processes), times, rng) for processes in (1, 2)]
+    if part == "launchers":
+        return [launchers.signalled_launchers(data, folder, options.launched, rng)]
+    if part == "ranks":
+        return ranks.broken_ranks(data, folder, options.ranks, rng)
+    return [ranks.exact_counts(data, folder, options.world_sizes)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""A signal to the real launcher, or to one of its workers: the state is saved, and no process is left."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.soak.nursery import GRACE_SECONDS
+from tests.soak.outcome import Outcome
+from tests.soak.stops import PLAN, saved_at_the_end
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+SEVERAL = ("--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+           "--num_processes", "2", "--main_process_port", "0")  # fmt: skip
+ALONE = ("--num_machines", "1", "--num_processes", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--cpu")
+LAUNCHERS = {
+    "accelerate launch of one": ("accelerate.commands.launch", *ALONE, "-m"),
+    "accelerate launch of two": ("accelerate.commands.launch", *SEVERAL, "-m"),
+    "torchrun": ("torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "-m"),
+}
+TRAINER = "tests.workers.narrow_train"
+
+
+def launch(launcher: str, data: Path, out: Path) -> subprocess.Popen:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "TORCHELASTIC_"))}
+    with out.with_name(f"{out.name}.log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", *LAUNCHERS[launcher], TRAINER, "smoke", "--device", "cpu", "--data-dir", str(data),
+             "--out", str(out), "--resume", *PLAN],
+            cwd=REPOSITORY, env={**kept, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+
+
+def workers(out: Path) -> list[int]:
+    """The trainers of this run, the launcher left out."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = entry.read_bytes().decode(errors="replace").split("\0")
+            state = entry.with_name("stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            continue
+        launcher = any(name in words for name in ("accelerate.commands.launch", "torch.distributed.run"))
+        if TRAINER in words and str(out) in words and not launcher and state != "Z":
+            found.append(int(entry.parent.name))
+    return sorted(found)
+
+
+def signalled_launchers(data: Path, folder: Path, times: int, rng: random.Random) -> Outcome:
+    outcome = Outcome("SIGTERM or SIGUSR2 to a launcher or its worker", promise="saved, all gone in 30 s, resumes")
+    names = list(LAUNCHERS)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        for number in range(times):
+            out = Path(scratch) / f"run-{number}"
+            problem = signal_launcher(names[number % len(names)], data, out, rng, outcome)
+            outcome.count(not problem, problem)
+    return outcome
+
+
+def signal_launcher(launcher: str, data: Path, out: Path, rng: random.Random, outcome: Outcome) -> str:
+    """What went wrong, or nothing."""
+    process = launch(launcher, data, out)
+    try:
+        if not _until(lambda: (out / "checkpoints" / "step-00000002").exists(), 240, process):
+            return f"{launcher}: no checkpoint\n{_tail(out)}"
+        number = rng.choice([signal.SIGTERM, signal.SIGUSR2])
+        target, victim = rng.choice([("the launcher", process.pid), ("a worker", rng.choice(workers(out)))])
+        os.kill(victim, number)
+        outcome.note(f"{number.name} to {target} of {launcher}")
+        started = time.monotonic()
+        gone = _until(lambda: process.poll() is not None and not workers(out), GRACE_SECONDS)
+        outcome.took(time.monotonic() - started)
+        status = json.loads((out / "status.json").read_text())
+        if not gone or status["state"] not in ("preempted", "done"):
+            return f"{number.name} to {target} of {launcher}: gone {gone}, {status}\n{_tail(out)}"
+        return saved_at_the_end(out)
+    finally:
+        for pid in [*workers(out), process.pid]:
+            if pid != process.pid or process.poll() is None:
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def _until(true: Callable[[], bool], seconds: float, process: subprocess.Popen | None = None) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if true():
+            return True
+        if process is not None and process.poll() is not None:
+            return true()
+        time.sleep(0.02)
+    return False
+
+
+def _tail(out: Path) -> str:
+    return out.with_name(f"{out.name}.log").read_text()[-2000:]

@@ -1,0 +1,171 @@
+"""Trainer processes that start in a second: forked from this one, which has imported everything and computed nothing.
+
+From the fork on each is a process of its own, with its own session, log file and environment, and runs the real `main`.
+"""
+
+import ctypes
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+GRACE_SECONDS = 30.0  # a launcher's, between SIGTERM and SIGKILL
+SMOKE = ("smoke", "--device", "cpu")
+
+
+def import_everything() -> None:
+    """One thread for torch: a pool of threads would not survive the fork. The children inherit it."""
+    import torch
+
+    import tests.workers.narrow_train  # noqa: F401
+    from data_prep.ffcv_import import import_ffcv
+
+    torch.set_num_threads(1)
+    import_ffcv()
+
+
+def build_loaders_once(beton: Path, batch_sizes: Sequence[int]) -> None:
+    """FFCV compiles its reader for each loader, for seconds: here, before the forks, and not in each child."""
+    import numpy as np
+    import torch
+
+    import data_prep.loader
+
+    real = data_prep.loader._build_ffcv_loader
+    built: dict[tuple[Path, int], Any] = {}
+
+    def reused(path: Path, batch_size: int, num_workers: int) -> Any:
+        if (path, batch_size) not in built:
+            built[path, batch_size] = real(path, batch_size, num_workers)
+        return built[path, batch_size]
+
+    data_prep.loader._build_ffcv_loader = reused
+    for size in batch_sizes:
+        loader = data_prep.loader.StreamLoader(beton, device=torch.device("cpu"), batch_size=size, num_workers=1)
+        list(loader.batches([np.arange(2)]))  # a first reading: it is then that FFCV compiles
+
+
+class Child:
+    """A forked process. `returncode` is negative for a signal, as in subprocess."""
+
+    def __init__(self, work: Callable[[], int], log: Path, env: dict[str, str]) -> None:
+        self.log = log
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become(work, log, env)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def send(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def _become(work: Callable[[], int], log: Path, env: dict[str, str]) -> None:
+    """In the child: never returns."""
+    code = 1
+    try:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        os.environ.update(env)
+        code = work()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+class Job:
+    """One training of one or more ranks, as a launcher would hold it: a rank that fails ends the others."""
+
+    def __init__(self, arguments: Sequence[str | Path], log: Path, *, processes: int = 1) -> None:
+        from ddp_trainer.train import main
+        from tests.workers.narrow_train import use_narrow_network
+
+        def work() -> int:
+            use_narrow_network(report=False)
+            return main([*SMOKE, *map(str, arguments)])
+
+        port = str(_free_port())
+        self.started = time.monotonic()
+        self.ranks = [
+            Child(work, log, {} if processes == 1 else _rank_environment(rank, processes, port))
+            for rank in range(processes)
+        ]
+
+    def running(self) -> bool:
+        return any(rank.poll() is None for rank in self.ranks)
+
+    def wait(self, seconds: float = 240.0) -> list[int | None]:
+        """Exit codes, when all ranks have ended; None for one that had to be killed."""
+        deadline, doomed_at = time.monotonic() + seconds, 0.0
+        while self.running() and time.monotonic() < deadline:
+            time.sleep(0.02)
+            failed = any(rank.poll() not in (None, 0) for rank in self.ranks)
+            if failed and not doomed_at:
+                doomed_at = time.monotonic()
+                for rank in self.ranks:
+                    rank.send(signal.SIGTERM)
+            if doomed_at and time.monotonic() - doomed_at > GRACE_SECONDS:
+                break
+        codes = [rank.poll() for rank in self.ranks]
+        self.kill()
+        return codes
+
+    def kill(self) -> None:
+        for rank in self.ranks:
+            rank.send(signal.SIGKILL)
+        while self.running():
+            time.sleep(0.01)
+
+
+def _rank_environment(rank: int, processes: int, port: str) -> dict[str, str]:
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+    }  # fmt: skip
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(true: Callable[[], bool], job: Job, seconds: float = 120.0) -> bool:
+    """Whether `true` came before the job's end."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if true():
+            return True
+        if not job.running():
+            return False
+        time.sleep(0.001)
+    return False
+
+
+def moment(rng: random.Random, seconds: float) -> None:
+    time.sleep(rng.uniform(0, seconds))

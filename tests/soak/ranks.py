@@ -1,0 +1,61 @@
+"""One of two ranks is killed, frozen or raises, and everything is gone in time. And exact evaluation counts."""
+
+import json
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.soak.nursery import GRACE_SECONDS, Job, wait_until
+from tests.soak.outcome import Outcome
+
+TIMEOUT = 10.0  # --process-group-timeout of these runs
+LONG = ("--epochs", "2000", "--max-steps", "12000", "--batch-size", "16", "--process-group-timeout", str(TIMEOUT))
+PROMISED = {"killed": 40.0, "raises": 40.0, "frozen": TIMEOUT + GRACE_SECONDS + 10}
+
+
+def broken_ranks(data: Path, folder: Path, times: int, rng: random.Random) -> list[Outcome]:
+    return [_broken(fault, data, folder, times, rng) for fault in PROMISED]
+
+
+def _broken(fault: str, data: Path, folder: Path, times: int, rng: random.Random) -> Outcome:
+    promise = f"all gone within {PROMISED[fault]:.0f} s, exit code not 0"
+    outcome = Outcome(f"one of two ranks {'is ' if fault != 'raises' else ''}{fault}", promise=promise)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        for number in range(times):
+            out = Path(scratch) / f"run-{number}"
+            job = Job(("--data-dir", data, "--out", out, *LONG), out.with_name(f"{out.name}.log"), processes=2)
+            metrics = out / "metrics.jsonl"
+            training = wait_until(lambda: metrics.exists() and metrics.stat().st_size > 0, job)  # noqa: B023
+            time.sleep(rng.uniform(0, 2))
+            victim = job.ranks[number % 2]
+            if fault == "raises":  # SIGINT becomes an exception, KeyboardInterrupt, at wherever the rank is
+                victim.send(signal.SIGINT)
+            else:
+                victim.send(signal.SIGKILL if fault == "killed" else signal.SIGSTOP)
+            started = time.monotonic()
+            codes = job.wait(PROMISED[fault])
+            outcome.took(time.monotonic() - started)
+            # A launcher's SIGKILL ends a frozen rank; all others must end by themselves.
+            good = training and all(code != 0 for code in codes)
+            good &= fault == "frozen" or None not in codes
+            outcome.count(good, f"rank {number % 2} {fault}: {codes}")
+    return outcome
+
+
+def exact_counts(data: Path, folder: Path, world_sizes: Sequence[int]) -> Outcome:
+    """40 test images: not a multiple of 3 or 7."""
+    outcome = Outcome("evaluation at 1, 2, 3, 4 and 7 ranks", promise="each test image counted once, alike everywhere")
+    for size in world_sizes:
+        out = folder / f"counted-{size}"
+        steps = ("--max-steps", "1", "--batch-size", "84", "--peak-lr", "1e-9")
+        codes = Job(("--data-dir", data, "--out", out, *steps), folder / f"counted-{size}.log", processes=size).wait()
+        if codes != [0] * size:
+            outcome.count(False, f"{size} ranks: exit {codes}: {(folder / f'counted-{size}.log').read_text()[-2000:]}")
+            continue
+        summary = json.loads((out / "summary.json").read_text())
+        good = summary["test_total"] == 40 and summary["test_accuracy"] == summary["test_correct"] / 40
+        outcome.count(good, f"{size} ranks: {summary}")
+    return outcome

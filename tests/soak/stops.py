@@ -1,0 +1,161 @@
+"""Runs that are killed or asked to stop at random moments, resumed each time, and compared with the run left alone."""
+
+import json
+import random
+import shutil
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.soak.nursery import GRACE_SECONDS, Job, wait_until
+from tests.soak.outcome import Outcome
+
+# Four epochs of 6 steps with an evaluation after each, and a checkpoint at every second step.
+PLAN = ("--epochs", "4", "--max-steps", "24", "--batch-size", "16", "--checkpoint-every-steps", "2",
+        "--ema-decay", "0.9", "--validation", "24")  # fmt: skip
+STOPS_PER_RUN = 5
+VOLATILE = {"seconds", "images_per_second", "train_seconds", "epoch_seconds"}
+
+
+class Scene:
+    """One dataset and one size of job: the uninterrupted run, and the others that must equal it."""
+
+    def __init__(self, data: Path, folder: Path, processes: int) -> None:
+        self.data, self.folder, self.processes = data, folder, processes
+        self.whole = folder / f"whole-{processes}"
+        codes = self.start(self.whole).wait()
+        if codes != [0] * processes:
+            raise RuntimeError(f"the uninterrupted run failed: {codes}\n{self.log(self.whole).read_text()}")
+
+    def start(self, out: Path) -> Job:
+        arguments = ("--data-dir", self.data, "--out", out, "--resume", *PLAN)
+        return Job(arguments, self.log(out), processes=self.processes)
+
+    def log(self, out: Path) -> Path:
+        return out.with_name(f"{out.name}.log")
+
+    def differences(self, out: Path) -> list[str]:
+        return compare_runs(self.whole, out)
+
+
+def compare_runs(one: Path, other: Path) -> list[str]:
+    """In what two complete runs differ: weights, whole training state, metrics, predictions."""
+    from ddp_trainer.checkpoint import list_checkpoints, read_checkpoint
+
+    found = [name for name in ("model.safetensors",) if (one / name).read_bytes() != (other / name).read_bytes()]
+    records = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, other)]
+    if _differs(*records):
+        found.append("metrics.jsonl")
+    states = [read_checkpoint(list_checkpoints(run / "checkpoints")[0]) for run in (one, other)]
+    found += [
+        f"state {name}" for name in states[0] if name not in VOLATILE and _differs(states[0][name], states[1][name])
+    ]
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
+    return found + (["summary.json"] if _differs(*summaries) else [])
+
+
+def _differs(one: Any, other: Any) -> bool:
+    import torch
+
+    if isinstance(one, torch.Tensor):
+        return one.dtype != other.dtype or not torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() != other.keys() or any(_differs(one[k], other[k]) for k in one if k not in VOLATILE)
+    if isinstance(one, list):
+        return len(one) != len(other) or any(_differs(*pair) for pair in zip(one, other, strict=True))
+    return one != other
+
+
+def killed_runs(scene: Scene, kills: int, rng: random.Random) -> Outcome:
+    """SIGKILL to all ranks or to one; every other one while a checkpoint is being written."""
+    size = "one process" if scene.processes == 1 else f"{scene.processes} processes"
+    outcome = Outcome(f"SIGKILL, {size}", promise="resumed, the end is bit-identical")
+    with tempfile.TemporaryDirectory(dir=scene.folder) as scratch:
+        for number in range(-(-kills // STOPS_PER_RUN)):
+            out = Path(scratch) / f"run-{number}"
+            wanted = min(STOPS_PER_RUN, kills - outcome.tried)
+            stories = [_kill(scene, out, rng, outcome) for _ in range(wanted)]
+            codes = scene.start(out).wait()
+            lost = scene.differences(out) if codes == [0] * scene.processes else [f"exit {codes}"]
+            for story in stories:
+                outcome.count(not lost, f"{story}: {lost}; {scene.log(out).read_text()[-2000:] if lost else ''}")
+            shutil.rmtree(out)
+    return outcome
+
+
+def _kill(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> str:
+    job = scene.start(out)
+    checkpoints = out / "checkpoints"
+    kind = rng.choice(["while a checkpoint is written", "at a random moment of the training", "at any moment"])
+    if kind == "while a checkpoint is written":
+        wait_until(lambda: any(checkpoints.glob(".*")), job)
+        time.sleep(rng.uniform(0, 0.01))
+    elif kind == "at a random moment of the training":
+        ready = scene.log(out).stat().st_size if scene.log(out).exists() else 0
+        wait_until(lambda: scene.log(out).stat().st_size > ready, job)
+        time.sleep(rng.uniform(0, 1.0))
+    else:
+        time.sleep(rng.uniform(0, 8.0))
+    if not job.running():
+        kind = "after its end"
+    victims = job.ranks if rng.random() < 0.7 else [rng.choice(job.ranks)]  # as a job, or a rank, is killed
+    for victim in victims:
+        victim.send(signal.SIGKILL)
+    started = time.monotonic()
+    job.wait(60.0)
+    outcome.took(time.monotonic() - started)
+    outcome.note(kind)
+    return kind
+
+
+def signalled_runs(scene: Scene, signals: int, rng: random.Random) -> Outcome:
+    """SIGTERM or SIGUSR2 to one rank."""
+    size = "the process" if scene.processes == 1 else f"one of {scene.processes} ranks"
+    outcome = Outcome(f"SIGTERM or SIGUSR2 to {size}", promise="saved, all gone in 30 s, the end is bit-identical")
+    with tempfile.TemporaryDirectory(dir=scene.folder) as scratch:
+        for number in range(-(-signals // STOPS_PER_RUN)):
+            out = Path(scratch) / f"run-{number}"
+            wanted = min(STOPS_PER_RUN, signals - outcome.tried)
+            problems = [_signal(scene, out, rng, outcome) for _ in range(wanted)]
+            codes = scene.start(out).wait()
+            lost = scene.differences(out) if codes == [0] * scene.processes else [f"exit {codes}"]
+            for problem in problems:
+                outcome.count(not lost and not problem, f"{problem} {lost}")
+            shutil.rmtree(out)
+    return outcome
+
+
+def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> str:
+    """What went wrong, or nothing."""
+    job = scene.start(out)
+    if rng.random() < 0.5:  # within the training; else also while it starts, or ends
+        status = out / "status.json"
+        before = status.read_text() if status.exists() else ""
+        wait_until(lambda: status.exists() and status.read_text() != before, job)
+    time.sleep(rng.uniform(0.3, 4.0))
+    number = rng.choice([signal.SIGTERM, signal.SIGUSR2])
+    was_running = job.running()
+    rng.choice(job.ranks).send(number)
+    started = time.monotonic()
+    codes = job.wait(GRACE_SECONDS)
+    outcome.took(time.monotonic() - started)
+    outcome.note(number.name)
+    state = json.loads((out / "status.json").read_text())["state"]
+    if was_running and codes != [0] * scene.processes:
+        return f"exit {codes} after {number.name}: {scene.log(out).read_text()[-2000:]}"
+    if state == "preempted":
+        outcome.note("preempted")
+        return saved_at_the_end(out)
+    return "" if state == "done" else f"status {state}"
+
+
+def saved_at_the_end(out: Path) -> str:
+    from ddp_trainer.checkpoint import list_checkpoints, read_checkpoint
+
+    """The state of the step it stopped at is there; before the first step of a run there is none to save."""
+    step = json.loads((out / "status.json").read_text())["step"]
+    newest = list_checkpoints(out / "checkpoints")[:1]
+    saved = read_checkpoint(newest[0])["step"] if newest else None
+    return "" if saved == step or (step == 0 and saved is None) else f"stopped at step {step}, but saved is {saved}"

@@ -1,0 +1,33 @@
+"""Synchronised BatchNorm over the ranks' shares is plain BatchNorm over the whole batch, forward and backward."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import run
+from torch import nn
+
+from tests.workers.batchnorm import inputs
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_it_is_plain_batchnorm_over_the_whole_batch(tmp_path: Path, device: str) -> None:
+    """Ours on the CPU, torch's on CUDA."""
+    if device == "cuda" and torch.cuda.device_count() < 3:
+        pytest.skip("three GPUs are needed")
+    finished = run("tests.workers.batchnorm", tmp_path, device, processes=3)
+    assert finished.returncode == 0, finished.stderr
+    plain = nn.Sequential(nn.BatchNorm2d(3)).double()
+    images, weights = inputs()
+    images.requires_grad_()
+    outputs = plain(images)
+    (outputs * weights).sum().backward()
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
+    assert torch.allclose(torch.cat([rank["outputs"] for rank in ranks]), outputs, rtol=1e-9, atol=1e-9)
+    assert images.grad is not None
+    assert torch.allclose(torch.cat([rank["images"] for rank in ranks]), images.grad, rtol=1e-9, atol=1e-9)
+    gradients = torch.cat([parameter.grad for parameter in plain.parameters() if parameter.grad is not None])
+    for rank in ranks:
+        assert torch.allclose(rank["parameters"], gradients, rtol=1e-9, atol=1e-9)
+        for name in ("0.running_mean", "0.running_var"):
+            assert torch.allclose(rank[name], plain.state_dict()[name], rtol=1e-9)

@@ -1,0 +1,31 @@
+"""`STEP` and then the trainer's arguments: in that step the last rank's second image gets a loss that is no number."""
+
+import math
+import sys
+
+import torch
+
+import ddp_trainer.engine
+from ddp_trainer.config import launch_environment
+from ddp_trainer.train import leave, main
+from tests.workers.narrow_train import use_narrow_network
+
+
+def poison(step: int) -> None:
+    real, calls = ddp_trainer.engine.losses_per_image, []
+    rank, _, world_size = launch_environment()
+
+    def poisoned(*arguments: torch.Tensor, **options: float) -> torch.Tensor:
+        losses = real(*arguments, **options)  # type: ignore[arg-type]
+        calls.append(1)
+        if len(calls) == step and rank == world_size - 1:
+            losses = losses.index_fill(0, torch.tensor(1), math.nan)
+        return losses
+
+    ddp_trainer.engine.losses_per_image = poisoned  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    use_narrow_network(report=False)
+    poison(int(sys.argv[1]))
+    leave(main(sys.argv[2:]))
