@@ -1,0 +1,226 @@
+"""Jobs on a real SLURM: several nodes, preemption, time limits, lost processes, cancelling, staging, sweeps.
+
+The interrupted job waits most of its time, so it goes through its stages in the background, beside the other tests.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+from conftest import REPOSITORY, read_lines
+from processes import read
+from slurm_cluster import Cluster, Job, running_cluster, wait_until
+
+# 96 training images in batches of 16: two epochs of 6 steps, each of them saved.
+PLAN = ("--epochs", "2", "--batch-size", "16", "--max-steps", "12", "--checkpoint-every-steps", "1")
+CPU = ("--gpus-per-node=0", "--cpus-per-task=1")
+ODD_NAME = """run 'with' "quotes" and  $spaces"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    yield from running_cluster()
+
+
+@pytest.fixture(scope="module")
+def checkout(cluster: Cluster, tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository as a user would have it, with settings of this cluster, and with a space in its path."""
+    folder = tmp_path_factory.mktemp("slurm") / "a checkout"
+    for name in ("slurm", "launch"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("cluster.env", "__pycache__"))
+    for name in ("ddp_trainer", "data_prep"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    (folder / ".venv").symlink_to(sys.prefix)
+    (folder / "logs").mkdir()
+    (folder / "slurm" / "cluster.env").write_text(f"export DDP_DATA_DIR=${{DDP_DATA_DIR:-{tiny_dir}}}\n")
+    return folder
+
+
+def submit(cluster: Cluster, checkout: Path, *flags: str, arguments: tuple[str, ...] = (), **environment: str) -> Job:
+    """sbatch FLAGS slurm/train.sh smoke ..., on CPUs."""
+    script = ("slurm/train.sh", "smoke", "--device", "cpu", *PLAN, *arguments)
+    return cluster.submit(*CPU, *flags, *script, cwd=checkout, **environment)
+
+
+def run_of(checkout: Path, job: Job) -> Path:
+    """Where a job's run lies if nothing else was said."""
+    return checkout / "runs" / f"train-{job.number}"
+
+
+def status(out: Path) -> dict:
+    return json.loads((out / "status.json").read_text()) if (out / "status.json").exists() else {"state": "none"}
+
+
+def newest_step(out: Path) -> int:
+    return max((int(path.name[5:]) for path in out.glob("checkpoints/step-*")), default=0)
+
+
+def freeze(job: Job, out: Path, step: int) -> list[int]:
+    """Stops the job's training processes as they stand, once they have saved a later step than `step`."""
+    wait_until(lambda: newest_step(out) > step, lambda: f"nothing saved\n{job.log}")
+    workers = job.workers
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    return workers
+
+
+def has_pending(pid: int, number: signal.Signals) -> bool:
+    pending = re.search(rb"ShdPnd:\s*(\w+)", read(pid, "status"))
+    return bool(pending and int(pending[1], 16) >> (number - 1) & 1)
+
+
+def interrupt(job: Job, out: Path) -> list[tuple[int, int]]:
+    """By its time limit, then by a job with more rights to its nodes. (step frozen at, step saved) of each.
+
+    The limit comes near when the job is ready for it, however slow the machine. SLURM looks at the clock every 30 s.
+    """
+    workers = freeze(job, out, 0)
+    frozen = newest_step(out)
+    hours, minutes, _ = map(int, job.fields["RunTime"].split(":"))
+    job.cluster.call("scontrol", "update", f"JobId={job.number}", f"TimeLimit={60 * hours + minutes + 3}")
+    wait_until(lambda: all(has_pending(pid, signal.SIGUSR2) for pid in workers), "no SIGUSR2 ahead of the time limit")
+    job.cluster.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
+    for pid in workers:
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: job.restarts == 1, lambda: f"not requeued\n{job.log}")
+    stops = [(frozen, newest_step(out))]
+    freeze(job, out, stops[0][1])
+    frozen = newest_step(out)
+    nodes = ("--partition=urgent", "--nodes=2", "--nodelist=127.0.0.[3-4]", "--exclusive")
+    job.cluster.submit(*nodes, "--output=/dev/null", "--wrap=true", cwd=out)  # with its SIGTERM, SLURM sends SIGCONT
+    wait_until(lambda: job.restarts == 2, lambda: f"not preempted\n{job.log}")
+    stops.append((frozen, newest_step(out)))
+    job.end()
+    return stops
+
+
+@pytest.fixture(scope="module")
+def interrupted(cluster: Cluster, checkout: Path) -> Iterator[tuple[Job, "Future[list[tuple[int, int]]]"]]:
+    """A job of two nodes with two processes each, and how it fares."""
+    flags = ("--partition=graceful", "--nodes=2")
+    job = submit(cluster, checkout, *flags, arguments=("--wandb", "offline"), DDP_PROCESSES_PER_NODE="2")
+    with ThreadPoolExecutor(1) as background:
+        fate = background.submit(interrupt, job, run_of(checkout, job))
+        # Not all at once: until it is frozen it needs the machine for itself.
+        wait_until(lambda: fate.done() or newest_step(run_of(checkout, job)), lambda: job.log)
+        yield job, fate
+        cluster.call("scancel", job.number)
+
+
+@pytest.fixture(scope="module")
+def two_nodes(interrupted: object, cluster: Cluster, checkout: Path) -> tuple[Job, Path]:
+    """A complete job of two nodes with two processes each, started after `interrupted`."""
+    arguments = ("--out", f"runs/{ODD_NAME}", "--wandb", "offline")
+    job = submit(cluster, checkout, "--nodes=2", arguments=arguments, DDP_PROCESSES_PER_NODE="2")
+    assert job.end() == "COMPLETED", job.log
+    return job, checkout / "runs" / ODD_NAME
+
+
+@pytest.fixture(scope="module")
+def staged(two_nodes: object, cluster: Cluster, checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """A job of one process that waited for its data, stages them, and is preempted with no grace."""
+    disk, data = tmp_path_factory.mktemp("disk of the node"), checkout / "data" / "from prep"
+    source = ("--source", "synthetic", "--train-count", "96", "--test-count", "40", "--seed", "1")
+    prep = cluster.submit("--cpus-per-task=1", "slurm/prep.sh", *source, cwd=checkout, DDP_DATA_DIR=str(data))
+    flags = ("--partition=abrupt", f"--dependency=afterok:{prep.number}")
+    job = submit(cluster, checkout, *flags, DDP_DATA_DIR=str(data), DDP_STAGE_DIR=str(disk))
+    return job, prep, disk
+
+
+def test_two_nodes_with_two_processes_each(two_nodes: tuple[Job, Path], checkout: Path) -> None:
+    job, out = two_nodes
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["world_size"], summary["steps"]) == (4, 12)
+    assert summary["test_total"] == 40
+    assert summary["test_accuracy"] == summary["test_correct"] / 40
+    assert Path(job.fields["StdOut"]) == checkout / "logs" / f"train_{job.number}.out"
+    assert f"complete: runs/{ODD_NAME}" in job.log
+    assert job.restarts == 0
+
+
+def test_a_killed_process_ends_the_job_on_both_nodes(two_nodes: object, cluster: Cluster, checkout: Path) -> None:
+    job = submit(cluster, checkout, "--nodes=2")
+    wait_until(lambda: newest_step(run_of(checkout, job)), lambda: job.log)
+    os.kill(job.workers[0], signal.SIGKILL)
+    assert job.end(seconds=60) == "FAILED"
+    wait_until(lambda: not job.processes(), lambda: f"left: {job.processes()}", 20)
+    assert job.restarts == 0
+    assert "error: the training failed" in job.log
+
+
+def test_staged_data_go_when_the_job_is_preempted(
+    staged: tuple[Job, Job, Path], cluster: Cluster, checkout: Path
+) -> None:
+    job, prep, disk = staged
+    out = run_of(checkout, job)
+    freeze(job, out, 0)
+    assert prep.state == "COMPLETED"
+    copy = disk / f"ddp-trainer-{job.number}"
+    assert json.loads((out / "config.json").read_text())["data_dir"] == str(copy)
+    assert {path.name for path in copy.iterdir()} == {"train.beton", "test.beton", "dataset.json"}
+    urgent = ("--partition=urgent", "--nodelist=127.0.0.5", "--exclusive")
+    cluster.submit(*urgent, "--output=/dev/null", "--wrap=true", cwd=out)
+    wait_until(lambda: job.restarts == 1, lambda: f"not preempted\n{job.log}")
+    assert status(out)["state"] == "preempted"
+    assert list(disk.iterdir()) == []
+
+
+def test_cancelling_is_final(staged: object, cluster: Cluster, checkout: Path) -> None:
+    job = submit(cluster, checkout)
+    out = run_of(checkout, job)
+    wait_until(lambda: newest_step(out), lambda: job.log)
+    cluster.call("scancel", job.number)
+    job.wait_for("CANCELLED", seconds=30)
+    wait_until(lambda: not job.processes(), lambda: f"left: {job.processes()}", 30)
+    assert status(out)["state"] == "preempted"  # it may be gone on with by hand
+    assert (job.state, job.restarts) == ("CANCELLED", 0)
+
+
+def test_a_sweep_gives_its_table(staged: object, cluster: Cluster, checkout: Path) -> None:
+    lines = ["smoke --device cpu --seed 1", "", "# a comment", "smoke --device cpu --seed '2'"]
+    (checkout / "my settings.txt").write_text("\n".join([*lines, "smoke --device cpu --peak-lr 0.05"]))
+    cluster.call("bash", "slurm/sweep.sh", "my settings.txt", *CPU, cwd=checkout)
+    (sweep,) = (checkout / "runs").glob("sweep-*")
+    wait_until((sweep / "table.md").exists, "no table")
+    found = [
+        json.loads((sweep / f"run-{number}" / "summary.json").read_text())["test_accuracy"] for number in (1, 2, 3)
+    ]
+    assert (sweep / "table.md").read_text().splitlines()[2:] == [
+        f"| peak_lr 0.1 | 2 | {mean(found[:2]):.2%} | {stdev(found[:2]):.2%} |",
+        f"| peak_lr 0.05 | 1 | {found[2]:.2%} | - |",
+    ]
+
+
+def test_one_process_keeps_the_schedule_of_four(
+    staged: tuple[Job, Job, Path], two_nodes: tuple[Job, Path], checkout: Path
+) -> None:
+    job, _, disk = staged
+    assert job.end() == "COMPLETED", job.log
+    assert list(disk.iterdir()) == []
+    one, four = (read_lines(out / "metrics.jsonl") for out in (run_of(checkout, job), two_nodes[1]))
+    assert [record["learning_rate"] for record in one] == [record["learning_rate"] for record in four]
+
+
+def test_an_interrupted_job_ends_as_one_that_was_not(
+    interrupted: tuple[Job, "Future[list[tuple[int, int]]]"], two_nodes: tuple[Job, Path], checkout: Path
+) -> None:
+    job, fate = interrupted
+    stops = fate.result(timeout=400)
+    assert job.state == "COMPLETED", job.log
+    assert job.restarts == 2
+    assert all(1 <= saved - frozen <= 2 for frozen, saved in stops), (
+        "the step at hand, and the one that tells the others"
+    )
+    out = run_of(checkout, job)
+    assert (out / "model.safetensors").read_bytes() == (two_nodes[1] / "model.safetensors").read_bytes()
+    assert len(list(out.glob("wandb/offline-run-*"))) == 1
+    assert job.log.count("back into the queue") == 2
+    assert not job.processes()
