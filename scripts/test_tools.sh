@@ -1,23 +1,19 @@
 #!/usr/bin/env bash
-# What the tests use beside Python: a real SLURM, and shellcheck. Called by `make test`; takes no time where they are there.
-# As root, or with passwordless sudo, they are installed (3 MB); else their tests are skipped, and this says how to have them.
+# What the tests use beside Python: a real SLURM (3 MB), and shellcheck. Called by `make test`; a moment where they are there.
+# Root gets them installed; for others, and where that fails, their tests are skipped, or fail if CI=true.
 set -euo pipefail
 
 packages=()
-command -v shellcheck >/dev/null || packages+=(shellcheck)
-PATH=$PATH:/usr/sbin:/sbin
-for program in slurmctld slurmd munged:munge sbatch:slurm-client; do
+PATH=$PATH:/usr/sbin:/sbin # an ordinary user's has neither
+for program in shellcheck slurmctld slurmd munged:munge sbatch:slurm-client; do
   command -v "${program%:*}" >/dev/null || packages+=("${program#*:}")
 done
 ((${#packages[@]})) || exit 0
 
-become=()
-if (($(id -u) != 0)); then become=(sudo -n); fi
-if ! command -v apt-get >/dev/null || ! "${become[@]}" true 2>/dev/null; then
-  echo "test: some tests will be skipped; for all of them, as root: apt-get install --no-install-recommends ${packages[*]}"
-  exit 0
+install=(apt-get install --no-install-recommends "${packages[@]}")
+if (($(id -u) == 0)) && command -v apt-get >/dev/null; then
+  echo "test: installing ${packages[*]} with apt-get"
+  export DEBIAN_FRONTEND=noninteractive
+  if apt-get update -qq && "${install[@]}" -y -qq -o Dpkg::Use-Pty=0 >/dev/null; then exit 0; fi
 fi
-echo "test: installing ${packages[*]} with apt-get"
-"${become[@]}" apt-get update -qq
-"${become[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install --no-install-recommends -y -qq -o Dpkg::Use-Pty=0 \
-  "${packages[@]}" >/dev/null
+echo "test: no SLURM or shellcheck for some tests; to have them, as root: ${install[*]}"

@@ -83,7 +83,7 @@ requeue() {
   [[ $(newest_checkpoint) != "$began_with" ]] || stop_if_stalled $((stalled + 1))
   # A job that is being cancelled must not come back, and one that SLURM is preempting comes back by itself.
   if [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) != RUNNING ]]; then exit 0; fi
-  say "stopped with its state saved in $out: back into the queue"
+  say "asked to stop: back into the queue, to go on in $out"
   scontrol requeue "$SLURM_JOB_ID" ||
     stop "SLURM does not take the job back; go on with: sbatch slurm/train.sh with the same arguments, --out $out --resume"
 }
@@ -101,7 +101,7 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per
   bash slurm/node.sh "${arguments[@]}" || result=$?
 
 # The launchers flatten every failure to 1: status.json knows what happened. Written on another node, it may be seen late.
-for ((waited = 0; result == 0 && waited < 60; waited++)); do
+for ((waited = 0; result == 0 && waited < 30; waited++)); do
   [[ $(stat_of "$STATUS") == "$STATUS_BEFORE" || $(state_of_run) == running ]] || break
   sleep 1
 done

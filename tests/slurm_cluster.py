@@ -1,13 +1,12 @@
 """A real SLURM for tests: slurmctld, munged and a slurmd for each emulated node, all on this machine and in one folder.
 
 Needs the programs, and neither root nor namespaces: the nodes are called 127.0.0.1, 127.0.0.2, ..., so that their names
-are addresses at which they reach each other. `python slurm_cluster.py FOLDER` is the keeper: it ends every process of
-the cluster when its standard input closes, so also when the tests are killed.
+are addresses at which they reach each other. slurm_keeper.py ends it all.
 """
 
 import os
+import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import NoReturn
 import pytest
 from processes import processes_with, read
 
+KEEPER = Path(__file__).with_name("slurm_keeper.py")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "squeue", "scancel", "srun")
 PATH = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin"
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
@@ -102,8 +102,8 @@ class Job:
 
     @property
     def fields(self) -> dict[str, str]:
-        shown = self.cluster.call("scontrol", "--oneliner", "show", "job", self.number)
-        return dict(word.split("=", 1) for word in shown.split() if "=" in word)
+        shown = self.cluster.call("scontrol", "show", "job", self.number)
+        return dict(re.findall(r"(\w+)=(.*?)(?= \w+=| *$)", shown, flags=re.MULTILINE))  # a path may hold spaces
 
     @property
     def state(self) -> str:
@@ -212,7 +212,7 @@ def running_cluster() -> Iterator[Cluster]:
     if absent:
         unavailable(f"no SLURM here: {', '.join(absent)} not found; `make test` installs it as root")
     folder = Path(tempfile.mkdtemp(prefix="slurm-tests-", dir="/tmp"))
-    keeper = subprocess.Popen([sys.executable, __file__, folder], stdin=subprocess.PIPE, start_new_session=True)
+    keeper = subprocess.Popen([sys.executable, KEEPER, folder], stdin=subprocess.PIPE, start_new_session=True)
     try:
         cluster = Cluster(folder)
         cluster.configure()
@@ -235,22 +235,3 @@ def free_ports(count: int) -> list[int]:
     for each in sockets:
         each.close()
     return ports
-
-
-def keep(folder: Path) -> NoReturn:
-    """Until standard input closes; then nothing of the cluster is left, jobs included."""
-    sys.stdin.read()
-    deadline = time.monotonic() + 30
-    while (alive := processes_with(f"SLURM_CONF={folder}/slurm.conf")) and time.monotonic() < deadline:
-        for pid in alive:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        time.sleep(0.1)
-    shutil.rmtree(folder, ignore_errors=True)
-    sys.exit(len(alive))
-
-
-if __name__ == "__main__":
-    keep(Path(sys.argv[1]))

@@ -19,6 +19,7 @@ from slurm_cluster import Cluster, Job, running_cluster, wait_until
 LAUNCHER = """#!/usr/bin/env bash
 printf '%s\\0' "${CUDA_VISIBLE_DEVICES:-}" "$@" >"$RECORDS/$SLURM_JOB_ID-$SLURM_NODEID"
 attempt=$((${SLURM_RESTART_COUNT:-0} + 1))
+if ((attempt == 1)); then sleep "${STARTS_FOR:-0}"; fi
 if ((SLURM_NODEID == 0)); then
   run=$(dirname "$STATUS")
   if [[ ${SAVES:-} ]]; then mkdir -p "$run/checkpoints/step-0000000$attempt"; fi
@@ -76,14 +77,19 @@ def desk(cluster: Cluster, tiny_dir: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def requeued(desk: Desk) -> dict[str, Job]:
-    """Jobs that come back several times, started together, as they mostly wait."""
+    """Jobs that come back, or might, started together, as they mostly wait."""
     states, limit = "preempted preempted preempted done", "2"
-    return {
+    jobs = {
         "stands still": desk.submit(ENDS_AS=states, DDP_MAX_STALLED=limit),
         "goes on": desk.submit(ENDS_AS=states, DDP_MAX_STALLED=limit, SAVES="yes"),
         "fails": desk.submit(ENDS_AS="failed", EXIT_STATUS="1"),
         "dies": desk.submit(ENDS_AS="running", EXIT_STATUS="137"),
+        "starts": desk.submit(ENDS_AS="done", STARTS_FOR="300"),
     }
+    starting = jobs["starts"]
+    wait_until((desk.records / f"{starting.number}-0").exists, lambda: starting.log)
+    desk.cluster.call("scancel", "--signal=USR2", starting.number)
+    return jobs
 
 
 ODD = ("smoke", "--trackers", "wandb, tensorboard", "--out", "runs/with 'single' and \"double\" quotes, $HOME and a *")
@@ -159,6 +165,12 @@ def test_a_failed_run_is_not_requeued(requeued: dict[str, Job], name: str, state
     assert job.end() == "FAILED"
     assert job.restarts == 0
     assert f"error: the training failed (state: {state}" in job.log
+
+
+def test_a_request_before_the_training_has_begun_ends_the_attempt(requeued: dict[str, Job]) -> None:
+    job = requeued["starts"]
+    assert job.end() == "COMPLETED", job.log
+    assert job.restarts == 1
 
 
 def test_a_run_that_gets_nowhere_is_not_requeued_for_ever(requeued: dict[str, Job]) -> None:
