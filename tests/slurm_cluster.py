@@ -32,14 +32,15 @@ PartitionName=graceful Nodes=127.0.0.[3-4] PriorityTier=1 PreemptMode=REQUEUE Gr
 PartitionName=abrupt Nodes=127.0.0.5 PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
 PartitionName=urgent Nodes=127.0.0.[3-5] PriorityTier=10 PreemptMode=OFF
 """
-# cred_expire is also the time that a requeued job waits; config_overrides lets a node have more CPUs than the machine.
+# cred_expire is also the time that a requeued job waits (less than 5 s counts as 2 minutes). With config_overrides a node
+# may have more CPUs than the machine.
 CONFIGURATION = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.sock,cred_expire=4
+AuthInfo=socket={folder}/munge.sock,cred_expire=5
 CredType=cred/munge
 SlurmctldPort={port}
 SlurmctldPidFile={folder}/slurmctld.pid
