@@ -53,6 +53,7 @@ attempt=$((${SLURM_RESTART_COUNT:-0} + 1))
 ) || exit 2
 
 export STATUS=$out/status.json
+go_on="go on by sbatch slurm/train.sh with the same arguments and --out '$out' --resume"
 state_of_run() { sed -n 's/.*"state": "\([a-z]*\)".*/\1/p' "$STATUS" 2>/dev/null || true; }
 newest_checkpoint() {
   local found=("$out"/checkpoints/step-*) # sorted, as the numbers have leading zeros
@@ -72,20 +73,21 @@ if [[ $attempt -gt 1 && -f $out/attempts ]]; then
   if [[ $before == "$began_with" ]]; then stalled=$((stalled + 1)); else stalled=0; fi
 fi
 stop_if_stalled() {
-  (($1 < ${DDP_MAX_STALLED:-5})) || stop "$1 attempts in a row saved nothing new (newest checkpoint:" \
-    "${began_with:-none}): not requeued; find the cause, then go on with: scontrol requeue $SLURM_JOB_ID"
+  (($1 >= ${DDP_MAX_STALLED:-5})) || return 0
+  rm -f "$out/attempts"
+  stop "$1 attempts in a row saved nothing new (newest checkpoint: ${began_with:-none}): not requeued; find the cause," \
+    "then $go_on"
 }
 stop_if_stalled "$stalled"
 mkdir -p "$out"
 echo "$began_with,$stalled" >"$out/attempts"
 
 requeue() {
-  [[ $(newest_checkpoint) != "$began_with" ]] || stop_if_stalled $((stalled + 1))
-  # A job that is being cancelled must not come back, and one that SLURM is preempting comes back by itself.
+  # A job that is being cancelled must not come back, and one that SLURM requeues comes back by itself.
   if [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) != RUNNING ]]; then exit 0; fi
+  [[ $(newest_checkpoint) != "$began_with" ]] || stop_if_stalled $((stalled + 1))
   say "asked to stop: back into the queue, to go on in $out"
-  scontrol requeue "$SLURM_JOB_ID" ||
-    stop "SLURM does not take the job back; go on with: sbatch slurm/train.sh with the same arguments, --out $out --resume"
+  scontrol requeue "$SLURM_JOB_ID" || stop "SLURM does not take the job back; $go_on"
 }
 
 IFS= read -r RENDEZVOUS_HOST < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -101,14 +103,18 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per
   bash slurm/node.sh "${arguments[@]}" || result=$?
 
 # The launchers flatten every failure to 1: status.json knows what happened. Written on another node, it may be seen late.
-for ((waited = 0; result == 0 && waited < 30; waited++)); do
-  [[ $(stat_of "$STATUS") == "$STATUS_BEFORE" || $(state_of_run) == running ]] || break
+# `none`: nothing was written in this attempt. With an exit status of 0 it was asked to stop before the training had begun.
+for ((waited = 0; waited < 30; waited++)); do
+  state=$(state_of_run)
+  [[ $state == "done" || $(stat_of "$STATUS") != "$STATUS_BEFORE" ]] || state=none
+  [[ $result == 0 && $state =~ ^(none|running)$ ]] || break
   sleep 1
 done
-state=$(state_of_run)
-[[ $(stat_of "$STATUS") != "$STATUS_BEFORE" ]] || state=none
 case $state:$result in
   done:*) say "complete: $out" ;;
-  preempted:* | none:0) requeue ;; # none: asked to stop before the training had begun
-  *) stop "the training failed (state: $state, exit status: $result); it is not requeued" ;;
+  preempted:* | none:0) requeue ;;
+  *)
+    echo "error: the training failed (state: $state, exit status: $result) and is not requeued; once mended, $go_on" >&2
+    exit 1
+    ;;
 esac

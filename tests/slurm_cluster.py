@@ -32,8 +32,8 @@ PartitionName=graceful Nodes=127.0.0.[3-4] PriorityTier=1 PreemptMode=REQUEUE Gr
 PartitionName=abrupt Nodes=127.0.0.5 PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
 PartitionName=urgent Nodes=127.0.0.[3-5] PriorityTier=10 PreemptMode=OFF
 """
-# cred_expire is also the time that a requeued job waits (less than 5 s counts as 2 minutes). With config_overrides a node
-# may have more CPUs than the machine.
+# cred_expire is also how long a requeued job waits (less than 5 s counts as 2 minutes). With config_overrides a
+# node may have more CPUs than the machine.
 CONFIGURATION = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -87,12 +87,14 @@ def unavailable(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
-def wait_until(true: Callable[[], object], what: str | Callable[[], str], seconds: float = 400) -> None:
+def wait_until(
+    true: Callable[[], object], what: str | Callable[[], str], seconds: float = 400, pause: float = 0.2
+) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:
             raise ClusterError(f"not within {seconds:.0f} s: {what if isinstance(what, str) else what()}")
-        time.sleep(0.2)
+        time.sleep(pause)
 
 
 class Job:
