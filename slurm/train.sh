@@ -106,7 +106,7 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per
 # `none`: nothing was written in this attempt. With an exit status of 0 it was asked to stop before the training had begun.
 for ((waited = 0; waited < 30; waited++)); do
   state=$(state_of_run)
-  [[ $state == "done" || $(stat_of "$STATUS") != "$STATUS_BEFORE" ]] || state=none
+  [[ $(stat_of "$STATUS") != "$STATUS_BEFORE" || $state:$result == done:0 ]] || state=none # done:0: complete already
   [[ $result == 0 && $state =~ ^(none|running)$ ]] || break
   sleep 1
 done
