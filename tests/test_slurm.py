@@ -142,7 +142,7 @@ def test_two_nodes_with_two_processes_each(two_nodes: tuple[Job, Path], checkout
 
 def test_a_killed_process_ends_the_job_on_both_nodes(two_nodes: object, cluster: Cluster, checkout: Path) -> None:
     job = submit(cluster, checkout, "--nodes=2")
-    wait_until(lambda: newest_step(run_of(checkout, job)), lambda: job.log)
+    wait_until(lambda: newest_step(run_of(checkout, job)), lambda: job.log, pause=0.02)
     os.kill(job.workers[0], signal.SIGKILL)
     assert job.end(seconds=60) == "FAILED"
     wait_until(lambda: not job.processes(), lambda: f"left: {job.processes()}", 20)
@@ -169,8 +169,7 @@ def test_staged_data_go_when_the_job_is_preempted(
 def test_cancelling_is_final(staged: tuple[Job, Job, Path], cluster: Cluster, checkout: Path) -> None:
     job, _, disk = staged
     out = run_of(checkout, job)
-    before = newest_step(out)
-    wait_until(lambda: newest_step(out) > before, lambda: job.log)
+    freeze(job, out, newest_step(out))
     cluster.call("scancel", job.number)
     job.wait_for("CANCELLED", seconds=60)
     wait_until(lambda: not job.processes(), lambda: f"left: {job.processes()}", 60)
