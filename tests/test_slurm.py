@@ -98,9 +98,8 @@ def take_the_nodes(job: Job) -> None:
 
 @pytest.fixture(scope="module")
 def interrupted(cluster: Cluster, checkout: Path) -> Iterator[tuple[Job, "Future[list[tuple[int, int]]]"]]:
-    """A job of two nodes with two processes each, and how it fares."""
-    flags = ("--partition=graceful", "--nodes=2")
-    job = submit(cluster, checkout, *flags, arguments=("--wandb", "offline"), DDP_PROCESSES_PER_NODE="2")
+    """A job of two nodes with a process each, and how it fares."""
+    job = submit(cluster, checkout, "--partition=graceful", "--nodes=2", arguments=("--wandb", "offline"))
     with ThreadPoolExecutor(1) as background:
         fate = background.submit(interrupt, job, run_of(checkout, job))
         # Not all at once: until it is frozen it needs the machine for itself.
@@ -116,6 +115,14 @@ def two_nodes(interrupted: object, cluster: Cluster, checkout: Path) -> tuple[Jo
     job = submit(cluster, checkout, "--nodes=2", arguments=arguments, DDP_PROCESSES_PER_NODE="2")
     assert job.end() == "COMPLETED", job.log
     return job, checkout / "runs" / ODD_NAME
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cluster: Cluster, checkout: Path) -> Path:
+    """The run directory of a complete job of two nodes with a process each."""
+    job = submit(cluster, checkout, "--nodes=2")
+    assert job.end() == "COMPLETED", job.log
+    return run_of(checkout, job)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +213,7 @@ def test_one_process_keeps_the_schedule_of_four(sweep: Path, two_nodes: tuple[Jo
 
 
 def test_an_interrupted_job_ends_as_one_that_was_not(
-    interrupted: tuple[Job, "Future[list[tuple[int, int]]]"], two_nodes: tuple[Job, Path], checkout: Path
+    interrupted: tuple[Job, "Future[list[tuple[int, int]]]"], uninterrupted: Path, checkout: Path
 ) -> None:
     job, fate = interrupted
     stops = fate.result(timeout=400)
@@ -216,7 +223,7 @@ def test_an_interrupted_job_ends_as_one_that_was_not(
         "the step at hand, and the one that tells the others"
     )
     out = run_of(checkout, job)
-    assert (out / "model.safetensors").read_bytes() == (two_nodes[1] / "model.safetensors").read_bytes()
+    assert (out / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
     assert len(list(out.glob("wandb/offline-run-*"))) == 1
     assert job.log.count("back into the queue") == 2
     assert not job.processes()
