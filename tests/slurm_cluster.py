@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,6 +37,7 @@ PartitionName=urgent Nodes=127.0.0.[3-5] PriorityTier=10 PreemptMode=OFF
 # node may have more CPUs than the machine.
 CONFIGURATION = """
 ClusterName=tests
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
@@ -116,11 +118,15 @@ class Job:
     def restarts(self) -> int:
         return int(self.fields["Restarts"])
 
+    @cached_property
+    def output(self) -> Path:
+        return Path(self.fields["StdOut"])
+
     @property
     def log(self) -> str:
         """What the job has printed so far."""
         try:
-            return Path(self.fields["StdOut"]).read_text()
+            return self.output.read_text()
         except FileNotFoundError:
             return ""
 
@@ -180,7 +186,9 @@ class Cluster:
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(128))
         user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
-        text = CONFIGURATION.format(folder=folder, host=host, user=user, port=ports[0])
+        # Jobs derive a port from their number: two clusters on one machine should not share numbers.
+        first_job = 1000 + os.getpid() % 10000
+        text = CONFIGURATION.format(folder=folder, host=host, user=user, port=ports[0], first_job=first_job)
         for number, port in enumerate(ports[1:], 1):
             text += NODE.format(number=number, host=host, port=port, gpus=NUM_GPUS)
         self.conf.write_text(text + PARTITIONS)

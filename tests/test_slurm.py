@@ -63,7 +63,8 @@ def newest_step(out: Path) -> int:
 
 def freeze(job: Job, out: Path, step: int) -> None:
     """Stops the job's training processes as they stand, once they have saved a later step than `step`."""
-    wait_until(lambda: newest_step(out) > step, lambda: f"nothing saved\n{job.log}", pause=0.02)
+    wait_until(lambda: newest_step(out) > step or "error:" in job.log, lambda: "nothing saved", pause=0.02)
+    assert newest_step(out) > step, job.log
     for pid in job.workers:
         os.kill(pid, signal.SIGSTOP)
 
@@ -142,7 +143,7 @@ def test_two_nodes_with_two_processes_each(two_nodes: tuple[Job, Path], checkout
     assert (summary["world_size"], summary["steps"]) == (4, 8)
     assert summary["test_total"] == 40
     assert summary["test_accuracy"] == summary["test_correct"] / 40
-    assert Path(job.fields["StdOut"]) == checkout / "logs" / f"train_{job.number}.out"
+    assert job.output == checkout / "logs" / f"train_{job.number}.out"
     assert f"complete: runs/{ODD_NAME}" in job.log
     assert job.restarts == 0
 
