@@ -18,6 +18,7 @@ train: setup
 	@$(RUN) -m ddp_trainer.train baseline --data-dir data/cifar10
 
 test: setup lint
+	@bash scripts/test_tools.sh
 	$(BIN)/python -m pytest
 
 lint: setup

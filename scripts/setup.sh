@@ -46,16 +46,16 @@ install_system_packages() {
   local packages become=()
   mapfile -t packages < <(missing_packages)
   if ((${#packages[@]} == 0)); then return; fi
-  local command="apt-get install --no-install-recommends ${packages[*]}"
+  local command=(apt-get install --no-install-recommends "${packages[@]}")
   command -v apt-get >/dev/null ||
     stop "missing system packages, by their Debian names: ${packages[*]}; install what your system calls them"
   if (($(id -u) != 0)); then
-    if ! sudo -n true 2>/dev/null; then stop "missing system packages; install them as root with: $command"; fi
+    if ! sudo -n true 2>/dev/null; then stop "missing system packages; install them as root with: ${command[*]}"; fi
     become=(sudo -n)
   fi
   say "installing ${packages[*]} with apt-get (half a minute)"
   "${become[@]}" apt-get update -qq
-  "${become[@]}" env DEBIAN_FRONTEND=noninteractive $command -y -qq -o Dpkg::Use-Pty=0 | show_progress
+  "${become[@]}" env DEBIAN_FRONTEND=noninteractive "${command[@]}" -y -qq -o Dpkg::Use-Pty=0 | show_progress
 }
 
 # One line for every 250 that arrive: a sign of life in a log that is still read afterwards.

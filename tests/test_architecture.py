@@ -12,7 +12,14 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("data_prep", "ddp_trainer")
 MODULES = sorted(file for package in PACKAGES for file in (REPOSITORY / package).rglob("*.py"))
-SOURCES = sorted([*MODULES, *(REPOSITORY / "benchmarks").rglob("*.py"), *(REPOSITORY / "tests").rglob("*.py")])
+SOURCES = sorted(
+    [
+        *MODULES,
+        *(REPOSITORY / "benchmarks").rglob("*.py"),
+        *(REPOSITORY / "slurm").glob("*.py"),
+        *(REPOSITORY / "tests").rglob("*.py"),
+    ]
+)
 MAX_LINES = 250
 MAX_PARAMETERS = 6
 

@@ -101,13 +101,16 @@ def test_launcher_flags_exist(command: str) -> None:
     assert not parsed.config_file or (REPOSITORY / parsed.config_file).is_file()
 
 
-@pytest.mark.parametrize("command", [command for command in commands() if "-m ddp_trainer.train" in command])
+@pytest.mark.parametrize(
+    "command", [command for command in commands() if re.search(r"-m ddp_trainer\.train|slurm/train\.sh", command)]
+)
 def test_trainer_flags_exist(command: str) -> None:
     from ddp_trainer.command_line import parse_command_line
     from ddp_trainer.recipes import RECIPES
 
     words = shlex.split(command)
-    parse_command_line(words[words.index("ddp_trainer.train") + 1 :], RECIPES, prog="train", description="")
+    first = next(number for number, word in enumerate(words) if word in {"ddp_trainer.train", "slurm/train.sh"}) + 1
+    parse_command_line(words[first:], RECIPES, prog="train", description="")
 
 
 @pytest.mark.parametrize("command", [command for command in commands() if command.startswith("make ")])
@@ -135,12 +138,12 @@ def test_the_tree_names_every_top_level_entry() -> None:
     assert set(top_level()) - set(tree()) == set()
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", [*PACKAGES, "slurm"])
 def test_the_tree_names_every_module(package: str) -> None:
     inside = {
         f"{package}/{path.name}" + "/" * path.is_dir()
         for path in (REPOSITORY / package).iterdir()
-        if path.name not in {"__init__.py", "__pycache__"}
+        if path.name not in {"__init__.py", "__pycache__", "cluster.env"}
     }
     assert inside - set(tree()) == set()
 
@@ -161,7 +164,8 @@ def test_links_lead_somewhere() -> None:
 def test_the_error_texts_are_ours() -> None:
     """Those that begin with `error:` are printed by this repository, in these words; … stands for what varies."""
     files = [
-        *(file for package in PACKAGES for file in (REPOSITORY / package).rglob("*.py")),
+        *(file for package in (*PACKAGES, "slurm") for file in (REPOSITORY / package).rglob("*.py")),
+        *(REPOSITORY / "slurm").glob("*.sh"),
         REPOSITORY / "scripts" / "setup.sh",
     ]
     source = "\n".join(file.read_text() for file in files)

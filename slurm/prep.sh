@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Prepares a dataset as a job, which a training can wait for. Submit it in the repository:
+#   job=$(sbatch --parsable slurm/prep.sh --source cifar10)
+#   sbatch --dependency=afterok:$job slurm/train.sh baseline
+# Its arguments are those of python -m data_prep. Where compute nodes see no network, download on the login node first.
+#SBATCH --job-name=prep
+#SBATCH --output=logs/%x_%j.out
+#SBATCH --open-mode=append
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=2
+#SBATCH --time=01:00:00
+set -euo pipefail
+
+if [[ ! -f slurm/job.sh ]]; then
+  echo "error: $PWD on $(uname -n) is not the repository: go there and sbatch slurm/prep.sh, or name it by" \
+    "sbatch --chdir; every node has to see that folder" >&2
+  exit 2
+fi
+source slurm/job.sh
+
+out=()
+[[ -z ${DDP_DATA_DIR:-} ]] || out=(--out "$DDP_DATA_DIR")
+exec "$python" -m data_prep "${out[@]}" "$@"

@@ -1,0 +1,36 @@
+"""`python -m slurm.stage DATA_DIR COPY`: copies a dataset to this node's own disk, and checks it there by sha256."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from data_prep.dataset import MANIFEST, read_dataset, verify_dataset
+from data_prep.errors import InputError
+
+
+def stage(data_dir: Path, copy: Path) -> None:
+    """Replaces what an earlier attempt of the job left in `copy`. Raises InputError where the copy is not usable."""
+    info = read_dataset(data_dir)
+    try:
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.mkdir(parents=True)
+        for name in (*(split.file for split in info.splits.values()), MANIFEST):
+            shutil.copyfile(data_dir / name, copy / name)
+    except OSError as error:
+        raise InputError(f"{data_dir} cannot be copied to {copy} on {os.uname().nodename} ({error}); "
+                         "name another folder by DDP_STAGE_DIR, or stage nothing") from None  # fmt: skip
+    verify_dataset(copy, info)
+
+
+def main(data_dir: Path, copy: Path) -> int:
+    try:
+        stage(data_dir, copy)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
