@@ -22,7 +22,7 @@ ALONE = ("--num_machines", "1", "--num_processes", "1", "--mixed_precision", "no
 LAUNCHERS = {
     "accelerate launch of one": ("accelerate.commands.launch", *ALONE, "-m"),
     "accelerate launch of two": ("accelerate.commands.launch", *SEVERAL, "-m"),
-    "torchrun": ("torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "-m"),
+    "torchrun": ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"),
 }
 TRAINER = "tests.workers.narrow_train"
 

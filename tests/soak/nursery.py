@@ -109,6 +109,7 @@ class Job:
             use_narrow_network(report=False)
             return main([*SMOKE, *map(str, arguments)])
 
+        log.touch()
         port = str(_free_port())
         self.started = time.monotonic()
         self.ranks = [
