@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from data_prep.augment import Augmented, Augmenter, split
 from data_prep.loader import Batch, ResidentLoader, StreamLoader
@@ -72,6 +72,7 @@ class Trainer:
         self.model = runtime.place(model)
         self.ema = Ema(self.model, decay=decay) if decay else None
         self.wrapped, self.optimizer = runtime.prepare(self.model, optimizer)
+        runtime.settle_buckets(self.wrapped, self._blank_images())
         self.bare_optimizer = optimizer
         zero_momentum(optimizer)
         self.steps_per_epoch = config.schedule.steps_per_epoch(len(data.samples))
@@ -84,6 +85,12 @@ class Trainer:
         self.recent = RecentSteps()
         self.watch = Stopwatch()
         self.train_seconds = 0.0
+
+    def _blank_images(self) -> Tensor:
+        """Two, as the network sees images."""
+        size, like = self.data.evaluator.spec.image_size, next(self.model.parameters())
+        images = torch.zeros(2, 3, size, size, dtype=like.dtype, device=like.device)
+        return images.to(memory_format=torch.channels_last)
 
     def learning_rate(self, step: int) -> float:
         """Of step `step`, counted from 0."""

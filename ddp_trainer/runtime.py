@@ -13,7 +13,6 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import set_timeout
 
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.hardware import check_machine, cpu_name, resolve_device, resolve_precision
@@ -82,6 +81,22 @@ class Runtime:
             wrapped, prepared = self._accelerator.prepare(model, optimizer)
         return wrapped, prepared
 
+    def settle_buckets(self, model: nn.Module, images: Tensor) -> None:
+        """One pass of the model under DDP over blank `images`, without a trace in model or gradients.
+
+        DDP orders its buckets anew after the first backward pass, and from three ranks on another order of the elements
+        is another order of summation. A resumed run would begin with the first order, in a step that the uninterrupted
+        run took with the second.
+        """
+        if self.world_size == 1:
+            return
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        with self.autocast():
+            model(images).sum().backward()
+        model.zero_grad(set_to_none=True)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+
     def place(self, model: nn.Module) -> nn.Module:
         """Moves the model to the device in the chosen memory format; before DDP, whose buckets copy the strides."""
         if self.config.sync_bn and self.world_size > 1:
@@ -133,7 +148,7 @@ class Runtime:
         if self._control is not None:
             dist.barrier(group=self._control)
             for group in (None, self._control):
-                set_timeout(timedelta(seconds=self.config.process_group_timeout), group)
+                _set_timeout(timedelta(seconds=self.config.process_group_timeout), group)
 
     def generator_state(self) -> Tensor:
         """Of torch's generators for the CPU and this process's GPU, (L,) uint8 on the device."""
@@ -188,6 +203,14 @@ class Runtime:
         return averaged_batchnorm(model, self.sum_over_ranks, self.world_size)
 
 
+def _set_timeout(timeout: timedelta, group: dist.ProcessGroup | None) -> None:
+    """torch 2.15 made this function a public one."""
+    from torch.distributed import distributed_c10d
+
+    name = "set_timeout" if hasattr(distributed_c10d, "set_timeout") else "_set_pg_timeout"
+    getattr(distributed_c10d, name)(timeout, group)
+
+
 def _control_group(patience: timedelta) -> dist.ProcessGroup:
     group = dist.new_group(backend="gloo", timeout=patience)
     assert isinstance(group, dist.ProcessGroup)
@@ -207,6 +230,7 @@ def use_all_cores() -> None:
 def set_backend_flags(config: RuntimeConfig) -> None:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config.deterministic)
+    if config.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports seconds of compiler
+        torch.use_deterministic_algorithms(config.deterministic)
     torch.backends.cudnn.benchmark = not config.deterministic
     torch.set_float32_matmul_precision("highest" if config.deterministic else "high")

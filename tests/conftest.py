@@ -16,6 +16,10 @@ SEVERAL = ("--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--d
            "--main_process_port", "0")  # fmt: skip
 
 
+# The trainer with a network so narrow that a step takes milliseconds: for tests of what surrounds the network.
+NARROW = "tests.workers.narrow_train"
+
+
 class Finished(NamedTuple):
     """A process that has ended."""
 

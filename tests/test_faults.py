@@ -10,10 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-from conftest import REPOSITORY, environment, read_lines, run, start, train
+from conftest import NARROW, REPOSITORY, environment, read_lines, run, start, train
 
 PLAN = ("--epochs", "2", "--max-steps", "12", "--batch-size", "16", "--checkpoint-every-steps", "2")
-NARROW = "tests.workers.narrow_train"
 
 
 def test_faults_of_every_kind_lose_nothing(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run, train
+from conftest import NARROW, run, train
 from torch import nn
 
 from ddp_trainer.config import OptimConfig
@@ -149,4 +149,4 @@ def test_a_poisoned_batch_ends_the_run_and_is_told_of(tiny_dir: Path, tmp_path: 
            if loss is None]  # fmt: skip
     assert bad == [(processes - 1, 1)]
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
-    train(*arguments, "--resume", processes=processes, module="tests.workers.narrow_train")
+    train(*arguments, "--resume", processes=processes, module=NARROW)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import train
+from conftest import NARROW, train
 
 from data_prep.errors import InputError
 from ddp_trainer.config import check_batch
@@ -15,7 +15,7 @@ from ddp_trainer.recipes import smoke
 
 def test_a_profiled_run_leaves_a_trace_of_its_steps_and_a_table(tiny_dir: Path, tmp_path: Path) -> None:
     flags = ("--batch-size", "8", "--max-steps", "5", "--profile", "2")
-    finished = train("--data-dir", tiny_dir, "--out", tmp_path / "run", *flags)
+    finished = train("--data-dir", tiny_dir, "--out", tmp_path / "run", *flags, module=NARROW)
     with gzip.open(tmp_path / "run" / "trace.json.gz", "rt") as file:
         events = json.load(file)["traceEvents"]
     steps = {event["name"] for event in events if str(event.get("name")).startswith("ProfilerStep#")}

@@ -8,21 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import read_lines, run, start, train
+from conftest import NARROW, read_lines, run, start, train
 
-# 96 training images in batches of 16: two epochs of 6 steps, with a checkpoint at every second step.
-PLAN = (
-    "--epochs",
-    "2",
-    "--max-steps",
-    "12",
-    "--batch-size",
-    "16",
-    "--checkpoint-every-steps",
-    "2",
-    "--ema-decay",
-    "0.9",
-)
+# 96 training images in batches of 16: ten epochs of 6 steps, with a checkpoint at every second step.
+PLAN = ("--epochs", "10", "--max-steps", "60", "--batch-size", "16", "--checkpoint-every-steps", "2",
+        "--ema-decay", "0.9")  # fmt: skip
 VOLATILE = ("seconds", "images_per_second")
 
 
@@ -48,12 +38,12 @@ def same_run(one: Path, other: Path) -> None:
     assert ours == theirs
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[1, 2, 4])
 def uninterrupted(
     request: pytest.FixtureRequest, tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, int]:
     out = tmp_path_factory.mktemp("uninterrupted") / "run"
-    train(*PLAN, "--data-dir", tiny_dir, "--out", out, processes=request.param)
+    train(*PLAN, "--data-dir", tiny_dir, "--out", out, processes=request.param, module=NARROW)
     return out, request.param
 
 
@@ -64,8 +54,10 @@ def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(
     whole, processes = uninterrupted
     out = tmp_path / "run"
     arguments = ("smoke", "--device", "cpu", *PLAN, "--data-dir", tiny_dir, "--out", out)
-    process = start("ddp_trainer.train", *arguments, processes=processes)
-    wait_for(out / "checkpoints" / "step-00000004", process)
+    if processes == 4 and number != signal.SIGTERM:
+        pytest.skip("four processes are about the order of summation, not about the kind of signal")
+    process = start(NARROW, *arguments, processes=processes)
+    wait_for(out / "metrics.jsonl", process)
     victims = workers(process) if processes > 1 else [process.pid]
     os.kill(victims[-1], number)  # any one rank, here the last
     process.communicate(timeout=90)
@@ -75,7 +67,7 @@ def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(
         assert status["state"] == "preempted"
         assert not (out / "summary.json").exists()
     assert not any(alive(pid) for pid in victims)
-    train(*PLAN, "--data-dir", tiny_dir, "--out", out, "--resume", processes=processes)
+    train(*PLAN, "--data-dir", tiny_dir, "--out", out, "--resume", processes=processes, module=NARROW)
     same_run(whole, out)
 
 
@@ -88,29 +80,29 @@ def test_a_finished_run_is_left_alone(smoke_run: Path, tiny_dir: Path) -> None:
 
 def test_two_processes_go_on_with_a_run_of_one(tiny_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = start("ddp_trainer.train", "smoke", "--device", "cpu", *PLAN, "--data-dir", tiny_dir, "--out", out)
+    process = start(NARROW, "smoke", "--device", "cpu", *PLAN, "--data-dir", tiny_dir, "--out", out)
     wait_for(out / "checkpoints" / "step-00000002", process)
     process.terminate()
     process.communicate(timeout=60)
-    train(*PLAN, "--data-dir", tiny_dir, "--out", out, "--resume", processes=2)
-    assert [record["step"] for record in read_lines(out / "metrics.jsonl")] == [6, 12]
+    train(*PLAN, "--data-dir", tiny_dir, "--out", out, "--resume", processes=2, module=NARROW)
+    assert [record["step"] for record in read_lines(out / "metrics.jsonl")] == list(range(6, 61, 6))
 
 
 def test_another_training_is_refused_by_the_name_of_the_setting(tiny_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    train("--data-dir", tiny_dir, "--out", out, "--max-steps", "2")
+    train("--data-dir", tiny_dir, "--out", out, "--max-steps", "2", module=NARROW)
     arguments = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", out, "--resume")
-    finished = run("ddp_trainer.train", *arguments, "--peak-lr", "0.05")
+    finished = run(NARROW, *arguments, "--peak-lr", "0.05")
     assert finished.returncode == 2
     assert "peak_lr" in finished.stderr
-    train("--data-dir", tiny_dir, "--out", out, "--resume", "--max-steps", "3", "--data-mode", "stream")
+    train("--data-dir", tiny_dir, "--out", out, "--resume", "--max-steps", "3", "--data-mode", "stream", module=NARROW)
     assert json.loads((out / "summary.json").read_text())["steps"] == 3
 
 
 def workers(launcher: subprocess.Popen) -> list[int]:
     """The launcher's worker processes, oldest first."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    pids = [int(pid) for pid in children if b"ddp_trainer" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    pids = [int(pid) for pid in children if NARROW.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
     return pids or [launcher.pid]
 
 

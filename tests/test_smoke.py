@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import read_lines, run, train
+from conftest import NARROW, read_lines, run, train
 
 RUN_FILES = [
     *("config.json", "metrics.jsonl", "summary.json", "status.json", "model.safetensors", "model.json"),
@@ -60,7 +60,7 @@ def test_evaluate_gives_the_figures_of_the_summary(smoke_run: Path) -> None:
 
 
 def test_a_log_file_gets_plain_lines(tiny_dir: Path, tmp_path: Path) -> None:
-    finished = train("--data-dir", tiny_dir, "--out", tmp_path / "run", "--max-steps", "1")
+    finished = train("--data-dir", tiny_dir, "--out", tmp_path / "run", "--max-steps", "1", module=NARROW)
     assert "\r" not in finished.stderr
     assert "\x1b" not in finished.stderr
     assert "/40 (" in finished.stderr, "the test line gives counts"
@@ -75,7 +75,7 @@ def test_a_log_file_gets_plain_lines(tiny_dir: Path, tmp_path: Path) -> None:
     ],
 )
 def test_settings_work_together(tiny_dir: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
-    train("--data-dir", tiny_dir, "--out", tmp_path / "run", "--max-steps", "1", *flags)
+    train("--data-dir", tiny_dir, "--out", tmp_path / "run", "--max-steps", "1", *flags, module=NARROW)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     held_out = "--validation" in flags
     assert summary["test_total"] == (30 if held_out else 40)
@@ -84,6 +84,6 @@ def test_settings_work_together(tiny_dir: Path, tmp_path: Path, flags: tuple[str
 
 def test_stream_and_resident_train_the_same_model(tiny_dir: Path, tmp_path: Path) -> None:
     for mode in ("stream", "resident"):
-        train("--data-dir", tiny_dir, "--out", tmp_path / mode, "--data-mode", mode, "--max-steps", "2")
+        train("--data-dir", tiny_dir, "--out", tmp_path / mode, "--data-mode", mode, "--max-steps", "2", module=NARROW)
     stream, resident = ((tmp_path / mode / "model.safetensors").read_bytes() for mode in ("stream", "resident"))
     assert stream == resident
