@@ -13,7 +13,7 @@ Values = Callable[[], Mapping[str, float]]
 
 DRAW_SECONDS = 0.5  # reading the values waits for the device: not more often than this
 LINE_SECONDS = (10.0, 30.0)  # lines of a log: one per tenth of an epoch, but in this range of seconds
-BAR_CELLS = 24
+BAR_CELLS, MIN_BAR_CELLS = 24, 6
 
 
 class Progress(Protocol):
@@ -92,10 +92,13 @@ class BarProgress(_Epoch):
     def update(self, step: int, values: Values) -> None:
         if self.visible and self.clock() - self.drawn < DRAW_SECONDS:
             return
-        filled = BAR_CELLS * step // max(self.total, 1)
-        bar, rest = self.full * filled, self.empty * (BAR_CELLS - filled)
         head, tail = f"{self.label} ", f" {step}/{self.total}  {self.figures(step, values)}"
-        tail = tail[: max(self._width() - len(head) - BAR_CELLS - 1, 0)]  # a line that wraps cannot be drawn over
+        room = max(self._width() - len(head) - 1, 0)  # a line that wraps cannot be drawn over
+        # On a narrow terminal the bar gives way to the figures, down to what can still be read as a bar.
+        cells = min(max(room - len(tail), MIN_BAR_CELLS), BAR_CELLS)
+        tail = tail[: max(room - cells, 0)]
+        filled = cells * step // max(self.total, 1)
+        bar, rest = self.full * filled, self.empty * (cells - filled)
         if self.colour:
             bar, rest = f"\x1b[36m{bar}\x1b[0m", f"\x1b[2m{rest}\x1b[0m"
         self.stream.write(f"\r{head}{bar}{rest}{tail}\x1b[K")

@@ -112,7 +112,8 @@ def test_a_log_is_silent_in_a_short_epoch_and_never_for_long(seconds_per_step: f
     assert reader.count == expected
 
 
-def test_the_time_left_counts_from_where_a_resumed_epoch_began() -> None:
+def test_the_time_left_counts_from_where_a_resumed_epoch_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BarProgress, "_width", lambda self: 120)
     clock, stream = Clock(), io.StringIO()
     bar = BarProgress(stream, clock)
     bar.start(1, 2, 100, 90)

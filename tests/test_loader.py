@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import environment
 
 from data_prep.dataset import write_dataset
 from data_prep.loader import Batch, ResidentLoader, StreamLoader, build_loader
@@ -82,11 +85,15 @@ def test_after_the_last_batch_it_ends_and_does_not_hang(stream: StreamLoader) ->
         assert next(batches, None) is None
 
 
-def test_ffcv_is_imported_without_compiling_a_dictionary(stream: StreamLoader) -> None:
+def test_ffcv_is_imported_without_compiling_a_dictionary() -> None:
     """Numba's typed dictionary in its place costs every start seconds."""
-    from ffcv.fields import rgb_image
-
-    assert type(rgb_image.IMAGE_MODES) is dict
+    code = """
+from data_prep.ffcv_import import import_ffcv
+import_ffcv()
+from ffcv.fields import rgb_image
+assert type(rgb_image.IMAGE_MODES) is dict
+"""
+    subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=120)
 
 
 def test_torch_keeps_its_threads(image_set_and_beton: tuple[np.ndarray, np.ndarray, Path]) -> None:

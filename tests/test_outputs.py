@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import NARROW, train
+from conftest import train
 
 from ddp_trainer.outputs import write_report_or_say_why
 
@@ -13,7 +13,7 @@ def test_run_is_complete_without_its_report(tiny_dir: Path, tmp_path: Path) -> N
     out = tmp_path / "run"
     out.mkdir()
     (out / "report").write_text("a file where the folder belongs")
-    finished = train("--data-dir", tiny_dir, "--out", out, "--max-steps", "1", module=NARROW)
+    finished = train("--data-dir", tiny_dir, "--out", out, "--max-steps", "1")
     assert json.loads((out / "status.json").read_text())["state"] == "done"
     assert (out / "summary.json").exists() and (out / "model.safetensors").exists()
     assert f"python -m ddp_trainer.report {out}" in finished.stderr

@@ -106,7 +106,7 @@ class Job:
         from tests.workers.narrow_train import use_narrow_network
 
         def work() -> int:
-            use_narrow_network(report=False)
+            use_narrow_network()
             return main([*SMOKE, *map(str, arguments)])
 
         log.touch()

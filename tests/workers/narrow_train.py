@@ -17,11 +17,10 @@ class NarrowRun(ddp_trainer.run.TrainingRun):
         return replace(super().spec, widths=NARROW)
 
 
-def use_narrow_network(*, report: bool = True) -> None:
-    """In this process. Drawing the report takes longer than the training, so it can be left out."""
+def use_narrow_network() -> None:
+    """In this process. The report, which takes longer to draw than the training, is left out."""
     ddp_trainer.run.TrainingRun = NarrowRun
-    if not report:
-        ddp_trainer.run.write_report_or_say_why = lambda run_dir: None
+    ddp_trainer.run.write_report_or_say_why = lambda run_dir: None
 
 
 if __name__ == "__main__":

@@ -26,6 +26,6 @@ def poison(step: int) -> None:
 
 
 if __name__ == "__main__":
-    use_narrow_network(report=False)
+    use_narrow_network()
     poison(int(sys.argv[1]))
     leave(main(sys.argv[2:]))
