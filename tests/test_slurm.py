@@ -5,6 +5,7 @@ The interrupted job waits most of its time, so it goes through its stages in the
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -63,7 +64,9 @@ def newest_step(out: Path) -> int:
 
 def freeze(job: Job, out: Path, step: int) -> None:
     """Stops the job's training processes as they stand, once they have saved a later step than `step`."""
-    wait_until(lambda: newest_step(out) > step or "error:" in job.log, lambda: "nothing saved", pause=0.02)
+    # SLURM's own lines on a requeue hold the word too, within the line.
+    failed = re.compile("^error:", flags=re.MULTILINE).search
+    wait_until(lambda: newest_step(out) > step or bool(failed(job.log)), lambda: "nothing saved", pause=0.02)
     assert newest_step(out) > step, job.log
     for pid in job.workers:
         os.kill(pid, signal.SIGSTOP)

@@ -67,6 +67,6 @@ def test_with_synchronised_batchnorm_the_training_is_the_same(
         assert finished.returncode == 0, finished.stderr
     one, two, four = (json.loads((tmp_path / f"losses-{size}.json").read_text()) for size in (1, 2, 4))
     assert len(one) == steps
-    assert one[-1] < one[0]
+    assert len(set(one)) == steps, "every step has its own images and weights"
     assert two == pytest.approx(one, rel=tolerance)
     assert four == pytest.approx(one, rel=tolerance)
