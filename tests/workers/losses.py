@@ -27,7 +27,12 @@ from ddp_trainer.runtime import Runtime
 
 def build_trainer(data_dir: Path, dtype: torch.dtype, sync_bn: bool) -> Trainer:
     config = smoke()
-    config = replace(config, schedule=replace(config.schedule, epochs=20, batch_size=32, max_steps=None))
+    # A learning rate at which the loss falls: at a higher one rounding is amplified from step to step.
+    config = replace(
+        config,
+        schedule=replace(config.schedule, epochs=20, batch_size=32, max_steps=None),
+        optim=replace(config.optim, peak_lr=0.01),
+    )
     runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32", sync_bn=sync_bn))
     dataset = read_dataset(data_dir)
     spec = ModelSpec(classes=dataset.classes, mean=dataset.mean, std=dataset.std, image_size=32)
