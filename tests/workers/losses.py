@@ -27,7 +27,7 @@ from ddp_trainer.runtime import Runtime
 
 def build_trainer(data_dir: Path, dtype: torch.dtype, sync_bn: bool) -> Trainer:
     config = smoke()
-    # In float32 rounding sometimes turns a maximum of a pooling window into another one, a jump that a high learning rate
+    # In float32 rounding sometimes turns the maximum of a pooling window into another one: a jump that a high rate
     # carries on from step to step. In float64 it does not, and the recipe's rate is kept.
     peak_lr = config.optim.peak_lr if dtype == torch.float64 else 0.001
     config = replace(
