@@ -116,10 +116,12 @@ def _damage_data(path: Path, damage: str, rng: random.Random) -> None:
     elif path.suffix == ".json":
         _edit_manifest(path, rng)
     else:  # whole 8-byte numbers of the tables: what FFCV would follow out of the file
-        content = bytearray(path.read_bytes())
-        for _ in range(rng.randrange(1, 4)):
-            start = rng.choice([rng.randrange(0, 24), rng.randrange(len(content) - 2000, len(content) - 8)])
-            content[start : start + 8] = rng.choice([0, 2**31, 2**63, rng.getrandbits(64)]).to_bytes(8, "little")
+        before = path.read_bytes()
+        content = bytearray(before)
+        while content == before:  # a number may be there already
+            for _ in range(rng.randrange(1, 4)):
+                start = rng.choice([rng.randrange(0, 24), rng.randrange(len(content) - 2000, len(content) - 8)])
+                content[start : start + 8] = rng.choice([0, 2**31, 2**63, rng.getrandbits(64)]).to_bytes(8, "little")
         path.write_bytes(content)
 
 
