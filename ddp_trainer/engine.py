@@ -87,9 +87,10 @@ class Trainer:
         self.train_seconds = 0.0
 
     def _blank_images(self) -> Tensor:
-        """Two, as the network sees images."""
+        """As many as this rank's forward pass takes, as the network sees images."""
+        count = self.config.schedule.batch_size // self.config.schedule.accumulate // self.runtime.world_size
         size, like = self.data.evaluator.spec.image_size, next(self.model.parameters())
-        images = torch.zeros(2, 3, size, size, dtype=like.dtype, device=like.device)
+        images = torch.zeros(count, 3, size, size, dtype=like.dtype, device=like.device)
         return images.to(memory_format=torch.channels_last)
 
     def learning_rate(self, step: int) -> float:

@@ -16,11 +16,16 @@ from torch import Tensor, nn
 
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.hardware import check_machine, cpu_name, resolve_device, resolve_precision
+from ddp_trainer.model import without_a_trace
 from ddp_trainer.signals import Preempted, StopRequest
 from ddp_trainer.sync_batchnorm import averaged_batchnorm, synchronise_batchnorm
 
 # Until training begins the processes may be minutes apart: one has a dataset to read or a service to wait for.
 STARTUP_SECONDS = 300.0
+
+# DDP notes in one backward pass in which order the gradients come, and orders its buckets by it as the next pass
+# begins. With a static graph the first pass only learns the graph, and the second is the one noted.
+SETTLING_PASSES = 2
 
 
 class Runtime:
@@ -82,20 +87,19 @@ class Runtime:
         return wrapped, prepared
 
     def settle_buckets(self, model: nn.Module, images: Tensor) -> None:
-        """One pass of the model under DDP over blank `images`, without a trace in model or gradients.
+        """Passes of the model under DDP over blank `images`: as many as in a step, lest it be compiled for them too.
 
-        DDP orders its buckets anew after the first backward pass, and from three ranks on another order of the elements
-        is another order of summation. A resumed run would begin with the first order, in a step that the uninterrupted
+        DDP orders its buckets anew after its first passes, and from three ranks on another order of the elements is
+        another order of summation. A resumed run would begin with the first order, in a step that the uninterrupted
         run took with the second.
         """
         if self.world_size == 1:
             return
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        with self.autocast():
-            model(images).sum().backward()
-        model.zero_grad(set_to_none=True)
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
+        with without_a_trace(model):
+            for _ in range(SETTLING_PASSES):
+                with self.autocast():
+                    logits = model(images)
+                logits.sum().backward()
 
     def place(self, model: nn.Module) -> nn.Module:
         """Moves the model to the device in the chosen memory format; before DDP, whose buckets copy the strides."""

@@ -16,14 +16,15 @@ PLAN = ("--epochs", "10", "--max-steps", "60", "--batch-size", "16", "--checkpoi
 VOLATILE = ("seconds", "images_per_second")
 
 
-def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists():
+def wait_for_an_epoch(out: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+    """Until the first epoch is recorded: the run is in its midst."""
+    record, deadline = out / "metrics.jsonl", time.monotonic() + seconds
+    while not (record.exists() and record.stat().st_size):
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             stdout, stderr = process.communicate()
-            pytest.fail(f"{path} did not appear:\n{stdout}\n{stderr}")
-        time.sleep(0.02)
+            pytest.fail(f"no epoch was recorded:\n{stdout}\n{stderr}")
+        time.sleep(0.005)
 
 
 def same_run(one: Path, other: Path) -> None:
@@ -57,7 +58,7 @@ def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(
     if processes == 4 and number != signal.SIGTERM:
         pytest.skip("four processes are about the order of summation, not about the kind of signal")
     process = start(NARROW, *arguments, processes=processes)
-    wait_for(out / "metrics.jsonl", process)
+    wait_for_an_epoch(out, process)
     victims = workers(process) if processes > 1 else [process.pid]
     os.kill(victims[-1], number)  # any one rank, here the last
     process.communicate(timeout=90)
@@ -65,6 +66,7 @@ def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(
     if number != signal.SIGKILL:
         assert process.returncode == 0
         assert status["state"] == "preempted"
+        assert 6 <= status["step"] < 60
         assert not (out / "summary.json").exists()
     assert not any(alive(pid) for pid in victims)
     train(*PLAN, "--data-dir", tiny_dir, "--out", out, "--resume", processes=processes, module=NARROW)
@@ -81,7 +83,7 @@ def test_a_finished_run_is_left_alone(smoke_run: Path, tiny_dir: Path) -> None:
 def test_two_processes_go_on_with_a_run_of_one(tiny_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = start(NARROW, "smoke", "--device", "cpu", *PLAN, "--data-dir", tiny_dir, "--out", out)
-    wait_for(out / "checkpoints" / "step-00000002", process)
+    wait_for_an_epoch(out, process)
     process.terminate()
     process.communicate(timeout=60)
     train(*PLAN, "--data-dir", tiny_dir, "--out", out, "--resume", processes=2, module=NARROW)
