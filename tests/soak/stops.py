@@ -6,6 +6,7 @@ import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,24 +69,43 @@ def _differs(one: Any, other: Any) -> bool:
     return one != other
 
 
+# Starts or goes on with a run in the folder and interrupts it once: what was done, and what went wrong or nothing.
+Interruption = Callable[[Scene, Path, random.Random, Outcome], tuple[str, str]]
+
+
 def killed_runs(scene: Scene, kills: int, rng: random.Random) -> Outcome:
     """SIGKILL to all ranks or to one; every other one while a checkpoint is being written."""
     size = "one process" if scene.processes == 1 else f"{scene.processes} processes"
     outcome = Outcome(f"SIGKILL, {size}", promise="resumed, the end is bit-identical")
+    return _interrupted_runs(scene, _kill, kills, rng, outcome)
+
+
+def signalled_runs(scene: Scene, signals: int, rng: random.Random) -> Outcome:
+    """SIGTERM or SIGUSR2 to one rank."""
+    size = "the process" if scene.processes == 1 else f"one of {scene.processes} ranks"
+    outcome = Outcome(f"SIGTERM or SIGUSR2 to {size}", promise="saved, all gone in 30 s, the end is bit-identical")
+    return _interrupted_runs(scene, _signal, signals, rng, outcome)
+
+
+def _interrupted_runs(
+    scene: Scene, interrupt: Interruption, times: int, rng: random.Random, outcome: Outcome
+) -> Outcome:
+    """Several interruptions of each run, then its end, compared with the run left alone."""
     with tempfile.TemporaryDirectory(dir=scene.folder) as scratch:
-        for number in range(-(-kills // STOPS_PER_RUN)):
+        for number in range(-(-times // STOPS_PER_RUN)):
             out = Path(scratch) / f"run-{number}"
-            wanted = min(STOPS_PER_RUN, kills - outcome.tried)
-            stories = [_kill(scene, out, rng, outcome) for _ in range(wanted)]
+            wanted = min(STOPS_PER_RUN, times - outcome.tried)
+            stories = [interrupt(scene, out, rng, outcome) for _ in range(wanted)]
             codes = scene.start(out).wait()
             lost = scene.differences(out) if codes == [0] * scene.processes else [f"exit {codes}"]
-            for story in stories:
-                outcome.count(not lost, f"{story}: {lost}; {scene.log(out).read_text()[-2000:] if lost else ''}")
+            log = scene.log(out).read_text()[-2000:] if lost else ""
+            for story, problem in stories:
+                outcome.count(not lost and not problem, f"{story}: {problem} {lost}; {log}")
             shutil.rmtree(out)
     return outcome
 
 
-def _kill(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> str:
+def _kill(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tuple[str, str]:
     job = scene.start(out)
     checkpoints = out / "checkpoints"
     kind = rng.choice(["while a checkpoint is written", "at a random moment of the training", "at any moment"])
@@ -107,28 +127,10 @@ def _kill(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> str:
     job.wait(60.0)
     outcome.took(time.monotonic() - started)
     outcome.note(kind)
-    return kind
+    return kind, ""
 
 
-def signalled_runs(scene: Scene, signals: int, rng: random.Random) -> Outcome:
-    """SIGTERM or SIGUSR2 to one rank."""
-    size = "the process" if scene.processes == 1 else f"one of {scene.processes} ranks"
-    outcome = Outcome(f"SIGTERM or SIGUSR2 to {size}", promise="saved, all gone in 30 s, the end is bit-identical")
-    with tempfile.TemporaryDirectory(dir=scene.folder) as scratch:
-        for number in range(-(-signals // STOPS_PER_RUN)):
-            out = Path(scratch) / f"run-{number}"
-            wanted = min(STOPS_PER_RUN, signals - outcome.tried)
-            problems = [_signal(scene, out, rng, outcome) for _ in range(wanted)]
-            codes = scene.start(out).wait()
-            lost = scene.differences(out) if codes == [0] * scene.processes else [f"exit {codes}"]
-            for problem in problems:
-                outcome.count(not lost and not problem, f"{problem} {lost}")
-            shutil.rmtree(out)
-    return outcome
-
-
-def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> str:
-    """What went wrong, or nothing."""
+def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tuple[str, str]:
     job = scene.start(out)
     if rng.random() < 0.5:  # within the training; else also while it starts, or ends
         status = out / "status.json"
@@ -144,17 +146,17 @@ def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> st
     outcome.note(number.name)
     state = json.loads((out / "status.json").read_text())["state"]
     if was_running and codes != [0] * scene.processes:
-        return f"exit {codes} after {number.name}: {scene.log(out).read_text()[-2000:]}"
+        return number.name, f"exit {codes}: {scene.log(out).read_text()[-2000:]}"
     if state == "preempted":
         outcome.note("preempted")
-        return saved_at_the_end(out)
-    return "" if state == "done" else f"status {state}"
+        return number.name, saved_at_the_end(out)
+    return number.name, "" if state == "done" else f"status {state}"
 
 
 def saved_at_the_end(out: Path) -> str:
+    """The state of the step it stopped at is there; before the first step of a run there is none to save."""
     from ddp_trainer.checkpoint import list_checkpoints, read_checkpoint
 
-    """The state of the step it stopped at is there; before the first step of a run there is none to save."""
     step = json.loads((out / "status.json").read_text())["step"]
     newest = list_checkpoints(out / "checkpoints")[:1]
     saved = read_checkpoint(newest[0])["step"] if newest else None
