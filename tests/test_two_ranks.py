@@ -68,5 +68,7 @@ def test_with_synchronised_batchnorm_the_training_is_the_same(
     one, two, four = (json.loads((tmp_path / f"losses-{size}.json").read_text()) for size in (1, 2, 4))
     assert len(one) == steps
     assert len(set(one)) == steps, "every step has its own images and weights"
+    if dtype == "float64":  # 20 steps of float32 at its low rate are too few for that
+        assert one[-1] < one[0]
     assert two == pytest.approx(one, rel=tolerance)
     assert four == pytest.approx(one, rel=tolerance)
