@@ -89,7 +89,7 @@ class ResidentLoader:
     """The whole of a stream in device memory."""
 
     def __init__(self, stream: StreamLoader) -> None:
-        size = stream.batch_size
+        size = self.batch_size = stream.batch_size
         everything = np.arange(stream.count)
         parts = list(stream.batches([everything[start : start + size] for start in range(0, stream.count, size)]))
         self._images = torch.cat([part.images.permute(0, 2, 3, 1) for part in parts])  # (N, H, W, 3)
@@ -115,6 +115,13 @@ def build_loader(
         mode = "resident" if beton.stat().st_size < RESIDENT_SHARE * _free_memory(device) else "stream"
     stream = StreamLoader(beton, device=device, batch_size=batch_size, num_workers=num_workers)
     return stream if mode == "stream" else ResidentLoader(stream)
+
+
+def read_images(loader: StreamLoader | ResidentLoader, samples: np.ndarray) -> Tensor:
+    """(N,) positions, at least one -> (N, 3, H, W) uint8 images on the device, in that order."""
+    size = loader.batch_size
+    rows = [samples[start : start + size] for start in range(0, len(samples), size)]
+    return torch.cat([batch.images for batch in loader.batches(rows)])
 
 
 def _free_memory(device: torch.device) -> float:

@@ -16,6 +16,7 @@ import tyro
 
 from data_prep.augment import AugmentConfig
 from data_prep.errors import InputError
+from ddp_trainer.initialisation import NetworkConfig
 
 # Settings that may differ between a run and its resumption: they change where and how it runs, not what it learns.
 FREE_ON_RESUME = frozenset({
@@ -86,12 +87,16 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """sgd: with Nesterov momentum 0.9; adamw: betas 0.9, 0.99."""
+    optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
+    """sgd: with Nesterov momentum 0.9; adamw: betas 0.9, 0.99; muon: for the filters, sgd for the rest."""
     peak_lr: float = 0.4
     """Highest learning rate of the OneCycle schedule."""
+    head_lr: float = 0.0
+    """The same for the linear layer; 0: as --peak-lr."""
+    bias_lr: float = 0.0
+    """The same for BatchNorm's parameters; 0: as --peak-lr."""
     weight_decay: float = 5e-4
-    """Decay of the convolution and linear weights; biases and BatchNorm parameters are left alone."""
+    """Decay of the convolution and linear weights (with muon: linear only); biases and BatchNorm are left alone."""
     label_smoothing: float = 0.0
     """Share of each target that is spread over all classes."""
     clip_norm: float = 0.0
@@ -101,6 +106,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         require(0 < self.peak_lr < math.inf, f"--peak-lr {self.peak_lr}: give a number above 0")
+        for name, value in (("head", self.head_lr), ("bias", self.bias_lr)):
+            require(0 <= value < math.inf, f"--{name}-lr {value}: give 0 or more")
         require(0 <= self.weight_decay < math.inf, f"--weight-decay {self.weight_decay}: give 0 or more")
         require(0 <= self.label_smoothing < 1, f"--label-smoothing {self.label_smoothing}: give 0 up to below 1")
         require(0 <= self.clip_norm < math.inf, f"--clip-norm {self.clip_norm}: give 0 or more")
@@ -195,6 +202,7 @@ class TrainConfig:
     recipe: Annotated[str, tyro.conf.Suppress] = "custom"
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -219,28 +227,3 @@ def launch_environment() -> tuple[int, int, int]:
     """(rank, local rank, world size) as the launcher set them, before any process group exists."""
     rank, local_rank, world_size = (os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     return int(rank or 0), int(local_rank or 0), int(world_size or 1)
-
-
-def check_batch(config: TrainConfig, *, num_images: int) -> None:
-    """Raises InputError unless the global batch can be shared out evenly and filled often enough, for --profile too."""
-    batch, world = config.schedule.batch_size, launch_environment()[2]
-    parts = world * config.schedule.accumulate
-    require(
-        batch % parts == 0,
-        f"--batch-size {batch} is not divisible by {world} processes x --accumulate {config.schedule.accumulate}: "
-        f"use {max(batch // parts, 1) * parts}",
-    )
-    require(
-        not config.augment.mixes_pairs or batch // parts % 2 == 0,
-        f"--mixup and --cutmix pair images: --batch-size {batch} gives each of {parts} parts an odd number of them",
-    )
-    require(
-        num_images >= batch,
-        f"--batch-size {batch} is more than the {num_images} training images: lower it",
-    )
-    steps = config.schedule.last_step(num_images)
-    require(
-        config.run.profile < steps,
-        f"--profile {config.run.profile}: the run has {steps} steps, the first of which warms up; "
-        f"give at most {steps - 1}",
-    )

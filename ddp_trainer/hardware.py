@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from data_prep.errors import InputError
-from ddp_trainer.config import RuntimeConfig, launch_environment
+from ddp_trainer.config import RuntimeConfig, TrainConfig, launch_environment, require
 
 
 def _cpu_info() -> str:
@@ -42,6 +42,31 @@ def check_launch(config: RuntimeConfig) -> None:
     if config.device == "cuda" and launch_environment()[1] >= max(torch.cuda.device_count(), 1):
         raise InputError(f"{launch_environment()[2]} processes were launched, but this machine has "
                          f"{torch.cuda.device_count()} GPUs: lower --num_processes")  # fmt: skip
+
+
+def check_batch(config: TrainConfig, *, num_images: int) -> None:
+    """Raises InputError unless the global batch can be shared out evenly and filled often enough, for --profile too."""
+    batch, world = config.schedule.batch_size, launch_environment()[2]
+    parts = world * config.schedule.accumulate
+    require(
+        batch % parts == 0,
+        f"--batch-size {batch} is not divisible by {world} processes x --accumulate {config.schedule.accumulate}: "
+        f"use {max(batch // parts, 1) * parts}",
+    )
+    require(
+        not config.augment.mixes_pairs or batch // parts % 2 == 0,
+        f"--mixup and --cutmix pair images: --batch-size {batch} gives each of {parts} parts an odd number of them",
+    )
+    require(
+        num_images >= batch,
+        f"--batch-size {batch} is more than the {num_images} training images: lower it",
+    )
+    steps = config.schedule.last_step(num_images)
+    require(
+        config.run.profile < steps,
+        f"--profile {config.run.profile}: the run has {steps} steps, the first of which warms up; "
+        f"give at most {steps - 1}",
+    )
 
 
 def check_machine(config: RuntimeConfig) -> None:

@@ -24,6 +24,7 @@ import tyro
 
 from data_prep.augment import AugmentConfig
 from data_prep.errors import InputError
+from ddp_trainer.assembly import build_data, build_network
 from ddp_trainer.command_line import parse_flags, program_name, take_recipe
 from ddp_trainer.config import (
     DataConfig,
@@ -35,9 +36,9 @@ from ddp_trainer.config import (
     require,
 )
 from ddp_trainer.engine import Trainer
+from ddp_trainer.initialisation import NetworkConfig
 from ddp_trainer.loss_curve import LossCurve
 from ddp_trainer.metrics import averages
-from ddp_trainer.model import build_model
 from ddp_trainer.observer import SilentObserver
 from ddp_trainer.optim import build_optimizer
 from ddp_trainer.recipes import RECIPES
@@ -80,18 +81,19 @@ class RangeTestConfig:
     recipe: Annotated[str, tyro.conf.Suppress] = "custom"
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     @classmethod
     def of(cls, recipe: TrainConfig) -> "RangeTestConfig":
-        return cls(recipe=recipe.recipe, data=recipe.data, augment=recipe.augment, schedule=recipe.schedule,
-                   optim=recipe.optim, runtime=recipe.runtime)  # fmt: skip
+        return cls(recipe=recipe.recipe, data=recipe.data, augment=recipe.augment, network=recipe.network,
+                   schedule=recipe.schedule, optim=recipe.optim, runtime=recipe.runtime)  # fmt: skip
 
     def training(self) -> TrainConfig:
-        return TrainConfig(recipe=self.recipe, data=self.data, augment=self.augment, schedule=self.schedule,
-                           optim=self.optim, runtime=self.runtime)  # fmt: skip
+        return TrainConfig(recipe=self.recipe, data=self.data, augment=self.augment, network=self.network,
+                           schedule=self.schedule, optim=self.optim, runtime=self.runtime)  # fmt: skip
 
 
 class SweepTrainer(Trainer):
@@ -146,11 +148,10 @@ class RangeTest(TrainingRun):
         require(os.access(self.out, os.W_OK), f"--out {self.out}: cannot be written; name another folder")
 
     def measure(self) -> LossCurve:
-        model = build_model(self.spec)
+        data = build_data(self.config, self.runtime, self.dataset, self.spec)
+        model = build_network(self.config, data, self.spec)
         optimizer = build_optimizer(model, self.config.optim)
-        return SweepTrainer(
-            self.sweep, self.config, self.runtime, model, optimizer, self._data(), SilentObserver()
-        ).run()
+        return SweepTrainer(self.sweep, self.config, self.runtime, model, optimizer, data, SilentObserver()).run()
 
     def write(self, curve: LossCurve) -> None:
         """lr_find.png, then lr_find.json, on the main process; says what is suggested."""

@@ -6,8 +6,9 @@ Structure (conv-pool-BN-activation, two residual pairs) after David Page's ResNe
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ WIDTHS = (64, 128, 256, 512)
 # convolutions make it diverge. The value is Page's.
 LOGIT_SCALE = 1 / 8
 
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+    "relu": partial(nn.ReLU, inplace=True),
+    "gelu": nn.GELU,
+    "celu": partial(nn.CELU, alpha=0.3, inplace=True),  # Page's choice for this network, and his alpha
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
@@ -32,6 +39,7 @@ class ModelSpec:
     std: tuple[float, float, float]
     image_size: int
     widths: tuple[int, int, int, int] = WIDTHS
+    activation: str = "relu"
     architecture: str = "custom_resnet"
 
     def write(self, path: Path) -> None:
@@ -43,7 +51,10 @@ class ModelSpec:
         try:
             fields: dict[str, Any] = json.loads(path.read_text())
             values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-            return cls(**values)
+            spec = cls(**values)
+            if spec.activation not in ACTIVATIONS:
+                raise ValueError(f"unknown activation {spec.activation}")
+            return spec
         except FileNotFoundError:
             raise InputError(f"{path} is missing: {path.parent} is not a completed run; train it first") from None
         except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -51,21 +62,23 @@ class ModelSpec:
 
 
 class ConvBlock(nn.Sequential):
-    """3x3 convolution -> optional 2x2 max-pooling -> BatchNorm -> ReLU."""
+    """3x3 convolution -> optional 2x2 max-pooling -> BatchNorm -> activation."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, pool: bool = False) -> None:
+    def __init__(self, in_channels: int, out_channels: int, activation: str, *, pool: bool = False) -> None:
         layers: list[nn.Module] = [nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)]
         if pool:
             layers.append(nn.MaxPool2d(2))
-        super().__init__(*layers, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+        super().__init__(*layers, nn.BatchNorm2d(out_channels), ACTIVATIONS[activation]())
 
 
 class Residual(nn.Module):
     """x + block(block(x)), both blocks keeping the width."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, activation: str) -> None:
         super().__init__()
-        self.branch = nn.Sequential(ConvBlock(channels, channels), ConvBlock(channels, channels))
+        self.branch = nn.Sequential(
+            ConvBlock(channels, channels, activation), ConvBlock(channels, channels, activation)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.branch(x)
@@ -77,16 +90,16 @@ class CustomResNet(nn.Module):
     The last pooling takes the maximum over the whole remaining map (4x4 for 32x32 images), so larger images work too.
     """
 
-    def __init__(self, num_classes: int = 10, widths: Sequence[int] = WIDTHS) -> None:
+    def __init__(self, num_classes: int = 10, widths: Sequence[int] = WIDTHS, activation: str = "relu") -> None:
         super().__init__()
         stem, first, second, third = widths
         self.features = nn.Sequential(
-            ConvBlock(3, stem),
-            ConvBlock(stem, first, pool=True),
-            Residual(first),
-            ConvBlock(first, second, pool=True),
-            ConvBlock(second, third, pool=True),
-            Residual(third),
+            ConvBlock(3, stem, activation),
+            ConvBlock(stem, first, activation, pool=True),
+            Residual(first, activation),
+            ConvBlock(first, second, activation, pool=True),
+            ConvBlock(second, third, activation, pool=True),
+            Residual(third, activation),
         )
         self.head = nn.Linear(third, num_classes)
 
@@ -95,7 +108,7 @@ class CustomResNet(nn.Module):
 
 
 def build_model(spec: ModelSpec) -> CustomResNet:
-    return CustomResNet(num_classes=len(spec.classes), widths=spec.widths)
+    return CustomResNet(num_classes=len(spec.classes), widths=spec.widths, activation=spec.activation)
 
 
 def load_model(run_dir: Path) -> tuple[CustomResNet, ModelSpec]:

@@ -23,13 +23,14 @@ CARD = "model.md"
 
 # The network of `model.py` once more, in as few lines as can be read; a test holds the two together.
 LOADING = f"""\
-import json, torch, torch.nn.functional as F
+import json, pathlib, torch, torch.nn.functional as F
 from safetensors.torch import load_file
 
-spec, w = json.load(open("model.json")), load_file("model.safetensors")
-def block(x, name, pool=1):  # convolution, pooling, BatchNorm (entry 1, or 2 where there is a pooling), ReLU
+spec, w = json.loads(pathlib.Path("model.json").read_text()), load_file("model.safetensors")
+activation = dict(relu=F.relu, gelu=F.gelu, celu=lambda x: F.celu(x, 0.3))[spec["activation"]]
+def block(x, name, pool=1):  # convolution, pooling, BatchNorm (entry 1, or 2 where there is a pooling), activation
     x = F.max_pool2d(F.conv2d(x, w[f"{{name}}.0.weight"], padding=1), pool)
-    return F.batch_norm(x, *(w[f"{{name}}.{{pool}}.{{k}}"] for k in ("running_mean", "running_var", "weight", "bias"))).relu()
+    return activation(F.batch_norm(x, *(w[f"{{name}}.{{pool}}.{{k}}"] for k in ("running_mean", "running_var", "weight", "bias"))))
 def residual(x, name):
     return x + block(block(x, f"{{name}}.branch.0"), f"{{name}}.branch.1")
 def logits(images):  # uint8 (N, 3, height, width), values 0-255 -> float32 (N, classes)
@@ -94,7 +95,7 @@ def headline(run: Run) -> Iterator[str]:
     )
     averaged = run.number("test_accuracy_tta")
     if averaged is not None:
-        yield f"- With each image's and its mirror image's logits averaged: {averaged:.2%}."
+        yield f"- With the logits of six views of each image averaged: {averaged:.2%}."
     size = mapping(run.config.get("dataset")).get("image_size", "?")
     yield f"- Input: RGB images of {size}x{size} pixels. Output: a logit for each of {len(run.classes)} classes."
     yield f"- Classes, in order: {', '.join(f'`{plain(name)}`' for name in run.classes)}."

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from data_prep.loader import ResidentLoader, StreamLoader
+from data_prep.loader import ResidentLoader, StreamLoader, read_images
 from ddp_trainer.evaluate import Evaluation
 from ddp_trainer.model import ModelSpec
 from ddp_trainer.rundir import write_json
@@ -35,9 +35,7 @@ def write_predictions(run_dir: Path, evaluation: Evaluation, loader: StreamLoade
     wrong = torch.nonzero(predicted != evaluation.labels).flatten()
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:GALLERY_SIZE].cpu().numpy()
     samples = evaluation.samples[worst]
-    size = max(len(samples), 1)
-    pixels = [batch.images for batch in loader.batches([samples[i : i + size] for i in range(0, len(samples), size)])]
-    images = torch.cat(pixels).permute(0, 2, 3, 1).cpu().numpy() if pixels else np.zeros((0, 1, 1, 3), np.uint8)
+    pixels = read_images(loader, samples).permute(0, 2, 3, 1).cpu().numpy() if len(samples) else np.zeros((0, 1, 1, 3))
     temporary = run_dir / ".predictions.npz"
     np.savez_compressed(
         temporary,
@@ -45,7 +43,7 @@ def write_predictions(run_dir: Path, evaluation: Evaluation, loader: StreamLoade
         labels=evaluation.labels.cpu().numpy(),
         probabilities=probabilities.float().cpu().numpy(),
         wrong_indices=samples,
-        wrong_images=images,
+        wrong_images=pixels.astype(np.uint8),
     )
     temporary.replace(run_dir / "predictions.npz")
 

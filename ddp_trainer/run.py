@@ -6,18 +6,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from data_prep.augment import Augmenter
-from data_prep.beton import read_labels
 from data_prep.dataset import read_dataset, verify_dataset
-from data_prep.loader import ResidentLoader, StreamLoader, build_loader
-from data_prep.order import hold_out
+from ddp_trainer.assembly import build_data, build_network
 from ddp_trainer.checkpoint import CheckpointError
 from ddp_trainer.checkpointer import Checkpointer
-from ddp_trainer.config import TrainConfig, check_batch, launch_environment
-from ddp_trainer.engine import Observer, RunData, Trainer
-from ddp_trainer.evaluate import EVALUATION_BATCH, Evaluation, Evaluator
+from ddp_trainer.config import TrainConfig, launch_environment
+from ddp_trainer.engine import Observer, Trainer
+from ddp_trainer.evaluate import Evaluation
+from ddp_trainer.hardware import check_batch
 from ddp_trainer.model import ModelSpec, build_model, count_parameters, training_flops_per_image
 from ddp_trainer.model_card import write_model_card_or_say_why
 from ddp_trainer.observer import RunObserver, SilentObserver
@@ -72,6 +68,7 @@ class TrainingRun:
             mean=self.dataset.mean,
             std=self.dataset.std,
             image_size=self.dataset.image_size,
+            activation=self.config.network.activation,
         )
 
     @property
@@ -91,8 +88,8 @@ class TrainingRun:
             assert self.config.run.out is not None, "--resume comes with --out"
             state = load_state(self.config.run.out, self.start, self.settings)
         observer = self._observer(state)
-        data = self._data()
-        model = build_model(self.spec)
+        data = build_data(self.config, self.runtime, self.dataset, self.spec)
+        model = build_network(self.config, data, self.spec)
         optimizer = build_optimizer(model, self.config.optim)
         self.trainer = Trainer(self.config, self.runtime, model, optimizer, data, observer)
         if state is not None:
@@ -132,27 +129,6 @@ class TrainingRun:
             "dataset": asdict(self.dataset),
         }
 
-    def _data(self) -> RunData:
-        config, device = self.config, self.runtime.device
-        train_beton, test_beton = (config.data.data_dir / self.dataset.splits[name].file for name in ("train", "test"))
-        samples = np.arange(self.dataset.splits["train"].count)
-        evaluated, evaluated_beton = np.arange(self.dataset.splits["test"].count), test_beton
-        if config.data.validation:
-            labels = read_labels(train_beton)
-            samples, evaluated = hold_out(labels, count=config.data.validation, seed=config.runtime.seed)
-            evaluated_beton = train_beton
-        augmenter = Augmenter(config.augment, mean=self.spec.mean, std=self.spec.std, seed=config.runtime.seed)
-
-        def loader(beton: Path, batch_size: int) -> StreamLoader | ResidentLoader:
-            return build_loader(beton, mode=config.data.data_mode, device=device, batch_size=batch_size,
-                                num_workers=config.data.num_workers)  # fmt: skip
-
-        share = config.schedule.batch_size // self.runtime.world_size
-        evaluator = Evaluator(
-            loader(evaluated_beton, EVALUATION_BATCH), evaluated, self.spec, self.runtime, batch_size=EVALUATION_BATCH
-        )
-        return RunData(loader=loader(train_beton, share), samples=samples, augmenter=augmenter, evaluator=evaluator)
-
     def _announce(self) -> None:
         assert self.trainer is not None
         schedule, trainer, runtime = self.config.schedule, self.trainer, self.runtime
@@ -182,7 +158,7 @@ class TrainingRun:
         self.run_dir.write_status("done", step=trainer.step, epoch=len(trainer.history))
         self.say(
             f"test accuracy {evaluation.correct}/{evaluation.total} ({summary['test_accuracy']:.2%}), "
-            f"{summary['test_accuracy_tta']:.2%} with flip test-time augmentation"
+            f"{summary['test_accuracy_tta']:.2%} with test-time augmentation"
         )
         self.say(f"run directory: {path}" + (f"\nreport: {report}" if report else ""))
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from data_prep.dataset import read_dataset
 from data_prep.errors import InputError
 from ddp_trainer.command_line import parse_command_line
-from ddp_trainer.config import TrainConfig, check_batch
+from ddp_trainer.config import TrainConfig
+from ddp_trainer.hardware import check_batch
 from ddp_trainer.recipes import RECIPES
 
 

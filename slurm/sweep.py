@@ -10,15 +10,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
 
 from data_prep.errors import InputError
 from ddp_trainer.command_line import parse_command_line
-from ddp_trainer.config import FREE_ON_RESUME
 from ddp_trainer.recipes import RECIPES
-from ddp_trainer.report.loading import Run, load_run
+from ddp_trainer.sweep import TABLE, results_table
 
-SETTINGS, TABLE = "settings.txt", "table.md"
+SETTINGS = "settings.txt"
 
 
 def read_settings(path: Path) -> list[list[str]]:
@@ -49,32 +47,10 @@ def arguments_of(sweep: Path, number: int) -> list[str]:
     return [*trainings[number - 1], "--out", str(sweep / f"run-{number}")]
 
 
-def results_table(sweep: Path) -> str:
+def table_of(sweep: Path) -> str:
     """Raises InputError where a run directory is damaged."""
     trainings = read_settings(sweep / SETTINGS)
-    folders = [sweep / f"run-{number}" for number in range(1, len(trainings) + 1)]
-    runs = [load_run(folder) for folder in folders if (folder / "summary.json").exists()]
-    groups: dict[str, list[float]] = {}
-    for run, label in zip(runs, labels(runs), strict=True):
-        groups.setdefault(label, []).append(run.accuracy or 0.0)
-    splits = " and ".join(sorted({run.split for run in runs})) or "test"
-    lines = [f"| settings | n | mean {splits} accuracy | standard deviation |", "| --- | --- | --- | --- |"]
-    for label, accuracies in groups.items():
-        spread = f"{stdev(accuracies):.2%}" if len(accuracies) > 1 else "-"
-        lines.append(f"| {label} | {len(accuracies)} | {mean(accuracies):.2%} | {spread} |")
-    complete = {run.path for run in runs}
-    missing = [folder.name for folder in folders if folder.resolve() not in complete]
-    if missing:
-        lines += ["", f"Not complete, and not in the table: {', '.join(missing)}."]
-    return "\n".join(lines) + "\n"
-
-
-def labels(runs: Sequence[Run]) -> list[str]:
-    """For each run its values of the settings that differ; the seed, and what does not change the result, left out."""
-    settings = [{"recipe": run.config.get("recipe"), **run.settings} for run in runs]
-    names = dict.fromkeys(name for each in settings for name in each if name not in FREE_ON_RESUME | {"seed"})
-    names = [name for name in names if len({str(each.get(name)) for each in settings}) > 1]
-    return [", ".join(f"{name} {each.get(name)}" for name in names) or "all alike" for each in settings]
+    return results_table([sweep / f"run-{number}" for number in range(1, len(trainings) + 1)])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -85,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
             case ["arguments", sweep, number]:
                 sys.stdout.write("".join(f"{argument}\0" for argument in arguments_of(Path(sweep), int(number))))
             case ["table", sweep]:
-                table = results_table(Path(sweep))
+                table = table_of(Path(sweep))
                 (Path(sweep) / TABLE).write_text(table)
                 print(table, end="")
             case _:

@@ -6,7 +6,8 @@ import pytest
 
 from data_prep.errors import InputError
 from ddp_trainer.command_line import parse_command_line
-from ddp_trainer.config import FREE_ON_RESUME, TrainConfig, check_batch
+from ddp_trainer.config import FREE_ON_RESUME, TrainConfig
+from ddp_trainer.hardware import check_batch
 from ddp_trainer.recipes import RECIPES, describe_recipes
 
 

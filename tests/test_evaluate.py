@@ -5,9 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import run
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ddp_trainer.evaluate import main
+from ddp_trainer.evaluate import SURE_MARGIN, averaged_over_views, main
+from ddp_trainer.model import CustomResNet
 
 
 def test_three_processes_count_every_image_once(smoke_run: Path) -> None:
@@ -33,3 +37,33 @@ def test_other_images_than_the_runs_are_refused(
         (line,) = capsys.readouterr().err.splitlines()
         assert expected in line
         assert "--data-dir" in line
+
+
+def six_views(model: nn.Module, image: Tensor) -> Tensor:
+    """(C, H, W) -> (classes,): one image, view by view."""
+    padded = F.pad(image[None], (1, 1, 1, 1), mode="reflect")[0]
+    height, width = image.shape[1:]
+    weights = {(1, 1): 0.25, (0, 0): 0.125, (2, 2): 0.125}
+    views = []
+    for (top, left), weight in weights.items():
+        view = padded[:, top : top + height, left : left + width]
+        views += [weight * model(view[None])[0], weight * model(view.flip(2)[None])[0]]
+    return torch.stack(views).sum(dim=0)
+
+
+@torch.no_grad()
+def test_unsure_images_are_averaged_over_six_views_and_sure_ones_are_not() -> None:
+    torch.manual_seed(0)
+    model = CustomResNet(num_classes=3, widths=(8, 8, 16, 16)).double().eval()
+    images = torch.randn(12, 3, 32, 32, dtype=torch.float64)
+    plain = model(images)
+    best = plain.topk(2, dim=1).values
+    margins = best[:, 0] - best[:, 1]
+    factor = SURE_MARGIN / margins.median()  # half of the images are sure then
+    model.head.weight *= factor
+    model.head.bias *= factor
+    sure = factor * margins >= SURE_MARGIN
+    assert 0 < sure.sum() < len(images)
+    expected = torch.stack([six_views(model, image) for image in images])
+    expected[sure] = factor * plain[sure]
+    torch.testing.assert_close(averaged_over_views(model, images, model(images)), expected, rtol=0, atol=1e-9)

@@ -99,9 +99,16 @@ def test_only_the_finished_file_is_left(foreign: dict[str, np.ndarray], smoke_ru
 @pytest.fixture
 def small_run(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    spec = ModelSpec(classes=("a", "b"), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3), image_size=32, widths=(4, 4, 8, 8))
+    spec = ModelSpec(classes=("a", "b"), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3), image_size=32, widths=(4, 4, 8, 8),
+                     activation="celu")  # fmt: skip
     write_model(tmp_path, build_model(spec), spec)
     return tmp_path
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_another_activation_is_exported_too(small_run: Path, format: str) -> None:
+    """The command itself compares the logits."""
+    assert export.main([str(small_run), "--format", format]) == 0
 
 
 def test_a_missing_package_is_named_with_its_remedy(

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ import torch
 from conftest import environment
 
 from data_prep.batch_ops import batch_normalise
-from ddp_trainer.model import load_model
-from ddp_trainer.model_card import main, write_model_card, write_model_card_or_say_why
+from ddp_trainer.model import ACTIVATIONS, ModelSpec, build_model, load_model
+from ddp_trainer.model_card import LOADING, main, write_model_card, write_model_card_or_say_why
+from ddp_trainer.outputs import write_model
 
 AS_A_USER = """
 import sys
@@ -44,6 +46,22 @@ def test_the_run_left_a_card_whose_code_gives_the_models_logits(smoke_run: Path,
     with torch.inference_mode():
         own = model(batch_normalise(torch.from_numpy(images), spec.mean, spec.std, torch.float32)).numpy()
     assert np.abs(np.load(tmp_path / "out.npy") - own).max() < 1e-5 * np.abs(own).max()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_code_knows_every_activation(activation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    spec = ModelSpec(classes=("a", "b"), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3), image_size=32, widths=(4, 4, 8, 8),
+                     activation=activation)  # fmt: skip
+    model = build_model(spec).eval()
+    write_model(tmp_path, model, spec)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(LOADING, names)
+    images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        own = model(batch_normalise(images, spec.mean, spec.std, torch.float32))
+        torch.testing.assert_close(names["logits"](images), own)
 
 
 def test_the_figures_are_those_of_the_summary(smoke_run: Path) -> None:

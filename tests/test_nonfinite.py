@@ -66,7 +66,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("at", [0, 2], ids=["the first step", "a later step"])
 def test_a_refused_step_leaves_no_trace(optimizer: str, bad: str, at: int) -> None:

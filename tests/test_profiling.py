@@ -9,7 +9,7 @@ import pytest
 from conftest import NARROW, train
 
 from data_prep.errors import InputError
-from ddp_trainer.config import check_batch
+from ddp_trainer.hardware import check_batch
 from ddp_trainer.recipes import smoke
 
 

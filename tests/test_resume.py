@@ -13,7 +13,14 @@ from conftest import NARROW, read_lines, run, start, train
 # 96 training images in batches of 16: ten epochs of 6 steps, with a checkpoint at every second step.
 PLAN = ("--epochs", "10", "--max-steps", "60", "--batch-size", "16", "--checkpoint-every-steps", "2",
         "--ema-decay", "0.9")  # fmt: skip
+# What `fast` has and `smoke` has not, for two processes; the soak's are all of `smoke`.
+OF_FAST = ("--optimizer", "muon", "--head-lr", "0.3", "--bias-lr", "3", "--activation", "celu", "--whiten-stem",
+           "--dirac-init", "--freeze-bn-scale", "--bn-momentum", "0.4", "--flip", "alternating")  # fmt: skip
 VOLATILE = ("seconds", "images_per_second")
+
+
+def plan(processes: int) -> tuple[str, ...]:
+    return (*PLAN, *OF_FAST) if processes == 2 else PLAN
 
 
 def wait_for_an_epoch(out: Path, process: subprocess.Popen, seconds: float = 120) -> None:
@@ -44,7 +51,7 @@ def uninterrupted(
     request: pytest.FixtureRequest, tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, int]:
     out = tmp_path_factory.mktemp("uninterrupted") / "run"
-    train(*PLAN, "--data-dir", tiny_dir, "--out", out, processes=request.param, module=NARROW)
+    train(*plan(request.param), "--data-dir", tiny_dir, "--out", out, processes=request.param, module=NARROW)
     return out, request.param
 
 
@@ -54,7 +61,7 @@ def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(
 ) -> None:
     whole, processes = uninterrupted
     out = tmp_path / "run"
-    arguments = ("smoke", "--device", "cpu", *PLAN, "--data-dir", tiny_dir, "--out", out)
+    arguments = ("smoke", "--device", "cpu", *plan(processes), "--data-dir", tiny_dir, "--out", out)
     if processes == 4 and number != signal.SIGTERM:
         pytest.skip("four processes are about the order of summation, not about the kind of signal")
     process = start(NARROW, *arguments, processes=processes)
@@ -69,7 +76,7 @@ def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(
         assert 6 <= status["step"] < 60
         assert not (out / "summary.json").exists()
     assert not any(alive(pid) for pid in victims)
-    train(*PLAN, "--data-dir", tiny_dir, "--out", out, "--resume", processes=processes, module=NARROW)
+    train(*plan(processes), "--data-dir", tiny_dir, "--out", out, "--resume", processes=processes, module=NARROW)
     same_run(whole, out)
 
 

@@ -68,7 +68,7 @@ def headline(run: Run, heading: str) -> str:
 
 
 def accuracy_in_words(run: Run) -> str:
-    counts, with_flips = run.counts, run.number("test_accuracy_tta")
+    counts, with_views = run.counts, run.number("test_accuracy_tta")
     if counts is None or not counts[1]:
         return f"accuracy on the {escape(run.split)} images"
     low, high = wilson_interval(*counts)
@@ -76,8 +76,8 @@ def accuracy_in_words(run: Run) -> str:
         f"accuracy on {counts[0]:,} of {counts[1]:,} {escape(run.split)} images"
         f'<br><span class="muted">95% interval (Wilson) {percent(low)} to {percent(high)}</span>'
     )
-    if with_flips is not None:
-        said += f'<br><span class="muted">{percent(with_flips)} with flip test-time augmentation</span>'
+    if with_views is not None:
+        said += f'<br><span class="muted">{percent(with_views)} with six-view test-time augmentation</span>'
     return said
 
 

@@ -1,0 +1,55 @@
+"""What a run trains, and on what: its data and its fresh network, built from the configuration."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from data_prep.augment import Augmenter
+from data_prep.batch_ops import batch_normalise
+from data_prep.beton import read_labels
+from data_prep.dataset import DatasetInfo
+from data_prep.loader import ResidentLoader, StreamLoader, build_loader, read_images
+from data_prep.order import hold_out
+from ddp_trainer.config import TrainConfig
+from ddp_trainer.engine import RunData
+from ddp_trainer.evaluate import EVALUATION_BATCH, Evaluator
+from ddp_trainer.initialisation import initialise, whiten_stem
+from ddp_trainer.model import ModelSpec, build_model
+from ddp_trainer.runtime import Runtime
+
+WHITENING_IMAGES = 2000  # each has 900 patches, whose covariance has 27 x 27 entries
+
+
+def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, spec: ModelSpec) -> RunData:
+    """Loaders over the training images and over those that are evaluated: the test split, or what is held out."""
+    train_beton, test_beton = (config.data.data_dir / dataset.splits[name].file for name in ("train", "test"))
+    samples = np.arange(dataset.splits["train"].count)
+    evaluated, evaluated_beton = np.arange(dataset.splits["test"].count), test_beton
+    if config.data.validation:
+        labels = read_labels(train_beton)
+        samples, evaluated = hold_out(labels, count=config.data.validation, seed=config.runtime.seed)
+        evaluated_beton = train_beton
+    augmenter = Augmenter(config.augment, mean=spec.mean, std=spec.std, seed=config.runtime.seed)
+
+    def loader(beton: Path, batch_size: int) -> StreamLoader | ResidentLoader:
+        return build_loader(beton, mode=config.data.data_mode, device=runtime.device, batch_size=batch_size,
+                            num_workers=config.data.num_workers)  # fmt: skip
+
+    share = config.schedule.batch_size // runtime.world_size
+    evaluator = Evaluator(
+        loader(evaluated_beton, EVALUATION_BATCH), evaluated, spec, runtime, batch_size=EVALUATION_BATCH
+    )
+    return RunData(loader=loader(train_beton, share), samples=samples, augmenter=augmenter, evaluator=evaluator)
+
+
+def build_network(config: TrainConfig, data: RunData, spec: ModelSpec) -> nn.Module:
+    """The same on every rank and at every number of processes."""
+    model = build_model(spec)
+    initialise(model, config.network)
+    if config.network.whiten_stem:
+        some = data.samples[:: len(data.samples) // WHITENING_IMAGES or 1]
+        images = read_images(data.loader, some)
+        whiten_stem(model, batch_normalise(images, spec.mean, spec.std, torch.float32))
+    return model

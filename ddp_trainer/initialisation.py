@@ -1,0 +1,82 @@
+"""How the network stands before its first step, and which of its parameters stay as they are."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data_prep.errors import InputError
+
+CHUNK = 100  # images at a time: their patches are nine times as large as they
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    activation: Literal["relu", "gelu", "celu"] = "relu"
+    """What follows each BatchNorm; celu: with alpha 0.3."""
+    whiten_stem: bool = False
+    """Set the first convolution to a whitening of the training images' patches, and leave it so."""
+    dirac_init: bool = False
+    """Start each convolution with filters that pass its input through, one for each input channel."""
+    freeze_bn_scale: bool = False
+    """Leave BatchNorm's scales at 1 and learn its biases only."""
+    bn_momentum: float = 0.1
+    """Weight of a new batch in BatchNorm's running statistics."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.bn_momentum <= 1:
+            raise InputError(f"--bn-momentum {self.bn_momentum}: give a number above 0, up to 1")
+
+
+def initialise(model: nn.Module, config: NetworkConfig) -> None:
+    """Changes `model` in place, before it is wrapped: DDP would wait for the gradients of what is frozen later."""
+    if config.dirac_init:
+        for convolution in _convolutions(model):
+            pass_through_(convolution.weight)
+    for norm in (layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)):
+        norm.momentum = config.bn_momentum
+        norm.weight.requires_grad_(not config.freeze_bn_scale)
+
+
+def whiten_stem(model: nn.Module, images: Tensor) -> None:
+    """Sets the first convolution by (N, 3, H, W) normalised training images, and freezes it. As `initialise`."""
+    stem = _convolutions(model)[0]
+    whiten_(stem.weight, images)
+    stem.weight.requires_grad_(False)
+
+
+def _convolutions(model: nn.Module) -> list[nn.Conv2d]:
+    return [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+
+
+@torch.no_grad()
+def pass_through_(filters: Tensor) -> None:
+    """The first I of (O, I, H, W) filters become the identity, the others stay random.
+
+    Zagoruyko & Komodakis, "DiracNets" (arXiv 1706.00388), in the form of airbench (arXiv 2404.00498, section 3.3).
+    """
+    nn.init.dirac_(filters[: filters.size(1)])
+
+
+@torch.no_grad()
+def whiten_(filters: Tensor, images: Tensor, *, epsilon: float = 5e-4) -> None:
+    """The filters (O, C, H, W) become the principal components of the images' patches, each scaled to variance one.
+
+    Each comes with its negative, since an activation follows; those of the largest variance first. As many as fit: 54
+    of 64 for 3x3 patches of three colours. The others stay as they are. After Page, "How to train your ResNet 8: Bag
+    of tricks" (myrtle.ai, 2019), with signs and epsilon of airbench (arXiv 2404.00498, section 3.2).
+    """
+    out, channels, height, width = filters.shape
+    size = channels * height * width
+    covariance, count = torch.zeros(size, size, dtype=torch.float64), 0
+    for part in images.split(CHUNK):
+        patches = F.unfold(part, (height, width)).double().transpose(0, 1).flatten(1).cpu()  # (size, patches)
+        covariance += patches @ patches.T
+        count += patches.size(1)
+    variances, components = torch.linalg.eigh(covariance / count)
+    kept = min(out // 2, size)
+    order = variances.argsort(descending=True)[:kept]
+    whitening = (components[:, order] / (variances[order] + epsilon).sqrt()).T.reshape(kept, channels, height, width)
+    filters[: 2 * kept] = torch.cat((whitening, -whitening)).to(filters)
