@@ -19,7 +19,8 @@ from ddp_trainer.initialisation import initialise, whiten_stem
 from ddp_trainer.model import ModelSpec, build_model
 from ddp_trainer.runtime import Runtime
 
-WHITENING_IMAGES = 2000  # each has 900 patches, whose covariance has 27 x 27 entries
+WHITENING_IMAGES = 2000  # each has hundreds of patches, whose covariance has 27 x 27 entries
+WHITENING_CHUNK = 100  # of them at a time: their patches take nine times their memory
 
 
 def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, spec: ModelSpec) -> RunData:
@@ -44,12 +45,12 @@ def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, spec
     return RunData(loader=loader(train_beton, share), samples=samples, augmenter=augmenter, evaluator=evaluator)
 
 
-def build_network(config: TrainConfig, data: RunData, spec: ModelSpec) -> nn.Module:
-    """The same on every rank and at every number of processes."""
+def build_network(config: TrainConfig, data: RunData, spec: ModelSpec, *, fresh: bool = True) -> nn.Module:
+    """A network to train. Where it is not `fresh`, its values are about to be overwritten by those of a checkpoint."""
     model = build_model(spec)
     initialise(model, config.network)
-    if config.network.whiten_stem:
-        some = data.samples[:: len(data.samples) // WHITENING_IMAGES or 1]
-        images = read_images(data.loader, some)
-        whiten_stem(model, batch_normalise(images, spec.mean, spec.std, torch.float32))
+    if config.network.whiten_stem and fresh:
+        evenly = np.linspace(0, len(data.samples) - 1, min(WHITENING_IMAGES, len(data.samples))).astype(int)
+        images = read_images(data.loader, data.samples[evenly]).split(WHITENING_CHUNK)
+        whiten_stem(model, (batch_normalise(part, spec.mean, spec.std, torch.float32) for part in images))
     return model

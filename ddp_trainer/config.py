@@ -88,13 +88,14 @@ class ScheduleConfig:
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
-    """sgd: with Nesterov momentum 0.9; adamw: betas 0.9, 0.99; muon: for the filters, sgd for the rest."""
+    """sgd: with Nesterov momentum 0.9; adamw: betas 0.9, 0.99; muon: with momentum 0.6 for the filters,
+    and sgd with 0.85 for the rest."""
     peak_lr: float = 0.4
     """Highest learning rate of the OneCycle schedule."""
     head_lr: float = 0.0
     """The same for the linear layer; 0: as --peak-lr."""
     bias_lr: float = 0.0
-    """The same for BatchNorm's parameters; 0: as --peak-lr."""
+    """The same for BatchNorm's biases; 0: as --peak-lr."""
     weight_decay: float = 5e-4
     """Decay of the convolution and linear weights (with muon: linear only); biases and BatchNorm are left alone."""
     label_smoothing: float = 0.0

@@ -1,5 +1,6 @@
 """How the network stands before its first step, and which of its parameters stay as they are."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,8 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_prep.errors import InputError
-
-CHUNK = 100  # images at a time: their patches are nine times as large as they
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +34,16 @@ def initialise(model: nn.Module, config: NetworkConfig) -> None:
     if config.dirac_init:
         for convolution in _convolutions(model):
             pass_through_(convolution.weight)
+    if config.whiten_stem:
+        _convolutions(model)[0].weight.requires_grad_(False)
     for norm in (layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)):
         norm.momentum = config.bn_momentum
         norm.weight.requires_grad_(not config.freeze_bn_scale)
 
 
-def whiten_stem(model: nn.Module, images: Tensor) -> None:
-    """Sets the first convolution by (N, 3, H, W) normalised training images, and freezes it. As `initialise`."""
-    stem = _convolutions(model)[0]
-    whiten_(stem.weight, images)
-    stem.weight.requires_grad_(False)
+def whiten_stem(model: nn.Module, images: Iterable[Tensor]) -> None:
+    """Sets the first convolution by normalised training images, in batches of (N, 3, H, W)."""
+    whiten_(_convolutions(model)[0].weight, images)
 
 
 def _convolutions(model: nn.Module) -> list[nn.Conv2d]:
@@ -61,7 +60,7 @@ def pass_through_(filters: Tensor) -> None:
 
 
 @torch.no_grad()
-def whiten_(filters: Tensor, images: Tensor, *, epsilon: float = 5e-4) -> None:
+def whiten_(filters: Tensor, images: Iterable[Tensor], *, epsilon: float = 5e-4) -> None:
     """The filters (O, C, H, W) become the principal components of the images' patches, each scaled to variance one.
 
     Each comes with its negative, since an activation follows; those of the largest variance first. As many as fit: 54
@@ -71,7 +70,7 @@ def whiten_(filters: Tensor, images: Tensor, *, epsilon: float = 5e-4) -> None:
     out, channels, height, width = filters.shape
     size = channels * height * width
     covariance, count = torch.zeros(size, size, dtype=torch.float64), 0
-    for part in images.split(CHUNK):
+    for part in images:
         patches = F.unfold(part, (height, width)).double().transpose(0, 1).flatten(1).cpu()  # (size, patches)
         covariance += patches @ patches.T
         count += patches.size(1)

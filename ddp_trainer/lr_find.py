@@ -49,7 +49,7 @@ from ddp_trainer.train import leave
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig:
+class RangeConfig:
     """Which learning rates are tried."""
 
     out: Path | None = None
@@ -77,7 +77,7 @@ class SweepConfig:
 class RangeTestConfig:
     """A recipe without the settings of a run directory. Of the schedule only the batch size and its parts matter."""
 
-    sweep: SweepConfig = field(default_factory=SweepConfig)
+    sweep: RangeConfig = field(default_factory=RangeConfig)
     recipe: Annotated[str, tyro.conf.Suppress] = "custom"
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -96,10 +96,10 @@ class RangeTestConfig:
                            schedule=self.schedule, optim=self.optim, runtime=self.runtime)  # fmt: skip
 
 
-class SweepTrainer(Trainer):
+class RangeTrainer(Trainer):
     """The trainer, its learning rate taken from the sweep instead of the schedule."""
 
-    def __init__(self, sweep: SweepConfig, *parts: Any) -> None:
+    def __init__(self, sweep: RangeConfig, *parts: Any) -> None:
         super().__init__(*parts)
         self.sweep = sweep
 
@@ -151,7 +151,7 @@ class RangeTest(TrainingRun):
         data = build_data(self.config, self.runtime, self.dataset, self.spec)
         model = build_network(self.config, data, self.spec)
         optimizer = build_optimizer(model, self.config.optim)
-        return SweepTrainer(self.sweep, self.config, self.runtime, model, optimizer, data, SilentObserver()).run()
+        return RangeTrainer(self.sweep, self.config, self.runtime, model, optimizer, data, SilentObserver()).run()
 
     def write(self, curve: LossCurve) -> None:
         """lr_find.png, then lr_find.json, on the main process; says what is suggested."""
@@ -160,9 +160,13 @@ class RangeTest(TrainingRun):
         picture = self.out / ".lr_find.png"
         picture.write_bytes(curve.draw(f"Learning rate range test, {self.config.recipe}"))
         picture.replace(self.out / "lr_find.png")
-        suggestion = {"suggested_lr": curve.suggestion()}
+        suggestion, optim = {"suggested_lr": curve.suggestion()}, self.config.optim
+        # They were tried in step with the rate that is suggested.
+        set_apart = {name: getattr(optim, name) for name in ("head_lr", "bias_lr") if getattr(optim, name)}
+        others = {name: rate / optim.peak_lr * (curve.suggestion() or 0.0) for name, rate in set_apart.items()}
         write_json(self.out / "lr_find.json", {
             **suggestion,
+            **{f"suggested_{name}": rate for name, rate in others.items()},
             "diverged": curve.diverged,
             "recipe": self.config.recipe,
             "batch_size": self.config.schedule.batch_size,
@@ -172,7 +176,7 @@ class RangeTest(TrainingRun):
             "losses": curve.losses,
             "smoothed_losses": curve.smoothed,
         })  # fmt: skip
-        self.say(curve.advice())
+        self.say(curve.advice() + "".join(f" --{name.replace('_', '-')} {rate:g}" for name, rate in others.items()))
         print(json.dumps({**suggestion, "plot": str(self.out / "lr_find.png")}), flush=True)
 
 

@@ -95,7 +95,7 @@ def headline(run: Run) -> Iterator[str]:
     )
     averaged = run.number("test_accuracy_tta")
     if averaged is not None:
-        yield f"- With the logits of six views of each image averaged: {averaged:.2%}."
+        yield f"- With six views of each image that is not clear-cut averaged: {averaged:.2%}."
     size = mapping(run.config.get("dataset")).get("image_size", "?")
     yield f"- Input: RGB images of {size}x{size} pixels. Output: a logit for each of {len(run.classes)} classes."
     yield f"- Classes, in order: {', '.join(f'`{plain(name)}`' for name in run.classes)}."
@@ -120,8 +120,9 @@ def recipe(run: Run) -> Iterator[str]:
     settings, number = run.settings, run.number
     batch = settings.get("batch_size", "?")
     yield f"- `{plain(run.config.get('recipe'))}`: {number('steps') or 0:,.0f} steps of {batch} images."
-    chosen = ("optimizer", "peak_lr", "weight_decay", "label_smoothing", "ema_decay", "crop_padding", "flip", "cutout",
-              "mixup", "cutmix", "seed")  # fmt: skip
+    chosen = ("optimizer", "peak_lr", "head_lr", "bias_lr", "weight_decay", "label_smoothing", "ema_decay",
+              "activation", "whiten_stem", "dirac_init", "freeze_bn_scale", "bn_momentum", "crop_padding", "flip",
+              "cutout", "mixup", "cutmix", "seed")  # fmt: skip
     yield "- " + ", ".join(f"{name} {plain(settings[name])}" for name in chosen if name in settings) + "."
     yield (
         f"- Trained in {number('train_seconds') or 0:,.0f} s on {run.config.get('world_size')} x "

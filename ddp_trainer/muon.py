@@ -1,9 +1,10 @@
-"""Muon for the filters and SGD for everything else, as one optimizer that neither step waits for the device in.
+"""Muon for the filters and SGD for everything else, as one optimizer whose steps never wait for the device.
 
 torch.optim.Muon takes matrices only and knows no other update, so filters would need a second optimizer beside it, and
 with it a second gradient scaler, checkpoint and learning rate to keep in step.
 """
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,12 +18,12 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrix: Tensor, *, steps: int) -> Tensor:
-    """(M, N) -> (M, N) with the same singular vectors and singular values between about 0.7 and 1.2, by Newton-Schulz.
+    """(M, N) -> (M, N) with the same singular vectors and singular values drawn towards one, by Newton-Schulz steps.
 
-    In bfloat16 on a GPU, in the type of `matrix` on a CPU, where the result is then that of any number of processes.
+    Computed in bfloat16 on a GPU that has it, whatever the precision of the training, else in the type of `matrix`.
     """
     a, b, c = COEFFICIENTS
-    x = matrix.bfloat16() if matrix.is_cuda else matrix
+    x = matrix.bfloat16() if matrix.is_cuda and _gpu_has_bf16() else matrix
     tall = x.size(0) > x.size(1)
     x = x.mT if tall else x
     x = x / x.norm().clamp_min(1e-7)  # the largest singular value is now 1 at most, as the iteration needs it
@@ -30,6 +31,11 @@ def orthogonalise(matrix: Tensor, *, steps: int) -> Tensor:
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return (x.mT if tall else x).to(matrix.dtype)
+
+
+@functools.cache
+def _gpu_has_bf16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 class Muon(torch.optim.Optimizer):
@@ -61,7 +67,10 @@ class Muon(torch.optim.Optimizer):
             update([p for p in group["params"] if p.grad is not None], group, found_inf, grad_scale)
 
     def _momenta(self, parameters: list[Tensor]) -> list[Tensor]:
-        return [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters]
+        for parameter in parameters:
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return [self.state[parameter]["momentum_buffer"] for parameter in parameters]
 
     def _turn_filters(
         self, parameters: list[Tensor], group: dict[str, Any], found_inf: Tensor | None, grad_scale: Tensor | None
@@ -81,8 +90,9 @@ class Muon(torch.optim.Optimizer):
     def _descend(
         self, parameters: list[Tensor], group: dict[str, Any], found_inf: Tensor | None, grad_scale: Tensor | None
     ) -> None:
+        momenta: list[Tensor | None] = [*self._momenta(parameters)]
         sgd(
-            parameters, [p.grad for p in parameters if p.grad is not None], list(self._momenta(parameters)),
+            parameters, [p.grad for p in parameters if p.grad is not None], momenta,
             lr=group["lr"], momentum=group["momentum"], weight_decay=group["weight_decay"], nesterov=True,
             dampening=0.0, maximize=False, fused=True, found_inf=found_inf, grad_scale=grad_scale,
         )  # fmt: skip

@@ -93,7 +93,7 @@ class StepGuard:
 def step_unless(refused: Tensor, optimizer: torch.optim.Optimizer, bare: torch.optim.Optimizer) -> None:
     """`optimizer.step()`, or nothing at all where `refused`. `bare`: the optimizer within Accelerate's wrapper.
 
-    torch's fused optimizers look at `found_inf` on the device. Others are asked to wait for the answer.
+    torch's fused optimizers, and Muon, look at `found_inf` on the device. Others are asked to wait for the answer.
     """
     if not getattr(bare, "_step_supports_amp_scaling", False):
         if not refused.item():

@@ -25,29 +25,28 @@ def one_cycle(step: int, *, total_steps: int, schedule: ScheduleConfig) -> float
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Filters, weights and bias of linear layers, and the rest, which is BatchNorm's; frozen parameters are left out.
+    """What is trained, in groups of one learning rate and decay; `lr_factor` is the former as a multiple of --peak-lr.
 
-    Filters and weights are decayed, biases and BatchNorm parameters are not. `lr_factor` is a group's learning rate as
-    a multiple of the schedule's.
+    Filters and linear weights are decayed, biases and BatchNorm's parameters are not.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    head = {id(p) for layer in model.modules() if isinstance(layer, nn.Linear) for p in layer.parameters()}
     head_factor, bias_factor = ((rate or config.peak_lr) / config.peak_lr for rate in (config.head_lr, config.bias_lr))
-    in_head, others = ([p for p in trained if (id(p) in head) is wanted] for wanted in (True, False))
-    parts = [
-        ([p for p in others if p.ndim >= 2], 1.0, config.weight_decay),
-        ([p for p in in_head if p.ndim >= 2], head_factor, config.weight_decay),
-        ([p for p in in_head if p.ndim < 2], head_factor, 0.0),
-        ([p for p in others if p.ndim < 2], bias_factor, 0.0),
+    parts: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    for layer in model.modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            factor = head_factor if isinstance(layer, nn.Linear) else bias_factor if name == "bias" else 1.0
+            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+            if parameter.requires_grad:
+                parts.setdefault((factor, decay, parameter.ndim == 4), []).append(parameter)
+    return [
+        {"params": part, "lr_factor": factor, "weight_decay": decay, "filters": filters}
+        for (factor, decay, filters), part in parts.items()
     ]
-    return [{"params": part, "lr_factor": factor, "weight_decay": decay} for part, factor, decay in parts if part]
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """A fused optimizer: one kernel for all parameters, on the CPU too; of muon that is true of all but the filters."""
     groups = parameter_groups(model, config)
     if config.optimizer == "muon":
-        groups = [{**group, "filters": group["params"][0].ndim == 4} for group in groups]
         optimizer: torch.optim.Optimizer = Muon(groups, lr=config.peak_lr)
     elif config.optimizer == "adamw":
         optimizer = torch.optim.AdamW(groups, lr=config.peak_lr, betas=(0.9, 0.99), fused=True)
@@ -63,7 +62,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 def zero_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Gives SGD the momentum of a first step now. Call it when the parameters are where they will stay.
+    """Gives SGD and Muon the momentum of a first step now. Call it when the parameters are where they will stay.
 
     torch's fused SGD takes uninitialised memory for momentum where the very first step is skipped.
     """

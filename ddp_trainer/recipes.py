@@ -27,7 +27,8 @@ def _fast(*, epochs: int, augment: AugmentConfig) -> TrainConfig:
     """What `fast`, `strong` and `long` share: airbench94_muon (github.com/KellerJordan/cifar10-airbench) carried over.
 
     Its learning rates are for losses summed over the batch; here losses are averaged, so those of SGD are 1000 times as
-    large. The head's also allows for the other LOGIT_SCALE. The activation is Page's for this network.
+    large. The head's also allows for the other LOGIT_SCALE. Other than there, BatchNorm's biases are not decayed, and
+    the head starts as torch draws it. The activation is Page's for this network.
     """
     return TrainConfig(
         augment=augment,
@@ -42,7 +43,7 @@ def _fast(*, epochs: int, augment: AugmentConfig) -> TrainConfig:
 
 
 def fast() -> TrainConfig:
-    """The fewest operations to a good network: 5 epochs of CIFAR-10 (0.57 PFLOP) with Muon and a whitened stem.
+    """For few operations: 5 epochs of CIFAR-10 (0.57 PFLOP) with Muon and a whitened stem.
 
     Command: accelerate launch -m ddp_trainer.train fast
     Accuracy: not measured.
@@ -52,7 +53,7 @@ def fast() -> TrainConfig:
 
 
 def strong() -> TrainConfig:
-    """A better one in 8 epochs (0.91 PFLOP), by the means of `fast`.
+    """For more accuracy: 8 epochs (0.91 PFLOP) by the means of `fast`.
 
     Command: accelerate launch -m ddp_trainer.train strong
     Accuracy: not measured.

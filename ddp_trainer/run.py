@@ -89,7 +89,7 @@ class TrainingRun:
             state = load_state(self.config.run.out, self.start, self.settings)
         observer = self._observer(state)
         data = build_data(self.config, self.runtime, self.dataset, self.spec)
-        model = build_network(self.config, data, self.spec)
+        model = build_network(self.config, data, self.spec, fresh=state is None)
         optimizer = build_optimizer(model, self.config.optim)
         self.trainer = Trainer(self.config, self.runtime, model, optimizer, data, observer)
         if state is not None:

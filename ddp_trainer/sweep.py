@@ -6,34 +6,41 @@ failure ends one of them only. The same command goes on where the last one was s
 
 import argparse
 import itertools
+import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from types import FrameType
 
+from data_prep.dataset import read_dataset
 from data_prep.errors import InputError
 from ddp_trainer.command_line import parse_command_line, program_name, take_recipe
-from ddp_trainer.config import FREE_ON_RESUME, require
+from ddp_trainer.config import TrainConfig, require
+from ddp_trainer.hardware import check_batch
 from ddp_trainer.recipes import RECIPES
-from ddp_trainer.report.loading import Run, load_run
+from ddp_trainer.report.sweep_table import NO_DIFFERENCE, results_table
 from ddp_trainer.rundir import read_json
 from ddp_trainer.signals import SIGNALS
 
 TABLE = "table.md"
-OWN_FLAGS = ("--seed", "--out", "--resume")  # of the trainer, set here for each training
+OWN_FLAGS = {"seed", "out", "resume"}  # of the trainer, set here for each training
 
 
 @dataclass(frozen=True)
 class Training:
     """One of the sweep."""
 
-    name: str  # of its run directory
     arguments: list[str]  # of the trainer, without --out
+    out: Path  # its run directory
+
+    @property
+    def complete(self) -> bool:
+        return (self.out / "summary.json").exists()
 
 
 @dataclass(frozen=True)
@@ -44,13 +51,9 @@ class Sweep:
     launcher: list[str]
     trainings: list[Training]
 
-    @property
-    def folders(self) -> list[Path]:
-        return [self.out / training.name for training in self.trainings]
-
 
 def parse(argv: Sequence[str]) -> Sweep:
-    """Raises InputError, before anything is trained, where a value of any training cannot be."""
+    """Raises InputError, before anything is trained, where any of the trainings cannot be."""
     recipe, rest = take_recipe(argv, RECIPES)
     parser = argparse.ArgumentParser(
         prog=f"{program_name('ddp_trainer.sweep')} [RECIPE]", allow_abbrev=False, exit_on_error=False,
@@ -60,37 +63,58 @@ def parse(argv: Sequence[str]) -> Sweep:
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="train with seeds 0 to N - 1 (default: 3)")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FLAG=V1,V2",
                         help="values of a trainer's flag; true and false for switches; may be repeated")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=None, metavar="DIR",
+    parser.add_argument("--out", type=Path, default=Path("runs") / f"sweep-{recipe.recipe}", metavar="DIR",
                         help="folder of the run directories and table.md (default: runs/sweep-RECIPE)")  # fmt: skip
-    parser.add_argument("--launcher", default=f"{sys.executable} -m", metavar="COMMAND",
+    parser.add_argument("--launcher", default=None, metavar="COMMAND",
                         help='what starts it, such as "accelerate launch -m" (default: python -m)')  # fmt: skip
     try:
         flags, common = parser.parse_known_args(rest)
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from None
     require(flags.seeds >= 1, f"--seeds {flags.seeds}: give at least 1")
-    for flag in OWN_FLAGS:
-        require(flag not in common, f"{flag} is set for each training by the sweep: leave it out")
-    trainings = list_trainings(recipe.recipe, flags.settings, flags.seeds, common)
+    trainings = list_trainings(recipe.recipe, flags.settings, flags.seeds, common, flags.out)
     for training in trainings:
-        parse_command_line(training.arguments, RECIPES, prog="", description="")
-    return Sweep(flags.out or Path("runs") / f"sweep-{recipe.recipe}", shlex.split(flags.launcher), trainings)
+        check(training)
+    return Sweep(flags.out, launcher_words(flags.launcher), trainings)
 
 
-def list_trainings(recipe: str, settings: Sequence[str], seeds: int, common: Sequence[str]) -> list[Training]:
+def launcher_words(command: str | None) -> list[str]:
+    """Raises InputError where there is no such program."""
+    if command is None:
+        return [sys.executable, "-m"]
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise InputError(f"--launcher {command}: {error}") from None
+    require(bool(words) and shutil.which(words[0]) is not None, f"--launcher {command}: no such program")
+    return words
+
+
+def list_trainings(
+    recipe: str, settings: Sequence[str], seeds: int, common: Sequence[str], out: Path
+) -> list[Training]:
     """The seeds of one combination follow each other, so that its mean is known early. Raises InputError."""
     columns = []
     for setting in settings:
         flag, _, values = setting.partition("=")
         require(bool(flag and values), f"--set {setting}: give it as FLAG=VALUE,VALUE")
-        columns.append([(flag.removeprefix("--"), value) for value in values.split(",")])
+        columns.append([(_flag_name(flag), value) for value in dict.fromkeys(values.split(","))])
+    swept = [column[0][0] for column in columns]
+    for flag in [*swept, *(_flag_name(word) for word in common if word.startswith("--"))]:
+        require(flag not in OWN_FLAGS, f"--{flag} is set for each training by the sweep: leave it out")
+        require(swept.count(flag) < 2, f"--set {flag}=...: give all its values at once")
     columns.append([("seed", str(seed)) for seed in range(seeds)])
     trainings = []
     for pairs in itertools.product(*columns):
         words = [word for flag, value in pairs for word in _as_flag(flag, value)]
         name = ",".join(f"{flag}={value}".replace("/", "_") for flag, value in pairs)
-        trainings.append(Training(name, [recipe, *common, *words]))
+        trainings.append(Training([recipe, *common, *words], out / name))
     return trainings
+
+
+def _flag_name(word: str) -> str:
+    """--peak_lr=1 -> peak-lr"""
+    return word.removeprefix("--").partition("=")[0].replace("_", "-")
 
 
 def _as_flag(flag: str, value: str) -> list[str]:
@@ -99,47 +123,37 @@ def _as_flag(flag: str, value: str) -> list[str]:
     return [f"--{flag}", value]
 
 
-def results_table(folders: Sequence[Path]) -> str:
-    """A row for all complete runs that differ in the seed only. Raises InputError where a run directory is damaged."""
-    runs = [load_run(folder) for folder in folders if (folder / "summary.json").exists()]
-    groups: dict[str, list[Run]] = {}
-    for run, label in zip(runs, labels(runs), strict=True):
-        groups.setdefault(label, []).append(run)
-    splits = " and ".join(sorted({run.split for run in runs})) or "test"
-    lines = [
-        f"| settings | n | mean {splits} accuracy | standard deviation | with TTA | standard deviation | PFLOP |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for label, group in groups.items():
-        plain = [run.accuracy or 0.0 for run in group]
-        views = [run.number("test_accuracy_tta") or 0.0 for run in group]
-        operations = mean(run.number("train_pflops") or 0.0 for run in group)
-        lines.append(f"| {label} | {len(group)} | {_mean_and_spread(plain)} | {_mean_and_spread(views)} | "
-                     f"{operations:.3g} |")  # fmt: skip
-    complete = {run.path for run in runs}
-    missing = [folder.name for folder in folders if folder.resolve() not in complete]
-    if missing:
-        lines += ["", f"Not complete, and not in the table: {', '.join(missing)}."]
-    return "\n".join(lines) + "\n"
+def check(training: Training) -> None:
+    """Raises InputError where it cannot be, or where its folder holds another training that is complete.
+
+    What is not complete the trainer itself compares, when it goes on with it.
+    """
+    config = parse_command_line(training.arguments, RECIPES, prog="", description="")
+    dataset = read_dataset(config.data.data_dir)
+    check_batch(config, num_images=dataset.splits["train"].count - config.data.validation)
+    done = read_json(training.out / "config.json") if training.complete else None
+    if done is not None:
+        theirs = {**done["settings"], "training images": done["dataset"]["splits"]["train"]["sha256"]}
+        changed = {
+            name: (theirs.get(name), value)
+            for name, value in _settings(config, dataset.splits["train"].sha256).items()
+            if theirs.get(name) != value
+        }
+        for name, (old, new) in changed.items():
+            raise InputError(f"{training.out} was trained with {name} {old}, not {new}: name another folder by --out")
 
 
-def _mean_and_spread(values: Sequence[float]) -> str:
-    return f"{mean(values):.2%} | {f'{stdev(values):.2%}' if len(values) > 1 else '-'}"
-
-
-def labels(runs: Sequence[Run]) -> list[str]:
-    """For each run its values of the settings that differ; the seed, and what does not change the result, left out."""
-    settings = [{"recipe": run.config.get("recipe"), **run.settings} for run in runs]
-    names = dict.fromkeys(name for each in settings for name in each if name not in FREE_ON_RESUME | {"seed"})
-    names = [name for name in names if len({str(each.get(name)) for each in settings}) > 1]
-    return [", ".join(f"{name} {each.get(name)}" for name in names) or "all alike" for each in settings]
+def _settings(config: TrainConfig, images: str) -> dict[str, object]:
+    """What makes it another training."""
+    kept = {name: value for name, value in config.flat().items() if name not in {*NO_DIFFERENCE, "data_dir"}}
+    return {**kept, "training images": images}
 
 
 class Runner:
-    """Runs trainings until one of them was asked to stop. Signals to this process reach the training at hand."""
+    """Runs trainings until it is asked to stop. Signals to this process reach the training at hand."""
 
-    def __init__(self) -> None:
-        self.stopped = False
+    def __init__(self, launcher: list[str]) -> None:
+        self.launcher, self.stopped = launcher, False
         self._process: subprocess.Popen | None = None
         for number in SIGNALS:
             signal.signal(number, self._pass_on)
@@ -149,33 +163,47 @@ class Runner:
         if self._process is not None:
             self._process.send_signal(number)
 
-    def train(self, launcher: Sequence[str], training: Training, out: Path) -> bool:
-        """Whether it is complete now."""
-        command = [*launcher, "ddp_trainer.train", *training.arguments, "--out", str(out), "--resume"]
-        self._process = subprocess.Popen(command)
-        self._process.wait()
-        self._process = None
-        return (out / "summary.json").exists()
+    def train(self, training: Training) -> None:
+        """Returns when it is complete, or has failed, or was stopped; then `stopped` holds."""
+        command = [*self.launcher, "ddp_trainer.train", *training.arguments, "--out", str(training.out), "--resume"]
+        process = self._process = subprocess.Popen(command)
+        try:
+            if self.stopped:  # before there was a process to tell
+                process.terminate()
+            code = process.wait()
+        finally:  # an interrupt from the keyboard
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+            self._process = None
+        if code == 0 and not training.complete:  # somebody else told it to stop
+            self.stopped = True
 
 
 def run(sweep: Sweep) -> int:
     """0: all are complete, or this was stopped; 1: one or more failed."""
-    runner = Runner()
-    total = len(sweep.trainings)
-    for number, (training, folder) in enumerate(zip(sweep.trainings, sweep.folders, strict=True), 1):
-        if not (folder / "summary.json").exists():
-            print(f"[{number}/{total}] {training.name}", file=sys.stderr, flush=True)
-            complete = runner.train(sweep.launcher, training, folder)
-            if runner.stopped or (read_json(folder / "status.json") or {}).get("state") == "preempted":
-                print("asked to stop: the same command goes on", file=sys.stderr, flush=True)
-                return 0
-            if not complete:
-                print(f"error: {training.name} failed: see {folder}; the others go on", file=sys.stderr, flush=True)
-    sweep.out.mkdir(parents=True, exist_ok=True)
-    table = results_table(sweep.folders)
+    try:
+        sweep.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {sweep.out}: cannot be written ({error.strerror}); name another folder") from None
+    os.environ.setdefault("WANDB_RUN_GROUP", sweep.out.name)
+    runner, total = Runner(sweep.launcher), len(sweep.trainings)
+    for number, training in enumerate(sweep.trainings, 1):
+        if not training.complete and not runner.stopped:
+            say(f"[{number}/{total}] {training.out.name}")
+            runner.train(training)
+            if not training.complete and not runner.stopped:
+                say(f"error: {training.out.name} failed; the others go on")
+    table = results_table([training.out for training in sweep.trainings])
     (sweep.out / TABLE).write_text(table)
-    print(table, end="")
-    return 0 if all((folder / "summary.json").exists() for folder in sweep.folders) else 1
+    print(table, end="", flush=True)
+    if runner.stopped:
+        say("asked to stop: the same command goes on")
+    return 0 if runner.stopped or all(training.complete for training in sweep.trainings) else 1
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

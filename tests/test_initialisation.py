@@ -23,7 +23,7 @@ def test_the_answers_of_the_whitened_filters_are_uncorrelated_and_of_variance_on
     images = smooth_images()
     filters = torch.randn(64, 3, 3, 3)
     before = filters.clone()
-    whiten_(filters, images, epsilon=0.0)
+    whiten_(filters, images.split(25), epsilon=0.0)
     answers = F.conv2d(images.double(), filters[:27].double()).transpose(0, 1).flatten(1)
     covariance = answers @ answers.T / answers.size(1)
     torch.testing.assert_close(covariance, torch.eye(27, dtype=torch.float64), rtol=0, atol=1e-4)
@@ -34,8 +34,8 @@ def test_the_answers_of_the_whitened_filters_are_uncorrelated_and_of_variance_on
 def test_a_narrow_stem_keeps_the_components_of_the_largest_variance() -> None:
     images = smooth_images()
     narrow, wide = torch.zeros(8, 3, 3, 3), torch.zeros(64, 3, 3, 3)
-    whiten_(narrow, images)
-    whiten_(wide, images)
+    whiten_(narrow, [images])
+    whiten_(wide, [images])
     assert torch.equal(narrow[:4], wide[:4])
     norms = wide[:27].flatten(1).norm(dim=1)  # of a component with less variance the filter is larger
     assert torch.equal(norms, norms.sort().values)
@@ -55,8 +55,8 @@ def test_what_is_frozen_stays_and_the_rest_is_learned() -> None:
     torch.manual_seed(0)
     model = CustomResNet(widths=(8, 8, 16, 16))
     total = count_parameters(model)
-    initialise(model, NetworkConfig(dirac_init=True, freeze_bn_scale=True, bn_momentum=0.4))
-    whiten_stem(model, smooth_images())
+    initialise(model, NetworkConfig(whiten_stem=True, dirac_init=True, freeze_bn_scale=True, bn_momentum=0.4))
+    whiten_stem(model, [smooth_images()])
     before = {name: value.clone() for name, value in model.named_parameters()}
     optimizer = build_optimizer(model, OptimConfig(optimizer="muon", peak_lr=0.2, head_lr=1.0, bias_lr=10.0))
     for _ in range(2):

@@ -13,12 +13,12 @@ import pytest
 from conftest import run, start
 
 from ddp_trainer.loss_curve import LossCurve
-from ddp_trainer.lr_find import SweepConfig, main
+from ddp_trainer.lr_find import RangeConfig, main
 
 TINY = ("smoke", "--device", "cpu", "--batch-size", "8")
 
 
-def curve_with_valley(at: float, *, sweep: SweepConfig) -> LossCurve:
+def curve_with_valley(at: float, *, sweep: RangeConfig) -> LossCurve:
     """A loss that falls until the rate `at` and explodes after it."""
     curve = LossCurve(sweep.steps)
     for step in range(sweep.steps):
@@ -30,7 +30,7 @@ def curve_with_valley(at: float, *, sweep: SweepConfig) -> LossCurve:
 
 
 def test_rates_grow_by_one_factor_from_first_to_last() -> None:
-    sweep = SweepConfig(start_lr=1e-4, end_lr=10, steps=21)
+    sweep = RangeConfig(start_lr=1e-4, end_lr=10, steps=21)
     rates = [sweep.rate(step) for step in range(21)]
     assert (rates[0], rates[-1]) == (1e-4, pytest.approx(10))
     assert np.allclose(np.diff(np.log(rates)), math.log(1e5) / 20)
@@ -38,7 +38,7 @@ def test_rates_grow_by_one_factor_from_first_to_last() -> None:
 
 @pytest.mark.parametrize("steps", [50, 400])
 def test_the_suggestion_moves_with_the_valley_at_any_number_of_steps(steps: int) -> None:
-    sweep = SweepConfig(start_lr=1e-6, end_lr=1e3, steps=steps)
+    sweep = RangeConfig(start_lr=1e-6, end_lr=1e3, steps=steps)
     low, high = (curve_with_valley(at, sweep=sweep) for at in (0.01, 1.0))
     assert low.diverged and high.diverged
     assert len(low.rates) < len(high.rates) < steps

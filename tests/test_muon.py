@@ -33,12 +33,10 @@ def filters_and_gradients(count: int = 3) -> tuple[Tensor, list[Tensor]]:
     return draw[0], draw[1:]
 
 
-def turned(start: Tensor, gradients: list[Tensor], **attributes: Tensor) -> Tensor:
+def turned(start: Tensor, gradients: list[Tensor]) -> Tensor:
     """Filters after a step of Muon for each gradient."""
     filters = nn.Parameter(start.clone(memory_format=torch.preserve_format))
     optimizer = Muon([{"params": [filters], "filters": True}], lr=0.24)
-    for name, value in attributes.items():
-        setattr(optimizer, name, value)
     for gradient in gradients:
         filters.grad = torch.empty_like(filters).copy_(gradient)
         optimizer.step()
@@ -62,10 +60,20 @@ def test_the_order_of_the_channels_in_memory_does_not_matter() -> None:
 
 
 def test_scaled_gradients_are_scaled_back() -> None:
+    """As a gradient scaler hands them over, with a scale that changes from step to step."""
     start, gradients = filters_and_gradients()
-    scale = torch.tensor(1024.0, dtype=torch.float64)
-    scaled = turned(start, [scale * gradient for gradient in gradients], grad_scale=scale)
-    assert torch.equal(scaled, turned(start, gradients))
+
+    def state(scales: list[float]) -> list[Tensor]:
+        filters, bias = nn.Parameter(start.float()), nn.Parameter(torch.zeros(4))
+        optimizer = Muon([{"params": [filters], "filters": True}, {"params": [bias]}], lr=0.24)
+        for gradient, scale in zip(gradients, scales, strict=True):
+            filters.grad, bias.grad = scale * gradient.float(), scale * gradient[0, :, 0, 0].float()
+            optimizer.grad_scale, optimizer.found_inf = torch.tensor(scale), torch.tensor(0.0)  # type: ignore[attr-defined]
+            optimizer.step()
+        return [filters.detach(), bias.detach(), *(slot["momentum_buffer"] for slot in optimizer.state.values())]
+
+    unscaled = state([1.0, 1.0, 1.0])
+    assert all(torch.equal(one, other) for one, other in zip(state([1024.0, 512.0, 2048.0]), unscaled, strict=True))
 
 
 def test_what_is_no_filter_takes_the_step_of_sgd() -> None:

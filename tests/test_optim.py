@@ -52,8 +52,8 @@ def test_head_and_biases_have_learning_rates_of_their_own() -> None:
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for layer in model.modules():
         for parameter in layer.parameters(recurse=False):
-            expected = {nn.Conv2d: 0.25, nn.Linear: 0.5, nn.BatchNorm2d: 16.0}[type(layer)]
-            assert rates[id(parameter)] == expected
+            of_norm = 16.0 if parameter is layer.bias else 0.25
+            assert rates[id(parameter)] == {nn.Conv2d: 0.25, nn.Linear: 0.5, nn.BatchNorm2d: of_norm}[type(layer)]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])

@@ -18,6 +18,8 @@ import pytest
 from conftest import REPOSITORY, read_lines
 from slurm_cluster import Cluster, Job, running_cluster, wait_until
 
+from ddp_trainer.report.wording import NOTHING
+
 # 96 training images in batches of 24: two epochs of 4 steps, each of them saved.
 PLAN = ("--epochs", "2", "--batch-size", "24", "--max-steps", "8", "--checkpoint-every-steps", "1")
 CPU = ("--gpus-per-node=0", "--cpus-per-task=1")
@@ -208,7 +210,7 @@ def test_a_sweep_gives_its_table(sweep: Path) -> None:
     rows = (sweep / "table.md").read_text().splitlines()[2:]
     assert [row.split(" | ")[:4] for row in rows] == [
         ["| peak_lr 0.1", "2", f"{mean(found[:2]):.2%}", f"{stdev(found[:2]):.2%}"],
-        ["| peak_lr 0.05", "1", f"{found[2]:.2%}", "-"],
+        ["| peak_lr 0.05", "1", f"{found[2]:.2%}", NOTHING],
     ]
 
 

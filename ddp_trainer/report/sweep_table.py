@@ -1,0 +1,49 @@
+"""Mean, standard deviation and n over runs that differ in their seed only, as a table in Markdown."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from ddp_trainer.config import FREE_ON_RESUME
+from ddp_trainer.report.loading import Run, load_run
+from ddp_trainer.report.wording import NOTHING, percent, quantity
+
+# Settings that two runs may differ in, and yet be the same training.
+NO_DIFFERENCE = FREE_ON_RESUME - {"max_steps", "data_dir"}
+HEAD = "| settings | n | mean {} accuracy | standard deviation | with TTA | standard deviation | PFLOP |"
+
+
+def results_table(folders: Sequence[Path]) -> str:
+    """A row for all complete runs that are alike. Raises InputError where a run directory is damaged."""
+    runs = [load_run(folder) for folder in folders if (folder / "summary.json").exists()]
+    groups: dict[str, list[Run]] = {}
+    for run, label in zip(runs, labels(runs), strict=True):
+        groups.setdefault(label, []).append(run)
+    splits = " and ".join(sorted({run.split for run in runs})) or "test"
+    lines = [HEAD.format(splits), "| --- " * HEAD.count(" |") + "|"]
+    for label, group in groups.items():
+        plain = _mean_and_spread([run.accuracy for run in group])
+        views = _mean_and_spread([run.number("test_accuracy_tta") for run in group])
+        operations = quantity(group[0].number("train_pflops"))
+        lines.append(f"| {label} | {len(group)} | {plain} | {views} | {operations} |")
+    complete = {run.path for run in runs}
+    missing = [folder.name for folder in folders if folder.resolve() not in complete]
+    if missing:
+        lines += ["", f"Not complete, and not in the table: {', '.join(missing)}."]
+    return "\n".join(lines) + "\n"
+
+
+def _mean_and_spread(values: Sequence[float | None]) -> str:
+    """Dashes where a run lacks the figure."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return f"{NOTHING} | {NOTHING}"
+    return f"{percent(mean(known))} | {percent(stdev(known)) if len(known) > 1 else NOTHING}"
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """For each run its values of the settings that differ and make another training; the seed left out."""
+    settings = [{"recipe": run.config.get("recipe"), **run.settings} for run in runs]
+    names = dict.fromkeys(name for each in settings for name in each if name not in {*NO_DIFFERENCE, "seed"})
+    names = [name for name in names if len({str(each.get(name)) for each in settings}) > 1]
+    return [", ".join(f"{name} {each.get(name)}" for name in names) or "all alike" for each in settings]
