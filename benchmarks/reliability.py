@@ -28,6 +28,7 @@ from data_prep.augment import Augmenter
 from data_prep.loader import Batch
 from ddp_trainer.checkpointer import Checkpointer, size_in_bytes
 from ddp_trainer.engine import RunData, Trainer
+from ddp_trainer.evaluate import Evaluator
 from ddp_trainer.model import ModelSpec, build_model
 from ddp_trainer.observer import SilentObserver
 from ddp_trainer.optim import build_optimizer
@@ -66,7 +67,8 @@ def build_trainer(runtime: Runtime, batch_size: int, observer: SavingObserver) -
     )
     augmenter = Augmenter(config.augment, mean=spec.mean, std=spec.std, seed=0)
     model = build_model(spec)
-    data = RunData(loader=None, samples=np.arange(50_000), augmenter=augmenter, evaluator=None)  # type: ignore[arg-type]
+    evaluator = Evaluator(None, np.arange(10_000), spec, runtime, batch_size=500)  # type: ignore[arg-type]
+    data = RunData(loader=None, samples=np.arange(50_000), augmenter=augmenter, evaluator=evaluator)  # type: ignore[arg-type]
     return Trainer(config, runtime, model, build_optimizer(model, config.optim), data, observer), batch
 
 
