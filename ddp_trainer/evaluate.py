@@ -30,7 +30,7 @@ from ddp_trainer.runtime import Runtime
 from ddp_trainer.signals import StopRequest
 
 EVALUATION_BATCH = 500
-SURE_MARGIN = 3.0
+SURE_MARGIN = 2.0  # of a model with 77 % on 5,000 images, no answer differs from six views of all, nor at 1
 UNSURE_STEP = 100
 
 
