@@ -119,6 +119,7 @@ def curves(title: str, names: Sequence[str], *, scale: float = 1.0, unit: str = 
                     epochs, values * scale, color=theme.series[(number if several else place) % len(theme.series)],
                     label="training" if is_training else run.split, linewidth=1.1 if dashed else 1.8,
                     linestyle="--" if dashed else "-", marker="o" if len(epochs) < 3 else "", markersize=4,
+                    clip_on=False,
                 )  # fmt: skip
         last_epoch = max((run.metrics[-1]["epoch"] for run in runs if run.metrics), default=0)
         if not last_epoch:
