@@ -27,7 +27,7 @@ def _fast(*, epochs: int, augment: AugmentConfig) -> TrainConfig:
     """What `fast`, `strong` and `long` share: airbench94_muon (github.com/KellerJordan/cifar10-airbench) carried over.
 
     Its learning rates are for losses summed over the batch; here losses are averaged, so those of SGD are 1000 times as
-    large. The head's also allows for the other LOGIT_SCALE. Other than there, BatchNorm's biases are not decayed, and
+    large. The head's also allows for 512 features and our LOGIT_SCALE: 0.67 * 1000 * 64 / 512^2. Other than there, BatchNorm's biases are not decayed, and
     the head starts as torch draws it. The activation is Page's for this network.
     """
     return TrainConfig(
@@ -37,7 +37,7 @@ def _fast(*, epochs: int, augment: AugmentConfig) -> TrainConfig:
         ),
         schedule=ScheduleConfig(epochs=epochs, batch_size=1000, warmup_fraction=0.0, final_lr_fraction=0.02),
         optim=OptimConfig(
-            optimizer="muon", peak_lr=0.24, head_lr=0.65, bias_lr=53.0, weight_decay=3e-3, label_smoothing=0.2
+            optimizer="muon", peak_lr=0.24, head_lr=0.16, bias_lr=53.0, weight_decay=3e-3, label_smoothing=0.2
         ),
     )
 
