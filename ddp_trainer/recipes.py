@@ -27,8 +27,9 @@ def _fast(*, epochs: int, augment: AugmentConfig) -> TrainConfig:
     """What `fast`, `strong` and `long` share: airbench94_muon (github.com/KellerJordan/cifar10-airbench) carried over.
 
     Its learning rates are for losses summed over the batch; here losses are averaged, so those of SGD are 1000 times as
-    large. The head's also allows for 512 features and our LOGIT_SCALE: 0.67 * 1000 * 64 / 512^2. Other than there, BatchNorm's biases are not decayed, and
-    the head starts as torch draws it. The activation is Page's for this network.
+    large. The head's also allows for the logits' scale, there one over the number of features: 670 * 8^2 / 512^2. Other
+    than there, BatchNorm's biases are not decayed, and the head starts as torch draws it. The activation is Page's for
+    this network.
     """
     return TrainConfig(
         augment=augment,
