@@ -115,12 +115,14 @@ def curves(title: str, names: Sequence[str], *, scale: float = 1.0, unit: str = 
                 epochs, values = run.series(name)
                 is_training = name.startswith("train")
                 dashed = several and is_training
-                axes.plot(
+                dots = len(epochs) < 3
+                (line,) = axes.plot(
                     epochs, values * scale, color=theme.series[(number if several else place) % len(theme.series)],
                     label="training" if is_training else run.split, linewidth=1.1 if dashed else 1.8,
-                    linestyle="--" if dashed else "-", marker="o" if len(epochs) < 3 else "", markersize=4,
-                    clip_on=False,
+                    linestyle="--" if dashed else "-", marker="o" if dots else "", markersize=4,
+                    clip_on=not dots,  # a dot on the axis is to be seen whole
                 )  # fmt: skip
+                line.set_in_layout(False)
         last_epoch = max((run.metrics[-1]["epoch"] for run in runs if run.metrics), default=0)
         if not last_epoch:
             axes.set(xticks=[], yticks=[])
