@@ -99,7 +99,9 @@ def _interrupted_runs(
         while outcome.tried < times:
             out = Path(scratch) / "run"
             wanted = min(STOPS_PER_RUN, times - outcome.tried)
-            stories = [interrupt(scene, out, rng, outcome) for _ in range(wanted)]
+            stories: list[tuple[str, str]] = []
+            while len(stories) < wanted and (not stories or stories[-1][0] != TOO_LATE):
+                stories.append(interrupt(scene, out, rng, outcome))
             codes = scene.start(out).wait()
             lost = scene.differences(out) if codes == [0] * scene.processes else [f"exit {codes}"]
             log = scene.log(out).read_text()[-2000:] if lost else ""
