@@ -26,7 +26,13 @@ def draw_predictions(num_classes: int, count: int = 300, seed: int = 0) -> dict[
 
 
 def make_run(
-    path: Path, *, num_classes: int = 10, classes: tuple[str, ...] = (), seed: int = 0, peak_lr: float = 0.4
+    path: Path,
+    *,
+    num_classes: int = 10,
+    classes: tuple[str, ...] = (),
+    seed: int = 0,
+    peak_lr: float = 0.4,
+    num_epochs: int = 3,
 ) -> dict[str, Any]:
     """A complete run directory; returns its predictions with `correct` and `total`."""
     path.mkdir(parents=True)
@@ -35,20 +41,22 @@ def make_run(
     found["total"] = len(found["labels"])
     names = classes or tuple(f"kind-{label}" for label in range(num_classes))
     config = {
-        "recipe": "baseline", "data_dir": "data/x", "settings": {"epochs": 3, "seed": seed, "peak_lr": peak_lr},
+        "recipe": "baseline", "data_dir": "data/x",
+        "settings": {"epochs": num_epochs, "seed": seed, "peak_lr": peak_lr},
         "versions": {"torch": "2.15.0"}, "git_commit": "0" * 40, "world_size": 2, "device": "cuda",
         "device_name": "Imagined GPU", "dataset": {"source": "cifar10", "classes": names, "image_size": 8},
     }  # fmt: skip
     summary = {
         "test_accuracy": found["correct"] / found["total"], "test_correct": found["correct"],
         "test_total": found["total"], "test_accuracy_tta": 0.875, "test_loss": 0.5, "evaluation_split": "test",
-        "epochs": 3, "train_seconds": 61.25, "train_pflops": 1.5, "parameters": 6573130, "images_per_second": 1234.0,
+        "epochs": num_epochs, "train_seconds": 61.25, "train_pflops": 1.5, "parameters": 6573130,
+        "images_per_second": 1234.0,
     }  # fmt: skip
     epochs = [
-        {"epoch": epoch, "step": 10 * epoch, "train_loss": 2 / epoch, "train_accuracy": 0.2 * epoch,
-         "test_loss": 2.1 / epoch, "test_accuracy": 0.19 * epoch, "learning_rate": 0.1, "seconds": 20.5,
+        {"epoch": epoch, "step": 10 * epoch, "train_loss": 2 / epoch, "train_accuracy": 0.6 * epoch / num_epochs,
+         "test_loss": 2.1 / epoch, "test_accuracy": 0.57 * epoch / num_epochs, "learning_rate": 0.1, "seconds": 20.5,
          "images_per_second": 1200.0 + epoch}
-        for epoch in (1, 2, 3)
+        for epoch in range(1, num_epochs + 1)
     ]  # fmt: skip
     for name, content in (("config", config), ("summary", summary), ("model", {"classes": names})):
         (path / f"{name}.json").write_text(json.dumps(content))

@@ -25,10 +25,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
         yield started
 
 
-@pytest.fixture(scope="module", params=["ten classes", "many classes", "stopped", "several"])
+@pytest.fixture(scope="module", params=["50 epochs, 10 classes", "1 epoch, 100 classes", "stopped", "several"])
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = [tmp_path_factory.mktemp("runs") / "a run whose name is long enough to be in the way"]
-    make_run(runs[0], num_classes=30 if request.param == "many classes" else 10)
+    num_epochs, num_classes = {"50 epochs, 10 classes": (50, 10), "1 epoch, 100 classes": (1, 100)}.get(
+        request.param, (3, 10)
+    )
+    make_run(runs[0], num_classes=num_classes, num_epochs=num_epochs)
     if request.param == "stopped":
         for name in ("summary.json", "predictions.npz"):
             (runs[0] / name).unlink()
