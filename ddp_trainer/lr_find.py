@@ -160,10 +160,11 @@ class RangeTest(TrainingRun):
         picture = self.out / ".lr_find.png"
         picture.write_bytes(curve.draw(f"Learning rate range test, {self.config.recipe}"))
         picture.replace(self.out / "lr_find.png")
-        suggestion, optim = {"suggested_lr": curve.suggestion()}, self.config.optim
-        # They were tried in step with the rate that is suggested.
-        set_apart = {name: getattr(optim, name) for name in ("head_lr", "bias_lr") if getattr(optim, name)}
-        others = {name: rate / optim.peak_lr * (curve.suggestion() or 0.0) for name, rate in set_apart.items()}
+        suggested, optim = curve.suggestion(), self.config.optim
+        suggestion, others = {"suggested_lr": suggested}, {}
+        if suggested is not None:  # those set apart were tried in step with it
+            set_apart = {name: getattr(optim, name) for name in ("head_lr", "bias_lr") if getattr(optim, name)}
+            others = {name: rate / optim.peak_lr * suggested for name, rate in set_apart.items()}
         write_json(self.out / "lr_find.json", {
             **suggestion,
             **{f"suggested_{name}": rate for name, rate in others.items()},
