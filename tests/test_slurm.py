@@ -20,9 +20,8 @@ from slurm_cluster import Cluster, Job, running_cluster, wait_until
 
 from ddp_trainer.report.wording import NOTHING
 
-# 96 training images in batches of 24: two epochs of 4 steps.
-PLAN = ("--epochs", "2", "--batch-size", "24", "--max-steps", "8")
-SAVE_EACH_STEP = ("--checkpoint-every-steps", "1")
+# 96 training images in batches of 24: two epochs of 4 steps, each of them saved.
+PLAN = ("--epochs", "2", "--batch-size", "24", "--max-steps", "8", "--checkpoint-every-steps", "1")
 CPU = ("--gpus-per-node=0", "--cpus-per-task=1")
 ODD_NAME = """run 'with' "quotes" and  $spaces"""
 
@@ -46,9 +45,7 @@ def checkout(cluster: Cluster, tiny_dir: Path, tmp_path_factory: pytest.TempPath
     return folder
 
 
-def submit(
-    cluster: Cluster, checkout: Path, *flags: str, arguments: tuple[str, ...] = SAVE_EACH_STEP, **environment: str
-) -> Job:
+def submit(cluster: Cluster, checkout: Path, *flags: str, arguments: tuple[str, ...] = (), **environment: str) -> Job:
     """sbatch FLAGS slurm/train.sh smoke ..., on CPUs."""
     script = ("slurm/train.sh", "smoke", "--device", "cpu", *PLAN, *arguments)
     return cluster.submit(*CPU, *flags, *script, cwd=checkout, **environment)
@@ -108,8 +105,7 @@ def take_the_nodes(job: Job) -> None:
 @pytest.fixture(scope="module")
 def interrupted(cluster: Cluster, checkout: Path) -> Iterator[tuple[Job, "Future[list[tuple[int, int]]]"]]:
     """A job of two nodes with a process each, and how it fares."""
-    arguments = (*SAVE_EACH_STEP, "--wandb", "offline")
-    job = submit(cluster, checkout, "--partition=graceful", "--nodes=2", arguments=arguments)
+    job = submit(cluster, checkout, "--partition=graceful", "--nodes=2", arguments=("--wandb", "offline"))
     with ThreadPoolExecutor(1) as background:
         fate = background.submit(interrupt, job, run_of(checkout, job))
         # Not all at once: until it is frozen it needs the machine for itself.
