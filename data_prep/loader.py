@@ -89,9 +89,8 @@ class ResidentLoader:
     """The whole of a stream in device memory."""
 
     def __init__(self, stream: StreamLoader) -> None:
-        size = self.batch_size = stream.batch_size
-        everything = np.arange(stream.count)
-        parts = list(stream.batches([everything[start : start + size] for start in range(0, stream.count, size)]))
+        self.batch_size = stream.batch_size
+        parts = list(stream.batches(_in_batches(np.arange(stream.count), stream.batch_size)))
         self._images = torch.cat([part.images.permute(0, 2, 3, 1) for part in parts])  # (N, H, W, 3)
         self._labels = torch.cat([part.labels for part in parts])
         self.count = stream.count
@@ -119,9 +118,11 @@ def build_loader(
 
 def read_images(loader: StreamLoader | ResidentLoader, samples: np.ndarray) -> Tensor:
     """(N,) positions, at least one -> (N, 3, H, W) uint8 images on the device, in that order."""
-    size = loader.batch_size
-    rows = [samples[start : start + size] for start in range(0, len(samples), size)]
-    return torch.cat([batch.images for batch in loader.batches(rows)])
+    return torch.cat([batch.images for batch in loader.batches(_in_batches(samples, loader.batch_size))])
+
+
+def _in_batches(samples: np.ndarray, size: int) -> list[np.ndarray]:
+    return [samples[start : start + size] for start in range(0, len(samples), size)]
 
 
 def _free_memory(device: torch.device) -> float:

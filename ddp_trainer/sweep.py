@@ -23,11 +23,10 @@ from ddp_trainer.command_line import parse_command_line, program_name, take_reci
 from ddp_trainer.config import TrainConfig, require
 from ddp_trainer.hardware import check_batch
 from ddp_trainer.recipes import RECIPES
-from ddp_trainer.report.sweep_table import NO_DIFFERENCE, results_table
+from ddp_trainer.report.sweep_table import NO_DIFFERENCE, TABLE, results_table
 from ddp_trainer.rundir import read_json
 from ddp_trainer.signals import SIGNALS
 
-TABLE = "table.md"
 OWN_FLAGS = {"seed", "out", "resume"}  # of the trainer, set here for each training
 
 
@@ -134,13 +133,10 @@ def check(training: Training) -> None:
     done = read_json(training.out / "config.json") if training.complete else None
     if done is not None:
         theirs = {**done["settings"], "training images": done["dataset"]["splits"]["train"]["sha256"]}
-        changed = {
-            name: (theirs.get(name), value)
-            for name, value in _settings(config, dataset.splits["train"].sha256).items()
-            if theirs.get(name) != value
-        }
-        for name, (old, new) in changed.items():
-            raise InputError(f"{training.out} was trained with {name} {old}, not {new}: name another folder by --out")
+        for name, new in _settings(config, dataset.splits["train"].sha256).items():
+            old = theirs.get(name)
+            said = f"{training.out} was trained with {name} {old}, not {new}"
+            require(old == new, f"{said}: name another folder by --out")
 
 
 def _settings(config: TrainConfig, images: str) -> dict[str, object]:

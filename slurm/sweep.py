@@ -14,9 +14,9 @@ from pathlib import Path
 from data_prep.errors import InputError
 from ddp_trainer.command_line import parse_command_line
 from ddp_trainer.recipes import RECIPES
-from ddp_trainer.report.sweep_table import results_table
+from ddp_trainer.report.sweep_table import TABLE, results_table
 
-SETTINGS, TABLE = "settings.txt", "table.md"
+SETTINGS = "settings.txt"
 
 
 def read_settings(path: Path) -> list[list[str]]:

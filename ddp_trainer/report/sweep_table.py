@@ -8,6 +8,8 @@ from ddp_trainer.config import FREE_ON_RESUME
 from ddp_trainer.report.loading import Run, load_run
 from ddp_trainer.report.wording import NOTHING, percent, quantity
 
+TABLE = "table.md"  # its file, in the folder of the sweep
+
 # Settings that two runs may differ in, and yet be the same training.
 NO_DIFFERENCE = FREE_ON_RESUME - {"max_steps", "data_dir"}
 HEAD = "| settings | n | mean {} accuracy | standard deviation | with TTA | standard deviation | PFLOP |"
