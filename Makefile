@@ -19,7 +19,7 @@ train: setup
 
 test: setup lint
 	@bash scripts/test_tools.sh
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Fixtures that several test files share: a small real dataset, and the trainer as a real process."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -11,6 +12,11 @@ from typing import Any, NamedTuple
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# Many processes share the cores: threads that spin while they wait would take them from one another. Before torch.
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+# The files that take longest, which are started first: at the end they would keep one of the workers alone.
+LONGEST = ("test_slurm", "test_faults", "test_resume", "test_two_ranks", "test_readme", "test_smoke", "test_bad_input",
+           "test_sweep")  # fmt: skip
 # What `accelerate launch` needs to start several CPU processes.
 SEVERAL = ("--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
            "--main_process_port", "0")  # fmt: skip
@@ -18,6 +24,10 @@ SEVERAL = ("--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--d
 
 # The trainer with a network so narrow that a step takes milliseconds: for tests of what surrounds the network.
 NARROW = "tests.workers.narrow_train"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 class Finished(NamedTuple):
@@ -104,7 +114,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def smoke_run(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of one completed smoke run, for tests that only look at it."""
-    out = tmp_path_factory.mktemp("runs") / "smoke"
-    train("--data-dir", tiny_dir, "--out", out, "--wandb", "offline")
+    """The run directory of one completed smoke run, for tests that only look at it: all test processes share it."""
+    base = tmp_path_factory.getbasetemp()
+    out = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smoke run"
+    with out.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not out.exists():
+            train("--data-dir", tiny_dir, "--out", out, "--wandb", "offline")
     return out

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import run, start
+from conftest import NARROW, run, start, train
 
 SMOKE = ("smoke", "--device", "cpu")
 
@@ -79,10 +79,11 @@ def test_a_batch_that_two_processes_cannot_share(tiny_dir: Path, tmp_path: Path)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_directory_that_holds_a_run(smoke_run: Path, tiny_dir: Path) -> None:
-    before = (smoke_run / "config.json").read_bytes()
-    assert "--resume" in refused(*SMOKE, "--data-dir", tiny_dir, "--out", smoke_run)
-    assert (smoke_run / "config.json").read_bytes() == before
+def test_a_directory_that_holds_a_run(smoke_run: Path, tiny_dir: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(smoke_run, tmp_path / "run"))
+    before = (out / "config.json").read_bytes()
+    assert "--resume" in refused(*SMOKE, "--data-dir", tiny_dir, "--out", out)
+    assert (out / "config.json").read_bytes() == before
 
 
 def test_a_directory_that_another_run_holds(tiny_dir: Path, tmp_path: Path) -> None:
@@ -101,12 +102,12 @@ def test_a_directory_that_another_run_holds(tiny_dir: Path, tmp_path: Path) -> N
 
 def test_every_checkpoint_damaged(tiny_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    arguments = (*SMOKE, "--data-dir", tiny_dir, "--out", out, "--max-steps", "1")
-    assert run("ddp_trainer.train", *arguments).returncode == 0
+    arguments = ("--data-dir", tiny_dir, "--out", out, "--max-steps", "1")
+    train(*arguments, module=NARROW)
     (out / "summary.json").unlink()
     for state in out.glob("checkpoints/*/state.pt"):
         state.write_bytes(b"")
-    finished = run("ddp_trainer.train", *arguments, "--resume")
+    finished = run(NARROW, *SMOKE, *arguments, "--resume")
     assert finished.returncode == 2
     assert "damaged" in finished.stderr
 

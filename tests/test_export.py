@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -54,17 +55,23 @@ def test_images(tiny_dir: Path) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def foreign(smoke_run: Path, test_images: Tensor, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """What a process without this package computes from both exported files of `smoke_run`."""
+def exported_run(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    ignored = shutil.ignore_patterns("wandb", "checkpoints")
+    return Path(shutil.copytree(smoke_run, tmp_path_factory.mktemp("exported") / "run", ignore=ignored))
+
+
+@pytest.fixture(scope="module")
+def foreign(exported_run: Path, test_images: Tensor, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """What a process without this package computes from both exported files."""
     folder = tmp_path_factory.mktemp("foreign")
     np.save(folder / "images.npy", test_images.numpy())
-    commands = [start("ddp_trainer.export", smoke_run, "--format", name) for name in ("onnx", "torch")]
+    commands = [start("ddp_trainer.export", exported_run, "--format", name) for name in ("onnx", "torch")]
     for command in commands:
         stdout, stderr = command.communicate(timeout=240)
         assert command.returncode == 0, stderr
         assert "checked" in stdout
     done = subprocess.run(
-        [sys.executable, "-c", FOREIGNER, smoke_run, folder / "images.npy", folder / "out.npz"],
+        [sys.executable, "-c", FOREIGNER, exported_run, folder / "images.npy", folder / "out.npz"],
         env=environment(), cwd=folder, text=True, capture_output=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -74,9 +81,9 @@ def foreign(smoke_run: Path, test_images: Tensor, tmp_path_factory: pytest.TempP
 
 @pytest.mark.parametrize("format", ["onnx", "torch"])
 def test_a_process_without_this_package_predicts_the_same(
-    format: str, foreign: dict[str, np.ndarray], smoke_run: Path, test_images: Tensor
+    format: str, foreign: dict[str, np.ndarray], exported_run: Path, test_images: Tensor
 ) -> None:
-    model, spec = load_model(smoke_run)
+    model, spec = load_model(exported_run)
     with torch.inference_mode():
         own = model(batch_normalise(test_images, spec.mean, spec.std, torch.float32)).numpy()
     assert np.array_equal(foreign[format].argmax(axis=1), own.argmax(axis=1))
@@ -85,15 +92,15 @@ def test_a_process_without_this_package_predicts_the_same(
 
 
 def test_images_of_another_scale_are_refused_and_classes_are_inside(
-    foreign: dict[str, np.ndarray], smoke_run: Path
+    foreign: dict[str, np.ndarray], exported_run: Path
 ) -> None:
     assert len(foreign["refusals"]) == 2
-    assert [json.loads(text) for text in foreign["classes"]] == 2 * [list(load_model(smoke_run)[1].classes)]
+    assert [json.loads(text) for text in foreign["classes"]] == 2 * [list(load_model(exported_run)[1].classes)]
 
 
-def test_only_the_finished_file_is_left(foreign: dict[str, np.ndarray], smoke_run: Path) -> None:
-    assert {path.name for path in smoke_run.glob("*model*")} >= {"model.onnx", "model.pt2"}
-    assert list(smoke_run.glob(".export-*")) == []
+def test_only_the_finished_file_is_left(foreign: dict[str, np.ndarray], exported_run: Path) -> None:
+    assert {path.name for path in exported_run.glob("*model*")} >= {"model.onnx", "model.pt2"}
+    assert list(exported_run.glob(".export-*")) == []
 
 
 @pytest.fixture

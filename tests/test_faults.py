@@ -16,15 +16,15 @@ PLAN = ("--epochs", "2", "--max-steps", "12", "--batch-size", "16", "--checkpoin
 
 
 def test_faults_of_every_kind_lose_nothing(tmp_path: Path) -> None:
-    sizes = ("--kills", "4", "--signals", "2", "--launched", "1", "--damages", "42", "--ranks", "1")
+    sizes = ("--kills", "2", "--signals", "2", "--launched", "1", "--damages", "42", "--ranks", "1")
     done = subprocess.run(
         [sys.executable, "-m", "tests.soak", *sizes, "--world-sizes", "1", "3", "--seed", str(random.randrange(10**6))],
         cwd=REPOSITORY, env=environment(TMPDIR=str(tmp_path)), capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| ")][-11:]
+    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| ")][-12:]
     assert all(int(row[3]) == 0 and int(row[2]) > 0 for row in rows)
-    assert len({row[0] for row in rows}) == 11
+    assert len({row[0] for row in rows}) == 12
 
 
 def test_a_full_disk_ends_the_run_with_a_line_and_leaves_the_checkpoint_before(tiny_dir: Path, tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """A run that was stopped and resumed ends where the uninterrupted one ends, bit for bit."""
 
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,24 +49,26 @@ def same_run(one: Path, other: Path) -> None:
     assert ours == theirs
 
 
-@pytest.fixture(scope="module", params=[1, 2, 4])
-def uninterrupted(
-    request: pytest.FixtureRequest, tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, int]:
-    out = tmp_path_factory.mktemp("uninterrupted") / "run"
-    train(*plan(request.param), "--data-dir", tiny_dir, "--out", out, processes=request.param, module=NARROW)
-    return out, request.param
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The run directory of a run of so many processes that nobody stopped."""
+
+    @functools.cache
+    def run_directory(processes: int) -> Path:
+        out = tmp_path_factory.mktemp("uninterrupted") / "run"
+        train(*plan(processes), "--data-dir", tiny_dir, "--out", out, processes=processes, module=NARROW)
+        return out
+
+    return run_directory
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGKILL])
+# More pairs, moments and processes, without a launcher, are the soak's.
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (1, signal.SIGKILL), (2, signal.SIGUSR2)])
 def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(
-    uninterrupted: tuple[Path, int], tiny_dir: Path, tmp_path: Path, number: signal.Signals
+    uninterrupted: Callable[[int], Path], tiny_dir: Path, tmp_path: Path, processes: int, number: signal.Signals
 ) -> None:
-    whole, processes = uninterrupted
-    out = tmp_path / "run"
+    whole, out = uninterrupted(processes), tmp_path / "run"
     arguments = ("smoke", "--device", "cpu", *plan(processes), "--data-dir", tiny_dir, "--out", out)
-    if processes == 4 and number != signal.SIGTERM:
-        pytest.skip("four processes are about the order of summation, not about the kind of signal")
     process = start(NARROW, *arguments, processes=processes)
     wait_for_an_epoch(out, process)
     victims = workers(process) if processes > 1 else [process.pid]
@@ -80,9 +85,10 @@ def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(
     same_run(whole, out)
 
 
-def test_a_finished_run_is_left_alone(smoke_run: Path, tiny_dir: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in smoke_run.rglob("*") if path.is_file() and path.name != ".lock"}
-    finished = train("--data-dir", tiny_dir, "--out", smoke_run, "--resume")
+def test_a_finished_run_is_left_alone(smoke_run: Path, tiny_dir: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(smoke_run, tmp_path / "run"))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    finished = train("--data-dir", tiny_dir, "--out", out, "--resume")
     assert "complete already" in finished.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
 

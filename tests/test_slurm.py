@@ -18,10 +18,13 @@ import pytest
 from conftest import REPOSITORY, read_lines
 from slurm_cluster import Cluster, Job, running_cluster, wait_until
 
+from data_prep.dataset import write_dataset
+from data_prep.sources.synthetic import draw_synthetic
 from ddp_trainer.report.wording import NOTHING
 
-# 96 training images in batches of 24: two epochs of 4 steps, each of them saved.
-PLAN = ("--epochs", "2", "--batch-size", "24", "--max-steps", "8", "--checkpoint-every-steps", "1")
+# 32 training images in batches of 8: two epochs of 4 steps, each of them saved.
+PLAN = ("--epochs", "2", "--batch-size", "8", "--max-steps", "8", "--checkpoint-every-steps", "1")
+NUM_TRAIN, NUM_TEST, DATA_SEED = 32, 18, 1
 CPU = ("--gpus-per-node=0", "--cpus-per-task=1")
 ODD_NAME = """run 'with' "quotes" and  $spaces"""
 
@@ -32,16 +35,17 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def checkout(cluster: Cluster, tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository as a user would have it, with settings of this cluster, and with a space in its path."""
-    folder = tmp_path_factory.mktemp("slurm") / "a checkout"
+    folder, data = tmp_path_factory.mktemp("slurm") / "a checkout", tmp_path_factory.mktemp("data")
+    write_dataset(draw_synthetic(train_count=NUM_TRAIN, test_count=NUM_TEST, seed=DATA_SEED), data)
     for name in ("slurm", "launch"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("cluster.env", "__pycache__"))
     for name in ("ddp_trainer", "data_prep"):
         (folder / name).symlink_to(REPOSITORY / name)
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / "logs").mkdir()
-    (folder / "slurm" / "cluster.env").write_text(f"export DDP_DATA_DIR=${{DDP_DATA_DIR:-{tiny_dir}}}\n")
+    (folder / "slurm" / "cluster.env").write_text(f"export DDP_DATA_DIR=${{DDP_DATA_DIR:-{data}}}\n")
     return folder
 
 
@@ -135,7 +139,8 @@ def uninterrupted(cluster: Cluster, checkout: Path) -> Path:
 def staged(cluster: Cluster, checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
     """A job of one process that waited for its data, stages them, and is preempted with no grace."""
     disk, data = tmp_path_factory.mktemp("disk of the node"), checkout / "data" / "from prep"
-    source = ("--source", "synthetic", "--train-count", "96", "--test-count", "40", "--seed", "1")
+    counts = ("--train-count", str(NUM_TRAIN), "--test-count", str(NUM_TEST), "--seed", str(DATA_SEED))
+    source = ("--source", "synthetic", *counts)
     prep = cluster.submit("--cpus-per-task=1", "slurm/prep.sh", *source, cwd=checkout, DDP_DATA_DIR=str(data))
     flags = ("--partition=abrupt", f"--dependency=afterok:{prep.number}")
     job = submit(cluster, checkout, *flags, DDP_DATA_DIR=str(data), DDP_STAGE_DIR=str(disk))
@@ -146,8 +151,8 @@ def test_two_nodes_with_two_processes_each(two_nodes: tuple[Job, Path], checkout
     job, out = two_nodes
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["world_size"], summary["steps"]) == (4, 8)
-    assert summary["test_total"] == 40
-    assert summary["test_accuracy"] == summary["test_correct"] / 40
+    assert summary["test_total"] == NUM_TEST
+    assert summary["test_accuracy"] == summary["test_correct"] / NUM_TEST
     assert job.output == checkout / "logs" / f"train_{job.number}.out"
     assert f"complete: runs/{ODD_NAME}" in job.log
     assert job.restarts == 0

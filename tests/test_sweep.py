@@ -62,7 +62,8 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(
 
 def test_a_stopped_sweep_goes_on_and_ends_with_its_table(tiny_dir: Path, tmp_path: Path) -> None:
     """The second training cannot have its folder."""
-    sweep = ("smoke", "--seeds", "2", "--device", "cpu", "--data-dir", tiny_dir, "--max-steps", "3", "--out", tmp_path)
+    small = ("--device", "cpu", "--batch-size", "8", "--data-dir", tiny_dir)
+    sweep = ("smoke", "--seeds", "2", *small, "--max-steps", "3", "--out", tmp_path)
     (tmp_path / "seed=1").write_text("in the way")
     process = start("ddp_trainer.sweep", *sweep)
     first = tmp_path / "seed=0"

@@ -38,36 +38,37 @@ def test_no_image_is_repeated_within_an_epoch_and_epochs_differ(batches_of_one: 
     assert not np.array_equal(epochs[0], epochs[1])
 
 
-def test_two_processes_keep_the_schedule_and_the_counts(smoke_run: Path, tiny_dir: Path, tmp_path: Path) -> None:
-    train("--data-dir", tiny_dir, "--out", tmp_path / "two", processes=2)
-    one, two = (read_lines(folder / "metrics.jsonl") for folder in (smoke_run, tmp_path / "two"))
+def test_two_processes_keep_schedule_and_counts_and_start_from_the_same_loss(tiny_dir: Path, tmp_path: Path) -> None:
+    """Only the statistics of BatchNorm differ between 1 and 2 ranks, so the first epoch's loss is near, not equal."""
+    for processes in (1, 2):
+        train("--data-dir", tiny_dir, "--out", tmp_path / str(processes), processes=processes, module=NARROW)
+    one, two = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("1", "2"))
     for ours, theirs in zip(one, two, strict=True):
         assert ours["learning_rate"] == theirs["learning_rate"]
         assert (ours["step"], ours["test_total"]) == (theirs["step"], theirs["test_total"])
-    assert (tmp_path / "two" / "summary.json").exists()
+    assert one[0]["train_loss"] == pytest.approx(two[0]["train_loss"], rel=0.15)
+    assert (tmp_path / "2" / "summary.json").exists()
 
 
-def test_with_plain_batchnorm_two_ranks_start_from_the_same_loss(
-    smoke_run: Path, tiny_dir: Path, tmp_path: Path
-) -> None:
-    """Only the statistics of BatchNorm differ between 1 and 2 ranks, so the first epoch's loss is near, not equal."""
-    train("--data-dir", tiny_dir, "--out", tmp_path / "two", "--max-steps", "1", processes=2, module=NARROW)
-    train("--data-dir", tiny_dir, "--out", tmp_path / "one", "--max-steps", "1", module=NARROW)
-    one, two = (read_lines(tmp_path / name / "metrics.jsonl")[0]["train_loss"] for name in ("one", "two"))
-    assert one == pytest.approx(two, rel=0.15)
+STEPS = {"float64": 50, "float32": 20}
 
 
-@pytest.mark.parametrize(("dtype", "steps", "tolerance"), [("float64", 50, 1e-9), ("float32", 20, 1e-4)])
-def test_with_synchronised_batchnorm_the_training_is_the_same(
-    synthetic_dir: Path, tmp_path: Path, dtype: str, steps: int, tolerance: float
-) -> None:
+@pytest.fixture(scope="module")
+def losses(synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files DTYPE-PROCESSES.json: the loss at each step, with synchronised BatchNorm."""
+    folder = tmp_path_factory.mktemp("losses")
     for world_size in (1, 2, 4):
-        worker = ("tests.workers.losses", synthetic_dir, tmp_path, dtype, str(steps), "sync")
-        finished = run(*worker, processes=world_size)
+        parts = [f"{dtype}={steps}" for dtype, steps in STEPS.items()]
+        finished = run("tests.workers.losses", synthetic_dir, folder, *parts, processes=world_size)
         assert finished.returncode == 0, finished.stderr
-    one, two, four = (json.loads((tmp_path / f"losses-{size}.json").read_text()) for size in (1, 2, 4))
-    assert len(one) == steps
-    assert len(set(one)) == steps, "every step has its own images and weights"
+    return folder
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)])
+def test_with_synchronised_batchnorm_the_training_is_the_same(losses: Path, dtype: str, tolerance: float) -> None:
+    one, two, four = (json.loads((losses / f"{dtype}-{size}.json").read_text()) for size in (1, 2, 4))
+    assert len(one) == STEPS[dtype]
+    assert len(set(one)) == len(one), "every step has its own images and weights"
     if dtype == "float64":  # 20 steps of float32 at its low rate are too few for that
         assert one[-1] < one[0]
     assert two == pytest.approx(one, rel=tolerance)

@@ -16,6 +16,7 @@ from tests.soak.nursery import build_loaders_once, import_everything
 from tests.soak.outcome import Outcome, table, write_outcomes
 
 PARTS = ("damage", "kills", "signals", "launchers", "ranks", "counts")
+PROCESSES = {"kills": (1, 2), "signals": (1, 2, 4)}  # of four, the order of summation is of interest
 
 
 def main() -> int:
@@ -35,8 +36,8 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kills", type=int, default=50, help="half of them of one process, half of two")
-    parser.add_argument("--signals", type=int, default=20, help="likewise")
+    parser.add_argument("--kills", type=int, default=25, help="of one process, and as many of two")
+    parser.add_argument("--signals", type=int, default=10, help="to one process, to one of two and to one of four")
     parser.add_argument("--launched", type=int, default=6, help="signals to real launchers")
     parser.add_argument("--damages", type=int, default=210, help="of the newest checkpoint, and as many of datasets")
     parser.add_argument("--ranks", type=int, default=2, help="times that one of two ranks dies, hangs and raises")
@@ -55,7 +56,7 @@ def prepare(folder: Path) -> Path:
     import_everything()
     data = folder / "data"
     write_dataset(draw_synthetic(train_count=96, test_count=40, seed=1), data)
-    build_loaders_once(data / "train.beton", (16, 8, 500))
+    build_loaders_once(data / "train.beton", (16, 8, 4, 500))
     build_loaders_once(data / "test.beton", (500,))
     return data
 
@@ -75,8 +76,8 @@ def run_part(part: str, data: Path, folder: Path, options: argparse.Namespace, r
         ]
     if part in ("kills", "signals"):
         work = stops.killed_runs if part == "kills" else stops.signalled_runs
-        times = getattr(options, part) // 2
-        return [work(scene_of(data, folder, processes), times, rng) for processes in (1, 2)]
+        times = getattr(options, part)
+        return [work(scene_of(data, folder, processes), times, rng) for processes in PROCESSES[part]]
     if part == "launchers":
         return [launchers.signalled_launchers(data, folder, options.launched, rng)]
     if part == "ranks":

@@ -144,15 +144,16 @@ def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tu
         before = status.read_text() if status.exists() else ""
         wait_until(lambda: status.exists() and status.read_text() != before, job)
     time.sleep(rng.uniform(0.3, 4.0))
-    number = rng.choice([signal.SIGTERM, signal.SIGUSR2])
-    was_running = job.running()
+    number = min((signal.SIGTERM, signal.SIGUSR2), key=lambda number: outcome.notes.get(number.name, 0))
+    if not job.running():
+        return TOO_LATE, "" if job.wait() == [0] * scene.processes else scene.log(out).read_text()[-2000:]
     rng.choice(job.ranks).send(number)
     started = time.monotonic()
     codes = job.wait(GRACE_SECONDS)
     outcome.took(time.monotonic() - started)
     outcome.note(number.name)
     state = json.loads((out / "status.json").read_text())["state"]
-    if was_running and codes != [0] * scene.processes:
+    if codes != [0] * scene.processes:
         return number.name, f"exit {codes}: {scene.log(out).read_text()[-2000:]}"
     if state == "preempted":
         outcome.note("preempted")

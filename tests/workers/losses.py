@@ -1,6 +1,6 @@
-"""Writes the loss of the global batch at each step: `DATA_DIR OUT DTYPE STEPS SYNC_BN`, alone or under the launcher.
+"""Writes the loss of the global batch at each step: `DATA_DIR OUT DTYPE=STEPS ...`, alone or under the launcher.
 
-A narrow network, so that float64 on a CPU takes seconds.
+BatchNorm is synchronised. A narrow network, so that float64 on a CPU takes seconds.
 """
 
 import json
@@ -25,7 +25,7 @@ from ddp_trainer.recipes import smoke
 from ddp_trainer.runtime import Runtime
 
 
-def build_trainer(data_dir: Path, dtype: torch.dtype, sync_bn: bool) -> Trainer:
+def build_trainer(data_dir: Path, dtype: torch.dtype, runtime: Runtime) -> Trainer:
     config = smoke()
     # In float32 rounding sometimes turns the maximum of a pooling window into another one: a jump that a high rate
     # carries on from step to step. In float64 it does not, and the recipe's rate is kept.
@@ -35,7 +35,6 @@ def build_trainer(data_dir: Path, dtype: torch.dtype, sync_bn: bool) -> Trainer:
         schedule=replace(config.schedule, epochs=20, batch_size=32, max_steps=None),
         optim=replace(config.optim, peak_lr=peak_lr),
     )
-    runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32", sync_bn=sync_bn))
     dataset = read_dataset(data_dir)
     spec = ModelSpec(classes=dataset.classes, mean=dataset.mean, std=dataset.std, image_size=32)
     share = 32 // runtime.world_size
@@ -49,22 +48,27 @@ def build_trainer(data_dir: Path, dtype: torch.dtype, sync_bn: bool) -> Trainer:
     return Trainer(config, runtime, model, build_optimizer(model, config.optim), data, SilentObserver())
 
 
-def main(data_dir: Path, out: Path, dtype: str, steps: int, sync_bn: bool) -> None:
-    trainer = build_trainer(data_dir, getattr(torch, dtype), sync_bn)
+def losses_of(trainer: Trainer, steps: int) -> list[float]:
     losses: list[float] = []
-    for epoch in range(20):
+    for epoch in range(trainer.config.schedule.epochs):
         for batch in trainer.data.loader.batches(trainer.plan(epoch)):
             trainer.sums.reset()
             trainer.train_step(batch, epoch)
             losses.append(averages(trainer.runtime.sum_over_ranks(trainer.sums.values.clone())).loss)
             if len(losses) == steps:
-                break
-        if len(losses) == steps:
-            break
-    if trainer.runtime.is_main:
-        (out / f"losses-{trainer.runtime.world_size}.json").write_text(json.dumps(losses))
-    trainer.runtime.close()
+                return losses
+    raise ValueError(f"{steps} steps are more than the training has")
+
+
+def main(data_dir: Path, out: Path, parts: dict[str, int]) -> None:
+    runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32", sync_bn=True))
+    for dtype, steps in parts.items():
+        losses = losses_of(build_trainer(data_dir, getattr(torch, dtype), runtime), steps)
+        if runtime.is_main:
+            (out / f"{dtype}-{runtime.world_size}.json").write_text(json.dumps(losses))
+    runtime.close()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), sys.argv[5] == "sync")
+    steps_of = dict(part.split("=") for part in sys.argv[3:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), {dtype: int(steps) for dtype, steps in steps_of.items()})
