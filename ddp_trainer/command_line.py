@@ -69,9 +69,10 @@ def parse_flags(
 
 
 def _one_line(boxed: str) -> str:
-    """The first message in tyro's framed, many-line error report."""
-    text = " ".join(re.sub(r"[─-╿]", " ", re.sub(r"\x1b\[[0-9;]*m", "", boxed)).split())
-    return text.split(" For full helptext")[0] or "the command line is not understood"
+    """The first message in tyro's framed, many-line error report, without the frame and its title."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
+    text = " ".join(re.sub(r"^╭.*$|[─-╿]", " ", plain, flags=re.MULTILINE).split())
+    return re.split(" For full helptext| Argument helptext", text)[0] or "the command line is not understood"
 
 
 def program_name(module: str) -> str:

@@ -14,9 +14,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from data_prep.augment import AugmentConfig
+from data_prep.augment_config import AugmentConfig
 from data_prep.errors import InputError
-from ddp_trainer.initialisation import NetworkConfig
 
 # Settings that may differ between a run and its resumption: they change where and how it runs, not what it learns.
 FREE_ON_RESUME = frozenset({
@@ -47,6 +46,23 @@ class DataConfig:
     def __post_init__(self) -> None:
         require(self.validation >= 0, f"--validation {self.validation}: give a number of images, 0 or more")
         require(self.num_workers >= 1, f"--num-workers {self.num_workers}: give at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    activation: Literal["relu", "gelu", "celu"] = "relu"
+    """What follows each BatchNorm; celu: with alpha 0.3."""
+    whiten_stem: bool = False
+    """Set the first convolution to a whitening of the training images' patches, and leave it so."""
+    dirac_init: bool = False
+    """Start each convolution with filters that pass its input through, one for each input channel."""
+    freeze_bn_scale: bool = False
+    """Leave BatchNorm's scales at 1 and learn its biases only."""
+    bn_momentum: float = 0.1
+    """Weight of a new batch in BatchNorm's running statistics."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.bn_momentum <= 1, f"--bn-momentum {self.bn_momentum}: give a number above 0, up to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
-"""What this machine and this launch allow: number of processes, device, precision. Starts nothing."""
+"""What this machine and this launch allow: number of processes, device, precision. Starts nothing.
+
+torch, which takes seconds to import, is asked about GPUs only.
+"""
 
 import os
 from pathlib import Path
-
-import torch
 
 from data_prep.errors import InputError
 from ddp_trainer.config import RuntimeConfig, TrainConfig, launch_environment, require
@@ -39,7 +40,11 @@ def check_launch(config: RuntimeConfig) -> None:
             "launched for several processes, but this one is alone (--cpu and MULTI_CPU make Accelerate start one): "
             "use accelerate launch --multi_gpu --num_processes N ... --device cpu, or unset MASTER_ADDR for one process"
         )
-    if config.device == "cuda" and launch_environment()[1] >= max(torch.cuda.device_count(), 1):
+    if config.device != "cuda":
+        return
+    import torch
+
+    if launch_environment()[1] >= max(torch.cuda.device_count(), 1):
         raise InputError(f"{launch_environment()[2]} processes were launched, but this machine has "
                          f"{torch.cuda.device_count()} GPUs: lower --num_processes")  # fmt: skip
 
@@ -76,9 +81,13 @@ def check_machine(config: RuntimeConfig) -> None:
 
 
 def resolve_device(config: RuntimeConfig) -> str:
+    if config.device == "cpu":
+        return "cpu"
+    import torch
+
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no usable GPU here; use --device cpu, or check the driver")
-    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def resolve_precision(config: RuntimeConfig) -> str:
@@ -89,5 +98,7 @@ def resolve_precision(config: RuntimeConfig) -> str:
     if config.precision != "auto":
         return config.precision
     if on_cuda:
+        import torch
+
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if cpu_has_bf16() else "fp32"

@@ -1,32 +1,12 @@
 """How the network stands before its first step, and which of its parameters stay as they are."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data_prep.errors import InputError
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
-    activation: Literal["relu", "gelu", "celu"] = "relu"
-    """What follows each BatchNorm; celu: with alpha 0.3."""
-    whiten_stem: bool = False
-    """Set the first convolution to a whitening of the training images' patches, and leave it so."""
-    dirac_init: bool = False
-    """Start each convolution with filters that pass its input through, one for each input channel."""
-    freeze_bn_scale: bool = False
-    """Leave BatchNorm's scales at 1 and learn its biases only."""
-    bn_momentum: float = 0.1
-    """Weight of a new batch in BatchNorm's running statistics."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.bn_momentum <= 1:
-            raise InputError(f"--bn-momentum {self.bn_momentum}: give a number above 0, up to 1")
+from ddp_trainer.config import NetworkConfig
 
 
 def initialise(model: nn.Module, config: NetworkConfig) -> None:

@@ -22,12 +22,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from data_prep.augment import AugmentConfig
+from data_prep.augment_config import AugmentConfig
 from data_prep.errors import InputError
 from ddp_trainer.assembly import build_data, build_network
 from ddp_trainer.command_line import parse_flags, program_name, take_recipe
 from ddp_trainer.config import (
     DataConfig,
+    NetworkConfig,
     OptimConfig,
     RuntimeConfig,
     ScheduleConfig,
@@ -36,7 +37,6 @@ from ddp_trainer.config import (
     require,
 )
 from ddp_trainer.engine import Trainer
-from ddp_trainer.initialisation import NetworkConfig
 from ddp_trainer.loss_curve import LossCurve
 from ddp_trainer.metrics import averages
 from ddp_trainer.observer import SilentObserver

@@ -4,9 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep.augment import AugmentConfig
-from ddp_trainer.config import DataConfig, OptimConfig, ScheduleConfig, TrackingConfig, TrainConfig
-from ddp_trainer.initialisation import NetworkConfig
+from data_prep.augment_config import AugmentConfig
+from ddp_trainer.config import DataConfig, NetworkConfig, OptimConfig, ScheduleConfig, TrackingConfig, TrainConfig
 
 
 def baseline() -> TrainConfig:

@@ -49,10 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = StopRequest()
     stop.install()
     faulthandler.enable()  # names the line where a file that shrinks under its reader kills the process
-    from ddp_trainer.checkpoint import CheckpointError
     from ddp_trainer.command_line import parse_command_line, program_name
     from ddp_trainer.config import launch_environment
-    from ddp_trainer.nonfinite import NonFinite
     from ddp_trainer.recipes import RECIPES, describe_recipes
 
     try:
@@ -67,13 +65,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if launch_environment()[1] == 0:  # every rank finds the same fault; one line is enough
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
-    except (CheckpointError, NonFinite) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        tell(error)
         return 1
     return 0
+
+
+def tell(error: Exception) -> None:
+    """A line where it explains itself, else the whole traceback."""
+    from ddp_trainer.checkpoint import CheckpointError
+    from ddp_trainer.nonfinite import NonFinite
+
+    if isinstance(error, CheckpointError | NonFinite):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        traceback.print_exception(error)
 
 
 def leave(code: int) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -163,6 +164,17 @@ def test_importing_does_nothing(tmp_path: Path) -> None:
     assert seen["after"] == seen["before"]
     assert (seen["alive"], seen["cuda"], seen["joined"]) == (1, False, False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", ["ddp_trainer.train", "ddp_trainer.sweep", "ddp_trainer.report", "slurm.preflight"])
+def test_a_wrong_command_line_is_refused_before_torch_is_imported(module: str, tmp_path: Path) -> None:
+    """Torch takes seconds."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    found = {**os.environ, "PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+    done = subprocess.run([sys.executable, "-m", module, "nothing-of-this-name"],
+                          env=found, text=True, capture_output=True, timeout=60)  # fmt: skip
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "nothing-of-this-name" in done.stderr
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=name_of)

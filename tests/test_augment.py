@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.augment import AugmentConfig, Augmented, Augmenter
+from data_prep.augment import Augmented, Augmenter
+from data_prep.augment_config import AugmentConfig
 from data_prep.batch_ops import (
     batch_crop,
     batch_cutmix,

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from data_prep.errors import InputError
-from ddp_trainer.config import OptimConfig
-from ddp_trainer.initialisation import NetworkConfig, initialise, pass_through_, whiten_, whiten_stem
+from ddp_trainer.config import NetworkConfig, OptimConfig
+from ddp_trainer.initialisation import initialise, pass_through_, whiten_, whiten_stem
 from ddp_trainer.model import CustomResNet, count_parameters
 from ddp_trainer.optim import build_optimizer
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.augment import AugmentConfig, Augmenter
+from data_prep.augment import Augmenter
+from data_prep.augment_config import AugmentConfig
 from data_prep.dataset import read_dataset
 from data_prep.loader import build_loader
 from data_prep.order import epoch_order, train_batches
