@@ -231,9 +231,8 @@ def test_an_interrupted_job_ends_as_one_that_was_not(
     stops = fate.result(timeout=400)
     assert job.state == "COMPLETED", job.log
     assert job.restarts == 2
-    assert all(1 <= saved - frozen <= 2 for frozen, saved in stops), (
-        "the step at hand, and the one that tells the others"
-    )
+    # The step on its way to the disk, the one at hand, and the one that tells the others.
+    assert all(1 <= saved - frozen <= 3 for frozen, saved in stops), stops
     out = run_of(checkout, job)
     assert (out / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
     assert len(list(out.glob("wandb/offline-run-*"))) == 1
