@@ -1,5 +1,6 @@
 """Imports FFCV 1.0.2 without its side effects: seconds of compilation, and another number of threads for torch."""
 
+import functools
 import importlib
 from typing import Any
 from unittest import mock
@@ -7,6 +8,7 @@ from unittest import mock
 import torch
 
 
+@functools.cache
 def import_ffcv() -> None:
     """After this, `import ffcv...` is cheap and harmless. Call it before any such import, inside functions only."""
     threads = torch.get_num_threads()
@@ -33,7 +35,19 @@ def import_ffcv() -> None:
 
             return Compiler.compile(read, numba.uint8[::1](numba.uint64, self.state_type))
 
+        compile_anew, compiled = Compiler.compile, {}
+
+        def compile_once(code: Any, signature: Any = None) -> Any:
+            """FFCV's own compiles for each field of each loader, two seconds in all, what is mostly alike."""
+            captured = tuple(cell.cell_contents for cell in code.__closure__ or ())
+            in_parallel = Compiler.num_threads > 1 and getattr(code, "is_parallel", False)
+            key = (code.__code__, captured, signature, in_parallel)
+            if key not in compiled:
+                compiled[key] = compile_anew(code, signature)
+            return compiled[key]
+
         Compiler.set_num_threads = set_num_threads
+        Compiler.compile = compile_once
         OSCacheManager.compile_reader = compile_reader  # two seconds less for each loader
     finally:
         torch.set_num_threads(threads)

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +94,27 @@ from ffcv.fields import rgb_image
 assert type(rgb_image.IMAGE_MODES) is dict
 """
     subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=120)
+
+
+def test_loaders_share_what_is_compiled_and_not_what_they_read(stream: StreamLoader, tmp_path: Path) -> None:
+    """Images of another size, other labels and threads: read in turns with `stream`."""
+    from ffcv.pipeline.compiler import Compiler
+
+    image_set = draw_synthetic(train_count=60, test_count=10, seed=4, size=48)
+    write_dataset(image_set, tmp_path)
+    other = StreamLoader(tmp_path / "train.beton", device=CPU, batch_size=16, num_workers=2)
+    mine, theirs = np.arange(64), np.arange(48)[::-1]
+    for ours, batch in zip(stream.batches([mine[:32], mine[32:]]), other.batches(theirs.reshape(3, 16)), strict=False):
+        assert ours.images.shape[2:] == (32, 32)
+        assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), image_set.train.images[batch.indices.numpy()])
+        assert np.array_equal(batch.labels.numpy(), image_set.train.labels[batch.indices.numpy()])
+
+    def giving(size: int) -> Callable[[], int]:
+        return lambda: size
+
+    compiled = [Compiler.compile(giving(size)) for size in (32, 48, 32)]
+    assert compiled[0] is compiled[2] is not compiled[1]
+    assert [function() for function in compiled] == [32, 48, 32]
 
 
 def test_torch_keeps_its_threads(image_set_and_beton: tuple[np.ndarray, np.ndarray, Path]) -> None:

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from tests.soak import damage, launchers, ranks, stops
-from tests.soak.nursery import build_loaders_once, import_everything
+from tests.soak.nursery import compile_readers, import_everything
 from tests.soak.outcome import Outcome, table, write_outcomes
 
 PARTS = ("damage", "kills", "signals", "launchers", "ranks", "counts")
@@ -56,8 +56,7 @@ def prepare(folder: Path) -> Path:
     import_everything()
     data = folder / "data"
     write_dataset(draw_synthetic(train_count=96, test_count=40, seed=1), data)
-    build_loaders_once(data / "train.beton", (16, 8, 4, 500))
-    build_loaders_once(data / "test.beton", (500,))
+    compile_readers(data / "train.beton")
     return data
 
 

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 30.0  # a launcher's, between SIGTERM and SIGKILL
@@ -30,25 +29,15 @@ def import_everything() -> None:
     import_ffcv()
 
 
-def build_loaders_once(beton: Path, batch_sizes: Sequence[int]) -> None:
-    """FFCV compiles its reader for each loader, for seconds: here, before the forks, and not in each child."""
+def compile_readers(beton: Path) -> None:
+    """FFCV compiles them at the first reading, for seconds: here, before the forks, and not in each child."""
     import numpy as np
     import torch
 
-    import data_prep.loader
+    from data_prep.loader import StreamLoader
 
-    real = data_prep.loader._build_ffcv_loader
-    built: dict[tuple[Path, int], Any] = {}
-
-    def reused(path: Path, batch_size: int, num_workers: int) -> Any:
-        if (path, batch_size) not in built:
-            built[path, batch_size] = real(path, batch_size, num_workers)
-        return built[path, batch_size]
-
-    data_prep.loader._build_ffcv_loader = reused
-    for size in batch_sizes:
-        loader = data_prep.loader.StreamLoader(beton, device=torch.device("cpu"), batch_size=size, num_workers=1)
-        list(loader.batches([np.arange(2)]))  # a first reading: it is then that FFCV compiles
+    loader = StreamLoader(beton, device=torch.device("cpu"), batch_size=2, num_workers=1)
+    list(loader.batches([np.arange(2)]))
 
 
 class Child:
