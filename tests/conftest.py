@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forked
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -101,11 +103,22 @@ def run(module: str, *arguments: str | Path, processes: int = 1, timeout: float 
     return Finished(process.returncode, stdout, stderr)
 
 
-def train(*arguments: str | Path, module: str = "ddp_trainer.train", **options: Any) -> Finished:
-    """`python -m ddp_trainer.train smoke ...` on the CPU; it must succeed."""
-    finished = run(module, "smoke", "--device", "cpu", *arguments, **options)
+def train(*arguments: str | Path, module: str = "ddp_trainer.train", processes: int = 1) -> Finished:
+    """`ddp_trainer.train smoke ...` on the CPU; it must succeed."""
+    words = ("smoke", "--device", "cpu", *arguments)
+    finished = fork(*words) if (module, processes) == (NARROW, 1) else run(module, *words, processes=processes)
     assert finished.returncode == 0, finished.stderr
     return finished
+
+
+def fork(*arguments: str | Path, timeout: float = 240) -> Finished:
+    """`run` of the narrow trainer in one process, which need not import everything anew."""
+    with tempfile.TemporaryDirectory() as folder:
+        code = forked.train([*map(str, arguments)], Path(folder), env=environment(), timeout=timeout)
+        stdout, stderr = ((Path(folder) / name).read_text() for name in ("stdout", "stderr"))
+    if code is None:
+        pytest.fail(f"the training did not end in {timeout} s:\n{stdout}\n{stderr}")
+    return Finished(code, stdout, stderr)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import NARROW, run, start, train
+from conftest import NARROW, fork, run, start, train
 
 SMOKE = ("smoke", "--device", "cpu")
 
@@ -107,7 +107,7 @@ def test_every_checkpoint_damaged(tiny_dir: Path, tmp_path: Path) -> None:
     (out / "summary.json").unlink()
     for state in out.glob("checkpoints/*/state.pt"):
         state.write_bytes(b"")
-    finished = run(NARROW, *SMOKE, *arguments, "--resume")
+    finished = fork(*SMOKE, *arguments, "--resume")
     assert finished.returncode == 2
     assert "damaged" in finished.stderr
 

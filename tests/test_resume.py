@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import NARROW, read_lines, run, start, train
+from conftest import NARROW, fork, read_lines, start, train
 
 # 96 training images in batches of 16: ten epochs of 6 steps, with a checkpoint at every second step.
 PLAN = ("--epochs", "10", "--max-steps", "60", "--batch-size", "16", "--checkpoint-every-steps", "2",
@@ -93,21 +93,11 @@ def test_a_finished_run_is_left_alone(smoke_run: Path, tiny_dir: Path, tmp_path:
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_two_processes_go_on_with_a_run_of_one(tiny_dir: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    process = start(NARROW, "smoke", "--device", "cpu", *PLAN, "--data-dir", tiny_dir, "--out", out)
-    wait_for_an_epoch(out, process)
-    process.terminate()
-    process.communicate(timeout=60)
-    train(*PLAN, "--data-dir", tiny_dir, "--out", out, "--resume", processes=2, module=NARROW)
-    assert [record["step"] for record in read_lines(out / "metrics.jsonl")] == list(range(6, 61, 6))
-
-
 def test_another_training_is_refused_by_the_name_of_the_setting(tiny_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train("--data-dir", tiny_dir, "--out", out, "--max-steps", "2", module=NARROW)
     arguments = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", out, "--resume")
-    finished = run(NARROW, *arguments, "--peak-lr", "0.05")
+    finished = fork(*arguments, "--peak-lr", "0.05")
     assert finished.returncode == 2
     assert "peak_lr" in finished.stderr
     train("--data-dir", tiny_dir, "--out", out, "--resume", "--max-steps", "3", "--data-mode", "stream", module=NARROW)

@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 from tests.soak import damage, launchers, ranks, stops
-from tests.soak.nursery import compile_readers, import_everything
 from tests.soak.outcome import Outcome, table, write_outcomes
 
 PARTS = ("damage", "kills", "signals", "launchers", "ranks", "counts")
@@ -50,13 +49,12 @@ def parse() -> argparse.Namespace:
 
 def prepare(folder: Path) -> Path:
     """96 training and 40 test images, and everything that is made before the first fork."""
+    import tests.workers.preloaded  # noqa: F401
     from data_prep.dataset import write_dataset
     from data_prep.sources.synthetic import draw_synthetic
 
-    import_everything()
     data = folder / "data"
     write_dataset(draw_synthetic(train_count=96, test_count=40, seed=1), data)
-    compile_readers(data / "train.beton")
     return data
 
 

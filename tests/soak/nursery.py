@@ -18,28 +18,6 @@ GRACE_SECONDS = 30.0  # a launcher's, between SIGTERM and SIGKILL
 SMOKE = ("smoke", "--device", "cpu")
 
 
-def import_everything() -> None:
-    """One thread for torch: a pool of threads would not survive the fork. The children inherit it."""
-    import torch
-
-    import tests.workers.narrow_train  # noqa: F401
-    from data_prep.ffcv_import import import_ffcv
-
-    torch.set_num_threads(1)
-    import_ffcv()
-
-
-def compile_readers(beton: Path) -> None:
-    """FFCV compiles them at the first reading, for seconds: here, before the forks, and not in each child."""
-    import numpy as np
-    import torch
-
-    from data_prep.loader import StreamLoader
-
-    loader = StreamLoader(beton, device=torch.device("cpu"), batch_size=2, num_workers=1)
-    list(loader.batches([np.arange(2)]))
-
-
 class Child:
     """A forked process. `returncode` is negative for a signal, as in subprocess."""
 
