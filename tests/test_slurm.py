@@ -89,6 +89,7 @@ def interrupt(job: Job, out: Path) -> list[tuple[int, int]]:
         frozen = newest_step(out)
         bring_about(job)
         wait_until(lambda number=number: job.restarts == number, lambda: f"not requeued\n{job.log}")
+        job.wait_for("PENDING", "RUNNING")  # on its way back it counts as finished, and cannot be changed
         job.cluster.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
         stops.append((frozen, newest_step(out)))
     job.end()
