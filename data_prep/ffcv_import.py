@@ -41,7 +41,7 @@ def import_ffcv() -> None:
             """FFCV's own compiles for each field of each loader, two seconds in all, what is mostly alike."""
             captured = tuple(cell.cell_contents for cell in code.__closure__ or ())
             in_parallel = Compiler.num_threads > 1 and getattr(code, "is_parallel", False)
-            key = (code.__code__, captured, signature, in_parallel)
+            key = (code.__module__, code.__code__, captured, signature, in_parallel)
             if key not in compiled:
                 compiled[key] = compile_anew(code, signature)
             return compiled[key]
