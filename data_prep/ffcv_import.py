@@ -48,6 +48,6 @@ def import_ffcv() -> None:
 
         Compiler.set_num_threads = set_num_threads
         Compiler.compile = compile_once
-        OSCacheManager.compile_reader = compile_reader  # two seconds less for each loader
+        OSCacheManager.compile_reader = compile_reader  # the search takes two seconds to compile
     finally:
         torch.set_num_threads(threads)
