@@ -6,8 +6,9 @@ ours:     Trainer.train_step with everything in it: augmentation, schedule, sums
 bare:     the same model, precision and memory format; nothing but forward, backward and step on a ready batch.
 newcomer: fp32, NCHW, not fused, `.item()` in each step: the loop of most tutorials.
 
-The three take turns, a few steps each, over several rounds; the figures are medians of the rounds' rates and of the
-round-by-round ratios, so that a machine whose speed drifts does not favour any of them.
+Each has a process of its own, so that none has another's settings of the memory allocator. They take turns, a few steps
+each, over several rounds; the figures are medians of the rounds' rates and of the round-by-round ratios, so that a
+machine whose speed drifts does not favour any of them.
 """
 
 import argparse
@@ -15,10 +16,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.results import write_result
@@ -28,7 +32,8 @@ from data_prep.dataset import read_dataset
 from data_prep.loader import Batch, build_loader
 from ddp_trainer.engine import RunData, Trainer
 from ddp_trainer.evaluate import Evaluator
-from ddp_trainer.model import ModelSpec, build_model
+from ddp_trainer.hardware import resolve_device, resolve_precision
+from ddp_trainer.model import CustomResNet, ModelSpec, build_model
 from ddp_trainer.observer import SilentObserver
 from ddp_trainer.optim import build_optimizer
 from ddp_trainer.recipes import baseline
@@ -37,9 +42,10 @@ from ddp_trainer.runtime import Runtime
 Step = Callable[[], object]
 
 
-def our_step(runtime: Runtime, spec: ModelSpec, data_dir: Path, batch: Batch) -> Step:
+def our_step(data_dir: Path, batch_size: int) -> Step:
     config = baseline()
-    config = replace(config, schedule=replace(config.schedule, batch_size=len(batch.labels)))
+    config = replace(config, schedule=replace(config.schedule, batch_size=batch_size))
+    runtime, spec = Runtime(config.runtime), read_spec(data_dir)
     dataset = read_dataset(data_dir)
     loader = build_loader(
         data_dir / dataset.splits["train"].file, mode="resident", device=runtime.device, batch_size=500, num_workers=1
@@ -50,6 +56,7 @@ def our_step(runtime: Runtime, spec: ModelSpec, data_dir: Path, batch: Batch) ->
     evaluator = Evaluator(loader, samples[:500], spec, runtime, batch_size=500)
     data = RunData(loader=loader, samples=samples, augmenter=augmenter, evaluator=evaluator)
     trainer = Trainer(config, runtime, model, build_optimizer(model, config.optim), data, SilentObserver())
+    batch = first_batch(data_dir, batch_size)
 
     def step() -> None:
         runtime.announce_stop()
@@ -59,12 +66,15 @@ def our_step(runtime: Runtime, spec: ModelSpec, data_dir: Path, batch: Batch) ->
     return step
 
 
-def bare_step(runtime: Runtime, spec: ModelSpec, images: torch.Tensor, labels: torch.Tensor) -> Step:
-    model = runtime.place(build_model(spec))
+def bare_step(data_dir: Path, batch_size: int) -> Step:
+    model, images, labels = ready(data_dir, batch_size)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
+    precision = resolve_precision(baseline().runtime)
+    amp_type = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
     def step() -> None:
-        with runtime.autocast():
+        with torch.autocast(images.device.type, amp_type, enabled=amp_type is not None):
             logits = model(images)
         F.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
@@ -73,8 +83,8 @@ def bare_step(runtime: Runtime, spec: ModelSpec, images: torch.Tensor, labels: t
     return step
 
 
-def newcomer_step(runtime: Runtime, spec: ModelSpec, images: torch.Tensor, labels: torch.Tensor) -> Step:
-    model = build_model(spec).to(runtime.device)
+def newcomer_step(data_dir: Path, batch_size: int) -> Step:
+    model, images, labels = ready(data_dir, batch_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
     images = images.contiguous()
 
@@ -88,14 +98,68 @@ def newcomer_step(runtime: Runtime, spec: ModelSpec, images: torch.Tensor, label
     return step
 
 
-def rate(step: Step, runtime: Runtime, batch_size: int, steps: int) -> float:
+LOOPS = {"ours": our_step, "bare": bare_step, "newcomer": newcomer_step}
+
+
+def read_spec(data_dir: Path) -> ModelSpec:
+    dataset = read_dataset(data_dir)
+    return ModelSpec(classes=dataset.classes, mean=dataset.mean, std=dataset.std, image_size=dataset.image_size)
+
+
+def first_batch(data_dir: Path, batch_size: int) -> Batch:
+    beton = data_dir / read_dataset(data_dir).splits["train"].file
+    device = torch.device(resolve_device(baseline().runtime))
+    loader = build_loader(beton, mode="resident", device=device, batch_size=batch_size, num_workers=1)
+    return next(iter(loader.batches([np.arange(batch_size)])))
+
+
+def ready(data_dir: Path, batch_size: int) -> tuple[CustomResNet, Tensor, Tensor]:
+    """The model, normalised images and labels, on the device."""
+    spec, batch = read_spec(data_dir), first_batch(data_dir, batch_size)
+    images = batch_normalise(batch.images, spec.mean, spec.std, torch.float32)
+    return build_model(spec).to(images.device), images, batch.labels
+
+
+def serve(name: str, data_dir: Path, batch_size: int, requests: Connection) -> None:
+    """In a process of its own: answers each number of steps with their images/s, and 0 with its end."""
+    step = LOOPS[name](data_dir, batch_size)
+    while steps := requests.recv():
+        requests.send(rate(step, batch_size, steps))
+
+
+def rate(step: Step, batch_size: int, steps: int) -> float:
     """images/s over `steps` steps."""
-    runtime.synchronize()
+    synchronize()
     start = time.perf_counter()
     for _ in range(steps):
         step()
-    runtime.synchronize()
+    synchronize()
     return steps * batch_size / (time.perf_counter() - start)
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def measure(data_dir: Path, batch_size: int, *, rounds: int, steps: int) -> list[dict[str, float]]:
+    """The loops' images/s, round by round."""
+    context = get_context("spawn")
+    loops: dict[str, Connection] = {}
+    for name in LOOPS:
+        loops[name], theirs = context.Pipe()
+        context.Process(target=serve, args=(name, data_dir, batch_size, theirs), daemon=True).start()
+        theirs.close()  # lest a loop that dies is waited for
+    measured: list[dict[str, float]] = []
+    for number in range(rounds + 1):
+        rates = {}
+        for name, loop in loops.items():
+            loop.send(steps)
+            rates[name] = loop.recv()
+        if number > 0:  # the first warms up
+            measured.append(rates)
+            print(f"round {number}: " + "  ".join(f"{name} {value:8.1f}" for name, value in rates.items()), flush=True)
+    return measured
 
 
 def main() -> None:
@@ -106,38 +170,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="steps of each loop in a round")
     parser.add_argument("--result", type=Path, help="write the figures here as JSON")
     options = parser.parse_args()
-
-    dataset = read_dataset(options.data_dir)
-    spec = ModelSpec(classes=dataset.classes, mean=dataset.mean, std=dataset.std, image_size=dataset.image_size)
-    runtime = Runtime(baseline().runtime)
-    beton = options.data_dir / dataset.splits["train"].file
-    loader = build_loader(beton, mode="resident", device=runtime.device, batch_size=options.batch_size, num_workers=1)
-    batch = next(iter(loader.batches([np.arange(options.batch_size)])))
-    images = batch_normalise(batch.images, spec.mean, spec.std, torch.float32)
-
-    steps = {
-        "ours": our_step(runtime, spec, options.data_dir, batch),
-        "bare": bare_step(runtime, spec, images, batch.labels),
-        "newcomer": newcomer_step(runtime, spec, images, batch.labels),
-    }
-    for step in steps.values():
-        rate(step, runtime, options.batch_size, 1)  # warm-up
-    rounds: list[dict[str, float]] = []
-    for number in range(options.rounds):
-        rounds.append({name: rate(step, runtime, options.batch_size, options.steps) for name, step in steps.items()})
-        print(
-            f"round {number + 1}: " + "  ".join(f"{name} {value:8.1f}" for name, value in rounds[-1].items()),
-            flush=True,
-        )
-    figures = {f"{name}_images_per_second": statistics.median(r[name] for r in rounds) for name in steps}
+    rounds = measure(options.data_dir, options.batch_size, rounds=options.rounds, steps=options.steps)
+    figures = {f"{name}_images_per_second": statistics.median(r[name] for r in rounds) for name in LOOPS}
     figures["ours_beside_bare"] = statistics.median(r["ours"] / r["bare"] for r in rounds)
     figures["ours_beside_newcomer"] = statistics.median(r["ours"] / r["newcomer"] for r in rounds)
     for name, value in figures.items():
         print(f"{name:32} {value:10.3f}")
     if options.result:
-        write_result(
-            options.result, figures, batch_size=options.batch_size, rounds=len(rounds), precision=runtime.precision
-        )
+        precision = resolve_precision(baseline().runtime)
+        write_result(options.result, figures, batch_size=options.batch_size, rounds=len(rounds), precision=precision)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Not owned here: what is computed, and what is logged or saved.
 """
 
 import contextlib
+import ctypes
 import os
 import warnings
 from datetime import timedelta
@@ -26,6 +27,9 @@ STARTUP_SECONDS = 300.0
 # DDP notes in one backward pass in which order the gradients come, and orders its buckets by it as the next pass
 # begins. With a static graph the first pass only learns the graph, and the second is the one noted.
 SETTLING_PASSES = 2
+
+# Of mallopt(3), from glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 class Runtime:
@@ -65,6 +69,7 @@ class Runtime:
         self._control = _control_group(patience) if self.world_size > 1 else None
         if self.device.type == "cpu":
             use_all_cores()
+            keep_freed_memory()
         self._stop = stop or StopRequest()
         if stop is None:
             self._stop.install()
@@ -229,6 +234,18 @@ def use_all_cores() -> None:
     if "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(len(os.sched_getaffinity(0)) // local_processes, 1))
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep what was freed for the next allocation instead of giving it back to the system.
+
+    glibc fetches each large block, such as the activations of a layer, anew from the kernel, which zeroes page by page
+    what the layer then overwrites: a quarter of a training step. Elsewhere nothing changes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
+            mallopt(parameter, value)
 
 
 def set_backend_flags(config: RuntimeConfig) -> None:

@@ -1,0 +1,17 @@
+"""Prints how many pages of memory the system hands out for a block that is freed and allocated again."""
+
+import resource
+
+import torch
+
+from ddp_trainer.config import RuntimeConfig
+from ddp_trainer.runtime import Runtime
+
+BLOCK = 64 * 2**20  # bytes
+
+if __name__ == "__main__":
+    Runtime(RuntimeConfig(device="cpu", precision="fp32"))
+    torch.ones(BLOCK, dtype=torch.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(BLOCK, dtype=torch.uint8)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
