@@ -159,6 +159,8 @@ def measure(data_dir: Path, batch_size: int, *, rounds: int, steps: int) -> list
         if number > 0:  # the first warms up
             measured.append(rates)
             print(f"round {number}: " + "  ".join(f"{name} {value:8.1f}" for name, value in rates.items()), flush=True)
+    for loop in loops.values():
+        loop.send(0)
     return measured
 
 

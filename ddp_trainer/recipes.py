@@ -46,7 +46,8 @@ def fast() -> TrainConfig:
     """For few operations: 5 epochs of CIFAR-10 (0.57 PFLOP) with Muon and a whitened stem.
 
     Command: accelerate launch -m ddp_trainer.train fast
-    Accuracy: not measured.
+    Accuracy: 90.34 %, 91.14 % with test-time augmentation (n = 1, CIFAR-10 as JPEG files of quality 75, 5,000 test
+    images; 2 CPU cores in fp32, 65 images/s).
     """
     augment = AugmentConfig(crop_padding=2, padding_mode="reflect", flip="alternating")
     return replace(_fast(epochs=5, augment=augment), recipe="fast")

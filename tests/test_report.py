@@ -101,6 +101,16 @@ def test_page_says_what_the_files_say(complete):
     assert "-m ddp_trainer.train baseline --data-dir data/x --epochs 3" in page.text
 
 
+def test_losses_on_different_labels_are_not_left_to_be_compared(complete, tmp_path):
+    assert "smoothed labels" not in complete[2].text
+    run = tmp_path / "smoothed"
+    make_run(run)
+    config = json.loads((run / "config.json").read_text())
+    config["settings"]["label_smoothing"] = 0.2
+    (run / "config.json").write_text(json.dumps(config))
+    assert "smoothed labels" in Page(write_report([run])).text
+
+
 def test_interrupted_run_is_described_by_its_epochs(tmp_path):
     run = tmp_path / "stopped"
     make_run(run)

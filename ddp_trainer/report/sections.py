@@ -111,8 +111,15 @@ def curves(runs: list[Run]) -> str:
         figure(themed_image(lambda theme, name=name: panel_png(name, runs, theme), f"{name} for each epoch{whose}"))
         for name in PANELS
     )
-    key = '<p class="muted">Colours are those of the table above. Dashed: training.</p>' if len(runs) > 1 else ""
-    return section("Curves", key, f'<div class="grid two">{cards}</div>')
+    key = "Colours are those of the table above. Dashed: training. " if len(runs) > 1 else ""
+    return section("Curves", f'<p class="muted">{key}{footing(runs)}</p>', f'<div class="grid two">{cards}</div>')
+
+
+def footing(runs: list[Run]) -> str:
+    """Why training and evaluation cannot be compared to the digit."""
+    smoothed = any(run.settings.get("label_smoothing") for run in runs)
+    said = "Training figures are of augmented images, taken while the epoch goes on"
+    return said + (", and their loss is of smoothed labels, which is never near zero." if smoothed else ".")
 
 
 def facts(run: Run) -> str:
