@@ -4,7 +4,6 @@ Not owned here: what is computed, and what is logged or saved.
 """
 
 import contextlib
-import ctypes
 import os
 import warnings
 from datetime import timedelta
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.hardware import check_machine, cpu_name, resolve_device, resolve_precision
+from ddp_trainer.host_memory import keep_freed_memory
 from ddp_trainer.model import without_a_trace
 from ddp_trainer.signals import Preempted, StopRequest
 from ddp_trainer.sync_batchnorm import averaged_batchnorm, synchronise_batchnorm
@@ -27,9 +27,6 @@ STARTUP_SECONDS = 300.0
 # DDP notes in one backward pass in which order the gradients come, and orders its buckets by it as the next pass
 # begins. With a static graph the first pass only learns the graph, and the second is the one noted.
 SETTLING_PASSES = 2
-
-# Of mallopt(3), from glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 class Runtime:
@@ -234,18 +231,6 @@ def use_all_cores() -> None:
     if "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(len(os.sched_getaffinity(0)) // local_processes, 1))
-
-
-def keep_freed_memory() -> None:
-    """Has the C library keep what was freed for the next allocation instead of giving it back to the system.
-
-    glibc fetches each large block, such as the activations of a layer, anew from the kernel, which zeroes page by page
-    what the layer then overwrites: a quarter of a training step. Elsewhere nothing changes.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
-            mallopt(parameter, value)
 
 
 def set_backend_flags(config: RuntimeConfig) -> None:
