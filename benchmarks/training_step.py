@@ -29,7 +29,7 @@ from benchmarks.results import write_result
 from data_prep.augment import Augmenter
 from data_prep.batch_ops import batch_normalise
 from data_prep.dataset import read_dataset
-from data_prep.loader import Batch, build_loader
+from data_prep.loader import Batch, ResidentLoader, StreamLoader, build_loader
 from ddp_trainer.engine import RunData, Trainer
 from ddp_trainer.evaluate import Evaluator
 from ddp_trainer.hardware import resolve_device, resolve_precision
@@ -45,18 +45,14 @@ Step = Callable[[], object]
 def our_step(data_dir: Path, batch_size: int) -> Step:
     config = baseline()
     config = replace(config, schedule=replace(config.schedule, batch_size=batch_size))
-    runtime, spec = Runtime(config.runtime), read_spec(data_dir)
-    dataset = read_dataset(data_dir)
-    loader = build_loader(
-        data_dir / dataset.splits["train"].file, mode="resident", device=runtime.device, batch_size=500, num_workers=1
-    )
-    samples = np.arange(dataset.splits["train"].count)
+    runtime = Runtime(config.runtime)
+    spec, loader = load(data_dir, batch_size)
+    batch, samples = first_batch(loader), np.arange(batch_size)
     augmenter = Augmenter(config.augment, mean=spec.mean, std=spec.std, seed=0)
     model = build_model(spec)
-    evaluator = Evaluator(loader, samples[:500], spec, runtime, batch_size=500)
+    evaluator = Evaluator(loader, samples, spec, runtime, batch_size=batch_size)
     data = RunData(loader=loader, samples=samples, augmenter=augmenter, evaluator=evaluator)
     trainer = Trainer(config, runtime, model, build_optimizer(model, config.optim), data, SilentObserver())
-    batch = first_batch(data_dir, batch_size)
 
     def step() -> None:
         runtime.announce_stop()
@@ -101,21 +97,23 @@ def newcomer_step(data_dir: Path, batch_size: int) -> Step:
 LOOPS = {"ours": our_step, "bare": bare_step, "newcomer": newcomer_step}
 
 
-def read_spec(data_dir: Path) -> ModelSpec:
+def load(data_dir: Path, batch_size: int) -> tuple[ModelSpec, ResidentLoader | StreamLoader]:
+    """What the model must know of the dataset, and its training images on the device."""
     dataset = read_dataset(data_dir)
-    return ModelSpec(classes=dataset.classes, mean=dataset.mean, std=dataset.std, image_size=dataset.image_size)
-
-
-def first_batch(data_dir: Path, batch_size: int) -> Batch:
-    beton = data_dir / read_dataset(data_dir).splits["train"].file
+    spec = ModelSpec(classes=dataset.classes, mean=dataset.mean, std=dataset.std, image_size=dataset.image_size)
+    beton = data_dir / dataset.splits["train"].file
     device = torch.device(resolve_device(baseline().runtime))
-    loader = build_loader(beton, mode="resident", device=device, batch_size=batch_size, num_workers=1)
-    return next(iter(loader.batches([np.arange(batch_size)])))
+    return spec, build_loader(beton, mode="resident", device=device, batch_size=batch_size, num_workers=1)
+
+
+def first_batch(loader: ResidentLoader | StreamLoader) -> Batch:
+    return next(iter(loader.batches([np.arange(loader.batch_size)])))
 
 
 def ready(data_dir: Path, batch_size: int) -> tuple[CustomResNet, Tensor, Tensor]:
     """The model, normalised images and labels, on the device."""
-    spec, batch = read_spec(data_dir), first_batch(data_dir, batch_size)
+    spec, loader = load(data_dir, batch_size)
+    batch = first_batch(loader)
     images = batch_normalise(batch.images, spec.mean, spec.std, torch.float32)
     return build_model(spec).to(images.device), images, batch.labels
 
