@@ -78,10 +78,14 @@ def clean_up(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def drop_old(folder: Path, *, keep: int) -> None:
-    """Keeps the newest `keep` checkpoints and the one with the highest score."""
+def drop_old(folder: Path, *, keep: int, step: int) -> None:
+    """Of the checkpoints up to that of `step`, keeps the newest `keep` and the one with the highest score.
+
+    Those of later steps are damaged: the run went on from before them.
+    """
     found = list_checkpoints(folder)
-    kept = {*found[:keep], *_best(found)}
+    good = [path for path in found if step_of(path) <= step]
+    kept = {*good[:keep], *_best(good)}
     for path in found:
         if path not in kept:
             doomed = path.with_name(DROPPED + path.name)

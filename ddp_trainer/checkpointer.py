@@ -82,7 +82,7 @@ class Checkpointer:
         state = copy.wait()
         try:
             write_checkpoint(place, state, step=step, score=score)
-            drop_old(self.folder, keep=self.keep)
+            drop_old(self.folder, keep=self.keep, step=step)
         except Exception as error:  # torch.save reports a full disk as RuntimeError
             raise CheckpointError(f"cannot save {place}: {self._room(state)}: {error}") from error
 

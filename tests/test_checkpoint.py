@@ -56,6 +56,16 @@ def test_the_best_by_validation_is_kept_beside_the_newest(tmp_path: Path) -> Non
     assert names(tmp_path) == ["step-00000002", "step-00000006"]
 
 
+def test_what_is_saved_after_a_damaged_checkpoint_takes_its_place(tmp_path: Path) -> None:
+    """The one of step 30 is damaged, so the run went on from step 20 and saves anew at 25."""
+    for step, score in ((10, 0.9), (20, 0.5), (30, 0.5)):
+        write_checkpoint(tmp_path / f"step-{step:08d}", state(step), step=step, score=score)
+    checkpointer = Checkpointer(tmp_path, keep=1)
+    checkpointer.save(state(25), step=25)
+    checkpointer.close()
+    assert names(tmp_path) == ["step-00000010", "step-00000025"], "the best and the newest"
+
+
 def test_training_on_does_not_change_what_is_being_saved(tmp_path: Path) -> None:
     weight = torch.zeros(1000, 1000)
     checkpointer = Checkpointer(tmp_path, keep=1)
