@@ -25,6 +25,9 @@ FREE_ON_RESUME = frozenset({
 })  # fmt: skip
 
 
+WEEK = 7 * 86400  # seconds
+
+
 def require(condition: bool, message: str) -> None:
     """Raise InputError(message) unless `condition` holds."""
     if not condition:
@@ -152,7 +155,8 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, f"--seed {self.seed}: give a whole number from 0 to 2^63 - 1")
-        require(self.process_group_timeout > 0, "--process-group-timeout: give a number of seconds above 0")
+        timeout = self.process_group_timeout
+        require(0 < timeout <= WEEK, f"--process-group-timeout {timeout}: give seconds above 0, up to {WEEK} (a week)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,13 @@ torch, which takes seconds to import, is asked about GPUs only.
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_prep.errors import InputError
 from ddp_trainer.config import RuntimeConfig, TrainConfig, launch_environment, require
+
+if TYPE_CHECKING:
+    from data_prep.dataset import DatasetInfo
 
 
 def _cpu_info() -> str:
@@ -40,13 +44,22 @@ def check_launch(config: RuntimeConfig) -> None:
             "launched for several processes, but this one is alone (--cpu and MULTI_CPU make Accelerate start one): "
             "use accelerate launch --multi_gpu --num_processes N ... --device cpu, or unset MASTER_ADDR for one process"
         )
-    if config.device != "cuda":
-        return
-    import torch
+    if resolve_device(config) == "cuda":
+        import torch
 
-    if launch_environment()[1] >= max(torch.cuda.device_count(), 1):
-        raise InputError(f"{launch_environment()[2]} processes were launched, but this machine has "
-                         f"{torch.cuda.device_count()} GPUs: lower --num_processes")  # fmt: skip
+        processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE") or 1), torch.cuda.device_count()
+        require(processes <= gpus, f"{processes} processes were launched on this machine, which has {gpus} GPUs: "
+                                   "lower --num_processes, or train on the CPU by --device cpu")  # fmt: skip
+
+
+def check_dataset(config: TrainConfig, dataset: "DatasetInfo") -> int:
+    """How many images there are to train on. Raises InputError where the settings do not fit the dataset."""
+    held_out, size, total = config.data.validation, dataset.image_size, dataset.splits["train"].count
+    require(held_out < total, f"--validation {held_out}: there are {total} training images; leave some to train on")
+    padding = config.augment.crop_padding
+    require(padding < size, f"--crop-padding {padding}: the images have {size} pixels a side; give at most {size - 1}")
+    check_batch(config, num_images=total - held_out)
+    return total - held_out
 
 
 def check_batch(config: TrainConfig, *, num_images: int) -> None:

@@ -12,7 +12,7 @@ from data_prep.dataset import read_dataset
 from data_prep.errors import InputError
 from ddp_trainer.command_line import parse_command_line
 from ddp_trainer.config import TrainConfig
-from ddp_trainer.hardware import check_batch
+from ddp_trainer.hardware import check_dataset
 from ddp_trainer.recipes import RECIPES
 
 
@@ -25,7 +25,7 @@ def check(argv: Sequence[str]) -> tuple[TrainConfig, int]:
     except InputError as error:
         raise InputError(f"{error} (or as a job: sbatch slurm/prep.sh)") from None
     os.environ["WORLD_SIZE"] = str(processes * int(os.environ.get("SLURM_JOB_NUM_NODES", "1")))
-    check_batch(config, num_images=dataset.splits["train"].count - config.data.validation)
+    check_dataset(config, dataset)
     out = config.run.out
     if out is not None and not config.run.resume and (out / "config.json").exists():
         raise InputError(f"--out {out}: a run is there already; add --resume to go on with it, or name another")

@@ -1,13 +1,16 @@
 """From the command line to a checked, frozen configuration."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
+import torch
 
+from data_prep.dataset import read_dataset
 from data_prep.errors import InputError
 from ddp_trainer.command_line import parse_command_line
-from ddp_trainer.config import FREE_ON_RESUME, TrainConfig
-from ddp_trainer.hardware import check_batch
+from ddp_trainer.config import FREE_ON_RESUME, RuntimeConfig, TrainConfig
+from ddp_trainer.hardware import check_batch, check_dataset, check_launch
 from ddp_trainer.recipes import RECIPES, describe_recipes
 
 
@@ -66,6 +69,7 @@ def test_help_lists_every_promised_flag_and_every_recipe(capsys: pytest.CaptureF
         (["--resume"], "--out"),
         (["--crop-padding", "-1"], "--crop-padding"),
         (["--warmup-fraction", "2"], "--warmup-fraction"),
+        (["--process-group-timeout", "inf"], "--process-group-timeout inf"),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(arguments: list[str], expected: str) -> None:
@@ -90,3 +94,31 @@ def test_the_batch_must_be_shared_out_evenly(
     else:
         with pytest.raises(InputError, match="--batch-size 32"):
             check_batch(RECIPES["smoke"], num_images=images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--validation", "96"], "--validation 96: there are 96 training images; leave some to train on"),
+        (["--validation", "80"], "--batch-size 32 is more than the 16 training images"),
+        (["--crop-padding", "32"], "--crop-padding 32: the images have 32 pixels a side; give at most 31"),
+    ],
+)
+def test_settings_that_do_not_fit_the_dataset(tiny_dir: Path, arguments: list[str], expected: str) -> None:
+    dataset = read_dataset(tiny_dir)
+    assert check_dataset(parse("smoke", "--validation", "64", "--crop-padding", "31"), dataset) == 32
+    with pytest.raises(InputError, match=expected):
+        check_dataset(parse("smoke", *arguments), dataset)
+
+
+def test_more_processes_than_gpus_are_refused_by_every_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for processes, fine in ((2, True), (4, False)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        check_launch(RuntimeConfig(device="cpu"))
+        if fine:
+            check_launch(RuntimeConfig())
+        else:
+            with pytest.raises(InputError, match="4 processes were launched on this machine, which has 2 GPUs"):
+                check_launch(RuntimeConfig())
