@@ -14,7 +14,7 @@ from data_prep.loader import ResidentLoader, StreamLoader, build_loader, read_im
 from data_prep.order import hold_out
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.engine import RunData
-from ddp_trainer.evaluate import EVALUATION_BATCH, Evaluator
+from ddp_trainer.evaluate import Evaluator
 from ddp_trainer.initialisation import initialise, whiten_stem
 from ddp_trainer.model import ModelSpec, build_model
 from ddp_trainer.runtime import Runtime
@@ -39,9 +39,8 @@ def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, spec
                             num_workers=config.data.num_workers)  # fmt: skip
 
     share = config.schedule.batch_size // runtime.world_size
-    evaluator = Evaluator(
-        loader(evaluated_beton, EVALUATION_BATCH), evaluated, spec, runtime, batch_size=EVALUATION_BATCH
-    )
+    at_once = spec.evaluation_batch
+    evaluator = Evaluator(loader(evaluated_beton, at_once), evaluated, spec, runtime, batch_size=at_once)
     return RunData(loader=loader(train_beton, share), samples=samples, augmenter=augmenter, evaluator=evaluator)
 
 

@@ -29,7 +29,6 @@ from ddp_trainer.rundir import read_json
 from ddp_trainer.runtime import Runtime
 from ddp_trainer.signals import StopRequest
 
-EVALUATION_BATCH = 500
 SURE_MARGIN = 2.0  # of a model with 77 % on 5,000 images, no answer differs from six views of all, nor at 1
 UNSURE_STEP = 100
 
@@ -174,9 +173,9 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
     runtime = Runtime(RuntimeConfig(device=config.device, precision=config.precision), stop=StopRequest())
     split = dataset.splits["test"]
     loader = build_loader(
-        data_dir / split.file, mode="auto", device=runtime.device, batch_size=EVALUATION_BATCH, num_workers=1
+        data_dir / split.file, mode="auto", device=runtime.device, batch_size=spec.evaluation_batch, num_workers=1
     )
-    evaluator = Evaluator(loader, np.arange(split.count), spec, runtime, batch_size=EVALUATION_BATCH)
+    evaluator = Evaluator(loader, np.arange(split.count), spec, runtime, batch_size=spec.evaluation_batch)
     result = evaluator.run(runtime.place(model), tta=config.tta)
     runtime.close()
     averaged = result if result.logits_tta is None else replace(result, logits=result.logits_tta)

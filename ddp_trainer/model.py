@@ -42,6 +42,11 @@ class ModelSpec:
     activation: str = "relu"
     architecture: str = "custom_resnet"
 
+    @property
+    def evaluation_batch(self) -> int:
+        """How many images are evaluated at a time: their activations take the memory of 500 of 32x32 at the most."""
+        return max(1, min(500, 500 * 32**2 // self.image_size**2))
+
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
@@ -85,7 +90,7 @@ class Residual(nn.Module):
 
 
 class CustomResNet(nn.Module):
-    """(N, 3, H, W) normalised images -> (N, num_classes) raw logits. H and W: at least 32.
+    """(N, 3, H, W) normalised images -> (N, num_classes) raw logits. H and W: at least 8.
 
     The last pooling takes the maximum over the whole remaining map (4x4 for 32x32 images), so larger images work too.
     """

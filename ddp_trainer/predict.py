@@ -20,7 +20,6 @@ from data_prep.sources.folder import read_image
 from ddp_trainer.command_line import parse_flags, program_name
 from ddp_trainer.model import CustomResNet, ModelSpec, load_model
 
-BATCH = 128  # images in memory at a time
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}  # looked for in folders
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # by content; of an animation, the first picture
 
@@ -119,8 +118,8 @@ def predict_files(config: PredictConfig) -> bool:
         if not found:
             complete = False
             print(f"error: {given}: no image files in this folder", file=sys.stderr)
-    for start in range(0, len(paths), BATCH):
-        good, pixels, problems = read_images(paths[start : start + BATCH], spec.image_size)
+    for start in range(0, len(paths), spec.evaluation_batch):
+        good, pixels, problems = read_images(paths[start : start + spec.evaluation_batch], spec.image_size)
         for problem in problems:
             complete = False
             print(f"error: {problem}", file=sys.stderr)

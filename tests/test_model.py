@@ -1,5 +1,6 @@
 """The custom ResNet: its size, its form and what is counted on it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,11 @@ SPEC = ModelSpec(classes=tuple("abcdefghij"), mean=(0.5, 0.4, 0.3), std=(0.2, 0.
 
 def test_it_has_the_parameters_of_the_course_network() -> None:
     assert count_parameters(CustomResNet()) == 6_573_130
+
+
+def test_larger_images_are_evaluated_fewer_at_a_time() -> None:
+    sizes = (8, 32, 64, 1024)
+    assert [replace(SPEC, image_size=size).evaluation_batch for size in sizes] == [500, 500, 125, 1]
 
 
 def test_it_is_the_network_of_the_issue_layer_by_layer() -> None:
