@@ -37,14 +37,15 @@ class CpuSyncBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
+        values = input.to(torch.promote_types(input.dtype, torch.float32))  # as torch sums up bf16
         count = torch.tensor(input.numel() / input.shape[1], dtype=torch.float64)
         dist.all_reduce(count)
-        mean = _sum_over_ranks(input.sum(dim=(0, 2, 3))) / count.item()
-        centred = input - mean[:, None, None]
+        mean = _sum_over_ranks(values.sum(dim=(0, 2, 3))) / count.item()
+        centred = values - mean[:, None, None]
         variance = _sum_over_ranks(centred.square().sum(dim=(0, 2, 3))) / count.item()
         self._update_running(mean.detach(), variance.detach(), count.item())
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, variance: Tensor, count: float) -> None:

@@ -7,6 +7,7 @@ import torch
 from conftest import run
 from torch import nn
 
+from ddp_trainer.sync_batchnorm import CpuSyncBatchNorm2d
 from tests.workers.batchnorm import inputs
 
 
@@ -31,3 +32,14 @@ def test_it_is_plain_batchnorm_over_the_whole_batch(tmp_path: Path, device: str)
         assert torch.allclose(rank["parameters"], gradients, rtol=1e-9, atol=1e-9)
         for name in ("0.running_mean", "0.running_var"):
             assert torch.allclose(rank[name], plain.state_dict()[name], rtol=1e-9)
+
+
+def test_in_bf16_its_statistics_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda values: None)  # one process
+    ours, plain = CpuSyncBatchNorm2d(3), nn.BatchNorm2d(3)
+    images = inputs()[0].bfloat16()
+    found, expected = ours(images), plain(images)
+    assert found.dtype == expected.dtype
+    assert torch.allclose(found, expected, rtol=2**-7, atol=2**-7)
+    for name, value in plain.state_dict().items():
+        assert torch.allclose(ours.state_dict()[name], value, rtol=1e-5), name
