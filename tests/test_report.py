@@ -166,7 +166,7 @@ def test_several_runs_have_mean_and_spread_over_their_seeds(tmp_path):
     shares = [one["correct"] / one["total"] for one in found[:2]]
     assert f"mean {np.mean(shares):.2%} 87.50%" in page.text
     assert f"standard deviation {np.std(shares, ddof=1):.2%} 0.00%" in page.text
-    assert f"{np.mean(shares):.2%} mean accuracy on the test images over 2 seeds" in page.text
+    assert f"{np.mean(shares):.2%} mean accuracy on the test images over 2 runs" in page.text
     assert "3 runs side by side" in page.text and "stopped (not complete)" in page.text
     assert "a/same" in page.text and "b/same" in page.text and "seed 0 1 2" in page.text
     assert not (runs[1] / "report").exists()
@@ -181,4 +181,20 @@ def test_runs_of_different_settings_are_not_averaged(tmp_path):
     for first, second in ((0, 2), (1, 3)):
         assert f"mean {np.mean([shares[first], shares[second]]):.2%}" in page.text
     assert page.text.count("standard deviation") == 3, "two rows, and the note below the table"
-    assert "over 2 seeds" not in page.text
+    assert "over 2 runs" not in page.text
+
+
+def test_runs_on_another_number_of_processes_are_not_averaged(tmp_path):
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for seed, run in enumerate(runs):
+        make_run(run, seed=seed)
+    path = runs[1] / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "world_size": 1}))
+    assert Page(write_report(runs)).text.count("standard deviation") == 1, "the note below the table"
+
+
+def test_a_run_that_is_named_twice_is_shown_once(tmp_path):
+    make_run(tmp_path / "run")
+    (tmp_path / "latest").symlink_to("run")
+    page = Page(write_report([tmp_path / "run", tmp_path / "latest"]))
+    assert "side by side" not in page.text

@@ -53,3 +53,16 @@ def test_command_line(tmp_path, capsys):
     make_run(tmp_path / "run")
     assert main([str(tmp_path / "run")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'run' / 'report' / 'index.html'}\n"
+
+
+def test_predictions_damaged_within_are_named(tmp_path, capsys):
+    """The container is whole and the compressed data in it are not."""
+    arrays = make_run(tmp_path / "run")
+    path = tmp_path / "run" / "predictions.npz"
+    np.savez_compressed(path, **{key: array for key, array in arrays.items() if np.ndim(array)})
+    content = bytearray(path.read_bytes())
+    start = content.index(b"indices.npy") + 60
+    content[start : start + 40] = b"\xff" * 40
+    path.write_bytes(content)
+    assert main([str(tmp_path / "run")]) == 2
+    assert "predictions.npz cannot be read" in capsys.readouterr().err

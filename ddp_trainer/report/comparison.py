@@ -34,7 +34,8 @@ def alike(runs: Sequence[Run]) -> list[list[Run]]:
     groups: dict[object, list[Run]] = {}
     for run in runs:
         settings = {name: value for name, value in run.settings.items() if name not in LEFT_OUT | {"seed"}}
-        same = (run.split, run.classes, repr(run.config.get("dataset")), repr(sorted(settings.items())))
+        recorded = [run.config.get(name) for name in ("dataset", "world_size", "precision")]
+        same = (run.split, run.classes, repr(recorded), repr(sorted(settings.items())))
         groups.setdefault(same if run.summary is not None else run.path, []).append(run)
     return list(groups.values())
 
@@ -46,7 +47,7 @@ def summary(runs: Sequence[Run]) -> str:
         return ""
     shares = [run.accuracy for run in groups[0] if run.accuracy is not None]
     said = (
-        f"mean accuracy on the {escape(groups[0][0].split)} images over {len(shares)} seeds"
+        f"mean accuracy on the {escape(groups[0][0].split)} images over {len(shares)} runs"
         f'<br><span class="muted">standard deviation {percent(stdev(shares))}, from {percent(min(shares))} to '
         f"{percent(max(shares))}</span>"
     )

@@ -5,6 +5,7 @@ Not owned here: who writes these files (`outputs`, `rundir`, `tracking`).
 
 import json
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -152,8 +153,8 @@ def load_run(path: Path) -> Run:
 
 
 def load_runs(paths: Sequence[Path]) -> list[Run]:
-    """`load_run` of each; folders of the same name get their parent's name before it."""
-    runs = [load_run(path) for path in paths]
+    """`load_run` of each, once; folders of the same name get their parent's name before it."""
+    runs = list({run.path: run for run in map(load_run, paths)}.values())
     names = Counter(run.name for run in runs)
     return [replace(run, name=f"{run.path.parent.name}/{run.name}") if names[run.name] > 1 else run for run in runs]
 
@@ -190,7 +191,7 @@ def read_predictions(path: Path) -> Predictions | None:
             found = Predictions(**{name: arrays[name] for name in names})
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({error}); train again or remove it") from None
     wrong = _mistake(found)
     if wrong:
