@@ -93,7 +93,10 @@ def build_tracker(
     mirrors: dict[str, Mirror] = {}
     kept: dict[str, str] = dict(state)
     if "tensorboard" in settings.tracker_names:
-        mirrors["TensorBoard"] = TensorBoardMirror(run_dir, history)
+        try:
+            mirrors["TensorBoard"] = TensorBoardMirror(run_dir, history)
+        except Exception as error:  # also of an installation that cannot be imported
+            warn(f"TensorBoard does not work, going on without it: {one_line(error)}")
     mode = resolve_mode(settings.wandb) if "wandb" in settings.tracker_names else "disabled"
     if mode != "disabled":
         kept["wandb_run_id"] = choose_run_id(run_dir / "wandb" / "run-id", state.get("wandb_run_id"))

@@ -66,6 +66,20 @@ def test_tensorboard_shows_each_epoch_once_after_a_resume(tmp_path: Path) -> Non
     assert done.stdout.splitlines()[-1:] == ["[(3, 2.0), (6, 1.0)]"], done.stderr
 
 
+def test_a_tensorboard_that_does_not_start_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise ImportError("numpy has another version")
+
+    monkeypatch.setattr("ddp_trainer.tracking.TensorBoardMirror", broken)
+    tracker = build_tracker(TrackingConfig(trackers="tensorboard"), run_dir=tmp_path, config={})
+    tracker.log_epoch(record(1))
+    tracker.finish(None)
+    assert len(read_lines(tmp_path / "metrics.jsonl")) == 1
+    assert capfd.readouterr().err.count("numpy has another version") == 1
+
+
 def test_missing_tensorboard_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install tensorboard"):
