@@ -36,9 +36,13 @@ def load_state(run_dir: Path, step: int, settings: Mapping[str, Any]) -> dict[st
         state = read_checkpoint(run_dir / "checkpoints" / f"step-{step:08d}", REQUIRED)
     except CheckpointError as error:  # the main process has read it: this machine does not see the same files
         raise InputError(f"--resume: {error}; every machine must see the same --out") from None
-    saved = state["settings"]
+    refuse_other_training(state["settings"], settings)
+    return state
+
+
+def refuse_other_training(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raises InputError, which names what differs, unless every one of `settings` is as it was saved."""
     changed = [name for name in settings if saved.get(name) != settings[name]]
     if changed:
         detail = ", ".join(f"{name} {saved.get(name)} -> {settings[name]}" for name in changed)
         raise InputError(f"--resume: this would not be the same training ({detail}); use the settings it began with")
-    return state

@@ -13,15 +13,15 @@ from ddp_trainer.checkpointer import Checkpointer
 from ddp_trainer.config import TrainConfig, launch_environment
 from ddp_trainer.engine import Observer, Trainer
 from ddp_trainer.evaluate import Evaluation
-from ddp_trainer.hardware import check_batch
+from ddp_trainer.hardware import check_dataset
 from ddp_trainer.model import ModelSpec, build_model, count_parameters, training_flops_per_image
 from ddp_trainer.model_card import write_model_card_or_say_why
 from ddp_trainer.observer import RunObserver, SilentObserver
 from ddp_trainer.optim import build_optimizer
 from ddp_trainer.outputs import write_model, write_predictions, write_report_or_say_why, write_summary
 from ddp_trainer.profiling import profile_steps
-from ddp_trainer.resuming import COMPLETE, FRESH, find_start, load_state
-from ddp_trainer.rundir import RunDirectory, git_commit, package_versions, write_json
+from ddp_trainer.resuming import COMPLETE, FRESH, find_start, load_state, refuse_other_training
+from ddp_trainer.rundir import RunDirectory, git_commit, package_versions, recorded_settings, write_json
 from ddp_trainer.runtime import Runtime, check_machine
 from ddp_trainer.signals import StopRequest
 from ddp_trainer.tracking import NullTracker, Tracker, build_tracker
@@ -38,8 +38,7 @@ class TrainingRun:
         self.config = config
         check_machine(config.runtime)
         self.dataset = read_dataset(config.data.data_dir)
-        num_images = self.dataset.splits["train"].count - config.data.validation
-        check_batch(config, num_images=num_images)
+        num_images = check_dataset(config, self.dataset)
         verify_dataset(config.data.data_dir, self.dataset)
         self.run_dir = self._claim() if launch_environment()[0] == 0 else None
         last_step = config.schedule.last_step(num_images)
@@ -48,6 +47,8 @@ class TrainingRun:
             start = find_start(self.run_dir, last_step)
         self.runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate, stop=stop)
         self.start = self.runtime.agree_on(start)
+        self.state = self._saved_state()
+        self.position = (self.state["step"], len(self.state["history"])) if self.state else (0, 0)
         self.tracker: Tracker = NullTracker()
         self.checkpointer: Checkpointer | None = None
         self.trainer: Trainer | None = None
@@ -56,6 +57,17 @@ class TrainingRun:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         out = self.config.run.out or Path("runs") / f"{self.config.recipe}-{stamp}"
         return RunDirectory(out, resume=self.config.run.resume)
+
+    def _saved_state(self) -> dict[str, Any] | None:
+        """What to go on from, if anything. Raises InputError where it is another training."""
+        if self.start == FRESH:
+            return None
+        assert self.config.run.out is not None, "--resume comes with --out"
+        if self.is_complete:  # there is nothing to compute, so what `auto` comes to is all the same
+            asked = {**self.settings, "precision": self.config.runtime.precision}
+            refuse_other_training(recorded_settings(self.config.run.out), asked)
+            return None
+        return load_state(self.config.run.out, self.start, self.settings)
 
     @property
     def is_complete(self) -> bool:
@@ -83,26 +95,26 @@ class TrainingRun:
 
     def build(self) -> Trainer:
         """The trainer, standing where the run starts or goes on."""
-        state = None
-        if self.start >= 0:
-            assert self.config.run.out is not None, "--resume comes with --out"
-            state = load_state(self.config.run.out, self.start, self.settings)
+        state, self.state = self.state, None  # not to be held in memory for the whole run
         observer = self._observer(state)
         data = build_data(self.config, self.runtime, self.dataset, self.spec)
         model = build_network(self.config, data, self.spec, fresh=state is None)
         optimizer = build_optimizer(model, self.config.optim)
-        self.trainer = Trainer(self.config, self.runtime, model, optimizer, data, observer)
+        trainer = Trainer(self.config, self.runtime, model, optimizer, data, observer)
         if state is not None:
-            restore_state(self.trainer, state)
-        self._announce()
-        profile_steps(self.trainer, self.config.run.profile, self.run_dir)
-        return self.trainer
+            restore_state(trainer, state)
+        self.trainer = trainer
+        self._announce(trainer)
+        profile_steps(trainer, self.config.run.profile, self.run_dir)
+        return trainer
 
     def _observer(self, state: dict[str, Any] | None) -> Observer:
         if self.run_dir is None:
             return SilentObserver()
-        self.run_dir.write_status("running")
-        (self.run_dir.path / "summary.json").unlink(missing_ok=True)  # of fewer --max-steps: no longer the whole run
+        step, epoch = self.position
+        self.run_dir.write_status("running", step=step, epoch=epoch)
+        for name in ("summary.json", "predictions.npz"):  # of fewer --max-steps: no longer the whole run
+            (self.run_dir.path / name).unlink(missing_ok=True)
         write_json(self.run_dir.path / "config.json", self._description())
         self.tracker = build_tracker(
             self.config.tracking,
@@ -129,9 +141,8 @@ class TrainingRun:
             "dataset": asdict(self.dataset),
         }
 
-    def _announce(self) -> None:
-        assert self.trainer is not None
-        schedule, trainer, runtime = self.config.schedule, self.trainer, self.runtime
+    def _announce(self, trainer: Trainer) -> None:
+        schedule, runtime = self.config.schedule, self.runtime
         left_out = len(trainer.data.samples) % schedule.batch_size
         self.say(
             f"{self.config.recipe}: {schedule.epochs} epochs of {trainer.steps_per_epoch} steps of "
@@ -210,7 +221,7 @@ class TrainingRun:
     def _end(self, state: str, message: str) -> None:
         if self.run_dir is None:
             return
-        step, epoch = (self.trainer.step, len(self.trainer.history)) if self.trainer else (max(self.start, 0), 0)
+        step, epoch = (self.trainer.step, len(self.trainer.history)) if self.trainer else self.position
         self.run_dir.write_status(state, step=step, epoch=epoch, message=message)
         self.tracker.finish(None, failed=state == "failed")
 

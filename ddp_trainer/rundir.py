@@ -34,6 +34,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content
 
 
+def recorded_settings(run_dir: Path) -> dict[str, Any]:
+    """What config.json says a run was trained with, and on which images. Raises InputError where it says nothing."""
+    config = read_json(run_dir / "config.json") or {}
+    try:
+        return {**config["settings"], "training images": config["dataset"]["splits"]["train"]["sha256"]}
+    except (KeyError, TypeError):
+        raise InputError(f"{run_dir / 'config.json'} does not say what was trained: name another --out") from None
+
+
 class RunDirectory:
     """One run's folder, held by this process until it ends, so that no two runs write into it.
 

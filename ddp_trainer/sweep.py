@@ -21,10 +21,10 @@ from data_prep.dataset import read_dataset
 from data_prep.errors import InputError
 from ddp_trainer.command_line import parse_command_line, program_name, take_recipe
 from ddp_trainer.config import TrainConfig, require
-from ddp_trainer.hardware import check_batch
+from ddp_trainer.hardware import check_dataset
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.report.sweep_table import NO_DIFFERENCE, TABLE, results_table
-from ddp_trainer.rundir import read_json
+from ddp_trainer.rundir import read_json, recorded_settings
 from ddp_trainer.signals import SIGNALS
 
 OWN_FLAGS = {"seed", "out", "resume"}  # of the trainer, set here for each training
@@ -40,6 +40,11 @@ class Training:
     @property
     def complete(self) -> bool:
         return (self.out / "summary.json").exists()
+
+    @property
+    def done(self) -> bool:
+        """Complete, and its report written too."""
+        return self.complete and (read_json(self.out / "status.json") or {}).get("state") == "done"
 
 
 @dataclass(frozen=True)
@@ -129,10 +134,9 @@ def check(training: Training) -> None:
     """
     config = parse_command_line(training.arguments, RECIPES, prog="", description="")
     dataset = read_dataset(config.data.data_dir)
-    check_batch(config, num_images=dataset.splits["train"].count - config.data.validation)
-    done = read_json(training.out / "config.json") if training.complete else None
-    if done is not None:
-        theirs = {**done["settings"], "training images": done["dataset"]["splits"]["train"]["sha256"]}
+    check_dataset(config, dataset)
+    if training.complete:
+        theirs = recorded_settings(training.out)
         for name, new in _settings(config, dataset.splits["train"].sha256).items():
             old = theirs.get(name)
             said = f"{training.out} was trained with {name} {old}, not {new}"
@@ -185,7 +189,7 @@ def run(sweep: Sweep) -> int:
     os.environ.setdefault("WANDB_RUN_GROUP", sweep.out.name)
     runner, total = Runner(sweep.launcher), len(sweep.trainings)
     for number, training in enumerate(sweep.trainings, 1):
-        if not training.complete and not runner.stopped:
+        if not training.done and not runner.stopped:
             say(f"[{number}/{total}] {training.out.name}")
             runner.train(training)
             if not training.complete and not runner.stopped:

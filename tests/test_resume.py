@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import NARROW, fork, read_lines, start, train
+from conftest import NARROW, fork, read_lines, run, start, train
 
 # 96 training images in batches of 16: ten epochs of 6 steps, with a checkpoint at every second step.
 PLAN = ("--epochs", "10", "--max-steps", "60", "--batch-size", "16", "--checkpoint-every-steps", "2",
@@ -94,14 +94,41 @@ def test_a_finished_run_is_left_alone(smoke_run: Path, tiny_dir: Path, tmp_path:
 
 
 def test_another_training_is_refused_by_the_name_of_the_setting(tiny_dir: Path, tmp_path: Path) -> None:
+    """Whether there is something left to train or not."""
     out = tmp_path / "run"
     train("--data-dir", tiny_dir, "--out", out, "--max-steps", "2", module=NARROW)
     arguments = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", out, "--resume")
-    finished = fork(*arguments, "--peak-lr", "0.05")
-    assert finished.returncode == 2
-    assert "peak_lr" in finished.stderr
+    before = contents(out)
+    for steps in ("2", "3"):
+        finished = fork(*arguments, "--peak-lr", "0.05", "--max-steps", steps)
+        assert finished.returncode == 2
+        assert "peak_lr 0.1 -> 0.05" in finished.stderr
+        assert contents(out) == before, "nothing is written over"
     train("--data-dir", tiny_dir, "--out", out, "--resume", "--max-steps", "3", "--data-mode", "stream", module=NARROW)
     assert json.loads((out / "summary.json").read_text())["steps"] == 3
+
+
+def test_a_run_that_goes_on_has_no_results_until_it_is_complete_again(tiny_dir: Path, tmp_path: Path) -> None:
+    """It fails in the first step of those that were added."""
+    arguments = ("--data-dir", tiny_dir, "--out", tmp_path / "run", "--max-steps")
+    train(*arguments, "3", module=NARROW)
+    results = [tmp_path / "run" / name for name in ("summary.json", "predictions.npz")]
+    assert all(path.exists() for path in results)
+    finished = run("tests.workers.poisoned_train", "1", "smoke", "--device", "cpu", *arguments, "6", "--resume")
+    assert finished.returncode == 1
+    assert not any(path.exists() for path in results)
+
+
+def test_a_run_may_end_before_the_step_it_has_reached(tiny_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train("--data-dir", tiny_dir, "--out", out, "--max-steps", "5", module=NARROW)
+    (out / "summary.json").unlink()  # as if it had been stopped there
+    train("--data-dir", tiny_dir, "--out", out, "--max-steps", "4", "--resume", module=NARROW)
+    assert json.loads((out / "summary.json").read_text())["steps"] == 5
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def workers(launcher: subprocess.Popen) -> list[int]:

@@ -87,6 +87,11 @@ def test_a_stopped_sweep_goes_on_and_ends_with_its_table(tiny_dir: Path, tmp_pat
 
     again = run("ddp_trainer.sweep", *sweep)
     assert "[1/2]" not in again.stderr, "what is complete is not trained again"
+    (first / "status.json").write_text('{"state": "running"}')  # as if it had been killed after its summary
+    shutil.rmtree(first / "report")
+    again = run("ddp_trainer.sweep", *sweep)
+    assert f"{first} is complete already" in again.stderr
+    assert (first / "report" / "index.html").exists()
     other = run("ddp_trainer.sweep", *sweep[:-4], "--max-steps", "2", "--out", tmp_path)
     assert other.returncode == 2
     assert "was trained with max_steps 3, not 2: name another folder by --out" in other.stderr
