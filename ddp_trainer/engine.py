@@ -109,6 +109,13 @@ class Trainer:
         Raises Preempted, with the state saved, when any rank was asked to stop.
         """
         try:
+            return self._fit()
+        except NonFinite as error:
+            self.observer.crashed(self.recent.describe(error.step, self.runtime), step=error.step + 1)
+            raise
+
+    def _fit(self) -> Evaluation:
+        try:
             self.runtime.stop_if_asked()
             self.runtime.end_of_startup()
             evaluation = None
@@ -117,10 +124,7 @@ class Trainer:
                 evaluation = self.finish_epoch(epoch)
             return evaluation or self.evaluate(tta=True)
         except Preempted:
-            self.save()
-            raise
-        except NonFinite as error:
-            self.observer.crashed(self.recent.describe(error.step, self.runtime), step=error.step + 1)
+            self.save()  # raises NonFinite where the last steps must not be saved
             raise
 
     def train_epoch(self, epoch: int) -> None:
@@ -195,7 +199,7 @@ class Trainer:
             self.save()
         _, skipped_steps = self.guard.settle()
         trained = averages(self.runtime.sum_over_ranks(self.sums.values.clone()))
-        evaluation = self.evaluate(tta=self.step == self.last_step)
+        evaluation = self.evaluate(tta=self.step >= self.last_step)
         seconds = self.watch.read()
         record: Record = {
             "epoch": epoch + 1,

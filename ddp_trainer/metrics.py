@@ -54,7 +54,7 @@ def losses_per_image(
 
 
 class Stopwatch:
-    """Seconds while it runs, over several starts and stops: evaluation and saving are left out by stopping it."""
+    """Seconds while it runs, over several starts and stops: evaluation is left out by stopping it."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

@@ -12,9 +12,11 @@ from torch import nn
 
 from ddp_trainer.config import OptimConfig
 from ddp_trainer.ema import Ema
+from ddp_trainer.engine import Trainer
 from ddp_trainer.metrics import RunningSums
 from ddp_trainer.nonfinite import NonFinite, StepGuard, felt_by_all, step_unless
 from ddp_trainer.optim import build_optimizer, zero_momentum
+from ddp_trainer.signals import Preempted
 
 FP16_LIKE = 10
 
@@ -131,6 +133,31 @@ def test_the_average_follows_its_definition() -> None:
             expected = float(number) if expected is None else 0.75 * expected + 0.25 * number
     assert torch.allclose(ema.module.weight, torch.full((2, 3), expected or 0.0))  # type: ignore[arg-type]
     assert ema.updates == 3
+
+
+def test_a_stop_in_the_step_of_a_poisoned_batch_does_not_hide_it() -> None:
+    """The state cannot be saved then; what was wrong is told of as without the stop."""
+    told = []
+
+    class Stopped(Trainer):
+        def __init__(self) -> None:
+            self.runtime = self.observer = self.recent = self  # type: ignore[assignment]
+
+        def stop_if_asked(self) -> None:
+            raise Preempted
+
+        def save(self) -> None:
+            raise NonFinite(4, patience=1)
+
+        def describe(self, step: int, runtime: object) -> str:
+            return f"images of step {step + 1}"
+
+        def crashed(self, report: object, *, step: int) -> None:
+            told.append((report, step))
+
+    with pytest.raises(NonFinite):
+        Stopped().fit()
+    assert told == [("images of step 5", 5)]
 
 
 @pytest.mark.parametrize("processes", [1, 2])
