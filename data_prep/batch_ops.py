@@ -3,6 +3,7 @@
 Nothing here loops over images or waits for the device.
 """
 
+import functools
 from typing import Literal
 
 import numpy as np
@@ -90,11 +91,19 @@ def batch_cutout(images: Tensor, top: Tensor, left: Tensor, *, side: int) -> Ten
 
 def batch_normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> Tensor:
     """(N, C, H, W) uint8 -> (value / 255 - mean) / std as `dtype`, channels_last."""
-    channels, width = images.shape[1], images.shape[3]
-    scale = torch.tensor([1 / (255 * deviation) for deviation in std], dtype=dtype, device=images.device)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=dtype, device=images.device)
-    rows = _rows(images).to(dtype)
-    return _images(rows.mul_(scale.repeat(width)).add_(shift.repeat(width)), channels)
+    scale, shift = _scale_and_shift(mean, std, images.shape[3], dtype, images.device)
+    return _images(_rows(images).to(dtype).mul_(scale).add_(shift), images.shape[1])
+
+
+@functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(W * C) each, for a row of pixels. Kept, because a copy from the host waits for all that the GPU has to do."""
+    scale = torch.tensor([1 / (255 * deviation) for deviation in std], dtype=dtype, device=device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=dtype, device=device)
+    return scale.repeat(width), shift.repeat(width)
 
 
 def batch_jitter(images: Tensor, shift: Tensor, stretch: Tensor) -> Tensor:

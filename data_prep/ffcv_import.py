@@ -19,6 +19,7 @@ def import_ffcv() -> None:
             importlib.import_module("ffcv.fields.rgb_image")
 
         import numba
+        from ffcv.loader import epoch_iterator
         from ffcv.memory_managers.os_cache import OSCacheManager
         from ffcv.pipeline.compiler import Compiler
 
@@ -49,5 +50,8 @@ def import_ffcv() -> None:
         Compiler.set_num_threads = set_num_threads
         Compiler.compile = compile_once
         OSCacheManager.compile_reader = compile_reader  # the search takes two seconds to compile
+        # Our pipelines end on the host. Where it sees a GPU, FFCV's thread would yet choose a stream for each batch,
+        # and by that every process would open a context on the first GPU.
+        epoch_iterator.IS_CUDA = False
     finally:
         torch.set_num_threads(threads)

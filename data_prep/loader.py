@@ -231,7 +231,8 @@ class _PinnedCopies:
         self._done[turn].synchronize()
         pinned = self._slots[turn]
         if pinned is None or any(slot.shape != tensor.shape for slot, tensor in zip(pinned, tensors, strict=True)):
-            pinned = self._slots[turn] = [torch.empty_like(tensor).pin_memory() for tensor in tensors]
+            with torch.inference_mode(False):  # an evaluation's slots are filled outside of it too
+                pinned = self._slots[turn] = [torch.empty_like(tensor).pin_memory() for tensor in tensors]
         for slot, tensor in zip(pinned, tensors, strict=True):
             slot.copy_(tensor)
         with torch.cuda.stream(self._stream):
