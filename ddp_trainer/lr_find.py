@@ -109,15 +109,17 @@ class RangeTrainer(Trainer):
     def run(self) -> LossCurve:
         """Steps until the last rate or until the loss diverges, which all ranks see at the same step: the loss is that
         of the global batch. Raises Preempted when any rank was asked to stop."""
-        curve = LossCurve(self.sweep.steps)
+        curve, refused = LossCurve(self.sweep.steps), 0
         for epoch in itertools.count():
             for batch in self.data.loader.batches(self.plan(epoch)):
                 self.runtime.announce_stop()
                 self.sums.reset()
                 self.train_step(batch, epoch)
                 done = averages(self.runtime.sum_over_ranks(self.sums.values.clone()))
-                loss = done.loss if done.num_images else math.nan  # a step that was refused has counted no image
-                curve.add(self.learning_rate(self.step - 1), loss)
+                refused = 0 if done.num_images else refused + 1  # a refused step has counted no image
+                loss = math.nan if refused else done.loss
+                if refused in (0, self.patience):  # fewer in a row are fp16's search for its loss scale
+                    curve.add(self.learning_rate(self.step - 1), loss)
                 if self.runtime.stop_agreed():
                     raise Preempted
                 self._tell(loss)

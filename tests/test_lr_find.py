@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import run, start
 
 from ddp_trainer.loss_curve import LossCurve
-from ddp_trainer.lr_find import RangeConfig, main
+from ddp_trainer.lr_find import RangeConfig, RangeTrainer, main
+from ddp_trainer.metrics import RunningSums
 
 TINY = ("smoke", "--device", "cpu", "--batch-size", "8")
 
@@ -55,6 +57,46 @@ def test_a_loss_that_is_no_number_stops_and_is_not_kept() -> None:
     curve.add(0.2, math.nan)
     assert curve.diverged
     assert curve.losses == [2.3]
+
+
+class Refusing(RangeTrainer):
+    """Its losses fall; some of its steps are refused."""
+
+    def __init__(self, sweep: RangeConfig, refused: range, patience: int) -> None:
+        self.sweep, self.refused, self.patience, self.step = sweep, refused, patience, 0
+        self.sums = RunningSums(torch.device("cpu"))
+        self.data = self.loader = self.runtime = self  # type: ignore[assignment]
+        self.is_main = False
+
+    def plan(self, epoch: int) -> range:  # type: ignore[override]
+        return range(self.sweep.steps)
+
+    def batches(self, plan: range) -> range:
+        return plan
+
+    def train_step(self, batch: object, epoch: int) -> None:
+        self.step += 1
+        if self.step not in self.refused:
+            self.sums.add(torch.full((2,), 2.0 - self.step / 100), torch.zeros(2))
+
+    def announce_stop(self) -> None: ...
+
+    def sum_over_ranks(self, sums: torch.Tensor) -> torch.Tensor:
+        return sums
+
+    def stop_agreed(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("refused", "patience", "kept"), [(range(3, 12), 10, 41), (range(3, 13), 10, 2), (range(3, 4), 1, 2)]
+)
+def test_a_few_refused_steps_are_no_divergence_where_the_loss_scale_is_sought(
+    refused: range, patience: int, kept: int
+) -> None:
+    curve = Refusing(RangeConfig(steps=50), refused, patience).run()
+    assert len(curve.losses) == kept
+    assert curve.diverged == (kept == 2)
 
 
 def test_nothing_is_suggested_where_the_loss_only_rose() -> None:
