@@ -72,7 +72,7 @@ class Trainer:
         self.model = runtime.place(model)
         self.ema = Ema(self.model, decay=decay) if decay else None
         self.wrapped, self.optimizer = runtime.prepare(self.model, optimizer)
-        runtime.settle_buckets(self.wrapped, self._blank_images())
+        runtime.warm_up(self.wrapped, self._blank_images())
         self.bare_optimizer = optimizer
         zero_momentum(optimizer)
         self.steps_per_epoch = config.schedule.steps_per_epoch(len(data.samples))
@@ -80,8 +80,8 @@ class Trainer:
         self.step = 0
         self.history: list[Record] = []
         self.sums = RunningSums(runtime.device)
-        patience = 1 if runtime.scaler is None else FP16_PATIENCE
-        self.guard = StepGuard(self.model, [self.sums.values], patience=patience)
+        self.patience = 1 if runtime.scaler is None else FP16_PATIENCE
+        self.guard = StepGuard(self.model, [self.sums.values], patience=self.patience)
         self.recent = RecentSteps()
         self.watch = Stopwatch()
         self.train_seconds = 0.0
@@ -90,8 +90,8 @@ class Trainer:
         """As many as this rank's forward pass takes, as the network sees images."""
         count = self.config.schedule.batch_size // self.config.schedule.accumulate // self.runtime.world_size
         size, like = self.data.evaluator.spec.image_size, next(self.model.parameters())
-        images = torch.zeros(count, 3, size, size, dtype=like.dtype, device=like.device)
-        return images.to(memory_format=torch.channels_last)
+        images = torch.zeros(count, size, size, 3, dtype=like.dtype, device=like.device)
+        return self.runtime.laid_out(images.permute(0, 3, 1, 2))
 
     def learning_rate(self, step: int) -> float:
         """Of step `step`, counted from 0."""
@@ -180,7 +180,7 @@ class Trainer:
         self.step += 1
 
     def _forward_backward(self, part: Augmented, num_parts: int) -> None:
-        logits = self.wrapped(part.images)
+        logits = self.wrapped(self.runtime.laid_out(part.images))
         losses = losses_per_image(
             logits, part.labels, part.partner_labels, part.label_weights,
             label_smoothing=self.config.optim.label_smoothing,

@@ -112,6 +112,7 @@ class Evaluator:
     def _logits(self, model: nn.Module, images: Tensor, *, tta: bool) -> Tensor:
         """(N, 3, H, W) uint8 -> (N, num_classes), or twice as many columns with those over the views."""
         images = batch_normalise(images, self.spec.mean, self.spec.std, next(model.parameters()).dtype)
+        images = self.runtime.laid_out(images)
         with self.runtime.autocast():
             plain = model(images).to(torch.promote_types(images.dtype, torch.float32))  # averaged in no less
             return torch.cat((plain, averaged_over_views(model, images, plain)), dim=1) if tta else plain

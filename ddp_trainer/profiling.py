@@ -64,7 +64,8 @@ def write_profile(profiler: Any, steps: int, run_dir: Path) -> None:
 
 def table(profiler: Any) -> str:
     """The operations with the most time of their own, on the device where it is not the CPU."""
-    averages = profiler.key_averages()
+    # Those of the host: each has the device's time of its kernels, which are listed a second time by themselves.
+    averages = [event for event in profiler.key_averages() if event.device_type.name == "CPU"]
     on_device = any(event.self_device_time_total for event in averages)
     times = {
         event.key: (event.self_device_time_total if on_device else event.self_cpu_time_total, event.count)

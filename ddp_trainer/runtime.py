@@ -26,7 +26,7 @@ STARTUP_SECONDS = 300.0
 
 # DDP notes in one backward pass in which order the gradients come, and orders its buckets by it as the next pass
 # begins. With a static graph the first pass only learns the graph, and the second is the one noted.
-SETTLING_PASSES = 2
+WARM_UP_PASSES = 2
 
 
 class Runtime:
@@ -88,20 +88,21 @@ class Runtime:
             wrapped, prepared = self._accelerator.prepare(model, optimizer)
         return wrapped, prepared
 
-    def settle_buckets(self, model: nn.Module, images: Tensor) -> None:
-        """Passes of the model under DDP over blank `images`: as many as in a step, lest it be compiled for them too.
+    def warm_up(self, model: nn.Module, images: Tensor) -> None:
+        """Passes of the model over blank `images`: as many as in a step, lest it be compiled for them too.
 
         DDP orders its buckets anew after its first passes, and from three ranks on another order of the elements is
         another order of summation. A resumed run would begin with the first order, in a step that the uninterrupted
-        run took with the second.
+        run took with the second. On a GPU kernels are loaded and chosen here, ahead of the clock.
         """
-        if self.world_size == 1:
+        if self.world_size == 1 and self.device.type == "cpu":
             return
         with without_a_trace(model):
-            for _ in range(SETTLING_PASSES):
+            for _ in range(WARM_UP_PASSES):
                 with self.autocast():
                     logits = model(images)
                 logits.sum().backward()
+        self.synchronize()
 
     def place(self, model: nn.Module) -> nn.Module:
         """Moves the model to the device in the chosen memory format; before DDP, whose buckets copy the strides."""
@@ -109,6 +110,10 @@ class Runtime:
             model = synchronise_batchnorm(model, self.device)
         memory_format = torch.channels_last if self.config.channels_last else torch.contiguous_format
         return model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """channels_last images in the model's memory format: every layer takes on that of its input."""
+        return images if self.config.channels_last else images.contiguous()
 
     def backward(self, loss: Tensor) -> None:
         self._accelerator.backward(loss)
