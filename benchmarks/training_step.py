@@ -37,7 +37,7 @@ from ddp_trainer.model import CustomResNet, ModelSpec, build_model
 from ddp_trainer.observer import SilentObserver
 from ddp_trainer.optim import build_optimizer
 from ddp_trainer.recipes import baseline
-from ddp_trainer.runtime import Runtime
+from ddp_trainer.runtime import Runtime, set_backend_flags
 
 Step = Callable[[], object]
 
@@ -63,6 +63,7 @@ def our_step(data_dir: Path, batch_size: int) -> Step:
 
 
 def bare_step(data_dir: Path, batch_size: int) -> Step:
+    set_backend_flags(baseline().runtime)
     model, images, labels = ready(data_dir, batch_size)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
