@@ -1,5 +1,6 @@
 """One training run put together from its parts, from checked input to the files of a complete run."""
 
+import os
 import sys
 from dataclasses import asdict
 from datetime import datetime
@@ -126,12 +127,17 @@ class TrainingRun:
         self.checkpointer = Checkpointer(self.run_dir.checkpoints, keep=self.config.run.keep_checkpoints)
         return RunObserver(self.run_dir, self.tracker, self.checkpointer, self.config, settings=self.settings)
 
+    @property
+    def _data_dir(self) -> Path:
+        """Where the data will still be when slurm/node.sh has removed the copy that it staged for this job."""
+        return Path(os.environ.get("DDP_STAGED_FROM") or self.config.data.data_dir)
+
     def _description(self) -> dict[str, Any]:
         """The content of config.json: no environment and no raw command line, which may hold secrets."""
         return {
             "recipe": self.config.recipe,
-            "data_dir": str(self.config.data.data_dir.resolve()),
-            "settings": self.config.flat(),
+            "data_dir": str(self._data_dir.resolve()),
+            "settings": {**self.config.flat(), "data_dir": str(self._data_dir)},
             "precision": self.runtime.precision,
             "world_size": self.runtime.world_size,
             "device": self.runtime.device.type,

@@ -43,6 +43,7 @@ if [[ -n ${DDP_STAGE_DIR:-} ]]; then
   trap 'rm -rf "$staged"' EXIT
   run "$python" -m slurm.stage "$DATA_DIR" "$staged"
   set -- "$@" --data-dir "$staged"
+  export DDP_STAGED_FROM=$DATA_DIR # what the run's record names: the copy goes with the job
 fi
 
 world_size=$((SLURM_JOB_NUM_NODES * PROCESSES))
@@ -55,8 +56,10 @@ else
     --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$world_size" --machine_rank "$SLURM_NODEID"
     --main_process_ip "$RENDEZVOUS_HOST" --main_process_port "$RENDEZVOUS_PORT"
     --rdzv_backend c10d --rdzv_conf "is_host=$is_host,read_timeout=600")
-  # torchrun's own flags that Accelerate does not pass on: let TERM be, and name this node as the others know it.
+  # torchrun's own flags that Accelerate does not pass on: let TERM be, name this node as the others know it, and on a
+  # single node where to meet, which would be a port that all jobs share.
   export PET_SIGNALS_TO_HANDLE=SIGHUP PET_LOCAL_ADDR=$SLURMD_NODENAME
+  export PET_RDZV_ENDPOINT=$RENDEZVOUS_HOST:$RENDEZVOUS_PORT
   # Seconds for the other workers of a node after one has died: there is nothing that they could save.
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=10
 fi

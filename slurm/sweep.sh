@@ -22,11 +22,12 @@ mkdir "$sweep" || stop "a sweep of this second is there already: run it again"
 cp "$settings" "$sweep/settings.txt" # what runs is what was submitted, whatever becomes of the file
 
 export WANDB_RUN_GROUP=${WANDB_RUN_GROUP:-${sweep##*/}}
-array=$(DDP_SWEEP=$sweep sbatch --parsable --job-name=sweep --output=logs/%x_%A_%a.out "$@" --array="1-$tasks" slurm/train.sh)
+array=$(sbatch --parsable --job-name=sweep --output=logs/%x_%A_%a.out "$@" --array="1-$tasks" \
+  slurm/train.sh --sweep "$sweep")
 array=${array%%;*} # the name of the cluster follows on some sites
 say "job $array: $tasks trainings in $sweep"
-by_hand="$python -m slurm.sweep table $sweep"
+by_hand=$(printf '%q -m slurm.sweep table %q' "$python" "$sweep")
 table=$(sbatch --parsable --job-name=sweep-table --output=logs/%x_%j.out --nodes=1 --ntasks=1 --time=00:10:00 \
-  --dependency="afterany:$array" --wrap="$(printf '%q -m slurm.sweep table %q' "$python" "$sweep")") ||
+  --dependency="afterany:$array" --wrap="$by_hand") ||
   stop "the job for the table was refused; when the trainings have ended: $by_hand"
 say "job ${table%%;*}: the table, into $sweep/table.md when all have ended; before that: $by_hand"

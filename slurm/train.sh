@@ -28,12 +28,16 @@ source slurm/job.sh
 [[ ${SLURM_NTASKS_PER_NODE:-1} == 1 ]] ||
   stop "leave --ntasks-per-node at 1: the one launcher on each node starts a process for each GPU"
 
-# A sweep takes its arguments from a line of its file.
-if [[ -n ${DDP_SWEEP:-} ]]; then
-  mapfile -d '' -t line < <("$python" -m slurm.sweep arguments "$DDP_SWEEP" "$SLURM_ARRAY_TASK_ID")
+# A task of a sweep takes its arguments from a line of the sweep's file.
+if [[ ${1:-} == --sweep ]]; then
+  mapfile -d '' -t line < <("$python" -m slurm.sweep arguments "$2" "$SLURM_ARRAY_TASK_ID")
   ((${#line[@]})) || exit 2
   set -- "${line[@]}"
 fi
+
+# Of an array, one task's SLURM_JOB_ID is the number of them all.
+job=$SLURM_JOB_ID
+[[ -z ${SLURM_ARRAY_TASK_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
 # This cluster's settings stand before the user's: of a flag that is given twice, the last one counts.
 arguments=()
@@ -84,10 +88,12 @@ echo "$began_with,$stalled" >"$out/attempts"
 
 requeue() {
   # A job that is being cancelled must not come back, and one that SLURM requeues comes back by itself.
-  if [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) != RUNNING ]]; then exit 0; fi
+  local state
+  state=$(squeue --noheader --jobs="$job" --format=%T) || stop "SLURM does not say how this job stands; $go_on"
+  [[ $state == RUNNING ]] || exit 0
   [[ $(newest_checkpoint) != "$began_with" ]] || stop_if_stalled $((stalled + 1))
   say "asked to stop: back into the queue, to go on in $out"
-  scontrol requeue "$SLURM_JOB_ID" || stop "SLURM does not take the job back; $go_on"
+  scontrol requeue "$job" || stop "SLURM does not take the job back; $go_on"
 }
 
 IFS= read -r RENDEZVOUS_HOST < <(scontrol show hostnames "$SLURM_JOB_NODELIST")

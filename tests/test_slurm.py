@@ -16,6 +16,7 @@ from statistics import mean, stdev
 
 import pytest
 from conftest import REPOSITORY, read_lines
+from processes import read
 from slurm_cluster import Cluster, Job, running_cluster, wait_until
 
 from data_prep.dataset import write_dataset
@@ -177,7 +178,9 @@ def test_staged_data_go_when_the_job_is_preempted(
     freeze(job, out, 0)
     assert prep.state == "COMPLETED"
     copy = disk / f"ddp-trainer-{job.number}"
-    assert json.loads((out / "config.json").read_text())["data_dir"] == str(copy)
+    assert any(f"--data-dir\0{copy}\0".encode() in read(pid, "cmdline") for pid in job.workers)
+    recorded = json.loads((out / "config.json").read_text())
+    assert recorded["data_dir"] == recorded["settings"]["data_dir"] == str(checkout / "data" / "from prep")
     assert {path.name for path in copy.iterdir()} == {"train.beton", "test.beton", "dataset.json"}
     take_the_nodes(job)
     wait_until(lambda: job.restarts == 1, lambda: f"not preempted\n{job.log}")
@@ -199,11 +202,11 @@ def test_cancelling_is_final(staged: tuple[Job, Job, Path], cluster: Cluster, ch
 
 @pytest.fixture(scope="module")
 def sweep(cluster: Cluster, checkout: Path) -> Path:
-    """The folder of a complete sweep of three trainings."""
+    """The folder of a complete sweep of three trainings, of two processes each, which run at a time."""
     plan = f"smoke --device cpu {' '.join(PLAN)}"
     lines = [f"{plan} --seed 1", "", "# a comment", f"{plan} --seed '2'", f"{plan} --peak-lr 0.05"]
     (checkout / "my settings.txt").write_text("\n".join(lines))
-    cluster.call("bash", "slurm/sweep.sh", "my settings.txt", *CPU, cwd=checkout)
+    cluster.call("bash", "slurm/sweep.sh", "my settings.txt", *CPU, cwd=checkout, DDP_PROCESSES_PER_NODE="2")
     (folder,) = (checkout / "runs").glob("sweep-*")
     wait_until((folder / "table.md").exists, "no table")
     return folder
@@ -220,9 +223,9 @@ def test_a_sweep_gives_its_table(sweep: Path) -> None:
     ]
 
 
-def test_one_process_keeps_the_schedule_of_four(sweep: Path, two_nodes: tuple[Job, Path]) -> None:
-    one, four = (read_lines(out / "metrics.jsonl") for out in (sweep / "run-1", two_nodes[1]))
-    assert [record["learning_rate"] for record in one] == [record["learning_rate"] for record in four]
+def test_two_processes_keep_the_schedule_of_four(sweep: Path, two_nodes: tuple[Job, Path]) -> None:
+    two, four = (read_lines(out / "metrics.jsonl") for out in (sweep / "run-1", two_nodes[1]))
+    assert [record["learning_rate"] for record in two] == [record["learning_rate"] for record in four]
 
 
 def test_an_interrupted_job_ends_as_one_that_was_not(

@@ -22,9 +22,9 @@ def test_shellcheck_finds_nothing() -> None:
 
 
 def test_the_example_explains_every_setting_and_no_other() -> None:
-    """DDP_SWEEP is between the scripts themselves."""
+    """DDP_STAGED_FROM is between a script and the trainer."""
     files = [path for path in (REPOSITORY / "slurm").iterdir() if path.suffix in {".sh", ".py"}]
-    used = {name for path in files for name in re.findall(r"\bDDP_\w+", path.read_text())} - {"DDP_SWEEP"}
+    used = {name for path in files for name in re.findall(r"\bDDP_\w+", path.read_text())} - {"DDP_STAGED_FROM"}
     assert set(re.findall(r"^# export (DDP_\w+)", EXAMPLE.read_text(), flags=re.MULTILINE)) == used
 
 

@@ -180,6 +180,14 @@ def test_a_run_that_gets_nowhere_is_not_requeued_for_ever(requeued: dict[str, Jo
     assert "error: 2 attempts in a row saved nothing new" in job.log
 
 
+def test_each_task_of_an_array_comes_back_by_itself(requeued: object, desk: Desk) -> None:
+    """Also the one whose number is that of the array, while the other is at work."""
+    array = desk.submit("--array=1-2", ENDS_AS="preempted done", STARTS_FOR="3")
+    tasks = [Job(desk.cluster, f"{array.number}_{task}") for task in (1, 2)]
+    for task in tasks:
+        wait_until(lambda task=task: task.restarts == 1 and task.state == "COMPLETED", lambda task=task: task.log)
+
+
 def test_a_run_that_gets_on_is_requeued_until_it_is_done(requeued: dict[str, Job], desk: Desk) -> None:
     job = requeued["goes on"]
     assert job.end() == "COMPLETED", job.log
