@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,13 +12,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 from data_prep.dataset import DatasetInfo, write_dataset
 from data_prep.errors import InputError
-from data_prep.sources import ImageSet
+from data_prep.sources import SOURCES, ImageSet
 from data_prep.sources.synthetic import DEFAULT_TEST_COUNT, DEFAULT_TRAIN_COUNT, draw_synthetic
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-SOURCES = ("cifar10", "cifar100", "folder", "synthetic")
 DEFAULT_SIZE = 32
 # Flags that some sources have no use for: it is an error to give them there, lest one believes that they do something.
 ONLY_FOR = {"size": ("folder", "synthetic")} | dict.fromkeys(("train_count", "test_count", "seed"), ("synthetic",))
@@ -142,7 +142,7 @@ def describe(info: DatasetInfo, out: Path) -> str:
     counts = " and ".join(f"{split.count} {name}" for name, split in info.splits.items())
     return (
         f"{out}: {counts} images, {len(info.classes)} classes, {info.image_size}x{info.image_size}, {size:.1f} MB\n"
-        f"next: python -m ddp_trainer.train --data-dir {out}"
+        f"next: python -m ddp_trainer.train --data-dir {shlex.quote(str(out))}"
     )
 
 

@@ -102,7 +102,7 @@ def check_beton(path: Path, *, count: int, image_size: int, num_classes: int) ->
 
 
 def _mend(path: Path, problem: str) -> str:
-    return f"{path} {problem}; write the data anew: python -m data_prep --out {path.parent}"
+    return f"{path} {problem}; write the data anew"
 
 
 def _find_problem(content: np.ndarray, *, count: int, image_size: int, num_classes: int) -> str | None:

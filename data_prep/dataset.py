@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ import numpy as np
 
 from data_prep.beton import check_beton, write_betons
 from data_prep.errors import InputError
-from data_prep.sources import ImageSet, Split
+from data_prep.sources import SOURCES, ImageSet, Split
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
@@ -132,7 +133,7 @@ def colour_statistics(images: np.ndarray) -> tuple[tuple[float, float, float], t
 def read_dataset(directory: Path) -> DatasetInfo:
     """The description of a prepared dataset. Raises InputError where there is none, or one this code cannot read."""
     path = directory / MANIFEST
-    prepare = f"python -m data_prep --out {directory}"
+    prepare = _command(directory)
     try:
         fields = json.loads(path.read_text())
         version = fields["format_version"]
@@ -146,6 +147,12 @@ def read_dataset(directory: Path) -> DatasetInfo:
         return _parse(fields)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is incomplete ({error!r}); write the data anew: {prepare}") from None
+
+
+def _command(directory: Path, source: str = "") -> str:
+    """What makes this dataset; where nothing says of which source it is, the folder's name may."""
+    source = source or (directory.name if directory.name in SOURCES else "SOURCE")
+    return shlex.join(["python", "-m", "data_prep", "--source", source, "--out", str(directory)])
 
 
 def _parse(fields: dict) -> DatasetInfo:
@@ -162,11 +169,14 @@ def verify_dataset(directory: Path, info: DatasetInfo) -> None:
     """Raises InputError unless both beton files are whole and hold, bit for bit, what dataset.json says."""
     for split in info.splits.values():
         path = directory / split.file
-        check_beton(path, count=split.count, image_size=info.image_size, num_classes=len(info.classes))
+        prepare = _command(directory, info.source)
+        try:
+            check_beton(path, count=split.count, image_size=info.image_size, num_classes=len(info.classes))
+        except InputError as error:
+            raise InputError(f"{error}: {prepare}") from None
         if path.stat().st_size != split.bytes or file_sha256(path) != split.sha256:
             raise InputError(
-                f"{path} is not the file that {MANIFEST} describes (its sha256 differs); "
-                f"write the data anew: python -m data_prep --out {directory}"
+                f"{path} is not the file that {MANIFEST} describes (its sha256 differs); write the data anew: {prepare}"
             )
 
 

@@ -91,7 +91,7 @@ def test_a_damaged_file_is_refused_in_one_line(whole: bytes, tmp_path: Path, dam
         check_beton(path, **NUMBERS)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
-    assert "python -m data_prep" in str(caught.value)
+    assert "write the data anew" in str(caught.value)
 
 
 def test_labels_are_read_without_ffcv(whole: bytes, split: Split, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+SOURCES = ("cifar10", "cifar100", "folder", "synthetic")
+
 
 class Split(NamedTuple):
     """Images and their labels, in the order in which they are written."""
