@@ -56,8 +56,8 @@ def check_dataset(config: TrainConfig, dataset: "DatasetInfo") -> int:
     """How many images there are to train on. Raises InputError where the settings do not fit the dataset."""
     held_out, size, total = config.data.validation, dataset.image_size, dataset.splits["train"].count
     require(held_out < total, f"--validation {held_out}: there are {total} training images; leave some to train on")
-    padding = config.augment.crop_padding
-    require(padding < size, f"--crop-padding {padding}: the images have {size} pixels a side; give at most {size - 1}")
+    for flag, pixels in (("crop-padding", config.augment.crop_padding), ("cutout", config.augment.cutout)):
+        require(pixels < size, f"--{flag} {pixels}: the images have {size} pixels a side; give at most {size - 1}")
     check_batch(config, num_images=total - held_out)
     return total - held_out
 

@@ -101,12 +101,13 @@ def test_the_batch_must_be_shared_out_evenly(
     [
         (["--validation", "96"], "--validation 96: there are 96 training images; leave some to train on"),
         (["--validation", "80"], "--batch-size 32 is more than the 16 training images"),
+        (["--cutout", "32"], "--cutout 32: the images have 32 pixels a side; give at most 31"),
         (["--crop-padding", "32"], "--crop-padding 32: the images have 32 pixels a side; give at most 31"),
     ],
 )
 def test_settings_that_do_not_fit_the_dataset(tiny_dir: Path, arguments: list[str], expected: str) -> None:
     dataset = read_dataset(tiny_dir)
-    assert check_dataset(parse("smoke", "--validation", "64", "--crop-padding", "31"), dataset) == 32
+    assert check_dataset(parse("smoke", "--validation", "64", "--crop-padding", "31", "--cutout", "31"), dataset) == 32
     with pytest.raises(InputError, match=expected):
         check_dataset(parse("smoke", *arguments), dataset)
 
