@@ -18,6 +18,7 @@ from data_prep.sources import ImageSet, Split
 SUFFIXES = {".png", ".jpg", ".jpeg"}
 FORMATS = ("PNG", "JPEG")  # by content; MPO, which phones write into .jpg files, is read as the JPEG it begins with
 MIN_SIZE, MAX_SIZE = 8, 1024
+Image.MAX_IMAGE_PIXELS = 250_000_000  # Pillow refuses twice as many: half of it would refuse large photographs
 NUM_NAMED = 5  # unreadable files that an error names; it counts the others
 CHUNK = 64  # images a thread reads at a time
 
