@@ -29,4 +29,5 @@ soak: setup
 	$(BIN)/python -m tests.soak
 
 bench: setup
+	@test -e data/synthetic/dataset.json || $(BIN)/python -m data_prep --source synthetic --out data/synthetic
 	@for script in loading training_step; do $(BIN)/python -m benchmarks.$$script || exit 1; done

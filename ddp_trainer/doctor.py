@@ -144,6 +144,8 @@ def gpus(found: dict) -> Finding:
         return Finding(OK, "GPUs", "; ".join(found["devices"]) + f"; {'bf16' if found['bf16'] else 'no bf16, so fp16'}")
     driver = Path("/proc/driver/nvidia/version")
     if driver.exists() or shutil.which("nvidia-smi"):
+        if not found["built_for"]:
+            return Finding(ABSENT, "GPUs", "an NVIDIA driver, but torch is built for the CPU alone", set_up("torch"))
         detail = f"an NVIDIA driver, but no GPU that torch for CUDA {found['built_for']} can use: it may be too old"
         return Finding(ABSENT, "GPUs", detail, "nvidia-smi && env | grep CUDA_VISIBLE_DEVICES")
     return Finding(ABSENT, "GPUs", "none: training runs on the CPU")

@@ -4,6 +4,7 @@ Owned here: what a person who is handed the weights has to know, and the lines t
 Sections after Mitchell et al., "Model Cards for Model Reporting" (arXiv 1810.03993).
 """
 
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def write_model_card_or_say_why(run_dir: Path) -> None:
     try:
         write_model_card(run_dir)
     except Exception as error:
-        again = f"python -m ddp_trainer.model_card {run_dir}"
+        again = f"python -m ddp_trainer.model_card {shlex.quote(str(run_dir))}"
         print(f"warning: the run is complete, but its model card failed ({error}); try: {again}", file=sys.stderr)
 
 

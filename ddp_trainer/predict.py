@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,8 @@ def predict_files(config: PredictConfig) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be no text, and is printed as it is
     try:
         config = parse_flags(PredictConfig, argv, prog=program_name("ddp_trainer.predict"))
         if not config.images:

@@ -1,6 +1,7 @@
 """Classifying image files: the same answers as the model itself, whatever the files are."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,13 @@ def test_text_has_a_line_per_image(run_dir, tmp_path, capsys):
     assert main([str(run_dir), str(path)]) == 0
     first, name, probability, after = capsys.readouterr().out.rstrip("\n").split("\t")
     assert first == str(path) and name in CLASSES and probability.endswith("%") and after.startswith("next: ")
+
+
+def test_a_name_that_is_no_text_is_printed_as_it_is(run_dir, tmp_path, capfdbinary):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    draw(tmp_path / "x.png").rename(path)
+    assert main([str(run_dir), str(path)]) == 0
+    assert capfdbinary.readouterr().out.startswith(os.fsencode(path))
 
 
 @pytest.mark.parametrize(("mode", "suffix", "size"), [

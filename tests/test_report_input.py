@@ -55,14 +55,19 @@ def test_command_line(tmp_path, capsys):
     assert capsys.readouterr().out == f"{tmp_path / 'run' / 'report' / 'index.html'}\n"
 
 
-def test_predictions_damaged_within_are_named(tmp_path, capsys):
-    """The container is whole and the compressed data in it are not."""
+@pytest.mark.parametrize(
+    ("found", "offset", "damage"),
+    [(b"indices.npy", 60, b"\xff" * 40), (b"PK\x01\x02", 8, b"\x01"), (b"PK\x01\x02", 10, b"\x63")],
+    ids=["compressed data", "encrypted", "unknown compression"],
+)
+def test_predictions_damaged_within_are_named(tmp_path, capsys, found, offset, damage):
+    """The container is whole and what is in it is not."""
     arrays = make_run(tmp_path / "run")
     path = tmp_path / "run" / "predictions.npz"
     np.savez_compressed(path, **{key: array for key, array in arrays.items() if np.ndim(array)})
     content = bytearray(path.read_bytes())
-    start = content.index(b"indices.npy") + 60
-    content[start : start + 40] = b"\xff" * 40
+    start = content.index(found) + offset
+    content[start : start + len(damage)] = damage
     path.write_bytes(content)
     assert main([str(tmp_path / "run")]) == 2
     assert "predictions.npz cannot be read" in capsys.readouterr().err

@@ -191,7 +191,7 @@ def read_predictions(path: Path) -> Predictions | None:
             found = Predictions(**{name: arrays[name] for name in names})
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({error}); train again or remove it") from None
     wrong = _mistake(found)
     if wrong:
