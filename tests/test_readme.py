@@ -4,7 +4,6 @@ Blocks marked bash are run here, in order, in one folder, as a reader would; blo
 """
 
 import contextlib
-import fnmatch
 import importlib.util
 import io
 import os
@@ -47,11 +46,11 @@ def tree() -> dict[str, str]:
 
 
 def top_level() -> Iterator[str]:
-    """What lies in the repository and is not named in .gitignore."""
-    patterns = [line.strip("/") for line in (REPOSITORY / ".gitignore").read_text().splitlines() if line[:1] != "#"]
-    for path in REPOSITORY.iterdir():
-        if path.name != ".git" and not any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns):
-            yield path.name + "/" * path.is_dir()
+    """What belongs to the repository."""
+    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, text=True, capture_output=True, check=True)
+    for path in listed.stdout.splitlines():
+        name, slash, _ = path.partition("/")
+        yield name + slash
 
 
 @pytest.fixture(scope="module")
