@@ -20,7 +20,10 @@ def stage(data_dir: Path, copy: Path) -> None:
     except OSError as error:
         raise InputError(f"{data_dir} cannot be copied to {copy} on {os.uname().nodename} ({error}); "
                          "name another folder by DDP_STAGE_DIR, or stage nothing") from None  # fmt: skip
-    verify_dataset(copy, info)
+    try:
+        verify_dataset(copy, info)
+    except InputError as error:  # the copy goes with the job: it is the original that has to be mended
+        raise InputError(str(error).replace(str(copy), str(data_dir))) from None
 
 
 def main(data_dir: Path, copy: Path) -> int:

@@ -32,7 +32,7 @@ source slurm/job.sh
 if [[ ${1:-} == --sweep ]]; then
   mapfile -d '' -t line < <("$python" -m slurm.sweep arguments "$2" "$SLURM_ARRAY_TASK_ID")
   ((${#line[@]})) || exit 2
-  set -- "${line[@]}"
+  set -- "${line[@]}" "${@:3}"
 fi
 
 # Of an array, one task's SLURM_JOB_ID is the number of them all.
@@ -57,7 +57,7 @@ attempt=$((${SLURM_RESTART_COUNT:-0} + 1))
 ) || exit 2
 
 export STATUS=$out/status.json
-go_on="go on by sbatch slurm/train.sh with the same arguments and --out '$out' --resume"
+go_on="go on by sbatch ${SLURM_ARRAY_TASK_ID:+--array=$SLURM_ARRAY_TASK_ID }slurm/train.sh with the same arguments and --out '$out' --resume"
 state_of_run() { sed -n 's/.*"state": "\([a-z]*\)".*/\1/p' "$STATUS" 2>/dev/null || true; }
 newest_checkpoint() {
   local found=("$out"/checkpoints/step-*) # sorted, as the numbers have leading zeros

@@ -10,6 +10,9 @@ import pytest
 from conftest import REPOSITORY
 from slurm_cluster import unavailable
 
+from data_prep.errors import InputError
+from slurm.stage import stage
+
 SCRIPTS = sorted([*REPOSITORY.glob("slurm/*.sh"), *REPOSITORY.glob("scripts/*.sh"), REPOSITORY / ".ci" / "run"])
 EXAMPLE = REPOSITORY / "slurm" / "cluster.env.example"
 
@@ -71,3 +74,13 @@ def test_a_faulty_sweep_is_refused_before_it_is_submitted(
     (tmp_path / "settings.txt").write_text(content)
     assert main(["check", str(tmp_path / "settings.txt")]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_damage_of_staged_data_is_told_of_the_original(tiny_dir: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(tiny_dir, tmp_path / "data"))
+    (data / "train.beton").write_bytes(b"")
+    with pytest.raises(InputError) as caught:
+        stage(data, tmp_path / "copy")
+    assert f"{data}/train.beton" in str(caught.value)
+    assert f"--out {data}" in str(caught.value)
+    assert str(tmp_path / "copy") not in str(caught.value)

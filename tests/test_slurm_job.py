@@ -188,6 +188,16 @@ def test_each_task_of_an_array_comes_back_by_itself(requeued: object, desk: Desk
         wait_until(lambda task=task: task.restarts == 1 and task.state == "COMPLETED", lambda task=task: task.log)
 
 
+def test_a_task_of_a_sweep_takes_further_arguments(requeued: object, desk: Desk) -> None:
+    """With which it is gone on with by hand."""
+    sweep = desk.folder / "runs" / "sweep"
+    sweep.mkdir(parents=True)
+    (sweep / "settings.txt").write_text("smoke --seed 1\nsmoke --seed 2\n")
+    job = desk.submit("--array=2", arguments=("--sweep", "runs/sweep", "--resume"), ENDS_AS="done")
+    assert job.end() == "COMPLETED", job.log
+    assert desk.launched(job)[-5:] == ["--seed", "2", "--out", "runs/sweep/run-2", "--resume"]
+
+
 def test_a_run_that_gets_on_is_requeued_until_it_is_done(requeued: dict[str, Job], desk: Desk) -> None:
     job = requeued["goes on"]
     assert job.end() == "COMPLETED", job.log
