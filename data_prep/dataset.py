@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -133,7 +134,7 @@ def colour_statistics(images: np.ndarray) -> tuple[tuple[float, float, float], t
 def read_dataset(directory: Path) -> DatasetInfo:
     """The description of a prepared dataset. Raises InputError where there is none, or one this code cannot read."""
     path = directory / MANIFEST
-    prepare = _command(directory)
+    prepare = preparation(directory, {})
     try:
         fields = json.loads(path.read_text())
         version = fields["format_version"]
@@ -149,10 +150,19 @@ def read_dataset(directory: Path) -> DatasetInfo:
         raise InputError(f"{path} is incomplete ({error!r}); write the data anew: {prepare}") from None
 
 
-def _command(directory: Path, source: str = "") -> str:
-    """What makes this dataset; where nothing says of which source it is, the folder's name may."""
-    source = source or (directory.name if directory.name in SOURCES else "SOURCE")
-    return shlex.join(["python", "-m", "data_prep", "--source", source, "--out", str(directory)])
+def preparation(directory: Path, dataset: Mapping[str, Any]) -> str:
+    """The command for images like those that these fields of dataset.json describe; without any, the folder's name may
+    say which they are. It has no seed, so drawn images are those of the default one."""
+    source = str(dataset.get("source") or (directory.name if directory.name in SOURCES else "SOURCE"))
+    words = ["python", "-m", "data_prep", "--source", source, "--out", str(directory)]
+    if source == "folder":
+        words += ["--root", "FOLDER"]
+    if source in ("folder", "synthetic") and "image_size" in dataset:
+        words += ["--size", str(dataset["image_size"])]
+    if source == "synthetic":
+        for name, split in dataset.get("splits", {}).items():
+            words += [f"--{name}-count", str(split.get("count"))]
+    return shlex.join(words)
 
 
 def _parse(fields: dict) -> DatasetInfo:
@@ -169,7 +179,7 @@ def verify_dataset(directory: Path, info: DatasetInfo) -> None:
     """Raises InputError unless both beton files are whole and hold, bit for bit, what dataset.json says."""
     for split in info.splits.values():
         path = directory / split.file
-        prepare = _command(directory, info.source)
+        prepare = preparation(directory, asdict(info))
         try:
             check_beton(path, count=split.count, image_size=info.image_size, num_classes=len(info.classes))
         except InputError as error:

@@ -1,5 +1,8 @@
 """The drawn classes: the same from the same seed, evenly spread, and beyond the reach of a linear classifier."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -59,3 +62,13 @@ def test_classes_are_evenly_spread_at_any_size(size: int) -> None:
 def test_what_makes_no_dataset_is_refused(arguments: dict[str, int]) -> None:
     with pytest.raises(InputError, match="draw"):
         draw_synthetic(**{"train_count": 20, "test_count": 20, "seed": 0, **arguments})
+
+
+def test_the_manifest_has_the_promised_keys_and_the_statistics_of_the_training_images(tiny_dir: Path) -> None:
+    manifest = json.loads((tiny_dir / "dataset.json").read_text())
+    assert set(manifest) == {
+        *("format_version", "source", "classes", "image_size", "channels", "splits", "mean", "std", "ffcv_version"),
+    }
+    images = draw_synthetic(train_count=96, test_count=40, seed=1).train.images / 255
+    assert np.allclose(manifest["mean"], images.mean(axis=(0, 1, 2)))
+    assert np.allclose(manifest["std"], images.std(axis=(0, 1, 2)))

@@ -2,8 +2,10 @@
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from data_prep.dataset import preparation
 from ddp_trainer.report.loading import Run, mapping
 from ddp_trainer.report.page import escape, section
 
@@ -35,20 +37,12 @@ def reproduce_commands(run: Run) -> list[str]:
 
 
 def data_command(run: Run) -> list[str]:
-    """Nothing where the data is not known. dataset.json has no seed, so drawn images are those of the default one."""
+    """Nothing where the data is not known."""
     dataset, folder = mapping(run.config.get("dataset")), run.config.get("data_dir")
-    source = dataset.get("source")
-    if not source or not folder:
+    if not dataset.get("source") or not folder:
         return []
-    words = ["python", "-m", "data_prep", "--source", str(source), "--out", str(folder)]
-    if source == "folder":
-        words += ["--root", "FOLDER"]
-    if source in ("folder", "synthetic"):
-        words += ["--size", str(dataset.get("image_size"))]
-    if source == "synthetic":
-        for name, split in mapping(dataset.get("splits")).items():
-            words += [f"--{name}-count", str(mapping(split).get("count"))]
-    return [shlex.join(words)]
+    splits = {name: mapping(split) for name, split in mapping(dataset.get("splits")).items()}
+    return [preparation(Path(str(folder)), {**dataset, "splits": splits})]
 
 
 def train_command(run: Run) -> str:
