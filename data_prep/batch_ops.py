@@ -139,5 +139,5 @@ def beta_quantiles(alpha: float, count: int = 1025) -> np.ndarray:
     The density is integrated over the angle t of x = sin(t)^2, where it has no poles for alpha >= 1/2.
     """
     angle = (np.arange(200_000) + 0.5) * (np.pi / 2 / 200_000)
-    cumulative = np.cumsum((np.sin(angle) * np.cos(angle)) ** (2 * alpha - 1))
+    cumulative = np.cumsum(np.sin(2 * angle) ** (2 * alpha - 1))  # up to a constant, and 1 at its peak
     return np.interp(np.linspace(0, 1, count), cumulative / cumulative[-1], np.sin(angle) ** 2)

@@ -101,6 +101,10 @@ def test_beta_quantiles_have_the_moments_of_the_distribution(alpha: float) -> No
     assert middle.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.02)
 
 
+def test_beta_quantiles_of_a_narrow_distribution_are_numbers() -> None:
+    assert beta_quantiles(5000.0).std() == pytest.approx(1 / (2 * 10001**0.5), rel=0.02)
+
+
 EVERYTHING = [
     AugmentConfig(cutout=8),
     AugmentConfig(padding_mode="zero", flip="alternating", brightness=0.2, contrast=0.3, mixup=0.4),
