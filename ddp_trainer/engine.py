@@ -1,4 +1,4 @@
-"""The loop: train_step, train_epoch, evaluate, fit. The only place that calls backward.
+"""The loop: train_step, train_epoch, evaluate, fit. The only place where a step calls backward.
 
 Ranks, tracking and saving arrive as arguments; what a step computes is decided here.
 """

@@ -121,7 +121,7 @@ class Evaluator:
 def averaged_over_views(model: nn.Module, images: Tensor, plain: Tensor) -> Tensor:
     """(N, C) mean logits of each image, and of it moved by a pixel up-left and down-right, each with its mirror image.
 
-    The unmoved pair counts as much as the other two together (airbench, arXiv 2404.00498, section 3.6). An image whose
+    The unmoved pair counts as much as the other two together (airbench, arXiv 2404.00498: multi-crop). An image whose
     best two `plain` logits are SURE_MARGIN or more apart keeps those, since views rarely change such an answer (after
     hiverge/cifar10-speedrun, with a margin instead of a share of the images, which would depend on the batch).
     """

@@ -57,8 +57,8 @@ class ModelSpec:
             fields: dict[str, Any] = json.loads(path.read_text())
             values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
             spec = cls(**values)
-            if spec.activation not in ACTIVATIONS:
-                raise ValueError(f"unknown activation {spec.activation}")
+            if spec.architecture != cls.architecture or spec.activation not in ACTIVATIONS:
+                raise ValueError(f"unknown architecture {spec.architecture} with {spec.activation}")
             return spec
         except FileNotFoundError:
             raise InputError(f"{path} is missing: {path.parent} is not a completed run; train it first") from None

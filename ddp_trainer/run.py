@@ -64,8 +64,10 @@ class TrainingRun:
         if self.start == FRESH:
             return None
         assert self.config.run.out is not None, "--resume comes with --out"
-        if self.is_complete:  # there is nothing to compute, so what `auto` comes to is all the same
-            asked = {**self.settings, "precision": self.config.runtime.precision}
+        if self.is_complete:
+            asked = self.settings
+            if self.config.runtime.precision == "auto":  # there is nothing to compute: what it comes to is all the same
+                del asked["precision"]
             refuse_other_training(recorded_settings(self.config.run.out), asked)
             return None
         return load_state(self.config.run.out, self.start, self.settings)
@@ -182,6 +184,7 @@ class TrainingRun:
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
         images = trainer.step * self.config.schedule.batch_size
         flops = training_flops_per_image(build_model(self.spec), self.spec.image_size)
+        seconds = trainer.train_seconds + trainer.watch.read()  # of an epoch that --max-steps has left unfinished
         return {
             "evaluation_split": "validation" if self.config.data.validation else "test",
             "epochs": len(trainer.history),
@@ -189,10 +192,10 @@ class TrainingRun:
             "world_size": self.runtime.world_size,
             "device": self.runtime.device_name,
             "precision": self.runtime.precision,
-            "train_seconds": trainer.train_seconds,
+            "train_seconds": seconds,
             "train_pflops": images * flops / 1e15,
             "parameters": count_parameters(trainer.model),
-            "images_per_second": images / trainer.train_seconds,
+            "images_per_second": images / seconds,
         }
 
     def finish_again(self) -> None:

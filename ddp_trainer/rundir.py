@@ -35,10 +35,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def recorded_settings(run_dir: Path) -> dict[str, Any]:
-    """What config.json says a run was trained with, and on which images. Raises InputError where it says nothing."""
+    """What config.json says a run was trained with, what `auto` precision came to, and on which images.
+
+    Raises InputError where it says nothing.
+    """
     config = read_json(run_dir / "config.json") or {}
     try:
-        return {**config["settings"], "training images": config["dataset"]["splits"]["train"]["sha256"]}
+        images = config["dataset"]["splits"]["train"]["sha256"]
+        return {**config["settings"], "precision": config["precision"], "training images": images}
     except (KeyError, TypeError):
         raise InputError(f"{run_dir / 'config.json'} does not say what was trained: name another --out") from None
 

@@ -145,7 +145,8 @@ def check(training: Training) -> None:
 
 def _settings(config: TrainConfig, images: str) -> dict[str, object]:
     """What makes it another training."""
-    kept = {name: value for name, value in config.flat().items() if name not in {*NO_DIFFERENCE, "data_dir"}}
+    left_out = {*NO_DIFFERENCE, "data_dir"} | ({"precision"} if config.runtime.precision == "auto" else set())
+    kept = {name: value for name, value in config.flat().items() if name not in left_out}
     return {**kept, "training images": images}
 
 
