@@ -1,1 +1,1 @@
-"""Speed beside named peers and the machine's limit. Never imported by the packages."""
+"""Speed beside named peers, and what safety costs. Never imported by the packages."""

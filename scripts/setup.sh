@@ -67,7 +67,7 @@ install_python_packages() {
     say "making .venv with Python $version"
     "$python" -m venv --clear .venv
   fi
-  say "installing the Python packages (5.6 GB with torch and its CUDA libraries: 2-3 minutes and more on a slow line)"
+  say "installing the Python packages (5.7 GB with torch and its CUDA libraries: 2-3 minutes and more on a slow line)"
   .venv/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt pip
   .venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt --editable ".[$extras]"
   say "importing torch and ffcv once"

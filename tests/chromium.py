@@ -1,10 +1,9 @@
-"""A headless Chromium for tests that look at a page: opened from a file, measured, photographed. No library needed.
+"""A headless Chromium for tests that look at a page: opened from a file and measured. No library needed.
 
 It is spoken to in its DevTools protocol over two pipes: JSON messages that end in a zero byte, in on descriptor 3, out
 on descriptor 4.
 """
 
-import base64
 import json
 import os
 import shutil
@@ -94,11 +93,6 @@ class Chromium:
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""
         return self.send("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
-
-    def photograph(self, path: Path) -> None:
-        """The whole page, as far as it goes down, as a PNG file."""
-        taken = self.send("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(taken["data"]))
 
     def requests(self) -> list[str]:
         """Everything the page asked for since it was opened, itself included."""

@@ -71,11 +71,14 @@ def jpeg_cifar_dir() -> Path:
     return Path(root)
 
 
+SECRET = "of-the-environment-and-not-to-be-recorded"
+
+
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment without what a launcher or W&B would take from it."""
     unwanted = ("WANDB_", "ACCELERATE_", "TORCHELASTIC_", "SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
-    return {**kept, "PYTHONPATH": str(REPOSITORY), **changes}
+    return {**kept, "PYTHONPATH": str(REPOSITORY), "SOME_TOKEN": SECRET, **changes}
 
 
 def start(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import NARROW, fork, run, start, train
+from slurm_cluster import wait_until
 
 SMOKE = ("smoke", "--device", "cpu")
 
@@ -92,8 +93,7 @@ def test_a_directory_that_another_run_holds(tiny_dir: Path, tmp_path: Path) -> N
         "ddp_trainer.train", *SMOKE, "--data-dir", tiny_dir, "--out", out, "--epochs", "50", "--max-steps", "1000"
     )
     try:
-        while not (out / "status.json").exists():
-            assert first.poll() is None
+        wait_until((out / "status.json").exists, "it does not begin", 120)
         assert "another run holds" in refused(*SMOKE, "--data-dir", tiny_dir, "--out", out, "--resume")
     finally:
         first.kill()

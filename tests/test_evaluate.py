@@ -2,16 +2,21 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import run
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddp_trainer.evaluate import SURE_MARGIN, averaged_over_views, main
-from ddp_trainer.model import CustomResNet
+from data_prep.loader import Batch
+from ddp_trainer.evaluate import SURE_MARGIN, Evaluator, averaged_over_views, main
+from ddp_trainer.model import CustomResNet, ModelSpec, build_model
+from ddp_trainer.signals import Preempted
 
 
 def test_three_processes_count_every_image_once(smoke_run: Path) -> None:
@@ -67,3 +72,22 @@ def test_unsure_images_are_averaged_over_six_views_and_sure_ones_are_not() -> No
     expected = torch.stack([six_views(model, image) for image in images])
     expected[sure] = factor * plain[sure]
     torch.testing.assert_close(averaged_over_views(model, images, model(images)), expected, rtol=0, atol=1e-9)
+
+
+def test_a_request_to_stop_ends_it_between_two_batches() -> None:
+    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    batch = Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4))
+    runtime = SimpleNamespace(rank=0, world_size=1, device=images.device, autocast=nullcontext, laid_out=lambda x: x)
+    loader = SimpleNamespace(batches=lambda plan: iter([batch] * len(plan)))
+    spec = ModelSpec(classes=("a", "b"), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), image_size=32, widths=(4, 4, 4, 4))
+    evaluator = Evaluator(loader, np.arange(12), spec, runtime, batch_size=4)  # type: ignore[arg-type]
+    model, calls = build_model(spec).train(), []
+
+    def poll() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise Preempted
+
+    with pytest.raises(Preempted):
+        evaluator.run(model, poll=poll)
+    assert model.training

@@ -30,7 +30,7 @@ def test_larger_images_are_evaluated_fewer_at_a_time() -> None:
     assert [replace(SPEC, image_size=size).evaluation_batch for size in sizes] == [500, 500, 125, 1]
 
 
-def test_it_is_the_network_of_the_issue_layer_by_layer() -> None:
+def test_it_is_the_network_of_the_course_layer_by_layer() -> None:
     """The same numbers as the structure written out by hand, in the order conv, pool, BatchNorm, activation."""
     model = CustomResNet().eval()
     convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]

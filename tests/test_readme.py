@@ -1,6 +1,6 @@
-"""README.md tells the truth: its bash blocks run, its other commands parse, its tree and links are the repository's.
+"""README.md tells the truth: its bash blocks run, its trainings parse, its tree and links are the repository's.
 
-Blocks marked bash are run here, in order, in one folder, as a reader would; blocks marked console are only parsed.
+Blocks marked bash are run here, in order, in one folder, as a reader would; blocks marked console are only read.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,7 +48,9 @@ def tree() -> dict[str, str]:
 
 def top_level() -> Iterator[str]:
     """What belongs to the repository."""
-    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, text=True, capture_output=True, check=True)
+    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, text=True, capture_output=True)
+    if listed.returncode:
+        pytest.skip(f"not a checkout that git reads: {listed.stderr}")
     for path in listed.stdout.splitlines():
         name, slash, _ = path.partition("/")
         yield name + slash
@@ -133,6 +136,7 @@ def test_the_tree_holds_nothing_that_is_not_there() -> None:
     ] == []
 
 
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 def test_the_tree_names_every_top_level_entry() -> None:
     assert set(top_level()) - set(tree()) == set()
 

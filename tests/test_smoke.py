@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import NARROW, read_lines, run, train
+from conftest import NARROW, SECRET, read_lines, run, train
+from tracked_runs import holds
 
 RUN_FILES = [
     *("config.json", "metrics.jsonl", "summary.json", "status.json", "model.safetensors", "model.json"),
@@ -45,6 +46,7 @@ def test_the_configuration_records_what_was_run_and_no_secret(smoke_run: Path) -
     assert config["settings"]["batch_size"] == 32
     assert {"torch", "accelerate", "ffcv"} <= set(config["versions"])
     assert (config["world_size"], config["device"]) == (1, "cpu")
+    assert holds(smoke_run, SECRET) == []
 
 
 def test_evaluate_gives_the_figures_of_the_summary(smoke_run: Path) -> None:
