@@ -102,7 +102,7 @@ def test_beta_quantiles_have_the_moments_of_the_distribution(alpha: float) -> No
 
 
 def test_beta_quantiles_of_a_narrow_distribution_are_numbers() -> None:
-    assert beta_quantiles(5000.0).std() == pytest.approx(1 / (2 * 10001**0.5), rel=0.02)
+    assert beta_quantiles(5000.0)[1:-1].std() == pytest.approx(1 / (2 * 10001**0.5), rel=0.02)
 
 
 EVERYTHING = [
