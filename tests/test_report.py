@@ -193,6 +193,17 @@ def test_runs_on_another_number_of_processes_are_not_averaged(tmp_path):
     assert Page(write_report(runs)).text.count("standard deviation") == 1, "the note below the table"
 
 
+def test_how_often_a_run_was_saved_makes_no_other_training_of_it(tmp_path):
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for seed, run in enumerate(runs):
+        make_run(run, seed=seed)
+        config = json.loads((run / "config.json").read_text())
+        config["settings"] |= {"checkpoint_every_steps": seed, "data_dir": str(run)}
+        (run / "config.json").write_text(json.dumps(config))
+    page = Page(write_report(runs))
+    assert "mean accuracy on the test images over 2 runs" in page.text
+
+
 def test_a_run_that_is_named_twice_is_shown_once(tmp_path):
     make_run(tmp_path / "run")
     (tmp_path / "latest").symlink_to("run")

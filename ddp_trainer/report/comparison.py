@@ -9,6 +9,7 @@ from ddp_trainer.report.page import escape, section, table
 from ddp_trainer.report.reproduce import LEFT_OUT
 from ddp_trainer.report.scores import wilson_interval
 from ddp_trainer.report.sections import curves, finished_epochs, hardware, latest, train_seconds
+from ddp_trainer.report.sweep_table import NO_DIFFERENCE
 from ddp_trainer.report.wording import NOTHING, duration, four_digits, percent, quantity
 
 Figure = tuple[str, Callable[[Run], float | None], Callable[[float | None], str]]
@@ -30,10 +31,11 @@ def compare(runs: Sequence[Run]) -> str:
 
 
 def alike(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs in groups that differ in nothing but their seed; an incomplete run stays alone."""
+    """The runs in groups of one training each, with other seeds; an incomplete run stays alone."""
     groups: dict[object, list[Run]] = {}
     for run in runs:
-        settings = {name: value for name, value in run.settings.items() if name not in LEFT_OUT | {"seed"}}
+        left_out = NO_DIFFERENCE | {"data_dir", "seed"}  # the dataset itself is compared
+        settings = {name: value for name, value in run.settings.items() if name not in left_out}
         recorded = [run.config.get(name) for name in ("dataset", "world_size", "precision")]
         same = (run.split, run.classes, repr(recorded), repr(sorted(settings.items())))
         groups.setdefault(same if run.summary is not None else run.path, []).append(run)
@@ -61,7 +63,7 @@ def overview(runs: Sequence[Run]) -> str:
         if len(group) > 1:
             rows += [spread(group, "mean", mean), spread(group, "standard deviation", stdev)]
     head = ["run", *(name for name, _, _ in FIGURES), "95% interval", "hardware"]
-    note = "Mean and sample standard deviation are over complete runs that differ in nothing but their seed."
+    note = "Mean and sample standard deviation are over complete runs of one training, with different seeds."
     if len({run.split for run in runs}) > 1:
         note += " These runs were evaluated on different splits: compare their accuracy with care."
     return section(
