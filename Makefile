@@ -9,12 +9,13 @@ RUN ?= $(BIN)/python
 setup:
 	@PYTHON="$(PYTHON)" bash scripts/setup.sh
 
-demo: setup
-	@test -e data/synthetic/dataset.json || $(BIN)/python -m data_prep --source synthetic --out data/synthetic
+data/%/dataset.json: | setup
+	@$(BIN)/python -m data_prep --source $* --out data/$*
+
+demo: setup data/synthetic/dataset.json
 	@$(RUN) -m ddp_trainer.train demo --data-dir data/synthetic --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
-train: setup
-	@test -e data/cifar10/dataset.json || $(BIN)/python -m data_prep --source cifar10 --out data/cifar10
+train: setup data/cifar10/dataset.json
 	@$(RUN) -m ddp_trainer.train baseline --data-dir data/cifar10
 
 test: setup lint
@@ -28,6 +29,5 @@ lint: setup
 soak: setup
 	$(BIN)/python -m tests.soak
 
-bench: setup
-	@test -e data/synthetic/dataset.json || $(BIN)/python -m data_prep --source synthetic --out data/synthetic
+bench: setup data/synthetic/dataset.json
 	@for script in loading training_step; do $(BIN)/python -m benchmarks.$$script || exit 1; done
