@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def build_trainer(runtime: Runtime, batch_size: int, observer: SavingObserver) -
     )
     augmenter = Augmenter(config.augment, mean=spec.mean, std=spec.std, seed=0)
     model = build_model(spec)
-    evaluator = Evaluator(None, np.arange(10_000), spec, runtime, batch_size=500)  # type: ignore[arg-type]
+    evaluator = Evaluator(SimpleNamespace(batch_size=500), np.arange(10_000), spec, runtime)  # type: ignore[arg-type]
     data = RunData(loader=None, samples=np.arange(50_000), augmenter=augmenter, evaluator=evaluator)  # type: ignore[arg-type]
     return Trainer(config, runtime, model, build_optimizer(model, config.optim), data, observer), batch
 

@@ -50,7 +50,7 @@ def our_step(data_dir: Path, batch_size: int) -> Step:
     batch, samples = first_batch(loader), np.arange(batch_size)
     augmenter = Augmenter(config.augment, mean=spec.mean, std=spec.std, seed=0)
     model = build_model(spec)
-    evaluator = Evaluator(loader, samples, spec, runtime, batch_size=batch_size)
+    evaluator = Evaluator(loader, samples, spec, runtime)
     data = RunData(loader=loader, samples=samples, augmenter=augmenter, evaluator=evaluator)
     trainer = Trainer(config, runtime, model, build_optimizer(model, config.optim), data, SilentObserver())
 

@@ -177,17 +177,15 @@ def _parse(fields: dict) -> DatasetInfo:
 
 def verify_dataset(directory: Path, info: DatasetInfo) -> None:
     """Raises InputError unless both beton files are whole and hold, bit for bit, what dataset.json says."""
-    for split in info.splits.values():
-        path = directory / split.file
-        prepare = preparation(directory, asdict(info))
-        try:
+    try:
+        for split in info.splits.values():
+            path = directory / split.file
             check_beton(path, count=split.count, image_size=info.image_size, num_classes=len(info.classes))
-        except InputError as error:
-            raise InputError(f"{error}: {prepare}") from None
-        if path.stat().st_size != split.bytes or file_sha256(path) != split.sha256:
-            raise InputError(
-                f"{path} is not the file that {MANIFEST} describes (its sha256 differs); write the data anew: {prepare}"
-            )
+            if path.stat().st_size != split.bytes or file_sha256(path) != split.sha256:
+                problem = f"is not the file that {MANIFEST} describes (its sha256 differs)"
+                raise InputError(f"{path} {problem}; write the data anew")
+    except InputError as error:
+        raise InputError(f"{error}: {preparation(directory, asdict(info))}") from None
 
 
 def file_sha256(path: Path) -> str:

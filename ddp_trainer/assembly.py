@@ -39,8 +39,7 @@ def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, spec
                             num_workers=config.data.num_workers)  # fmt: skip
 
     share = config.schedule.batch_size // runtime.world_size
-    at_once = spec.evaluation_batch
-    evaluator = Evaluator(loader(evaluated_beton, at_once), evaluated, spec, runtime, batch_size=at_once)
+    evaluator = Evaluator(loader(evaluated_beton, spec.evaluation_batch), evaluated, spec, runtime)
     return RunData(loader=loader(train_beton, share), samples=samples, augmenter=augmenter, evaluator=evaluator)
 
 

@@ -80,8 +80,8 @@ class Trainer:
         self.step = 0
         self.history: list[Record] = []
         self.sums = RunningSums(runtime.device)
-        self.patience = 1 if runtime.scaler is None else FP16_PATIENCE
-        self.guard = StepGuard(self.model, [self.sums.values], patience=self.patience)
+        patience = 1 if runtime.scaler is None else FP16_PATIENCE
+        self.guard = StepGuard(self.model, [self.sums.values], patience=patience)
         self.recent = RecentSteps()
         self.watch = Stopwatch()
         self.train_seconds = 0.0

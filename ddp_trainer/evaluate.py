@@ -72,11 +72,11 @@ class Evaluator:
         samples: np.ndarray,
         spec: ModelSpec,
         runtime: Runtime,
-        *,
-        batch_size: int,
     ) -> None:
         self.loader, self.samples, self.spec, self.runtime = loader, samples, spec, runtime
-        self.plan = evaluation_batches(samples, batch_size=batch_size, rank=runtime.rank, world_size=runtime.world_size)
+        self.plan = evaluation_batches(
+            samples, batch_size=loader.batch_size, rank=runtime.rank, world_size=runtime.world_size
+        )
 
     @torch.inference_mode()
     def run(self, model: nn.Module, *, tta: bool = False, poll: Callable[[], None] = lambda: None) -> Evaluation:
@@ -176,7 +176,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
     loader = build_loader(
         data_dir / split.file, mode="auto", device=runtime.device, batch_size=spec.evaluation_batch, num_workers=1
     )
-    evaluator = Evaluator(loader, np.arange(split.count), spec, runtime, batch_size=spec.evaluation_batch)
+    evaluator = Evaluator(loader, np.arange(split.count), spec, runtime)
     result = evaluator.run(runtime.place(model), tta=config.tta)
     runtime.close()
     averaged = result if result.logits_tta is None else replace(result, logits=result.logits_tta)

@@ -118,7 +118,7 @@ class RangeTrainer(Trainer):
                 done = averages(self.runtime.sum_over_ranks(self.sums.values.clone()))
                 refused = 0 if done.num_images else refused + 1  # a refused step has counted no image
                 loss = math.nan if refused else done.loss
-                if refused in (0, self.patience):  # fewer in a row are fp16's search for its loss scale
+                if refused in (0, self.guard.patience):  # fewer in a row are fp16's search for its loss scale
                     curve.add(self.learning_rate(self.step - 1), loss)
                 if self.runtime.stop_agreed():
                     raise Preempted

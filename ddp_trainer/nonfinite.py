@@ -42,7 +42,7 @@ class StepGuard:
         """`patience`: refused steps in a row that end the run."""
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._forward = _Reversible([*model.buffers(), *changed_by_forward])
-        self._patience = patience
+        self.patience = patience
         device = self._parameters[0].device
         self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # refused in a row, refused in this epoch
         self._in_flight: list[tuple[int, Tensor, torch.cuda.Event | None]] = []
@@ -86,8 +86,8 @@ class StepGuard:
             step, counts, event = self._in_flight.pop(0)
             if event is not None:
                 event.synchronize()
-            if counts[0] >= self._patience:
-                raise NonFinite(step, self._patience)
+            if counts[0] >= self.patience:
+                raise NonFinite(step, self.patience)
 
 
 def step_unless(refused: Tensor, optimizer: torch.optim.Optimizer, bare: torch.optim.Optimizer) -> None:

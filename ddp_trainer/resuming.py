@@ -6,7 +6,7 @@ from typing import Any
 
 from data_prep.errors import InputError
 from ddp_trainer.checkpoint import CheckpointError, clean_up, list_checkpoints, newest_good_checkpoint, read_checkpoint
-from ddp_trainer.rundir import RunDirectory
+from ddp_trainer.rundir import RunDirectory, changed_settings
 from ddp_trainer.training_state import KEYS
 
 COMPLETE, FRESH = -2, -1  # beside the number of a step to resume from
@@ -42,7 +42,7 @@ def load_state(run_dir: Path, step: int, settings: Mapping[str, Any]) -> dict[st
 
 def refuse_other_training(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Raises InputError, which names what differs, unless every one of `settings` is as it was saved."""
-    changed = [name for name in settings if saved.get(name) != settings[name]]
+    changed = changed_settings(saved, settings)
     if changed:
-        detail = ", ".join(f"{name} {saved.get(name)} -> {settings[name]}" for name in changed)
+        detail = ", ".join(f"{name} {old} -> {new}" for name, old, new in changed)
         raise InputError(f"--resume: this would not be the same training ({detail}); use the settings it began with")

@@ -64,10 +64,8 @@ class TrainingRun:
         if self.start == FRESH:
             return None
         assert self.config.run.out is not None, "--resume comes with --out"
-        if self.is_complete:
-            asked = self.settings
-            if self.config.runtime.precision == "auto":  # there is nothing to compute: what it comes to is all the same
-                del asked["precision"]
+        if self.is_complete:  # there is nothing to compute, so what `auto` comes to on this machine is all the same
+            asked = {**self.settings, "precision": self.config.runtime.precision}
             refuse_other_training(recorded_settings(self.config.run.out), asked)
             return None
         return load_state(self.config.run.out, self.start, self.settings)

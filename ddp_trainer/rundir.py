@@ -47,6 +47,12 @@ def recorded_settings(run_dir: Path) -> dict[str, Any]:
         raise InputError(f"{run_dir / 'config.json'} does not say what was trained: name another --out") from None
 
 
+def changed_settings(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(name, recorded, asked) of what is asked to be otherwise. `auto` precision is what it came to."""
+    names = [name for name, value in asked.items() if (name, value) != ("precision", "auto")]
+    return [(name, recorded.get(name), asked[name]) for name in names if recorded.get(name) != asked[name]]
+
+
 class RunDirectory:
     """One run's folder, held by this process until it ends, so that no two runs write into it.
 

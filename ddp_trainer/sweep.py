@@ -24,7 +24,7 @@ from ddp_trainer.config import TrainConfig, require
 from ddp_trainer.hardware import check_dataset
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.report.sweep_table import NO_DIFFERENCE, TABLE, results_table
-from ddp_trainer.rundir import read_json, recorded_settings
+from ddp_trainer.rundir import changed_settings, read_json, recorded_settings
 from ddp_trainer.signals import SIGNALS
 
 OWN_FLAGS = {"seed", "out", "resume"}  # of the trainer, set here for each training
@@ -136,17 +136,15 @@ def check(training: Training) -> None:
     dataset = read_dataset(config.data.data_dir)
     check_dataset(config, dataset)
     if training.complete:
-        theirs = recorded_settings(training.out)
-        for name, new in _settings(config, dataset.splits["train"].sha256).items():
-            old = theirs.get(name)
+        asked = _settings(config, dataset.splits["train"].sha256)
+        for name, old, new in changed_settings(recorded_settings(training.out), asked):
             said = f"{training.out} was trained with {name} {old}, not {new}"
-            require(old == new, f"{said}: name another folder by --out")
+            raise InputError(f"{said}: name another folder by --out")
 
 
 def _settings(config: TrainConfig, images: str) -> dict[str, object]:
     """What makes it another training."""
-    left_out = {*NO_DIFFERENCE, "data_dir"} | ({"precision"} if config.runtime.precision == "auto" else set())
-    kept = {name: value for name, value in config.flat().items() if name not in left_out}
+    kept = {name: value for name, value in config.flat().items() if name not in NO_DIFFERENCE}
     return {**kept, "training images": images}
 
 

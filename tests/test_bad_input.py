@@ -93,7 +93,8 @@ def test_a_directory_that_another_run_holds(tiny_dir: Path, tmp_path: Path) -> N
         "ddp_trainer.train", *SMOKE, "--data-dir", tiny_dir, "--out", out, "--epochs", "50", "--max-steps", "1000"
     )
     try:
-        wait_until((out / "status.json").exists, "it does not begin", 120)
+        wait_until(lambda: (out / "status.json").exists() or first.poll() is not None, "it does not begin", 120)
+        assert first.poll() is None
         assert "another run holds" in refused(*SMOKE, "--data-dir", tiny_dir, "--out", out, "--resume")
     finally:
         first.kill()

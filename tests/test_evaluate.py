@@ -78,9 +78,9 @@ def test_a_request_to_stop_ends_it_between_two_batches() -> None:
     images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
     batch = Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4))
     runtime = SimpleNamespace(rank=0, world_size=1, device=images.device, autocast=nullcontext, laid_out=lambda x: x)
-    loader = SimpleNamespace(batches=lambda plan: iter([batch] * len(plan)))
+    loader = SimpleNamespace(batches=lambda plan: iter([batch] * len(plan)), batch_size=4)
     spec = ModelSpec(classes=("a", "b"), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), image_size=32, widths=(4, 4, 4, 4))
-    evaluator = Evaluator(loader, np.arange(12), spec, runtime, batch_size=4)  # type: ignore[arg-type]
+    evaluator = Evaluator(loader, np.arange(12), spec, runtime)  # type: ignore[arg-type]
     model, calls = build_model(spec).train(), []
 
     def poll() -> None:

@@ -65,7 +65,7 @@ class Refusing(RangeTrainer):
     def __init__(self, sweep: RangeConfig, refused: range, patience: int) -> None:
         self.sweep, self.refused, self.patience, self.step = sweep, refused, patience, 0
         self.sums = RunningSums(torch.device("cpu"))
-        self.data = self.loader = self.runtime = self  # type: ignore[assignment]
+        self.data = self.loader = self.runtime = self.guard = self  # type: ignore[assignment]
         self.is_main = False
 
     def plan(self, epoch: int) -> range:  # type: ignore[override]

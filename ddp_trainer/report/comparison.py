@@ -34,8 +34,7 @@ def alike(runs: Sequence[Run]) -> list[list[Run]]:
     """The runs in groups of one training each, with other seeds; an incomplete run stays alone."""
     groups: dict[object, list[Run]] = {}
     for run in runs:
-        left_out = NO_DIFFERENCE | {"data_dir", "seed"}  # the dataset itself is compared
-        settings = {name: value for name, value in run.settings.items() if name not in left_out}
+        settings = {name: value for name, value in run.settings.items() if name not in {*NO_DIFFERENCE, "seed"}}
         recorded = [run.config.get(name) for name in ("dataset", "world_size", "precision")]
         same = (run.split, run.classes, repr(recorded), repr(sorted(settings.items())))
         groups.setdefault(same if run.summary is not None else run.path, []).append(run)

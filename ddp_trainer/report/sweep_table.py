@@ -11,7 +11,7 @@ from ddp_trainer.report.wording import NOTHING, percent, quantity
 TABLE = "table.md"  # its file, in the folder of the sweep
 
 # Settings that two runs may differ in, and yet be the same training.
-NO_DIFFERENCE = FREE_ON_RESUME - {"max_steps", "data_dir"}
+NO_DIFFERENCE = FREE_ON_RESUME - {"max_steps"}
 HEAD = "| settings | n | mean {} accuracy | standard deviation | with TTA | standard deviation | PFLOP |"
 
 
@@ -46,6 +46,7 @@ def _mean_and_spread(values: Sequence[float | None]) -> str:
 def labels(runs: Sequence[Run]) -> list[str]:
     """For each run its values of the settings that differ and make another training; the seed left out."""
     settings = [{"recipe": run.config.get("recipe"), **run.settings} for run in runs]
-    names = dict.fromkeys(name for each in settings for name in each if name not in {*NO_DIFFERENCE, "seed"})
+    unnamed = {*NO_DIFFERENCE, "seed"} - {"data_dir"}  # a table over several datasets has a row for each
+    names = dict.fromkeys(name for each in settings for name in each if name not in unnamed)
     names = [name for name in names if len({str(each.get(name)) for each in settings}) > 1]
     return [", ".join(f"{name} {each.get(name)}" for name in names) or "all alike" for each in settings]

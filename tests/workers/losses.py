@@ -43,7 +43,7 @@ def build_trainer(data_dir: Path, dtype: torch.dtype, runtime: Runtime) -> Train
     model = CustomResNet(widths=(8, 8, 16, 16)).to(dtype)
     augmenter = Augmenter(config.augment, mean=spec.mean, std=spec.std, seed=0, dtype=dtype)
     samples = np.arange(dataset.splits["train"].count)
-    evaluator = Evaluator(loader, samples, spec, runtime, batch_size=share)
+    evaluator = Evaluator(loader, samples, spec, runtime)
     data = RunData(loader=loader, samples=samples, augmenter=augmenter, evaluator=evaluator)
     return Trainer(config, runtime, model, build_optimizer(model, config.optim), data, SilentObserver())
 
