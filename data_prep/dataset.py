@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shlex
 import shutil
@@ -167,12 +168,29 @@ def preparation(directory: Path, dataset: Mapping[str, Any]) -> str:
 
 def _parse(fields: dict) -> DatasetInfo:
     splits = {name: SplitInfo(**fields["splits"][name]) for name in SPLITS}
+    for split in splits.values():
+        _must_be(str, file=split.file, sha256=split.sha256)
+        _must_be(int, count=split.count, bytes=split.bytes)
+        if Path(split.file).name != split.file:
+            raise ValueError("a beton file lies outside the folder")
+    _must_be(str, source=fields["source"], ffcv_version=fields["ffcv_version"])
+    _must_be(int, image_size=fields["image_size"], channels=fields["channels"])
+    _must_be(list, classes=fields["classes"], mean=fields["mean"], std=fields["std"])
+    for name in fields["classes"]:
+        _must_be(str, classes=name)
     mean, std = (tuple(float(value) for value in fields[name]) for name in ("mean", "std"))
-    if len(mean) != 3 or len(std) != 3 or not min(std) > 0 or len(fields["classes"]) < 1:
-        raise ValueError("mean, std or classes are not what they should be")
-    if any(Path(split.file).name != split.file for split in splits.values()):
-        raise ValueError("a beton file lies outside the folder")
+    if len(mean) != 3 or len(std) != 3 or not min(std) > 0 or not all(map(math.isfinite, mean + std)):
+        raise ValueError("mean or std are not what they should be")
+    if not fields["classes"]:
+        raise ValueError("there are no classes")
     return DatasetInfo(**{**fields, "splits": splits, "mean": mean, "std": std, "classes": tuple(fields["classes"])})
+
+
+def _must_be(kind: type, **values: object) -> None:
+    """JSON holds anything, and NumPy, asked whether a number differs from a list, has no answer."""
+    for name, value in values.items():
+        if type(value) is not kind:
+            raise TypeError(f"{name} is {value!r}")
 
 
 def verify_dataset(directory: Path, info: DatasetInfo) -> None:

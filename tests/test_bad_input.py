@@ -1,5 +1,6 @@
 """Wrong input to the trainer: exit code 2, one line that says what and how to mend it, nothing written over."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import NARROW, fork, run, start, train
 from slurm_cluster import wait_until
+
+from data_prep.dataset import read_dataset
+from data_prep.errors import InputError
 
 SMOKE = ("smoke", "--device", "cpu")
 
@@ -62,6 +66,22 @@ def test_damaged_data(tiny_dir: Path, tmp_path: Path, damage: str) -> None:
     assert expected in line
     assert str(folder) in line
     assert not (tmp_path / "run").exists(), "nothing is written for input that is refused"
+
+
+def test_a_description_of_other_kinds_than_it_should_be(tiny_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_dir, tmp_path, dirs_exist_ok=True)
+    whole = json.loads((tiny_dir / "dataset.json").read_text())
+    for field in whole.keys() - {"splits"}:
+        for wrong in (None, [], {}, [None], -1.5):
+            edit_manifest(tmp_path, **{**whole, field: wrong})
+            with pytest.raises(InputError, match=r"dataset\.json"):
+                read_dataset(tmp_path)
+    for name, wrong in itertools.product(whole["splits"]["train"], (None, [], {}, -1.5, True)):
+        for split in whole["splits"]:
+            splits = {**whole["splits"], split: {**whole["splits"][split], name: wrong}}
+            edit_manifest(tmp_path, **{**whole, "splits": splits})
+            with pytest.raises(InputError, match=name):
+                read_dataset(tmp_path)
 
 
 def test_settings_that_cannot_be(tiny_dir: Path, tmp_path: Path) -> None:

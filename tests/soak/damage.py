@@ -127,7 +127,7 @@ def _damage_data(path: Path, damage: str, rng: random.Random) -> None:
 
 def _edit_manifest(path: Path, rng: random.Random) -> None:
     fields = json.loads(path.read_text())
-    section = rng.choice([fields["splits"]["train"], fields["splits"]["test"], fields["splits"]])
+    section = rng.choice([fields, fields["splits"], fields["splits"]["train"], fields["splits"]["test"]])
     name = rng.choice(list(section))
     if rng.random() < 0.5:
         del section[name]
