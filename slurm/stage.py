@@ -18,12 +18,16 @@ def stage(data_dir: Path, copy: Path) -> None:
         for name in (*(split.file for split in info.splits.values()), MANIFEST):
             shutil.copyfile(data_dir / name, copy / name)
     except OSError as error:
-        raise InputError(f"{data_dir} cannot be copied to {copy} on {os.uname().nodename} ({error}); "
-                         "name another folder by DDP_STAGE_DIR, or stage nothing") from None  # fmt: skip
+        raise _unusable(data_dir, f"cannot be copied to {copy} on {os.uname().nodename} ({error})") from None
     try:
         verify_dataset(copy, info)
-    except InputError as error:  # the copy goes with the job: it is the original that has to be mended
-        raise InputError(str(error).replace(str(copy), str(data_dir))) from None
+    except InputError:
+        verify_dataset(data_dir, info)  # where the original is damaged, it is the one to mend
+        raise _unusable(data_dir, f"is whole, but its copy in {copy} on {os.uname().nodename} is not") from None
+
+
+def _unusable(data_dir: Path, problem: str) -> InputError:
+    return InputError(f"{data_dir} {problem}; name another folder by DDP_STAGE_DIR, or stage nothing")
 
 
 def main(data_dir: Path, copy: Path) -> int:

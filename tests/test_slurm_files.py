@@ -84,3 +84,11 @@ def test_damage_of_staged_data_is_told_of_the_original(tiny_dir: Path, tmp_path:
     assert f"{data}/train.beton" in str(caught.value)
     assert f"--out {data}" in str(caught.value)
     assert str(tmp_path / "copy") not in str(caught.value)
+
+
+def test_a_copy_that_a_disk_damaged_is_not_taken(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "copyfile", lambda source, target: target.write_bytes(source.read_bytes()[:-1] + b" "))
+    with pytest.raises(InputError, match=rf"{tiny_dir} is whole, but its copy in {tmp_path}/copy .* DDP_STAGE_DIR"):
+        stage(tiny_dir, tmp_path / "copy")
