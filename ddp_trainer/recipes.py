@@ -13,6 +13,8 @@ def baseline() -> TrainConfig:
 
     Command: accelerate launch -m ddp_trainer.train baseline
     After David Page's 24-epoch recipe for this network (github.com/davidcpage/cifar10-fast), in mean-loss units.
+    Accuracy: not measured in full. After its first 5 epochs, where its learning rate is highest (0.56 PFLOP): 76.62 %,
+    78.36 % with test-time augmentation (n = 1, images and hardware as for `fast`).
     """
     return TrainConfig(
         recipe="baseline",
