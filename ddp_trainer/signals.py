@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR2 as a request to stop at the next step. Which steps those are is the loop's business.
+"""SIGTERM, SIGUSR2 and Ctrl-C as a request to stop at the next step. Which steps those are is the loop's business.
 
 Light on purpose: `train` installs the handlers before it imports anything that takes seconds.
 """
@@ -7,9 +7,10 @@ import ctypes
 import os
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 # A launcher and its workers are often signalled together, and the launcher then passes its own signal on: what arrives
 # within this time of the first signal is the same request, not a second one.
@@ -35,16 +36,24 @@ class StopRequest:
         return self._first_at is not None
 
     def install(self) -> None:
-        for number in SIGNALS:
-            signal.signal(number, self._on_signal)
+        on_request_to_stop(self._on_signal)
         stop_with_the_launcher()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._first_at is None:
             self._first_at = now
+            if number == signal.SIGINT and os.environ.get("LOCAL_RANK", "0") == "0":  # who pressed it is watching
+                os.write(2, b"\nstopping after the step at hand; Ctrl-C again ends at once\n")
         elif now - self._first_at > SAME_REQUEST_SECONDS:
             os._exit(128 + number)
+
+
+def on_request_to_stop(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Has `handler` called for each of SIGNALS. SIGINT stays ignored where it is: in a script's background job."""
+    for number in SIGNALS:
+        if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def stop_with_the_launcher() -> None:

@@ -9,7 +9,6 @@ import itertools
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from ddp_trainer.hardware import check_dataset
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.report.sweep_table import NO_DIFFERENCE, TABLE, results_table
 from ddp_trainer.rundir import changed_settings, read_json, recorded_settings
-from ddp_trainer.signals import SIGNALS
+from ddp_trainer.signals import on_request_to_stop
 
 OWN_FLAGS = {"seed", "out", "resume"}  # of the trainer, set here for each training
 
@@ -154,8 +153,7 @@ class Runner:
     def __init__(self, launcher: list[str]) -> None:
         self.launcher, self.stopped = launcher, False
         self._process: subprocess.Popen | None = None
-        for number in SIGNALS:
-            signal.signal(number, self._pass_on)
+        on_request_to_stop(self._pass_on)
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
         self.stopped = True
@@ -166,15 +164,10 @@ class Runner:
         """Returns when it is complete, or has failed, or was stopped; then `stopped` holds."""
         command = [*self.launcher, "ddp_trainer.train", *training.arguments, "--out", str(training.out), "--resume"]
         process = self._process = subprocess.Popen(command)
-        try:
-            if self.stopped:  # before there was a process to tell
-                process.terminate()
-            code = process.wait()
-        finally:  # an interrupt from the keyboard
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-            self._process = None
+        if self.stopped:  # before there was a process to tell
+            process.terminate()
+        code = process.wait()
+        self._process = None
         if code == 0 and not training.complete:  # somebody else told it to stop
             self.stopped = True
 
@@ -211,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
-    except KeyboardInterrupt:  # the training at hand got it too
+    except KeyboardInterrupt:  # while the trainings are checked: later it is a request to stop
         return 130
 
 

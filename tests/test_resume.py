@@ -63,7 +63,7 @@ def uninterrupted(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> C
 
 
 # More pairs, moments and processes, without a launcher, are the soak's.
-@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (1, signal.SIGKILL), (2, signal.SIGUSR2)])
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGINT), (1, signal.SIGKILL), (2, signal.SIGUSR2)])
 def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(
     uninterrupted: Callable[[int], Path], tiny_dir: Path, tmp_path: Path, processes: int, number: signal.Signals
 ) -> None:

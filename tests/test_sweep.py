@@ -69,7 +69,7 @@ def test_a_stopped_sweep_goes_on_and_ends_with_its_table(tiny_dir: Path, tmp_pat
     first = tmp_path / "seed=0"
     while not (first / "status.json").exists() and process.poll() is None:
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGINT)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 0, said
     assert said.splitlines()[-1] == "asked to stop: the same command goes on"

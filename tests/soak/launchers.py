@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ddp_trainer.signals import SIGNALS
 from tests.soak.nursery import GRACE_SECONDS
 from tests.soak.outcome import Outcome
 from tests.soak.stops import PLAN, saved_at_the_end
@@ -53,7 +54,7 @@ def workers(out: Path) -> list[int]:
 
 
 def signalled_launchers(data: Path, folder: Path, times: int, rng: random.Random) -> Outcome:
-    outcome = Outcome("SIGTERM or SIGUSR2 to a launcher or its worker", promise="saved, all gone in 30 s, resumes")
+    outcome = Outcome("SIGTERM, SIGUSR2 or SIGINT to a launcher or its worker", promise="saved, all gone in 30 s, resumes")
     names = list(LAUNCHERS)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for number in range(times):
@@ -69,7 +70,7 @@ def signal_launcher(launcher: str, data: Path, out: Path, rng: random.Random, ou
     try:
         if not _until(lambda: (out / "checkpoints" / "step-00000002").exists(), 240, process):
             return f"{launcher}: no checkpoint\n{_tail(out)}"
-        number = rng.choice([signal.SIGTERM, signal.SIGUSR2])
+        number = rng.choice(SIGNALS)
         target, victim = rng.choice([("the launcher", process.pid), ("a worker", rng.choice(workers(out)))])
         os.kill(victim, number)
         outcome.note(f"{number.name} to {target} of {launcher}")

@@ -12,9 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 
 PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 30.0  # a launcher's, between SIGTERM and SIGKILL
+RAISES = signal.SIGUSR1  # becomes an exception in a child, at wherever it is
 SMOKE = ("smoke", "--device", "cpu")
 
 
@@ -40,12 +42,16 @@ class Child:
             os.kill(self.pid, number)
 
 
+def _raise(number: int, _frame: FrameType | None) -> None:
+    raise RuntimeError(f"signal {number}")
+
+
 def _become(work: Callable[[], int], log: Path, env: dict[str, str]) -> None:
     """In the child: never returns."""
     code = 1
     try:
         os.setsid()
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+        signal.signal(RAISES, _raise)
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -8,11 +8,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.soak.nursery import GRACE_SECONDS, Job, wait_until
+from tests.soak.nursery import GRACE_SECONDS, RAISES, Job, wait_until
 from tests.soak.outcome import Outcome
 
 TIMEOUT = 10.0  # --process-group-timeout of these runs
 LONG = ("--epochs", "2000", "--max-steps", "12000", "--batch-size", "16", "--process-group-timeout", str(TIMEOUT))
+HARM = {"killed": signal.SIGKILL, "raises": RAISES, "frozen": signal.SIGSTOP}
 PROMISED = {"killed": 40.0, "raises": 40.0, "frozen": TIMEOUT + GRACE_SECONDS + 10}
 
 
@@ -31,10 +32,7 @@ def _broken(fault: str, data: Path, folder: Path, times: int, rng: random.Random
             training = wait_until(lambda: metrics.exists() and metrics.stat().st_size > 0, job)  # noqa: B023
             time.sleep(rng.uniform(0, 2))
             victim = job.ranks[number % 2]
-            if fault == "raises":  # SIGINT becomes an exception, KeyboardInterrupt, at wherever the rank is
-                victim.send(signal.SIGINT)
-            else:
-                victim.send(signal.SIGKILL if fault == "killed" else signal.SIGSTOP)
+            victim.send(HARM[fault])
             started = time.monotonic()
             codes = job.wait(PROMISED[fault])
             outcome.took(time.monotonic() - started)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ddp_trainer.signals import SIGNALS
 from tests.soak.nursery import GRACE_SECONDS, Job, wait_until
 from tests.soak.outcome import Outcome
 
@@ -18,7 +19,6 @@ PLAN = ("--epochs", "4", "--max-steps", "24", "--batch-size", "16", "--checkpoin
         "--ema-decay", "0.9", "--validation", "24")  # fmt: skip
 STOPS_PER_RUN = 5
 TOO_LATE = "after its end"
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 VOLATILE = {"seconds", "images_per_second", "train_seconds", "epoch_seconds"}
 
 
@@ -83,9 +83,9 @@ def killed_runs(scene: Scene, kills: int, rng: random.Random) -> Outcome:
 
 
 def signalled_runs(scene: Scene, signals: int, rng: random.Random) -> Outcome:
-    """SIGTERM or SIGUSR2 to one rank."""
+    """SIGTERM, SIGUSR2 or SIGINT to one rank."""
     size = "the process" if scene.processes == 1 else f"one of {scene.processes} ranks"
-    outcome = Outcome(f"SIGTERM or SIGUSR2 to {size}", promise="saved, all gone in 30 s, the end is bit-identical")
+    outcome = Outcome(f"SIGTERM, SIGUSR2 or SIGINT to {size}", promise="saved, all gone in 30 s, the end is bit-identical")
     return _interrupted_runs(scene, _signal, signals, rng, outcome)
 
 
@@ -141,7 +141,7 @@ def _kill(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tupl
 def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tuple[str, str]:
     """Two of four in the midst of the training, the others at any moment, also while it starts."""
     sent = sum(outcome.notes.get(number.name, 0) for number in SIGNALS)
-    number, in_the_midst = SIGNALS[sent % 2], sent % 4 < 2
+    number, in_the_midst = SIGNALS[sent % len(SIGNALS)], sent % 4 < 2
     before = set(out.glob("checkpoints/step-*"))
     job = scene.start(out)
     if in_the_midst:
