@@ -1,5 +1,5 @@
 # PYTHON: the interpreter that .venv is made with (3.11 to 3.13).
-# RUN: what starts the training; RUN="$(BIN)/accelerate launch --config_file launch/all_gpus.yaml" for all GPUs.
+# RUN: what starts the training; RUN=".venv/bin/accelerate launch --config_file launch/all_gpus.yaml" for all GPUs.
 PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= $(BIN)/python

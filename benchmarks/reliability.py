@@ -1,6 +1,6 @@
 """What safety costs the step loop: a save, the agreement on a stop, the guard against numbers that are not finite.
 
-    [accelerate launch ...] python -m benchmarks.reliability [--batch-size N] [--rounds N] [--result FILE]
+    {python | accelerate launch ...} -m benchmarks.reliability [--batch-size N] [--rounds N] [--result FILE]
 
 save:   seconds that `Trainer.save` holds the loop up, the state being copied and written in the background; beside it
         the seconds until the checkpoint is on the disk.

@@ -51,7 +51,7 @@ class Augmented(NamedTuple):
 class Augmenter:
     """Draws for each image by its sample index and applies what the configuration asks for."""
 
-    NUM_DRAWS = 11
+    NUM_DRAWS = 10
 
     def __init__(
         self,

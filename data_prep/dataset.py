@@ -69,10 +69,12 @@ def write_dataset(image_set: ImageSet, out: Path, *, progress: Progress = lambda
         splits = {name: _check_split(image_set, name, temporary) for name in SPLITS}
         info = _describe(image_set, splits)
         (temporary / MANIFEST).write_text(json.dumps(asdict(info), indent=2) + "\n")
+        names = (*(split.file for split in splits.values()), MANIFEST)
+        for name in names:  # what takes long, while the older dataset is still whole
+            _sync(temporary / name)
         # Without its manifest a folder is no dataset, so no reader can take the old description for the new pixels.
         (out / MANIFEST).unlink(missing_ok=True)
-        for name in (*(split.file for split in splits.values()), MANIFEST):
-            _sync(temporary / name)
+        for name in names:
             (temporary / name).replace(out / name)
         _sync(out)
     finally:

@@ -28,6 +28,10 @@ class CheckpointError(Exception):
     """A checkpoint that is damaged or could not be written."""
 
 
+def place_of(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
+
+
 def step_of(path: Path) -> int:
     match = NAME.fullmatch(path.name)
     assert match, path

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ddp_trainer.checkpoint import CheckpointError, clean_up, drop_old, write_checkpoint
+from ddp_trainer.checkpoint import CheckpointError, clean_up, drop_old, place_of, write_checkpoint
 
 
 class HostCopy:
@@ -78,7 +78,7 @@ class Checkpointer:
             self._writer.shutdown()
 
     def _write(self, copy: HostCopy, step: int, score: float | None) -> None:
-        place = self.folder / f"step-{step:08d}"
+        place = place_of(self.folder, step)
         state = copy.wait()
         try:
             write_checkpoint(place, state, step=step, score=score)

@@ -184,8 +184,8 @@ class TrackingConfig:
     trackers: str = "wandb"
     """Comma-separated: wandb, tensorboard. The JSON lines are always written."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online with an API key, offline without one. WANDB_PROJECT, WANDB_ENTITY and WANDB_NAME are obeyed; without
-    them the project is ddp-trainer, and the name that of the run directory."""
+    """auto: as WANDB_MODE says, else online with an API key, offline without one. WANDB_PROJECT, WANDB_ENTITY and
+    WANDB_NAME are obeyed; without them the project is ddp-trainer, and the name that of the run directory."""
     wandb_group: str | None = None
     """Group of the W&B run, such as the experiment that several seeds belong to; by default WANDB_RUN_GROUP."""
     wandb_job_type: str | None = None

@@ -55,7 +55,7 @@ class SilentProgress:
 class _Epoch:
     """The epoch at hand and its clock."""
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float]) -> None:
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self.stream, self.clock = stream, clock
         self.label, self.total, self.initial = "", 0, 0
         self.started = self.drawn = clock()
@@ -126,9 +126,6 @@ class BarProgress(_Epoch):
 class LineProgress(_Epoch):
     """Now and then a whole line, for files that are read later."""
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(stream, clock)
-
     def update(self, step: int, values: Values) -> None:
         shortest, longest = LINE_SECONDS
         waited = self.clock() - self.drawn
@@ -156,15 +153,13 @@ def epoch_label(epoch: int, epochs: int) -> str:
     return f"epoch {epoch:>{len(str(epochs))}}/{epochs}"
 
 
-def epoch_line(record: Mapping[str, float | int], *, epochs: int) -> str:
-    """The line that stays of an epoch; `record` is its line of metrics.jsonl, with counts where it has them."""
-    accuracy = f"{record['test_accuracy']:.2%}"
-    if "test_total" in record:
-        accuracy = f"{record['test_correct']}/{record['test_total']} ({accuracy})"
+def epoch_line(record: Mapping[str, float | int], *, epochs: int, split: str) -> str:
+    """The line that stays of an epoch; `record` is its line of metrics.jsonl, `split` what was evaluated."""
+    accuracy = f"{record['test_correct']}/{record['test_total']} ({record['test_accuracy']:.2%})"
     return (
         f"{epoch_label(int(record['epoch']), epochs)}  "
         f"train loss {record['train_loss']:.4f}  accuracy {record['train_accuracy']:.2%}  |  "
-        f"test loss {record['test_loss']:.4f}  accuracy {accuracy}  |  lr {record['learning_rate']:.4f}  |  "
+        f"{split} loss {record['test_loss']:.4f}  accuracy {accuracy}  |  lr {record['learning_rate']:.4f}  |  "
         f"{record['images_per_second']:.0f} images/s  |  {record['seconds']:.1f} s"
     )
 

@@ -80,6 +80,10 @@ class Child:
 
 
 def python() -> Finding:
+    if sys.platform != "linux":
+        return Finding(
+            PROBLEM, "system", f"{platform.system()}: FFCV runs on Linux only", "use a Linux machine or container"
+        )
     version, place = platform.python_version(), sys.prefix
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         return Finding(PROBLEM, "Python", f"{version}; 3.11 to 3.13 is needed", f"{SET_UP} PYTHON=python3.12")
@@ -129,7 +133,7 @@ def torch_and_devices(child: Child) -> Iterator[Finding]:
     found, why = child.result()
     if not found:
         yield Finding(PROBLEM, "torch", why, set_up("torch"))
-        yield Finding(OK, "CPU", f"{len(os.sched_getaffinity(0))} cores")
+        yield Finding(OK, "CPU", f"{os.cpu_count()} cores")
         return
     built = f"CUDA {found['built_for']}" if found["built_for"] else "the CPU alone"
     nccl = ", NCCL" if found["nccl"] else ""
@@ -167,7 +171,7 @@ def ffcv(child: Child) -> Iterator[Finding]:
 
 
 def missing_libraries() -> list[str]:
-    """Debian packages, as scripts/setup.sh asks for them."""
+    """Debian packages that FFCV is compiled against, as scripts/setup.sh asks for them."""
     missing = [] if shutil.which("g++") else ["g++"]
     if not shutil.which("pkg-config"):
         return [*missing, "pkg-config", "libopencv-dev", "libturbojpeg0-dev"]

@@ -113,6 +113,8 @@ class Trainer:
         except NonFinite as error:
             self.observer.crashed(self.recent.describe(error.step, self.runtime), step=error.step + 1)
             raise
+        finally:
+            self.observer.progress.finish()  # what is said next begins on a line of its own
 
     def _fit(self) -> Evaluation:
         try:

@@ -59,6 +59,12 @@ def check_dataset(config: TrainConfig, dataset: "DatasetInfo") -> int:
     for flag, pixels in (("crop-padding", config.augment.crop_padding), ("cutout", config.augment.cutout)):
         require(pixels < size, f"--{flag} {pixels}: the images have {size} pixels a side; give at most {size - 1}")
     check_batch(config, num_images=total - held_out)
+    share = config.schedule.batch_size // (launch_environment()[2] * config.schedule.accumulate)
+    require(
+        share > 1 or size >= 16 or config.runtime.sync_bn,
+        f"--batch-size {config.schedule.batch_size} leaves each part a single image of {size} pixels a side, and "
+        "BatchNorm one value per channel in the last layers: raise it, or prepare larger images",
+    )
     return total - held_out
 
 
@@ -95,6 +101,10 @@ def check_machine(config: RuntimeConfig) -> None:
 
 def resolve_device(config: RuntimeConfig) -> str:
     if config.device == "cpu":
+        return "cpu"
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on"):
+        require(config.device == "auto", "--device cuda: Accelerate was told to use the CPU, by --cpu or by use_cpu in "
+                                         "its configuration; leave that out, or take --device cpu")  # fmt: skip
         return "cpu"
     import torch
 

@@ -43,7 +43,7 @@ from ddp_trainer.observer import SilentObserver
 from ddp_trainer.optim import build_optimizer
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.run import TrainingRun
-from ddp_trainer.rundir import write_json
+from ddp_trainer.rundir import replace_file, write_json
 from ddp_trainer.signals import Preempted
 from ddp_trainer.train import leave
 
@@ -109,6 +109,7 @@ class RangeTrainer(Trainer):
     def run(self) -> LossCurve:
         """Steps until the last rate or until the loss diverges, which all ranks see at the same step: the loss is that
         of the global batch. Raises Preempted when any rank was asked to stop."""
+        self.runtime.end_of_startup()
         curve, refused = LossCurve(self.sweep.steps), 0
         for epoch in itertools.count():
             for batch in self.data.loader.batches(self.plan(epoch)):
@@ -159,9 +160,8 @@ class RangeTest(TrainingRun):
         """lr_find.png, then lr_find.json, on the main process; says what is suggested."""
         if not self.runtime.is_main:
             return
-        picture = self.out / ".lr_find.png"
-        picture.write_bytes(curve.draw(f"Learning rate range test, {self.config.recipe}"))
-        picture.replace(self.out / "lr_find.png")
+        picture = curve.draw(f"Learning rate range test, {self.config.recipe}")
+        replace_file(self.out / "lr_find.png", picture)
         suggested, optim = curve.suggestion(), self.config.optim
         suggestion, others = {"suggested_lr": suggested}, {}
         if suggested is not None:  # those set apart were tried in step with it
@@ -185,7 +185,10 @@ class RangeTest(TrainingRun):
 
 def parse(argv: Sequence[str]) -> RangeTestConfig:
     recipe, arguments = take_recipe(argv, RECIPES)
-    description = "Learning rate range test of a recipe: writes lr_find.png and lr_find.json."
+    description = (
+        "Learning rate range test of a recipe: writes lr_find.png and lr_find.json. Of the schedule only --batch-size "
+        "and --accumulate count."
+    )
     prog = f"{program_name('ddp_trainer.lr_find')} [RECIPE]"
     return parse_flags(
         RangeTestConfig, arguments, prog=prog, description=description, default=RangeTestConfig.of(recipe)

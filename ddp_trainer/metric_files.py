@@ -1,10 +1,11 @@
 """The records of a run as files: JSON lines, and TensorBoard's event files. When to write them is decided elsewhere."""
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from ddp_trainer.rundir import replace_file
 
 Record = Mapping[str, float | int]
 
@@ -13,9 +14,7 @@ class JsonLines:
     """metrics.jsonl: one object per epoch, each line on its way to the disk before training goes on."""
 
     def __init__(self, path: Path, history: Sequence[Record]) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text("".join(json.dumps(dict(record)) + "\n" for record in history))
-        temporary.replace(path)
+        replace_file(path, "".join(json.dumps(dict(record)) + "\n" for record in history).encode())
         self._file = path.open("a")
 
     def log_epoch(self, record: Record) -> None:

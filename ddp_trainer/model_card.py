@@ -19,6 +19,7 @@ from ddp_trainer.model import LOGIT_SCALE
 from ddp_trainer.report.loading import Run, load_run, mapping
 from ddp_trainer.report.reproduce import data_command, train_command
 from ddp_trainer.report.scores import calibration, confusion_counts, precision_and_recall, wilson_interval
+from ddp_trainer.rundir import replace_file
 
 CARD = "model.md"
 
@@ -55,9 +56,7 @@ def write_model_card(run_dir: Path) -> Path:
     run = load_run(run_dir)
     if run.summary is None or run.counts is None:
         raise InputError(f"{run_dir / 'summary.json'} is missing: {run_dir} is not a completed run; train it first")
-    temporary = run_dir / f".{CARD}"
-    temporary.write_text(card(run), encoding="utf-8")
-    temporary.replace(run_dir / CARD)
+    replace_file(run_dir / CARD, card(run).encode())
     return run_dir / CARD
 
 

@@ -42,13 +42,13 @@ class RunObserver:
         settings: dict[str, Any],
     ) -> None:
         self.run_dir, self.tracker, self.checkpointer = run_dir, tracker, checkpointer
-        self.epochs, self.has_validation = config.schedule.epochs, config.data.validation > 0
+        self.epochs, self.split = config.schedule.epochs, "validation" if config.data.validation else "test"
         self.settings = settings
         self.progress: Progress = build_progress(enabled=True)
 
     def epoch_done(self, record: Record) -> None:
         self.tracker.log_epoch(record)
-        self.progress.note(epoch_line(record, epochs=self.epochs))
+        self.progress.note(epoch_line(record, epochs=self.epochs, split=self.split))
 
     def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:
         whole = {**state, "settings": self.settings, "tracker": self.tracker.state()}
@@ -66,6 +66,6 @@ class RunObserver:
     def _score(self, state: dict[str, Any]) -> float | None:
         """Accuracy on the validation images, of a state just evaluated. The test split must choose nothing."""
         history = state["history"]
-        if not self.has_validation or not history or history[-1]["step"] != state["step"]:
+        if self.split == "test" or not history or history[-1]["step"] != state["step"]:
             return None
         return float(history[-1]["test_accuracy"])

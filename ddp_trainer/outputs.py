@@ -12,7 +12,7 @@ from torch import nn
 from data_prep.loader import ResidentLoader, StreamLoader, read_images
 from ddp_trainer.evaluate import Evaluation
 from ddp_trainer.model import ModelSpec
-from ddp_trainer.rundir import write_json
+from ddp_trainer.rundir import replace_file, write_json
 
 GALLERY_SIZE = 48
 
@@ -22,9 +22,7 @@ def write_model(run_dir: Path, model: nn.Module, spec: ModelSpec) -> None:
     from safetensors.torch import save
 
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    temporary = run_dir / ".model.safetensors"
-    temporary.write_bytes(save(weights))  # `save_file` would let nobody but the owner read it
-    temporary.replace(run_dir / "model.safetensors")
+    replace_file(run_dir / "model.safetensors", save(weights))  # `save_file` would let nobody but the owner read it
     spec.write(run_dir / "model.json")
 
 

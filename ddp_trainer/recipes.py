@@ -1,4 +1,4 @@
-"""Named, complete configurations. Each docstring: command, hardware, time, accuracy with n, or "not measured"."""
+"""Named, complete configurations. Each docstring gives the command, and what is known of the accuracy."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -77,7 +77,7 @@ def long() -> TrainConfig:
 
 
 def smoke() -> TrainConfig:
-    """A few steps that touch every part, in seconds on a CPU; the accuracy means nothing.
+    """A few steps, from data to report in seconds on a CPU, without W&B; the accuracy means nothing.
 
     Command: python -m ddp_trainer.train smoke --data-dir data/synthetic
     """

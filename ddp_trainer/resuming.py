@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import InputError
-from ddp_trainer.checkpoint import CheckpointError, clean_up, list_checkpoints, newest_good_checkpoint, read_checkpoint
+from ddp_trainer.checkpoint import (
+    CheckpointError,
+    clean_up,
+    list_checkpoints,
+    newest_good_checkpoint,
+    place_of,
+    read_checkpoint,
+    step_of,
+)
 from ddp_trainer.rundir import RunDirectory, changed_settings
 from ddp_trainer.training_state import KEYS
 
@@ -24,7 +32,7 @@ def find_start(run_dir: RunDirectory, last_step: int) -> int:
     clean_up(run_dir.checkpoints)
     newest = newest_good_checkpoint(run_dir.checkpoints, REQUIRED)
     if newest is not None:
-        return int(newest.name.removeprefix("step-"))
+        return step_of(newest)
     if list_checkpoints(run_dir.checkpoints):
         raise InputError(f"--resume: every checkpoint in {run_dir.checkpoints} is damaged; start anew in another --out")
     return FRESH
@@ -33,7 +41,7 @@ def find_start(run_dir: RunDirectory, last_step: int) -> int:
 def load_state(run_dir: Path, step: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The state to go on from. Raises InputError where it belongs to other `settings`, and names them."""
     try:
-        state = read_checkpoint(run_dir / "checkpoints" / f"step-{step:08d}", REQUIRED)
+        state = read_checkpoint(place_of(run_dir / "checkpoints", step), REQUIRED)
     except CheckpointError as error:  # the main process has read it: this machine does not see the same files
         raise InputError(f"--resume: {error}; every machine must see the same --out") from None
     refuse_other_training(state["settings"], settings)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.dataset import read_dataset, verify_dataset
+from data_prep.errors import InputError
 from ddp_trainer.assembly import build_data, build_network
 from ddp_trainer.checkpoint import CheckpointError
 from ddp_trainer.checkpointer import Checkpointer
@@ -15,6 +16,7 @@ from ddp_trainer.config import TrainConfig, launch_environment
 from ddp_trainer.engine import Observer, Trainer
 from ddp_trainer.evaluate import Evaluation
 from ddp_trainer.hardware import check_dataset
+from ddp_trainer.initialisation import initialise
 from ddp_trainer.model import ModelSpec, build_model, count_parameters, training_flops_per_image
 from ddp_trainer.model_card import write_model_card_or_say_why
 from ddp_trainer.observer import RunObserver, SilentObserver
@@ -46,13 +48,22 @@ class TrainingRun:
         start = FRESH
         if self.run_dir is not None and config.run.resume:
             start = find_start(self.run_dir, last_step)
-        self.runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate, stop=stop)
-        self.start = self.runtime.agree_on(start)
+        self.runtime, self.start = self._join(start, stop)
         self.state = self._saved_state()
         self.position = (self.state["step"], len(self.state["history"])) if self.state else (0, 0)
         self.tracker: Tracker = NullTracker()
         self.checkpointer: Checkpointer | None = None
         self.trainer: Trainer | None = None
+
+    def _join(self, start: int, stop: StopRequest | None) -> tuple[Runtime, int]:
+        """This process among the others, and where all of them start."""
+        try:
+            runtime = Runtime(self.config.runtime, accumulate=self.config.schedule.accumulate, stop=stop)
+            return runtime, runtime.agree_on(start)
+        except Exception as error:  # such as of a process that never came
+            if self.run_dir is not None and start != COMPLETE and not isinstance(error, InputError):
+                self.run_dir.write_status("failed", step=max(start, 0), message=f"{type(error).__name__}: {error}")
+            raise
 
     def _claim(self) -> RunDirectory | None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -173,15 +184,16 @@ class TrainingRun:
         self.tracker.finish(summary)
         report = write_report_or_say_why(path)
         self.run_dir.write_status("done", step=trainer.step, epoch=len(trainer.history))
-        self.say(
-            f"test accuracy {evaluation.correct}/{evaluation.total} ({summary['test_accuracy']:.2%}), "
-            f"{summary['test_accuracy_tta']:.2%} with test-time augmentation"
-        )
+        plain, tta = (f"{summary[name]:.2%}" for name in ("test_accuracy", "test_accuracy_tta"))
+        counts = f"{evaluation.correct}/{evaluation.total} ({plain})"
+        self.say(f"{summary['evaluation_split']} accuracy {counts}, {tta} with test-time augmentation")
         self.say(f"run directory: {path}" + (f"\nreport: {report}" if report else ""))
 
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
         images = trainer.step * self.config.schedule.batch_size
-        flops = training_flops_per_image(build_model(self.spec), self.spec.image_size)
+        model = build_model(self.spec)
+        initialise(model, self.config.network)  # what is frozen costs less
+        flops = training_flops_per_image(model, self.spec.image_size)
         seconds = trainer.train_seconds + trainer.watch.read()  # of an epoch that --max-steps has left unfinished
         return {
             "evaluation_split": "validation" if self.config.data.validation else "test",

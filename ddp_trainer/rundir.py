@@ -14,11 +14,15 @@ from data_prep.errors import InputError
 PACKAGES = ("torch", "torchvision", "accelerate", "ffcv", "numpy", "wandb")
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Atomically: readers see the old file or the new one, whole."""
+def replace_file(path: Path, content: bytes) -> None:
+    """Readers see the old file or the new one, whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.write_bytes(content)
     temporary.replace(path)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    replace_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -53,6 +57,12 @@ def changed_settings(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> l
     return [(name, recorded.get(name), asked[name]) for name in names if recorded.get(name) != asked[name]]
 
 
+def refuse_present_run(out: Path, *, resume: bool) -> None:
+    """Raises InputError where a run is in `out` that is not to be resumed."""
+    if not resume and (out / "config.json").exists():
+        raise InputError(f"--out {out}: a run is there already; add --resume to go on with it, or name another")
+
+
 class RunDirectory:
     """One run's folder, held by this process until it ends, so that no two runs write into it.
 
@@ -72,9 +82,11 @@ class RunDirectory:
         except OSError:
             self._lock.close()
             raise InputError(f"--out {path}: another run holds this folder; name another, or wait for it") from None
-        if not resume and (path / "config.json").exists():
+        try:
+            refuse_present_run(path, resume=resume)
+        except InputError:
             self._lock.close()
-            raise InputError(f"--out {path}: a run is there already; add --resume to go on with it, or name another")
+            raise
 
     @property
     def checkpoints(self) -> Path:

@@ -14,10 +14,16 @@ stop() { echo "error: $*" >&2; exit 2; }
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true; }
 is_supported() { [[ $1 == 3.11 || $1 == 3.12 || $1 == 3.13 ]]; }
 
-# The interpreter asked for or, where that is the default and of another version, one that Debian and Ubuntu name by version.
+# The interpreter asked for. Without one: that of .venv, which somebody may have chosen, else the default or, where that is
+# of another version, one that Debian and Ubuntu name by version.
 find_python() {
-  local wanted=${PYTHON:-python3} candidate
-  for candidate in "$wanted" $([[ $wanted != python3 ]] || echo python3.12 python3.13 python3.11); do
+  local wanted=${PYTHON:-python3} candidate candidates present
+  candidates=("$wanted")
+  if [[ $wanted == python3 ]]; then
+    present=$(.venv/bin/python -c 'import sys; print(sys._base_executable)' 2>/dev/null || true)
+    candidates=(${present:+"$present"} python3 python3.12 python3.13 python3.11)
+  fi
+  for candidate in "${candidates[@]}"; do
     python=$candidate version=$(version_of "$candidate")
     if is_supported "$version"; then return; fi
   done

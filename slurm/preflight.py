@@ -4,6 +4,7 @@
 and the number of processes for each node, a line each; or, on stderr, the one line of what is wrong, and exits with 2.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from ddp_trainer.command_line import parse_command_line
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.hardware import check_dataset
 from ddp_trainer.recipes import RECIPES
+from ddp_trainer.rundir import refuse_present_run
 
 
 def check(argv: Sequence[str]) -> tuple[TrainConfig, int]:
@@ -23,12 +25,12 @@ def check(argv: Sequence[str]) -> tuple[TrainConfig, int]:
     try:
         dataset = read_dataset(config.data.data_dir)
     except InputError as error:
-        raise InputError(f"{error} (or as a job: sbatch slurm/prep.sh)") from None
+        raise InputError(f"{error} (or as a job, by sbatch slurm/prep.sh with the same arguments)") from None
     os.environ["WORLD_SIZE"] = str(processes * int(os.environ.get("SLURM_JOB_NUM_NODES", "1")))
     check_dataset(config, dataset)
     out = config.run.out
-    if out is not None and not config.run.resume and (out / "config.json").exists():
-        raise InputError(f"--out {out}: a run is there already; add --resume to go on with it, or name another")
+    if out is not None:
+        refuse_present_run(out, resume=config.run.resume)
     return config, processes
 
 
@@ -56,7 +58,8 @@ def usable_gpus() -> int:
 
 def main(argv: Sequence[str]) -> int:
     try:
-        config, processes = check(argv)
+        with contextlib.redirect_stdout(sys.stderr):  # what --help prints is not to be taken for the three lines
+            config, processes = check(argv)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2

@@ -32,6 +32,8 @@ def read_settings(path: Path) -> list[list[str]]:
             if arguments:
                 parse_command_line(arguments, RECIPES, prog="slurm/train.sh", description="")
                 trainings.append(arguments)
+        except SystemExit:
+            raise InputError(f"{path}, line {number}: --help is no training") from None
         except (InputError, ValueError) as error:
             raise InputError(f"{path}, line {number}: {error}") from None
     if not trainings:

@@ -28,6 +28,9 @@ source slurm/job.sh
 [[ ${SLURM_NTASKS_PER_NODE:-1} == 1 ]] ||
   stop "leave --ntasks-per-node at 1: the one launcher on each node starts a process for each GPU"
 
+given=
+(($# == 0)) || given=$(printf ' %q' "$@")
+
 # A task of a sweep takes its arguments from a line of the sweep's file.
 if [[ ${1:-} == --sweep ]]; then
   mapfile -d '' -t line < <("$python" -m slurm.sweep arguments "$2" "$SLURM_ARRAY_TASK_ID")
@@ -57,7 +60,8 @@ attempt=$((${SLURM_RESTART_COUNT:-0} + 1))
 ) || exit 2
 
 export STATUS=$out/status.json
-go_on="go on by sbatch ${SLURM_ARRAY_TASK_ID:+--array=$SLURM_ARRAY_TASK_ID }slurm/train.sh with the same arguments and --out '$out' --resume"
+go_on="go on by: sbatch [the same flags] ${SLURM_ARRAY_TASK_ID:+--array=$SLURM_ARRAY_TASK_ID }slurm/train.sh$given"
+go_on+=" --out $(printf %q "$out") --resume"
 state_of_run() { sed -n 's/.*"state": "\([a-z]*\)".*/\1/p' "$STATUS" 2>/dev/null || true; }
 newest_checkpoint() {
   local found=("$out"/checkpoints/step-*) # sorted, as the numbers have leading zeros
@@ -101,6 +105,7 @@ RENDEZVOUS_PORT=$((10000 + SLURM_JOB_ID % 20000)) # below the ports that the sys
 STATUS_BEFORE=$(stat_of "$STATUS")
 export RENDEZVOUS_HOST RENDEZVOUS_PORT STATUS_BEFORE DATA_DIR=$data_dir PROCESSES=$processes
 say "job $SLURM_JOB_ID, attempt $attempt: $SLURM_JOB_NUM_NODES x $processes processes on $SLURM_JOB_NODELIST, in $out"
+((attempt > 1)) || say "should it fail or be cancelled, $go_on"
 
 # --export and --wait undo what an sbatch flag or the site may have set otherwise.
 result=0

@@ -2,9 +2,12 @@
 
 import itertools
 import json
+import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,9 @@ from slurm_cluster import wait_until
 
 from data_prep.dataset import read_dataset
 from data_prep.errors import InputError
+from ddp_trainer.command_line import parse_command_line
+from ddp_trainer.hardware import check_dataset
+from ddp_trainer.recipes import RECIPES
 
 SMOKE = ("smoke", "--device", "cpu")
 
@@ -89,7 +95,29 @@ def test_settings_that_cannot_be(tiny_dir: Path, tmp_path: Path) -> None:
     assert "unknown recipe" in refused("smok", *data)
     assert "fp16" in refused(*SMOKE, *data, "--precision", "fp16")
     assert "--batch-size 97" in refused(*SMOKE, *data, "--batch-size", "97")
+    told = {**os.environ, "ACCELERATE_USE_CPU": "True"}
+    assert "Accelerate was told to use the CPU" in refused("smoke", "--device", "cuda", *data, env=told)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_part_of_a_single_small_image(tiny_dir: Path) -> None:
+    """Three poolings leave one pixel of it, and so BatchNorm one value."""
+    small = replace(read_dataset(tiny_dir), image_size=15)
+    config = parse_command_line([*SMOKE, "--batch-size", "4", "--accumulate", "4"], RECIPES, prog="", description="")
+    with pytest.raises(InputError, match="a single image of 15 pixels"):
+        check_dataset(config, small)
+    check_dataset(config, replace(small, image_size=16))
+
+
+def test_a_process_that_cannot_meet_the_others_has_failed(tiny_dir: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(taken.getsockname()[1])}  # fmt: skip
+        finished = run("ddp_trainer.train", *SMOKE, "--data-dir", tiny_dir, "--out", tmp_path / "run", env=rank)
+    assert finished.returncode == 1
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
 
 
 def test_a_batch_that_two_processes_cannot_share(tiny_dir: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class Reader:
 
 
 def test_the_line_of_an_epoch_has_loss_accuracy_and_counts() -> None:
-    assert epoch_line(RECORD, epochs=24) == (
+    assert epoch_line(RECORD, epochs=24, split="test") == (
         "epoch  3/24  train loss 0.8123  accuracy 71.52%  |  test loss 0.7012  accuracy 7712/10000 (77.12%)  |  "
         "lr 0.3120  |  12345 images/s  |  25.1 s"
     )

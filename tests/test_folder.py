@@ -1,5 +1,6 @@
 """Folders of real image files, of every kind that people have, become the pixels one expects, or one clear line."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,12 @@ def test_classes_that_differ_are_named(photos: Path) -> None:
     line = fails(photos)
     assert f"dog only in {photos}/train" in line
     assert f"hound only in {photos}/test" in line
+
+
+def test_a_class_that_no_page_can_name_is_refused(photos: Path) -> None:
+    for split in ("train", "test"):
+        (photos / split / "dog").rename(photos / split / os.fsdecode(b"d\xf6g"))
+    assert "'d\\udcf6g' is not UTF-8" in fails(photos)
 
 
 def test_an_empty_class_or_split_is_named(photos: Path) -> None:

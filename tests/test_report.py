@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,18 @@ def test_interrupted_run_is_described_by_its_epochs(tmp_path):
     assert "No epoch was finished" in Page(write_report([run])).text
 
 
+def test_without_a_mistake_the_sheet_says_so(complete, tmp_path):
+    run = shutil.copytree(complete[0], tmp_path / "perfect")
+    with np.load(run / "predictions.npz") as found:
+        kept = dict(found)
+    kept["labels"] = kept["probabilities"].argmax(axis=1)
+    kept |= {name: kept[name][:0] for name in ("wrong_indices", "wrong_images")}
+    np.savez_compressed(run / "predictions.npz", **kept)
+    page, sheet = Page(write_report([run])), run / "report" / "misclassified.png"
+    assert len(page.of("img")) == 4 + 2
+    assert sheet.read_bytes() != (complete[0] / "report" / "misclassified.png").read_bytes()
+
+
 def test_hundred_classes_are_all_there(tmp_path):
     make_run(tmp_path / "many", num_classes=100)
     page = Page(write_report([tmp_path / "many"]))
@@ -182,6 +195,7 @@ def test_runs_of_different_settings_are_not_averaged(tmp_path):
         assert f"mean {np.mean([shares[first], shares[second]]):.2%}" in page.text
     assert page.text.count("standard deviation") == 3, "two rows, and the note below the table"
     assert "over 2 runs" not in page.text
+    assert "over 2 runs" not in Page(write_report([runs[0], runs[2], runs[1]])).text, "nor do two speak for three"
 
 
 def test_runs_on_another_number_of_processes_are_not_averaged(tmp_path):

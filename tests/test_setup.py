@@ -21,8 +21,9 @@ EVERYTHING = ("gcc", "g++", "pkg-config")
 RECORDING_PYTHON = """#!/usr/bin/env bash
 case "$1 $2" in
   "-m venv") echo "venv $3 $4" >>"$CALLS"; mkdir -p .venv/bin
-             cp "$0" .venv/bin/python; echo "$PWD/.venv" >.venv/bin/activate ;;
+             cp "$0" .venv/bin/python; echo "$0" >.venv/made-by; echo "$PWD/.venv" >.venv/bin/activate ;;
   "-m pip") echo "pip ${*:3}" >>"$CALLS"; exit "${PIP_STATUS:-0}" ;;
+  "-c import sys; print(sys._base_executable)"*) cat .venv/made-by ;;
   "-c import torch"*) echo imports >>"$CALLS" ;;
   "-c import ensurepip"* | "-c import os, sysconfig"*) exit "${HEADERS_STATUS:-0}" ;;
   *) exec REAL "$@" ;;
@@ -178,6 +179,18 @@ def test_a_fit_python_is_found_beside_an_unfit_default(build_machine: Callable[.
     assert machine.set_up().returncode == 0
     asked = machine.set_up(PYTHON=str(machine.path / "python3"))  # but one that was named is taken at the word
     assert asked.returncode == 2
+
+
+def test_an_interpreter_that_was_named_is_kept(build_machine: Callable[..., Machine]) -> None:
+    """Also where the default is unfit."""
+    machine = build_machine(*EVERYTHING)
+    named = machine.path / "elsewhere python"
+    machine.add(named.name, (machine.path / "python3").read_text())
+    machine.add("python3", "#!/usr/bin/env bash\necho 3.10\n")
+    assert machine.set_up(PYTHON=str(named)).returncode == 0
+    machine.recorded()
+    again = machine.set_up(PYTHON="python3")  # as the Makefile has it by default
+    assert (again.returncode, again.stdout, machine.recorded()) == (0, "setup: .venv is up to date\n", [])
 
 
 def test_ci_runs_make_test_with_real_images_only_where_they_are(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, run
 from slurm_cluster import unavailable
 
 from data_prep.errors import InputError
@@ -63,6 +63,7 @@ def test_nothing_of_one_cluster_is_in_the_scripts() -> None:
     [
         ("smoke\nsmok --seed 1\n", ", line 2: unknown recipe"),
         ("# nothing\n", "holds no training"),
+        ("smoke --help\n", "line 1: --help is no training"),
         ("smoke --out 'a\n", ", line 1: No closing quotation"),
     ],
 )
@@ -92,3 +93,9 @@ def test_a_copy_that_a_disk_damaged_is_not_taken(
     monkeypatch.setattr(shutil, "copyfile", lambda source, target: target.write_bytes(source.read_bytes()[:-1] + b" "))
     with pytest.raises(InputError, match=rf"{tiny_dir} is whole, but its copy in {tmp_path}/copy .* DDP_STAGE_DIR"):
         stage(tiny_dir, tmp_path / "copy")
+
+
+def test_help_is_not_taken_for_what_the_job_is_told() -> None:
+    finished = run("slurm.preflight", "smoke", "--help")
+    assert "--batch-size" in finished.stderr
+    assert finished.stdout == ""

@@ -106,6 +106,11 @@ def _list_classes(folder: Path) -> list[str]:
     classes = [entry.name for entry in _entries(folder) if entry.is_dir()]
     if not classes:
         raise InputError(f"{folder}: no class folders in it; expected are {folder}/CLASS/*.{{png,jpg,jpeg}}")
+    for name in classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{folder}: the name of class folder {name!a} is not UTF-8; rename it") from None
     return classes
 
 

@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML page and three pictures, from the run directory's files alone.
+"""The report of a run: one self-contained HTML page and its pictures, from the run directory's files alone.
 
 Owned here: which files are written, and in which order. Not owned here: reading (`loading`), arithmetic (`scores`),
 pictures (`charts`, `matrices`), words and layout (`page`, `sections`, `comparison`). Needs no GPU, no data and no W&B.
@@ -19,6 +19,7 @@ def write_report(run_dirs: Sequence[Path]) -> Path:
     from ddp_trainer.report.loading import load_runs
     from ddp_trainer.report.page import build_page
     from ddp_trainer.report.pictures import draw_files
+    from ddp_trainer.rundir import replace_file
 
     if not run_dirs:
         raise InputError("report: no run directory given; name at least one")
@@ -28,18 +29,11 @@ def write_report(run_dirs: Sequence[Path]) -> Path:
         folder.mkdir(exist_ok=True)
         pictures = draw_files(runs, THEMES["light"])
         for name, content in pictures.items():
-            _replace(folder / name, content)
+            replace_file(folder / name, content)
         for old in folder.glob("*.png"):  # of an earlier report from other files: it would contradict the page
             if old.name not in pictures:
                 old.unlink()
-        _replace(folder / "index.html", build_page(runs).encode())
+        replace_file(folder / "index.html", build_page(runs).encode())
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror}): check the folder's permissions") from None
     return folder / "index.html"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Readers see the old file or the new one, whole."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_bytes(content)
-    temporary.replace(path)

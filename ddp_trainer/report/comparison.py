@@ -42,9 +42,9 @@ def alike(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def summary(runs: Sequence[Run]) -> str:
-    """The mean accuracy in large figures, where all runs tell of one configuration."""
-    groups = [group for group in alike(runs) if len(group) > 1]
-    if len(groups) != 1:
+    """The mean accuracy in large figures, where all complete runs are of one configuration."""
+    groups = alike([run for run in runs if run.summary is not None])
+    if len(groups) != 1 or len(groups[0]) < 2:
         return ""
     shares = [run.accuracy for run in groups[0] if run.accuracy is not None]
     said = (

@@ -62,9 +62,9 @@ def _number_cells(axes: Axes, confusion: np.ndarray, shares: np.ndarray, theme: 
 
 
 def misclassified_png(mistakes: Sequence[Mistake], theme: Theme) -> bytes:
-    """The most confident mistakes, at least one, true class above predicted class."""
-    columns = min(SHEET_COLUMNS, len(mistakes))
-    rows = -(-len(mistakes) // columns)
+    """The most confident mistakes, true class above predicted class; or a sheet that says that there are none."""
+    columns = min(SHEET_COLUMNS, max(len(mistakes), 2))
+    rows = max(-(-len(mistakes) // columns), 1)
     width, height = 1.35, 1.85  # inches; all in one pair of axes, as a pair for each picture is slow
     figure = new_figure(width * columns, height * rows, theme)
     figure.set_layout_engine("none")
@@ -76,5 +76,8 @@ def misclassified_png(mistakes: Sequence[Mistake], theme: Theme) -> bytes:
         axes.imshow(mistake.pixels, extent=(left, left + 1.15, top + 1.15, top), interpolation="nearest")
         said = f"{shorten(mistake.true, 14)}\nas {shorten(mistake.predicted, 14)}\n{mistake.probability:.1%}"
         axes.text(left, top - 0.05, said, fontsize=8, color=theme.ink, linespacing=1.25)
+    if not mistakes:
+        said = "No image was\nmisclassified."
+        axes.text(width * columns / 2, height / 2, said, ha="center", va="center", fontsize=11, color=theme.ink)
     axes.set(xlim=(0, width * columns), ylim=(height * rows, 0), aspect="auto")
     return to_png(figure, dpi=110)

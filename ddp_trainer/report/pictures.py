@@ -17,18 +17,16 @@ from ddp_trainer.report.scores import Calibration, calibration, confusion_counts
 
 
 def draw_files(runs: Sequence[Run], theme: Theme) -> dict[str, bytes]:
-    """File name -> PNG; without predictions the curves alone, without mistakes no sheet of them."""
+    """File name -> PNG; without predictions the curves alone."""
     files = {"curves.png": curves_png(runs, theme)}
     first = runs[0]
     if first.predictions is not None:
         counts = confusion_counts(first.predictions.labels, first.predictions.predicted, len(first.classes))
         files["confusion.png"] = confusion_png(counts, first.classes, theme)
-        mistakes = list_mistakes(first)
         files["reliability.png"] = reliability_png(
             calibration(first.predictions.labels, first.predictions.probabilities), theme
         )
-        if mistakes:
-            files["misclassified.png"] = misclassified_png(mistakes, theme)
+        files["misclassified.png"] = misclassified_png(list_mistakes(first), theme)
     return files
 
 

@@ -54,7 +54,7 @@ def workers(out: Path) -> list[int]:
 
 
 def signalled_launchers(data: Path, folder: Path, times: int, rng: random.Random) -> Outcome:
-    outcome = Outcome("SIGTERM, SIGUSR2 or SIGINT to a launcher or its worker", promise="saved, all gone in 30 s, resumes")
+    outcome = Outcome("a stop signal to a launcher or its worker", promise="saved, all gone in 30 s, resumes")
     names = list(LAUNCHERS)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for number in range(times):

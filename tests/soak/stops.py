@@ -85,7 +85,7 @@ def killed_runs(scene: Scene, kills: int, rng: random.Random) -> Outcome:
 def signalled_runs(scene: Scene, signals: int, rng: random.Random) -> Outcome:
     """SIGTERM, SIGUSR2 or SIGINT to one rank."""
     size = "the process" if scene.processes == 1 else f"one of {scene.processes} ranks"
-    outcome = Outcome(f"SIGTERM, SIGUSR2 or SIGINT to {size}", promise="saved, all gone in 30 s, the end is bit-identical")
+    outcome = Outcome(f"a stop signal to {size}", promise="saved, all gone in 30 s, the end is bit-identical")
     return _interrupted_runs(scene, _signal, signals, rng, outcome)
 
 
