@@ -1,8 +1,8 @@
 """images/s of the trainer's step beside a bare PyTorch loop and beside the loop a newcomer would write.
 
-    python -m benchmarks.training_step [--data-dir DIR] [--batch-size N] [--rounds N] [--result FILE]
+    python -m benchmarks.training_step [--data-dir DIR] [--batch-size N] [--rounds N] [--steps N] [--result FILE]
 
-ours:     Trainer.train_step with everything in it: augmentation, schedule, sums, the stop flag's poll.
+ours:     Trainer.train_step with everything around it: augmentation, schedule, sums, guard, the stop flag's poll.
 bare:     the same model, precision and memory format; nothing but forward, backward and step on a ready batch.
 newcomer: fp32, NCHW, not fused, `.item()` in each step: the loop of most tutorials.
 
@@ -57,6 +57,7 @@ def our_step(data_dir: Path, batch_size: int) -> Step:
     def step() -> None:
         runtime.announce_stop()
         trainer.train_step(batch, epoch=0)
+        trainer.guard.after_step(trainer.step - 1)
         runtime.stop_agreed()
 
     return step
@@ -168,7 +169,8 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("data/synthetic"))
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=2, help="steps of each loop in a round")
+    steps = 100 if torch.cuda.is_available() else 2  # a GPU has to run full before its rate means anything
+    parser.add_argument("--steps", type=int, default=steps, help="steps of each loop in a round")
     parser.add_argument("--result", type=Path, help="write the figures here as JSON")
     options = parser.parse_args()
     rounds = measure(options.data_dir, options.batch_size, rounds=options.rounds, steps=options.steps)

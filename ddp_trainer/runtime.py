@@ -15,6 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor, nn
 
 from ddp_trainer.config import RuntimeConfig
+from ddp_trainer.gloo_interface import avoid_loopback
 from ddp_trainer.hardware import check_machine, cpu_name, resolve_device, resolve_precision
 from ddp_trainer.host_memory import keep_freed_memory
 from ddp_trainer.model import without_a_trace
@@ -23,6 +24,9 @@ from ddp_trainer.sync_batchnorm import averaged_batchnorm, synchronise_batchnorm
 
 # Until training begins the processes may be minutes apart: one has a dataset to read or a service to wait for.
 STARTUP_SECONDS = 300.0
+
+# NCCL's watchdog kills the process: gloo's exception is to come first, with time for what is pending and for W&B.
+NCCL_MARGIN = 60.0
 
 # DDP notes in one backward pass in which order the gradients come, and orders its buckets by it as the next pass
 # begins. With a static graph the first pass only learns the graph, and the second is the one noted.
@@ -41,6 +45,7 @@ class Runtime:
         self.config = config
         self.precision = resolve_precision(config)
         set_backend_flags(config)
+        avoid_loopback()
         patience = timedelta(seconds=max(config.process_group_timeout, STARTUP_SECONDS))
         self._accelerator = Accelerator(
             cpu=resolve_device(config) == "cpu",
@@ -99,9 +104,7 @@ class Runtime:
             return
         with without_a_trace(model):
             for _ in range(WARM_UP_PASSES):
-                with self.autocast():
-                    logits = model(images)
-                logits.sum().backward()
+                model(images).sum().backward()
         self.synchronize()
 
     def place(self, model: nn.Module) -> nn.Module:
@@ -158,8 +161,8 @@ class Runtime:
         """Waits for the other processes; one that hangs from here on is given up after --process-group-timeout."""
         if self._control is not None:
             dist.barrier(group=self._control)
-            for group in (None, self._control):
-                _set_timeout(timedelta(seconds=self.config.process_group_timeout), group)
+            for group, margin in ((self._control, 0.0), (None, NCCL_MARGIN if self.device.type == "cuda" else 0.0)):
+                _set_timeout(timedelta(seconds=self.config.process_group_timeout + margin), group)
 
     def generator_state(self) -> Tensor:
         """Of torch's generators for the CPU and this process's GPU, (L,) uint8 on the device."""

@@ -1,0 +1,57 @@
+"""Where gloo listens when the processes are spread over several machines."""
+
+import os
+import socket
+
+import psutil
+
+# Of containers and virtual machines: their addresses are the same, or mean nothing, on another machine.
+BRIDGES = ("docker", "veth", "virbr", "br-")
+
+
+def avoid_loopback() -> None:
+    """Names an interface for gloo where this machine's own name leads to the loopback.
+
+    gloo listens at the address of that name, which Debian's installer makes 127.0.1.1 in /etc/hosts: the other machines
+    would look for it on themselves. NCCL passes the loopback over by itself. GLOO_SOCKET_IFNAME, where set, is obeyed.
+    """
+    one_machine = os.environ.get("WORLD_SIZE") == os.environ.get("LOCAL_WORLD_SIZE")
+    if one_machine or "GLOO_SOCKET_IFNAME" in os.environ or not _is_loopback(_address_of(socket.gethostname())):
+        return
+    found = _interfaces()
+    towards_main = _address_towards(os.environ.get("MASTER_ADDR", ""))
+    name = found.get(towards_main) or next(iter(found.values()), None)  # on the main machine that may be the loopback
+    if name:
+        os.environ["GLOO_SOCKET_IFNAME"] = name
+
+
+def _interfaces() -> dict[str, str]:
+    """IPv4 address -> name of the interface, of those that another machine may reach."""
+    up = {name for name, state in psutil.net_if_stats().items() if state.isup and not name.startswith(BRIDGES)}
+    return {
+        one.address: name
+        for name, addresses in psutil.net_if_addrs().items()
+        for one in addresses
+        if name in up and one.family == socket.AF_INET and not _is_loopback(one.address)
+    }
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith("127.")
+
+
+def _address_of(host: str) -> str:
+    try:
+        return socket.gethostbyname(host)
+    except OSError:
+        return ""
+
+
+def _address_towards(host: str) -> str:
+    """This machine's own address on the way to `host`; empty where there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, 9))  # chooses the way, and sends nothing
+            return probe.getsockname()[0]
+        except OSError:
+            return ""
