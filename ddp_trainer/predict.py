@@ -17,7 +17,7 @@ import tyro
 
 from data_prep.batch_ops import batch_normalise
 from data_prep.errors import InputError
-from data_prep.sources.folder import read_image
+from data_prep.sources.folder import read_image, why_unreadable
 from ddp_trainer.command_line import parse_flags, program_name
 from ddp_trainer.model import CustomResNet, ModelSpec, load_model
 
@@ -71,17 +71,6 @@ def list_images(path: Path) -> list[Path]:
     return sorted(below for below in found if not any(part[0] == "." for part in below.relative_to(path).parts))
 
 
-def reason(error: Exception) -> str:
-    """Why an image cannot be read, in one line."""
-    from PIL import UnidentifiedImageError
-
-    if isinstance(error, UnidentifiedImageError):
-        return f"not an image of a known kind ({', '.join(FORMATS)})"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def read_images(paths: Sequence[Path], size: int) -> tuple[list[Path], list[np.ndarray], list[str]]:
     """(readable paths, their (size, size, 3) pixels, one line for each of the other paths)."""
     good, pixels, problems = [], [], []
@@ -90,7 +79,7 @@ def read_images(paths: Sequence[Path], size: int) -> tuple[list[Path], list[np.n
             pixels.append(read_image(path, size, FORMATS))
             good.append(path)
         except Exception as error:  # decoders raise nearly anything for damaged files
-            problems.append(f"{path}: {reason(error)}")
+            problems.append(f"{path}: {why_unreadable(error, FORMATS)}")
     return good, pixels, problems
 
 

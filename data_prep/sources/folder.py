@@ -155,7 +155,7 @@ def _read_all(paths: Sequence[Path], size: int, progress: Progress) -> np.ndarra
             try:
                 images[position] = read_image(paths[position], size)
             except Exception as error:  # decoders raise nearly anything for damaged files
-                found.append(f"{paths[position]} ({_reason(error)})")
+                found.append(f"{paths[position]} ({why_unreadable(error)})")
         return found
 
     pool = ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16))
@@ -172,9 +172,10 @@ def _read_all(paths: Sequence[Path], size: int, progress: Progress) -> np.ndarra
     return images
 
 
-def _reason(error: Exception) -> str:
+def why_unreadable(error: Exception, formats: tuple[str, ...] = FORMATS) -> str:
+    """What `read_image` has raised, in one line."""
     if isinstance(error, Image.UnidentifiedImageError):
-        return "neither PNG nor JPEG"
+        return f"not an image of a known kind ({', '.join(formats)})"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
