@@ -35,6 +35,7 @@ from ddp_trainer.observer import SilentObserver
 from ddp_trainer.optim import build_optimizer
 from ddp_trainer.recipes import baseline
 from ddp_trainer.runtime import Runtime
+from ddp_trainer.signals import StopRequest
 from ddp_trainer.training_state import capture_state
 
 
@@ -114,7 +115,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--result", type=Path, help="write the figures here as JSON")
     options = parser.parse_args()
-    runtime = Runtime(baseline().runtime)
+    runtime = Runtime(baseline().runtime, stop=StopRequest())
     with tempfile.TemporaryDirectory() as folder:
         checkpointer = Checkpointer(Path(folder) / "checkpoints", keep=2) if runtime.is_main else None
         trainer, batch = build_trainer(runtime, options.batch_size, SavingObserver(checkpointer))

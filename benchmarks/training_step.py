@@ -38,6 +38,7 @@ from ddp_trainer.observer import SilentObserver
 from ddp_trainer.optim import build_optimizer
 from ddp_trainer.recipes import baseline
 from ddp_trainer.runtime import Runtime, set_backend_flags
+from ddp_trainer.signals import StopRequest
 
 Step = Callable[[], object]
 
@@ -45,7 +46,7 @@ Step = Callable[[], object]
 def our_step(data_dir: Path, batch_size: int) -> Step:
     config = baseline()
     config = replace(config, schedule=replace(config.schedule, batch_size=batch_size))
-    runtime = Runtime(config.runtime)
+    runtime = Runtime(config.runtime, stop=StopRequest())
     spec, loader = load(data_dir, batch_size)
     batch, samples = first_batch(loader), np.arange(batch_size)
     augmenter = Augmenter(config.augment, mean=spec.mean, std=spec.std, seed=0)

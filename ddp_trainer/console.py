@@ -3,6 +3,7 @@
 Everything goes to stderr. What the numbers are is decided by the loop; when they are read and how they look, here.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -114,7 +115,7 @@ class BarProgress(_Epoch):
 
     def note(self, line: str) -> None:
         self.finish()
-        print(line, file=self.stream, flush=True)
+        print_line(line, self.stream)
 
     def _width(self) -> int:
         try:
@@ -138,7 +139,13 @@ class LineProgress(_Epoch):
         pass
 
     def note(self, line: str) -> None:
-        print(line, file=self.stream, flush=True)
+        print_line(line, self.stream)
+
+
+def print_line(line: str, stream: TextIO) -> None:
+    """Where nobody reads the pipe any more, as `tee` after a Ctrl-C, the training goes on all the same."""
+    with contextlib.suppress(BrokenPipeError):
+        print(line, file=stream, flush=True)
 
 
 def build_progress(enabled: bool) -> Progress:

@@ -133,7 +133,7 @@ def torch_and_devices(child: Child) -> Iterator[Finding]:
     found, why = child.result()
     if not found:
         yield Finding(PROBLEM, "torch", why, set_up("torch"))
-        yield Finding(OK, "CPU", f"{os.cpu_count()} cores")
+        yield Finding(OK, "CPU", f"{len(os.sched_getaffinity(0))} cores")
         return
     built = f"CUDA {found['built_for']}" if found["built_for"] else "the CPU alone"
     nccl = ", NCCL" if found["nccl"] else ""

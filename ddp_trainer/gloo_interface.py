@@ -10,15 +10,18 @@ BRIDGES = ("docker", "veth", "virbr", "br-")
 
 
 def avoid_loopback() -> None:
-    """Names an interface for gloo where this machine's own name leads to the loopback.
+    """Names an interface for gloo where this machine's own name leads to the loopback, or nowhere.
 
-    gloo listens at the address of that name, which Debian's installer makes 127.0.1.1 in /etc/hosts: the other machines
-    would look for it on themselves. NCCL passes the loopback over by itself. GLOO_SOCKET_IFNAME, where set, is obeyed.
+    gloo listens at the address of that name, which Debian's installer makes 127.0.1.1 in /etc/hosts, or else at the
+    loopback: the other machines would look for it on themselves. NCCL passes the loopback over by itself.
+    GLOO_SOCKET_IFNAME, where set, is obeyed.
     """
     one_machine = os.environ.get("WORLD_SIZE") == os.environ.get("LOCAL_WORLD_SIZE")
-    if one_machine or "GLOO_SOCKET_IFNAME" in os.environ or not _is_loopback(_address_of(socket.gethostname())):
+    if one_machine or "GLOO_SOCKET_IFNAME" in os.environ:
         return
     found = _interfaces()
+    if _address_of(socket.gethostname()) in found:
+        return
     towards_main = _address_towards(os.environ.get("MASTER_ADDR", ""))
     name = found.get(towards_main) or next(iter(found.values()), None)  # on the main machine that may be the loopback
     if name:
@@ -32,12 +35,8 @@ def _interfaces() -> dict[str, str]:
         one.address: name
         for name, addresses in psutil.net_if_addrs().items()
         for one in addresses
-        if name in up and one.family == socket.AF_INET and not _is_loopback(one.address)
+        if name in up and one.family == socket.AF_INET and not one.address.startswith("127.")
     }
-
-
-def _is_loopback(address: str) -> bool:
-    return address.startswith("127.")
 
 
 def _address_of(host: str) -> str:

@@ -59,9 +59,10 @@ def check_dataset(config: TrainConfig, dataset: "DatasetInfo") -> int:
     for flag, pixels in (("crop-padding", config.augment.crop_padding), ("cutout", config.augment.cutout)):
         require(pixels < size, f"--{flag} {pixels}: the images have {size} pixels a side; give at most {size - 1}")
     check_batch(config, num_images=total - held_out)
-    share = config.schedule.batch_size // (launch_environment()[2] * config.schedule.accumulate)
+    world = launch_environment()[2]
+    share = config.schedule.batch_size // (world * config.schedule.accumulate)
     require(
-        share > 1 or size >= 16 or config.runtime.sync_bn,
+        share > 1 or size >= 16 or (config.runtime.sync_bn and world > 1),
         f"--batch-size {config.schedule.batch_size} leaves each part a single image of {size} pixels a side, and "
         "BatchNorm one value per channel in the last layers: raise it, or prepare larger images",
     )

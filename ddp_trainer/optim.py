@@ -27,7 +27,7 @@ def one_cycle(step: int, *, total_steps: int, schedule: ScheduleConfig) -> float
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """What is trained, in groups of one learning rate and decay; `lr_factor` is the former as a multiple of --peak-lr.
 
-    Filters (but by Muon) and linear weights are decayed, biases and BatchNorm's parameters are not.
+    Linear weights are decayed, and filters unless Muon moves them; biases and BatchNorm's parameters are not.
     """
     head_factor, bias_factor = ((rate or config.peak_lr) / config.peak_lr for rate in (config.head_lr, config.bias_lr))
     parts: dict[tuple[float, float, bool], list[nn.Parameter]] = {}

@@ -13,6 +13,7 @@ from ddp_trainer.assembly import build_data, build_network
 from ddp_trainer.checkpoint import CheckpointError
 from ddp_trainer.checkpointer import Checkpointer
 from ddp_trainer.config import TrainConfig, launch_environment
+from ddp_trainer.console import print_line
 from ddp_trainer.engine import Observer, Trainer
 from ddp_trainer.evaluate import Evaluation
 from ddp_trainer.hardware import check_dataset
@@ -103,7 +104,7 @@ class TrainingRun:
 
     def say(self, line: str) -> None:
         if self.runtime.is_main:
-            print(line, file=sys.stderr, flush=True)
+            print_line(line, sys.stderr)
 
     def build(self) -> Trainer:
         """The trainer, standing where the run starts or goes on."""

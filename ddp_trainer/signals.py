@@ -3,6 +3,7 @@
 Light on purpose: `train` installs the handlers before it imports anything that takes seconds.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -44,7 +45,8 @@ class StopRequest:
         if self._first_at is None:
             self._first_at = now
             if number == signal.SIGINT and os.environ.get("LOCAL_RANK", "0") == "0":  # who pressed it is watching
-                os.write(2, b"\nstopping after the step at hand; Ctrl-C again ends at once\n")
+                with contextlib.suppress(OSError):  # a pipe whose reader got the Ctrl-C too
+                    os.write(2, b"\nstopping after the step at hand; Ctrl-C again ends at once\n")
         elif now - self._first_at > SAME_REQUEST_SECONDS:
             os._exit(128 + number)
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 import forked
 import pytest
 
+# A script that runs the tests in the background has SIGINT ignored, here and in all that is started from here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Many processes share the cores: threads that spin while they wait would take them from one another. Before torch.
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}

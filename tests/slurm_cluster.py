@@ -211,7 +211,7 @@ class Cluster:
         def ready() -> bool:
             return len(self.call("sinfo", "--noheader", "--Node", "--states=idle", "--format=%N").split()) >= NUM_NODES
 
-        wait_until(ready, lambda: (folder / "log" / "slurmctld.log").read_text()[-3000:], seconds=30)
+        wait_until(ready, lambda: (folder / "log" / "slurmctld.log").read_text()[-3000:], seconds=120)
 
 
 def running_cluster() -> Iterator[Cluster]:

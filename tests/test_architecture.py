@@ -155,7 +155,10 @@ print(json.dumps({
 def test_importing_does_nothing(tmp_path: Path) -> None:
     """No heavy library loaded, nothing printed, written, started or set."""
     code = IMPORT_EVERYTHING.replace("PACKAGES", repr(PACKAGES))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True, timeout=120)
+    found = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=found, text=True, capture_output=True, timeout=120
+    )
     assert (done.returncode, done.stderr) == (0, "")
     seen = json.loads(done.stdout)  # nothing else was printed
     assert set(seen["names"]) >= {"data_prep.__main__", "ddp_trainer.train", "ddp_trainer.tracking"}

@@ -1,5 +1,8 @@
 """Every operation image by image against a slow and obvious one, and independence of batch and rank."""
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -131,17 +134,59 @@ def test_an_image_is_augmented_alike_in_any_share_of_the_batch(config: AugmentCo
 def test_seed_and_epoch_matter_and_nothing_else_does(config: AugmentConfig) -> None:
     batch = batch_of(64)
 
+    calls = itertools.count()
+
     def images(seed: int, epoch: int) -> torch.Tensor:
-        torch.manual_seed(seed * 100 + epoch)
+        torch.manual_seed(next(calls))  # none of its business
         return Augmenter(config, mean=MEAN, std=STD, seed=seed)(batch, epoch=epoch).images
 
-    torch.manual_seed(99)
     first = images(0, 0)
     assert torch.equal(first, images(0, 0))
     assert not torch.equal(first, images(0, 1))
     assert not torch.equal(first, images(1, 0))
     assert torch.equal(batch.images, batch_of(64).images), "the loader's images are left alone"
     assert first.is_contiguous(memory_format=torch.channels_last)
+
+
+PLAIN = AugmentConfig(crop_padding=0, flip="none")
+
+
+def augmented(config: AugmentConfig, batch: Batch) -> Augmented:
+    return Augmenter(config, mean=MEAN, std=STD, seed=3)(batch, epoch=0)
+
+
+def test_what_is_asked_for_is_done() -> None:
+    batch = batch_of(64)
+    plain = augmented(PLAIN, batch).images
+    cut = augmented(replace(PLAIN, cutout=8), batch).images
+    assert ((cut == 0) & (plain != 0)).flatten(2).sum(dim=2).eq(64).all()
+    assert len({tuple(torch.nonzero(image == 0)[0].tolist()) for image in cut}) > 32, "each image has its own place"
+
+    brighter = augmented(replace(PLAIN, brightness=0.3), batch).images - plain
+    shifts = brighter.flatten(1).mean(dim=1)
+    torch.testing.assert_close(brighter, shifts[:, None, None, None].expand_as(brighter), rtol=0, atol=1e-5)
+    assert 0.2 < shifts.abs().max() <= 0.3
+    assert len(set(shifts.tolist())) > 32
+    steeper = augmented(replace(PLAIN, contrast=0.3), batch).images
+    stretches = steeper.flatten(1).norm(dim=1) / plain.flatten(1).norm(dim=1)
+    torch.testing.assert_close(steeper, plain * stretches[:, None, None, None], rtol=1e-4, atol=1e-5)
+    assert 0.2 < (stretches - 1).abs().max() <= 0.3 + 1e-5
+
+
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_a_mixed_image_is_told_what_is_in_it(mix: str) -> None:
+    batch = batch_of(64)
+    plain, mixed = augmented(PLAIN, batch).images, augmented(replace(PLAIN, **{mix: 1.0}), batch)  # type: ignore[arg-type]
+    partner = torch.arange(64) ^ 1
+    assert mixed.partner_labels is not None
+    assert mixed.label_weights is not None
+    assert torch.equal(mixed.partner_labels, batch.labels[partner])
+    weights = mixed.label_weights[:, None, None, None]
+    if mix == "mixup":
+        torch.testing.assert_close(mixed.images, weights * plain + (1 - weights) * plain[partner], rtol=1e-4, atol=1e-5)
+    else:
+        kept = (mixed.images == plain).all(dim=1).flatten(1).float().mean(dim=1)
+        torch.testing.assert_close(kept, mixed.label_weights, rtol=0, atol=0.02)  # some pixels are those of the partner
 
 
 def test_alternating_flip_shows_both_sides_of_every_image_in_two_epochs() -> None:

@@ -68,7 +68,9 @@ def test_damaged_data(tiny_dir: Path, tmp_path: Path, damage: str) -> None:
     shutil.copytree(tiny_dir, folder)
     harm, expected = DAMAGES[damage]
     harm(folder)
-    line = refused(*SMOKE, "--data-dir", folder, "--out", tmp_path / "run")
+    finished = fork(*SMOKE, "--data-dir", folder, "--out", tmp_path / "run")
+    (line,) = finished.stderr.splitlines()
+    assert (finished.returncode, line[:7]) == (2, "error: ")
     assert expected in line
     assert str(folder) in line
     assert not (tmp_path / "run").exists(), "nothing is written for input that is refused"
@@ -131,7 +133,9 @@ def test_a_batch_that_two_processes_cannot_share(tiny_dir: Path, tmp_path: Path)
 def test_a_directory_that_holds_a_run(smoke_run: Path, tiny_dir: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(smoke_run, tmp_path / "run"))
     before = (out / "config.json").read_bytes()
-    assert "--resume" in refused(*SMOKE, "--data-dir", tiny_dir, "--out", out)
+    finished = fork(*SMOKE, "--data-dir", tiny_dir, "--out", out)
+    assert finished.returncode == 2
+    assert "add --resume" in finished.stderr
     assert (out / "config.json").read_bytes() == before
 
 

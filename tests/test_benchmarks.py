@@ -21,4 +21,5 @@ def test_it_runs_and_writes_its_figures(name: str, flags: tuple[str, ...], tiny_
     assert finished.returncode == 0, finished.stderr
     written = json.loads((tmp_path / "result.json").read_text())
     assert {"versions", "git_commit"} < written.keys()
+    assert written["figures"]
     assert all(value >= 0 for value in written["figures"].values())

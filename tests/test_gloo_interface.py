@@ -12,7 +12,7 @@ import psutil
 import pytest
 from conftest import NARROW, REPOSITORY, environment
 
-from ddp_trainer.gloo_interface import avoid_loopback
+from ddp_trainer.gloo_interface import BRIDGES, avoid_loopback
 
 CABLE = ("192.0.2.41", "192.0.2.42")
 
@@ -68,14 +68,20 @@ def test_an_interface_is_named_only_where_it_must_be(monkeypatch: pytest.MonkeyP
         one.address: name
         for name, addresses in psutil.net_if_addrs().items()
         for one in addresses
-        if one.family == socket.AF_INET and not one.address.startswith("127.") and psutil.net_if_stats()[name].isup
-    }
+        if one.family == socket.AF_INET and not one.address.startswith("127.") and not name.startswith(BRIDGES)
+        and psutil.net_if_stats()[name].isup
+    }  # fmt: skip
     if not own:
         pytest.skip("this machine has no network")
     address, name = next(iter(own.items()))
+    up = psutil.net_if_stats()
+    addresses = psutil.net_if_addrs()
+    unused = addresses[name][0]._replace(family=socket.AF_INET, address="192.0.2.61")
 
     def named(world: str, own_name: str, **variables: str) -> str | None:
         with monkeypatch.context() as patch:
+            patch.setattr(psutil, "net_if_stats", lambda: {"docker0": up[name], "other0": up[name], **up})
+            patch.setattr(psutil, "net_if_addrs", lambda: {"docker0": [unused], "other0": [unused], **addresses})
             patch.setattr(socket, "gethostname", lambda: own_name)
             patch.delenv("GLOO_SOCKET_IFNAME", raising=False)
             settings = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": address, **variables}
@@ -84,7 +90,9 @@ def test_an_interface_is_named_only_where_it_must_be(monkeypatch: pytest.MonkeyP
             avoid_loopback()
             return os.environ.pop("GLOO_SOCKET_IFNAME", None)
 
-    assert named("2", "127.0.1.1") == name
+    assert named("2", "127.0.1.1") == name, "the way to the main machine"
+    assert named("2", "no-such-name.invalid") == name
+    assert named("2", "127.0.1.1", MASTER_ADDR="127.0.1.1") == "other0", "the first that is no bridge"
     assert named("1", "127.0.1.1") is None, "one machine"
     assert named("2", address) is None, "its name leads to an address that others may reach"
     assert named("2", "127.0.1.1", GLOO_SOCKET_IFNAME="eth7") == "eth7", "the user's own"

@@ -77,6 +77,7 @@ def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_command_runs_as_printed(block: str, readers_folder: Path) -> None:
     unwanted = ("WANDB_", "ACCELERATE_", "TORCHELASTIC_", "SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+    environment["PYTHONPATH"] = str(REPOSITORY)
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block],

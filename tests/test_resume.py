@@ -81,14 +81,15 @@ def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(
         assert 6 <= status["step"] < 60
         assert not (out / "summary.json").exists()
     assert not any(alive(pid) for pid in victims)
-    train(*plan(processes), "--data-dir", tiny_dir, "--out", out, "--resume", processes=processes, module=NARROW)
+    goes_on = (*plan(processes), "--data-dir", tiny_dir, "--out", out, "--resume")
+    assert "after step" in train(*goes_on, processes=processes, module=NARROW).stderr, "it does not begin anew"
     same_run(whole, out)
 
 
 def test_a_finished_run_is_left_alone(smoke_run: Path, tiny_dir: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(smoke_run, tmp_path / "run"))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
-    finished = train("--data-dir", tiny_dir, "--out", out, "--resume")
+    finished = train("--data-dir", tiny_dir, "--out", out, "--resume", module=NARROW)
     assert "complete already" in finished.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
 

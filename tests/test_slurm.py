@@ -165,7 +165,7 @@ def test_a_killed_process_ends_the_job_on_both_nodes(two_nodes: object, cluster:
     wait_until(lambda: newest_step(run_of(checkout, job)), lambda: job.log, pause=0.02)
     os.kill(job.workers[0], signal.SIGKILL)
     assert job.end(seconds=60) == "FAILED"
-    wait_until(lambda: not job.processes(), lambda: f"left: {job.processes()}", 20)
+    wait_until(lambda: not job.processes(), lambda: f"left: {job.processes()}", 60)
     assert job.restarts == 0
     assert "error: the training failed" in job.log
 

@@ -208,13 +208,14 @@ def test_a_run_that_gets_on_is_requeued_until_it_is_done(requeued: dict[str, Job
     assert job.log.count("is complete") == 1
 
 
-def test_nothing_is_left_of_a_cluster_whose_tests_were_killed() -> None:
+def test_nothing_is_left_of_a_cluster_whose_tests_were_killed(cluster: Cluster) -> None:
     code = "import slurm_cluster as s\nfor cluster in s.running_cluster(): print(cluster.folder, flush=True); input()"
     tests = subprocess.Popen(
         [sys.executable, "-c", code], cwd=REPOSITORY / "tests", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert tests.stdout is not None
     folder = tests.stdout.readline().strip()
+    assert folder, "the cluster did not start"
     assert len(processes_with(f"SLURM_CONF={folder}")) >= 3
     os.kill(tests.pid, signal.SIGKILL)
     tests.communicate(timeout=30)

@@ -11,7 +11,7 @@ from tracked_runs import record
 
 from data_prep.errors import InputError
 from ddp_trainer.config import TrackingConfig
-from ddp_trainer.tracking import NullTracker, RunTracker, build_tracker
+from ddp_trainer.tracking import RunTracker, build_tracker
 
 
 def test_disabled_leaves_the_lines_alone(tmp_path: Path) -> None:
@@ -84,10 +84,3 @@ def test_missing_tensorboard_is_named_with_its_remedy(monkeypatch: pytest.Monkey
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install tensorboard"):
         TrackingConfig(trackers="tensorboard")
-
-
-def test_silent_ranks_write_nothing() -> None:
-    tracker = NullTracker()
-    tracker.log_epoch(record(1))
-    tracker.finish({})
-    assert tracker.state() == {}

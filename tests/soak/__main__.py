@@ -7,6 +7,7 @@ Prints a table of what was tried, how often, and what was lost; exits 1 where an
 import argparse
 import functools
 import random
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +21,7 @@ PROCESSES = {"kills": (1, 2), "signals": (1, 2, 4)}  # of four, the order of sum
 
 def main() -> int:
     options = parse()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     rng = random.Random(options.seed)
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as scratch:

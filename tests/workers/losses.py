@@ -14,7 +14,7 @@ import torch
 from data_prep.augment import Augmenter
 from data_prep.dataset import read_dataset
 from data_prep.loader import build_loader
-from ddp_trainer.config import RuntimeConfig
+from ddp_trainer.config import RuntimeConfig, TrainConfig
 from ddp_trainer.engine import RunData, Trainer
 from ddp_trainer.evaluate import Evaluator
 from ddp_trainer.metrics import averages
@@ -25,16 +25,19 @@ from ddp_trainer.recipes import smoke
 from ddp_trainer.runtime import Runtime
 
 
-def build_trainer(data_dir: Path, dtype: torch.dtype, runtime: Runtime) -> Trainer:
+def settings(dtype: torch.dtype) -> TrainConfig:
     config = smoke()
     # In float32 rounding sometimes turns the maximum of a pooling window into another one: a jump that a high rate
     # carries on from step to step. In float64 it does not, and the recipe's rate is kept.
     peak_lr = config.optim.peak_lr if dtype == torch.float64 else 0.001
-    config = replace(
+    return replace(
         config,
         schedule=replace(config.schedule, epochs=20, batch_size=32, max_steps=None),
         optim=replace(config.optim, peak_lr=peak_lr),
     )
+
+
+def build_trainer(config: TrainConfig, data_dir: Path, dtype: torch.dtype, runtime: Runtime) -> Trainer:
     dataset = read_dataset(data_dir)
     spec = ModelSpec(classes=dataset.classes, mean=dataset.mean, std=dataset.std, image_size=32)
     share = 32 // runtime.world_size
@@ -63,7 +66,8 @@ def losses_of(trainer: Trainer, steps: int) -> list[float]:
 def main(data_dir: Path, out: Path, parts: dict[str, int]) -> None:
     runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32", sync_bn=True))
     for dtype, steps in parts.items():
-        losses = losses_of(build_trainer(data_dir, getattr(torch, dtype), runtime), steps)
+        kind = getattr(torch, dtype)
+        losses = losses_of(build_trainer(settings(kind), data_dir, kind, runtime), steps)
         if runtime.is_main:
             (out / f"{dtype}-{runtime.world_size}.json").write_text(json.dumps(losses))
     runtime.close()

@@ -1,5 +1,6 @@
 """Prints how many pages of memory the system hands out for a block that is freed and allocated again ten times."""
 
+import ctypes
 import resource
 
 import torch
@@ -9,7 +10,10 @@ from ddp_trainer.runtime import Runtime
 
 BLOCK = 64 * 2**20  # bytes
 
+PR_SET_THP_DISABLE = 41  # huge pages would make few of many
+
 if __name__ == "__main__":
+    ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
     Runtime(RuntimeConfig(device="cpu", precision="fp32"))
     torch.ones(BLOCK, dtype=torch.uint8)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
