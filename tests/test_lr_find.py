@@ -79,6 +79,8 @@ class Refusing(RangeTrainer):
         if self.step not in self.refused:
             self.sums.add(torch.full((2,), 2.0 - self.step / 100), torch.zeros(2))
 
+    def end_of_startup(self) -> None: ...
+
     def announce_stop(self) -> None: ...
 
     def sum_over_ranks(self, sums: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from conftest import NARROW, run, train
 from torch import nn
 
 from ddp_trainer.config import OptimConfig
+from ddp_trainer.console import SilentProgress
 from ddp_trainer.ema import Ema
 from ddp_trainer.engine import Trainer
 from ddp_trainer.metrics import RunningSums
@@ -145,6 +146,7 @@ def test_a_stop_in_the_step_of_a_poisoned_batch_does_not_hide_it() -> None:
     class Stopped(Trainer):
         def __init__(self) -> None:
             self.runtime = self.observer = self.recent = self  # type: ignore[assignment]
+            self.progress = SilentProgress()
 
         def stop_if_asked(self) -> None:
             raise Preempted
