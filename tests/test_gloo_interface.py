@@ -15,38 +15,35 @@ from conftest import NARROW, REPOSITORY, environment
 
 from ddp_trainer.gloo_interface import BRIDGES, avoid_loopback
 
-NEEDED = "needs root, iproute2 and the right to make network namespaces"
 CABLE = ("192.0.2.41", "192.0.2.42")
 
 
-def ip(*arguments: str) -> bool:
-    return subprocess.run(["ip", *arguments], capture_output=True).returncode == 0
+def succeeds(*command: str) -> bool:
+    return bool(shutil.which(command[0])) and subprocess.run(command, capture_output=True).returncode == 0
 
 
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[list[list[str]]]:
     """For each of two machines the words that have a command run there."""
     names = [f"ddp-{os.getpid()}-{number}" for number in range(2)]
-    commands = []
+    cabling = ["link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable", "netns", names[1]]
+    steps, commands = [*(["netns", "add", name] for name in names), cabling], []
+    for number, name in enumerate(names):
+        steps.append(["-n", name, "link", "set", "lo", "up"])
+        steps.append(["-n", name, "address", "add", f"{CABLE[number]}/29", "dev", "cable"])
+        steps.append(["-n", name, "link", "set", "cable", "up"])
+        hosts = tmp_path / f"hosts-{number}"
+        other = f"{CABLE[1 - number]} machine-{1 - number}"
+        hosts.write_text(f"127.0.0.1 localhost\n127.0.1.1 machine-{number}\n{other}\n")
+        settle = f'mount --bind "{hosts}" /etc/hosts && hostname machine-{number} && exec "$@"'
+        commands.append(["ip", "netns", "exec", name, "unshare", "--uts", "--mount", "sh", "-c", settle, "-"])
     try:
-        if not shutil.which("ip") or not all(ip("netns", "add", name) for name in names):
-            pytest.skip(NEEDED)
-        assert ip("link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable", "netns", names[1])
-        for number, name in enumerate(names):
-            assert ip("-n", name, "link", "set", "lo", "up")
-            assert ip("-n", name, "address", "add", f"{CABLE[number]}/29", "dev", "cable")
-            assert ip("-n", name, "link", "set", "cable", "up")
-            hosts = tmp_path / f"hosts-{number}"
-            other = f"{CABLE[1 - number]} machine-{1 - number}"
-            hosts.write_text(f"127.0.0.1 localhost\n127.0.1.1 machine-{number}\n{other}\n")
-            settle = f'mount --bind "{hosts}" /etc/hosts && hostname machine-{number} && exec "$@"'
-            commands.append(["ip", "netns", "exec", name, "unshare", "--uts", "--mount", "sh", "-c", settle, "-"])
-        if any(subprocess.run([*there, "true"], capture_output=True).returncode for there in commands):
-            pytest.skip(NEEDED)
+        if not all(succeeds("ip", *step) for step in steps) or not all(succeeds(*there, "true") for there in commands):
+            pytest.skip("needs root, iproute2 and the right to make network namespaces")
         yield commands
     finally:
-        for name in names if shutil.which("ip") else ():
-            ip("netns", "delete", name)
+        for name in names:
+            succeeds("ip", "netns", "delete", name)
 
 
 def test_two_machines_meet_though_the_name_of_each_is_its_loopback(
