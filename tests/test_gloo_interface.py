@@ -15,6 +15,8 @@ from conftest import NARROW, REPOSITORY, environment
 
 from ddp_trainer.gloo_interface import BRIDGES, avoid_loopback
 
+KEEP = "echo here; cat"
+NEEDED = "needs root, iproute2 and the right to make network namespaces"
 CABLE = ("192.0.2.41", "192.0.2.42")
 
 
@@ -24,26 +26,32 @@ def succeeds(*command: str) -> bool:
 
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[list[list[str]]]:
-    """For each of two machines the words that have a command run there."""
-    names = [f"ddp-{os.getpid()}-{number}" for number in range(2)]
-    cabling = ["link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable", "netns", names[1]]
-    steps, commands = [*(["netns", "add", name] for name in names), cabling], []
-    for number, name in enumerate(names):
-        steps.append(["-n", name, "link", "set", "lo", "up"])
-        steps.append(["-n", name, "address", "add", f"{CABLE[number]}/29", "dev", "cable"])
-        steps.append(["-n", name, "link", "set", "cable", "up"])
-        hosts = tmp_path / f"hosts-{number}"
-        other = f"{CABLE[1 - number]} machine-{1 - number}"
-        hosts.write_text(f"127.0.0.1 localhost\n127.0.1.1 machine-{number}\n{other}\n")
-        settle = f'mount --bind "{hosts}" /etc/hosts && hostname machine-{number} && exec "$@"'
-        commands.append(["ip", "netns", "exec", name, "unshare", "--uts", "--mount", "sh", "-c", settle, "-"])
+    """For each of two machines the words that have a command run there. Each is there while a process sleeps in it."""
+    keepers = [subprocess.Popen(["unshare", "--net", "--uts", "--mount", "sh", "-c", KEEP], stdin=subprocess.PIPE,
+                                stdout=subprocess.PIPE, text=True) for _ in range(2)]  # fmt: skip
     try:
-        if not all(succeeds("ip", *step) for step in steps) or not all(succeeds(*there, "true") for there in commands):
-            pytest.skip("needs root, iproute2 and the right to make network namespaces")
-        yield commands
+        if not all(keeper.stdout and keeper.stdout.readline() == "here\n" for keeper in keepers):
+            pytest.skip(NEEDED)
+        there = [["nsenter", "--target", str(keeper.pid), "--net", "--uts", "--mount"] for keeper in keepers]
+        first, second = (str(keeper.pid) for keeper in keepers)
+        steps = [
+            ["ip", "link", "add", "cable", "netns", first, "type", "veth", "peer", "name", "cable", "netns", second]
+        ]
+        for number, enter in enumerate(there):
+            hosts = tmp_path / f"hosts-{number}"
+            other = f"{CABLE[1 - number]} machine-{1 - number}"
+            hosts.write_text(f"127.0.0.1 localhost\n127.0.1.1 machine-{number}\n{other}\n")
+            steps.append([*enter, "mount", "--bind", str(hosts), "/etc/hosts"])
+            steps.append([*enter, "hostname", f"machine-{number}"])
+            steps.append([*enter, "ip", "link", "set", "lo", "up"])
+            steps.append([*enter, "ip", "address", "add", f"{CABLE[number]}/29", "dev", "cable"])
+            steps.append([*enter, "ip", "link", "set", "cable", "up"])
+        if not all(succeeds(*step) for step in steps):
+            pytest.skip(NEEDED)
+        yield there
     finally:
-        for name in names:
-            succeeds("ip", "netns", "delete", name)
+        for keeper in keepers:
+            keeper.communicate()  # the end of its input ends it, and with it the machine
 
 
 def test_two_machines_meet_though_the_name_of_each_is_its_loopback(
