@@ -59,7 +59,7 @@ def strong() -> TrainConfig:
     """For more accuracy: 8 epochs (0.91 PFLOP) by the means of `fast`.
 
     Command: accelerate launch -m ddp_trainer.train strong
-    Accuracy: not measured.
+    Accuracy: 91.26 %, 91.94 % with test-time augmentation (n = 1, images and hardware as for `fast`).
     """
     augment = AugmentConfig(crop_padding=2, padding_mode="reflect", flip="alternating")
     return replace(_fast(epochs=8, augment=augment), recipe="strong")
