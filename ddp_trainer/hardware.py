@@ -58,19 +58,20 @@ def check_dataset(config: TrainConfig, dataset: "DatasetInfo") -> int:
     require(held_out < total, f"--validation {held_out}: there are {total} training images; leave some to train on")
     for flag, pixels in (("crop-padding", config.augment.crop_padding), ("cutout", config.augment.cutout)):
         require(pixels < size, f"--{flag} {pixels}: the images have {size} pixels a side; give at most {size - 1}")
-    check_batch(config, num_images=total - held_out)
-    world = launch_environment()[2]
-    share = config.schedule.batch_size // (world * config.schedule.accumulate)
+    images_of_a_part = check_batch(config, num_images=total - held_out)
     require(
-        share > 1 or size >= 16 or (config.runtime.sync_bn and world > 1),
+        images_of_a_part > 1 or size >= 16 or (config.runtime.sync_bn and launch_environment()[2] > 1),
         f"--batch-size {config.schedule.batch_size} leaves each part a single image of {size} pixels a side, and "
         "BatchNorm one value per channel in the last layers: raise it, or prepare larger images",
     )
     return total - held_out
 
 
-def check_batch(config: TrainConfig, *, num_images: int) -> None:
-    """Raises InputError unless the global batch can be shared out evenly and filled often enough, for --profile too."""
+def check_batch(config: TrainConfig, *, num_images: int) -> int:
+    """How many images of the global batch pass through the network at a time, on each process.
+
+    Raises InputError unless the batch can be shared out evenly and filled often enough, for --profile too.
+    """
     batch, world = config.schedule.batch_size, launch_environment()[2]
     parts = world * config.schedule.accumulate
     require(
@@ -92,6 +93,7 @@ def check_batch(config: TrainConfig, *, num_images: int) -> None:
         f"--profile {config.run.profile}: the run has {steps} steps, the first of which warms up; "
         f"give at most {steps - 1}",
     )
+    return batch // parts
 
 
 def check_machine(config: RuntimeConfig) -> None:
