@@ -28,12 +28,13 @@ from benchmarks.results import write_result
 from data_prep.augment import Augmenter
 from data_prep.loader import Batch
 from ddp_trainer.checkpointer import Checkpointer, size_in_bytes
-from ddp_trainer.engine import RunData, Trainer
+from ddp_trainer.engine import Trainer
 from ddp_trainer.evaluate import Evaluator
 from ddp_trainer.model import ModelSpec, build_model
 from ddp_trainer.observer import SilentObserver
 from ddp_trainer.optim import build_optimizer
 from ddp_trainer.recipes import baseline
+from ddp_trainer.run_data import RunData
 from ddp_trainer.runtime import Runtime
 from ddp_trainer.signals import StopRequest
 from ddp_trainer.training_state import capture_state

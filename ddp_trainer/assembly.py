@@ -1,5 +1,6 @@
 """What a run trains, and on what: its data and its fresh network, built from the configuration."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,15 @@ from data_prep.dataset import DatasetInfo
 from data_prep.loader import ResidentLoader, StreamLoader, build_loader, read_images
 from data_prep.order import hold_out
 from ddp_trainer.config import TrainConfig
-from ddp_trainer.engine import RunData
 from ddp_trainer.evaluate import Evaluator
 from ddp_trainer.initialisation import initialise, whiten_stem
-from ddp_trainer.model import ModelSpec, build_model
+from ddp_trainer.model import ModelSpec, build_model, training_flops_per_image
+from ddp_trainer.run_data import RunData
 from ddp_trainer.runtime import Runtime
 
 WHITENING_IMAGES = 2000  # each has hundreds of patches, whose covariance has 27 x 27 entries
 WHITENING_CHUNK = 100  # of them at a time: their patches take nine times their memory
+NARROWER = 4  # times: the network that chooses hard images
 
 
 def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, spec: ModelSpec) -> RunData:
@@ -52,3 +54,25 @@ def build_network(config: TrainConfig, data: RunData, spec: ModelSpec, *, fresh:
         images = read_images(data.loader, data.samples[evenly]).split(WHITENING_CHUNK)
         whiten_stem(model, (batch_normalise(part, spec.mean, spec.std, torch.float32) for part in images))
     return model
+
+
+def small_network(spec: ModelSpec) -> ModelSpec:
+    """The network whose losses tell which images are hard (`hard_examples`)."""
+    stem, first, second, third = (width // NARROWER for width in spec.widths)
+    return replace(spec, widths=(stem, first, second, third))
+
+
+def training_flops(config: TrainConfig, spec: ModelSpec, *, steps: int, num_images: int) -> float:
+    """Forward and backward operations of `steps` steps of a run on `num_images`, and of choosing its hard images."""
+
+    def per_image(network: ModelSpec) -> float:
+        model = build_model(network)
+        initialise(model, config.network)  # what is frozen costs less
+        return training_flops_per_image(model, network.image_size)
+
+    schedule = config.schedule
+    flops = steps * schedule.batch_size * per_image(spec)
+    if schedule.candidates > 1:
+        all_steps = schedule.epochs * schedule.steps_per_epoch(num_images)
+        flops += all_steps * schedule.images_per_step * per_image(small_network(spec))
+    return flops

@@ -7,7 +7,6 @@ how a command line becomes one (`command_line.py`) and what the settings do.
 import dataclasses
 import importlib.util
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,7 +22,6 @@ FREE_ON_RESUME = frozenset({
     "keep_checkpoints", "trackers", "wandb", "wandb_group", "wandb_job_type", "wandb_tags", "process_group_timeout",
     "device", "compile", "profile",
 })  # fmt: skip
-
 
 WEEK = 7 * 86400  # seconds
 
@@ -74,6 +72,8 @@ class ScheduleConfig:
     """Passes over the training images."""
     batch_size: int = 512
     """Images in one optimizer step, over all processes together."""
+    candidates: int = 1
+    """Images from which each of the batch is chosen: the hardest, by a small network trained before. 1: no choice."""
     accumulate: int = 1
     """Split each process's share of the batch into this many forward and backward passes."""
     warmup_fraction: float = 5 / 24
@@ -88,15 +88,21 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"--epochs {self.epochs}: give at least 1")
         require(self.batch_size >= 1, f"--batch-size {self.batch_size}: give at least 1")
+        require(self.candidates >= 1, f"--candidates {self.candidates}: give at least 1")
         require(self.accumulate >= 1, f"--accumulate {self.accumulate}: give at least 1")
         require(self.max_steps is None or self.max_steps >= 1, f"--max-steps {self.max_steps}: give at least 1")
         for name in ("warmup_fraction", "initial_lr_fraction", "final_lr_fraction"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"--{name.replace('_', '-')} {value}: give a number from 0 to 1")
 
+    @property
+    def images_per_step(self) -> int:
+        """Of an epoch, whether they are trained on or only looked at."""
+        return self.batch_size * self.candidates
+
     def steps_per_epoch(self, num_images: int) -> int:
         """Full batches only: the images that do not fill a last batch are others in each epoch."""
-        return num_images // self.batch_size
+        return num_images // self.images_per_step
 
     def last_step(self, num_images: int) -> int:
         """Steps after which the run is complete."""
@@ -242,9 +248,3 @@ class TrainConfig:
     def fixed_on_resume(self) -> dict[str, Any]:
         """The settings that a resumed run must share with the run it goes on with."""
         return {name: value for name, value in self.flat().items() if name not in FREE_ON_RESUME}
-
-
-def launch_environment() -> tuple[int, int, int]:
-    """(rank, local rank, world size) as the launcher set them, before any process group exists."""
-    rank, local_rank, world_size = (os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-    return int(rank or 0), int(local_rank or 0), int(world_size or 1)

@@ -4,39 +4,29 @@ Ranks, tracking and saving arrive as arguments; what a step computes is decided 
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_prep.augment import Augmented, Augmenter, split
-from data_prep.loader import Batch, ResidentLoader, StreamLoader
-from data_prep.order import epoch_order, train_batches
+from data_prep.augment import Augmented, split
+from data_prep.loader import Batch
+from data_prep.order import train_batches
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.console import Progress
 from ddp_trainer.crash import RecentSteps
 from ddp_trainer.ema import Ema
-from ddp_trainer.evaluate import Evaluation, Evaluator
+from ddp_trainer.evaluate import Evaluation
 from ddp_trainer.metrics import RunningSums, Stopwatch, averages, losses_per_image
 from ddp_trainer.nonfinite import FP16_PATIENCE, NonFinite, StepGuard, felt_by_all, step_unless
 from ddp_trainer.optim import one_cycle, set_learning_rate, zero_momentum
+from ddp_trainer.run_data import RunData
 from ddp_trainer.runtime import Runtime
 from ddp_trainer.signals import Preempted
 from ddp_trainer.training_state import capture_state
 
 Record = dict[str, float | int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunData:
-    """The images of one run: those to train on, and those to evaluate on."""
-
-    loader: StreamLoader | ResidentLoader
-    samples: np.ndarray  # (N,) positions in the beton file; held-out ones are not among them
-    augmenter: Augmenter
-    evaluator: Evaluator
 
 
 class Observer(Protocol):
@@ -152,9 +142,9 @@ class Trainer:
 
     def plan(self, epoch: int) -> np.ndarray:
         """(steps, images of this rank in a step) sample indices."""
-        order = epoch_order(self.data.samples, seed=self.config.runtime.seed, epoch=epoch)
         return train_batches(
-            order, batch_size=self.config.schedule.batch_size,
+            self.data.order(seed=self.config.runtime.seed, epoch=epoch),
+            batch_size=self.config.schedule.batch_size,
             rank=self.runtime.rank, world_size=self.runtime.world_size,
         )  # fmt: skip
 
@@ -187,9 +177,13 @@ class Trainer:
             logits, part.labels, part.partner_labels, part.label_weights,
             label_smoothing=self.config.optim.label_smoothing,
         )  # fmt: skip
-        self.runtime.backward(felt_by_all(losses.mean() / num_parts))
+        self.runtime.backward(felt_by_all(self.objective(losses) / num_parts))
         self.sums.add(losses.detach(), logits.detach().argmax(dim=1) == part.labels)
         self.recent.add(losses.detach())
+
+    def objective(self, losses: Tensor) -> Tensor:
+        """What a step descends, from the losses (N,) of this rank's images."""
+        return losses.mean()
 
     def finish_epoch(self, epoch: int) -> Evaluation:
         """Evaluation, record and checkpoint after the steps of `epoch`.

@@ -23,7 +23,8 @@ from data_prep.errors import InputError
 from data_prep.loader import ResidentLoader, StreamLoader, build_loader
 from data_prep.order import evaluation_batches
 from ddp_trainer.command_line import parse_flags, program_name
-from ddp_trainer.config import RuntimeConfig, launch_environment
+from ddp_trainer.config import RuntimeConfig
+from ddp_trainer.hardware import launch_environment
 from ddp_trainer.model import ModelSpec, load_model
 from ddp_trainer.rundir import read_json
 from ddp_trainer.runtime import Runtime

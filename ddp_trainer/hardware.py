@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.errors import InputError
-from ddp_trainer.config import RuntimeConfig, TrainConfig, launch_environment, require
+from ddp_trainer.config import RuntimeConfig, TrainConfig, require
 
 if TYPE_CHECKING:
     from data_prep.dataset import DatasetInfo
@@ -30,6 +30,12 @@ def cpu_has_bf16() -> bool:
 def cpu_name() -> str:
     names = [line.split(":", 1)[1].strip() for line in _cpu_info().splitlines() if line.startswith("model name")]
     return f"{names[0] if names else 'CPU'}, {len(os.sched_getaffinity(0))} cores"
+
+
+def launch_environment() -> tuple[int, int, int]:
+    """(rank, local rank, world size) as the launcher set them, before any process group exists."""
+    rank, local_rank, world_size = (os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    return int(rank or 0), int(local_rank or 0), int(world_size or 1)
 
 
 def check_launch(config: RuntimeConfig) -> None:
@@ -83,9 +89,10 @@ def check_batch(config: TrainConfig, *, num_images: int) -> int:
         not config.augment.mixes_pairs or batch // parts % 2 == 0,
         f"--mixup and --cutmix pair images: --batch-size {batch} gives each of {parts} parts an odd number of them",
     )
+    each = f" with --candidates {config.schedule.candidates}" if config.schedule.candidates > 1 else ""
     require(
-        num_images >= batch,
-        f"--batch-size {batch} is more than the {num_images} training images: lower it",
+        num_images >= config.schedule.images_per_step,
+        f"--batch-size {batch}{each} is more than the {num_images} training images: lower it",
     )
     steps = config.schedule.last_step(num_images)
     require(

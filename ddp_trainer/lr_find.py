@@ -33,10 +33,10 @@ from ddp_trainer.config import (
     RuntimeConfig,
     ScheduleConfig,
     TrainConfig,
-    launch_environment,
     require,
 )
 from ddp_trainer.engine import Trainer
+from ddp_trainer.hardware import launch_environment
 from ddp_trainer.loss_curve import LossCurve
 from ddp_trainer.metrics import averages
 from ddp_trainer.observer import SilentObserver

@@ -1,31 +1,31 @@
 """One training run put together from its parts, from checked input to the files of a complete run."""
 
-import os
 import sys
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from data_prep.dataset import read_dataset, verify_dataset
 from data_prep.errors import InputError
-from ddp_trainer.assembly import build_data, build_network
+from ddp_trainer.assembly import build_data, build_network, training_flops
 from ddp_trainer.checkpoint import CheckpointError
 from ddp_trainer.checkpointer import Checkpointer
-from ddp_trainer.config import TrainConfig, launch_environment
+from ddp_trainer.config import TrainConfig
 from ddp_trainer.console import print_line
 from ddp_trainer.engine import Observer, Trainer
 from ddp_trainer.evaluate import Evaluation
-from ddp_trainer.hardware import check_dataset
-from ddp_trainer.initialisation import initialise
-from ddp_trainer.model import ModelSpec, build_model, count_parameters, training_flops_per_image
+from ddp_trainer.hard_examples import choose_hard_images
+from ddp_trainer.hardware import check_dataset, launch_environment
+from ddp_trainer.model import ModelSpec, count_parameters
 from ddp_trainer.model_card import write_model_card_or_say_why
 from ddp_trainer.observer import RunObserver, SilentObserver
 from ddp_trainer.optim import build_optimizer
 from ddp_trainer.outputs import write_model, write_predictions, write_report_or_say_why, write_summary
 from ddp_trainer.profiling import profile_steps
 from ddp_trainer.resuming import COMPLETE, FRESH, find_start, load_state, refuse_other_training
-from ddp_trainer.rundir import RunDirectory, git_commit, package_versions, recorded_settings, write_json
+from ddp_trainer.run_data import RunData
+from ddp_trainer.rundir import RunDirectory, describe_run, recorded_settings, write_json
 from ddp_trainer.runtime import Runtime, check_machine
 from ddp_trainer.signals import StopRequest
 from ddp_trainer.tracking import NullTracker, Tracker, build_tracker
@@ -110,16 +110,28 @@ class TrainingRun:
         """The trainer, standing where the run starts or goes on."""
         state, self.state = self.state, None  # not to be held in memory for the whole run
         observer = self._observer(state)
-        data = build_data(self.config, self.runtime, self.dataset, self.spec)
+        data, seconds = self._data(state, observer)
         model = build_network(self.config, data, self.spec, fresh=state is None)
         optimizer = build_optimizer(model, self.config.optim)
         trainer = Trainer(self.config, self.runtime, model, optimizer, data, observer)
+        trainer.train_seconds = seconds
         if state is not None:
             restore_state(trainer, state)
         self.trainer = trainer
         self._announce(trainer)
         profile_steps(trainer, self.config.run.profile, self.run_dir)
         return trainer
+
+    def _data(self, state: dict[str, Any] | None, observer: Observer) -> tuple[RunData, float]:
+        """And the seconds in which its hard images were chosen, where that was still to be done."""
+        data, schedule = build_data(self.config, self.runtime, self.dataset, self.spec), self.config.schedule
+        if state is not None:
+            return replace(data, hard=state["hard"]), 0.0
+        if schedule.candidates == 1:
+            return data, 0.0
+        self.say(f"first, a small network chooses the hardest {schedule.batch_size} of each {schedule.images_per_step}")
+        hard, seconds = choose_hard_images(self.config, self.runtime, self.dataset, self.spec, observer.progress)
+        return replace(data, hard=hard), seconds
 
     def _observer(self, state: dict[str, Any] | None) -> Observer:
         if self.run_dir is None:
@@ -128,11 +140,12 @@ class TrainingRun:
         self.run_dir.write_status("running", step=step, epoch=epoch)
         for name in ("summary.json", "predictions.npz"):  # of fewer --max-steps: no longer the whole run
             (self.run_dir.path / name).unlink(missing_ok=True)
-        write_json(self.run_dir.path / "config.json", self._description())
+        description = describe_run(self.config, self.dataset, self._machine)
+        write_json(self.run_dir.path / "config.json", description)
         self.tracker = build_tracker(
             self.config.tracking,
             run_dir=self.run_dir.path,
-            config=self._description(),
+            config=description,
             history=state["history"] if state else (),
             state=state["tracker"] if state else {},
         )
@@ -140,31 +153,19 @@ class TrainingRun:
         return RunObserver(self.run_dir, self.tracker, self.checkpointer, self.config, settings=self.settings)
 
     @property
-    def _data_dir(self) -> Path:
-        """Where the data will still be when slurm/node.sh has removed the copy that it staged for this job."""
-        return Path(os.environ.get("DDP_STAGED_FROM") or self.config.data.data_dir)
-
-    def _description(self) -> dict[str, Any]:
-        """The content of config.json: no environment and no raw command line, which may hold secrets."""
-        return {
-            "recipe": self.config.recipe,
-            "data_dir": str(self._data_dir.resolve()),
-            "settings": {**self.config.flat(), "data_dir": str(self._data_dir)},
-            "precision": self.runtime.precision,
-            "world_size": self.runtime.world_size,
-            "device": self.runtime.device.type,
-            "device_name": self.runtime.device_name,
-            "versions": package_versions(),
-            "git_commit": git_commit(),
-            "dataset": asdict(self.dataset),
-        }
+    def _machine(self) -> dict[str, Any]:
+        runtime = self.runtime
+        return {"precision": runtime.precision, "world_size": runtime.world_size, "device": runtime.device.type,
+                "device_name": runtime.device_name}  # fmt: skip
 
     def _announce(self, trainer: Trainer) -> None:
         schedule, runtime = self.config.schedule, self.runtime
-        left_out = len(trainer.data.samples) % schedule.batch_size
+        left_out = len(trainer.data.samples) % schedule.images_per_step
+        batch = f"the hardest {schedule.batch_size} of " if schedule.candidates > 1 else ""
+        batch += f"{schedule.images_per_step} images"
         self.say(
             f"{self.config.recipe}: {schedule.epochs} epochs of {trainer.steps_per_epoch} steps of "
-            f"{schedule.batch_size} images ({left_out} images, others in each epoch, do not fill a last batch), "
+            f"{batch} ({left_out} images, others in each epoch, do not fill a last batch), "
             f"{runtime.world_size} x {runtime.device_name}, {runtime.precision}"
         )
         if self.start >= 0:
@@ -192,9 +193,7 @@ class TrainingRun:
 
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
         images = trainer.step * self.config.schedule.batch_size
-        model = build_model(self.spec)
-        initialise(model, self.config.network)  # what is frozen costs less
-        flops = training_flops_per_image(model, self.spec.image_size)
+        flops = training_flops(self.config, self.spec, steps=trainer.step, num_images=len(trainer.data.samples))
         seconds = trainer.train_seconds + trainer.watch.read()  # of an epoch that --max-steps has left unfinished
         return {
             "evaluation_split": "validation" if self.config.data.validation else "test",
@@ -204,7 +203,7 @@ class TrainingRun:
             "device": self.runtime.device_name,
             "precision": self.runtime.precision,
             "train_seconds": seconds,
-            "train_pflops": images * flops / 1e15,
+            "train_pflops": flops / 1e15,
             "parameters": count_parameters(trainer.model),
             "images_per_second": images / seconds,
         }

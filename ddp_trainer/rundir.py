@@ -5,11 +5,16 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import InputError
+from ddp_trainer.config import TrainConfig
+
+if TYPE_CHECKING:
+    from data_prep.dataset import DatasetInfo
 
 PACKAGES = ("torch", "torchvision", "accelerate", "ffcv", "numpy", "wandb")
 
@@ -36,6 +41,21 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise InputError(f"{path} cannot be read: not a JSON object")
     return content
+
+
+def describe_run(config: TrainConfig, dataset: "DatasetInfo", machine: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of config.json: no environment and no raw command line, which may hold secrets."""
+    # Where the data will still be when slurm/node.sh has removed the copy that it staged for this job.
+    data_dir = Path(os.environ.get("DDP_STAGED_FROM") or config.data.data_dir)
+    return {
+        "recipe": config.recipe,
+        "data_dir": str(data_dir.resolve()),
+        "settings": {**config.flat(), "data_dir": str(data_dir)},
+        **machine,
+        "versions": package_versions(),
+        "git_commit": git_commit(),
+        "dataset": asdict(dataset),
+    }
 
 
 def recorded_settings(run_dir: Path) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop.install()
     faulthandler.enable()  # names the line where a file that shrinks under its reader kills the process
     from ddp_trainer.command_line import parse_command_line, program_name
-    from ddp_trainer.config import launch_environment
+    from ddp_trainer.hardware import launch_environment
     from ddp_trainer.recipes import RECIPES, describe_recipes
 
     try:

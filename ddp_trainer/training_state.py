@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 KEYS = frozenset({
     "step", "history", "train_seconds", "epoch_seconds", "model", "optimizer", "scaler", "ema", "skipped",
-    "rank_state", "generators",
+    "rank_state", "generators", "hard",
 })  # fmt: skip
 
 
@@ -42,6 +42,7 @@ def capture_state(trainer: Trainer) -> dict[str, Any]:
         "scaler": None if scaler is None else scaler.state_dict(),
         "ema": None if ema is None else ema.state_dict(),
         "skipped": skipped,
+        "hard": trainer.data.hard,
         "rank_state": trainer.runtime.gather(own),  # (world_size, K)
         "generators": trainer.runtime.gather(trainer.runtime.generator_state()),  # (world_size, L)
     }

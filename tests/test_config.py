@@ -58,6 +58,7 @@ def test_help_lists_every_promised_flag_and_every_recipe(capsys: pytest.CaptureF
         (["--epochs", "many"], "many"),
         (["--epochs", "0"], "--epochs 0"),
         (["--batch-size", "-1"], "--batch-size -1"),
+        (["--candidates", "0"], "--candidates 0"),
         (["--peak-lr", "-0.1"], "--peak-lr -0.1"),
         (["--peak-lr", "nan"], "--peak-lr nan"),
         (["--weight-decay", "inf"], "--weight-decay inf"),
@@ -82,6 +83,13 @@ def test_bad_input_is_one_line_that_names_it(arguments: list[str], expected: str
 def test_what_may_change_on_resume_is_named_as_it_is_spelled() -> None:
     assert set(RECIPES["smoke"].flat()) >= FREE_ON_RESUME
     assert not FREE_ON_RESUME & set(RECIPES["smoke"].fixed_on_resume())
+
+
+def test_there_must_be_enough_images_to_choose_from() -> None:
+    config = parse("smoke", "--candidates", "3")
+    check_batch(config, num_images=96)
+    with pytest.raises(InputError, match="--batch-size 32 with --candidates 3 is more than the 95 training images"):
+        check_batch(config, num_images=95)
 
 
 @pytest.mark.parametrize(("world_size", "images", "fine"), [("1", 640, True), ("3", 640, False), ("2", 31, False)])

@@ -69,7 +69,7 @@ def test_a_log_file_gets_plain_lines(tiny_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--ema-decay", "0.9", "--label-smoothing", "0.1", "--clip-norm", "1", "--accumulate", "2"),
+        ("--ema-decay", "0.9", "--label-smoothing", "0.1", "--candidates", "2", "--accumulate", "2"),
         ("--optimizer", "adamw", "--peak-lr", "0.001", "--flip", "alternating", "--cutmix", "1", "--validation", "30"),
         ("--optimizer", "muon", "--peak-lr", "0.2", "--bias-lr", "2", "--clip-norm", "1", "--accumulate", "2"),
         ("--precision", "bf16", "--no-channels-last", "--data-mode", "stream", "--mixup", "0.4", "--deterministic"),

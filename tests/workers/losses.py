@@ -15,13 +15,14 @@ from data_prep.augment import Augmenter
 from data_prep.dataset import read_dataset
 from data_prep.loader import build_loader
 from ddp_trainer.config import RuntimeConfig, TrainConfig
-from ddp_trainer.engine import RunData, Trainer
+from ddp_trainer.engine import Trainer
 from ddp_trainer.evaluate import Evaluator
 from ddp_trainer.metrics import averages
 from ddp_trainer.model import CustomResNet, ModelSpec
 from ddp_trainer.observer import SilentObserver
 from ddp_trainer.optim import build_optimizer
 from ddp_trainer.recipes import smoke
+from ddp_trainer.run_data import RunData
 from ddp_trainer.runtime import Runtime
 
 

@@ -6,7 +6,7 @@ import sys
 import torch
 
 import ddp_trainer.engine
-from ddp_trainer.config import launch_environment
+from ddp_trainer.hardware import launch_environment
 from ddp_trainer.train import leave, main
 from tests.workers.narrow_train import use_narrow_network
 
