@@ -74,5 +74,5 @@ def training_flops(config: TrainConfig, spec: ModelSpec, *, steps: int, num_imag
     flops = steps * schedule.batch_size * per_image(spec)
     if schedule.candidates > 1:
         all_steps = schedule.epochs * schedule.steps_per_epoch(num_images)
-        flops += all_steps * schedule.images_per_step * per_image(small_network(spec))
+        flops += all_steps * schedule.candidates_per_step * per_image(small_network(spec))
     return flops

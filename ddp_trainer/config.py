@@ -73,7 +73,7 @@ class ScheduleConfig:
     batch_size: int = 512
     """Images in one optimizer step, over all processes together."""
     candidates: int = 1
-    """Images from which each of the batch is chosen: the hardest, by a small network trained before. 1: no choice."""
+    """Look at this many batches of images in each step, and train on one batch of the hardest; 1: on all images."""
     accumulate: int = 1
     """Split each process's share of the batch into this many forward and backward passes."""
     warmup_fraction: float = 5 / 24
@@ -96,13 +96,13 @@ class ScheduleConfig:
             require(0 <= value <= 1, f"--{name.replace('_', '-')} {value}: give a number from 0 to 1")
 
     @property
-    def images_per_step(self) -> int:
-        """Of an epoch, whether they are trained on or only looked at."""
+    def candidates_per_step(self) -> int:
+        """Images of an epoch's order that a step uses up."""
         return self.batch_size * self.candidates
 
     def steps_per_epoch(self, num_images: int) -> int:
         """Full batches only: the images that do not fill a last batch are others in each epoch."""
-        return num_images // self.images_per_step
+        return num_images // self.candidates_per_step
 
     def last_step(self, num_images: int) -> int:
         """Steps after which the run is complete."""

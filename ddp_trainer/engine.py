@@ -3,7 +3,9 @@
 Ranks, tracking and saving arrive as arguments; what a step computes is decided here.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -98,8 +100,14 @@ class Trainer:
 
         Raises Preempted, with the state saved, when any rank was asked to stop.
         """
-        try:
+        with self.telling():
             return self._fit()
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """The observer is told how what is done within ends."""
+        try:
+            yield
         except NonFinite as error:
             self.observer.crashed(self.recent.describe(error.step, self.runtime), step=error.step + 1)
             raise
@@ -142,11 +150,9 @@ class Trainer:
 
     def plan(self, epoch: int) -> np.ndarray:
         """(steps, images of this rank in a step) sample indices."""
-        return train_batches(
-            self.data.order(seed=self.config.runtime.seed, epoch=epoch),
-            batch_size=self.config.schedule.batch_size,
-            rank=self.runtime.rank, world_size=self.runtime.world_size,
-        )  # fmt: skip
+        order, runtime = self.data.order(seed=self.config.runtime.seed, epoch=epoch), self.runtime
+        size = self.config.schedule.batch_size
+        return train_batches(order, batch_size=size, rank=runtime.rank, world_size=runtime.world_size)
 
     def train_step(self, batch: Batch, epoch: int) -> None:
         """One optimizer step, or none if loss or gradient are not finite. Nothing in it waits for the device."""

@@ -6,7 +6,8 @@ losses; which images those were is all that is kept. After airbench96_faster (gi
 whose small network learns in every fourth step only.
 
 Chosen beforehand, the images of a step remain a plan: the run can be stopped, resumed and moved as any other. The
-choice itself is made anew where it was interrupted.
+choice itself is made anew where it was interrupted. It takes all candidates of a step in one pass, whatever
+`--accumulate`, and depends on the number of processes as BatchNorm's statistics do.
 """
 
 from dataclasses import replace
@@ -19,8 +20,8 @@ from torch import Tensor
 from data_prep.dataset import DatasetInfo
 from ddp_trainer.assembly import build_data, build_network, small_network
 from ddp_trainer.config import RunConfig, TrainConfig
-from ddp_trainer.console import Progress
-from ddp_trainer.engine import Trainer
+from ddp_trainer.engine import Observer, Trainer
+from ddp_trainer.metrics import Stopwatch
 from ddp_trainer.model import ModelSpec
 from ddp_trainer.observer import SilentObserver
 from ddp_trainer.optim import build_optimizer
@@ -31,6 +32,16 @@ def hardest(losses: Tensor, count: int) -> Tensor:
     """(N,) -> (N,) bool: the `count` highest; of equal ones the first, so that every rank finds the same."""
     order = losses.argsort(descending=True, stable=True)
     return torch.zeros_like(losses, dtype=torch.bool).index_fill_(0, order[:count], True)
+
+
+class PassingOn(SilentObserver):
+    """Progress and crashes are those of the run; epochs and states of the small network are not kept."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.progress, self._observer = observer.progress, observer
+
+    def crashed(self, report: dict[str, Any], *, step: int) -> None:
+        self._observer.crashed(report, step=step)
 
 
 class SmallTrainer(Trainer):
@@ -51,35 +62,37 @@ class SmallTrainer(Trainer):
 
     def choose(self) -> Tensor:
         """RunData.hard of the whole schedule. Raises Preempted when any rank was asked to stop."""
-        try:
+        with self.telling():
             return torch.stack([self._choose_in(epoch) for epoch in range(self.config.schedule.epochs)])
-        finally:
-            self.observer.progress.finish()
 
     def _choose_in(self, epoch: int) -> Tensor:
         self.marks.clear()
         self.sums.reset()
+        self.watch = Stopwatch()
         self.train_epoch(epoch)
         self.guard.settle()
+        self.train_seconds += self.watch.read()
         return torch.from_numpy(np.packbits(torch.cat(self.marks).cpu().numpy()))
 
 
 def choose_hard_images(
-    config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, spec: ModelSpec, progress: Progress
+    config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, spec: ModelSpec, observer: Observer
 ) -> tuple[Tensor, float]:
     """RunData.hard for the run that `config` describes, and how many seconds of training it took.
 
     A collective operation. Draws nothing from torch's generator, so the run's own network starts as it would without.
     """
-    whole = replace(config.schedule, batch_size=config.schedule.images_per_step, candidates=1, accumulate=1,
+    whole = replace(config.schedule, batch_size=config.schedule.candidates_per_step, candidates=1, accumulate=1,
                     max_steps=None)  # fmt: skip
     training = replace(config, schedule=whole, optim=replace(config.optim, ema_decay=0.0), run=RunConfig())
     small = small_network(spec)
-    observer = SilentObserver()
-    observer.progress = progress
     with torch.random.fork_rng(devices=[]):
         data = build_data(training, runtime, dataset, small)
         model = build_network(training, data, small)
     optimizer = build_optimizer(model, training.optim)
-    trainer = SmallTrainer(config.schedule.batch_size, training, runtime, model, optimizer, data, observer)
-    return trainer.choose(), trainer.watch.read()
+    trainer = SmallTrainer(config.schedule.batch_size, training, runtime, model, optimizer, data,
+                           PassingOn(observer))  # fmt: skip
+    hard = trainer.choose()
+    if config.runtime.compile:
+        torch.compiler.reset()  # it has seen another batch size, and would compile the run's network for any
+    return hard, trainer.train_seconds

@@ -89,9 +89,13 @@ def check_batch(config: TrainConfig, *, num_images: int) -> int:
         not config.augment.mixes_pairs or batch // parts % 2 == 0,
         f"--mixup and --cutmix pair images: --batch-size {batch} gives each of {parts} parts an odd number of them",
     )
+    require(
+        config.schedule.candidates == 1 or not config.augment.mixes_pairs,
+        "--candidates chooses single images, and --mixup and --cutmix make one of two: leave out one or the other",
+    )
     each = f" with --candidates {config.schedule.candidates}" if config.schedule.candidates > 1 else ""
     require(
-        num_images >= config.schedule.images_per_step,
+        num_images >= config.schedule.candidates_per_step,
         f"--batch-size {batch}{each} is more than the {num_images} training images: lower it",
     )
     steps = config.schedule.last_step(num_images)

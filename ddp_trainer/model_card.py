@@ -120,7 +120,7 @@ def recipe(run: Run) -> Iterator[str]:
     settings, number = run.settings, run.number
     batch = settings.get("batch_size", "?")
     among = settings.get("candidates", 1)
-    chosen_from = f", the hardest of {among} for each" if among != 1 else ""
+    chosen_from = f", the hardest of {among} times as many" if among != 1 else ""
     yield f"- `{plain(run.config.get('recipe'))}`: {number('steps') or 0:,.0f} steps of {batch} images{chosen_from}."
     chosen = ("optimizer", "peak_lr", "head_lr", "bias_lr", "weight_decay", "label_smoothing", "ema_decay",
               "activation", "whiten_stem", "dirac_init", "freeze_bn_scale", "bn_momentum", "crop_padding", "flip",

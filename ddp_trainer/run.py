@@ -12,7 +12,7 @@ from ddp_trainer.assembly import build_data, build_network, training_flops
 from ddp_trainer.checkpoint import CheckpointError
 from ddp_trainer.checkpointer import Checkpointer
 from ddp_trainer.config import TrainConfig
-from ddp_trainer.console import print_line
+from ddp_trainer.console import duration, print_line
 from ddp_trainer.engine import Observer, Trainer
 from ddp_trainer.evaluate import Evaluation
 from ddp_trainer.hard_examples import choose_hard_images
@@ -119,19 +119,19 @@ class TrainingRun:
             restore_state(trainer, state)
         self.trainer = trainer
         self._announce(trainer)
+        if state is None and data.hard is not None:
+            trainer.save()  # the choice has taken its time
         profile_steps(trainer, self.config.run.profile, self.run_dir)
         return trainer
 
     def _data(self, state: dict[str, Any] | None, observer: Observer) -> tuple[RunData, float]:
         """And the seconds in which its hard images were chosen, where that was still to be done."""
-        data, schedule = build_data(self.config, self.runtime, self.dataset, self.spec), self.config.schedule
-        if state is not None:
-            return replace(data, hard=state["hard"]), 0.0
-        if schedule.candidates == 1:
-            return data, 0.0
-        self.say(f"first, a small network chooses the hardest {schedule.batch_size} of each {schedule.images_per_step}")
-        hard, seconds = choose_hard_images(self.config, self.runtime, self.dataset, self.spec, observer.progress)
-        return replace(data, hard=hard), seconds
+        hard, seconds = state["hard"] if state else None, 0.0
+        if self.config.schedule.candidates > 1 and state is None:
+            self.say("a small network chooses the hard images first")
+            hard, seconds = choose_hard_images(self.config, self.runtime, self.dataset, self.spec, observer)
+            self.say(f"the hard images are chosen, in {duration(seconds)}")
+        return replace(build_data(self.config, self.runtime, self.dataset, self.spec), hard=hard), seconds
 
     def _observer(self, state: dict[str, Any] | None) -> Observer:
         if self.run_dir is None:
@@ -160,12 +160,11 @@ class TrainingRun:
 
     def _announce(self, trainer: Trainer) -> None:
         schedule, runtime = self.config.schedule, self.runtime
-        left_out = len(trainer.data.samples) % schedule.images_per_step
-        batch = f"the hardest {schedule.batch_size} of " if schedule.candidates > 1 else ""
-        batch += f"{schedule.images_per_step} images"
+        left_out = len(trainer.data.samples) % schedule.candidates_per_step
+        hardest = f"the hardest {schedule.batch_size} of " if schedule.candidates > 1 else ""
         self.say(
-            f"{self.config.recipe}: {schedule.epochs} epochs of {trainer.steps_per_epoch} steps of "
-            f"{batch} ({left_out} images, others in each epoch, do not fill a last batch), "
+            f"{self.config.recipe}: {schedule.epochs} epochs of {trainer.steps_per_epoch} steps of {hardest}"
+            f"{schedule.candidates_per_step} images ({left_out} images, others each time, do not fill a last batch), "
             f"{runtime.world_size} x {runtime.device_name}, {runtime.precision}"
         )
         if self.start >= 0:
@@ -194,7 +193,8 @@ class TrainingRun:
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
         images = trainer.step * self.config.schedule.batch_size
         flops = training_flops(self.config, self.spec, steps=trainer.step, num_images=len(trainer.data.samples))
-        seconds = trainer.train_seconds + trainer.watch.read()  # of an epoch that --max-steps has left unfinished
+        unfinished = trainer.watch.read()  # the epoch that --max-steps has cut short
+        seconds = sum(record["seconds"] for record in trainer.history) + unfinished
         return {
             "evaluation_split": "validation" if self.config.data.validation else "test",
             "epochs": len(trainer.history),
@@ -202,7 +202,7 @@ class TrainingRun:
             "world_size": self.runtime.world_size,
             "device": self.runtime.device_name,
             "precision": self.runtime.precision,
-            "train_seconds": seconds,
+            "train_seconds": trainer.train_seconds + unfinished,
             "train_pflops": flops / 1e15,
             "parameters": count_parameters(trainer.model),
             "images_per_second": images / seconds,
@@ -223,7 +223,8 @@ class TrainingRun:
         if self.checkpointer is not None:
             self.checkpointer.close()
         self._end("preempted", "asked to stop; go on with --resume")
-        self.say("asked to stop: the state is saved; go on with --resume")
+        done = "nothing is saved yet" if self.trainer is None and self.start == FRESH else "the state is saved"
+        self.say(f"asked to stop: {done}; go on with --resume")
 
     def failed(self, error: BaseException) -> None:
         """Never raises: the error that led here is to be seen."""

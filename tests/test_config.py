@@ -88,6 +88,8 @@ def test_what_may_change_on_resume_is_named_as_it_is_spelled() -> None:
 def test_there_must_be_enough_images_to_choose_from() -> None:
     config = parse("smoke", "--candidates", "3")
     check_batch(config, num_images=96)
+    with pytest.raises(InputError, match="--candidates"):
+        check_batch(parse("smoke", "--candidates", "3", "--mixup", "0.2"), num_images=96)
     with pytest.raises(InputError, match="--batch-size 32 with --candidates 3 is more than the 95 training images"):
         check_batch(config, num_images=95)
 

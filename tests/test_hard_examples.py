@@ -1,5 +1,6 @@
 """Hard-example choice: which images are chosen, that they are trained on, and that the choice outlives a stop."""
 
+import filecmp
 import json
 import signal
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import NARROW, fork, read_lines, start, train
+from conftest import NARROW, fork, read_lines, run, start, train
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,9 +19,11 @@ from data_prep.order import epoch_order
 from ddp_trainer.assembly import build_data, build_network, small_network, training_flops
 from ddp_trainer.checkpoint import list_checkpoints, read_checkpoint
 from ddp_trainer.config import TrainConfig
-from ddp_trainer.hard_examples import choose_hard_images, hardest
+from ddp_trainer.engine import Trainer
+from ddp_trainer.hard_examples import SmallTrainer, choose_hard_images, hardest
 from ddp_trainer.model import ModelSpec
 from ddp_trainer.observer import SilentObserver
+from ddp_trainer.optim import build_optimizer
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.runtime import Runtime
 from ddp_trainer.signals import StopRequest
@@ -49,7 +52,7 @@ def choose(data_dir: Path, **optim: float) -> np.ndarray:
     """(12, 32) bool: the marks of every step."""
     config, dataset = settings(data_dir, **optim), read_dataset(data_dir)
     runtime = Runtime(config.runtime, stop=StopRequest())  # seeds torch's generator
-    hard, seconds = choose_hard_images(config, runtime, dataset, spec_of(dataset), SilentObserver().progress)
+    hard, seconds = choose_hard_images(config, runtime, dataset, spec_of(dataset), SilentObserver())
     assert seconds > 0
     return np.unpackbits(hard.numpy(), axis=1).astype(bool).reshape(12, 32)
 
@@ -103,7 +106,7 @@ def test_choosing_leaves_the_generator_alone(tiny_dir: Path) -> None:
 def chosen_run(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("chosen") / "run"
     finished = train(*PLAN, "--data-dir", tiny_dir, "--out", out, module=NARROW)
-    assert "the hardest 16 of each 32" in finished.stderr
+    assert "steps of the hardest 16 of 32 images" in finished.stderr
     return out
 
 
@@ -112,14 +115,16 @@ def last_state(run_dir: Path) -> dict:
 
 
 def test_the_run_trains_on_the_marked_images_of_each_step(chosen_run: Path, tiny_dir: Path) -> None:
-    hard, dataset = last_state(chosen_run)["hard"], read_dataset(tiny_dir)
-    config = settings(tiny_dir)
-    data = build_data(config, Runtime(config.runtime, stop=StopRequest()), dataset, spec_of(dataset))
+    state, config, dataset = last_state(chosen_run), settings(tiny_dir), read_dataset(tiny_dir)
+    runtime = Runtime(config.runtime, stop=StopRequest())
+    data = replace(build_data(config, runtime, dataset, spec_of(dataset)), hard=state["hard"])
+    model = build_network(config, data, spec_of(dataset))
+    trainer = Trainer(config, runtime, model, build_optimizer(model, config.optim), data, SilentObserver())
+    marks = np.unpackbits(state["hard"].numpy(), axis=1).astype(bool).reshape(4, 3, 32)
     for epoch in range(4):
         candidates = epoch_order(data.samples, seed=0, epoch=epoch).reshape(3, 32)
-        batches = replace(data, hard=hard).order(seed=0, epoch=epoch).reshape(3, 16)
-        for step in range(3):
-            assert set(batches[step]) < set(candidates[step])
+        expected = [candidates[step][marks[epoch, step]].tolist() for step in range(3)]
+        assert trainer.plan(epoch).tolist() == expected
     records = read_lines(chosen_run / "metrics.jsonl")
     assert [record["step"] for record in records] == [3, 6, 9, 12]
     assert json.loads((chosen_run / "summary.json").read_text())["steps"] == 12
@@ -131,8 +136,8 @@ def test_a_run_that_goes_on_keeps_its_choice(chosen_run: Path, tiny_dir: Path, t
     finished = train(*PLAN, *arguments, "--resume", module=NARROW)
     assert "after step 5" in finished.stderr
     assert "a small network chooses" not in finished.stderr
-    ours, theirs = ((path / "model.safetensors").read_bytes() for path in (chosen_run, tmp_path / "run"))
-    assert ours == theirs
+    ours, theirs = (path / "model.safetensors" for path in (chosen_run, tmp_path / "run"))
+    assert filecmp.cmp(ours, theirs, shallow=False)
 
 
 def test_a_stop_while_it_chooses(tiny_dir: Path, tmp_path: Path) -> None:
@@ -144,11 +149,51 @@ def test_a_stop_while_it_chooses(tiny_dir: Path, tmp_path: Path) -> None:
         assert line, "it ended before"
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    _, rest = process.communicate(timeout=60)
     assert process.returncode == 0
+    assert "asked to stop: nothing is saved yet" in rest
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["state"], status["step"]) == ("preempted", 0)
-    assert fork(*arguments, "--resume").returncode == 0
+    again = fork(*arguments, "--resume")
+    assert again.returncode == 0
+    assert "a small network chooses" in again.stderr
+
+
+class TwoRanks:
+    """What one of two ranks is told."""
+
+    world_size = 2
+
+    def __init__(self, rank: int, losses: Tensor) -> None:
+        self.rank, self._losses = rank, losses
+
+    def gather(self, own: Tensor) -> Tensor:
+        assert torch.equal(own, self._losses[self.rank])
+        return self._losses
+
+
+@pytest.mark.parametrize("losses", [[[1.0, 5.0, 2.0], [4.0, 0.5, 3.0]], [[1.0, 0.5, 0.2], [4.0, 6.0, 3.0]]])
+def test_the_mean_over_ranks_is_that_of_the_hardest_images(losses: list[list[float]]) -> None:
+    """However many of them a rank has."""
+    ranks, trainer = torch.tensor(losses), SmallTrainer.__new__(SmallTrainer)
+    trainer.kept, trainer.marks = 3, []
+    means = []
+    for rank in range(2):
+        trainer.runtime = TwoRanks(rank, ranks)  # type: ignore[assignment]
+        means.append(trainer.objective(ranks[rank]))
+    assert torch.equal(trainer.marks[0], trainer.marks[1])
+    expected = ranks.flatten().sort(descending=True).values[:3].mean()
+    assert sum(means) / 2 == pytest.approx(expected.item())
+
+
+def test_a_loss_that_is_no_number_ends_the_choice(tiny_dir: Path, tmp_path: Path) -> None:
+    arguments = ("smoke", "--device", "cpu", *PLAN, "--data-dir", tiny_dir, "--out", tmp_path)
+    finished = run("tests.workers.poisoned_train", "2", *arguments)
+    assert finished.returncode == 1
+    assert "not finite" in finished.stderr
+    assert "the hard images are chosen" not in finished.stderr
+    assert [path.name for path in (tmp_path / "crash").iterdir()] == ["step-00000002.json"]
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
 
 
 def test_two_ranks_choose_as_one_does(chosen_run: Path, tiny_dir: Path, tmp_path: Path) -> None:
