@@ -196,22 +196,11 @@ def test_a_loss_that_is_no_number_ends_the_choice(tiny_dir: Path, tmp_path: Path
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
 
 
-def test_two_ranks_choose_as_one_does(chosen_run: Path, tiny_dir: Path, tmp_path: Path) -> None:
+def test_two_ranks_choose_as_one_does(tiny_dir: Path, tmp_path: Path) -> None:
     """With BatchNorm over all images; rounding may turn an image or two that are as hard as each other."""
+    arguments = (*PLAN, "--sync-bn", "--peak-lr", "0.02", "--data-dir", tiny_dir, "--out")
     for processes in (1, 2):
-        out = tmp_path / str(processes)
-        train(
-            *PLAN,
-            "--sync-bn",
-            "--peak-lr",
-            "0.02",
-            "--data-dir",
-            tiny_dir,
-            "--out",
-            out,
-            processes=processes,
-            module=NARROW,
-        )
+        train(*arguments, tmp_path / str(processes), processes=processes, module=NARROW)
     one, two = (np.unpackbits(last_state(tmp_path / str(n))["hard"].numpy(), axis=1) for n in (1, 2))
     assert np.array_equal(one[0, :32], two[0, :32]), "of the first step, before any sum of gradients"
     assert (one != two).mean() < 0.04
