@@ -42,7 +42,6 @@ class Observer(Protocol):
 
     def check(self) -> None:
         """Raises what went wrong in the background since the last call."""
-        ...
 
     def crashed(self, report: dict[str, Any], *, step: int) -> None: ...
 
@@ -60,9 +59,8 @@ class Trainer:
         observer: Observer,
     ) -> None:
         self.config, self.runtime, self.data, self.observer = config, runtime, data, observer
-        decay = config.optim.ema_decay
         self.model = runtime.place(model)
-        self.ema = Ema(self.model, decay=decay) if decay else None
+        self.ema = Ema(self.model, decay=config.optim.ema_decay) if config.optim.ema_decay else None
         self.wrapped, self.optimizer = runtime.prepare(self.model, optimizer)
         runtime.warm_up(self.wrapped, self._blank_images())
         self.bare_optimizer = optimizer
@@ -76,7 +74,6 @@ class Trainer:
         self.guard = StepGuard(self.model, [self.sums.values], patience=patience)
         self.recent = RecentSteps()
         self.watch = Stopwatch()
-        self.train_seconds = 0.0
 
     def _blank_images(self) -> Tensor:
         """As many as this rank's forward pass takes, as the network sees images."""
@@ -218,14 +215,17 @@ class Trainer:
             "skipped_steps": skipped_steps,
         }
         self.history.append(record)
-        self.train_seconds += seconds
-        self.watch = Stopwatch()
-        self.sums.reset()
-        self.guard.start_epoch()
+        self.start_sums()
         self.observer.epoch_done(record)
         if not cut_short:
             self.save()
         return evaluation
+
+    def start_sums(self) -> None:
+        """Loss, hits, seconds and skipped steps are those of an epoch."""
+        self.watch = Stopwatch()
+        self.sums.reset()
+        self.guard.start_epoch()
 
     def evaluate(self, *, tta: bool = False) -> Evaluation:
         with self.runtime.averaged_batchnorm(self.evaluated_model):

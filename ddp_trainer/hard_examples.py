@@ -21,10 +21,10 @@ from data_prep.dataset import DatasetInfo
 from ddp_trainer.assembly import build_data, build_network, small_network
 from ddp_trainer.config import RunConfig, TrainConfig
 from ddp_trainer.engine import Observer, Trainer
-from ddp_trainer.metrics import Stopwatch
 from ddp_trainer.model import ModelSpec
 from ddp_trainer.observer import SilentObserver
 from ddp_trainer.optim import build_optimizer
+from ddp_trainer.run_data import HardImages
 from ddp_trainer.runtime import Runtime
 
 
@@ -51,6 +51,7 @@ class SmallTrainer(Trainer):
         super().__init__(*parts)
         self.kept = kept
         self.marks: list[Tensor] = []
+        self.seconds = 0.0
 
     def objective(self, losses: Tensor) -> Tensor:
         """Their mean. Ranks may have more of them or fewer, and the mean over ranks is DDP's to take."""
@@ -60,25 +61,25 @@ class SmallTrainer(Trainer):
         own = marks.view_as(ranks)[self.runtime.rank]
         return (losses * own).sum() * self.runtime.world_size / self.kept
 
-    def choose(self) -> Tensor:
-        """RunData.hard of the whole schedule. Raises Preempted when any rank was asked to stop."""
+    def choose(self) -> HardImages:
+        """Those of the whole schedule. Raises Preempted when any rank was asked to stop."""
         with self.telling():
-            return torch.stack([self._choose_in(epoch) for epoch in range(self.config.schedule.epochs)])
+            marks = torch.stack([self._choose_in(epoch) for epoch in range(self.config.schedule.epochs)])
+        return HardImages(marks, self.seconds)
 
     def _choose_in(self, epoch: int) -> Tensor:
         self.marks.clear()
-        self.sums.reset()
-        self.watch = Stopwatch()
         self.train_epoch(epoch)
         self.guard.settle()
-        self.train_seconds += self.watch.read()
+        self.seconds += self.watch.read()
+        self.start_sums()
         return torch.from_numpy(np.packbits(torch.cat(self.marks).cpu().numpy()))
 
 
 def choose_hard_images(
     config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, spec: ModelSpec, observer: Observer
-) -> tuple[Tensor, float]:
-    """RunData.hard for the run that `config` describes, and how many seconds of training it took.
+) -> HardImages:
+    """Those of the run that `config` describes.
 
     A collective operation. Draws nothing from torch's generator, so the run's own network starts as it would without.
     """
@@ -95,4 +96,4 @@ def choose_hard_images(
     hard = trainer.choose()
     if config.runtime.compile:
         torch.compiler.reset()  # it has seen another batch size, and would compile the run's network for any
-    return hard, trainer.train_seconds
+    return hard

@@ -24,7 +24,7 @@ from ddp_trainer.optim import build_optimizer
 from ddp_trainer.outputs import write_model, write_predictions, write_report_or_say_why, write_summary
 from ddp_trainer.profiling import profile_steps
 from ddp_trainer.resuming import COMPLETE, FRESH, find_start, load_state, refuse_other_training
-from ddp_trainer.run_data import RunData
+from ddp_trainer.run_data import HardImages, RunData
 from ddp_trainer.rundir import RunDirectory, describe_run, recorded_settings, write_json
 from ddp_trainer.runtime import Runtime, check_machine
 from ddp_trainer.signals import StopRequest
@@ -110,11 +110,10 @@ class TrainingRun:
         """The trainer, standing where the run starts or goes on."""
         state, self.state = self.state, None  # not to be held in memory for the whole run
         observer = self._observer(state)
-        data, seconds = self._data(state, observer)
+        data = self._data(state, observer)
         model = build_network(self.config, data, self.spec, fresh=state is None)
         optimizer = build_optimizer(model, self.config.optim)
         trainer = Trainer(self.config, self.runtime, model, optimizer, data, observer)
-        trainer.train_seconds = seconds
         if state is not None:
             restore_state(trainer, state)
         self.trainer = trainer
@@ -124,14 +123,14 @@ class TrainingRun:
         profile_steps(trainer, self.config.run.profile, self.run_dir)
         return trainer
 
-    def _data(self, state: dict[str, Any] | None, observer: Observer) -> tuple[RunData, float]:
-        """And the seconds in which its hard images were chosen, where that was still to be done."""
-        hard, seconds = state["hard"] if state else None, 0.0
+    def _data(self, state: dict[str, Any] | None, observer: Observer) -> RunData:
+        """With its hard images, which are chosen where that is still to be done."""
+        hard = HardImages(**state["hard"]) if state and state["hard"] else None
         if self.config.schedule.candidates > 1 and state is None:
             self.say("a small network chooses the hard images first")
-            hard, seconds = choose_hard_images(self.config, self.runtime, self.dataset, self.spec, observer)
-            self.say(f"the hard images are chosen, in {duration(seconds)}")
-        return replace(build_data(self.config, self.runtime, self.dataset, self.spec), hard=hard), seconds
+            hard = choose_hard_images(self.config, self.runtime, self.dataset, self.spec, observer)
+            self.say(f"the hard images are chosen, in {duration(hard.seconds)}")
+        return replace(build_data(self.config, self.runtime, self.dataset, self.spec), hard=hard)
 
     def _observer(self, state: dict[str, Any] | None) -> Observer:
         if self.run_dir is None:
@@ -195,6 +194,7 @@ class TrainingRun:
         flops = training_flops(self.config, self.spec, steps=trainer.step, num_images=len(trainer.data.samples))
         unfinished = trainer.watch.read()  # the epoch that --max-steps has cut short
         seconds = sum(record["seconds"] for record in trainer.history) + unfinished
+        hard = trainer.data.hard
         return {
             "evaluation_split": "validation" if self.config.data.validation else "test",
             "epochs": len(trainer.history),
@@ -202,7 +202,7 @@ class TrainingRun:
             "world_size": self.runtime.world_size,
             "device": self.runtime.device_name,
             "precision": self.runtime.precision,
-            "train_seconds": trainer.train_seconds + unfinished,
+            "train_seconds": seconds + (hard.seconds if hard else 0.0),
             "train_pflops": flops / 1e15,
             "parameters": count_parameters(trainer.model),
             "images_per_second": images / seconds,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 KEYS = frozenset({
-    "step", "history", "train_seconds", "epoch_seconds", "model", "optimizer", "scaler", "ema", "skipped",
+    "step", "history", "epoch_seconds", "model", "optimizer", "scaler", "ema", "skipped",
     "rank_state", "generators", "hard",
 })  # fmt: skip
 
@@ -31,18 +31,17 @@ def capture_state(trainer: Trainer) -> dict[str, Any]:
     """
     skipped = trainer.guard.settle()
     own = torch.cat([part.detach().double().flatten() for part in _rank_parts(trainer)])
-    scaler, ema = trainer.runtime.scaler, trainer.ema
+    scaler, ema, hard = trainer.runtime.scaler, trainer.ema, trainer.data.hard
     return {
         "step": trainer.step,
         "history": trainer.history,
-        "train_seconds": trainer.train_seconds,
         "epoch_seconds": trainer.watch.read(),
         "model": trainer.model.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
         "ema": None if ema is None else ema.state_dict(),
         "skipped": skipped,
-        "hard": trainer.data.hard,
+        "hard": None if hard is None else hard._asdict(),
         "rank_state": trainer.runtime.gather(own),  # (world_size, K)
         "generators": trainer.runtime.gather(trainer.runtime.generator_state()),  # (world_size, L)
     }
@@ -51,7 +50,6 @@ def capture_state(trainer: Trainer) -> dict[str, Any]:
 def restore_state(trainer: Trainer, state: dict[str, Any]) -> None:
     """Puts the trainer where `state` was captured, at this or another number of processes."""
     trainer.step, trainer.history = state["step"], list(state["history"])
-    trainer.train_seconds = state["train_seconds"]
     trainer.watch.seconds = state["epoch_seconds"]
     trainer.model.load_state_dict(state["model"])
     trainer.optimizer.load_state_dict(state["optimizer"])

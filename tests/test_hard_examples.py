@@ -25,6 +25,7 @@ from ddp_trainer.model import ModelSpec
 from ddp_trainer.observer import SilentObserver
 from ddp_trainer.optim import build_optimizer
 from ddp_trainer.recipes import RECIPES
+from ddp_trainer.run_data import HardImages
 from ddp_trainer.runtime import Runtime
 from ddp_trainer.signals import StopRequest
 
@@ -52,9 +53,9 @@ def choose(data_dir: Path, **optim: float) -> np.ndarray:
     """(12, 32) bool: the marks of every step."""
     config, dataset = settings(data_dir, **optim), read_dataset(data_dir)
     runtime = Runtime(config.runtime, stop=StopRequest())  # seeds torch's generator
-    hard, seconds = choose_hard_images(config, runtime, dataset, spec_of(dataset), SilentObserver())
-    assert seconds > 0
-    return np.unpackbits(hard.numpy(), axis=1).astype(bool).reshape(12, 32)
+    hard = choose_hard_images(config, runtime, dataset, spec_of(dataset), SilentObserver())
+    assert hard.seconds > 0
+    return np.unpackbits(hard.marks.numpy(), axis=1).astype(bool).reshape(12, 32)
 
 
 def losses_of_a_fresh_small_network(data_dir: Path) -> Tensor:
@@ -117,10 +118,10 @@ def last_state(run_dir: Path) -> dict:
 def test_the_run_trains_on_the_marked_images_of_each_step(chosen_run: Path, tiny_dir: Path) -> None:
     state, config, dataset = last_state(chosen_run), settings(tiny_dir), read_dataset(tiny_dir)
     runtime = Runtime(config.runtime, stop=StopRequest())
-    data = replace(build_data(config, runtime, dataset, spec_of(dataset)), hard=state["hard"])
+    data = replace(build_data(config, runtime, dataset, spec_of(dataset)), hard=HardImages(**state["hard"]))
     model = build_network(config, data, spec_of(dataset))
     trainer = Trainer(config, runtime, model, build_optimizer(model, config.optim), data, SilentObserver())
-    marks = np.unpackbits(state["hard"].numpy(), axis=1).astype(bool).reshape(4, 3, 32)
+    marks = np.unpackbits(state["hard"]["marks"].numpy(), axis=1).astype(bool).reshape(4, 3, 32)
     for epoch in range(4):
         candidates = epoch_order(data.samples, seed=0, epoch=epoch).reshape(3, 32)
         expected = [candidates[step][marks[epoch, step]].tolist() for step in range(3)]
@@ -201,7 +202,7 @@ def test_two_ranks_choose_as_one_does(tiny_dir: Path, tmp_path: Path) -> None:
     arguments = (*PLAN, "--sync-bn", "--peak-lr", "0.02", "--data-dir", tiny_dir, "--out")
     for processes in (1, 2):
         train(*arguments, tmp_path / str(processes), processes=processes, module=NARROW)
-    one, two = (np.unpackbits(last_state(tmp_path / str(n))["hard"].numpy(), axis=1) for n in (1, 2))
+    one, two = (np.unpackbits(last_state(tmp_path / str(n))["hard"]["marks"].numpy(), axis=1) for n in (1, 2))
     assert np.array_equal(one[0, :32], two[0, :32]), "of the first step, before any sum of gradients"
     assert (one != two).mean() < 0.04
 
