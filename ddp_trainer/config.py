@@ -48,6 +48,10 @@ class DataConfig:
         require(self.validation >= 0, f"--validation {self.validation}: give a number of images, 0 or more")
         require(self.num_workers >= 1, f"--num-workers {self.num_workers}: give at least 1")
 
+    @property
+    def evaluation_split(self) -> str:
+        return "validation" if self.validation else "test"
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:

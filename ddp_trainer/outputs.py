@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,16 @@ def write_predictions(run_dir: Path, evaluation: Evaluation, loader: StreamLoade
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:GALLERY_SIZE].cpu().numpy()
     samples = evaluation.samples[worst]
     pixels = read_images(loader, samples).permute(0, 2, 3, 1).cpu().numpy() if len(samples) else np.zeros((0, 1, 1, 3))
-    temporary = run_dir / ".predictions.npz"
+    content = BytesIO()
     np.savez_compressed(
-        temporary,
+        content,
         indices=evaluation.samples,
         labels=evaluation.labels.cpu().numpy(),
         probabilities=probabilities.float().cpu().numpy(),
         wrong_indices=samples,
         wrong_images=pixels.astype(np.uint8),
     )
-    temporary.replace(run_dir / "predictions.npz")
+    replace_file(run_dir / "predictions.npz", content.getvalue())
 
 
 def write_summary(run_dir: Path, evaluation: Evaluation, facts: dict[str, Any]) -> dict[str, Any]:
