@@ -58,12 +58,17 @@ def small_network(spec: ModelSpec) -> ModelSpec:
 def training_flops(config: TrainConfig, spec: ModelSpec, *, steps: int, num_images: int) -> float:
     """Forward and backward operations of `steps` steps of a run on `num_images`, and of choosing its hard images."""
 
-    def per_image(network: ModelSpec) -> float:
-        return training_flops_per_image(build_network(config.network, network), network.image_size)
+    schedule, augment = config.schedule, config.augment
+    all_steps = schedule.epochs * schedule.steps_per_epoch(num_images)
+    at_low_resolution = augment.low_resolution_epochs * schedule.steps_per_epoch(num_images)
 
-    schedule = config.schedule
-    flops = steps * schedule.batch_size * per_image(spec)
+    def of(network: ModelSpec, *, steps: int, batch_size: int) -> float:
+        model, size = build_network(config.network, network), network.image_size  # what is frozen costs less
+        shrunk = min(steps, at_low_resolution)
+        of_a_small = training_flops_per_image(model, augment.side(size, epoch=0))
+        return batch_size * (shrunk * of_a_small + (steps - shrunk) * training_flops_per_image(model, size))
+
+    flops = of(spec, steps=steps, batch_size=schedule.batch_size)
     if schedule.candidates > 1:
-        all_steps = schedule.epochs * schedule.steps_per_epoch(num_images)
-        flops += all_steps * schedule.candidates_per_step * per_image(small_network(spec))
+        flops += of(small_network(spec), steps=all_steps, batch_size=schedule.candidates_per_step)
     return flops

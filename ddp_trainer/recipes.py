@@ -44,13 +44,13 @@ def _fast(*, epochs: int, augment: AugmentConfig) -> TrainConfig:
 
 
 def fast() -> TrainConfig:
-    """For few operations: 4 epochs of CIFAR-10 (0.46 PFLOP) with Muon.
+    """For few operations: 5 epochs of CIFAR-10 (0.42 PFLOP) with Muon, three of them at low resolution.
 
     Command: accelerate launch -m ddp_trainer.train fast
     Accuracy: being measured.
     """
-    augment = AugmentConfig(crop_padding=2, padding_mode="reflect", flip="alternating")
-    return replace(_fast(epochs=4, augment=augment), recipe="fast")
+    augment = AugmentConfig(crop_padding=2, padding_mode="reflect", flip="alternating", low_resolution_epochs=3)
+    return replace(_fast(epochs=5, augment=augment), recipe="fast")
 
 
 def strong() -> TrainConfig:
