@@ -88,8 +88,8 @@ class Augmenter:
             images = batch_jitter(images, shift.to(self.dtype), stretch.to(self.dtype))
         partners, weights = None, None
         if config.mixes_pairs:
-            partners = batch_partners(batch.labels)
             images, weights = self._mix(images, batch.indices, epoch)
+            partners = batch_partners(batch.labels)
         side = config.side(images.size(3), epoch=epoch)
         return Augmented(batch_shrink(images, side=side), batch.labels, partners, weights)
 

@@ -65,7 +65,11 @@ def check_dataset(config: TrainConfig, dataset: "DatasetInfo") -> int:
     for flag, pixels in (("crop-padding", config.augment.crop_padding), ("cutout", config.augment.cutout)):
         require(pixels < size, f"--{flag} {pixels}: the images have {size} pixels a side; give at most {size - 1}")
     smallest = config.augment.side(size, epoch=0)
-    require(smallest >= 8, f"--low-resolution-epochs: images of {smallest} pixels a side are too small for the network")
+    require(
+        smallest >= 8,
+        f"--low-resolution-epochs {config.augment.low_resolution_epochs}: images of {smallest} pixels a side are too "
+        "small for the network; leave them their size, or prepare larger images",
+    )
     images_of_a_part = check_batch(config, num_images=total - held_out)
     require(
         images_of_a_part > 1 or smallest >= 16 or (config.runtime.sync_bn and launch_environment()[2] > 1),
