@@ -39,7 +39,7 @@ def test_operations_at_low_resolution_are_counted_as_such() -> None:
     """Three quarters of the side: nine sixteenths of the pixels. The last layer is too small to be seen."""
     config, spec = RECIPES["fast"], ModelSpec(classes=CLASSES, mean=(0.5,) * 3, std=(0.2,) * 3, image_size=32)
     full = replace(config, augment=replace(config.augment, low_resolution_epochs=0))
-    for steps, share in ((100, 9 / 16), (300, 9 / 16), (400, (3 * 9 / 16 + 1) / 4), (500, (3 * 9 / 16 + 2) / 5)):
+    for steps, share in ((100, 9 / 16), (200, 9 / 16), (300, (2 * 9 / 16 + 1) / 3), (500, (2 * 9 / 16 + 3) / 5)):
         shrunk, whole = (training_flops(each, spec, steps=steps, num_images=50_000) for each in (config, full))
         assert shrunk / whole == pytest.approx(share, rel=1e-4)
 
