@@ -20,7 +20,6 @@ from data_prep.batch_ops import (
     batch_mixup,
     batch_normalise,
     batch_partners,
-    batch_shrink,
     beta_quantiles,
 )
 from data_prep.errors import InputError
@@ -86,12 +85,10 @@ class Augmenter:
             shift, stretch = (2 * uniform(draws[row]) - 1 for row in (5, 6))
             shift, stretch = shift * config.brightness, 1 + stretch * config.contrast
             images = batch_jitter(images, shift.to(self.dtype), stretch.to(self.dtype))
-        partners, weights = None, None
-        if config.mixes_pairs:
-            images, weights = self._mix(images, batch.indices, epoch)
-            partners = batch_partners(batch.labels)
-        side = config.side(images.size(3), epoch=epoch)
-        return Augmented(batch_shrink(images, side=side), batch.labels, partners, weights)
+        if not config.mixes_pairs:
+            return Augmented(images, batch.labels, None, None)
+        images, weights = self._mix(images, batch.indices, epoch)
+        return Augmented(images, batch.labels, batch_partners(batch.labels), weights)
 
     def _flipped(self, indices: Tensor, bits: Tensor, epoch: int) -> Tensor:
         """(N,) bool. Alternating: a random half in epoch 0, the other half in the next epoch, and so on (airbench94,

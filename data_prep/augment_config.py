@@ -25,20 +25,14 @@ class AugmentConfig:
     """Blend pairs of images with a weight from Beta(x, x); 0: none."""
     cutmix: float = 0.0
     """Exchange a rectangle between pairs of images, its size from Beta(x, x); 0: none."""
-    low_resolution_epochs: int = 0
-    """In so many epochs at the beginning, shrink images to three quarters of their side."""
 
     def __post_init__(self) -> None:
-        for name in ("crop_padding", "cutout", "brightness", "contrast", "mixup", "cutmix", "low_resolution_epochs"):
+        for name in ("crop_padding", "cutout", "brightness", "contrast", "mixup", "cutmix"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} {value}: give 0 or more")
         if self.mixup and self.cutmix:
             raise InputError("--mixup and --cutmix: choose one of them")
-
-    def side(self, size: int, *, epoch: int) -> int:
-        """Of images of `size` pixels a side, as the network sees them in `epoch` (from 0)."""
-        return size * 3 // 4 if epoch < self.low_resolution_epochs else size
 
     @property
     def mixes_pairs(self) -> bool:

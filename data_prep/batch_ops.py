@@ -51,13 +51,6 @@ def _pad(images: Tensor, padding: int, mode: str) -> Tensor:
     return images
 
 
-def batch_shrink(images: Tensor, *, side: int) -> Tensor:
-    """(N, C, H, W) float -> (N, C, side, side), each pixel a mean of those that it covers."""
-    if images.shape[2:] == (side, side):
-        return images
-    return torch.nn.functional.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
-
-
 def batch_flip(images: Tensor, flipped: Tensor) -> Tensor:
     """(N, C, H, W), mirrored left to right where `flipped` (N,) bool."""
     rows = _words(_rows(images).contiguous())

@@ -4,19 +4,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from data_prep.augment import Augmenter
+from data_prep.batch_ops import batch_normalise
 from data_prep.beton import read_labels
 from data_prep.dataset import DatasetInfo
-from data_prep.loader import ResidentLoader, StreamLoader, build_loader
+from data_prep.loader import ResidentLoader, StreamLoader, build_loader, read_images
 from data_prep.order import hold_out
-from ddp_trainer.config import NetworkConfig, TrainConfig
+from ddp_trainer.config import TrainConfig
 from ddp_trainer.evaluate import Evaluator
+from ddp_trainer.initialisation import initialise, whiten_stem
 from ddp_trainer.model import ModelSpec, build_model, training_flops_per_image
 from ddp_trainer.run_data import RunData
 from ddp_trainer.runtime import Runtime
 
+WHITENING_IMAGES = 2000  # each has hundreds of patches, whose covariance has 27 x 27 entries
+WHITENING_CHUNK = 100  # of them at a time: their patches take nine times their memory
 NARROWER = 4  # times: the network that chooses hard images
 
 
@@ -40,12 +45,14 @@ def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, spec
     return RunData(loader=loader(train_beton, share), samples=samples, augmenter=augmenter, evaluator=evaluator)
 
 
-def build_network(config: NetworkConfig, spec: ModelSpec) -> nn.Module:
-    """A network to train. What is frozen is frozen here: DDP would wait for gradients of what is frozen later."""
+def build_network(config: TrainConfig, data: RunData, spec: ModelSpec, *, fresh: bool = True) -> nn.Module:
+    """A network to train. Where it is not `fresh`, its values are about to be overwritten by those of a checkpoint."""
     model = build_model(spec)
-    for norm in (layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)):
-        norm.momentum = config.bn_momentum
-        norm.weight.requires_grad_(not config.freeze_bn_scale)
+    initialise(model, config.network)
+    if config.network.whiten_stem and fresh:
+        evenly = np.linspace(0, len(data.samples) - 1, min(WHITENING_IMAGES, len(data.samples))).astype(int)
+        images = read_images(data.loader, data.samples[evenly]).split(WHITENING_CHUNK)
+        whiten_stem(model, (batch_normalise(part, spec.mean, spec.std, torch.float32) for part in images))
     return model
 
 
@@ -58,17 +65,14 @@ def small_network(spec: ModelSpec) -> ModelSpec:
 def training_flops(config: TrainConfig, spec: ModelSpec, *, steps: int, num_images: int) -> float:
     """Forward and backward operations of `steps` steps of a run on `num_images`, and of choosing its hard images."""
 
-    schedule, augment = config.schedule, config.augment
-    all_steps = schedule.epochs * schedule.steps_per_epoch(num_images)
-    at_low_resolution = augment.low_resolution_epochs * schedule.steps_per_epoch(num_images)
+    def per_image(network: ModelSpec) -> float:
+        model = build_model(network)
+        initialise(model, config.network)  # what is frozen costs less
+        return training_flops_per_image(model, network.image_size)
 
-    def of(network: ModelSpec, *, steps: int, batch_size: int) -> float:
-        model, size = build_network(config.network, network), network.image_size  # what is frozen costs less
-        shrunk = min(steps, at_low_resolution)
-        of_a_small = training_flops_per_image(model, augment.side(size, epoch=0))
-        return batch_size * (shrunk * of_a_small + (steps - shrunk) * training_flops_per_image(model, size))
-
-    flops = of(spec, steps=steps, batch_size=schedule.batch_size)
+    schedule = config.schedule
+    flops = steps * schedule.batch_size * per_image(spec)
     if schedule.candidates > 1:
-        flops += of(small_network(spec), steps=all_steps, batch_size=schedule.candidates_per_step)
+        all_steps = schedule.epochs * schedule.steps_per_epoch(num_images)
+        flops += all_steps * schedule.candidates_per_step * per_image(small_network(spec))
     return flops

@@ -89,8 +89,11 @@ def choose_hard_images(
     small = small_network(spec)
     with torch.random.fork_rng(devices=[]):
         data = build_data(training, runtime, dataset, small)
-        model = build_network(training.network, small)
+        model = build_network(training, data, small)
     optimizer = build_optimizer(model, training.optim)
     trainer = SmallTrainer(config.schedule.batch_size, training, runtime, model, optimizer, data,
                            PassingOn(observer))  # fmt: skip
-    return trainer.choose()
+    hard = trainer.choose()
+    if config.runtime.compile:
+        torch.compiler.reset()  # it has seen another batch size, and would compile the run's network for any
+    return hard

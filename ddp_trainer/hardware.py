@@ -64,16 +64,10 @@ def check_dataset(config: TrainConfig, dataset: "DatasetInfo") -> int:
     require(held_out < total, f"--validation {held_out}: there are {total} training images; leave some to train on")
     for flag, pixels in (("crop-padding", config.augment.crop_padding), ("cutout", config.augment.cutout)):
         require(pixels < size, f"--{flag} {pixels}: the images have {size} pixels a side; give at most {size - 1}")
-    smallest = config.augment.side(size, epoch=0)
-    require(
-        smallest >= 8,
-        f"--low-resolution-epochs {config.augment.low_resolution_epochs}: images of {smallest} pixels a side are too "
-        "small for the network; leave them their size, or prepare larger images",
-    )
     images_of_a_part = check_batch(config, num_images=total - held_out)
     require(
-        images_of_a_part > 1 or smallest >= 16 or (config.runtime.sync_bn and launch_environment()[2] > 1),
-        f"--batch-size {config.schedule.batch_size} leaves each part a single image of {smallest} pixels a side, and "
+        images_of_a_part > 1 or size >= 16 or (config.runtime.sync_bn and launch_environment()[2] > 1),
+        f"--batch-size {config.schedule.batch_size} leaves each part a single image of {size} pixels a side, and "
         "BatchNorm one value per channel in the last layers: raise it, or prepare larger images",
     )
     return total - held_out

@@ -123,7 +123,7 @@ def recipe(run: Run) -> Iterator[str]:
     chosen_from = f", the hardest of {among} times as many" if among != 1 else ""
     yield f"- `{plain(run.config.get('recipe'))}`: {number('steps') or 0:,.0f} steps of {batch} images{chosen_from}."
     chosen = ("optimizer", "peak_lr", "head_lr", "bias_lr", "weight_decay", "label_smoothing", "ema_decay",
-              "activation", "freeze_bn_scale", "bn_momentum", "crop_padding", "flip", "low_resolution_epochs",
+              "activation", "whiten_stem", "dirac_init", "freeze_bn_scale", "bn_momentum", "crop_padding", "flip",
               "cutout", "mixup", "cutmix", "seed")  # fmt: skip
     yield "- " + ", ".join(f"{name} {plain(settings[name])}" for name in chosen if name in settings) + "."
     yield (

@@ -111,7 +111,7 @@ class TrainingRun:
         state, self.state = self.state, None  # not to be held in memory for the whole run
         observer = self._observer(state)
         data = self._data(state, observer)
-        model = build_network(self.config.network, self.spec)
+        model = build_network(self.config, data, self.spec, fresh=state is None)
         optimizer = build_optimizer(model, self.config.optim)
         trainer = Trainer(self.config, self.runtime, model, optimizer, data, observer)
         if state is not None:
@@ -196,7 +196,7 @@ class TrainingRun:
         seconds = sum(record["seconds"] for record in trainer.history) + unfinished
         hard = trainer.data.hard
         return {
-            "evaluation_split": self.config.data.evaluation_split,
+            "evaluation_split": "validation" if self.config.data.validation else "test",
             "epochs": len(trainer.history),
             "steps": trainer.step,
             "world_size": self.runtime.world_size,

@@ -17,7 +17,6 @@ from data_prep.batch_ops import (
     batch_jitter,
     batch_mixup,
     batch_normalise,
-    batch_shrink,
     beta_quantiles,
 )
 from data_prep.errors import InputError
@@ -113,7 +112,6 @@ EVERYTHING = [
     AugmentConfig(cutout=8),
     AugmentConfig(padding_mode="zero", flip="alternating", brightness=0.2, contrast=0.3, mixup=0.4),
     AugmentConfig(crop_padding=2, flip="none", cutout=4, cutmix=1.0),
-    AugmentConfig(low_resolution_epochs=9),
 ]
 
 
@@ -200,25 +198,6 @@ def test_alternating_flip_shows_both_sides_of_every_image_in_two_epochs() -> Non
     plain = batch_normalise(batch.images, MEAN, STD, torch.float32)
     mirrored = (epochs[0] != plain).flatten(1).any(dim=1)
     assert 60 < mirrored.sum() < 140
-
-
-def test_the_first_epochs_are_at_low_resolution() -> None:
-    """The last thing done: a pixel that was averaged is not normalised, cut or mixed a second time."""
-    batch = batch_of(64)
-    full, low = (Augmenter(AugmentConfig(cutout=8, mixup=0.4, low_resolution_epochs=count), mean=MEAN, std=STD, seed=0)
-                 for count in (0, 2))  # fmt: skip
-    for epoch in range(3):
-        images, shrunk = full(batch, epoch=epoch).images, low(batch, epoch=epoch).images
-        if epoch == 2:
-            assert torch.equal(shrunk, images)
-            continue
-        assert shrunk.shape == (64, 3, 24, 24)
-        # Of 4 x 4 pixels 3 x 3 are made, from their neighbours too; far from the edges the mean stays.
-        torch.testing.assert_close(shrunk.mean(dim=(2, 3)), images.mean(dim=(2, 3)), rtol=0, atol=0.05)
-        torch.testing.assert_close(shrunk, batch_shrink(images, side=24))
-    ramp = torch.arange(32.0).expand(1, 3, 32, 32)
-    inner = batch_shrink(ramp, side=24)[0, 0, 5, 2:-2]
-    torch.testing.assert_close(inner, (torch.arange(24.0)[2:-2] + 0.5) * 32 / 24 - 0.5, rtol=0, atol=0.02)
 
 
 def test_random_crops_and_flips_are_spread_evenly() -> None:

@@ -122,13 +122,6 @@ def test_settings_that_do_not_fit_the_dataset(tiny_dir: Path, arguments: list[st
         check_dataset(parse("smoke", *arguments), dataset)
 
 
-def test_low_resolution_leaves_the_network_pixels_enough(tiny_dir: Path) -> None:
-    dataset, config = read_dataset(tiny_dir), parse("smoke", "--low-resolution-epochs", "1")
-    assert check_dataset(config, dataclasses.replace(dataset, image_size=11)) == 96
-    with pytest.raises(InputError, match="--low-resolution-epochs 1: images of 7 pixels a side are too small"):
-        check_dataset(config, dataclasses.replace(dataset, image_size=10))
-
-
 def test_more_processes_than_gpus_are_refused_by_every_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
