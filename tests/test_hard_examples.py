@@ -128,7 +128,10 @@ def test_the_run_trains_on_the_marked_images_of_each_step(chosen_run: Path, tiny
         assert trainer.plan(epoch).tolist() == expected
     records = read_lines(chosen_run / "metrics.jsonl")
     assert [record["step"] for record in records] == [3, 6, 9, 12]
-    assert json.loads((chosen_run / "summary.json").read_text())["steps"] == 12
+    summary = json.loads((chosen_run / "summary.json").read_text())
+    assert summary["steps"] == 12
+    trained = sum(record["seconds"] for record in records)
+    assert summary["train_seconds"] == pytest.approx(trained + state["hard"]["seconds"]), "the choice is training too"
 
 
 def test_a_run_that_goes_on_keeps_its_choice(chosen_run: Path, tiny_dir: Path, tmp_path: Path) -> None:
