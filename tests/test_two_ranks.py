@@ -58,6 +58,6 @@ def test_with_synchronised_batchnorm_the_training_is_the_same(losses: Path, dtyp
     assert len(one) == STEPS[dtype]
     assert len(set(one)) == len(one), "every step has its own images and weights"
     if dtype == "float64":  # 20 steps of float32 at its low rate are too few for that
-        assert one[-1] < one[0]
+        assert np.mean(one[-10:]) < np.mean(one[:10])
     assert two == pytest.approx(one, rel=tolerance)
     assert four == pytest.approx(one, rel=tolerance)
