@@ -68,12 +68,9 @@ class Augmenter:
 
     def __call__(self, batch: ImageBatch, *, epoch: int) -> Augmented:
         """uint8 images of `epoch` (from 0) -> what the network trains on."""
-        config, images = self.config, batch.images
+        config = self.config
         draws = random_bits(batch.indices, seed=self.seed, epoch=epoch, num_draws=self.NUM_DRAWS)
-        if config.crop_padding:
-            places = 2 * config.crop_padding + 1
-            images = batch_crop(images, below(draws[0], places), below(draws[1], places),
-                                padding=config.crop_padding, mode=config.padding_mode)  # fmt: skip
+        images = self._crop(batch.images, draws, epoch)
         if config.flip != "none":
             images = batch_flip(images, self._flipped(batch.indices, draws[2], epoch))
         images = batch_normalise(images, self.mean, self.std, self.dtype)
@@ -89,6 +86,15 @@ class Augmenter:
             return Augmented(images, batch.labels, None, None)
         images, weights = self._mix(images, batch.indices, epoch)
         return Augmented(images, batch.labels, batch_partners(batch.labels), weights)
+
+    def _crop(self, images: Tensor, draws: Tensor, epoch: int) -> Tensor:
+        padding, (height, width) = self.config.crop_padding, images.shape[2:]
+        size = self.config.crop_side(height, epoch=epoch), self.config.crop_side(width, epoch=epoch)
+        rows, columns = height + 2 * padding - size[0] + 1, width + 2 * padding - size[1] + 1  # to begin at
+        if rows == columns == 1:
+            return images
+        return batch_crop(images, below(draws[0], rows), below(draws[1], columns),
+                          size=size, padding=padding, mode=self.config.padding_mode)  # fmt: skip
 
     def _flipped(self, indices: Tensor, bits: Tensor, epoch: int) -> Tensor:
         """(N,) bool. Alternating: a random half in epoch 0, the other half in the next epoch, and so on (airbench94,

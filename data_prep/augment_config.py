@@ -11,6 +11,8 @@ from data_prep.errors import InputError
 class AugmentConfig:
     crop_padding: int = 4
     """Crop each image at a random place out of itself with this many pixels of padding around; 0: no crop."""
+    small_crop_epochs: int = 0
+    """Train so many epochs at the beginning on crops of half the side, from their middle on of three quarters."""
     padding_mode: Literal["reflect", "zero"] = "reflect"
     """What the padding is made of."""
     flip: Literal["none", "random", "alternating"] = "random"
@@ -27,12 +29,22 @@ class AugmentConfig:
     """Exchange a rectangle between pairs of images, its size from Beta(x, x); 0: none."""
 
     def __post_init__(self) -> None:
-        for name in ("crop_padding", "cutout", "brightness", "contrast", "mixup", "cutmix"):
+        for name in ("crop_padding", "small_crop_epochs", "cutout", "brightness", "contrast", "mixup", "cutmix"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} {value}: give 0 or more")
         if self.mixup and self.cutmix:
             raise InputError("--mixup and --cutmix: choose one of them")
+
+    def crop_side(self, side: int, *, epoch: int) -> int:
+        """Of images of `side` pixels, what the network sees in `epoch` (from 0)."""
+        if epoch >= self.small_crop_epochs:
+            return side
+        return side // 2 if 2 * epoch < self.small_crop_epochs else side * 3 // 4
+
+    def crop_sides(self, side: int) -> list[int]:
+        """All that `crop_side` gives for images of `side` pixels, from small to large."""
+        return sorted({self.crop_side(side, epoch=epoch) for epoch in range(self.small_crop_epochs + 1)})
 
     @property
     def mixes_pairs(self) -> bool:

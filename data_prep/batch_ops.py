@@ -24,16 +24,19 @@ def _images(rows: Tensor, channels: int) -> Tensor:
     return rows.unflatten(2, (-1, channels)).permute(0, 3, 1, 2)
 
 
-def batch_crop(images: Tensor, top: Tensor, left: Tensor, *, padding: int, mode: Literal["reflect", "zero"]) -> Tensor:
-    """(N, C, H, W) -> the same size, each image cut out of its padded self at (top, left), (N,) from 0 to 2 padding.
+def batch_crop(
+    images: Tensor, top: Tensor, left: Tensor, *, size: tuple[int, int], padding: int, mode: Literal["reflect", "zero"]
+) -> Tensor:
+    """(N, C, H, W) -> (N, C, *size), each image cut out of its padded self at (top, left), (N,) each.
 
     The padded images are viewed as all their windows and one window is picked for each: the copy runs along whole rows.
     """
-    padded = _pad(images.permute(0, 2, 3, 1), padding, mode)  # (N, H + 2p, W + 2p, C) contiguous
-    count, channels, height, width = images.shape
+    padded = _pad(images.permute(0, 2, 3, 1), padding, mode).contiguous()  # (N, H + 2p, W + 2p, C)
+    count, padded_height, padded_width, channels = padded.shape
+    height, width = size
     by_image, by_row, by_column, _ = padded.stride()
     windows = padded.as_strided(
-        (count, 2 * padding + 1, 2 * padding + 1, height, width * channels),
+        (count, padded_height - height + 1, padded_width - width + 1, height, width * channels),
         (by_image, by_row, by_column, by_row, 1),
     )
     return _images(windows[torch.arange(count, device=images.device), top, left], channels)
@@ -42,7 +45,7 @@ def batch_crop(images: Tensor, top: Tensor, left: Tensor, *, padding: int, mode:
 def _pad(images: Tensor, padding: int, mode: str) -> Tensor:
     """(N, H, W, C) padded on all four sides; reflection does not repeat the edge."""
     if mode == "zero":
-        return torch.nn.functional.pad(images, (0, 0, padding, padding, padding, padding)).contiguous()
+        return torch.nn.functional.pad(images, (0, 0, padding, padding, padding, padding))
     for axis in (2, 1):
         size = images.shape[axis]
         before = images.narrow(axis, 1, padding).flip(axis)

@@ -1,5 +1,6 @@
 """What a run trains, and on what: its data and its fresh network, built from the configuration."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,14 +66,19 @@ def small_network(spec: ModelSpec) -> ModelSpec:
 def training_flops(config: TrainConfig, spec: ModelSpec, *, steps: int, num_images: int) -> float:
     """Forward and backward operations of `steps` steps of a run on `num_images`, and of choosing its hard images."""
 
-    def per_image(network: ModelSpec) -> float:
+    schedule = config.schedule
+    steps_per_epoch = schedule.steps_per_epoch(num_images)
+
+    def per_image_and_step(network: ModelSpec, steps: int) -> float:
         model = build_model(network)
         initialise(model, config.network)  # what is frozen costs less
-        return training_flops_per_image(model, network.image_size)
+        sides = Counter(
+            config.augment.crop_side(spec.image_size, epoch=step // steps_per_epoch) for step in range(steps)
+        )
+        return sum(count * training_flops_per_image(model, side) for side, count in sides.items())
 
-    schedule = config.schedule
-    flops = steps * schedule.batch_size * per_image(spec)
+    flops = schedule.batch_size * per_image_and_step(spec, steps)
     if schedule.candidates > 1:
-        all_steps = schedule.epochs * schedule.steps_per_epoch(num_images)
-        flops += all_steps * schedule.candidates_per_step * per_image(small_network(spec))
+        all_steps = schedule.epochs * steps_per_epoch
+        flops += schedule.candidates_per_step * per_image_and_step(small_network(spec), all_steps)
     return flops

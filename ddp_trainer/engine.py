@@ -62,7 +62,8 @@ class Trainer:
         self.model = runtime.place(model)
         self.ema = Ema(self.model, decay=config.optim.ema_decay) if config.optim.ema_decay else None
         self.wrapped, self.optimizer = runtime.prepare(self.model, optimizer)
-        runtime.warm_up(self.wrapped, self._blank_images())
+        for side in config.augment.crop_sides(data.evaluator.spec.image_size):
+            runtime.warm_up(self.wrapped, self._blank_images(side))
         self.bare_optimizer = optimizer
         zero_momentum(optimizer)
         self.steps_per_epoch = config.schedule.steps_per_epoch(len(data.samples))
@@ -75,17 +76,16 @@ class Trainer:
         self.recent = RecentSteps()
         self.watch = Stopwatch()
 
-    def _blank_images(self) -> Tensor:
+    def _blank_images(self, side: int) -> Tensor:
         """As many as this rank's forward pass takes, as the network sees images."""
         count = self.config.schedule.batch_size // self.config.schedule.accumulate // self.runtime.world_size
-        size, like = self.data.evaluator.spec.image_size, next(self.model.parameters())
-        images = torch.zeros(count, size, size, 3, dtype=like.dtype, device=like.device)
+        dtype = next(self.model.parameters()).dtype
+        images = torch.zeros(count, side, side, 3, dtype=dtype, device=self.runtime.device)
         return self.runtime.laid_out(images.permute(0, 3, 1, 2))
 
     def learning_rate(self, step: int) -> float:
         """Of step `step`, counted from 0."""
-        schedule = self.config.schedule
-        total = self.steps_per_epoch * schedule.epochs
+        schedule, total = self.config.schedule, self.steps_per_epoch * self.config.schedule.epochs
         return self.config.optim.peak_lr * one_cycle(step, total_steps=total, schedule=schedule)
 
     @property

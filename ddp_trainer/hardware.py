@@ -62,12 +62,22 @@ def check_dataset(config: TrainConfig, dataset: "DatasetInfo") -> int:
     """How many images there are to train on. Raises InputError where the settings do not fit the dataset."""
     held_out, size, total = config.data.validation, dataset.image_size, dataset.splits["train"].count
     require(held_out < total, f"--validation {held_out}: there are {total} training images; leave some to train on")
-    for flag, pixels in (("crop-padding", config.augment.crop_padding), ("cutout", config.augment.cutout)):
-        require(pixels < size, f"--{flag} {pixels}: the images have {size} pixels a side; give at most {size - 1}")
+    augment, smallest = config.augment, min(config.augment.crop_sides(size))
+    seen = "images" if smallest == size else "first crops"
+    for flag, pixels, what, side in (
+        ("crop-padding", augment.crop_padding, "images", size),
+        ("cutout", augment.cutout, seen, smallest),
+    ):
+        require(pixels < side, f"--{flag} {pixels}: the {what} have {side} pixels a side; give at most {side - 1}")
+    require(
+        smallest >= 8,  # three poolings halve it
+        f"--small-crop-epochs {augment.small_crop_epochs}: the first crops have {smallest} pixels a side, and the "
+        "network takes 8 at least; leave it out, or prepare larger images",
+    )
     images_of_a_part = check_batch(config, num_images=total - held_out)
     require(
-        images_of_a_part > 1 or size >= 16 or (config.runtime.sync_bn and launch_environment()[2] > 1),
-        f"--batch-size {config.schedule.batch_size} leaves each part a single image of {size} pixels a side, and "
+        images_of_a_part > 1 or smallest >= 16 or (config.runtime.sync_bn and launch_environment()[2] > 1),
+        f"--batch-size {config.schedule.batch_size} leaves each part a single image of {smallest} pixels a side, and "
         "BatchNorm one value per channel in the last layers: raise it, or prepare larger images",
     )
     return total - held_out

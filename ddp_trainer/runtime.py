@@ -86,8 +86,8 @@ class Runtime:
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The model on its device under DDP, and the optimizer behind the gradient scaler. Call `place` first."""
         self._accelerator.free_memory()  # of what was prepared before, whose gradients it would unscale too
-        if self.config.compile:
-            model.compile()  # in place, inside DDP: names in the state dict stay as they are
+        if self.config.compile:  # in place, inside DDP: names in the state dict stay as they are
+            model.compile(dynamic=False)  # for each size of batches and crops by itself
         with warnings.catch_warnings():
             # torch 2.15 renames broadcast_buffers, which Accelerate's settings do not know yet.
             warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)

@@ -41,11 +41,14 @@ def batch_of(count: int, *, first: int = 0) -> Batch:
 def test_crop(size: tuple[int, int], mode: str, channels_last: bool) -> None:
     images = pictures(81, *size, channels_last=channels_last)
     top, left = torch.arange(81) // 9, torch.arange(81) % 9
-    cropped = batch_crop(images, top, left, padding=4, mode=mode)  # type: ignore[arg-type]
-    for i in range(81):
-        pad = np.pad(images[i].numpy(), ((0, 0), (4, 4), (4, 4)), mode="reflect" if mode == "reflect" else "constant")
-        y, x = int(top[i]), int(left[i])
-        assert np.array_equal(cropped[i].numpy(), pad[:, y : y + size[0], x : x + size[1]])
+    for padding, (height, width) in ((4, size), (3, (size[0] - 2, size[1] - 2)), (0, (1, size[1] - 6))):
+        top, left = top.clamp(max=size[0] + 2 * padding - height), left.clamp(max=size[1] + 2 * padding - width)
+        cropped = batch_crop(images, top, left, size=(height, width), padding=padding, mode=mode)  # type: ignore[arg-type]
+        around = ((0, 0), (padding, padding), (padding, padding))
+        for i in range(81):
+            pad = np.pad(images[i].numpy(), around, mode="reflect" if mode == "reflect" else "constant")
+            y, x = int(top[i]), int(left[i])
+            assert np.array_equal(cropped[i].numpy(), pad[:, y : y + height, x : x + width])
 
 
 @pytest.mark.parametrize("size", [(32, 32), (8, 12), (9, 7)])
@@ -110,6 +113,7 @@ def test_beta_quantiles_of_a_narrow_distribution_are_numbers() -> None:
 
 EVERYTHING = [
     AugmentConfig(cutout=8),
+    AugmentConfig(cutout=4, small_crop_epochs=5),
     AugmentConfig(padding_mode="zero", flip="alternating", brightness=0.2, contrast=0.3, mixup=0.4),
     AugmentConfig(crop_padding=2, flip="none", cutout=4, cutmix=1.0),
 ]
@@ -211,6 +215,21 @@ def test_random_crops_and_flips_are_spread_evenly() -> None:
     assert set(rows.tolist()) == set(range(12, 21))
     assert set(columns.tolist()) == set(range(6, 15)) | set(range(17, 26))
     assert torch.bincount(rows)[12:21].min() > count / 9 * 0.8
+
+
+def test_crops_grow_from_half_of_the_side_to_the_whole() -> None:
+    batch = batch_of(3000)
+    augmenter = Augmenter(AugmentConfig(crop_padding=2, flip="none", small_crop_epochs=5), mean=MEAN, std=STD, seed=0)
+    epochs = [augmenter(batch, epoch=epoch).images for epoch in range(7)]
+    assert [images.shape[2:] for images in epochs] == [(16, 16)] * 3 + [(24, 24)] * 2 + [(32, 32)] * 2
+    assert augmenter.config.crop_sides(32) == [16, 24, 32]
+    padded = batch_normalise(torch.nn.functional.pad(batch.images.float(), (2,) * 4, mode="reflect").byte(),
+                             MEAN, STD, torch.float32)  # fmt: skip
+    for images in (epochs[0], epochs[3]):
+        windows = padded[:, 0].unfold(1, images.size(2), 1).unfold(2, images.size(3), 1)
+        found = (windows == images[:, 0, None, None]).all(dim=4).all(dim=3)  # (N, rows, columns)
+        assert (found.sum(dim=(1, 2)) == 1).all()
+        assert found.any(dim=0).all(), "every place is some image's"
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
