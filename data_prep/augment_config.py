@@ -12,7 +12,7 @@ class AugmentConfig:
     crop_padding: int = 4
     """Crop each image at a random place out of itself with this many pixels of padding around; 0: no crop."""
     small_crop_epochs: int = 0
-    """Train so many epochs at the beginning on crops of half the side, from their middle on of three quarters."""
+    """Train so many epochs at the beginning on crops: half of them of half the side, the others of three quarters."""
     padding_mode: Literal["reflect", "zero"] = "reflect"
     """What the padding is made of."""
     flip: Literal["none", "random", "alternating"] = "random"
@@ -40,7 +40,7 @@ class AugmentConfig:
         """Of images of `side` pixels, what the network sees in `epoch` (from 0)."""
         if epoch >= self.small_crop_epochs:
             return side
-        return side // 2 if 2 * epoch < self.small_crop_epochs else side * 3 // 4
+        return side // 2 if epoch < self.small_crop_epochs // 2 else side * 3 // 4
 
     def crop_sides(self, side: int) -> list[int]:
         """All that `crop_side` gives for images of `side` pixels, from small to large."""

@@ -11,7 +11,7 @@ from ddp_trainer.recipes import RECIPES
 
 @pytest.mark.parametrize(
     ("steps", "share"),
-    [(30, 1 / 4), (300, 1 / 4), (400, (3 / 4 + 9 / 16) / 4), (700, (3 / 4 + 2 * 9 / 16 + 2) / 7)],
+    [(30, 1 / 4), (200, 1 / 4), (400, (2 / 4 + 2 * 9 / 16) / 4), (700, (2 / 4 + 3 * 9 / 16 + 2) / 7)],
 )
 def test_operations_of_small_crops_are_counted_as_such(steps: int, share: float) -> None:
     """Half of the side is a quarter of the pixels. The last layer, which always has one, is too small to be seen."""
