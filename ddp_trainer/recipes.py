@@ -24,7 +24,7 @@ def baseline() -> TrainConfig:
     )
 
 
-def _muon(*, epochs: int, augment: AugmentConfig) -> TrainConfig:
+def _fast(*, epochs: int, augment: AugmentConfig) -> TrainConfig:
     """What `fast`, `strong` and `long` share: airbench94_muon (github.com/KellerJordan/cifar10-airbench) carried over.
 
     Its learning rates are for losses summed over the batch; here losses are averaged, so those of SGD are 1000 times as
@@ -45,35 +45,24 @@ def _muon(*, epochs: int, augment: AugmentConfig) -> TrainConfig:
 
 
 def fast() -> TrainConfig:
-    """For few operations: 7 epochs of CIFAR-10 (0.48 PFLOP) with Muon, the first five of them on small crops.
+    """For few operations: 5 epochs of CIFAR-10 (0.57 PFLOP) with Muon and a whitened stem.
 
     Command: accelerate launch -m ddp_trainer.train fast
-    Accuracy: being measured.
-
-    Crops of 16, then 24 pixels show the network more images for the same operations; the last two epochs teach it the
-    whole ones (progressive resizing, in the form that Composer recommends for small images: by cropping). Batches are
-    half of those of `strong`, and the learning rates with them, Muon's by the root of two. All weights start as torch
-    draws them.
+    Accuracy: 90.51 % (standard deviation 0.30), 91.15 % (0.22) with test-time augmentation (n = 3, CIFAR-10 as JPEG
+    files of quality 75, 5,000 test images; 2 CPU cores in fp32, 70 to 84 minutes).
     """
-    augment = AugmentConfig(crop_padding=2, padding_mode="reflect", flip="alternating", small_crop_epochs=5)
-    shared = _muon(epochs=7, augment=augment)
-    return replace(
-        shared,
-        recipe="fast",
-        network=replace(shared.network, whiten_stem=False, dirac_init=False),
-        schedule=replace(shared.schedule, batch_size=500),
-        optim=replace(shared.optim, peak_lr=0.17, head_lr=0.08, bias_lr=26.5),
-    )
+    augment = AugmentConfig(crop_padding=2, padding_mode="reflect", flip="alternating")
+    return replace(_fast(epochs=5, augment=augment), recipe="fast")
 
 
 def strong() -> TrainConfig:
-    """For more accuracy: 8 epochs (0.91 PFLOP) with Muon, a whitened stem and dirac initialisation.
+    """For more accuracy: 8 epochs (0.91 PFLOP) by the means of `fast`.
 
     Command: accelerate launch -m ddp_trainer.train strong
     Accuracy: 91.26 %, 91.94 % with test-time augmentation (n = 1, images and hardware as for `fast`).
     """
     augment = AugmentConfig(crop_padding=2, padding_mode="reflect", flip="alternating")
-    return replace(_muon(epochs=8, augment=augment), recipe="strong")
+    return replace(_fast(epochs=8, augment=augment), recipe="strong")
 
 
 def long() -> TrainConfig:
@@ -84,7 +73,7 @@ def long() -> TrainConfig:
     (n = 1, images and hardware as for `fast`).
     """
     augment = AugmentConfig(crop_padding=4, padding_mode="reflect", flip="alternating", cutout=12)
-    return replace(_muon(epochs=50, augment=augment), recipe="long")
+    return replace(_fast(epochs=50, augment=augment), recipe="long")
 
 
 def smoke() -> TrainConfig:
