@@ -44,7 +44,8 @@ class AugmentConfig:
 
     def crop_sides(self, side: int) -> list[int]:
         """All that `crop_side` gives for images of `side` pixels, from small to large."""
-        return sorted({self.crop_side(side, epoch=epoch) for epoch in range(self.small_crop_epochs + 1)})
+        first_of_each = (0, self.small_crop_epochs // 2, self.small_crop_epochs)
+        return sorted({self.crop_side(side, epoch=epoch) for epoch in first_of_each})
 
     @property
     def mixes_pairs(self) -> bool:

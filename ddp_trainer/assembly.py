@@ -65,16 +65,14 @@ def small_network(spec: ModelSpec) -> ModelSpec:
 
 def training_flops(config: TrainConfig, spec: ModelSpec, *, steps: int, num_images: int) -> float:
     """Forward and backward operations of `steps` steps of a run on `num_images`, and of choosing its hard images."""
-
     schedule = config.schedule
     steps_per_epoch = schedule.steps_per_epoch(num_images)
 
     def per_image_and_step(network: ModelSpec, steps: int) -> float:
         model = build_model(network)
         initialise(model, config.network)  # what is frozen costs less
-        sides = Counter(
-            config.augment.crop_side(spec.image_size, epoch=step // steps_per_epoch) for step in range(steps)
-        )
+        epochs = (step // steps_per_epoch for step in range(steps))
+        sides = Counter(config.augment.crop_side(network.image_size, epoch=epoch) for epoch in epochs)
         return sum(count * training_flops_per_image(model, side) for side, count in sides.items())
 
     flops = schedule.batch_size * per_image_and_step(spec, steps)
