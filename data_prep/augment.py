@@ -66,11 +66,11 @@ class Augmenter:
         alpha = config.mixup or config.cutmix
         self._quantiles = torch.from_numpy(beta_quantiles(alpha)).float() if alpha else None
 
-    def __call__(self, batch: ImageBatch, *, epoch: int) -> Augmented:
-        """uint8 images of `epoch` (from 0) -> what the network trains on."""
+    def __call__(self, batch: ImageBatch, *, epoch: int, side: int | None = None) -> Augmented:
+        """uint8 images of `epoch` (from 0) -> what the network trains on: `side` x `side`; by default all of them."""
         config = self.config
         draws = random_bits(batch.indices, seed=self.seed, epoch=epoch, num_draws=self.NUM_DRAWS)
-        images = self._crop(batch.images, draws, epoch)
+        images = self._crop(batch.images, draws, side)
         if config.flip != "none":
             images = batch_flip(images, self._flipped(batch.indices, draws[2], epoch))
         images = batch_normalise(images, self.mean, self.std, self.dtype)
@@ -87,9 +87,9 @@ class Augmenter:
         images, weights = self._mix(images, batch.indices, epoch)
         return Augmented(images, batch.labels, batch_partners(batch.labels), weights)
 
-    def _crop(self, images: Tensor, draws: Tensor, epoch: int) -> Tensor:
+    def _crop(self, images: Tensor, draws: Tensor, side: int | None) -> Tensor:
         padding, (height, width) = self.config.crop_padding, images.shape[2:]
-        size = self.config.crop_side(height, epoch=epoch), self.config.crop_side(width, epoch=epoch)
+        size = (height, width) if side is None else (side, side)
         rows, columns = height + 2 * padding - size[0] + 1, width + 2 * padding - size[1] + 1  # to begin at
         if rows == columns == 1:
             return images

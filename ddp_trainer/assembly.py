@@ -72,7 +72,7 @@ def training_flops(config: TrainConfig, spec: ModelSpec, *, steps: int, num_imag
         model = build_model(network)
         initialise(model, config.network)  # what is frozen costs less
         epochs = (step // steps_per_epoch for step in range(steps))
-        sides = Counter(config.augment.crop_side(network.image_size, epoch=epoch) for epoch in epochs)
+        sides = Counter(schedule.crop_side(network.image_size, epoch=epoch) for epoch in epochs)
         return sum(count * training_flops_per_image(model, side) for side, count in sides.items())
 
     flops = schedule.batch_size * per_image_and_step(spec, steps)

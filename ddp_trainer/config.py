@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from data_prep.augment_config import AugmentConfig
-from data_prep.errors import InputError
+from data_prep.errors import require
+from ddp_trainer.schedule import ScheduleConfig
 
 # Settings that may differ between a run and its resumption: they change where and how it runs, not what it learns.
 FREE_ON_RESUME = frozenset({
@@ -24,12 +25,6 @@ FREE_ON_RESUME = frozenset({
 })  # fmt: skip
 
 WEEK = 7 * 86400  # seconds
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise InputError(message) unless `condition` holds."""
-    if not condition:
-        raise InputError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +43,11 @@ class DataConfig:
         require(self.validation >= 0, f"--validation {self.validation}: give a number of images, 0 or more")
         require(self.num_workers >= 1, f"--num-workers {self.num_workers}: give at least 1")
 
+    @property
+    def evaluation_split(self) -> Literal["validation", "test"]:
+        """What is evaluated on."""
+        return "validation" if self.validation else "test"
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
@@ -64,50 +64,6 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         require(0 < self.bn_momentum <= 1, f"--bn-momentum {self.bn_momentum}: give a number above 0, up to 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    epochs: int = 24
-    """Passes over the training images."""
-    batch_size: int = 512
-    """Images in one optimizer step, over all processes together."""
-    candidates: int = 1
-    """Look at this many batches of images in each step, and train on one batch of the hardest; 1: on all images."""
-    accumulate: int = 1
-    """Split each process's share of the batch into this many forward and backward passes."""
-    warmup_fraction: float = 5 / 24
-    """Share of all steps in which the learning rate climbs to its peak."""
-    initial_lr_fraction: float = 0.04
-    """First learning rate, as a share of the peak."""
-    final_lr_fraction: float = 0.0
-    """Learning rate that the last step comes down to, as a share of the peak."""
-    max_steps: int | None = None
-    """Stop after this many optimizer steps; the schedule stays that of the full run."""
-
-    def __post_init__(self) -> None:
-        require(self.epochs >= 1, f"--epochs {self.epochs}: give at least 1")
-        require(self.batch_size >= 1, f"--batch-size {self.batch_size}: give at least 1")
-        require(self.candidates >= 1, f"--candidates {self.candidates}: give at least 1")
-        require(self.accumulate >= 1, f"--accumulate {self.accumulate}: give at least 1")
-        require(self.max_steps is None or self.max_steps >= 1, f"--max-steps {self.max_steps}: give at least 1")
-        for name in ("warmup_fraction", "initial_lr_fraction", "final_lr_fraction"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"--{name.replace('_', '-')} {value}: give a number from 0 to 1")
-
-    @property
-    def candidates_per_step(self) -> int:
-        """Images of an epoch's order that a step uses up."""
-        return self.batch_size * self.candidates
-
-    def steps_per_epoch(self, num_images: int) -> int:
-        """Full batches only: the images that do not fill a last batch are others in each epoch."""
-        return num_images // self.candidates_per_step
-
-    def last_step(self, num_images: int) -> int:
-        """Steps after which the run is complete."""
-        total = self.steps_per_epoch(num_images) * self.epochs
-        return min(total, self.max_steps or total)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from ddp_trainer.ema import Ema
 from ddp_trainer.evaluate import Evaluation
 from ddp_trainer.metrics import RunningSums, Stopwatch, averages, losses_per_image
 from ddp_trainer.nonfinite import FP16_PATIENCE, NonFinite, StepGuard, felt_by_all, step_unless
-from ddp_trainer.optim import one_cycle, set_learning_rate, zero_momentum
+from ddp_trainer.optim import set_learning_rate, zero_momentum
 from ddp_trainer.run_data import RunData
 from ddp_trainer.runtime import Runtime
 from ddp_trainer.signals import Preempted
@@ -62,7 +62,7 @@ class Trainer:
         self.model = runtime.place(model)
         self.ema = Ema(self.model, decay=config.optim.ema_decay) if config.optim.ema_decay else None
         self.wrapped, self.optimizer = runtime.prepare(self.model, optimizer)
-        for side in config.augment.crop_sides(data.evaluator.spec.image_size):
+        for side in config.schedule.crop_sides(data.evaluator.spec.image_size):
             runtime.warm_up(self.wrapped, self._blank_images(side))
         self.bare_optimizer = optimizer
         zero_momentum(optimizer)
@@ -85,8 +85,7 @@ class Trainer:
 
     def learning_rate(self, step: int) -> float:
         """Of step `step`, counted from 0."""
-        schedule, total = self.config.schedule, self.steps_per_epoch * self.config.schedule.epochs
-        return self.config.optim.peak_lr * one_cycle(step, total_steps=total, schedule=schedule)
+        return self.config.optim.peak_lr * self.config.schedule.one_cycle(step, steps_per_epoch=self.steps_per_epoch)
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -153,7 +152,8 @@ class Trainer:
 
     def train_step(self, batch: Batch, epoch: int) -> None:
         """One optimizer step, or none if loss or gradient are not finite. Nothing in it waits for the device."""
-        augmented = self.data.augmenter(batch, epoch=epoch)
+        side = self.config.schedule.crop_side(batch.images.size(2), epoch=epoch)
+        augmented = self.data.augmenter(batch, epoch=epoch, side=side)
         set_learning_rate(self.optimizer, self.learning_rate(self.step))
         self.recent.begin(self.step, epoch, batch.indices)
         self.guard.begin()

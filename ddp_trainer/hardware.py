@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.errors import InputError
-from ddp_trainer.config import RuntimeConfig, TrainConfig, require
+from data_prep.errors import InputError, require
+from ddp_trainer.config import RuntimeConfig, TrainConfig
 
 if TYPE_CHECKING:
     from data_prep.dataset import DatasetInfo
@@ -62,7 +62,7 @@ def check_dataset(config: TrainConfig, dataset: "DatasetInfo") -> int:
     """How many images there are to train on. Raises InputError where the settings do not fit the dataset."""
     held_out, size, total = config.data.validation, dataset.image_size, dataset.splits["train"].count
     require(held_out < total, f"--validation {held_out}: there are {total} training images; leave some to train on")
-    augment, smallest = config.augment, min(config.augment.crop_sides(size))
+    augment, smallest = config.augment, min(config.schedule.crop_sides(size))
     seen = "images" if smallest == size else "first crops"
     for flag, pixels, what, side in (
         ("crop-padding", augment.crop_padding, "images", size),
@@ -71,8 +71,8 @@ def check_dataset(config: TrainConfig, dataset: "DatasetInfo") -> int:
         require(pixels < side, f"--{flag} {pixels}: the {what} have {side} pixels a side; give at most {side - 1}")
     require(
         smallest >= 8,  # three poolings halve it
-        f"--small-crop-epochs {augment.small_crop_epochs}: the first crops have {smallest} pixels a side, and the "
-        "network takes 8 at least; leave it out, or prepare larger images",
+        f"--small-crop-fraction {config.schedule.small_crop_fraction}: the first crops have {smallest} pixels a side, "
+        "and the network takes 8 at least; leave it out, or prepare larger images",
     )
     images_of_a_part = check_batch(config, num_images=total - held_out)
     require(

@@ -23,18 +23,10 @@ from typing import Annotated, Any
 import tyro
 
 from data_prep.augment_config import AugmentConfig
-from data_prep.errors import InputError
+from data_prep.errors import InputError, require
 from ddp_trainer.assembly import build_data, build_network
 from ddp_trainer.command_line import parse_flags, program_name, take_recipe
-from ddp_trainer.config import (
-    DataConfig,
-    NetworkConfig,
-    OptimConfig,
-    RuntimeConfig,
-    ScheduleConfig,
-    TrainConfig,
-    require,
-)
+from ddp_trainer.config import DataConfig, NetworkConfig, OptimConfig, RuntimeConfig, TrainConfig
 from ddp_trainer.engine import Trainer
 from ddp_trainer.hardware import launch_environment
 from ddp_trainer.loss_curve import LossCurve
@@ -44,6 +36,7 @@ from ddp_trainer.optim import build_optimizer
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.run import TrainingRun
 from ddp_trainer.rundir import replace_file, write_json
+from ddp_trainer.schedule import ScheduleConfig
 from ddp_trainer.signals import Preempted
 from ddp_trainer.train import leave
 

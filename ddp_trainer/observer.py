@@ -42,7 +42,7 @@ class RunObserver:
         settings: dict[str, Any],
     ) -> None:
         self.run_dir, self.tracker, self.checkpointer = run_dir, tracker, checkpointer
-        self.epochs, self.split = config.schedule.epochs, "validation" if config.data.validation else "test"
+        self.epochs, self.split = config.schedule.epochs, config.data.evaluation_split
         self.settings = settings
         self.progress: Progress = build_progress(enabled=True)
 

@@ -1,27 +1,12 @@
-"""Parameter groups, optimizers and the OneCycle schedule, which is a pure function of the step."""
+"""Parameter groups and optimizers."""
 
 from typing import Any
 
 import torch
 from torch import nn
 
-from ddp_trainer.config import OptimConfig, ScheduleConfig
+from ddp_trainer.config import OptimConfig
 from ddp_trainer.muon import Muon
-
-
-def one_cycle(step: int, *, total_steps: int, schedule: ScheduleConfig) -> float:
-    """Share of the peak learning rate at `step` (from 0): a linear climb, then a linear descent.
-
-    Same curve as torch's OneCycleLR with anneal_strategy="linear" (Smith & Topin, arXiv 1708.07120). As a pure function
-    it needs no state in a checkpoint, cannot run past its end and is the same at every world size.
-    """
-    start, end = schedule.initial_lr_fraction, schedule.final_lr_fraction
-    last = max(total_steps - 1, 1)
-    peak = schedule.warmup_fraction * total_steps - 1
-    if step <= peak:
-        return start + (1 - start) * step / peak if peak > 0 else 1.0
-    peak = max(peak, 0.0)
-    return 1 + (end - 1) * min((step - peak) / max(last - peak, 1e-9), 1.0)
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.augment_config import AugmentConfig
-from ddp_trainer.config import DataConfig, NetworkConfig, OptimConfig, ScheduleConfig, TrackingConfig, TrainConfig
+from ddp_trainer.config import DataConfig, NetworkConfig, OptimConfig, TrackingConfig, TrainConfig
+from ddp_trainer.schedule import ScheduleConfig
 
 
 def baseline() -> TrainConfig:

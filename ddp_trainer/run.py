@@ -196,7 +196,7 @@ class TrainingRun:
         seconds = sum(record["seconds"] for record in trainer.history) + unfinished
         hard = trainer.data.hard
         return {
-            "evaluation_split": "validation" if self.config.data.validation else "test",
+            "evaluation_split": self.config.data.evaluation_split,
             "epochs": len(trainer.history),
             "steps": trainer.step,
             "world_size": self.runtime.world_size,

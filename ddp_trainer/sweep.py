@@ -17,9 +17,9 @@ from pathlib import Path
 from types import FrameType
 
 from data_prep.dataset import read_dataset
-from data_prep.errors import InputError
+from data_prep.errors import InputError, require
 from ddp_trainer.command_line import parse_command_line, program_name, take_recipe
-from ddp_trainer.config import TrainConfig, require
+from ddp_trainer.config import TrainConfig
 from ddp_trainer.hardware import check_dataset
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.report.sweep_table import NO_DIFFERENCE, TABLE, results_table

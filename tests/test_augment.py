@@ -113,7 +113,6 @@ def test_beta_quantiles_of_a_narrow_distribution_are_numbers() -> None:
 
 EVERYTHING = [
     AugmentConfig(cutout=8),
-    AugmentConfig(cutout=4, small_crop_epochs=5),
     AugmentConfig(padding_mode="zero", flip="alternating", brightness=0.2, contrast=0.3, mixup=0.4),
     AugmentConfig(crop_padding=2, flip="none", cutout=4, cutmix=1.0),
 ]
@@ -125,12 +124,15 @@ def together(parts: list[Augmented]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("config", EVERYTHING)
 @pytest.mark.parametrize("parts", [2, 4])
-def test_an_image_is_augmented_alike_in_any_share_of_the_batch(config: AugmentConfig, parts: int) -> None:
+@pytest.mark.parametrize("side", [None, 24])
+def test_an_image_is_augmented_alike_in_any_share_of_the_batch(
+    config: AugmentConfig, parts: int, side: int | None
+) -> None:
     whole = batch_of(64)
     augmenter = Augmenter(config, mean=MEAN, std=STD, seed=5)
     shares = [Batch(*pieces) for pieces in zip(*(column.chunk(parts) for column in whole), strict=True)]
-    split = together([augmenter(share, epoch=3) for share in shares])
-    for one, other in zip(together([augmenter(whole, epoch=3)]), split, strict=True):
+    split = together([augmenter(share, epoch=3, side=side) for share in shares])
+    for one, other in zip(together([augmenter(whole, epoch=3, side=side)]), split, strict=True):
         assert torch.equal(one, other)
 
 
@@ -217,19 +219,18 @@ def test_random_crops_and_flips_are_spread_evenly() -> None:
     assert torch.bincount(rows)[12:21].min() > count / 9 * 0.8
 
 
-def test_crops_grow_from_half_of_the_side_to_the_whole() -> None:
+@pytest.mark.parametrize("side", [16, 24])
+def test_small_crops_come_from_every_place(side: int) -> None:
     batch = batch_of(3000)
-    augmenter = Augmenter(AugmentConfig(crop_padding=2, flip="none", small_crop_epochs=5), mean=MEAN, std=STD, seed=0)
-    epochs = [augmenter(batch, epoch=epoch).images for epoch in range(7)]
-    assert [images.shape[2:] for images in epochs] == [(16, 16)] * 2 + [(24, 24)] * 3 + [(32, 32)] * 2
-    assert augmenter.config.crop_sides(32) == [16, 24, 32]
+    augmenter = Augmenter(AugmentConfig(crop_padding=2, flip="none"), mean=MEAN, std=STD, seed=0)
+    images = augmenter(batch, epoch=0, side=side).images
+    assert images.shape[2:] == (side, side)
     padded = batch_normalise(torch.nn.functional.pad(batch.images.float(), (2,) * 4, mode="reflect").byte(),
                              MEAN, STD, torch.float32)  # fmt: skip
-    for images in (epochs[0], epochs[3]):
-        windows = padded[:, 0].unfold(1, images.size(2), 1).unfold(2, images.size(3), 1)
-        found = (windows == images[:, 0, None, None]).all(dim=4).all(dim=3)  # (N, rows, columns)
-        assert (found.sum(dim=(1, 2)) == 1).all()
-        assert found.any(dim=0).all(), "every place is some image's"
+    windows = padded[:, 0].unfold(1, side, 1).unfold(2, side, 1)
+    found = (windows == images[:, 0, None, None]).all(dim=4).all(dim=3)  # (N, rows, columns)
+    assert (found.sum(dim=(1, 2)) == 1).all()
+    assert found.any(dim=0).all(), "every place is some image's"
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

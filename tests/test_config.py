@@ -113,7 +113,10 @@ def test_the_batch_must_be_shared_out_evenly(
         (["--validation", "80"], "--batch-size 32 is more than the 16 training images"),
         (["--cutout", "32"], "--cutout 32: the images have 32 pixels a side; give at most 31"),
         (["--crop-padding", "32"], "--crop-padding 32: the images have 32 pixels a side; give at most 31"),
-        (["--small-crop-epochs", "2", "--cutout", "16"], "--cutout 16: the first crops have 16 pixels a side; give"),
+        (
+            ["--epochs", "4", "--small-crop-fraction", ".5", "--cutout", "16"],
+            "--cutout 16: the first crops have 16 pixels",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_the_dataset(tiny_dir: Path, arguments: list[str], expected: str) -> None:
@@ -124,9 +127,9 @@ def test_settings_that_do_not_fit_the_dataset(tiny_dir: Path, arguments: list[st
 
 
 def test_small_crops_are_large_enough_for_the_network(tiny_dir: Path) -> None:
-    dataset, config = read_dataset(tiny_dir), parse("smoke", "--small-crop-epochs", "2")
+    dataset, config = read_dataset(tiny_dir), parse("smoke", "--epochs", "4", "--small-crop-fraction", "0.5")
     assert check_dataset(config, dataclasses.replace(dataset, image_size=16)) == 96
-    with pytest.raises(InputError, match="--small-crop-epochs 2: the first crops have 7 pixels a side"):
+    with pytest.raises(InputError, match=r"--small-crop-fraction 0\.5: the first crops have 7 pixels a side"):
         check_dataset(config, dataclasses.replace(dataset, image_size=15))
 
 

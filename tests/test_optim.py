@@ -1,39 +1,12 @@
-"""The schedule against torch's own, parameter groups, and optimizers."""
+"""Parameter groups, and optimizers."""
 
 import pytest
 import torch
 from torch import nn
 
-from ddp_trainer.config import OptimConfig, ScheduleConfig
+from ddp_trainer.config import OptimConfig
 from ddp_trainer.model import CustomResNet
-from ddp_trainer.optim import build_optimizer, one_cycle, parameter_groups, set_learning_rate
-
-
-@pytest.mark.parametrize(("total", "warmup"), [(97 * 24, 5 / 24), (6, 5 / 24), (100, 0.3), (7, 0.5)])
-def test_the_curve_is_that_of_torch(total: int, warmup: float) -> None:
-    schedule = ScheduleConfig(warmup_fraction=warmup, initial_lr_fraction=0.04, final_lr_fraction=0.04 / 1e4)
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    theirs = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=1.0, total_steps=total, pct_start=warmup, anneal_strategy="linear", cycle_momentum=False,
-        div_factor=1 / 0.04, final_div_factor=1e4,
-    )  # fmt: skip
-    for step in range(total):
-        ours = one_cycle(step, total_steps=total, schedule=schedule)
-        assert ours == pytest.approx(theirs.get_last_lr()[0], rel=1e-9), step
-        optimizer.step()
-        if step < total - 1:
-            theirs.step()
-
-
-@pytest.mark.parametrize("total", [1, 2, 5, 1000])
-@pytest.mark.parametrize("warmup", [0.0, 0.2, 1.0])
-def test_the_curve_stays_between_its_ends(total: int, warmup: float) -> None:
-    schedule = ScheduleConfig(warmup_fraction=warmup, final_lr_fraction=0.1)
-    curve = [one_cycle(step, total_steps=total, schedule=schedule) for step in range(total)]
-    assert all(0.04 <= value <= 1.0 for value in curve)
-    if total == 1000:
-        assert max(curve) == pytest.approx(1.0)
-        assert curve[-1] == pytest.approx(0.1 if warmup < 1 else 1.0)
+from ddp_trainer.optim import build_optimizer, parameter_groups, set_learning_rate
 
 
 def test_only_weights_are_decayed() -> None:

@@ -19,8 +19,8 @@ PLAN = ("--epochs", "10", "--max-steps", "60", "--batch-size", "16", "--checkpoi
         "--ema-decay", "0.9")  # fmt: skip
 # What `fast` has and `smoke` has not, and small crops, for two processes; the soak's are all of `smoke`.
 OF_FAST = ("--optimizer", "muon", "--head-lr", "0.3", "--bias-lr", "3", "--activation", "celu", "--whiten-stem",
-           "--dirac-init", "--freeze-bn-scale", "--bn-momentum", "0.4", "--flip", "alternating", "--small-crop-epochs",
-           "5")  # fmt: skip
+           "--dirac-init", "--freeze-bn-scale", "--bn-momentum", "0.4", "--flip", "alternating",
+           "--small-crop-fraction", "0.5")  # fmt: skip
 VOLATILE = ("seconds", "images_per_second")
 
 
