@@ -15,7 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,8 +85,9 @@ class RangeTestConfig:
                    schedule=recipe.schedule, optim=recipe.optim, runtime=recipe.runtime)  # fmt: skip
 
     def training(self) -> TrainConfig:
+        whole_images = replace(self.schedule, small_crop_fraction=0.0)  # those of the first epochs would be all it sees
         return TrainConfig(recipe=self.recipe, data=self.data, augment=self.augment, network=self.network,
-                           schedule=self.schedule, optim=self.optim, runtime=self.runtime)  # fmt: skip
+                           schedule=whole_images, optim=self.optim, runtime=self.runtime)  # fmt: skip
 
 
 class RangeTrainer(Trainer):

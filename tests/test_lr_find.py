@@ -14,7 +14,7 @@ import torch
 from conftest import run, start
 
 from ddp_trainer.loss_curve import LossCurve
-from ddp_trainer.lr_find import RangeConfig, RangeTrainer, main
+from ddp_trainer.lr_find import RangeConfig, RangeTrainer, main, parse
 from ddp_trainer.metrics import RunningSums
 
 TINY = ("smoke", "--device", "cpu", "--batch-size", "8")
@@ -36,6 +36,12 @@ def test_rates_grow_by_one_factor_from_first_to_last() -> None:
     rates = [sweep.rate(step) for step in range(21)]
     assert (rates[0], rates[-1]) == (1e-4, pytest.approx(10))
     assert np.allclose(np.diff(np.log(rates)), math.log(1e5) / 20)
+
+
+def test_it_sees_whole_images_whatever_the_training_begins_with() -> None:
+    test = parse(["baseline", "--small-crop-fraction", "0.5", "--batch-size", "8"])
+    assert test.training().schedule.crop_sides(32) == [32]
+    assert test.training().schedule.batch_size == 8
 
 
 @pytest.mark.parametrize("steps", [50, 400])
