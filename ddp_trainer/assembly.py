@@ -5,24 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from data_prep.augment import Augmenter
-from data_prep.batch_ops import batch_normalise
 from data_prep.beton import read_labels
 from data_prep.dataset import DatasetInfo
-from data_prep.loader import ResidentLoader, StreamLoader, build_loader, read_images
+from data_prep.loader import ResidentLoader, StreamLoader, build_loader
 from data_prep.order import hold_out
-from ddp_trainer.config import TrainConfig
+from ddp_trainer.config import NetworkConfig, TrainConfig
 from ddp_trainer.evaluate import Evaluator
-from ddp_trainer.initialisation import initialise, whiten_stem
 from ddp_trainer.model import ModelSpec, build_model, training_flops_per_image
 from ddp_trainer.run_data import RunData
 from ddp_trainer.runtime import Runtime
 
-WHITENING_IMAGES = 2000  # each has hundreds of patches, whose covariance has 27 x 27 entries
-WHITENING_CHUNK = 100  # of them at a time: their patches take nine times their memory
 NARROWER = 4  # times: the network that chooses hard images
 
 
@@ -46,14 +41,12 @@ def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, spec
     return RunData(loader=loader(train_beton, share), samples=samples, augmenter=augmenter, evaluator=evaluator)
 
 
-def build_network(config: TrainConfig, data: RunData, spec: ModelSpec, *, fresh: bool = True) -> nn.Module:
-    """A network to train. Where it is not `fresh`, its values are about to be overwritten by those of a checkpoint."""
+def build_network(config: NetworkConfig, spec: ModelSpec) -> nn.Module:
+    """A network to train. What is frozen is frozen here: DDP would wait for gradients of what is frozen later."""
     model = build_model(spec)
-    initialise(model, config.network)
-    if config.network.whiten_stem and fresh:
-        evenly = np.linspace(0, len(data.samples) - 1, min(WHITENING_IMAGES, len(data.samples))).astype(int)
-        images = read_images(data.loader, data.samples[evenly]).split(WHITENING_CHUNK)
-        whiten_stem(model, (batch_normalise(part, spec.mean, spec.std, torch.float32) for part in images))
+    for norm in (layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)):
+        norm.momentum = config.bn_momentum
+        norm.weight.requires_grad_(not config.freeze_bn_scale)
     return model
 
 
@@ -70,7 +63,6 @@ def training_flops(config: TrainConfig, spec: ModelSpec, *, steps: int, num_imag
 
     def per_image_and_step(network: ModelSpec, steps: int) -> float:
         model = build_model(network)
-        initialise(model, config.network)  # what is frozen costs less
         epochs = (step // steps_per_epoch for step in range(steps))
         sides = Counter(schedule.crop_side(network.image_size, epoch=epoch) for epoch in epochs)
         return sum(count * training_flops_per_image(model, side) for side, count in sides.items())

@@ -53,10 +53,6 @@ class DataConfig:
 class NetworkConfig:
     activation: Literal["relu", "gelu", "celu"] = "relu"
     """What follows each BatchNorm; celu: with alpha 0.3."""
-    whiten_stem: bool = False
-    """Set the first convolution to a whitening of the training images' patches, and leave it so."""
-    dirac_init: bool = False
-    """Start each convolution with filters that pass its input through, one for each input channel."""
     freeze_bn_scale: bool = False
     """Leave BatchNorm's scales at 1 and learn its biases only."""
     bn_momentum: float = 0.1

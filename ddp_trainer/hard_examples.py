@@ -89,7 +89,7 @@ def choose_hard_images(
     small = small_network(spec)
     with torch.random.fork_rng(devices=[]):
         data = build_data(training, runtime, dataset, small)
-        model = build_network(training, data, small)
+        model = build_network(training.network, small)
     optimizer = build_optimizer(model, training.optim)
     trainer = SmallTrainer(config.schedule.batch_size, training, runtime, model, optimizer, data,
                            PassingOn(observer))  # fmt: skip

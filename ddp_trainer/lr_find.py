@@ -146,7 +146,7 @@ class RangeTest(TrainingRun):
 
     def measure(self) -> LossCurve:
         data = build_data(self.config, self.runtime, self.dataset, self.spec)
-        model = build_network(self.config, data, self.spec)
+        model = build_network(self.config.network, self.spec)
         optimizer = build_optimizer(model, self.config.optim)
         return RangeTrainer(self.sweep, self.config, self.runtime, model, optimizer, data, SilentObserver()).run()
 

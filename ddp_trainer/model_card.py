@@ -123,8 +123,8 @@ def recipe(run: Run) -> Iterator[str]:
     chosen_from = f", the hardest of {among} times as many" if among != 1 else ""
     yield f"- `{plain(run.config.get('recipe'))}`: {number('steps') or 0:,.0f} steps of {batch} images{chosen_from}."
     chosen = ("optimizer", "peak_lr", "head_lr", "bias_lr", "weight_decay", "label_smoothing", "ema_decay",
-              "activation", "whiten_stem", "dirac_init", "freeze_bn_scale", "bn_momentum", "crop_padding",
-              "small_crop_fraction", "flip", "cutout", "mixup", "cutmix", "seed")  # fmt: skip
+              "activation", "freeze_bn_scale", "bn_momentum", "crop_padding", "small_crop_fraction", "flip",
+              "cutout", "mixup", "cutmix", "seed")  # fmt: skip
     yield "- " + ", ".join(f"{name} {plain(settings[name])}" for name in chosen if name in settings) + "."
     yield (
         f"- Trained in {number('train_seconds') or 0:,.0f} s on {run.config.get('world_size')} x "

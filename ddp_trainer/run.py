@@ -111,7 +111,7 @@ class TrainingRun:
         state, self.state = self.state, None  # not to be held in memory for the whole run
         observer = self._observer(state)
         data = self._data(state, observer)
-        model = build_network(self.config, data, self.spec, fresh=state is None)
+        model = build_network(self.config.network, self.spec)
         optimizer = build_optimizer(model, self.config.optim)
         trainer = Trainer(self.config, self.runtime, model, optimizer, data, observer)
         if state is not None:

@@ -109,7 +109,7 @@ def test_nothing_of_ours_unpickles() -> None:
                 assert options.get("allow_pickle", "False") == "False", f"{name_of(file)}:{node.lineno}"
 
 
-@pytest.mark.parametrize("module", ["model", "optim", "muon", "initialisation", "metrics"])
+@pytest.mark.parametrize("module", ["model", "optim", "muon", "metrics"])
 def test_leaves_import_torch_and_little_else(module: str) -> None:
     """Of ours only the configuration, the error that a user's mistake is reported with, and an optimizer."""
     allowed = {"ddp_trainer.config", "data_prep.errors", "ddp_trainer.muon"}

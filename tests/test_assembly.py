@@ -1,12 +1,43 @@
-"""What a training costs, counted on the network as it is trained."""
+"""The network as it is trained, and what its training costs."""
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
 
-from ddp_trainer.assembly import training_flops
-from ddp_trainer.model import ModelSpec
+from data_prep.errors import InputError
+from ddp_trainer.assembly import build_network, training_flops
+from ddp_trainer.config import NetworkConfig, OptimConfig
+from ddp_trainer.model import ModelSpec, build_model, count_parameters
+from ddp_trainer.optim import build_optimizer
 from ddp_trainer.recipes import RECIPES
+
+
+def test_what_is_frozen_stays_and_the_rest_is_learned() -> None:
+    torch.manual_seed(0)
+    spec = ModelSpec(classes=tuple("0123456789"), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), image_size=32,
+                     widths=(8, 8, 16, 16))  # fmt: skip
+    model = build_network(NetworkConfig(freeze_bn_scale=True, bn_momentum=0.4), spec)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    optimizer = build_optimizer(model, OptimConfig(optimizer="muon", peak_lr=0.2, head_lr=1.0, bias_lr=10.0))
+    for _ in range(2):
+        F.cross_entropy(model(torch.randn(16, 3, 32, 32)), torch.arange(16) % 10).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    same = {name for name, value in model.named_parameters() if torch.equal(value, before[name])}
+    norms = [name for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert same == {f"{name}.weight" for name in norms}
+    assert all(layer.momentum == 0.4 for layer in model.modules() if isinstance(layer, nn.BatchNorm2d))
+    assert count_parameters(model) == count_parameters(build_model(spec))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 1.5, -0.1, np.nan])
+def test_a_momentum_that_cannot_be_is_refused(momentum: float) -> None:
+    with pytest.raises(InputError, match="--bn-momentum"):
+        NetworkConfig(bn_momentum=momentum)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def losses_of_a_fresh_small_network(data_dir: Path) -> Tensor:
     whole = replace(config, schedule=replace(config.schedule, batch_size=32, candidates=1))
     runtime = Runtime(config.runtime, stop=StopRequest())
     data = build_data(whole, runtime, dataset, spec_of(dataset))
-    model = build_network(whole, data, small_network(spec_of(dataset))).train()
+    model = build_network(whole.network, small_network(spec_of(dataset))).train()
     losses = []
     for epoch in range(4):
         order = epoch_order(data.samples, seed=0, epoch=epoch).reshape(3, 32)
@@ -119,7 +119,7 @@ def test_the_run_trains_on_the_marked_images_of_each_step(chosen_run: Path, tiny
     state, config, dataset = last_state(chosen_run), settings(tiny_dir), read_dataset(tiny_dir)
     runtime = Runtime(config.runtime, stop=StopRequest())
     data = replace(build_data(config, runtime, dataset, spec_of(dataset)), hard=HardImages(**state["hard"]))
-    model = build_network(config, data, spec_of(dataset))
+    model = build_network(config.network, spec_of(dataset))
     trainer = Trainer(config, runtime, model, build_optimizer(model, config.optim), data, SilentObserver())
     marks = np.unpackbits(state["hard"]["marks"].numpy(), axis=1).astype(bool).reshape(4, 3, 32)
     for epoch in range(4):

@@ -17,9 +17,9 @@ from conftest import NARROW, fork, read_lines, run, start, train
 # 96 training images in batches of 16: ten epochs of 6 steps, with a checkpoint at every second step.
 PLAN = ("--epochs", "10", "--max-steps", "60", "--batch-size", "16", "--checkpoint-every-steps", "2",
         "--ema-decay", "0.9")  # fmt: skip
-# What `fast` has and `smoke` has not, and small crops, for two processes; the soak's are all of `smoke`.
-OF_FAST = ("--optimizer", "muon", "--head-lr", "0.3", "--bias-lr", "3", "--activation", "celu", "--whiten-stem",
-           "--dirac-init", "--freeze-bn-scale", "--bn-momentum", "0.4", "--flip", "alternating",
+# What `fast` has and `smoke` has not, for two processes; the soak's are all of `smoke`.
+OF_FAST = ("--optimizer", "muon", "--head-lr", "0.3", "--bias-lr", "3", "--activation", "celu",
+           "--freeze-bn-scale", "--bn-momentum", "0.4", "--flip", "alternating",
            "--small-crop-fraction", "0.5")  # fmt: skip
 VOLATILE = ("seconds", "images_per_second")
 

@@ -17,18 +17,18 @@ from ddp_trainer.sweep import main, parse
 
 
 def test_every_combination_has_every_seed(tiny_dir: Path) -> None:
-    settings = ("--set", "peak-lr=0.2,0.3", "--set", "whiten-stem=true,false")
+    settings = ("--set", "peak-lr=0.2,0.3", "--set", "freeze-bn-scale=true,false")
     sweep = parse(["smoke", "--data-dir", str(tiny_dir), "--seeds", "2", *settings])
     assert [training.out.name for training in sweep.trainings] == [
-        f"peak-lr={rate},whiten-stem={whiten},seed={seed}"
+        f"peak-lr={rate},freeze-bn-scale={frozen},seed={seed}"
         for rate in ("0.2", "0.3")
-        for whiten in ("true", "false")
+        for frozen in ("true", "false")
         for seed in (0, 1)
     ]
     last = sweep.trainings[-1]
-    words = ["smoke", "--data-dir", str(tiny_dir), "--peak-lr", "0.3", "--no-whiten-stem", "--seed", "1"]
+    words = ["smoke", "--data-dir", str(tiny_dir), "--peak-lr", "0.3", "--no-freeze-bn-scale", "--seed", "1"]
     assert last.arguments == words
-    assert last.out == Path("runs/sweep-smoke/peak-lr=0.3,whiten-stem=false,seed=1")
+    assert last.out == Path("runs/sweep-smoke/peak-lr=0.3,freeze-bn-scale=false,seed=1")
 
 
 @pytest.mark.parametrize(
