@@ -75,9 +75,9 @@ class Augmenter:
             images = batch_flip(images, self._flipped(batch.indices, draws[2], epoch))
         images = batch_normalise(images, self.mean, self.std, self.dtype)
         if config.cutout:
-            side, (height, width) = config.cutout, images.shape[2:]
-            top, left = below(draws[3], max(height - side, 0) + 1), below(draws[4], max(width - side, 0) + 1)
-            images = batch_cutout(images, top, left, side=side)
+            height, width = images.shape[2:]
+            top, left = below(draws[3], height - config.cutout + 1), below(draws[4], width - config.cutout + 1)
+            images = batch_cutout(images, top, left, side=config.cutout)
         if config.brightness or config.contrast:
             shift, stretch = (2 * uniform(draws[row]) - 1 for row in (5, 6))
             shift, stretch = shift * config.brightness, 1 + stretch * config.contrast

@@ -10,7 +10,7 @@ from data_prep.errors import require
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     crop_padding: int = 4
-    """Crop each image at a random place out of itself with this many pixels of padding around; 0: no crop."""
+    """Crop each image at a random place out of itself with this many pixels of padding around; 0: no padding."""
     padding_mode: Literal["reflect", "zero"] = "reflect"
     """What the padding is made of."""
     flip: Literal["none", "random", "alternating"] = "random"

@@ -115,11 +115,12 @@ class Evaluator:
         images = batch_normalise(images, self.spec.mean, self.spec.std, next(model.parameters()).dtype)
         images = self.runtime.laid_out(images)
         with self.runtime.autocast():
-            plain = model(images).to(torch.promote_types(images.dtype, torch.float32))  # averaged in no less
-            return torch.cat((plain, averaged_over_views(model, images, plain)), dim=1) if tta else plain
+            forward = model.forward  # not what --compile made of it, anew for each number of images
+            plain = forward(images).to(torch.promote_types(images.dtype, torch.float32))  # averaged in no less
+            return torch.cat((plain, averaged_over_views(forward, images, plain)), dim=1) if tta else plain
 
 
-def averaged_over_views(model: nn.Module, images: Tensor, plain: Tensor) -> Tensor:
+def averaged_over_views(model: Callable[[Tensor], Tensor], images: Tensor, plain: Tensor) -> Tensor:
     """(N, C) mean logits of each image, and of it moved by a pixel up-left and down-right, each with its mirror image.
 
     The unmoved pair counts as much as the other two together (airbench, arXiv 2404.00498: multi-crop). An image whose

@@ -93,7 +93,4 @@ def choose_hard_images(
     optimizer = build_optimizer(model, training.optim)
     trainer = SmallTrainer(config.schedule.batch_size, training, runtime, model, optimizer, data,
                            PassingOn(observer))  # fmt: skip
-    hard = trainer.choose()
-    if config.runtime.compile:
-        torch.compiler.reset()  # it has seen another batch size, and would compile the run's network for any
-    return hard
+    return trainer.choose()

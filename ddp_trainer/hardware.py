@@ -72,7 +72,7 @@ def check_dataset(config: TrainConfig, dataset: "DatasetInfo") -> int:
     require(
         smallest >= 8,  # three poolings halve it
         f"--small-crop-fraction {config.schedule.small_crop_fraction}: the first crops have {smallest} pixels a side, "
-        "and the network takes 8 at least; leave it out, or prepare larger images",
+        "and the network takes 8 at least; give 0, or prepare larger images",
     )
     images_of_a_part = check_batch(config, num_images=total - held_out)
     require(

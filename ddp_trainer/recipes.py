@@ -71,13 +71,14 @@ def strong() -> TrainConfig:
 
 
 def long() -> TrainConfig:
-    """For GPUs: 50 epochs (5.7 PFLOP) with Muon, wide crops and 12x12 cutout.
+    """For GPUs: 50 epochs (5.6 PFLOP) with Muon, wide crops and 12x12 cutout, in batches that 8 or 16 GPUs can share.
 
     Command: accelerate launch -m ddp_trainer.train long
     Accuracy: not measured in full. LONG (n = 1, images and hardware as for `fast`).
     """
     augment = AugmentConfig(crop_padding=4, padding_mode="reflect", flip="alternating", cutout=12)
-    return replace(_muon(epochs=50, small_crops=0.0, augment=augment), recipe="long")
+    shared = _muon(epochs=50, small_crops=0.0, augment=augment)
+    return replace(shared, recipe="long", schedule=replace(shared.schedule, batch_size=512))
 
 
 def smoke() -> TrainConfig:

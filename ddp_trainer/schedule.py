@@ -69,7 +69,7 @@ class ScheduleConfig:
 
     @property
     def small_crop_epochs(self) -> int:
-        return int(self.small_crop_fraction * self.epochs)
+        return int(self.small_crop_fraction * self.epochs + 1e-9)  # 0.58 * 50 is a little less than 29
 
     def crop_side(self, side: int, *, epoch: int) -> int:
         """Of images of `side` pixels, what the network sees in `epoch` (from 0).

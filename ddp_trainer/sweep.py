@@ -56,7 +56,7 @@ class Sweep:
 
 
 def parse(argv: Sequence[str]) -> Sweep:
-    """Raises InputError, before anything is trained, where any of the trainings cannot be."""
+    """Raises InputError, before anything is trained, where one process could not do any of the trainings."""
     recipe, rest = take_recipe(argv, RECIPES)
     parser = argparse.ArgumentParser(
         prog=f"{program_name('ddp_trainer.sweep')} [RECIPE]", allow_abbrev=False, exit_on_error=False,

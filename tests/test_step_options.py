@@ -58,6 +58,19 @@ def test_accumulated_parts_make_the_gradient_of_the_whole(stepped) -> None:
     assert averages(parts.sums.values) == pytest.approx(averages(whole.sums.values))
 
 
+def test_the_network_sees_crops_that_grow(tiny_dir: Path) -> None:
+    config = settings(torch.float64)
+    config = replace(config, schedule=replace(config.schedule, epochs=4, small_crop_fraction=0.5))
+    runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32"), stop=StopRequest())
+    trainer = build_trainer(config, tiny_dir, torch.float64, runtime)
+    seen: list[int] = []
+    trainer.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].size(2)))
+    batch = next(iter(trainer.data.loader.batches([np.arange(32)])))
+    for epoch in range(4):
+        trainer.train_step(batch, epoch)
+    assert seen == [16, 24, 32, 32]
+
+
 def test_clipping_shortens_the_gradient_and_keeps_its_direction(stepped) -> None:
     free, clipped = momentum(stepped()), momentum(stepped(clip_norm=1e-3))
     assert free.norm() > 0.1
