@@ -85,7 +85,7 @@ class RangeTestConfig:
                    schedule=recipe.schedule, optim=recipe.optim, runtime=recipe.runtime)  # fmt: skip
 
     def training(self) -> TrainConfig:
-        whole_images = replace(self.schedule, small_crop_fraction=0.0)  # those of the first epochs would be all it sees
+        whole_images = replace(self.schedule, small_crop_fraction=0.0)  # it would see small crops only
         return TrainConfig(recipe=self.recipe, data=self.data, augment=self.augment, network=self.network,
                            schedule=whole_images, optim=self.optim, runtime=self.runtime)  # fmt: skip
 

@@ -25,7 +25,7 @@ def baseline() -> TrainConfig:
     )
 
 
-def _muon(*, epochs: int, small_crops: float, augment: AugmentConfig) -> TrainConfig:
+def _muon(*, epochs: int, small_crops: float) -> TrainConfig:
     """What `fast`, `strong` and `long` share: airbench94_muon (github.com/KellerJordan/cifar10-airbench) carried over.
 
     Its learning rates are for losses summed over a batch; here losses are averaged over 500 images, so those of SGD are
@@ -35,7 +35,7 @@ def _muon(*, epochs: int, small_crops: float, augment: AugmentConfig) -> TrainCo
     dirac initialisation brought this network nothing. The activation is Page's for it.
     """
     return TrainConfig(
-        augment=augment,
+        augment=AugmentConfig(crop_padding=2, padding_mode="reflect", flip="alternating"),
         network=NetworkConfig(activation="celu", freeze_bn_scale=True, bn_momentum=0.4),
         schedule=ScheduleConfig(
             epochs=epochs, batch_size=500, warmup_fraction=0.0, final_lr_fraction=0.02, small_crop_fraction=small_crops
@@ -56,8 +56,7 @@ def fast() -> TrainConfig:
     Crops of 16, then 24 pixels show the network more images for the same operations; the last two epochs teach it
     whole ones.
     """
-    augment = AugmentConfig(crop_padding=2, padding_mode="reflect", flip="alternating")
-    return replace(_muon(epochs=7, small_crops=0.75, augment=augment), recipe="fast")
+    return replace(_muon(epochs=7, small_crops=0.75), recipe="fast")
 
 
 def strong() -> TrainConfig:
@@ -66,8 +65,7 @@ def strong() -> TrainConfig:
     Command: accelerate launch -m ddp_trainer.train strong
     Accuracy: 91.44 %, 92.06 % with test-time augmentation (n = 1, images and hardware as for `fast`).
     """
-    augment = AugmentConfig(crop_padding=2, padding_mode="reflect", flip="alternating")
-    return replace(_muon(epochs=12, small_crops=0.6, augment=augment), recipe="strong")
+    return replace(_muon(epochs=12, small_crops=0.6), recipe="strong")
 
 
 def long() -> TrainConfig:
@@ -77,9 +75,13 @@ def long() -> TrainConfig:
     Accuracy: not measured in full. Shortened to 2 epochs (0.23 PFLOP): 84.04 %, 85.12 % with test-time augmentation
     (n = 1, images and hardware as for `fast`).
     """
-    augment = AugmentConfig(crop_padding=4, padding_mode="reflect", flip="alternating", cutout=12)
-    shared = _muon(epochs=50, small_crops=0.0, augment=augment)
-    return replace(shared, recipe="long", schedule=replace(shared.schedule, batch_size=512))
+    shared = _muon(epochs=50, small_crops=0.0)
+    return replace(
+        shared,
+        recipe="long",
+        augment=replace(shared.augment, crop_padding=4, cutout=12),
+        schedule=replace(shared.schedule, batch_size=512),
+    )
 
 
 def smoke() -> TrainConfig:

@@ -15,11 +15,12 @@ from ddp_trainer.model import ModelSpec, build_model, count_parameters
 from ddp_trainer.optim import build_optimizer
 from ddp_trainer.recipes import RECIPES
 
+SPEC = ModelSpec(classes=tuple("0123456789"), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), image_size=32)
+
 
 def test_what_is_frozen_stays_and_the_rest_is_learned() -> None:
     torch.manual_seed(0)
-    spec = ModelSpec(classes=tuple("0123456789"), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), image_size=32,
-                     widths=(8, 8, 16, 16))  # fmt: skip
+    spec = replace(SPEC, widths=(8, 8, 16, 16))
     model = build_network(NetworkConfig(freeze_bn_scale=True, bn_momentum=0.4), spec)
     before = {name: value.clone() for name, value in model.named_parameters()}
     optimizer = build_optimizer(model, OptimConfig(optimizer="muon", peak_lr=0.2, head_lr=1.0, bias_lr=10.0))
@@ -46,8 +47,7 @@ def test_a_momentum_that_cannot_be_is_refused(momentum: float) -> None:
 )
 def test_operations_of_small_crops_are_counted_as_such(steps: int, share: float) -> None:
     """Half of the side is a quarter of the pixels. The last layer, which always has one, is too small to be seen."""
-    spec = ModelSpec(classes=tuple("0123456789"), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), image_size=32)
     large = replace(RECIPES["baseline"], schedule=replace(RECIPES["baseline"].schedule, epochs=7, batch_size=500))
     small = replace(large, schedule=replace(large.schedule, small_crop_fraction=0.75))
-    counted, whole = (training_flops(config, spec, steps=steps, num_images=50_000) for config in (small, large))
+    counted, whole = (training_flops(config, SPEC, steps=steps, num_images=50_000) for config in (small, large))
     assert counted / whole == pytest.approx(share, rel=1e-3)

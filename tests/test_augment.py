@@ -137,14 +137,15 @@ def test_an_image_is_augmented_alike_in_any_share_of_the_batch(
 
 
 @pytest.mark.parametrize("config", EVERYTHING)
-def test_seed_and_epoch_matter_and_nothing_else_does(config: AugmentConfig) -> None:
+@pytest.mark.parametrize("side", [None, 16])
+def test_seed_and_epoch_matter_and_nothing_else_does(config: AugmentConfig, side: int | None) -> None:
     batch = batch_of(64)
 
     calls = itertools.count()
 
     def images(seed: int, epoch: int) -> torch.Tensor:
         torch.manual_seed(next(calls))  # none of its business
-        return Augmenter(config, mean=MEAN, std=STD, seed=seed)(batch, epoch=epoch).images
+        return Augmenter(config, mean=MEAN, std=STD, seed=seed)(batch, epoch=epoch, side=side).images
 
     first = images(0, 0)
     assert torch.equal(first, images(0, 0))

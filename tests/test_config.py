@@ -115,7 +115,7 @@ def test_the_batch_must_be_shared_out_evenly(
         (["--crop-padding", "32"], "--crop-padding 32: the images have 32 pixels a side; give at most 31"),
         (
             ["--epochs", "4", "--small-crop-fraction", ".5", "--cutout", "16"],
-            "--cutout 16: the first crops have 16 pixels",
+            "--cutout 16: the first crops have 16 pixels a side; give",
         ),
     ],
 )
