@@ -27,8 +27,8 @@ from data_prep.augment import Augmenter
 from data_prep.dataset import DatasetInfo, read_dataset
 from data_prep.loader import ResidentLoader, StreamLoader, build_loader
 from data_prep.order import epoch_order, train_batches
+from ddp_trainer.distributed.runtime import resolve_device
 from ddp_trainer.recipes import baseline
-from ddp_trainer.runtime import resolve_device
 
 
 class PilImages(Dataset):
@@ -40,13 +40,15 @@ class PilImages(Dataset):
         config = baseline().augment
         share = (config.cutout / info.image_size) ** 2
         self.images, self.labels = images, labels
-        self.transform = transforms.Compose([
-            transforms.RandomCrop(info.image_size, padding=config.crop_padding, padding_mode=config.padding_mode),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(info.mean, info.std),
-            transforms.RandomErasing(p=1.0, scale=(share, share), ratio=(1.0, 1.0), value=0),
-        ])  # fmt: skip
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(info.image_size, padding=config.crop_padding, padding_mode=config.padding_mode),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(info.mean, info.std),
+                transforms.RandomErasing(p=1.0, scale=(share, share), ratio=(1.0, 1.0), value=0),
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -101,10 +103,14 @@ def main() -> None:
     everything = next(iter(resident.batches([samples])))
     images = everything.images.permute(0, 2, 3, 1).cpu().numpy()
     theirs = DataLoader(
-        PilImages(images, everything.labels.cpu().numpy(), info), batch_size=options.batch_size, shuffle=True,
-        drop_last=True, num_workers=len(os.sched_getaffinity(0)), persistent_workers=True,
+        PilImages(images, everything.labels.cpu().numpy(), info),
+        batch_size=options.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=len(os.sched_getaffinity(0)),
+        persistent_workers=True,
         pin_memory=device.type == "cuda",
-    )  # fmt: skip
+    )
     ours = {"stream": OurEpochs(stream, augmenter, samples), "resident": OurEpochs(resident, augmenter, samples)}
 
     rounds: list[dict[str, float]] = []
@@ -121,9 +127,14 @@ def main() -> None:
         print(f"{name:32} {value:12.2f}")
     if options.result:
         write_result(
-            options.result, figures, batch_size=options.batch_size, rounds=len(rounds), images=len(samples),
-            device=device.type, torchvision_workers=theirs.num_workers,
-        )  # fmt: skip
+            options.result,
+            figures,
+            batch_size=options.batch_size,
+            rounds=len(rounds),
+            images=len(samples),
+            device=device.type,
+            torchvision_workers=theirs.num_workers,
+        )
 
 
 if __name__ == "__main__":

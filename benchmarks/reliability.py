@@ -27,29 +27,29 @@ import torch
 from benchmarks.results import write_result
 from data_prep.augment import Augmenter
 from data_prep.loader import Batch
-from ddp_trainer.checkpointer import Checkpointer, size_in_bytes
-from ddp_trainer.engine import Trainer
-from ddp_trainer.evaluate import Evaluator
-from ddp_trainer.model import ModelSpec, build_model
-from ddp_trainer.observer import SilentObserver
-from ddp_trainer.optim import build_optimizer
+from ddp_trainer.distributed.runtime import Runtime
+from ddp_trainer.distributed.signals import StopRequest
+from ddp_trainer.engine.data import RunData
+from ddp_trainer.engine.evaluation import Evaluator
+from ddp_trainer.engine.observer import SilentObserver
+from ddp_trainer.engine.optim import build_optimizer
+from ddp_trainer.engine.train_state import capture_state
+from ddp_trainer.engine.trainer import Trainer
+from ddp_trainer.models.spec import ModelSpec, build_model
 from ddp_trainer.recipes import baseline
-from ddp_trainer.run_data import RunData
-from ddp_trainer.runtime import Runtime
-from ddp_trainer.signals import StopRequest
-from ddp_trainer.training_state import capture_state
+from ddp_trainer.run.checkpoint_saver import CheckpointSaver, size_in_bytes
 
 
 class SavingObserver(SilentObserver):
     """Saves, and does nothing else."""
 
-    def __init__(self, checkpointer: Checkpointer | None) -> None:
+    def __init__(self, checkpoint_saver: CheckpointSaver | None) -> None:
         super().__init__()
-        self.checkpointer = checkpointer
+        self.checkpoint_saver = checkpoint_saver
 
     def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:
-        if self.checkpointer is not None:
-            self.checkpointer.save(state, step=step)
+        if self.checkpoint_saver is not None:
+            self.checkpoint_saver.save(state, step=step)
 
 
 def build_trainer(runtime: Runtime, batch_size: int, observer: SavingObserver) -> tuple[Trainer, Batch]:
@@ -82,7 +82,9 @@ def seconds_of(work: Callable[[], object], runtime: Runtime) -> float:
     return time.perf_counter() - start
 
 
-def one_round(trainer: Trainer, batch: Batch, runtime: Runtime, checkpointer: Checkpointer | None) -> dict[str, float]:
+def one_round(
+    trainer: Trainer, batch: Batch, runtime: Runtime, checkpoint_saver: CheckpointSaver | None
+) -> dict[str, float]:
     def step() -> None:
         trainer.train_step(batch, epoch=0)
         trainer.guard.after_step(trainer.step - 1)
@@ -100,7 +102,7 @@ def one_round(trainer: Trainer, batch: Batch, runtime: Runtime, checkpointer: Ch
 
     found = {"step": seconds_of(step, runtime), "save_stall": seconds_of(trainer.save, runtime)}
     found["save_until_on_disk"] = found["save_stall"] + seconds_of(
-        checkpointer.wait if checkpointer else lambda: None, runtime
+        checkpoint_saver.wait if checkpoint_saver else lambda: None, runtime
     )
     found["stop"] = statistics.median(seconds_of(stop, runtime) for _ in range(100))
     for parameter in trainer.model.parameters():
@@ -118,20 +120,26 @@ def main() -> None:
     options = parser.parse_args()
     runtime = Runtime(baseline().runtime, stop=StopRequest())
     with tempfile.TemporaryDirectory() as folder:
-        checkpointer = Checkpointer(Path(folder) / "checkpoints", keep=2) if runtime.is_main else None
-        trainer, batch = build_trainer(runtime, options.batch_size, SavingObserver(checkpointer))
-        rounds = [one_round(trainer, batch, runtime, checkpointer) for _ in range(options.rounds + 1)][1:]
+        checkpoint_saver = CheckpointSaver(Path(folder) / "checkpoints", keep=2) if runtime.is_main else None
+        trainer, batch = build_trainer(runtime, options.batch_size, SavingObserver(checkpoint_saver))
+        rounds = [one_round(trainer, batch, runtime, checkpoint_saver) for _ in range(options.rounds + 1)][1:]
         state_bytes = size_in_bytes(capture_state(trainer))
-        if checkpointer is not None:
-            checkpointer.close()
+        if checkpoint_saver is not None:
+            checkpoint_saver.close()
     figures = {f"{name}_milliseconds": 1000 * statistics.median(r[name] for r in rounds) for name in rounds[0]}
     figures["state_megabytes"] = state_bytes / 1e6
     if runtime.is_main:
         for name, value in figures.items():
             print(f"{name:32} {value:12.3f}")
         if options.result:
-            write_result(options.result, figures, batch_size=options.batch_size, rounds=len(rounds),
-                         precision=runtime.precision, world_size=runtime.world_size)  # fmt: skip
+            write_result(
+                options.result,
+                figures,
+                batch_size=options.batch_size,
+                rounds=len(rounds),
+                precision=runtime.precision,
+                world_size=runtime.world_size,
+            )
     runtime.close()
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ddp_trainer.hardware import cpu_name
-from ddp_trainer.rundir import git_commit, package_versions
+from ddp_trainer.distributed.hardware import cpu_name
+from ddp_trainer.run.directory import git_commit, package_versions
 
 
 def write_result(path: Path, figures: Mapping[str, float], **conditions: Any) -> None:

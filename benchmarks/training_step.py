@@ -30,16 +30,17 @@ from data_prep.augment import Augmenter
 from data_prep.batch_ops import batch_normalise
 from data_prep.dataset import read_dataset
 from data_prep.loader import Batch, ResidentLoader, StreamLoader, build_loader
-from ddp_trainer.engine import Trainer
-from ddp_trainer.evaluate import Evaluator
-from ddp_trainer.hardware import resolve_device, resolve_precision
-from ddp_trainer.model import CustomResNet, ModelSpec, build_model
-from ddp_trainer.observer import SilentObserver
-from ddp_trainer.optim import build_optimizer
+from ddp_trainer.distributed.hardware import resolve_device, resolve_precision
+from ddp_trainer.distributed.runtime import Runtime, set_backend_flags
+from ddp_trainer.distributed.signals import StopRequest
+from ddp_trainer.engine.data import RunData
+from ddp_trainer.engine.evaluation import Evaluator
+from ddp_trainer.engine.observer import SilentObserver
+from ddp_trainer.engine.optim import build_optimizer
+from ddp_trainer.engine.trainer import Trainer
+from ddp_trainer.models.custom_resnet import CustomResNet
+from ddp_trainer.models.spec import ModelSpec, build_model
 from ddp_trainer.recipes import baseline
-from ddp_trainer.run_data import RunData
-from ddp_trainer.runtime import Runtime, set_backend_flags
-from ddp_trainer.signals import StopRequest
 
 Step = Callable[[], object]
 

@@ -44,9 +44,12 @@ class _Parser(argparse.ArgumentParser):
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The checked flags, defaults filled in. Raises InputError."""
     parser = _Parser(
-        prog="python -m data_prep", description=DESCRIPTION, epilog=EXAMPLES, allow_abbrev=False,
+        prog="python -m data_prep",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add("--source", choices=SOURCES, default="cifar10", help="where the images come from (default: %(default)s)")
     add("--root", type=Path, default=Path("data/raw"), metavar="DIR", help="what is read (default: %(default)s)")
@@ -68,9 +71,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _fill_in(options: argparse.Namespace) -> argparse.Namespace:
     defaults = {
-        "out": Path("data", options.source), "size": DEFAULT_SIZE, "seed": 0,
-        "train_count": DEFAULT_TRAIN_COUNT, "test_count": DEFAULT_TEST_COUNT,
-    }  # fmt: skip
+        "out": Path("data", options.source),
+        "size": DEFAULT_SIZE,
+        "seed": 0,
+        "train_count": DEFAULT_TRAIN_COUNT,
+        "test_count": DEFAULT_TEST_COUNT,
+    }
     for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)

@@ -93,8 +93,14 @@ class Augmenter:
         rows, columns = height + 2 * padding - size[0] + 1, width + 2 * padding - size[1] + 1  # to begin at
         if rows == columns == 1:
             return images
-        return batch_crop(images, below(draws[0], rows), below(draws[1], columns),
-                          size=size, padding=padding, mode=self.config.padding_mode)  # fmt: skip
+        return batch_crop(
+            images,
+            below(draws[0], rows),
+            below(draws[1], columns),
+            size=size,
+            padding=padding,
+            mode=self.config.padding_mode,
+        )
 
     def _flipped(self, indices: Tensor, bits: Tensor, epoch: int) -> Tensor:
         """(N,) bool. Alternating: a random half in epoch 0, the other half in the next epoch, and so on (airbench94,

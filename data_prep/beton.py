@@ -49,8 +49,11 @@ def write_betons(
             np.save(Path(arrays) / f"{name}.labels.npy", split.labels)
         child = subprocess.Popen(
             [sys.executable, "-m", "data_prep.beton_writer", arrays, str(folder), *splits],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
         try:
             _follow(child, progress)
         finally:

@@ -7,7 +7,7 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ import tyro
 
 from data_prep.errors import InputError
 from ddp_trainer.config import TrainConfig
+from ddp_trainer.distributed.launch import Launch
 
 Section = TypeVar("Section")
 
@@ -61,7 +62,7 @@ def parse_flags(
                 config=(tyro.conf.OmitArgPrefixes,),
             )
             assert parsed is not None
-            return parsed  # fmt: skip
+            return parsed
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -73,6 +74,20 @@ def _one_line(boxed: str) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
     text = " ".join(re.sub(r"^╭.*$|[─-╿]", " ", plain, flags=re.MULTILINE).split())
     return re.split(" For full helptext| Argument helptext", text)[0] or "the command line is not understood"
+
+
+def run_command(work: Callable[[], object]) -> int:
+    """Exit status of a command: 0, or 2 after an InputError, which is printed as one line.
+
+    Every process finds the same fault, so only the first process of each machine prints it.
+    """
+    try:
+        work()
+    except InputError as error:
+        if Launch.from_environment().local_rank == 0:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    return 0
 
 
 def program_name(module: str) -> str:

@@ -26,7 +26,7 @@ CHILD_SECONDS = 300
 
 TORCH = """
 import json, torch, torchvision, accelerate
-from ddp_trainer.hardware import cpu_has_bf16, cpu_name
+from ddp_trainer.distributed.hardware import cpu_has_bf16, cpu_name
 cuda = torch.cuda.is_available()
 devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if cuda else []
 print(json.dumps({
@@ -59,9 +59,12 @@ class Child:
 
     def __init__(self, code: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-W", "ignore", "-c", code],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             cwd=Path(__file__).resolve().parent.parent,
-        )  # fmt: skip
+        )
 
     def result(self) -> tuple[dict, str]:
         """(what it printed, or nothing; else why not, in one line)."""
@@ -106,9 +109,10 @@ def packages() -> Iterator[Finding]:
             group.append(name[0])
     needed = missing.pop("")
     yield (
-        Finding(PROBLEM, "packages", f"missing: {', '.join(needed)}", SET_UP) if needed
+        Finding(PROBLEM, "packages", f"missing: {', '.join(needed)}", SET_UP)
+        if needed
         else Finding(OK, "packages", "all that training needs are installed")
-    )  # fmt: skip
+    )
     for extra, names in missing.items():
         if names:
             yield Finding(ABSENT, f"extra {extra}", f"missing: {', '.join(names)}", f"{INSTALL} '.[{extra}]'")
@@ -193,7 +197,7 @@ def slurm() -> Finding:
 
 
 def wandb() -> Finding:
-    from ddp_trainer.wandb_service import has_credentials
+    from ddp_trainer.tracking.wandb_service import has_credentials
 
     if has_credentials():
         return Finding(OK, "W&B login", "yes")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from data_prep.batch_ops import batch_normalise
 from data_prep.errors import InputError
 from ddp_trainer.command_line import parse_flags, program_name
-from ddp_trainer.model import ModelSpec, load_model
+from ddp_trainer.models.spec import ModelSpec, load_model
 
 Classifier = Callable[[Tensor], Tensor]  # (N, 3, H, W) uint8 -> (N, num_classes) float32
 
@@ -59,8 +59,9 @@ class NormalisingModel(nn.Module):
         super().__init__()
         self.network = network
         self.register_buffer("scale", torch.tensor([1 / (255 * s) for s in spec.std]).view(3, 1, 1))
-        self.register_buffer("shift", torch.tensor([-m / s for m, s in zip(spec.mean, spec.std, strict=True)])
-                                           .view(3, 1, 1))  # fmt: skip
+        self.register_buffer(
+            "shift", torch.tensor([-m / s for m, s in zip(spec.mean, spec.std, strict=True)]).view(3, 1, 1)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images.to(torch.float32) * self.scale + self.shift)
@@ -71,9 +72,13 @@ def write_onnx(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path) -
     import onnxruntime
 
     program = torch.onnx.export(
-        model, (example,), input_names=["images"], output_names=["logits"], verbose=False,
+        model,
+        (example,),
+        input_names=["images"],
+        output_names=["logits"],
+        verbose=False,
         dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-    )  # fmt: skip
+    )
     assert program is not None
     program.model.metadata_props["classes"] = json.dumps(spec.classes)
     program.save(path, external_data=False)
@@ -102,8 +107,9 @@ def largest_difference(exported: Classifier, model: nn.Module, spec: ModelSpec) 
     """
     generator, worst = torch.Generator().manual_seed(0), 0.0
     for count in CHECKED_BATCHES:
-        images = torch.randint(256, (count, 3, spec.image_size, spec.image_size), dtype=torch.uint8,
-                               generator=generator)  # fmt: skip
+        images = torch.randint(
+            256, (count, 3, spec.image_size, spec.image_size), dtype=torch.uint8, generator=generator
+        )
         expected = model(batch_normalise(images, spec.mean, spec.std, torch.float32))
         found = exported(images)
         if found.shape != expected.shape or not bool(found.isfinite().all()):

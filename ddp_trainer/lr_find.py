@@ -1,11 +1,11 @@
-"""`accelerate launch -m ddp_trainer.lr_find [RECIPE]`: how high the learning rate of a training may be.
+"""LR range test: `accelerate launch -m ddp_trainer.lr_find [RECIPE]` suggests a peak learning rate.
 
 The range test of Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv 1506.01186, section 3.3), in the
-exponential form of Gugger, "How Do You Find A Good Learning Rate" (sgugger.github.io, 2018), which fastai and Lightning
-have: from a rate that is too low to one that is too high by a constant factor per step, until the smoothed loss is
-over four times its lowest. The suggestion is a tenth of the rate with the lowest smoothed loss (`loss_curve`).
+exponential form of Gugger, "How Do You Find A Good Learning Rate" (sgugger.github.io, 2018), as in fastai and
+Lightning: the rate rises by a constant factor per step until the smoothed loss is over four times its lowest. The
+suggestion is a tenth of the rate with the lowest smoothed loss (`report.loss_curve`).
 
-The steps are the trainer's own, on the global batches of the recipe, with a fresh model that is thrown away.
+The steps are the trainer's own, on the global batches of the recipe, with a fresh network that is thrown away.
 """
 
 import itertools
@@ -16,59 +16,60 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from data_prep.augment_config import AugmentConfig
+from data_prep.dataset import read_dataset, verify_dataset
 from data_prep.errors import InputError, require
-from ddp_trainer.assembly import build_data, build_network
-from ddp_trainer.command_line import parse_flags, program_name, take_recipe
+from data_prep.files import replace_file, write_json
+from ddp_trainer.command_line import parse_flags, program_name, run_command, take_recipe
 from ddp_trainer.config import DataConfig, NetworkConfig, OptimConfig, RuntimeConfig, TrainConfig
-from ddp_trainer.engine import Trainer
-from ddp_trainer.hardware import launch_environment
-from ddp_trainer.loss_curve import LossCurve
-from ddp_trainer.metrics import averages
-from ddp_trainer.observer import SilentObserver
-from ddp_trainer.optim import build_optimizer
+from ddp_trainer.distributed.launch import Launch, check_machine
+from ddp_trainer.distributed.runtime import Runtime
+from ddp_trainer.distributed.signals import Preempted, exit_process
+from ddp_trainer.engine.build import build_trainer
+from ddp_trainer.engine.metrics import averages
+from ddp_trainer.engine.step_guard import NonFinite
+from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.recipes import RECIPES
-from ddp_trainer.run import TrainingRun
-from ddp_trainer.rundir import replace_file, write_json
+from ddp_trainer.report.loss_curve import LossCurve
+from ddp_trainer.run.checks import check_settings
+from ddp_trainer.run.directory import new_folder
 from ddp_trainer.schedule import ScheduleConfig
-from ddp_trainer.signals import Preempted
-from ddp_trainer.train import leave
+from ddp_trainer.tracking.console import print_line
 
 
 @dataclass(frozen=True, kw_only=True)
 class RangeConfig:
-    """Which learning rates are tried."""
+    """Which learning rates to try."""
 
     out: Path | None = None
-    """Folder for lr_find.png and lr_find.json; by default runs/lr_find-RECIPE-TIMESTAMP."""
+    """Folder for lr_find.png and lr_find.json; default: runs/lr_find-RECIPE-TIMESTAMP."""
     start_lr: float = 1e-5
     """Learning rate of the first step."""
     end_lr: float = 10.0
-    """Learning rate of the last step, if the loss does not diverge before."""
+    """Learning rate of the last step, unless the loss diverges earlier."""
     steps: int = 100
-    """Optimizer steps from the first rate to the last."""
+    """Number of optimizer steps."""
 
     def __post_init__(self) -> None:
         require(
             0 < self.start_lr < self.end_lr < math.inf,
-            f"--start-lr {self.start_lr} --end-lr {self.end_lr}: give two numbers above 0, the lower first",
+            f"--start-lr must be positive and below --end-lr, got {self.start_lr} and {self.end_lr}",
         )
-        require(self.steps >= 2, f"--steps {self.steps}: give at least 2")
+        require(self.steps >= 2, f"--steps must be at least 2, got {self.steps}")
 
     def rate(self, step: int) -> float:
-        """Of step `step`, counted from 0."""
+        """Learning rate at `step` (0-based)."""
         return self.start_lr * (self.end_lr / self.start_lr) ** (step / (self.steps - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RangeTestConfig:
-    """A recipe without the settings of a run directory. Of the schedule only the batch size and its parts matter."""
+    """A recipe without the settings of a run directory. Of its schedule, only batch size and --accumulate matter."""
 
     sweep: RangeConfig = field(default_factory=RangeConfig)
     recipe: Annotated[str, tyro.conf.Suppress] = "custom"
@@ -81,107 +82,121 @@ class RangeTestConfig:
 
     @classmethod
     def of(cls, recipe: TrainConfig) -> "RangeTestConfig":
-        return cls(recipe=recipe.recipe, data=recipe.data, augment=recipe.augment, network=recipe.network,
-                   schedule=recipe.schedule, optim=recipe.optim, runtime=recipe.runtime)  # fmt: skip
+        return cls(
+            recipe=recipe.recipe,
+            data=recipe.data,
+            augment=recipe.augment,
+            network=recipe.network,
+            schedule=recipe.schedule,
+            optim=recipe.optim,
+            runtime=recipe.runtime,
+        )
 
-    def training(self) -> TrainConfig:
-        whole_images = replace(self.schedule, small_crop_fraction=0.0)  # it would see small crops only
-        return TrainConfig(recipe=self.recipe, data=self.data, augment=self.augment, network=self.network,
-                           schedule=whole_images, optim=self.optim, runtime=self.runtime)  # fmt: skip
-
-
-class RangeTrainer(Trainer):
-    """The trainer, its learning rate taken from the sweep instead of the schedule."""
-
-    def __init__(self, sweep: RangeConfig, *parts: Any) -> None:
-        super().__init__(*parts)
-        self.sweep = sweep
-
-    def learning_rate(self, step: int) -> float:
-        return self.sweep.rate(step)
-
-    def run(self) -> LossCurve:
-        """Steps until the last rate or until the loss diverges, which all ranks see at the same step: the loss is that
-        of the global batch. Raises Preempted when any rank was asked to stop."""
-        self.runtime.end_of_startup()
-        curve, refused = LossCurve(self.sweep.steps), 0
-        for epoch in itertools.count():
-            for batch in self.data.loader.batches(self.plan(epoch)):
-                self.runtime.announce_stop()
-                self.sums.reset()
-                self.train_step(batch, epoch)
-                done = averages(self.runtime.sum_over_ranks(self.sums.values.clone()))
-                refused = 0 if done.num_images else refused + 1  # a refused step has counted no image
-                loss = math.nan if refused else done.loss
-                if refused in (0, self.guard.patience):  # fewer in a row are fp16's search for its loss scale
-                    curve.add(self.learning_rate(self.step - 1), loss)
-                if self.runtime.stop_agreed():
-                    raise Preempted
-                self._tell(loss)
-                if curve.diverged or self.step == self.sweep.steps:
-                    return curve
-        raise AssertionError("an endless count has ended")
-
-    def _tell(self, loss: float) -> None:
-        if self.runtime.is_main and self.step % max(self.sweep.steps // 10, 1) == 0:
-            print(f"step {self.step}/{self.sweep.steps}  lr {self.learning_rate(self.step - 1):.2e}  loss {loss:.4f}",
-                  file=sys.stderr, flush=True)  # fmt: skip
+    def as_train_config(self) -> TrainConfig:
+        """On whole images, and with no limit of steps but that of the range test."""
+        return TrainConfig(
+            recipe=self.recipe,
+            data=self.data,
+            augment=self.augment,
+            network=self.network,
+            schedule=replace(self.schedule, small_crop_fraction=0.0, max_steps=None),
+            optim=self.optim,
+            runtime=self.runtime,
+        )
 
 
-class RangeTest(TrainingRun):
-    """The checks, data and processes of a training, without its run directory."""
+def range_test(trainer: Trainer, sweep: RangeConfig) -> LossCurve:
+    """Trains with a rising learning rate until its last value, or until the loss diverges.
 
-    def __init__(self, config: RangeTestConfig) -> None:
-        self.sweep = config.sweep
-        self.out = config.sweep.out or Path("runs") / f"lr_find-{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
-        super().__init__(config.training())
+    All ranks stop at the same step, since the loss is that of the global batch. Raises Preempted.
+    """
+    peak_lr = trainer.config.optim.peak_lr
+    trainer.share_of_peak = lambda step: sweep.rate(step) / peak_lr
+    curve, sums = LossCurve(sweep.steps), trainer.state.sums
+    trainer.runtime.end_of_startup()
+    try:
+        for step in itertools.chain.from_iterable(trainer.steps(epoch) for epoch in itertools.count()):
+            done = averages(trainer.runtime.sum_over_ranks(sums.values.clone()))
+            sums.reset()
+            if done.num_images:  # a skipped step has counted none; in fp16 that is the search for a loss scale
+                curve.add(sweep.rate(step - 1), done.loss)
+            _show_progress(trainer, sweep, step, done.loss)
+            if curve.diverged or step == sweep.steps:
+                break
+        trainer.guard.settle()
+    except NonFinite as error:
+        curve.add(sweep.rate(error.step), math.nan)
+    return curve
 
-    def _claim(self) -> None:
-        """A folder for the two files. A run that is there is not touched."""
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--out {self.out}: cannot be written ({error.strerror}); name another folder") from None
-        require(os.access(self.out, os.W_OK), f"--out {self.out}: cannot be written; name another folder")
 
-    def measure(self) -> LossCurve:
-        data = build_data(self.config, self.runtime, self.dataset, self.spec)
-        model = build_network(self.config.network, self.spec)
-        optimizer = build_optimizer(model, self.config.optim)
-        return RangeTrainer(self.sweep, self.config, self.runtime, model, optimizer, data, SilentObserver()).run()
+def _show_progress(trainer: Trainer, sweep: RangeConfig, step: int, loss: float) -> None:
+    if trainer.runtime.is_main and step % max(sweep.steps // 10, 1) == 0:
+        line = f"step {step}/{sweep.steps}  lr {sweep.rate(step - 1):.2e}  loss {loss:.4f}"
+        print(line, file=sys.stderr, flush=True)
 
-    def write(self, curve: LossCurve) -> None:
-        """lr_find.png, then lr_find.json, on the main process; says what is suggested."""
-        if not self.runtime.is_main:
-            return
-        picture = curve.draw(f"Learning rate range test, {self.config.recipe}")
-        replace_file(self.out / "lr_find.png", picture)
-        suggested, optim = curve.suggestion(), self.config.optim
-        suggestion, others = {"suggested_lr": suggested}, {}
-        if suggested is not None:  # those set apart were tried in step with it
-            set_apart = {name: getattr(optim, name) for name in ("head_lr", "bias_lr") if getattr(optim, name)}
-            others = {name: rate / optim.peak_lr * suggested for name, rate in set_apart.items()}
-        write_json(self.out / "lr_find.json", {
-            **suggestion,
-            **{f"suggested_{name}": rate for name, rate in others.items()},
-            "diverged": curve.diverged,
-            "recipe": self.config.recipe,
-            "batch_size": self.config.schedule.batch_size,
-            "optimizer": self.config.optim.optimizer,
-            "world_size": self.runtime.world_size,
-            "learning_rates": curve.rates,
-            "losses": curve.losses,
-            "smoothed_losses": curve.smoothed,
-        })  # fmt: skip
-        self.say(curve.advice() + "".join(f" --{name.replace('_', '-')} {rate:g}" for name, rate in others.items()))
-        print(json.dumps({**suggestion, "plot": str(self.out / "lr_find.png")}), flush=True)
+
+def claim_folder(out: Path) -> None:
+    """Creates the folder for the two files; a run that is there stays as it is. Raises InputError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written ({error.strerror}); choose another folder") from None
+    require(os.access(out, os.W_OK), f"--out {out} cannot be written; choose another folder")
+
+
+def write_results(out: Path, curve: LossCurve, config: TrainConfig, runtime: Runtime) -> None:
+    """lr_find.png, then lr_find.json; prints the suggestion."""
+    replace_file(out / "lr_find.png", curve.draw(f"Learning rate range test, {config.recipe}"))
+    suggested, others = curve.suggestion(), {}
+    if suggested is not None:  # rates of their own were tried in proportion to --peak-lr
+        rates = {"head_lr": config.optim.head_lr, "bias_lr": config.optim.bias_lr}
+        others = {name: rate / config.optim.peak_lr * suggested for name, rate in rates.items() if rate is not None}
+    content = {
+        "suggested_lr": suggested,
+        **{f"suggested_{name}": rate for name, rate in others.items()},
+        "diverged": curve.diverged,
+        "recipe": config.recipe,
+        "batch_size": config.schedule.batch_size,
+        "optimizer": config.optim.optimizer,
+        "world_size": runtime.world_size,
+        "learning_rates": curve.rates,
+        "losses": curve.losses,
+        "smoothed_losses": curve.smoothed,
+    }
+    write_json(out / "lr_find.json", content)
+    flags = "".join(f" --{name.replace('_', '-')} {rate:g}" for name, rate in others.items())
+    print_line(curve.advice() + flags, sys.stderr)
+    print(json.dumps({"suggested_lr": suggested, "plot": str(out / "lr_find.png")}), flush=True)
+
+
+def find_learning_rate(test: RangeTestConfig) -> None:
+    """The whole command. Raises InputError before any work is done."""
+    config, launch = test.as_train_config(), Launch.from_environment()
+    check_machine(config.runtime)
+    dataset = read_dataset(config.data.data_dir)
+    check_settings(config, dataset, world_size=launch.world_size)
+    verify_dataset(config.data.data_dir, dataset)
+    out = test.sweep.out
+    if launch.is_main:
+        out = out or new_folder(f"lr_find-{config.recipe}")
+        claim_folder(out)
+    runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate)
+    try:
+        curve = range_test(build_trainer(config, runtime, dataset), test.sweep)
+    except Preempted:
+        if runtime.is_main:
+            print_line("stopped: nothing is written", sys.stderr)
+    else:
+        if out is not None and runtime.is_main:
+            write_results(out, curve, config, runtime)
+    runtime.close()
 
 
 def parse(argv: Sequence[str]) -> RangeTestConfig:
     recipe, arguments = take_recipe(argv, RECIPES)
     description = (
-        "Learning rate range test of a recipe: writes lr_find.png and lr_find.json. Of the schedule only --batch-size "
-        "and --accumulate count."
+        "Learning rate range test of a recipe: writes lr_find.png and lr_find.json. Of its schedule, only --batch-size "
+        "and --accumulate matter."
     )
     prog = f"{program_name('ddp_trainer.lr_find')} [RECIPE]"
     return parse_flags(
@@ -190,23 +205,13 @@ def parse(argv: Sequence[str]) -> RangeTestConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: written, or asked to stop; 2: the input is wrong; 1: anything else."""
+    """Exit status. 0: written, or asked to stop; 2: the input is wrong; 1: anything else."""
     try:
-        test = RangeTest(parse(sys.argv[1:] if argv is None else argv))
-        try:
-            test.write(test.measure())
-        except Preempted:
-            test.say("asked to stop: nothing is written")
-        test.close()
-    except InputError as error:
-        if launch_environment()[1] == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        return run_command(lambda: find_learning_rate(parse(sys.argv[1:] if argv is None else argv)))
     except Exception:
         traceback.print_exc()
         return 1
-    return 0
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

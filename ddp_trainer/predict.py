@@ -19,7 +19,8 @@ from data_prep.batch_ops import batch_normalise
 from data_prep.errors import InputError
 from data_prep.sources.folder import read_image, why_unreadable
 from ddp_trainer.command_line import parse_flags, program_name
-from ddp_trainer.model import CustomResNet, ModelSpec, load_model
+from ddp_trainer.models.custom_resnet import CustomResNet
+from ddp_trainer.models.spec import ModelSpec, load_model
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}  # looked for in folders
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # by content; of an animation, the first picture
@@ -51,10 +52,15 @@ class Prediction:
     next_probability: float | None
 
     def as_json(self) -> str:
-        return json.dumps({
-            "path": str(self.path), "class": self.name, "probability": self.probability,
-            "next_class": self.next_name, "next_probability": self.next_probability,
-        })  # fmt: skip
+        return json.dumps(
+            {
+                "path": str(self.path),
+                "class": self.name,
+                "probability": self.probability,
+                "next_class": self.next_name,
+                "next_probability": self.next_probability,
+            }
+        )
 
     def as_text(self) -> str:
         columns = [str(self.path), self.name, f"{self.probability:.2%}"]

@@ -18,13 +18,14 @@ from types import FrameType
 
 from data_prep.dataset import read_dataset
 from data_prep.errors import InputError, require
+from data_prep.files import read_json
 from ddp_trainer.command_line import parse_command_line, program_name, take_recipe
 from ddp_trainer.config import TrainConfig
-from ddp_trainer.hardware import check_dataset
+from ddp_trainer.distributed.signals import on_request_to_stop
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.report.sweep_table import NO_DIFFERENCE, TABLE, results_table
-from ddp_trainer.rundir import changed_settings, read_json, recorded_settings
-from ddp_trainer.signals import on_request_to_stop
+from ddp_trainer.run.checks import check_dataset
+from ddp_trainer.run.directory import changed_settings, recorded_settings
 
 OWN_FLAGS = {"seed", "out", "resume"}  # of the trainer, set here for each training
 
@@ -59,17 +60,34 @@ def parse(argv: Sequence[str]) -> Sweep:
     """Raises InputError, before anything is trained, where one process could not do any of the trainings."""
     recipe, rest = take_recipe(argv, RECIPES)
     parser = argparse.ArgumentParser(
-        prog=f"{program_name('ddp_trainer.sweep')} [RECIPE]", allow_abbrev=False, exit_on_error=False,
+        prog=f"{program_name('ddp_trainer.sweep')} [RECIPE]",
+        allow_abbrev=False,
+        exit_on_error=False,
         description="Trains a recipe with several seeds and settings, one after another; the same command again goes "
-                    "on. Other flags are the trainer's, for all trainings.",
-    )  # fmt: skip
+        "on. Other flags are the trainer's, for all trainings.",
+    )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="train with seeds 0 to N - 1 (default: 3)")
-    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="FLAG=V1,V2",
-                        help="values of a trainer's flag; true and false for switches; may be repeated")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("runs") / f"sweep-{recipe.recipe}", metavar="DIR",
-                        help="folder of the run directories and table.md (default: runs/sweep-RECIPE)")  # fmt: skip
-    parser.add_argument("--launcher", default=None, metavar="COMMAND",
-                        help='what starts it, such as "accelerate launch -m" (default: python -m)')  # fmt: skip
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="FLAG=V1,V2",
+        help="values of a trainer's flag; true and false for switches; may be repeated",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs") / f"sweep-{recipe.recipe}",
+        metavar="DIR",
+        help="folder of the run directories and table.md (default: runs/sweep-RECIPE)",
+    )
+    parser.add_argument(
+        "--launcher",
+        default=None,
+        metavar="COMMAND",
+        help='what starts it, such as "accelerate launch -m" (default: python -m)',
+    )
     try:
         flags, common = parser.parse_known_args(rest)
     except argparse.ArgumentError as error:

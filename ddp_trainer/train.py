@@ -1,59 +1,66 @@
 """Train: `accelerate launch -m ddp_trainer.train [RECIPE] [--flag value ...]`, or one process by `python -m`.
 
-Read `main` as a table of contents; each line's work is done in the file it is imported from. Imports that take seconds
-stand within the functions: a signal that arrives meanwhile is a request to stop already.
+Read `train` as a table of contents; each line's work is done in the file it is imported from. Imports that take
+seconds stand inside functions, so that a signal that arrives meanwhile is already a request to stop.
 """
 
 import faulthandler
-import os
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from data_prep.errors import InputError
-from ddp_trainer.signals import Preempted, StopRequest
+from ddp_trainer.distributed.signals import Preempted, StopRequest
 
 if TYPE_CHECKING:
     from ddp_trainer.config import TrainConfig
-    from ddp_trainer.run import TrainingRun
 
 
 def train(config: "TrainConfig", stop: StopRequest) -> None:
     """One run, or the rest of one. Raises InputError before any work is done."""
-    from ddp_trainer.run import TrainingRun
+    from data_prep.dataset import read_dataset, verify_dataset
+    from ddp_trainer.distributed.launch import Launch, check_machine
+    from ddp_trainer.engine.build import build_trainer
+    from ddp_trainer.run.checks import check_settings
+    from ddp_trainer.run.directory import claim_run_directory
+    from ddp_trainer.run.outputs import complete_results, write_results
+    from ddp_trainer.run.processes import join_processes
+    from ddp_trainer.run.recorder import describe_plan, open_recorder
+    from ddp_trainer.run.resume import StartKind, find_start, load_state
 
-    run = TrainingRun(config, stop)
-    try:
-        go_on(run)
-    except BaseException as error:
-        run.failed(error)
-        raise
-    run.close()
-
-
-def go_on(run: "TrainingRun") -> None:
-    """To the end of the run, or to the next request to stop."""
-    if run.is_complete:
-        return run.finish_again()
-    try:
-        run.runtime.stop_if_asked()
-        trainer = run.build()
-        return run.finish(trainer, trainer.fit())
-    except Preempted:
-        return run.preempted()
+    launch = Launch.from_environment()
+    check_machine(config.runtime)
+    dataset = read_dataset(config.data.data_dir)
+    num_images = check_settings(config, dataset, world_size=launch.world_size)
+    verify_dataset(config.data.data_dir, dataset)
+    with claim_run_directory(config, is_main=launch.is_main) as run_dir:
+        start = find_start(run_dir, config, last_step=config.schedule.last_step(num_images))
+        with join_processes(config, stop, run_dir, start) as (runtime, start):
+            state = load_state(start, config, dataset, precision=runtime.precision)
+            if start.kind == StartKind.FINISHED:
+                return complete_results(run_dir)
+            with open_recorder(run_dir, config, dataset, runtime, state) as recorder:
+                try:
+                    runtime.stop_if_asked()
+                    trainer = build_trainer(config, runtime, dataset, observer=recorder)
+                    recorder.say(describe_plan(trainer))
+                    if state is not None:
+                        trainer.state.load_state_dict(state)
+                        recorder.say(f"resuming {config.run.out} after step {trainer.state.step}")
+                    return write_results(trainer, trainer.fit(), recorder)
+                except Preempted:
+                    return recorder.preempted()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: complete, or preempted with the state saved; 2: the input is wrong; 1: anything else."""
+    """Exit status. 0: finished, or preempted with the state saved; 2: the input is wrong; 1: anything else."""
     stop = StopRequest()
     stop.install()
     faulthandler.enable()  # names the line where a file that shrinks under its reader kills the process
-    from ddp_trainer.command_line import parse_command_line, program_name
-    from ddp_trainer.hardware import launch_environment
+    from ddp_trainer.command_line import parse_command_line, program_name, run_command
     from ddp_trainer.recipes import RECIPES, describe_recipes
 
-    try:
+    def run() -> None:
         config = parse_command_line(
             sys.argv[1:] if argv is None else argv,
             RECIPES,
@@ -61,20 +68,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             description=describe_recipes(),
         )
         train(config, stop)
-    except InputError as error:
-        if launch_environment()[1] == 0:  # every rank finds the same fault; one line is enough
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+
+    try:
+        return run_command(run)
     except Exception as error:
-        tell(error)
+        print_error(error)
         return 1
-    return 0
 
 
-def tell(error: Exception) -> None:
-    """A line where it explains itself, else the whole traceback."""
-    from ddp_trainer.checkpoint import CheckpointError
-    from ddp_trainer.nonfinite import NonFinite
+def print_error(error: Exception) -> None:
+    """One line if the error explains itself, else the whole traceback."""
+    from ddp_trainer.engine.step_guard import NonFinite
+    from ddp_trainer.run.checkpoint import CheckpointError
 
     if isinstance(error, CheckpointError | NonFinite):
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -82,14 +87,7 @@ def tell(error: Exception) -> None:
         traceback.print_exception(error)
 
 
-def leave(code: int) -> None:
-    """Ends the process. After a failure at once: what waits for a peer that is gone may wait for ever."""
-    if code:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(0)
-
-
 if __name__ == "__main__":
-    leave(main())
+    from ddp_trainer.distributed.signals import exit_process
+
+    exit_process(main())

@@ -13,9 +13,9 @@ from data_prep.dataset import read_dataset
 from data_prep.errors import InputError
 from ddp_trainer.command_line import parse_command_line
 from ddp_trainer.config import TrainConfig
-from ddp_trainer.hardware import check_dataset
 from ddp_trainer.recipes import RECIPES
-from ddp_trainer.rundir import refuse_present_run
+from ddp_trainer.run.checks import check_dataset
+from ddp_trainer.run.directory import refuse_present_run
 
 
 def check(argv: Sequence[str]) -> tuple[TrainConfig, int]:
@@ -45,14 +45,18 @@ def usable_gpus() -> int:
     """SLURM's number of GPUs for this job on this node, where torch sees as many. Raises InputError."""
     given = int(os.environ.get("SLURM_GPUS_ON_NODE", "0"))
     if not given:
-        raise InputError("this job has no GPU: ask for some by sbatch --gpus-per-node=N, or train on the CPUs by "
-                         "sbatch --gpus-per-node=0 slurm/train.sh ... --device cpu")  # fmt: skip
+        raise InputError(
+            "this job has no GPU: ask for some by sbatch --gpus-per-node=N, or train on the CPUs by "
+            "sbatch --gpus-per-node=0 slurm/train.sh ... --device cpu"
+        )
     import torch
 
     seen = torch.cuda.device_count()
     if seen < given:
-        raise InputError(f"SLURM gave this job {given} GPUs on {os.uname().nodename}, and torch sees {seen}: compare "
-                         "nvidia-smi there, and that torch is a CUDA build")  # fmt: skip
+        raise InputError(
+            f"SLURM gave this job {given} GPUs on {os.uname().nodename}, and torch sees {seen}: compare "
+            "nvidia-smi there, and that torch is a CUDA build"
+        )
     return given
 
 

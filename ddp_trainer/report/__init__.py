@@ -15,11 +15,11 @@ def write_report(run_dirs: Sequence[Path]) -> Path:
     Raises InputError where a run directory cannot be used or the report cannot be written.
     """
     from data_prep.errors import InputError
+    from data_prep.files import replace_file
     from ddp_trainer.report.charts import THEMES
-    from ddp_trainer.report.loading import load_runs
     from ddp_trainer.report.page import build_page
     from ddp_trainer.report.pictures import draw_files
-    from ddp_trainer.rundir import replace_file
+    from ddp_trainer.tracking.run_record import load_runs
 
     if not run_dirs:
         raise InputError("report: no run directory given; name at least one")

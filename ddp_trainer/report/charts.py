@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddp_trainer.report.loading import Run
 from ddp_trainer.report.scores import NUM_BINS, Calibration
+from ddp_trainer.tracking.run_record import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,16 +35,44 @@ class Theme:
 
 THEMES = {
     "light": Theme(
-        surface="#ffffff", ink="#22282e", muted="#616b75", line="#e3e5e8", cells=("#ffffff", "#1f5f8b"),
-        series=("#1f6f9f", "#c2573a", "#3d8062", "#8a5fa6", "#b08518", "#0f8b8d", "#b5467b", "#7a8a2a", "#7d5a44",
-                "#5f6b76"),
+        surface="#ffffff",
+        ink="#22282e",
+        muted="#616b75",
+        line="#e3e5e8",
+        cells=("#ffffff", "#1f5f8b"),
+        series=(
+            "#1f6f9f",
+            "#c2573a",
+            "#3d8062",
+            "#8a5fa6",
+            "#b08518",
+            "#0f8b8d",
+            "#b5467b",
+            "#7a8a2a",
+            "#7d5a44",
+            "#5f6b76",
+        ),
     ),
     "dark": Theme(
-        surface="#1c2126", ink="#e4e6e8", muted="#a0a9b2", line="#333b43", cells=("#1c2126", "#78b8e0"),
-        series=("#78b8e0", "#ea9a7c", "#84c4a4", "#c3a1da", "#dcbb5f", "#6fd0d0", "#ea9cc2", "#c3d06a", "#c9a58d",
-                "#aab3bb"),
+        surface="#1c2126",
+        ink="#e4e6e8",
+        muted="#a0a9b2",
+        line="#333b43",
+        cells=("#1c2126", "#78b8e0"),
+        series=(
+            "#78b8e0",
+            "#ea9a7c",
+            "#84c4a4",
+            "#c3a1da",
+            "#dcbb5f",
+            "#6fd0d0",
+            "#ea9cc2",
+            "#c3d06a",
+            "#c9a58d",
+            "#aab3bb",
+        ),
     ),
-}  # fmt: skip
+}
 
 Panel = Callable[["Axes", Sequence[Run], Theme], None]
 
@@ -117,11 +145,16 @@ def curves(title: str, names: Sequence[str], *, scale: float = 1.0, unit: str = 
                 dashed = several and is_training
                 dots = len(epochs) < 3
                 (line,) = axes.plot(
-                    epochs, values * scale, color=theme.series[(number if several else place) % len(theme.series)],
-                    label="training" if is_training else run.split, linewidth=1.1 if dashed else 1.8,
-                    linestyle="--" if dashed else "-", marker="o" if dots else "", markersize=4,
+                    epochs,
+                    values * scale,
+                    color=theme.series[(number if several else place) % len(theme.series)],
+                    label="training" if is_training else run.split,
+                    linewidth=1.1 if dashed else 1.8,
+                    linestyle="--" if dashed else "-",
+                    marker="o" if dots else "",
+                    markersize=4,
                     clip_on=not dots,  # a dot on the axis is to be seen whole
-                )  # fmt: skip
+                )
                 line.set_in_layout(False)
         last_epoch = max((run.metrics[-1]["epoch"] for run in runs if run.metrics), default=0)
         if not last_epoch:

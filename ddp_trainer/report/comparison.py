@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from statistics import mean, stdev
 
 from ddp_trainer.report.charts import THEMES
-from ddp_trainer.report.loading import Run
 from ddp_trainer.report.page import escape, section, table
 from ddp_trainer.report.reproduce import LEFT_OUT
 from ddp_trainer.report.scores import wilson_interval
 from ddp_trainer.report.sections import curves, finished_epochs, hardware, latest, train_seconds
 from ddp_trainer.report.sweep_table import NO_DIFFERENCE
 from ddp_trainer.report.wording import NOTHING, duration, four_digits, percent, quantity
+from ddp_trainer.tracking.run_record import Run
 
 Figure = tuple[str, Callable[[Run], float | None], Callable[[float | None], str]]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ddp_trainer.report.charts import Theme, new_figure, shorten, style, to_png
-from ddp_trainer.report.loading import Mistake
+from ddp_trainer.tracking.run_record import Mistake
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

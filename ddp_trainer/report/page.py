@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from ddp_trainer.report.charts import THEMES, Theme
-from ddp_trainer.report.loading import Run
+from ddp_trainer.tracking.run_record import Run
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f5f6f7; --card: #ffffff; --ink: #22282e; --muted: #616b75; --line: #e3e5e8;

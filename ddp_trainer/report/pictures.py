@@ -11,9 +11,9 @@ from ddp_trainer.report.charts import (
     new_figure,
     to_png,
 )
-from ddp_trainer.report.loading import Run, list_mistakes
 from ddp_trainer.report.matrices import confusion_png, misclassified_png
 from ddp_trainer.report.scores import Calibration, calibration, confusion_counts
+from ddp_trainer.tracking.run_record import Run, list_mistakes
 
 
 def draw_files(runs: Sequence[Run], theme: Theme) -> dict[str, bytes]:

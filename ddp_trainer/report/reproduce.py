@@ -6,14 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.dataset import preparation
-from ddp_trainer.report.loading import Run, mapping
 from ddp_trainer.report.page import escape, section
+from ddp_trainer.tracking.run_record import Run, mapping
 
 # Where a run was and how it was watched; the same training goes on without them.
 LEFT_OUT = {
-    "out", "resume", "data_dir", "keep_checkpoints", "process_group_timeout",
-    "trackers", "wandb", "wandb_group", "wandb_job_type", "wandb_tags", "profile",
-}  # fmt: skip
+    "out",
+    "resume",
+    "data_dir",
+    "keep_checkpoints",
+    "process_group_timeout",
+    "trackers",
+    "wandb",
+    "wandb_group",
+    "wandb_job_type",
+    "wandb_tags",
+    "profile",
+}
 LAUNCHER = "accelerate launch --multi_gpu --num_machines 1 --num_processes {} --mixed_precision no --dynamo_backend no"
 
 

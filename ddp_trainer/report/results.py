@@ -5,7 +5,6 @@ A function returns nothing where the run has no predictions. Not owned here: ari
 
 import math
 
-from ddp_trainer.report.loading import Predictions, Run, list_mistakes
 from ddp_trainer.report.matrices import MAX_NUMBERED, confusion_png
 from ddp_trainer.report.page import escape, figure, image, section, table, themed_image
 from ddp_trainer.report.pictures import reliability_png
@@ -17,6 +16,7 @@ from ddp_trainer.report.scores import (
     precision_and_recall,
 )
 from ddp_trainer.report.wording import percent
+from ddp_trainer.tracking.run_record import Predictions, Run, list_mistakes
 
 NUM_PAIRS = 12
 ROWS_PER_TABLE = 25
@@ -44,10 +44,14 @@ def confusion(run: Run, found: Predictions) -> str:
     )
     totals = counts.sum(axis=1)
     rows = [
-        (escape(run.classes[pair.true]), escape(run.classes[pair.predicted]), f"{pair.images:,}",
-         percent(pair.images / totals[pair.true], 1))
+        (
+            escape(run.classes[pair.true]),
+            escape(run.classes[pair.predicted]),
+            f"{pair.images:,}",
+            percent(pair.images / totals[pair.true], 1),
+        )
         for pair in confused_pairs(counts, NUM_PAIRS)
-    ]  # fmt: skip
+    ]
     listed = table(("is", "taken for", "images", "of the class"), rows, numeric=2) if rows else "<p>No mistakes.</p>"
     pairs = f'<div class="card"><h3>Most often confused</h3>{listed}</div>'
     return section("Confusion", f'<div class="{"stack" if wide else "grid two"}">{picture}{pairs}</div>')

@@ -5,13 +5,13 @@ Not owned here: layout and escaping (`page`), what the predictions tell (`result
 """
 
 from ddp_trainer.report.charts import PANELS
-from ddp_trainer.report.loading import Run, mapping
 from ddp_trainer.report.page import escape, figure, pairs, section, themed_image
 from ddp_trainer.report.pictures import panel_png
 from ddp_trainer.report.reproduce import reproduce
 from ddp_trainer.report.results import results
 from ddp_trainer.report.scores import wilson_interval
 from ddp_trainer.report.wording import NOTHING, duration, four_digits, percent, plain, quantity
+from ddp_trainer.tracking.run_record import Run, mapping
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -127,11 +127,14 @@ def facts(run: Run) -> str:
     dataset = mapping(run.config.get("dataset"))
     splits = {name: mapping(split) for name, split in mapping(dataset.get("splits")).items()}
     data = {
-        "source": dataset.get("source"), "classes": len(run.classes), "image size": dataset.get("image_size"),
+        "source": dataset.get("source"),
+        "classes": len(run.classes),
+        "image size": dataset.get("image_size"),
         **{f"{name} images": split.get("count") for name, split in splits.items()},
         **{f"{name} sha256": split.get("sha256") for name, split in splits.items()},
-        "folder": run.config.get("data_dir"), "git commit": run.config.get("git_commit") or "unknown",
-    }  # fmt: skip
+        "folder": run.config.get("data_dir"),
+        "git commit": run.config.get("git_commit") or "unknown",
+    }
     settings = {name.replace("_", "-"): plain(value) for name, value in run.settings.items()}
     beside = pairs("Versions", mapping(run.config.get("versions"))) + pairs(
         "Data and code", {name: plain(value) for name, value in data.items()}

@@ -5,8 +5,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from ddp_trainer.config import FREE_ON_RESUME
-from ddp_trainer.report.loading import Run, load_run
 from ddp_trainer.report.wording import NOTHING, percent, quantity
+from ddp_trainer.tracking.run_record import Run, load_run
 
 TABLE = "table.md"  # its file, in the folder of the sweep
 

@@ -52,7 +52,7 @@ def parse() -> argparse.Namespace:
 
 def prepare(folder: Path) -> Path:
     """96 training and 40 test images, and everything that is made before the first fork."""
-    import tests.workers.preloaded  # noqa: F401
+    import tests.support.workers.preloaded  # noqa: F401
     from data_prep.dataset import write_dataset
     from data_prep.sources.synthetic import draw_synthetic
 

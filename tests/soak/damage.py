@@ -61,8 +61,8 @@ def damage_checkpoint(place: Path, file: str, damage: str, rng: random.Random) -
 
 def damaged_checkpoints(real: Path, cases: int, rng: random.Random) -> Outcome:
     """`real`: the checkpoints folder of a run, with two at least. Its newest is damaged in a copy, over and over."""
-    from ddp_trainer.checkpoint import list_checkpoints, newest_good_checkpoint
-    from ddp_trainer.resuming import REQUIRED
+    from ddp_trainer.run.checkpoint import list_checkpoints, newest_good_checkpoint
+    from ddp_trainer.run.resume import REQUIRED
 
     outcome = Outcome("newest checkpoint damaged", promise="detected, named, the previous one used")
     newest, previous = list_checkpoints(real)[:2]

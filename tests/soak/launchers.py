@@ -11,31 +11,59 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ddp_trainer.signals import SIGNALS
+from ddp_trainer.distributed.signals import SIGNALS
 from tests.soak.nursery import GRACE_SECONDS
 from tests.soak.outcome import Outcome
 from tests.soak.stops import PLAN, saved_at_the_end
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-SEVERAL = ("--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-           "--num_processes", "2", "--main_process_port", "0")  # fmt: skip
+SEVERAL = (
+    "--multi_gpu",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+    "--num_processes",
+    "2",
+    "--main_process_port",
+    "0",
+)
 ALONE = ("--num_machines", "1", "--num_processes", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--cpu")
 LAUNCHERS = {
     "accelerate launch of one": ("accelerate.commands.launch", *ALONE, "-m"),
     "accelerate launch of two": ("accelerate.commands.launch", *SEVERAL, "-m"),
     "torchrun": ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"),
 }
-TRAINER = "tests.workers.narrow_train"
+TRAINER = "tests.support.workers.narrow_train"
 
 
 def launch(launcher: str, data: Path, out: Path) -> subprocess.Popen:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "TORCHELASTIC_"))}
     with out.with_name(f"{out.name}.log").open("a") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", *LAUNCHERS[launcher], TRAINER, "smoke", "--device", "cpu", "--data-dir", str(data),
-             "--out", str(out), "--resume", *PLAN],
-            cwd=REPOSITORY, env={**kept, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                *LAUNCHERS[launcher],
+                TRAINER,
+                "smoke",
+                "--device",
+                "cpu",
+                "--data-dir",
+                str(data),
+                "--out",
+                str(out),
+                "--resume",
+                *PLAN,
+            ],
+            cwd=REPOSITORY,
+            env={**kept, "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 def workers(out: Path) -> list[int]:

@@ -76,7 +76,7 @@ class Job:
 
     def __init__(self, arguments: Sequence[str | Path], log: Path, *, processes: int = 1) -> None:
         from ddp_trainer.train import main
-        from tests.workers.narrow_train import use_narrow_network
+        from tests.support.workers.narrow_train import use_narrow_network
 
         def work() -> int:
             use_narrow_network()
@@ -118,9 +118,13 @@ class Job:
 
 def _rank_environment(rank: int, processes: int, port: str) -> dict[str, str]:
     return {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-    }  # fmt: skip
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
 
 
 def _free_port() -> int:

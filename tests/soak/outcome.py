@@ -50,9 +50,16 @@ def write_outcomes(path: Path, outcomes: list[Outcome], *, seed: int) -> None:
     from benchmarks.results import write_result
 
     rows = [
-        {"fault": one.fault, "promise": one.promise, "tried": one.tried, "lost": len(one.losses), "of which": one.notes,
-         "slowest_seconds": round(one.worst_seconds, 1), "seconds": round(one.seconds)}
+        {
+            "fault": one.fault,
+            "promise": one.promise,
+            "tried": one.tried,
+            "lost": len(one.losses),
+            "of which": one.notes,
+            "slowest_seconds": round(one.worst_seconds, 1),
+            "seconds": round(one.seconds),
+        }
         for one in outcomes
-    ]  # fmt: skip
+    ]
     figures = {"tried": sum(one.tried for one in outcomes), "lost": sum(len(one.losses) for one in outcomes)}
     write_result(path, figures, seed=seed, rows=rows)

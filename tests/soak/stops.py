@@ -10,13 +10,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ddp_trainer.signals import SIGNALS
+from ddp_trainer.distributed.signals import SIGNALS
 from tests.soak.nursery import GRACE_SECONDS, Job, wait_until
 from tests.soak.outcome import Outcome
 
 # Four epochs of 6 steps with an evaluation after each, and a checkpoint at every second step.
-PLAN = ("--epochs", "4", "--max-steps", "24", "--batch-size", "16", "--checkpoint-every-steps", "2",
-        "--ema-decay", "0.9", "--validation", "24")  # fmt: skip
+PLAN = (
+    "--epochs",
+    "4",
+    "--max-steps",
+    "24",
+    "--batch-size",
+    "16",
+    "--checkpoint-every-steps",
+    "2",
+    "--ema-decay",
+    "0.9",
+    "--validation",
+    "24",
+)
 STOPS_PER_RUN = 5
 TOO_LATE = "after its end"
 VOLATILE = {"seconds", "images_per_second", "train_seconds", "epoch_seconds"}
@@ -45,7 +57,7 @@ class Scene:
 
 def compare_runs(one: Path, other: Path) -> list[str]:
     """In what two complete runs differ: weights, whole training state, metrics, predictions."""
-    from ddp_trainer.checkpoint import list_checkpoints, read_checkpoint
+    from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint
 
     found = [name for name in ("model.safetensors",) if (one / name).read_bytes() != (other / name).read_bytes()]
     records = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, other)]
@@ -165,7 +177,7 @@ def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tu
 
 def saved_at_the_end(out: Path) -> str:
     """The state of the step it stopped at is there; before the first step of a run there is none to save."""
-    from ddp_trainer.checkpoint import list_checkpoints, read_checkpoint
+    from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint
 
     step = json.loads((out / "status.json").read_text())["step"]
     newest = list_checkpoints(out / "checkpoints")[:1]

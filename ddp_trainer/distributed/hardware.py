@@ -1,0 +1,59 @@
+"""Which device and precision a run uses on this machine. Starts nothing.
+
+torch takes seconds to import, so it is imported only where CUDA has to be asked about.
+"""
+
+import os
+from pathlib import Path
+
+from data_prep.errors import InputError, require
+from ddp_trainer.config import RuntimeConfig
+
+
+def _cpu_info() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 itself; emulated, it would be slower than fp32."""
+    flags = _cpu_info().split()
+    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def cpu_name() -> str:
+    names = [line.split(":", 1)[1].strip() for line in _cpu_info().splitlines() if line.startswith("model name")]
+    return f"{names[0] if names else 'CPU'}, {len(os.sched_getaffinity(0))} cores"
+
+
+def resolve_device(config: RuntimeConfig) -> str:
+    if config.device == "cpu":
+        return "cpu"
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on"):
+        require(
+            config.device == "auto",
+            "--device cuda: Accelerate was told to use the CPU, by --cpu or by use_cpu in "
+            "its configuration; leave that out, or take --device cpu",
+        )
+        return "cpu"
+    import torch
+
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no usable GPU here; use --device cpu, or check the driver")
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def resolve_precision(config: RuntimeConfig) -> str:
+    """fp32, bf16 or fp16. Raises InputError for fp16 on a CPU, which has no gradient scaling there."""
+    on_cuda = resolve_device(config) == "cuda"
+    if config.precision == "fp16" and not on_cuda:
+        raise InputError("--precision fp16 works on CUDA only; use --precision bf16 or fp32 on the CPU")
+    if config.precision != "auto":
+        return config.precision
+    if on_cuda:
+        import torch
+
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if cpu_has_bf16() else "fp32"

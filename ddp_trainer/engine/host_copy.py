@@ -1,0 +1,20 @@
+"""Device values on their way to the host, read later so that no step waits for the device."""
+
+import torch
+from torch import Tensor
+
+
+class PendingValues:
+    """A copy of a small tensor. It is queued behind the kernels launched so far; only `read` waits for it."""
+
+    def __init__(self, values: Tensor) -> None:
+        on_gpu = values.is_cuda
+        self._values = torch.empty_like(values, device="cpu", pin_memory=on_gpu).copy_(values, non_blocking=True)
+        self._event = torch.cuda.Event() if on_gpu else None
+        if self._event is not None:
+            self._event.record()
+
+    def read(self) -> Tensor:
+        if self._event is not None:
+            self._event.synchronize()
+        return self._values

@@ -1,0 +1,63 @@
+"""What the loop reports, and the observer that ignores it all.
+
+The main process records, prints and saves (`run.recorder`). Every other rank has the silent observer, so the loop
+never asks which rank it runs on.
+"""
+
+from typing import Any, Protocol
+
+from ddp_trainer.tracking.console import Progress, build_progress
+from ddp_trainer.tracking.metric_files import Record
+
+
+class Observer(Protocol):
+    """Called by the trainer, on its own thread, in the order of events."""
+
+    progress: Progress
+
+    def step_done(self, step: int) -> None:
+        """After each optimizer step, `step` of them being done. The device may still be busy with the last ones."""
+        ...
+
+    def step_record(self, record: Record) -> None:
+        """Mean figures since the record before, every `--log-every-steps` steps, a step late."""
+        ...
+
+    def epoch_done(self, record: Record) -> None: ...
+
+    def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:
+        """Keeps the state, which the trainer goes on to change: copy it before returning."""
+        ...
+
+    def check(self) -> None:
+        """Raises what went wrong in the background since the last call."""
+        ...
+
+    def skipped(self, report: dict[str, Any], *, step: int) -> None:
+        """A skipped step ended the run: `report` lists its images and their losses."""
+        ...
+
+
+class SilentObserver:
+    """For every rank but the main one, and for whoever only wants the steps."""
+
+    def __init__(self) -> None:
+        self.progress: Progress = build_progress(enabled=False)
+
+    def step_done(self, step: int) -> None:
+        pass
+
+    def step_record(self, record: Record) -> None:
+        pass
+
+    def epoch_done(self, record: Record) -> None:
+        pass
+
+    def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
+
+    def skipped(self, report: dict[str, Any], *, step: int) -> None:
+        pass

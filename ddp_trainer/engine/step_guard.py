@@ -1,0 +1,161 @@
+"""Skips a step on every rank if its loss or a gradient is not finite, without waiting for the device.
+
+The decision is made on the device, and so is everything that depends on it. Gradients are the same on all ranks after
+their all-reduce, hence so is the decision, and every rank raises `NonFinite` at the same step. The host learns of a
+skipped step one step later, or when it asks (`StepGuard.settle`).
+"""
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from ddp_trainer.engine.host_copy import PendingValues
+from ddp_trainer.engine.reversible import Reversible
+
+FP16_PATIENCE = 10  # skipped steps in a row: the loss scale was halved ten times, and it did not help
+
+
+class NonFinite(Exception):
+    """The run cannot continue. `step` (0-based) is the last step that was skipped."""
+
+    def __init__(self, step: int, patience: int) -> None:
+        self.step = step
+        steps = f"in {patience} steps in a row, the last of them" if patience > 1 else "at"
+        super().__init__(
+            f"loss or gradient not finite {steps} step {step + 1}; the update was skipped. "
+            "Its images are listed in crash/. Try a lower --peak-lr, or look at those images"
+        )
+
+
+class Attempt:
+    """One step between its forward pass and its update."""
+
+    def __init__(self, step: int, indices: Tensor) -> None:
+        self.step = step  # 0-based
+        self.indices = indices  # (N,) positions in the beton file
+        self.losses: list[Tensor] = []  # of each image, in the parts of an accumulated batch
+        self.skipped: Tensor  # () bool on the device, known after the block
+
+    def record(self, losses: Tensor) -> None:
+        self.losses.append(losses.detach())
+
+
+class SkippedSteps(NamedTuple):
+    in_a_row: int
+    this_epoch: int
+
+
+class StepGuard:
+    """Owns the protocol of a step: what is remembered, decided, updated or restored, and when the host is told.
+
+        with guard.attempt(step, batch.indices) as attempt:
+            loss = ...
+            attempt.record(losses)
+            nan_gradient_if_not_finite(loss).backward()
+        ema.update(model, skip=attempt.skipped)
+
+    The end of the block takes the optimizer step, or skips it and undoes what the forward pass changed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        changed_by_forward: Iterable[Tensor] = (),
+        *,
+        scaler: torch.amp.GradScaler | None = None,
+        clip: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`optimizer`: may be wrapped by Accelerate. `changed_by_forward`: tensors besides the model's buffers.
+
+        `clip`: called before each update, to clip the gradients.
+        """
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._optimizer, self._scaler, self._clip = optimizer, scaler, clip
+        self._forward = Reversible([*model.buffers(), *changed_by_forward])
+        self._patience = 1 if scaler is None else FP16_PATIENCE
+        self._counts = torch.zeros(2, dtype=torch.int64, device=self._parameters[0].device)  # as in SkippedSteps
+        self._recent: deque[Attempt] = deque(maxlen=2)  # a skipped step is known one step late
+        self._pending: deque[tuple[int, PendingValues]] = deque()
+
+    @contextlib.contextmanager
+    def attempt(self, step: int, indices: Tensor) -> Iterator[Attempt]:
+        """`step`: 0-based. In the block: forward and backward. Raises NonFinite because of the step before it."""
+        attempt = Attempt(step, indices)
+        self._recent.append(attempt)
+        self._forward.remember()
+        yield attempt
+        attempt.skipped = self._decide()
+        self._forward.restore_where(attempt.skipped)
+        self._update(attempt.skipped)
+        self._counts += attempt.skipped
+        self._counts[0] *= attempt.skipped
+        self._pending.append((step, PendingValues(self._counts)))
+        self._look(keep=1)
+
+    def settle(self) -> SkippedSteps:
+        """Counts up to the last step. Waits for the device; raises NonFinite."""
+        self._look(keep=0)
+        return SkippedSteps(*self._counts.tolist())
+
+    def restore(self, counts: SkippedSteps) -> None:
+        self._counts.copy_(torch.tensor(counts))
+
+    def start_epoch(self) -> None:
+        self._counts[1] = 0
+
+    def attempt_of(self, error: NonFinite) -> Attempt:
+        return next(recent for recent in self._recent if recent.step == error.step)
+
+    def _decide(self) -> Tensor:
+        """() bool: whether to skip this step. A norm that overflows counts as much as a gradient that does."""
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        skipped = ~get_total_norm(gradients).isfinite()
+        gradients[-1].add_(torch.where(skipped, math.nan, 0.0))  # a gradient scaler then decides the same
+        return skipped
+
+    def _update(self, skipped: Tensor) -> None:
+        """The optimizer's step, or nothing at all where `skipped`."""
+        self._clip()
+        if self._scaler is None:
+            step_unless(skipped, self._optimizer)
+        else:
+            self._optimizer.step()  # the scaler skips the same steps, and lowers its scale
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _look(self, *, keep: int) -> None:
+        while len(self._pending) > keep:
+            step, counts = self._pending.popleft()
+            if counts.read()[0] >= self._patience:
+                raise NonFinite(step, self._patience)
+
+
+def nan_gradient_if_not_finite(loss: Tensor) -> Tensor:
+    """`loss` (), with a gradient of NaN where it is not finite: the all-reduce of gradients then tells every rank.
+
+    Without this, an infinite loss may have finite gradients, and only its own rank would know.
+    """
+    return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
+
+
+def step_unless(skipped: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """`optimizer.step()`, or nothing at all where `skipped` () bool.
+
+    torch's fused optimizers, and Muon, look at `found_inf` on the device. For others the host waits for the answer.
+    """
+    bare = getattr(optimizer, "optimizer", optimizer)  # inside Accelerate's wrapper
+    if not getattr(bare, "_step_supports_amp_scaling", False):
+        if not skipped.item():
+            optimizer.step()
+        return
+    bare.found_inf = skipped.float()
+    try:
+        optimizer.step()
+    finally:
+        del bare.found_inf

@@ -1,0 +1,32 @@
+"""Figures within an epoch: every few steps the means since the record before, read without waiting for the device."""
+
+from torch import Tensor
+
+from ddp_trainer.engine.host_copy import PendingValues
+from ddp_trainer.engine.metrics import averages
+from ddp_trainer.tracking.metric_files import Record
+
+
+class StepLog:
+    """Turns running sums into records. A record is on its way to the host while the next step runs."""
+
+    def __init__(self, every: int) -> None:
+        """`every`: steps between two records; 0: none."""
+        self._every = every
+        self._pending: tuple[Record, PendingValues] | None = None
+
+    def is_due(self, step: int) -> bool:
+        """`step`: number of steps done."""
+        return bool(self._every) and step % self._every == 0
+
+    def add(self, position: Record, sums: Tensor) -> None:
+        """`position`: what is known already of the record. `sums`: (3,), as in `RunningSums`, of all ranks."""
+        self._pending = (position, PendingValues(sums))
+
+    def take(self) -> Record | None:
+        """The record that is on its way, if any. Call it a step after `add`, or before the state is saved."""
+        if self._pending is None:
+            return None
+        (position, sums), self._pending = self._pending, None
+        means = averages(sums.read())
+        return {**position, "train_loss": means.loss, "train_accuracy": means.accuracy}

@@ -1,0 +1,115 @@
+"""Everything the rest of a run depends on, by name: the content of a checkpoint.
+
+Order, augmentation and learning rate are pure functions of seed and step, so they need no state. torch's generators
+are kept for networks with dropout. Entries that differ between ranks are stacked along a first dimension: `buffers`
+(running statistics of BatchNorm), `sums` (of the current epoch) and `generators`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data_prep.errors import InputError
+from ddp_trainer.distributed.runtime import Runtime
+from ddp_trainer.engine.ema import Ema
+from ddp_trainer.engine.metrics import RunningSums, Stopwatch
+from ddp_trainer.engine.step_guard import SkippedSteps, StepGuard
+from ddp_trainer.tracking.metric_files import Record
+
+KEYS = frozenset(
+    {
+        "step",
+        "history",
+        "epoch_seconds",
+        "skipped_steps",
+        "model",
+        "optimizer",
+        "scaler",
+        "ema",
+        "buffers",
+        "sums",
+        "logged_sums",
+        "generators",
+    }
+)
+
+
+class TrainState:
+    """Model, optimizer and position of one run on one rank."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None, runtime: Runtime) -> None:
+        self.model, self.optimizer, self.ema, self.runtime = model, optimizer, ema, runtime
+        self.step = 0  # optimizer steps done
+        self.history: list[Record] = []  # one record per finished epoch
+        self.sums = RunningSums(runtime.device)  # of the current epoch, over this rank's images
+        self.logged_sums = torch.zeros_like(self.sums.values)  # of all ranks, at the last record within the epoch
+        self.watch = Stopwatch()  # of the current epoch, evaluation excluded
+        self.guard: StepGuard
+
+    def state_dict(self) -> dict[str, Any]:
+        """A collective operation: call it on every rank. Raises NonFinite if the last steps must not be saved."""
+        skipped = self.guard.settle()
+        scaler = self.runtime.scaler
+        return {
+            "step": self.step,
+            "history": self.history,
+            "epoch_seconds": self.watch.read(),
+            "skipped_steps": list(skipped),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "buffers": self.runtime.gather_named(self._buffers()),  # {name: (world_size, ...)}
+            "sums": self.runtime.gather(self.sums.values),  # (world_size, 3)
+            "logged_sums": self.logged_sums,
+            "generators": self.runtime.gather(self.runtime.generator_state()),  # (world_size, L)
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned, with this or another number of processes.
+
+        With another number, running statistics are averaged and sums are shared out equally.
+        """
+        self.step, self.history = state["step"], list(state["history"])
+        self.watch.seconds = state["epoch_seconds"]
+        self.guard.restore(SkippedSteps(*state["skipped_steps"]))
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.runtime.scaler is not None and state["scaler"]:
+            self.runtime.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self._load_buffers(state["buffers"])
+        rank, world_size, sums = self.runtime.rank, self.runtime.world_size, state["sums"]
+        self.sums.values.copy_(sums[rank] if len(sums) == world_size else sums.sum(dim=0) / world_size)
+        self.logged_sums.copy_(state["logged_sums"])
+        if len(state["generators"]) == world_size:
+            self.runtime.set_generator_state(state["generators"][rank])
+
+    def start_epoch(self) -> None:
+        """Loss, accuracy, seconds and skipped steps are those of one epoch."""
+        self.watch = Stopwatch()
+        self.sums.reset()
+        self.logged_sums.zero_()
+        self.guard.start_epoch()
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """This rank's floating-point buffers: of the model, and of its average."""
+        models = {"model": self.model} if self.ema is None else {"model": self.model, "ema": self.ema}
+        return {
+            f"{owner}.{name}": buffer
+            for owner, module in models.items()
+            for name, buffer in module.named_buffers()
+            if buffer.is_floating_point()
+        }
+
+    def _load_buffers(self, saved: dict[str, Tensor]) -> None:
+        own = self._buffers()
+        if own.keys() != saved.keys():
+            names = ", ".join(sorted(own.keys() ^ saved.keys()))
+            raise InputError(f"--resume: the checkpoint has other buffers than the network ({names})")
+        for name, buffer in own.items():
+            rows = saved[name]
+            same_ranks = len(rows) == self.runtime.world_size
+            buffer.copy_(rows[self.runtime.rank] if same_ranks else rows.double().mean(dim=0))

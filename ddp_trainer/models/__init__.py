@@ -1,0 +1,1 @@
+"""Networks, and the file that says how to rebuild one."""

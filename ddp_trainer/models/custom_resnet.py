@@ -1,0 +1,68 @@
+"""The custom ResNet: torch only. It knows no rank, device, optimizer or logger; it is wrapped from outside.
+
+Structure (conv-pool-BN-activation, two residual pairs) after David Page's ResNet-9 of "How to train your ResNet"
+(github.com/davidcpage/cifar10-fast); 6,573,130 parameters for ten classes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from torch import Tensor, nn
+
+WIDTHS = (64, 128, 256, 512)
+
+# The head sees 512 maxima of several units each, so its logits are steep: unscaled, learning rates that suit the
+# convolutions make it diverge. The value is Page's.
+LOGIT_SCALE = 1 / 8
+
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+    "relu": partial(nn.ReLU, inplace=True),
+    "gelu": nn.GELU,
+    "celu": partial(nn.CELU, alpha=0.3, inplace=True),  # Page's choice for this network, and his alpha
+}
+
+
+class ConvBlock(nn.Sequential):
+    """3x3 convolution -> optional 2x2 max-pooling -> BatchNorm -> activation."""
+
+    def __init__(self, in_channels: int, out_channels: int, activation: str, *, pool: bool = False) -> None:
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)]
+        if pool:
+            layers.append(nn.MaxPool2d(2))
+        super().__init__(*layers, nn.BatchNorm2d(out_channels), ACTIVATIONS[activation]())
+
+
+class Residual(nn.Module):
+    """x + block(block(x)), both blocks keeping the width."""
+
+    def __init__(self, channels: int, activation: str) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            ConvBlock(channels, channels, activation), ConvBlock(channels, channels, activation)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+class CustomResNet(nn.Module):
+    """(N, 3, H, W) normalised images -> (N, num_classes) raw logits. H and W: at least 8.
+
+    The last pooling takes the maximum over the whole remaining map (4x4 for 32x32 images), so larger images work too.
+    """
+
+    def __init__(self, num_classes: int = 10, widths: Sequence[int] = WIDTHS, activation: str = "relu") -> None:
+        super().__init__()
+        stem, first, second, third = widths
+        self.features = nn.Sequential(
+            ConvBlock(3, stem, activation),
+            ConvBlock(stem, first, activation, pool=True),
+            Residual(first, activation),
+            ConvBlock(first, second, activation, pool=True),
+            ConvBlock(second, third, activation, pool=True),
+            Residual(third, activation),
+        )
+        self.head = nn.Linear(third, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).amax(dim=(2, 3))) * LOGIT_SCALE

@@ -1,0 +1,68 @@
+"""Do the settings fit the dataset and the number of processes? Asked before anything is written or started."""
+
+from data_prep.dataset import DatasetInfo
+from data_prep.errors import require
+from ddp_trainer.config import TrainConfig
+
+SMALLEST_SIDE = 8  # pixels: three poolings halve it
+
+
+def check_settings(config: TrainConfig, dataset: DatasetInfo, *, world_size: int) -> int:
+    """Number of training images, without those held out. Raises InputError if the settings do not fit the dataset."""
+    total, held_out = dataset.splits["train"].count, config.data.validation
+    require(held_out < total, f"--validation must be below the number of training images, {total}, got {held_out}")
+    _check_sides(config, dataset.image_size)
+    num_images = total - held_out
+    images_per_pass = check_batch(config, num_images=num_images, world_size=world_size)
+    smallest = min(config.schedule.crop_sides(dataset.image_size))
+    require(
+        images_per_pass > 1 or smallest >= 16 or (config.runtime.sync_bn and world_size > 1),
+        f"--batch-size {config.schedule.batch_size} leaves one image of {smallest} pixels a side for each forward "
+        "pass, too little for BatchNorm; raise --batch-size, or prepare larger images",
+    )
+    return num_images
+
+
+def _check_sides(config: TrainConfig, image_size: int) -> None:
+    """Raises InputError if padding, cutout or small crops do not fit images of `image_size` pixels a side."""
+    smallest = min(config.schedule.crop_sides(image_size))
+    for flag, pixels, side in (
+        ("crop-padding", config.augment.crop_padding, image_size),
+        ("cutout", config.augment.cutout, smallest),
+    ):
+        what = "images" if side == image_size else "first crops"
+        require(pixels < side, f"--{flag} must be below the side of the {what}, {side} pixels, got {pixels}")
+    require(
+        smallest >= SMALLEST_SIDE,
+        f"--small-crop-fraction {config.schedule.small_crop_fraction}: the first crops have {smallest} pixels a side, "
+        f"and the network needs {SMALLEST_SIDE}; use --small-crop-fraction 0, or prepare larger images",
+    )
+
+
+def check_batch(config: TrainConfig, *, num_images: int, world_size: int) -> int:
+    """Number of images in one forward pass of one process.
+
+    Raises InputError unless the batch can be shared out evenly and the run has enough steps.
+    """
+    batch, accumulate = config.schedule.batch_size, config.schedule.accumulate
+    parts = world_size * accumulate
+    require(
+        batch % parts == 0,
+        f"--batch-size {batch} is not divisible by {world_size} processes x --accumulate {accumulate}; "
+        f"use {max(batch // parts, 1) * parts}",
+    )
+    require(
+        not config.augment.mixes_pairs or batch // parts % 2 == 0,
+        f"--mixup and --cutmix need an even number of images in each forward pass, got {batch // parts}; "
+        "change --batch-size",
+    )
+    require(
+        num_images >= batch,
+        f"--batch-size must be at most the number of training images, {num_images}, got {batch}",
+    )
+    steps = config.schedule.last_step(num_images)
+    require(
+        config.run.profile < steps,
+        f"--profile must be below the number of steps of the run, {steps}, got {config.run.profile}",
+    )
+    return batch // parts

@@ -1,0 +1,137 @@
+"""What a finished run leaves in its directory: weights, predictions, summary, model card and report."""
+
+import shlex
+import sys
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from data_prep.files import replace_file, write_json
+from data_prep.loader import ResidentLoader, StreamLoader, read_images
+from ddp_trainer.engine.evaluation import Evaluation
+from ddp_trainer.engine.flops import training_flops
+from ddp_trainer.engine.trainer import Trainer
+from ddp_trainer.models.spec import ModelSpec, count_parameters
+from ddp_trainer.run.directory import RunDirectory
+from ddp_trainer.run.recorder import Recorder, SilentRecorder
+
+GALLERY_SIZE = 48
+
+
+def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentRecorder) -> None:
+    """Everything a finished run leaves, written by the main process. A collective operation."""
+    model, spec = trainer.evaluated_model, trainer.data.evaluator.spec
+    with trainer.runtime.averaged_batchnorm(model):
+        if isinstance(recorder, Recorder):
+            write_model(recorder.run_dir.path, model, spec)
+    if not isinstance(recorder, Recorder):
+        return
+    path = recorder.run_dir.path
+    recorder.checkpoints.close()
+    write_predictions(path, evaluation, trainer.data.evaluator.loader)
+    summary = summarize(trainer, evaluation)
+    write_json(path / "summary.json", summary)  # its presence says that the run is finished
+    write_model_card_or_warn(path)
+    recorder.tracker.finish(summary)
+    report = write_report_or_warn(path)
+    recorder.run_dir.write_status("done", step=trainer.state.step, epoch=len(trainer.state.history))
+    plain, tta = (f"{summary[name]:.2%}" for name in ("test_accuracy", "test_accuracy_tta"))
+    counts = f"{evaluation.correct}/{evaluation.total} ({plain})"
+    recorder.say(f"{summary['evaluation_split']} accuracy {counts}, {tta} with test-time augmentation")
+    recorder.say(f"run directory: {path}" + (f"\nreport: {report}" if report else ""))
+
+
+def complete_results(run_dir: RunDirectory | None) -> None:
+    """For a run that has its summary: writes the model card and report that it lacks if it was killed right then."""
+    if run_dir is None:
+        return
+    print(f"{run_dir.path} is finished already: nothing to do", file=sys.stderr, flush=True)
+    if run_dir.status.get("state") == "done":
+        return
+    summary = run_dir.summary or {}
+    write_model_card_or_warn(run_dir.path)
+    write_report_or_warn(run_dir.path)
+    run_dir.write_status("done", step=summary.get("steps", 0), epoch=summary.get("epochs", 0))
+
+
+def summarize(trainer: Trainer, evaluation: Evaluation) -> dict[str, Any]:
+    """Content of summary.json."""
+    config, state, spec = trainer.config, trainer.state, trainer.data.evaluator.spec
+    flops = training_flops(config.schedule, spec, steps=state.step, num_images=len(trainer.data.samples))
+    unfinished = state.watch.read()  # the epoch that --max-steps has cut short
+    seconds = sum(float(record["seconds"]) for record in state.history) + unfinished
+    assert evaluation.correct_tta is not None
+    return {
+        "test_accuracy": evaluation.correct / evaluation.total,
+        "test_correct": evaluation.correct,
+        "test_total": evaluation.total,
+        "test_accuracy_tta": evaluation.correct_tta / evaluation.total,
+        "test_loss": evaluation.loss,
+        "evaluation_split": config.data.evaluation_split,
+        "epochs": len(state.history),
+        "steps": state.step,
+        "world_size": trainer.runtime.world_size,
+        "device": trainer.runtime.device_name,
+        "precision": trainer.runtime.precision,
+        "train_seconds": seconds,
+        "train_pflops": flops / 1e15,
+        "parameters": count_parameters(trainer.model),
+        "images_per_second": state.step * config.schedule.batch_size / seconds,
+    }
+
+
+def write_model(run_dir: Path, model: nn.Module, spec: ModelSpec) -> None:
+    """model.safetensors and model.json."""
+    from safetensors.torch import save
+
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    replace_file(run_dir / "model.safetensors", save(weights))  # `save_file` would make it readable by its owner only
+    spec.write(run_dir / "model.json")
+
+
+def write_predictions(run_dir: Path, evaluation: Evaluation, loader: StreamLoader | ResidentLoader) -> None:
+    """predictions.npz: label and probabilities of every evaluated image, and the pixels of the worst mistakes."""
+    probabilities = evaluation.logits.double().softmax(dim=1)
+    confidence, predicted = probabilities.max(dim=1)
+    wrong = torch.nonzero(predicted != evaluation.labels).flatten()
+    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:GALLERY_SIZE].cpu().numpy()
+    samples = evaluation.samples[worst]
+    pixels = read_images(loader, samples).permute(0, 2, 3, 1).cpu().numpy() if len(samples) else np.zeros((0, 1, 1, 3))
+    content = BytesIO()
+    np.savez_compressed(
+        content,
+        indices=evaluation.samples,
+        labels=evaluation.labels.cpu().numpy(),
+        probabilities=probabilities.float().cpu().numpy(),
+        wrong_indices=samples,
+        wrong_images=pixels.astype(np.uint8),
+    )
+    replace_file(run_dir / "predictions.npz", content.getvalue())
+
+
+def write_model_card_or_warn(run_dir: Path) -> None:
+    from ddp_trainer.report.model_card import write_model_card
+
+    _or_warn(write_model_card, run_dir, "model card", "ddp_trainer.model_card")
+
+
+def write_report_or_warn(run_dir: Path) -> Path | None:
+    from ddp_trainer.report import write_report
+
+    return _or_warn(lambda path: write_report([path]), run_dir, "report", "ddp_trainer.report")
+
+
+def _or_warn(write: Callable[[Path], Path], run_dir: Path, what: str, module: str) -> Path | None:
+    """Model card and report describe a finished run: failing to write them must not fail the run."""
+    try:
+        return write(run_dir)
+    except Exception as error:
+        again = f"python -m {module} {shlex.quote(str(run_dir))}"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"warning: the run is finished, but its {what} failed ({reason}); try: {again}", file=sys.stderr)
+        return None

@@ -1,0 +1,31 @@
+"""Joining the other processes of a run, and agreeing with them where it starts."""
+
+import contextlib
+from collections.abc import Iterator
+
+from data_prep.errors import InputError
+from ddp_trainer.config import TrainConfig
+from ddp_trainer.distributed.runtime import Runtime
+from ddp_trainer.distributed.signals import StopRequest
+from ddp_trainer.run.directory import RunDirectory
+from ddp_trainer.run.resume import Start, StartKind
+
+
+@contextlib.contextmanager
+def join_processes(
+    config: TrainConfig, stop: StopRequest, run_dir: RunDirectory | None, start: Start
+) -> Iterator[tuple[Runtime, Start]]:
+    """This process among all others, and the main process's `start`.
+
+    The process group is left at the end of the block, but not after an error: others may be gone, and leaving waits
+    for them.
+    """
+    try:
+        runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate, stop=stop)
+        kind, step = runtime.agree_on(*start)
+    except Exception as error:  # such as a process that never came
+        if run_dir is not None and start.kind != StartKind.FINISHED and not isinstance(error, InputError):
+            run_dir.write_status("failed", step=start.step, message=f"{type(error).__name__}: {error}")
+        raise
+    yield runtime, Start(StartKind(kind), step)
+    runtime.close()

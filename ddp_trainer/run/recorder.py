@@ -1,0 +1,167 @@
+"""The observer of the main process: console, trackers, checkpoints, status.json and the end of the run."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from data_prep.dataset import DatasetInfo
+from data_prep.files import write_json
+from ddp_trainer.config import TrainConfig
+from ddp_trainer.distributed.runtime import Runtime
+from ddp_trainer.engine.observer import SilentObserver
+from ddp_trainer.engine.profiling import StepProfiler
+from ddp_trainer.engine.trainer import Trainer
+from ddp_trainer.run.checkpoint import CheckpointError
+from ddp_trainer.run.checkpoint_saver import CheckpointSaver
+from ddp_trainer.run.directory import RunDirectory, describe_run
+from ddp_trainer.run.resume import settings_of
+from ddp_trainer.tracking.console import build_progress, epoch_line, print_line
+from ddp_trainer.tracking.metric_files import Record
+from ddp_trainer.tracking.tracker import Tracker, build_tracker
+
+
+class SilentRecorder(SilentObserver):
+    """For every rank but the main one."""
+
+    def say(self, line: str) -> None:
+        pass
+
+    def preempted(self) -> None:
+        pass
+
+
+class Recorder(SilentRecorder):
+    """Writes to the run directory and its mirrors what the trainer reports. Opened by `open_recorder`."""
+
+    def __init__(
+        self,
+        run_dir: RunDirectory,
+        tracker: Tracker,
+        config: TrainConfig,
+        *,
+        settings: dict[str, Any],
+        profiler: StepProfiler | None,
+    ) -> None:
+        super().__init__()
+        self.run_dir, self.tracker, self.settings, self.profiler = run_dir, tracker, settings, profiler
+        self.epochs, self.split = config.schedule.epochs, config.data.evaluation_split
+        self.progress = build_progress(enabled=True)
+        self.checkpoints = CheckpointSaver(run_dir.checkpoints, keep=config.run.keep_checkpoints)
+        self.step, self.epoch = 0, 0
+        self.has_checkpoint = False
+
+    def say(self, line: str) -> None:
+        print_line(line, sys.stderr)
+
+    def step_done(self, step: int) -> None:
+        self.step = step
+        if self.profiler is not None:
+            self.profiler.step()
+
+    def step_record(self, record: Record) -> None:
+        self.tracker.log_step(record)
+
+    def epoch_done(self, record: Record) -> None:
+        self.epoch = int(record["epoch"])
+        self.tracker.log_epoch(record)
+        self.progress.note(epoch_line(record, epochs=self.epochs))
+
+    def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:
+        whole = {**state, "settings": self.settings, "tracker": self.tracker.state()}
+        self.checkpoints.save(whole, step=step, score=self._score(state))
+        self.has_checkpoint = True
+        self.step, self.epoch = step, epoch
+        self.run_dir.write_status("running", step=step, epoch=epoch)
+
+    def check(self) -> None:
+        self.checkpoints.check()
+
+    def skipped(self, report: dict[str, Any], *, step: int) -> None:
+        folder = self.run_dir.path / "crash"
+        folder.mkdir(exist_ok=True)
+        write_json(folder / f"step-{step:08d}.json", report)
+
+    def preempted(self) -> None:
+        """Waits until the checkpoint is saved, and says so. Raises CheckpointError if it cannot be saved."""
+        self.checkpoints.close()
+        if self.has_checkpoint:
+            message = f"stopped after step {self.step}, checkpoint saved; add --resume to continue"
+        else:
+            message = "stopped before the first checkpoint; run the same command to start over"
+        self._end("preempted", message)
+        self.say(message)
+
+    def failed(self, error: BaseException) -> None:
+        """Never raises: the error that led here must be seen."""
+        try:
+            self.checkpoints.close()
+        except CheckpointError as other:
+            print(f"error: {other}", file=sys.stderr, flush=True)
+        try:
+            self._end("failed", f"{type(error).__name__}: {error}")
+        except OSError as other:
+            print(f"warning: {other}", file=sys.stderr, flush=True)
+
+    def _end(self, state: str, message: str) -> None:
+        self.run_dir.write_status(state, step=self.step, epoch=self.epoch, message=message)
+        self.tracker.finish(None, failed=state == "failed")
+
+    def _score(self, state: dict[str, Any]) -> float | None:
+        """Accuracy on the validation images, if this state was just evaluated. The test split must choose nothing."""
+        history = state["history"]
+        if self.split == "test" or not history or history[-1]["step"] != state["step"]:
+            return None
+        return float(history[-1]["test_accuracy"])
+
+
+def describe_plan(trainer: Trainer) -> str:
+    """What is going to be trained, and on what, in one line."""
+    schedule, runtime = trainer.config.schedule, trainer.runtime
+    leftover = len(trainer.data.samples) % schedule.batch_size
+    dropped = f" ({leftover} leftover images are dropped each epoch, different ones every time)" if leftover else ""
+    return (
+        f"{trainer.config.recipe}: {schedule.epochs} epochs x {trainer.steps_per_epoch} steps, "
+        f"batch {schedule.batch_size}{dropped}, {runtime.world_size} x {runtime.device_name}, {runtime.precision}"
+    )
+
+
+@contextlib.contextmanager
+def open_recorder(
+    run_dir: RunDirectory | None,
+    config: TrainConfig,
+    dataset: DatasetInfo,
+    runtime: Runtime,
+    state: dict[str, Any] | None,
+) -> Iterator[SilentRecorder]:
+    """Writes config.json and status.json, removes the results of a shorter run, and starts the trackers.
+
+    An exception in the block is recorded as the end of the run. Silent on every rank but the main one.
+    """
+    if run_dir is None:
+        yield SilentRecorder()
+        return
+    step, history = (state["step"], state["history"]) if state else (0, [])
+    run_dir.write_status("running", step=step, epoch=len(history))
+    for name in ("summary.json", "predictions.npz"):  # of fewer --max-steps: they no longer describe the whole run
+        (run_dir.path / name).unlink(missing_ok=True)
+    description = describe_run(config, dataset, runtime.describe())
+    write_json(run_dir.path / "config.json", description)
+    tracker = build_tracker(
+        config.tracking,
+        run_dir=run_dir.path,
+        config=description,
+        history=history,
+        step=step,
+        state=state["tracker"] if state else {},
+    )
+    steps_left = config.schedule.last_step(dataset.splits["train"].count - config.data.validation) - step
+    profiler = StepProfiler.start(config.run.profile, steps_left=steps_left, folder=run_dir.path)
+    settings = settings_of(config, dataset, precision=runtime.precision)
+    recorder = Recorder(run_dir, tracker, config, settings=settings, profiler=profiler)
+    recorder.step, recorder.epoch, recorder.has_checkpoint = step, len(history), state is not None
+    try:
+        yield recorder
+    except BaseException as error:
+        recorder.failed(error)
+        raise

@@ -1,0 +1,245 @@
+"""Jobs on a real SLURM: several nodes, preemption, time limits, lost processes, cancelling, staging, sweeps.
+
+The interrupted job waits most of its time, so it goes through its stages in the background, beside the other tests.
+"""
+
+import filecmp
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+
+from data_prep.dataset import write_dataset
+from data_prep.sources.synthetic import draw_synthetic
+from ddp_trainer.report.wording import NOTHING
+from tests.support.processes import read
+from tests.support.slurm_cluster import Cluster, Job, running_cluster, wait_until
+from tests.support.trainer import REPOSITORY, read_lines
+
+# 32 training images in batches of 8: two epochs of 4 steps, each of them saved.
+PLAN = ("--epochs", "2", "--batch-size", "8", "--max-steps", "8", "--checkpoint-every-steps", "1")
+NUM_TRAIN, NUM_TEST, DATA_SEED = 32, 18, 1
+CPU = ("--gpus-per-node=0", "--cpus-per-task=1")
+ODD_NAME = """run 'with' "quotes" and  $spaces"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    yield from running_cluster()
+
+
+@pytest.fixture(scope="module")
+def checkout(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository as a user would have it, with settings of this cluster, and with a space in its path."""
+    folder, data = tmp_path_factory.mktemp("slurm") / "a checkout", tmp_path_factory.mktemp("data")
+    write_dataset(draw_synthetic(train_count=NUM_TRAIN, test_count=NUM_TEST, seed=DATA_SEED), data)
+    for name in ("slurm", "launch"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("cluster.env", "__pycache__"))
+    for name in ("ddp_trainer", "data_prep"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    (folder / ".venv").symlink_to(sys.prefix)
+    (folder / "logs").mkdir()
+    (folder / "slurm" / "cluster.env").write_text(f"export DDP_DATA_DIR=${{DDP_DATA_DIR:-{data}}}\n")
+    return folder
+
+
+def submit(cluster: Cluster, checkout: Path, *flags: str, arguments: tuple[str, ...] = (), **environment: str) -> Job:
+    """sbatch FLAGS slurm/train.sh smoke ..., on CPUs."""
+    script = ("slurm/train.sh", "smoke", "--device", "cpu", *PLAN, *arguments)
+    return cluster.submit(*CPU, *flags, *script, cwd=checkout, **environment)
+
+
+def run_of(checkout: Path, job: Job) -> Path:
+    """Where a job's run lies if nothing else was said."""
+    return checkout / "runs" / f"train-{job.number}"
+
+
+def status(out: Path) -> dict:
+    return json.loads((out / "status.json").read_text()) if (out / "status.json").exists() else {"state": "none"}
+
+
+def newest_step(out: Path) -> int:
+    return max((int(path.name[5:]) for path in out.glob("checkpoints/step-*")), default=0)
+
+
+def freeze(job: Job, out: Path, step: int) -> None:
+    """Stops the job's training processes as they stand, once they have saved a later step than `step`."""
+    # SLURM's own lines on a requeue hold the word too, within the line.
+    failed = re.compile("^error:", flags=re.MULTILINE).search
+    wait_until(lambda: newest_step(out) > step or bool(failed(job.log)), lambda: "nothing saved", pause=0.02)
+    assert newest_step(out) > step, job.log
+    for pid in job.workers:
+        os.kill(pid, signal.SIGSTOP)
+
+
+def interrupt(job: Job, out: Path) -> list[tuple[int, int]]:
+    """By its time limit, then by a job with more rights to its nodes. (step frozen at, step saved) of each.
+
+    Either comes when the job is ready for it, however slow the machine; with its signal, SLURM sends a SIGCONT.
+    """
+    stops = []
+    for number, bring_about in enumerate((near_the_time_limit, take_the_nodes), 1):
+        freeze(job, out, newest_step(out))
+        frozen = newest_step(out)
+        bring_about(job)
+        wait_until(lambda number=number: job.restarts == number, lambda: f"not requeued\n{job.log}")
+        job.wait_for("PENDING", "RUNNING")  # on its way back it counts as finished, and cannot be changed
+        job.cluster.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
+        stops.append((frozen, newest_step(out)))
+    job.end()
+    return stops
+
+
+def near_the_time_limit(job: Job) -> None:
+    """Less than the script's 180 s of notice are left, and what SLURM adds to it for looking every 30 s only."""
+    hours, minutes, _ = map(int, job.fields["RunTime"].split(":"))
+    job.cluster.call("scontrol", "update", f"JobId={job.number}", f"TimeLimit={60 * hours + minutes + 3}")
+
+
+def take_the_nodes(job: Job) -> None:
+    flags = ("--partition=urgent", f"--nodes={job.fields['NumNodes']}", f"--nodelist={job.fields['NodeList']}")
+    job.cluster.submit(*flags, "--exclusive", "--output=/dev/null", "--wrap=true", cwd=job.cluster.folder)
+
+
+@pytest.fixture(scope="module")
+def interrupted(cluster: Cluster, checkout: Path) -> Iterator[tuple[Job, "Future[list[tuple[int, int]]]"]]:
+    """A job of two nodes with a process each, and how it fares."""
+    job = submit(cluster, checkout, "--partition=graceful", "--nodes=2", arguments=("--wandb", "offline"))
+    with ThreadPoolExecutor(1) as background:
+        fate = background.submit(interrupt, job, run_of(checkout, job))
+        # Not all at once: until it is frozen it needs the machine for itself.
+        wait_until(lambda: fate.done() or newest_step(run_of(checkout, job)), lambda: job.log)
+        yield job, fate
+        cluster.call("scancel", job.number)
+
+
+@pytest.fixture(scope="module")
+def two_nodes(interrupted: object, cluster: Cluster, checkout: Path) -> tuple[Job, Path]:
+    """A complete job of two nodes with two processes each, started after `interrupted`."""
+    arguments = ("--out", f"runs/{ODD_NAME}", "--wandb", "offline")
+    job = submit(cluster, checkout, "--nodes=2", arguments=arguments, DDP_PROCESSES_PER_NODE="2")
+    assert job.end() == "COMPLETED", job.log
+    return job, checkout / "runs" / ODD_NAME
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cluster: Cluster, checkout: Path) -> Path:
+    """The run directory of a complete job of two nodes with a process each."""
+    job = submit(cluster, checkout, "--nodes=2")
+    assert job.end() == "COMPLETED", job.log
+    return run_of(checkout, job)
+
+
+@pytest.fixture(scope="module")
+def staged(cluster: Cluster, checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """A job of one process that waited for its data, stages them, and is preempted with no grace."""
+    disk, data = tmp_path_factory.mktemp("disk of the node"), checkout / "data" / "from prep"
+    counts = ("--train-count", str(NUM_TRAIN), "--test-count", str(NUM_TEST), "--seed", str(DATA_SEED))
+    source = ("--source", "synthetic", *counts)
+    prep = cluster.submit("--cpus-per-task=1", "slurm/prep.sh", *source, cwd=checkout, DDP_DATA_DIR=str(data))
+    flags = ("--partition=abrupt", f"--dependency=afterok:{prep.number}")
+    job = submit(cluster, checkout, *flags, DDP_DATA_DIR=str(data), DDP_STAGE_DIR=str(disk))
+    return job, prep, disk
+
+
+def test_two_nodes_with_two_processes_each(two_nodes: tuple[Job, Path], checkout: Path) -> None:
+    job, out = two_nodes
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["world_size"], summary["steps"]) == (4, 8)
+    assert summary["test_total"] == NUM_TEST
+    assert summary["test_accuracy"] == summary["test_correct"] / NUM_TEST
+    assert job.output == checkout / "logs" / f"train_{job.number}.out"
+    assert f"complete: runs/{ODD_NAME}" in job.log
+    assert job.restarts == 0
+
+
+def test_a_killed_process_ends_the_job_on_both_nodes(two_nodes: object, cluster: Cluster, checkout: Path) -> None:
+    job = submit(cluster, checkout, "--nodes=2")
+    wait_until(lambda: newest_step(run_of(checkout, job)), lambda: job.log, pause=0.02)
+    os.kill(job.workers[0], signal.SIGKILL)
+    assert job.end(seconds=60) == "FAILED"
+    wait_until(lambda: not job.processes(), lambda: f"left: {job.processes()}", 60)
+    assert job.restarts == 0
+    assert "error: the training failed" in job.log
+
+
+def test_staged_data_go_when_the_job_is_preempted(
+    staged: tuple[Job, Job, Path], cluster: Cluster, checkout: Path
+) -> None:
+    job, prep, disk = staged
+    out = run_of(checkout, job)
+    freeze(job, out, 0)
+    assert prep.state == "COMPLETED"
+    copy = disk / f"ddp-trainer-{job.number}"
+    assert any(f"--data-dir\0{copy}\0".encode() in read(pid, "cmdline") for pid in job.workers)
+    recorded = json.loads((out / "config.json").read_text())
+    assert recorded["data_dir"] == recorded["settings"]["data_dir"] == str(checkout / "data" / "from prep")
+    assert {path.name for path in copy.iterdir()} == {"train.beton", "test.beton", "dataset.json"}
+    take_the_nodes(job)
+    wait_until(lambda: job.restarts == 1, lambda: f"not preempted\n{job.log}")
+    wait_until(lambda: not any(disk.iterdir()), "the copy is still there", 60)
+    assert status(out)["state"] == "preempted"
+
+
+def test_cancelling_is_final(staged: tuple[Job, Job, Path], cluster: Cluster, checkout: Path) -> None:
+    job, _, disk = staged
+    out = run_of(checkout, job)
+    freeze(job, out, newest_step(out))
+    cluster.call("scancel", job.number)
+    job.wait_for("CANCELLED", seconds=60)
+    wait_until(lambda: not job.processes(), lambda: f"left: {job.processes()}", 60)
+    assert status(out)["state"] == "preempted"  # it may be gone on with by hand
+    assert list(disk.iterdir()) == []
+    assert (job.state, job.restarts) == ("CANCELLED", 1)
+
+
+@pytest.fixture(scope="module")
+def sweep(cluster: Cluster, checkout: Path) -> Path:
+    """The folder of a complete sweep of three trainings, of two processes each, which run at a time."""
+    plan = f"smoke --device cpu {' '.join(PLAN)}"
+    lines = [f"{plan} --seed 1", "", "# a comment", f"{plan} --seed '2'", f"{plan} --peak-lr 0.05"]
+    (checkout / "my settings.txt").write_text("\n".join(lines))
+    cluster.call("bash", "slurm/sweep.sh", "my settings.txt", *CPU, cwd=checkout, DDP_PROCESSES_PER_NODE="2")
+    (folder,) = (checkout / "runs").glob("sweep-*")
+    wait_until((folder / "table.md").exists, "no table")
+    return folder
+
+
+def test_a_sweep_gives_its_table(sweep: Path) -> None:
+    found = [
+        json.loads((sweep / f"run-{number}" / "summary.json").read_text())["test_accuracy"] for number in (1, 2, 3)
+    ]
+    rows = (sweep / "table.md").read_text().splitlines()[2:]
+    assert [row.split(" | ")[:4] for row in rows] == [
+        ["| peak_lr 0.1", "2", f"{mean(found[:2]):.2%}", f"{stdev(found[:2]):.2%}"],
+        ["| peak_lr 0.05", "1", f"{found[2]:.2%}", NOTHING],
+    ]
+
+
+def test_two_processes_keep_the_schedule_of_four(sweep: Path, two_nodes: tuple[Job, Path]) -> None:
+    two, four = (read_lines(out / "metrics.jsonl") for out in (sweep / "run-1", two_nodes[1]))
+    assert [record["learning_rate"] for record in two] == [record["learning_rate"] for record in four]
+
+
+def test_an_interrupted_job_ends_as_one_that_was_not(
+    interrupted: tuple[Job, "Future[list[tuple[int, int]]]"], uninterrupted: Path, checkout: Path
+) -> None:
+    job, fate = interrupted
+    stops = fate.result(timeout=400)
+    assert job.state == "COMPLETED", job.log
+    assert job.restarts == 2
+    # The step on its way to the disk, the one at hand, and the one that tells the others.
+    assert all(1 <= saved - frozen <= 3 for frozen, saved in stops), stops
+    out = run_of(checkout, job)
+    assert filecmp.cmp(out / "model.safetensors", uninterrupted / "model.safetensors", shallow=False)
+    assert len(list(out.glob("wandb/offline-run-*"))) == 1
+    assert job.log.count("back into the queue") == 2
+    assert not job.processes()

@@ -1,0 +1,223 @@
+"""What slurm/train.sh does around the training, on a real SLURM with declared GPUs and a pretended launcher.
+
+The launcher writes down how it was called and leaves the status.json that the test wants; so a job takes seconds.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import processes_with
+from tests.support.slurm_cluster import Cluster, Job, running_cluster, wait_until
+from tests.support.trainer import REPOSITORY
+
+LAUNCHER = """#!/usr/bin/env bash
+printf '%s\\0' "${CUDA_VISIBLE_DEVICES:-}" "$@" >"$RECORDS/$SLURM_JOB_ID-$SLURM_NODEID"
+attempt=$((${SLURM_RESTART_COUNT:-0} + 1))
+if ((attempt == 1)); then sleep "${STARTS_FOR:-0}"; fi
+if ((SLURM_NODEID == 0)); then
+  run=$(dirname "$STATUS")
+  if [[ ${SAVES:-} ]]; then mkdir -p "$run/checkpoints/step-0000000$attempt"; fi
+  states=($ENDS_AS)
+  echo "{\\"state\\": \\"${states[attempt - 1]:-${states[-1]}}\\"}" >"$STATUS.new"
+  mv "$STATUS.new" "$STATUS"
+fi
+exit "${EXIT_STATUS:-0}"
+"""
+# The real Python, where torch sees as many GPUs as SLURM has given.
+PYTHON = """#!/usr/bin/env bash
+[[ $* == "-m slurm.preflight "* ]] || exec REAL "$@"
+exec REAL -c 'import os, sys, torch
+torch.cuda.device_count = lambda: int(os.environ.get("SLURM_GPUS_ON_NODE", 0))
+from slurm.preflight import main
+sys.exit(main(sys.argv[1:]))' "${@:3}"
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    yield from running_cluster()
+
+
+class Desk:
+    """From where jobs are submitted: the repository's scripts with a pretended environment beside them."""
+
+    def __init__(self, cluster: Cluster, folder: Path, data: Path) -> None:
+        self.cluster, self.folder, self.records = cluster, folder, folder / "records"
+        shutil.copytree(REPOSITORY / "slurm", folder / "slurm", ignore=shutil.ignore_patterns("cluster.env"))
+        for name in ("ddp_trainer", "data_prep", "launch"):
+            (folder / name).symlink_to(REPOSITORY / name)
+        for name in ("logs", "records", "pretended/bin"):
+            (folder / name).mkdir(parents=True)
+        for name, text in (("accelerate", LAUNCHER), ("python", PYTHON.replace("REAL", sys.executable))):
+            (folder / "pretended" / "bin" / name).write_text(text)
+            (folder / "pretended" / "bin" / name).chmod(0o755)
+        self.settings = {"DDP_VENV": "pretended", "DDP_DATA_DIR": str(data), "RECORDS": str(self.records)}
+
+    def submit(self, *flags: str, arguments: tuple[str, ...] = ("smoke",), **settings: str) -> Job:
+        script = ("slurm/train.sh", *arguments)
+        return self.cluster.submit(
+            "--cpus-per-task=1", *flags, *script, cwd=self.folder, **{**self.settings, **settings}
+        )
+
+    def launched(self, job: Job, node: int = 0) -> list[str]:
+        """The GPUs that a node's launcher saw, and its arguments."""
+        return (self.records / f"{job.number}-{node}").read_text().split("\0")[:-1]
+
+
+@pytest.fixture(scope="module")
+def desk(cluster: Cluster, tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    return Desk(cluster, tmp_path_factory.mktemp("slurm jobs") / "desk", tiny_dir)
+
+
+@pytest.fixture(scope="module")
+def requeued(desk: Desk) -> dict[str, Job]:
+    """Jobs that come back, or might, started together, as they mostly wait."""
+    states, limit = "preempted preempted preempted done", "2"
+    jobs = {
+        "stands still": desk.submit(ENDS_AS=states, DDP_MAX_STALLED=limit),
+        "goes on": desk.submit(ENDS_AS=states, DDP_MAX_STALLED=limit, SAVES="yes"),
+        "fails": desk.submit(ENDS_AS="failed", EXIT_STATUS="1"),
+        "dies": desk.submit(ENDS_AS="running", EXIT_STATUS="137"),
+        "starts": desk.submit(ENDS_AS="done", STARTS_FOR="300"),
+    }
+    starting = jobs["starts"]
+    wait_until((desk.records / f"{starting.number}-0").exists, lambda: starting.log)
+    desk.cluster.call("scancel", "--signal=USR2", starting.number)
+    return jobs
+
+
+ODD = ("smoke", "--trackers", "wandb, tensorboard", "--out", "runs/with 'single' and \"double\" quotes, $HOME and a *")
+
+
+def test_each_node_launches_a_process_for_each_gpu_with_the_arguments_whole(requeued: object, desk: Desk) -> None:
+    from accelerate.commands.launch import launch_command_parser
+
+    job = desk.submit("--nodes=2", "--gpus-per-node=3", arguments=(*ODD, "--batch-size", "96"), ENDS_AS="done")
+    assert job.end() == "COMPLETED", job.log
+    for node in (0, 1):
+        gpus, command, *arguments = desk.launched(job, node)
+        assert (len(set(gpus.split(","))), command) == (3, "launch")
+        parsed = launch_command_parser().parse_args(arguments)  # refuses a flag that is none
+        assert (parsed.num_machines, parsed.num_processes, parsed.machine_rank) == (2, 6, node)
+        assert (parsed.rdzv_backend, parsed.main_process_ip) == ("c10d", "127.0.0.1")
+        assert parsed.main_process_port == 10000 + int(job.number) % 20000
+        assert parsed.training_script == "ddp_trainer.train"
+        assert (desk.folder / parsed.config_file).is_file()
+        given = parsed.training_script_args
+        assert given[0] == "smoke"
+        assert given[given.index("--trackers") :] == [*ODD[1:], "--batch-size", "96"]
+
+
+def test_one_gpu_is_one_plain_process(requeued: object, desk: Desk) -> None:
+    job = desk.submit(arguments=("smoke", "--seed", "3"), ENDS_AS="done")
+    assert job.end() == "COMPLETED", job.log
+    gpus, *command = desk.launched(job)
+    assert gpus.isdecimal()
+    assert command[:5] == ["launch", "--config_file", "launch/one_gpu.yaml", "-m", "ddp_trainer.train"]
+    assert command[6:8] == ["--out", f"runs/train-{job.number}"]
+
+
+# What is wrong -> flags of sbatch, arguments, settings, and the words that say so.
+FAULTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, str], str]] = {
+    "environment": ((), ("smoke",), {"DDP_VENV": "/nowhere"}, "run make setup"),
+    "dataset": ((), ("smoke",), {"DDP_DATA_DIR": "/nowhere"}, "sbatch slurm/prep.sh"),
+    "recipe": ((), ("smok",), {}, "choose from baseline, "),
+    "flag": ((), ("smoke", "--lr", "1"), {}, "--lr"),
+    "no GPU": (("--gpus-per-node=0",), ("smoke",), {}, "sbatch --gpus-per-node=N"),
+    "no driver": (("--gpus-per-node=2",), ("smoke",), {"DDP_VENV": sys.prefix}, "torch sees 0"),
+    "tasks": (("--ntasks-per-node=2",), ("smoke",), {}, "leave --ntasks-per-node at 1"),
+    "folder": (("--chdir=/",), ("smoke",), {}, "/ on "),
+    "batch": (("--gpus-per-node=3",), ("smoke",), {}, "--batch-size 32 is not divisible by 3 processes"),
+}
+
+
+@pytest.fixture(scope="module")
+def faulty(requeued: object, desk: Desk) -> dict[str, Job]:
+    output = f"--output={desk.folder}/logs/%j.out"
+    return {
+        name: desk.submit(output, *flags, arguments=arguments, **settings)
+        for name, (flags, arguments, settings, _) in FAULTS.items()
+    }
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_told_in_one_line_before_anything_is_launched(
+    fault: str, faulty: dict[str, Job], desk: Desk
+) -> None:
+    job = faulty[fault]
+    assert job.end(seconds=90) == "FAILED"
+    (line,) = job.log.splitlines()
+    assert line.startswith("error: ")
+    assert FAULTS[fault][3] in line
+    assert not list(desk.records.glob(f"{job.number}-*"))
+    assert job.restarts == 0
+
+
+@pytest.mark.parametrize(("name", "state"), [("fails", "failed"), ("dies", "running")])
+def test_a_failed_run_is_not_requeued(requeued: dict[str, Job], name: str, state: str) -> None:
+    job = requeued[name]
+    assert job.end() == "FAILED"
+    assert job.restarts == 0
+    assert f"error: the training failed (state: {state}" in job.log
+
+
+def test_a_request_before_the_training_has_begun_ends_the_attempt(requeued: dict[str, Job]) -> None:
+    job = requeued["starts"]
+    assert job.end() == "COMPLETED", job.log
+    assert job.restarts == 1
+
+
+def test_a_run_that_gets_nowhere_is_not_requeued_for_ever(requeued: dict[str, Job]) -> None:
+    job = requeued["stands still"]
+    assert job.end() == "FAILED"
+    assert job.restarts == 1
+    assert "error: 2 attempts in a row saved nothing new" in job.log
+
+
+def test_each_task_of_an_array_comes_back_by_itself(requeued: object, desk: Desk) -> None:
+    """Also the one whose number is that of the array, while the other is at work."""
+    array = desk.submit("--array=1-2", ENDS_AS="preempted done", STARTS_FOR="3")
+    tasks = [Job(desk.cluster, f"{array.number}_{task}") for task in (1, 2)]
+    for task in tasks:
+        wait_until(lambda task=task: task.restarts == 1 and task.state == "COMPLETED", lambda task=task: task.log)
+
+
+def test_a_task_of_a_sweep_takes_further_arguments(requeued: object, desk: Desk) -> None:
+    """With which it is gone on with by hand."""
+    sweep = desk.folder / "runs" / "sweep"
+    sweep.mkdir(parents=True)
+    (sweep / "settings.txt").write_text("smoke --seed 1\nsmoke --seed 2\n")
+    job = desk.submit("--array=2", arguments=("--sweep", "runs/sweep", "--resume"), ENDS_AS="done")
+    assert job.end() == "COMPLETED", job.log
+    assert desk.launched(job)[-5:] == ["--seed", "2", "--out", "runs/sweep/run-2", "--resume"]
+
+
+def test_a_run_that_gets_on_is_requeued_until_it_is_done(requeued: dict[str, Job], desk: Desk) -> None:
+    job = requeued["goes on"]
+    assert job.end() == "COMPLETED", job.log
+    assert job.restarts == 3
+    assert desk.launched(job)[-1] == "--resume"
+    desk.cluster.call("scontrol", "requeue", job.number)  # as by a node that fails at the very end
+    wait_until(lambda: job.restarts == 4 and job.state == "COMPLETED", lambda: job.log)
+    assert job.log.count("is complete") == 1
+
+
+def test_nothing_is_left_of_a_cluster_whose_tests_were_killed(cluster: Cluster) -> None:
+    code = "import slurm_cluster as s\nfor cluster in s.running_cluster(): print(cluster.folder, flush=True); input()"
+    tests = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY / "tests", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert tests.stdout is not None
+    folder = tests.stdout.readline().strip()
+    assert folder, "the cluster did not start"
+    assert len(processes_with(f"SLURM_CONF={folder}")) >= 3
+    os.kill(tests.pid, signal.SIGKILL)
+    tests.communicate(timeout=30)
+    wait_until(lambda: not processes_with(folder) and not Path(folder).exists(), "something is left", 30)

@@ -1,0 +1,32 @@
+"""`python slurm_keeper.py FOLDER`: ends every process of a test cluster when standard input closes.
+
+So nothing of it outlives the tests, however they end, by SIGKILL too.
+"""
+
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+from tests.support.processes import processes_with
+
+
+def keep(folder: Path) -> int:
+    """Waits; then kills the cluster's daemons and jobs, and removes `folder`. The number of processes that are left."""
+    sys.stdin.read()
+    deadline = time.monotonic() + 30
+    while (alive := processes_with(f"SLURM_CONF={folder}/slurm.conf")) and time.monotonic() < deadline:
+        for pid in alive:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.1)
+    shutil.rmtree(folder, ignore_errors=True)
+    return len(alive)
+
+
+if __name__ == "__main__":
+    sys.exit(keep(Path(sys.argv[1])))

@@ -1,0 +1,101 @@
+"""The trainer as a real process, alone or under the real launcher, and what it printed."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.support import forked
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# What `accelerate launch` needs to start several CPU processes.
+SEVERAL = (
+    "--multi_gpu",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+    "--main_process_port",
+    "0",
+)
+
+# The trainer with a network so narrow that a step takes milliseconds: for tests of what surrounds the network.
+NARROW = "tests.support.workers.narrow_train"
+
+
+class Finished(NamedTuple):
+    """A process that has ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+SECRET = "of-the-environment-and-not-to-be-recorded"
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment without what a launcher or W&B would take from it."""
+    unwanted = ("WANDB_", "ACCELERATE_", "TORCHELASTIC_", "SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+    return {**kept, "PYTHONPATH": str(REPOSITORY), "SOME_TOKEN": SECRET, **changes}
+
+
+def start(
+    module: str, *arguments: str | Path, processes: int = 1, env: Mapping[str, str] = {}, cwd: Path | None = None
+) -> subprocess.Popen:
+    """A module of ours as a real process, or as several under the real launcher."""
+    launcher = [sys.executable, "-m"]
+    if processes > 1:
+        launcher += ["accelerate.commands.launch", *SEVERAL, "--num_processes", str(processes), "-m"]
+    return subprocess.Popen(
+        [*launcher, module, *map(str, arguments)],
+        env=environment(**env),
+        cwd=cwd or REPOSITORY,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def run(module: str, *arguments: str | Path, processes: int = 1, timeout: float = 240, **options: Any) -> Finished:
+    """`start`, and wait for its end."""
+    process = start(module, *arguments, processes=processes, **options)
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        stdout, stderr = process.communicate()
+        pytest.fail(f"{module} did not end in {timeout} s:\n{stdout}\n{stderr}")
+    return Finished(process.returncode, stdout, stderr)
+
+
+def train(*arguments: str | Path, module: str = "ddp_trainer.train", processes: int = 1) -> Finished:
+    """`ddp_trainer.train smoke ...` on the CPU; it must succeed."""
+    words = ("smoke", "--device", "cpu", *arguments)
+    finished = fork(*words) if (module, processes) == (NARROW, 1) else run(module, *words, processes=processes)
+    assert finished.returncode == 0, finished.stderr
+    return finished
+
+
+def fork(*arguments: str | Path, timeout: float = 240) -> Finished:
+    """`run` of the narrow trainer in one process, which need not import everything anew."""
+    with tempfile.TemporaryDirectory() as folder:
+        code = forked.train([*map(str, arguments)], Path(folder), env=environment(), timeout=timeout)
+        stdout, stderr = ((Path(folder) / name).read_text() for name in ("stdout", "stderr"))
+    if code is None:
+        pytest.fail(f"the training did not end in {timeout} s:\n{stdout}\n{stderr}")
+    return Finished(code, stdout, stderr)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

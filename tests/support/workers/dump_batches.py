@@ -1,0 +1,41 @@
+"""Writes every augmented image of this rank: `DATA_DIR OUT MODE EPOCHS`, started by the launcher or alone."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.augment import Augmenter
+from data_prep.augment_config import AugmentConfig
+from data_prep.dataset import read_dataset
+from data_prep.loader import build_loader
+from data_prep.order import epoch_order, train_batches
+from ddp_trainer.config import RuntimeConfig
+from ddp_trainer.distributed.runtime import Runtime
+
+BATCH_SIZE = 64
+
+
+def main(data_dir: Path, out: Path, mode: str, epochs: int) -> None:
+    dataset = read_dataset(data_dir)
+    runtime = Runtime(RuntimeConfig(device="cpu"))
+    split = dataset.splits["train"]
+    share = BATCH_SIZE // runtime.world_size
+    loader = build_loader(data_dir / split.file, mode=mode, device=runtime.device, batch_size=share, num_workers=1)  # type: ignore[arg-type]
+    config = AugmentConfig(crop_padding=4, flip="random", cutout=8, brightness=0.1, contrast=0.1, cutmix=1.0)
+    augmenter = Augmenter(config, mean=dataset.mean, std=dataset.std, seed=7)
+    images, indices = [], []
+    for epoch in range(epochs):
+        order = epoch_order(np.arange(split.count), seed=7, epoch=epoch)
+        plan = train_batches(order, batch_size=BATCH_SIZE, rank=runtime.rank, world_size=runtime.world_size)
+        for batch in loader.batches(plan):
+            images.append(augmenter(batch, epoch=epoch).images.numpy().copy())
+            indices.append(batch.indices.numpy().copy())
+    np.savez(
+        out / f"rank-{runtime.rank}-of-{runtime.world_size}.npz", images=np.stack(images), indices=np.stack(indices)
+    )
+    runtime.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))

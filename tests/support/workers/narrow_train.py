@@ -1,0 +1,20 @@
+"""`ddp_trainer.train` with a network so narrow that a step takes milliseconds: for tests of what surrounds it."""
+
+import sys
+from collections.abc import Sequence
+
+import ddp_trainer.run.outputs
+from ddp_trainer.distributed.signals import exit_process
+from ddp_trainer.train import main
+
+NARROW = ("--widths", "8", "8", "16", "16")
+
+
+def narrow_main(argv: Sequence[str]) -> int:
+    """`main` without the report, which takes longer to draw than the run takes."""
+    ddp_trainer.run.outputs.write_report_or_warn = lambda run_dir: None
+    return main([*argv, *NARROW])
+
+
+if __name__ == "__main__":
+    exit_process(narrow_main(sys.argv[1:]))

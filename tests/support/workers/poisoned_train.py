@@ -1,0 +1,30 @@
+"""`STEP` and then the trainer's arguments: in that step the last rank's second image gets a loss that is no number."""
+
+import math
+import sys
+
+import torch
+
+import ddp_trainer.engine.trainer
+from ddp_trainer.distributed.launch import Launch
+from ddp_trainer.distributed.signals import exit_process
+from tests.support.workers.narrow_train import narrow_main
+
+
+def poison(step: int) -> None:
+    real, calls = ddp_trainer.engine.trainer.losses_per_image, []
+    rank, _, world_size = Launch.from_environment()
+
+    def poisoned(*arguments: torch.Tensor, **options: float) -> torch.Tensor:
+        losses = real(*arguments, **options)  # type: ignore[arg-type]
+        calls.append(1)
+        if len(calls) == step and rank == world_size - 1:
+            losses = losses.index_fill(0, torch.tensor(1), math.nan)
+        return losses
+
+    ddp_trainer.engine.trainer.losses_per_image = poisoned  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    poison(int(sys.argv[1]))
+    exit_process(narrow_main(sys.argv[2:]))

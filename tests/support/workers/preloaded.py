@@ -1,0 +1,29 @@
+"""What every trainer imports and compiles, for seven seconds: done here once, before trainers are forked.
+
+Nothing is computed: a pool of threads would not survive the fork.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch._dynamo  # optimizers import it
+
+import tests.support.workers.narrow_train  # noqa: F401
+from data_prep.dataset import write_dataset
+from data_prep.loader import StreamLoader
+from data_prep.sources.synthetic import draw_synthetic
+
+
+def compile_readers() -> None:
+    """FFCV compiles them at the first reading, for all loaders of the process."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_dataset(draw_synthetic(train_count=10, test_count=10, seed=0), Path(folder))
+        beton = Path(folder) / "train.beton"
+        loader = StreamLoader(beton, device=torch.device("cpu"), batch_size=2, num_workers=1)
+        list(loader.batches([np.arange(2)]))
+
+
+torch.set_num_threads(1)
+compile_readers()

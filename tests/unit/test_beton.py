@@ -1,0 +1,191 @@
+"""Beton files: what FFCV reads back, what the check refuses, and a writer that cannot hang."""
+
+import filecmp
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep import beton
+from data_prep.beton import ALLOCATION, FIELD, HEADER, SAMPLE, check_beton, read_labels, write_betons
+from data_prep.errors import InputError
+from data_prep.sources import Split
+from data_prep.sources.synthetic import draw_synthetic
+from tests.support.trainer import REPOSITORY, environment
+
+NUMBERS = {"count": 60, "image_size": 32, "num_classes": 10}
+SAMPLES_AT = HEADER.itemsize + 3 * FIELD.itemsize
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    return draw_synthetic(train_count=60, test_count=10, seed=2).train
+
+
+@pytest.fixture(scope="module")
+def whole(split: Split, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("beton")
+    written: list[tuple[str, int]] = []
+    write_betons(folder, {"one": split, "two": split}, progress=lambda name, count: written.append((name, count)))
+    assert written[-1] == ("two", 60)
+    one, two = (folder / f"{name}.beton" for name in ("one", "two"))
+    assert filecmp.cmp(one, two, shallow=False), "the same input gives the same bytes"
+    return one.read_bytes()
+
+
+def edit(part: str, dtype: np.dtype, offset: int, row: int, value: int) -> Callable[[bytearray], None]:
+    """A damage: one number in a table of the file replaced."""
+
+    def harm(content: bytearray) -> None:
+        place = len(content) + offset if offset < 0 else offset
+        table = np.frombuffer(content, dtype=dtype, offset=place, count=row + 1)
+        target = table[row : row + 1]
+        for name in part.split("."):
+            target = target[name]
+        target[...] = value
+
+    return harm
+
+
+def keep(share: float) -> Callable[[bytearray], None]:
+    return lambda content: content.__delitem__(slice(int(len(content) * share), None))
+
+
+TABLE_AT = -60 * ALLOCATION.itemsize
+DAMAGES: dict[str, Callable[[bytearray], None]] = {
+    "empty": lambda content: content.clear(),
+    "10 bytes": lambda content: content.__delitem__(slice(10, None)),
+    "half": keep(0.5),
+    "half of its table": lambda content: content.__delitem__(slice(len(content) + TABLE_AT // 2, None)),
+    "one byte short": lambda content: content.__delitem__(-1),
+    "one byte more": lambda content: content.append(0),
+    "foreign": lambda content: content.__setitem__(slice(None), b"\xff\xd8 a JPEG, perhaps" * 10_000),
+    "interrupted before its table": edit("table", HEADER, 0, 0, 0),
+    "another version": edit("version", HEADER, 0, 0, 3),
+    "more samples": edit("num_samples", HEADER, 0, 0, 2**40),
+    "another type": edit("type_id", FIELD, HEADER.itemsize, 1, 2),
+    "another width": edit("image.width", SAMPLE, SAMPLES_AT, 7, 64),
+    "a JPEG": edit("image.mode", SAMPLE, SAMPLES_AT, 7, 0),
+    "an address outside": edit("image.ptr", SAMPLE, SAMPLES_AT, 7, 2**40),
+    "a label too high": edit("label", SAMPLE, SAMPLES_AT, 7, 10),
+    "a label below zero": edit("label", SAMPLE, SAMPLES_AT, 7, -1),
+    "out of order": edit("index", SAMPLE, SAMPLES_AT, 7, 8),
+    "an allocation too large": edit("size", ALLOCATION, TABLE_AT, 7, 3072 * 500),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_refused_in_one_line(whole: bytes, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "train.beton"
+    path.write_bytes(whole)
+    check_beton(path, **NUMBERS)
+    content = bytearray(whole)
+    DAMAGES[damage](content)
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        check_beton(path, **NUMBERS)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "write the data anew" in str(caught.value)
+
+
+def test_labels_are_read_without_ffcv(whole: bytes, split: Split, tmp_path: Path) -> None:
+    (tmp_path / "train.beton").write_bytes(whole)
+    assert np.array_equal(read_labels(tmp_path / "train.beton"), split.labels)
+
+
+def test_our_types_are_those_of_ffcv() -> None:
+    from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType
+
+    for ours, theirs in ((HEADER, HeaderType), (FIELD, FieldDescType), (ALLOCATION, ALLOC_TABLE_TYPE)):
+        assert [ours.fields[name][1] for name in ours.names] == [theirs.fields[name][1] for name in theirs.names]  # type: ignore[index, union-attr]
+        assert ours.itemsize == theirs.itemsize
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Split(np.zeros((4, 32, 32), np.uint8), np.zeros(4, np.int64)),
+        Split(np.zeros((4, 32, 32, 3), np.float32), np.zeros(4, np.int64)),
+        Split(np.zeros((0, 32, 32, 3), np.uint8), np.zeros(0, np.int64)),
+        Split(np.zeros((4, 32, 32, 3), np.uint8), np.zeros(3, np.int64)),
+        Split(np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 1, 2, -1])),
+    ],
+)
+def test_what_the_writer_would_choke_on_is_refused_first(bad: Split, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"images|labels"):
+        write_betons(tmp_path, {"train": bad})
+    assert list(tmp_path.iterdir()) == []
+
+
+def shared_memory() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
+
+
+def test_a_writer_that_fails_ends_and_leaves_nothing(tmp_path: Path) -> None:
+    """Images of a page and more: FFCV's worker raises, and its parent would wait for ever."""
+    before = shared_memory()
+    huge = Split(np.zeros((2, 2000, 4000, 3), np.uint8), np.zeros(2, np.int64))
+    with pytest.raises(RuntimeError, match=r"FFCV's writer failed: .*Tried allocating"):
+        write_betons(tmp_path, {"train": huge})
+    left = shared_memory() - before  # also of others, who go on
+    wait_until(lambda: left.isdisjoint(shared_memory()))
+
+
+def test_a_writer_that_stalls_is_ended(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beton, "STALL_SECONDS", 0.5)  # less than importing FFCV takes
+    with pytest.raises(RuntimeError, match="no progress"):
+        write_betons(tmp_path, {"train": split})
+    wait_until(lambda: not writers_for(tmp_path))
+
+
+SLOW_PARENT = """
+import sys, numpy as np
+from pathlib import Path
+from data_prep.beton import write_betons
+from data_prep.sources import Split
+split = Split(np.zeros((20_000, 32, 32, 3), np.uint8), np.zeros(20_000, np.int64))
+write_betons(Path(sys.argv[1]), {"train": split}, progress=lambda *_: print("writing", flush=True))
+"""
+
+
+def test_a_killed_parent_takes_its_writer_along(tmp_path: Path) -> None:
+    before = shared_memory()
+    parent = subprocess.Popen(
+        [sys.executable, "-c", SLOW_PARENT, str(tmp_path)],
+        env=environment(),
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "writing\n"
+        assert writers_for(tmp_path)
+        written = shared_memory() - before
+        parent.kill()
+    wait_until(lambda: not writers_for(tmp_path) and written.isdisjoint(shared_memory()))
+
+
+def writers_for(folder: Path) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if "data_prep.beton_writer" in words and str(folder) in words:
+            found.append(path.parent.name)
+    return found
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

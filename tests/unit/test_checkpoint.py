@@ -1,0 +1,191 @@
+"""Checkpoints are seen whole or not at all, and a damaged one is never trusted."""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddp_trainer.run.checkpoint import (
+    MANIFEST,
+    STATE,
+    CheckpointError,
+    clean_up,
+    list_checkpoints,
+    newest_good_checkpoint,
+    read_checkpoint,
+    step_of,
+    write_checkpoint,
+)
+from ddp_trainer.run.checkpoint_saver import CheckpointSaver
+from tests.soak.damage import DAMAGES, FILES, damage_checkpoint
+from tests.support.trainer import REPOSITORY, environment
+
+
+def state(value: float) -> dict[str, object]:
+    return {"step": int(value), "model": {"weight": torch.full((100, 100), value)}, "history": [{"loss": 0.5}]}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_saved_and_loaded_it_is_the_same_and_the_newest_are_kept(tmp_path: Path) -> None:
+    checkpoint_saver = CheckpointSaver(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        checkpoint_saver.save(state(step), step=step)
+    checkpoint_saver.close()
+    assert names(tmp_path) == ["step-00000002", "step-00000003"]
+    newest = newest_good_checkpoint(tmp_path)
+    assert newest is not None
+    loaded = read_checkpoint(newest)
+    assert torch.equal(loaded["model"]["weight"], torch.full((100, 100), 3.0))
+    assert loaded["history"] == [{"loss": 0.5}]
+
+
+def test_the_best_by_validation_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    for step, score in enumerate((0.5, 0.9, None, 0.9, 0.7, None), start=1):
+        checkpoint_saver = CheckpointSaver(tmp_path, keep=1)  # each time anew: the best is known from the disk
+        checkpoint_saver.save(state(step), step=step, score=score)
+        checkpoint_saver.close()
+    assert names(tmp_path) == ["step-00000002", "step-00000006"]
+
+
+def test_what_is_saved_after_a_damaged_checkpoint_takes_its_place(tmp_path: Path) -> None:
+    """The one of step 30 is damaged, so the run went on from step 20 and saves anew at 25."""
+    for step, score in ((10, 0.9), (20, 0.5), (30, 0.5)):
+        write_checkpoint(tmp_path / f"step-{step:08d}", state(step), step=step, score=score)
+    checkpoint_saver = CheckpointSaver(tmp_path, keep=1)
+    checkpoint_saver.save(state(25), step=25)
+    checkpoint_saver.close()
+    assert names(tmp_path) == ["step-00000010", "step-00000025"], "the best and the newest"
+
+
+def test_training_on_does_not_change_what_is_being_saved(tmp_path: Path) -> None:
+    weight = torch.zeros(1000, 1000)
+    checkpoint_saver = CheckpointSaver(tmp_path, keep=1)
+    checkpoint_saver.save({"weight": weight}, step=1)
+    weight += 1
+    checkpoint_saver.close()
+    assert read_checkpoint(tmp_path / "step-00000001")["weight"].sum() == 0
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str, file: str
+) -> None:
+    for step in (1, 2):
+        write_checkpoint(tmp_path / f"step-{step:08d}", state(step), step=step)
+    damage_checkpoint(tmp_path / "step-00000002", file, damage, random.Random(0))
+    assert newest_good_checkpoint(tmp_path) == tmp_path / "step-00000001"
+    assert "step-00000002" in capsys.readouterr().err
+
+
+def test_a_checkpoint_under_another_name_or_without_its_parts_is_damaged(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "step-00000001", state(1), step=1)
+    with pytest.raises(CheckpointError, match="lacks optimizer"):
+        read_checkpoint(tmp_path / "step-00000001", {"step", "optimizer"})
+    (tmp_path / "step-00000001").rename(tmp_path / "step-00000002")
+    with pytest.raises(CheckpointError, match="do not match"):
+        read_checkpoint(tmp_path / "step-00000002")
+
+
+# Forks a writer for each moment and ends it at the nth call of a function that changes what is on the disk.
+KILLED_WRITERS = """
+import os, shutil, sys, torch
+from pathlib import Path
+from ddp_trainer.run.checkpoint import write_checkpoint
+from ddp_trainer.run.checkpoint_saver import CheckpointSaver
+
+def die_at(name, count):
+    owner = {"fsync": os, "rmtree": shutil, "save": torch}.get(name, Path)
+    real, calls = getattr(owner, name), []
+    def dying(*arguments, **options):
+        calls.append(1)
+        if len(calls) == count:
+            os._exit(9)
+        return real(*arguments, **options)
+    setattr(owner, name, dying)
+
+for folder in map(Path, sys.argv[1:]):
+    step, name, count = folder.name.split("-")
+    write_checkpoint(folder / "step-00000001", {"step": 1, "weight": torch.ones(100)}, step=1)
+    child = os.fork()
+    if child == 0:
+        checkpoint_saver = CheckpointSaver(folder, keep=1)
+        die_at(name, int(count))
+        checkpoint_saver.save({"step": int(step), "weight": torch.full((100,), float(step))}, step=int(step))
+        checkpoint_saver.close()
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+MOMENTS = [
+    "mkdir-1",
+    "save-1",
+    "fsync-1",
+    "fsync-2",
+    "fsync-3",
+    "fsync-4",
+    "rename-1",
+    "rename-2",
+    "rmtree-1",
+    "rmtree-2",
+]
+
+
+def test_killed_at_any_moment_of_a_save_a_whole_checkpoint_is_there(tmp_path: Path) -> None:
+    """Between any two changes of the disk, in a save of the next step and in one of the same step again."""
+    folders = [tmp_path / f"{step}-{moment}" for step in (1, 2) for moment in MOMENTS]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_WRITERS, *map(str, folders)],
+        env=environment(OMP_NUM_THREADS="1"),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["9"] * len(folders), "each moment must be a real one"
+    for folder in folders:
+        clean_up(folder)  # as a new run does
+        newest = newest_good_checkpoint(folder)
+        assert newest is not None, folder.name
+        assert read_checkpoint(newest)["weight"][0] == step_of(newest)
+        assert set(names(folder)) <= {"step-00000001", "step-00000002"}, folder.name
+
+
+def test_a_failed_save_leaves_the_one_before_it_and_says_so(tmp_path: Path) -> None:
+    """A disk that is full, as a limit on the size of files: torch.save then fails in the middle."""
+    checkpoint_saver = CheckpointSaver(tmp_path, keep=1)
+    checkpoint_saver.save(state(1), step=1)
+    checkpoint_saver.wait()
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        checkpoint_saver.save(state(2), step=2)
+        with pytest.raises(CheckpointError, match=r"step-00000002: 80,000 bytes are needed, [0-9,]+ are free"):
+            checkpoint_saver.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    checkpoint_saver.check()
+    checkpoint_saver.close()
+    assert names(tmp_path) == ["step-00000001"]
+
+
+def test_nothing_that_runs_code_is_loaded(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, ("touch " + str(tmp_path / "ran"),)
+
+    write_checkpoint(tmp_path / "step-00000001", {"evil": Evil()}, step=1)
+    assert newest_good_checkpoint(tmp_path) is None
+    assert not (tmp_path / "ran").exists()
+    assert list_checkpoints(tmp_path)[0].joinpath(STATE).exists()
+    assert list_checkpoints(tmp_path)[0].joinpath(MANIFEST).exists()

@@ -1,0 +1,195 @@
+"""The loader delivers exactly what is asked for, in both modes, and FFCV's traps are closed."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.dataset import write_dataset
+from data_prep.loader import Batch, ResidentLoader, StreamLoader, build_loader
+from data_prep.sources.synthetic import draw_synthetic
+from tests.support.trainer import environment
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def image_set_and_beton(tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, np.ndarray, Path]:
+    image_set = draw_synthetic(train_count=230, test_count=10, seed=3)
+    out = tmp_path_factory.mktemp("loader")
+    write_dataset(image_set, out)
+    return image_set.train.images, image_set.train.labels, out / "train.beton"
+
+
+@pytest.fixture(scope="module")
+def stream(image_set_and_beton: tuple[np.ndarray, np.ndarray, Path]) -> StreamLoader:
+    return StreamLoader(image_set_and_beton[2], device=CPU, batch_size=32, num_workers=1)
+
+
+@pytest.fixture(scope="module")
+def resident(stream: StreamLoader) -> ResidentLoader:
+    return ResidentLoader(stream)
+
+
+def plans() -> dict[str, list[np.ndarray]]:
+    shuffled = np.random.default_rng(0).permutation(230)
+    batches = [shuffled[start : start + 32] for start in range(0, 230, 32)]
+    empty = np.empty(0, dtype=np.int64)
+    return {
+        "whole epoch, partial last": batches,
+        "full batches": batches[:7],
+        "one image": [shuffled[:1]],
+        "partial, then empty": [*batches, empty, empty],
+        "nothing": [],
+        "only empty": [empty],
+        "repeats": [np.repeat(shuffled[:4], 8)] * 3,
+    }
+
+
+@pytest.mark.parametrize("name", plans())
+def test_both_modes_give_the_images_that_were_written_in_the_order_asked(
+    image_set_and_beton: tuple[np.ndarray, np.ndarray, Path], stream: StreamLoader, resident: ResidentLoader, name: str
+) -> None:
+    images, labels, _ = image_set_and_beton
+    plan = plans()[name]
+    for loader in (stream, resident):
+        batches = list(loader.batches(plan))  # all kept at once: a ring buffer would overwrite them
+        assert len(batches) == len(plan)
+        for batch, indices in zip(batches, plan, strict=True):
+            assert np.array_equal(batch.indices.numpy(), indices)
+            assert np.array_equal(batch.labels.numpy(), labels[indices])
+            assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), images[indices])
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_an_epoch_left_early_leaves_no_thread(stream: StreamLoader) -> None:
+    before = threading.active_count()
+    for _ in range(5):
+        batches = stream.batches(plans()["whole epoch, partial last"])
+        next(batches)
+        batches.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+def test_after_the_last_batch_it_ends_and_does_not_hang(stream: StreamLoader) -> None:
+    batches: Iterator[Batch] = stream.batches(plans()["one image"])
+    next(batches)
+    for _ in range(3):
+        assert next(batches, None) is None
+
+
+def test_ffcv_is_imported_without_compiling_a_dictionary() -> None:
+    """Numba's typed dictionary in its place costs every start seconds."""
+    code = """
+from data_prep.ffcv_import import import_ffcv
+import_ffcv()
+from ffcv.fields import rgb_image
+assert type(rgb_image.IMAGE_MODES) is dict
+"""
+    subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=120)
+
+
+def test_loaders_share_what_is_compiled_and_not_what_they_read(stream: StreamLoader, tmp_path: Path) -> None:
+    """Images of another size, other labels and threads: read in turns with `stream`."""
+    from ffcv.pipeline.compiler import Compiler
+
+    image_set = draw_synthetic(train_count=60, test_count=10, seed=4, size=48)
+    write_dataset(image_set, tmp_path)
+    other = StreamLoader(tmp_path / "train.beton", device=CPU, batch_size=16, num_workers=2)
+    mine, theirs = np.arange(64), np.arange(48)[::-1]
+    for ours, batch in zip(stream.batches([mine[:32], mine[32:]]), other.batches(theirs.reshape(3, 16)), strict=False):
+        assert ours.images.shape[2:] == (32, 32)
+        assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), image_set.train.images[batch.indices.numpy()])
+        assert np.array_equal(batch.labels.numpy(), image_set.train.labels[batch.indices.numpy()])
+
+    def giving(size: int) -> Callable[[], int]:
+        return lambda: size
+
+    compiled = [Compiler.compile(giving(size)) for size in (32, 48, 32)]
+    assert compiled[0] is compiled[2] is not compiled[1]
+    assert [function() for function in compiled] == [32, 48, 32]
+
+
+def test_torch_keeps_its_threads(image_set_and_beton: tuple[np.ndarray, np.ndarray, Path]) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        loader = StreamLoader(image_set_and_beton[2], device=CPU, batch_size=32, num_workers=1)
+        for _ in loader.batches(plans()["full batches"]):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_in_ffcvs_thread_surfaces(stream: StreamLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ffcv.loader.epoch_iterator import EpochIterator
+
+    def broken(*_: object) -> None:
+        raise OSError("disk gone")
+
+    monkeypatch.setattr(EpochIterator, "run_pipeline", broken)
+    with pytest.raises(RuntimeError, match="FFCV's thread has ended"):
+        list(stream.batches(plans()["full batches"]))
+
+
+def test_a_thread_that_stalls_is_given_up(stream: StreamLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ffcv.loader.epoch_iterator import EpochIterator
+
+    monkeypatch.setattr("data_prep.loader.STALL_SECONDS", 1.0)
+    monkeypatch.setattr(EpochIterator, "run_pipeline", lambda self, *_: self.terminate_event.wait(60))
+    with pytest.raises(RuntimeError, match="no progress"):
+        list(stream.batches(plans()["full batches"]))
+
+
+def test_other_samples_than_asked_for_are_noticed(stream: StreamLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = stream._iterate
+    monkeypatch.setattr(stream, "_iterate", lambda order: asked(order[::-1].copy()))
+    with pytest.raises(RuntimeError, match="other samples"):
+        list(stream.batches(plans()["full batches"]))
+
+
+@pytest.mark.parametrize("change", ["removed", "replaced", "truncated"])
+def test_a_file_that_changes_between_epochs_ends_the_run(
+    image_set_and_beton: tuple[np.ndarray, np.ndarray, Path], tmp_path: Path, change: str
+) -> None:
+    path = tmp_path / "train.beton"
+    shutil.copy(image_set_and_beton[2], path)
+    loader = StreamLoader(path, device=CPU, batch_size=32, num_workers=1)
+    list(loader.batches(plans()["full batches"]))
+    if change == "removed":
+        path.unlink()
+    elif change == "replaced":
+        shutil.copy(path, tmp_path / "new")
+        (tmp_path / "new").replace(path)
+    else:
+        os.truncate(path, path.stat().st_size - 1000)
+    with pytest.raises((RuntimeError, OSError), match=r"train\.beton"):
+        list(loader.batches(plans()["full batches"]))
+
+
+@pytest.mark.parametrize("positions", [[-1], [230], [0, 10**9]])
+def test_positions_outside_the_file_are_refused(
+    stream: StreamLoader, resident: ResidentLoader, positions: list[int]
+) -> None:
+    for loader in (stream, resident):
+        with pytest.raises(IndexError, match="230 samples"):
+            list(loader.batches([np.array(positions)]))
+
+
+def test_auto_is_resident_where_there_is_room(
+    image_set_and_beton: tuple[np.ndarray, np.ndarray, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chosen() -> type:
+        return type(build_loader(image_set_and_beton[2], mode="auto", device=CPU, batch_size=32, num_workers=1))
+
+    assert chosen() is ResidentLoader
+    monkeypatch.setattr("data_prep.loader._free_memory", lambda device: 1e6)
+    assert chosen() is StreamLoader

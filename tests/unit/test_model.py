@@ -1,0 +1,88 @@
+"""The custom ResNet: its size, its form and what is counted on it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from data_prep.errors import InputError
+from ddp_trainer.engine.flops import training_flops_per_image
+from ddp_trainer.models.custom_resnet import CustomResNet
+from ddp_trainer.models.spec import ModelSpec, build_model, count_parameters, load_model
+from ddp_trainer.run.outputs import write_model
+
+SPEC = ModelSpec(classes=tuple("abcdefghij"), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), image_size=32)
+
+
+def test_it_has_the_parameters_of_the_course_network() -> None:
+    assert count_parameters(CustomResNet()) == 6_573_130
+
+
+def test_larger_images_are_evaluated_fewer_at_a_time() -> None:
+    sizes = (8, 32, 64, 1024)
+    assert [replace(SPEC, image_size=size).evaluation_batch for size in sizes] == [500, 500, 125, 1]
+
+
+def test_it_is_the_network_of_the_course_layer_by_layer() -> None:
+    """The same numbers as the structure written out by hand, in the order conv, pool, BatchNorm, activation."""
+    model = CustomResNet().eval()
+    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.uniform_(norm.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
+
+    def block(x: torch.Tensor, i: int, pool: bool = False) -> torch.Tensor:
+        x = convolutions[i](x)
+        return norms[i](torch.max_pool2d(x, 2) if pool else x).relu()
+
+    images = torch.randn(2, 3, 32, 32)
+    x = block(block(images, 0), 1, pool=True)
+    x = x + block(block(x, 2), 3)
+    x = block(block(x, 4, pool=True), 5, pool=True)
+    x = x + block(block(x, 6), 7)
+    expected = model.head(torch.max_pool2d(x, 4).flatten(1)) / 8
+    torch.testing.assert_close(model(images), expected)
+
+
+def test_logits_are_raw() -> None:
+    logits = CustomResNet().eval()(torch.randn(4, 3, 32, 32))
+    assert logits.min() < 0
+    assert not torch.allclose(logits.sum(dim=1), torch.ones(4))
+
+
+def test_operations_are_counted_and_leave_no_trace() -> None:
+    model = CustomResNet()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    # 379.26 million multiply-adds forward, three times that for training, less the stem's unneeded input gradient.
+    assert training_flops_per_image(model, 32) == pytest.approx(2.276e9, rel=0.01)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_written_model_is_the_same_model(tmp_path: Path) -> None:
+    model = build_model(SPEC).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    write_model(tmp_path, model, SPEC)
+    loaded, spec = load_model(tmp_path)
+    assert spec == SPEC
+    images = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(loaded(images), model(images))
+
+
+@pytest.mark.parametrize("damage", ["missing", "no weights", "foreign json", "truncated weights"])
+def test_a_model_that_cannot_be_loaded_is_refused_in_one_line(tmp_path: Path, damage: str) -> None:
+    write_model(tmp_path, build_model(SPEC), SPEC)
+    if damage == "missing":
+        (tmp_path / "model.json").unlink()
+    elif damage == "no weights":
+        (tmp_path / "model.safetensors").unlink()
+    elif damage == "foreign json":
+        (tmp_path / "model.json").write_text('{"hello": 1}')
+    else:
+        weights = tmp_path / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError) as caught:
+        load_model(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)

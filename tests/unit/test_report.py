@@ -1,0 +1,234 @@
+"""The page of the report against the files it was made from."""
+
+import json
+import re
+import shlex
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ddp_trainer.report import write_report
+from ddp_trainer.report.reproduce import LEFT_OUT, reproduce_commands
+from ddp_trainer.report.scores import (
+    calibration,
+    wilson_interval,
+)
+from ddp_trainer.tracking.run_record import load_run
+from tests.support.run_directories import make_run
+
+VOID = {"meta", "img", "source", "br"}
+HOSTILE = ('<script>alert("1")</script>', "$x^{$", "a&b'\"", "鳥 \N{BIRD}\n2", "\\frac{1}$y$", "x" * 300)
+
+
+class Page(HTMLParser):
+    """Checks the nesting and collects what the tests ask about."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Page]:
+    run = tmp_path_factory.mktemp("runs") / "complete"
+    found = make_run(run)
+    return run, found, Page(write_report([run]))
+
+
+def test_page_loads_nothing_and_describes_every_picture(complete):
+    run, found, page = complete
+    assert page.of("script") == [] and page.of("link") == [] and page.of("iframe") == []
+    policy = next(one["content"] for one in page.of("meta") if one.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    for _, attributes in page.tags:
+        for name in ("src", "href", "srcset"):
+            assert (attributes.get(name) or "data:image/png;base64,").startswith("data:image/png;base64,")
+    style = page.source.split("<style>")[1].split("</style>")[0]
+    assert "url(" not in style and "@import" not in style
+    assert all(attributes.get("alt") for attributes in page.of("img"))
+    assert len(page.of("img")) == 4 + 2 + len(found["wrong_indices"])
+    for name in ("curves.png", "confusion.png", "misclassified.png", "reliability.png"):
+        assert (run / "report" / name).read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_page_says_what_the_files_say(complete):
+    _, found, page = complete
+    low, high = wilson_interval(found["correct"], found["total"])
+    for words in (
+        f"{found['correct'] / found['total']:.2%}",
+        f"{found['correct']:,} of {found['total']:,} test images",
+        f"{low:.2%} to {high:.2%}",
+        "87.50%",
+        "3 of 3",
+        "1 min 1 s",
+        "1.5 PFLOP",
+        "6,573,130",
+        "Imagined GPU",
+        "torch 2.15.0",
+        f"error {calibration(found['labels'], found['probabilities']).error:.2%}",
+    ):
+        assert words in page.text
+    predicted = found["probabilities"].argmax(axis=1)
+    for label, count in enumerate(np.bincount(found["labels"])):
+        hits = ((predicted == label) & (found["labels"] == label)).sum()
+        precision = hits / (predicted == label).sum()
+        assert f"kind-{label} {count} {precision:.1%} {hits / count:.1%}" in page.text
+    row = int(np.flatnonzero(found["indices"] == found["wrong_indices"][0])[0])
+    said = f"kind-{found['labels'][row]} taken for kind-{predicted[row]} {found['probabilities'][row].max():.1%}"
+    assert said in page.text
+    assert "--num_processes 2" in page.text
+    assert "-m ddp_trainer.train baseline --data-dir data/x --epochs 3" in page.text
+
+
+def test_losses_on_different_labels_are_not_left_to_be_compared(complete, tmp_path):
+    assert "smoothed labels" not in complete[2].text
+    run = tmp_path / "smoothed"
+    make_run(run)
+    config = json.loads((run / "config.json").read_text())
+    config["settings"]["label_smoothing"] = 0.2
+    (run / "config.json").write_text(json.dumps(config))
+    assert "smoothed labels" in Page(write_report([run])).text
+
+
+def test_interrupted_run_is_described_by_its_epochs(tmp_path):
+    run = tmp_path / "stopped"
+    make_run(run)
+    write_report([run])
+    for name in ("summary.json", "model.json", "predictions.npz"):
+        (run / name).unlink()
+    with (run / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"epoch": 4, "train_lo')  # the crash came while it was written
+    (run / "status.json").write_text('{"state": "preempted", "message": "asked to <stop>"}')
+    page = Page(write_report([run]))
+    for words in ("57.00%", "preempted, after 3 finished epochs", "asked to <stop>"):
+        assert words in page.text
+    assert "Calibration" not in page.text
+    assert sorted(path.name for path in (run / "report").iterdir()) == ["curves.png", "index.html"]
+    (run / "metrics.jsonl").unlink()
+    assert "No epoch was finished" in Page(write_report([run])).text
+
+
+def test_without_a_mistake_the_sheet_says_so(complete, tmp_path):
+    run = shutil.copytree(complete[0], tmp_path / "perfect")
+    with np.load(run / "predictions.npz") as found:
+        kept = dict(found)
+    kept["labels"] = kept["probabilities"].argmax(axis=1)
+    kept |= {name: kept[name][:0] for name in ("wrong_indices", "wrong_images")}
+    np.savez_compressed(run / "predictions.npz", **kept)
+    page, sheet = Page(write_report([run])), run / "report" / "misclassified.png"
+    assert len(page.of("img")) == 4 + 2
+    assert sheet.read_bytes() != (complete[0] / "report" / "misclassified.png").read_bytes()
+
+
+def test_hundred_classes_are_all_there(tmp_path):
+    make_run(tmp_path / "many", num_classes=100)
+    page = Page(write_report([tmp_path / "many"]))
+    assert all(re.search(rf"\bkind-{label} \d+ ", page.text) for label in range(100))
+
+
+def test_hostile_names_are_shown_as_they_are(tmp_path):
+    run = tmp_path / "<b>$run$"
+    make_run(run, num_classes=len(HOSTILE), classes=HOSTILE)
+    page = Page(write_report([run]))
+    assert "script" not in {tag for tag, _ in page.tags} and "<b>$run" not in page.source
+    assert all(" ".join(name.split()) in page.text for name in HOSTILE)
+    assert "<b>$run$" in page.text
+
+
+def test_commands_to_run_it_again_are_understood(smoke_run):
+    from data_prep.__main__ import parse
+    from ddp_trainer.command_line import parse_command_line
+    from ddp_trainer.recipes import RECIPES
+
+    lines = reproduce_commands(load_run(smoke_run))
+    data, training = (shlex.split(line)[3:] for line in lines[-2:])
+    options = parse(data)
+    assert (options.source, options.train_count, options.test_count, options.size) == ("synthetic", 96, 40, 32)
+    config = parse_command_line(training, RECIPES, prog="train", description="")
+    original = json.loads((smoke_run / "config.json").read_text())["settings"]
+    assert {name for name, value in config.flat().items() if value != original[name]} <= LEFT_OUT
+
+
+def test_several_runs_have_mean_and_spread_over_their_seeds(tmp_path):
+    runs = [tmp_path / "a" / "same", tmp_path / "b" / "same", tmp_path / "stopped"]
+    found = [make_run(run, seed=seed) for seed, run in enumerate(runs)]
+    (runs[2] / "summary.json").unlink()
+    page = Page(write_report(runs))
+    shares = [one["correct"] / one["total"] for one in found[:2]]
+    assert f"mean {np.mean(shares):.2%} 87.50%" in page.text
+    assert f"standard deviation {np.std(shares, ddof=1):.2%} 0.00%" in page.text
+    assert f"{np.mean(shares):.2%} mean accuracy on the test images over 2 runs" in page.text
+    assert "3 runs side by side" in page.text and "stopped (not complete)" in page.text
+    assert "a/same" in page.text and "b/same" in page.text and "seed 0 1 2" in page.text
+    assert not (runs[1] / "report").exists()
+
+
+def test_runs_of_different_settings_are_not_averaged(tmp_path):
+    runs = [tmp_path / f"run-{number}" for number in range(4)]
+    found = [
+        make_run(run, seed=seed, peak_lr=peak_lr)
+        for run, seed, peak_lr in zip(runs, (0, 0, 1, 1), (0.4, 0.2, 0.4, 0.2), strict=True)
+    ]
+    page = Page(write_report(runs))
+    shares = [one["correct"] / one["total"] for one in found]
+    for first, second in ((0, 2), (1, 3)):
+        assert f"mean {np.mean([shares[first], shares[second]]):.2%}" in page.text
+    assert page.text.count("standard deviation") == 3, "two rows, and the note below the table"
+    assert "over 2 runs" not in page.text
+    assert "over 2 runs" not in Page(write_report([runs[0], runs[2], runs[1]])).text, "nor do two speak for three"
+
+
+def test_runs_on_another_number_of_processes_are_not_averaged(tmp_path):
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for seed, run in enumerate(runs):
+        make_run(run, seed=seed)
+    path = runs[1] / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "world_size": 1}))
+    assert Page(write_report(runs)).text.count("standard deviation") == 1, "the note below the table"
+
+
+def test_how_often_a_run_was_saved_makes_no_other_training_of_it(tmp_path):
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for seed, run in enumerate(runs):
+        make_run(run, seed=seed)
+        config = json.loads((run / "config.json").read_text())
+        config["settings"] |= {"checkpoint_every_steps": seed, "data_dir": str(run)}
+        (run / "config.json").write_text(json.dumps(config))
+    page = Page(write_report(runs))
+    assert "mean accuracy on the test images over 2 runs" in page.text
+
+
+def test_a_run_that_is_named_twice_is_shown_once(tmp_path):
+    make_run(tmp_path / "run")
+    (tmp_path / "latest").symlink_to("run")
+    page = Page(write_report([tmp_path / "run", tmp_path / "latest"]))
+    assert "side by side" not in page.text

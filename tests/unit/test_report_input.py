@@ -1,0 +1,82 @@
+"""What the report says of run directories that it cannot use."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.errors import InputError
+from ddp_trainer.report import write_report
+from ddp_trainer.report.__main__ import main
+from tests.support.run_directories import make_run
+
+
+def damage(run: Path, name: str, content: str) -> None:
+    (run / name).write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", "[]"),
+        ("metrics.jsonl", "{}\n"),
+        ("metrics.jsonl", "no\n{}"),
+        ("predictions.npz", "no zip"),
+        ("summary.json", '{"test_correct": 3, "test_total": 2}'),
+        ("model.json", '{"classes": ["one"]}'),
+    ],
+)
+def test_damaged_file_is_named_in_one_line(tmp_path, capsys, name, content):
+    make_run(tmp_path / "run")
+    damage(tmp_path / "run", name, content)
+    assert main([str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and name in said
+    assert not (tmp_path / "run" / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("labels", np.full(300, 10)),
+        ("indices", np.arange(3)),
+        ("probabilities", np.full((300, 10), np.nan)),
+        ("wrong_images", np.zeros((1, 8, 8, 3), np.uint8)),
+        ("wrong_indices", np.zeros(60, np.int64)),
+    ],
+)
+def test_predictions_that_do_not_fit_are_refused(tmp_path, name, value):
+    found = make_run(tmp_path / "run")
+    arrays = {key: array for key, array in found.items() if np.ndim(array)} | {name: value}
+    np.savez(tmp_path / "run" / "predictions.npz", **arrays)
+    with pytest.raises(InputError, match=r"predictions\.npz"):
+        write_report([tmp_path / "run"])
+
+
+def test_command_line(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    assert "not a run directory" in capsys.readouterr().err
+    assert main([]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    make_run(tmp_path / "run")
+    assert main([str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'run' / 'report' / 'index.html'}\n"
+
+
+@pytest.mark.parametrize(
+    ("found", "offset", "damage"),
+    [(b"indices.npy", 60, b"\xff" * 40), (b"PK\x01\x02", 8, b"\x01"), (b"PK\x01\x02", 10, b"\x63")],
+    ids=["compressed data", "encrypted", "unknown compression"],
+)
+def test_predictions_damaged_within_are_named(tmp_path, capsys, found, offset, damage):
+    """The container is whole and what is in it is not."""
+    arrays = make_run(tmp_path / "run")
+    path = tmp_path / "run" / "predictions.npz"
+    np.savez_compressed(path, **{key: array for key, array in arrays.items() if np.ndim(array)})
+    content = bytearray(path.read_bytes())
+    start = content.index(found) + offset
+    content[start : start + len(damage)] = damage
+    path.write_bytes(content)
+    assert main([str(tmp_path / "run")]) == 2
+    assert "predictions.npz cannot be read" in capsys.readouterr().err

@@ -1,0 +1,210 @@
+"""Wrong input to the trainer: exit code 2, one line that says what and how to mend it, nothing written over."""
+
+import itertools
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data_prep.dataset import read_dataset
+from data_prep.errors import InputError
+from ddp_trainer.command_line import parse_command_line
+from ddp_trainer.recipes import RECIPES
+from ddp_trainer.run.checks import check_dataset
+from tests.support.slurm_cluster import wait_until
+from tests.support.trainer import NARROW, fork, run, start, train
+
+SMOKE = ("smoke", "--device", "cpu")
+
+
+def refused(*arguments: str | Path, **options: object) -> str:
+    """The line on stderr of a run that must be refused."""
+    finished = run("ddp_trainer.train", *arguments, **options)  # type: ignore[arg-type]
+    lines = [line for line in finished.stderr.splitlines() if line]
+    assert finished.returncode == 2, finished.stderr
+    assert len(lines) == 1, finished.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def edit_manifest(folder: Path, **changes: object) -> None:
+    path = folder / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def flip_a_bit(folder: Path) -> None:
+    path = folder / "train.beton"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "train.beton"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no folder": (shutil.rmtree, "python -m data_prep --source SOURCE --out"),
+    "no manifest": (lambda folder: (folder / "dataset.json").unlink(), "python -m data_prep"),
+    "manifest is no JSON": (lambda folder: (folder / "dataset.json").write_text("{"), "dataset.json"),
+    "another version": (lambda folder: edit_manifest(folder, format_version=99), "version"),
+    "truncated": (truncate, "python -m data_prep --source synthetic --out"),
+    "bit flip": (flip_a_bit, "python -m data_prep --source synthetic --out"),
+    "foreign": (lambda folder: (folder / "test.beton").write_bytes(b"hello world" * 1000), "test.beton"),
+    "no beton": (lambda folder: (folder / "test.beton").unlink(), "test.beton"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_data(tiny_dir: Path, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(tiny_dir, folder)
+    harm, expected = DAMAGES[damage]
+    harm(folder)
+    finished = fork(*SMOKE, "--data-dir", folder, "--out", tmp_path / "run")
+    (line,) = finished.stderr.splitlines()
+    assert (finished.returncode, line[:7]) == (2, "error: ")
+    assert expected in line
+    assert str(folder) in line
+    assert not (tmp_path / "run").exists(), "nothing is written for input that is refused"
+
+
+def test_a_description_of_other_kinds_than_it_should_be(tiny_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_dir, tmp_path, dirs_exist_ok=True)
+    whole = json.loads((tiny_dir / "dataset.json").read_text())
+    for field in whole.keys() - {"splits"}:
+        for wrong in (None, [], {}, [None], -1.5):
+            edit_manifest(tmp_path, **{**whole, field: wrong})
+            with pytest.raises(InputError, match=r"dataset\.json"):
+                read_dataset(tmp_path)
+    for name, wrong in itertools.product(whole["splits"]["train"], (None, [], {}, -1.5, True)):
+        for split in whole["splits"]:
+            splits = {**whole["splits"], split: {**whole["splits"][split], name: wrong}}
+            edit_manifest(tmp_path, **{**whole, "splits": splits})
+            with pytest.raises(InputError, match=name):
+                read_dataset(tmp_path)
+
+
+def test_settings_that_cannot_be(tiny_dir: Path, tmp_path: Path) -> None:
+    data = ("--data-dir", tiny_dir, "--out", tmp_path / "run")
+    assert "unknown recipe" in refused("smok", *data)
+    assert "fp16" in refused(*SMOKE, *data, "--precision", "fp16")
+    assert "--batch-size 97" in refused(*SMOKE, *data, "--batch-size", "97")
+    told = {**os.environ, "ACCELERATE_USE_CPU": "True"}
+    assert "Accelerate was told to use the CPU" in refused("smoke", "--device", "cuda", *data, env=told)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_part_of_a_single_small_image(tiny_dir: Path) -> None:
+    """Three poolings leave one pixel of it, and so BatchNorm one value."""
+    small = replace(read_dataset(tiny_dir), image_size=15)
+    config = parse_command_line([*SMOKE, "--batch-size", "4", "--accumulate", "4"], RECIPES, prog="", description="")
+    with pytest.raises(InputError, match="a single image of 15 pixels"):
+        check_dataset(config, small)
+    check_dataset(config, replace(small, image_size=16))
+
+
+def test_a_process_that_cannot_meet_the_others_has_failed(tiny_dir: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        rank = {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(taken.getsockname()[1]),
+        }
+        finished = run("ddp_trainer.train", *SMOKE, "--data-dir", tiny_dir, "--out", tmp_path / "run", env=rank)
+    assert finished.returncode == 1
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+def test_a_batch_that_two_processes_cannot_share(tiny_dir: Path, tmp_path: Path) -> None:
+    arguments = (*SMOKE, "--data-dir", tiny_dir, "--out", tmp_path / "run", "--batch-size", "33")
+    finished = run("ddp_trainer.train", *arguments, processes=2)
+    assert finished.returncode != 0
+    assert finished.stderr.count("error: --batch-size 33 is not divisible by 2 processes") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_that_holds_a_run(smoke_run: Path, tiny_dir: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(smoke_run, tmp_path / "run"))
+    before = (out / "config.json").read_bytes()
+    finished = fork(*SMOKE, "--data-dir", tiny_dir, "--out", out)
+    assert finished.returncode == 2
+    assert "add --resume" in finished.stderr
+    assert (out / "config.json").read_bytes() == before
+
+
+def test_a_directory_that_another_run_holds(tiny_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = start(
+        "ddp_trainer.train", *SMOKE, "--data-dir", tiny_dir, "--out", out, "--epochs", "50", "--max-steps", "1000"
+    )
+    try:
+        wait_until(lambda: (out / "status.json").exists() or first.poll() is not None, "it does not begin", 120)
+        assert first.poll() is None
+        assert "another run holds" in refused(*SMOKE, "--data-dir", tiny_dir, "--out", out, "--resume")
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_every_checkpoint_damaged(tiny_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ("--data-dir", tiny_dir, "--out", out, "--max-steps", "1")
+    train(*arguments, module=NARROW)
+    (out / "summary.json").unlink()
+    for state in out.glob("checkpoints/*/state.pt"):
+        state.write_bytes(b"")
+    finished = fork(*SMOKE, *arguments, "--resume")
+    assert finished.returncode == 2
+    assert "damaged" in finished.stderr
+
+
+def test_launched_for_two_but_alone(tiny_dir: Path, tmp_path: Path) -> None:
+    """`--cpu` makes Accelerate start a single process, whatever the number asked for."""
+    import sys
+
+    from conftest import REPOSITORY, environment
+
+    finished = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--cpu",
+            "--num_processes",
+            "2",
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "-m",
+            "ddp_trainer.train",
+            *SMOKE,
+            "--data-dir",
+            tiny_dir,
+            "--out",
+            tmp_path / "run",
+        ],
+        env=environment(),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode != 0
+    assert "this one is alone" in finished.stderr
+    assert not (tmp_path / "run").exists()

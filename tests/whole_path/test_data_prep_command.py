@@ -1,0 +1,168 @@
+"""`python -m data_prep` as a real process: what it writes and says, and that a mistake is one line and exit code 2."""
+
+import filecmp
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.__main__ import parse
+from data_prep.dataset import read_dataset, verify_dataset
+from data_prep.errors import InputError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+COMMAND = (sys.executable, "-m", "data_prep")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+FILES = {"train.beton", "test.beton", "dataset.json"}
+
+
+def prepare(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], cwd=cwd, env=ENVIRONMENT, text=True, capture_output=True, timeout=180
+    )
+
+
+def refused(*arguments: object, cwd: Path) -> str:
+    """The line on stderr of a command that must end with 2."""
+    done = prepare(*arguments, cwd=cwd)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    return done.stderr
+
+
+def left_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve training images and four of validation, of two classes and several sizes."""
+    root = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 2)):
+        for kind in ("cat", "dog"):
+            folder = root / split / kind
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 256, (40 + number, 50, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.{('png', 'jpg')[number % 2]}")
+    return root
+
+
+@pytest.fixture(scope="module")
+def prepared(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A dataset of the photos, and what the command said."""
+    folder = tmp_path_factory.mktemp("prepared")
+    done = prepare("--source", "folder", "--root", photos, "--out", "new/set", "--size", 16, cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")  # a log is not filled with bars
+    return folder / "new" / "set", done.stdout
+
+
+def test_a_folder_becomes_a_dataset(prepared: tuple[Path, str]) -> None:
+    out, said = prepared
+    assert left_in(out) == FILES
+    info = read_dataset(out)
+    verify_dataset(out, info)
+    assert (info.source, info.classes, info.image_size) == ("folder", ("cat", "dog"), 16)
+    assert {name: split.count for name, split in info.splits.items()} == {"train": 12, "test": 4}
+    assert "12 train and 4 test images, 2 classes" in said
+    assert said.splitlines()[-1] == "next: python -m ddp_trainer.train --data-dir new/set"
+
+
+def test_again_gives_the_same_bytes_and_a_failure_spoils_nothing(
+    photos: Path, prepared: tuple[Path, str], tmp_path: Path
+) -> None:
+    command = ("--source", "folder", "--size", 16, "--out", "set")
+    shutil.copytree(photos, tmp_path / "copy")
+    assert prepare(*command, "--root", "copy", cwd=tmp_path).returncode == 0
+    (tmp_path / "copy" / "train" / "cat" / "torn.jpg").write_bytes(b"\xff\xd8\xff")
+    assert "torn.jpg" in refused(*command, "--root", "copy", cwd=tmp_path)
+    assert left_in(tmp_path / "set") == FILES
+    for file in FILES:
+        assert filecmp.cmp(tmp_path / "set" / file, prepared[0] / file, shallow=False)
+
+
+def test_synthetic_counts_and_size_are_heeded(tmp_path: Path) -> None:
+    flags = ("--train-count", 30, "--test-count", 20, "--size", 8, "--seed", 1, "--out", "set")
+    assert prepare("--source", "synthetic", *flags, cwd=tmp_path).returncode == 0
+    info = read_dataset(tmp_path / "set")
+    assert (info.splits["train"].count, info.splits["test"].count, info.image_size) == (30, 20, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--source", "folder", "--root", "absent"), "absent"),
+        (("--source", "imagenet"), "imagenet"),
+        (("--source", "folder", "--size", "big"), "--size"),
+        (("--source", "folder", "--root", ".", "--size", "0"), "--size 0"),
+        (("--source", "synthetic", "--size", "-3"), "--size -3"),
+        (("--source", "synthetic", "--train-count", "0"), "0 training"),
+        (("--source", "synthetic", "--seed", "-1"), "--seed -1"),
+        (("--source", "synthetic", "--out", "file/below"), "--out file/below"),
+        (("--source", "synthetic", "--out", "file"), "--out file"),
+        (("--source", "folder", "--root", ".", "--seed", "3"), "--seed"),
+        (("--colour", "red"), "--colour"),
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_is_one_line(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    before = left_in(tmp_path)
+    assert words in refused(*arguments, cwd=tmp_path)
+    assert left_in(tmp_path) == before
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert "locked" in refused("--source", "synthetic", "--out", "locked/set", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("sign", [".writing-*", ".writing-*/train.beton"], ids=["begun", "in its midst"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_run_leaves_no_half_dataset(number: int, code: int, sign: str, tmp_path: Path) -> None:
+    """Stopped while it writes, which takes seconds with so many images."""
+    arguments = ("--source", "synthetic", "--train-count", "20000", "--size", "16", "--out", "set")
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], cwd=tmp_path, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while not (writing := list((tmp_path / "set").glob(sign))) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.01)
+    assert writing
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert "Traceback" not in stderr
+    assert len(stderr.splitlines()) == 1
+    assert left_in(tmp_path / "set") == set()
+
+
+def test_help_shows_sources_and_examples(tmp_path: Path) -> None:
+    done = prepare("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for words in ("cifar100", "synthetic", "ROOT/train/CLASS", "examples:", "data/cifar10"):
+        assert words in done.stdout
+
+
+def test_each_source_has_its_own_default_folder() -> None:
+    """Drawn images never land where CIFAR-10 lies."""
+    assert parse([]).out == Path("data/cifar10")
+    assert parse([]).source == "cifar10"
+    assert parse(["--source", "synthetic"]).out == Path("data/synthetic")
+
+
+def test_flags_are_not_abbreviated() -> None:
+    with pytest.raises(InputError, match="--sour"):
+        parse(["--sour", "synthetic"])

@@ -1,0 +1,96 @@
+"""The evaluate command: every test image once, whoever shares the work, and one line for a mistake."""
+
+import json
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data_prep.loader import Batch
+from ddp_trainer.distributed.signals import Preempted
+from ddp_trainer.engine.evaluation import SURE_MARGIN, Evaluator, averaged_over_views
+from ddp_trainer.evaluate import main
+from ddp_trainer.models.custom_resnet import CustomResNet
+from ddp_trainer.models.spec import ModelSpec, build_model
+from tests.support.trainer import run
+
+
+def test_three_processes_count_every_image_once(smoke_run: Path) -> None:
+    """40 images on 3 ranks: shards of unequal size."""
+    summary = json.loads((smoke_run / "summary.json").read_text())
+    finished = run("ddp_trainer.evaluate", smoke_run, "--device", "cpu", "--tta", processes=3)
+    assert finished.returncode == 0, finished.stderr
+    lines = finished.stdout.splitlines()
+    assert sum(line.startswith("{") for line in lines) == 1, "one rank speaks"
+    figures = json.loads(lines[-1])
+    assert figures["test_total"] == 40
+    assert figures["test_accuracy"] == figures["test_correct"] / 40 == summary["test_accuracy_tta"]
+
+
+def test_other_images_than_the_runs_are_refused(
+    smoke_run: Path, tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(tiny_dir, tmp_path / "data")
+    manifest = json.loads((data / "dataset.json").read_text())
+    for change, expected in (({"classes": list("abcdefghij")}, "other classes"), ({"image_size": 64}, "64 pixels")):
+        (data / "dataset.json").write_text(json.dumps(manifest | change))
+        assert main([str(smoke_run), "--data-dir", str(data)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert expected in line
+        assert "--data-dir" in line
+
+
+def six_views(model: nn.Module, image: Tensor) -> Tensor:
+    """(C, H, W) -> (classes,): one image, view by view."""
+    padded = F.pad(image[None], (1, 1, 1, 1), mode="reflect")[0]
+    height, width = image.shape[1:]
+    weights = {(1, 1): 0.25, (0, 0): 0.125, (2, 2): 0.125}
+    views = []
+    for (top, left), weight in weights.items():
+        view = padded[:, top : top + height, left : left + width]
+        views += [weight * model(view[None])[0], weight * model(view.flip(2)[None])[0]]
+    return torch.stack(views).sum(dim=0)
+
+
+@torch.no_grad()
+def test_unsure_images_are_averaged_over_six_views_and_sure_ones_are_not() -> None:
+    torch.manual_seed(0)
+    model = CustomResNet(num_classes=3, widths=(8, 8, 16, 16)).double().eval()
+    images = torch.randn(12, 3, 32, 32, dtype=torch.float64)
+    plain = model(images)
+    best = plain.topk(2, dim=1).values
+    margins = best[:, 0] - best[:, 1]
+    # Half of the images are sure. No margin lies on the threshold, where rounding would decide.
+    factor = SURE_MARGIN / margins.sort().values[5:7].mean()
+    model.head.weight *= factor
+    model.head.bias *= factor
+    sure = factor * margins >= SURE_MARGIN
+    assert sure.sum() == 6
+    expected = torch.stack([six_views(model, image) for image in images])
+    expected[sure] = factor * plain[sure]
+    torch.testing.assert_close(averaged_over_views(model, images, model(images)), expected, rtol=0, atol=1e-9)
+
+
+def test_a_request_to_stop_ends_it_between_two_batches() -> None:
+    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    batch = Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4))
+    runtime = SimpleNamespace(rank=0, world_size=1, device=images.device, autocast=nullcontext, laid_out=lambda x: x)
+    loader = SimpleNamespace(batches=lambda plan: iter([batch] * len(plan)), batch_size=4)
+    spec = ModelSpec(classes=("a", "b"), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), image_size=32, widths=(4, 4, 4, 4))
+    evaluator = Evaluator(loader, np.arange(12), spec, runtime)  # type: ignore[arg-type]
+    model, calls = build_model(spec).train(), []
+
+    def poll() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise Preempted
+
+    with pytest.raises(Preempted):
+        evaluator.run(model, poll=poll)
+    assert model.training

@@ -1,0 +1,160 @@
+"""Exported files give the model's own predictions where neither this package nor its data code can be imported."""
+
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from data_prep.batch_ops import batch_normalise
+from data_prep.loader import StreamLoader
+from ddp_trainer import export
+from ddp_trainer.models.spec import ModelSpec, build_model, load_model
+from ddp_trainer.run.outputs import write_model
+from tests.support.trainer import environment, start
+
+# Knows the file, the name of its input, and nothing of ours.
+FOREIGNER = """
+import sys
+sys.modules["ddp_trainer"] = sys.modules["data_prep"] = None
+import numpy as np, onnxruntime, torch
+run, images_file, out = sys.argv[1:]
+images = np.load(images_file)
+session = onnxruntime.InferenceSession(f"{run}/model.onnx", providers=["CPUExecutionProvider"])
+extra = {"classes.json": ""}
+module = torch.export.load(f"{run}/model.pt2", extra_files=extra).module()
+refusals = []
+for feed in (lambda x: session.run(None, {"images": x}), lambda x: module(torch.from_numpy(x))):
+    try:
+        feed((images[:2] / 255).astype(np.float32))
+    except Exception as error:
+        refusals.append(type(error).__name__)
+pieces = [images[:1], images[1:8], images[8:]]
+np.savez(
+    out,
+    onnx=np.concatenate([session.run(None, {"images": piece})[0] for piece in pieces]),
+    torch=torch.cat([module(torch.from_numpy(piece)) for piece in pieces]).detach().numpy(),
+    refusals=refusals,
+    classes=[session.get_modelmeta().custom_metadata_map["classes"], extra["classes.json"]],
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def test_images(tiny_dir: Path) -> Tensor:
+    """(40, 3, 32, 32) uint8: the whole test split."""
+    loader = StreamLoader(tiny_dir / "test.beton", device=torch.device("cpu"), batch_size=40, num_workers=1)
+    return next(iter(loader.batches([np.arange(40)]))).images.contiguous()
+
+
+@pytest.fixture(scope="module")
+def exported_run(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    ignored = shutil.ignore_patterns("wandb", "checkpoints")
+    return Path(shutil.copytree(smoke_run, tmp_path_factory.mktemp("exported") / "run", ignore=ignored))
+
+
+@pytest.fixture(scope="module")
+def foreign(exported_run: Path, test_images: Tensor, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """What a process without this package computes from both exported files."""
+    folder = tmp_path_factory.mktemp("foreign")
+    np.save(folder / "images.npy", test_images.numpy())
+    commands = [start("ddp_trainer.export", exported_run, "--format", name) for name in ("onnx", "torch")]
+    for command in commands:
+        stdout, stderr = command.communicate(timeout=240)
+        assert command.returncode == 0, stderr
+        assert "checked" in stdout
+    done = subprocess.run(
+        [sys.executable, "-c", FOREIGNER, exported_run, folder / "images.npy", folder / "out.npz"],
+        env=environment(),
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(folder / "out.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_a_process_without_this_package_predicts_the_same(
+    format: str, foreign: dict[str, np.ndarray], exported_run: Path, test_images: Tensor
+) -> None:
+    model, spec = load_model(exported_run)
+    with torch.inference_mode():
+        own = model(batch_normalise(test_images, spec.mean, spec.std, torch.float32)).numpy()
+    assert np.array_equal(foreign[format].argmax(axis=1), own.argmax(axis=1))
+    assert np.abs(foreign[format] - own).max() < 1e-4 * np.abs(own).max()
+    assert len(np.unique(own.argmax(axis=1))) > 1, "a model of one answer would show nothing"
+
+
+def test_images_of_another_scale_are_refused_and_classes_are_inside(
+    foreign: dict[str, np.ndarray], exported_run: Path
+) -> None:
+    assert len(foreign["refusals"]) == 2
+    assert [json.loads(text) for text in foreign["classes"]] == 2 * [list(load_model(exported_run)[1].classes)]
+
+
+def test_only_the_finished_file_is_left(foreign: dict[str, np.ndarray], exported_run: Path) -> None:
+    assert {path.name for path in exported_run.glob("*model*")} >= {"model.onnx", "model.pt2"}
+    assert list(exported_run.glob(".export-*")) == []
+
+
+@pytest.fixture
+def small_run(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    spec = ModelSpec(
+        classes=("a", "b"),
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.2, 0.3),
+        image_size=32,
+        widths=(4, 4, 8, 8),
+        activation="celu",
+    )
+    write_model(tmp_path, build_model(spec), spec)
+    return tmp_path
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_another_activation_is_exported_too(small_run: Path, format: str) -> None:
+    """The command itself compares the logits."""
+    assert export.main([str(small_run), "--format", format]) == 0
+
+
+def test_a_missing_package_is_named_with_its_remedy(
+    small_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert export.main([str(small_run), "--format", "onnx"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "needs onnxruntime; install with:" in line
+    assert "pip install -c constraints.txt -e '.[export]'" in line
+    assert not (small_run / "model.onnx").exists()
+
+
+def test_the_remedy_installs_what_is_imported() -> None:
+    declared = tomllib.loads((Path(export.__file__).parents[1] / "pyproject.toml").read_text())
+    extra = declared["project"]["optional-dependencies"]["export"]
+    assert {line.split(">=")[0] for line in extra} == set(export.PACKAGES["onnx"])
+    for name in export.PACKAGES["onnx"]:
+        importlib.import_module(name)
+
+
+def test_a_file_that_computes_something_else_gets_no_name(
+    small_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As if the exporter had lost the normalisation."""
+    monkeypatch.setattr(export.NormalisingModel, "forward", lambda self, images: self.network(images / 255))
+    (small_run / "model.pt2").write_text("an older export")
+    assert export.main([str(small_run), "--format", "torch"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "differ from the model's own" in line
+    assert (small_run / "model.pt2").read_text() == "an older export"
+    assert list(small_run.glob(".export-*")) == []

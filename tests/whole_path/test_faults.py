@@ -1,0 +1,145 @@
+"""The fault-injection suite in its short form; `make soak` runs it in full."""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.support.trainer import NARROW, REPOSITORY, environment, read_lines, run, start, train
+
+PLAN = ("--epochs", "2", "--max-steps", "12", "--batch-size", "16", "--checkpoint-every-steps", "2")
+
+
+def test_faults_of_every_kind_lose_nothing(tmp_path: Path) -> None:
+    seed = str(random.randrange(10**6))
+    sizes = ("--kills", "2", "--signals", "2", "--launched", "1", "--damages", "42", "--ranks", "1")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.soak", *sizes, "--world-sizes", "1", "3", "--seed", seed],
+        cwd=REPOSITORY,
+        env=environment(TMPDIR=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, f"--seed {seed}\n{done.stdout}{done.stderr}"
+    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| ")][-12:]
+    assert all(int(row[3]) == 0 and int(row[2]) > 0 for row in rows)
+    assert len({row[0] for row in rows}) == 12
+
+
+def test_a_full_disk_ends_the_run_with_a_line_and_leaves_the_checkpoint_before(tiny_dir: Path, tmp_path: Path) -> None:
+    """A run of 4 steps goes on under a limit on the size of files that its next state does not fit in."""
+    out = tmp_path / "run"
+    arguments = ("smoke", "--device", "cpu", *PLAN, "--data-dir", str(tiny_dir), "--out", str(out))
+    train(*arguments[3:], "--max-steps", "4", module=NARROW)
+    before = sorted(path.name for path in (out / "checkpoints").iterdir())
+
+    def full_disk() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    done = subprocess.run(
+        [sys.executable, "-m", NARROW, *arguments, "--resume"],
+        env=environment(),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        preexec_fn=full_disk,
+    )
+    assert done.returncode == 1, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "bytes are needed" in errors[0]
+    assert str(out / "checkpoints" / "step-0000000") in errors[0]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == before
+    assert '"failed"' in (out / "status.json").read_text()
+
+
+def test_another_number_of_processes_sees_the_images_that_are_left(tiny_dir: Path, tmp_path: Path) -> None:
+    """One process, then two, with synchronised BatchNorm: the losses of one alone, so no image is twice or missed."""
+    same = (*PLAN, "--data-dir", tiny_dir, "--sync-bn", "--precision", "fp32")
+    train(*same, "--out", tmp_path / "alone", module=NARROW)
+    train(*same, "--out", tmp_path / "moved", "--max-steps", "4", module=NARROW)
+    train(*same, "--out", tmp_path / "moved", "--resume", module=NARROW, processes=2)
+    alone, moved = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("alone", "moved"))
+    for ours, theirs in zip(alone, moved, strict=True):
+        for name in ("step", "learning_rate", "test_total"):
+            assert ours[name] == theirs[name]
+        assert abs(ours["train_loss"] - theirs["train_loss"]) < 1e-4 * ours["train_loss"]
+
+
+def test_a_beton_that_goes_away_during_training_ends_it(tiny_dir: Path, tmp_path: Path) -> None:
+    """Cut short it may kill the reader (SIGBUS); removed it is an error. Never a hang."""
+    children = []
+    for harm in ("remove", "truncate"):
+        data, out = tmp_path / f"{harm}-data", tmp_path / harm
+        shutil.copytree(tiny_dir, data)
+        arguments = (
+            "--data-dir",
+            data,
+            "--out",
+            out,
+            "--epochs",
+            "5000",
+            "--batch-size",
+            "16",
+            "--max-steps",
+            "30000",
+            "--data-mode",
+            "stream",
+        )
+        process = start(NARROW, "smoke", "--device", "cpu", *arguments)
+        while not ((out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        if harm == "remove":
+            (data / "train.beton").unlink()
+        else:
+            os.truncate(data / "train.beton", 4096 * 3)
+        children.append((harm, out, process))
+    for harm, out, process in children:
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode != 0, stderr
+        if process.returncode == 1:
+            assert "train.beton was removed, replaced or changed" in stderr
+            assert '"failed"' in (out / "status.json").read_text()
+        else:
+            assert (harm, process.returncode) == ("truncate", -signal.SIGBUS), stderr
+
+
+def test_the_second_signal_ends_at_once() -> None:
+    """The first one is Ctrl-C, of which a person is told."""
+    code = """
+import os, signal, time
+from ddp_trainer import signals
+signals.SAME_REQUEST_SECONDS = 0.2
+stop = signals.StopRequest()
+stop.install()
+os.kill(os.getpid(), signal.SIGINT)
+assert stop.pending
+os.kill(os.getpid(), signal.SIGUSR2)  # passed on by a launcher: the same request
+time.sleep(0.3)
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment(), timeout=60, stderr=subprocess.PIPE, text=True
+    )
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr == "\nstopping after the step at hand; Ctrl-C again ends at once\n"
+
+
+def test_a_report_that_a_kill_prevented_is_made_on_resume(tiny_dir: Path, smoke_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(smoke_run, out)
+    shutil.rmtree(out / "report")
+    (out / "status.json").write_text('{"state": "running", "step": 6, "epoch": 2, "message": ""}')
+    finished = run("ddp_trainer.train", "smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", out, "--resume")
+    assert finished.returncode == 0
+    assert (out / "report" / "index.html").exists()
+    assert '"done"' in (out / "status.json").read_text()

@@ -1,0 +1,94 @@
+"""launch/*.yaml start what they promise, as far as a CPU can tell, and hold no setting that Accelerate ignores."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LAUNCH = REPOSITORY / "launch"
+FILES = sorted(LAUNCH.glob("*.yaml"))
+WORKER = REPOSITORY / "tests" / "workers" / "print_world.py"
+
+
+def start(file: str, *flags: str, port: int | None = None) -> subprocess.Popen[str]:
+    """The worker under `accelerate launch --config_file launch/FILE`, seeing no GPU."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / file), *flags]
+    if port is not None:
+        command += ["--main_process_port", str(port)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MASTER_", "ACCELERATE_"))}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, str(WORKER)], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def worlds(*processes: subprocess.Popen[str]) -> list[tuple[int, int, int]]:
+    """(rank, world size, processes reached) of every worker that the launchers started, by rank."""
+    found = []
+    for process in processes:
+        stdout, stderr = process.communicate(timeout=120)
+        assert process.returncode == 0, stderr
+        found += [tuple(json.loads(line).values()) for line in stdout.splitlines() if line.startswith("{")]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_setting_reaches_the_launcher(file: Path) -> None:
+    """Accelerate drops a setting from a file where its own flag has a default: such a line would be a lie."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    settings = yaml.safe_load(file.read_text())
+    parsed = launch_command_parser().parse_args(["--config_file", str(file), "script.py"])
+    arguments, defaults, _ = _validate_launch_command(parsed)  # refuses unknown keys
+    assert defaults is not None
+    assert defaults.distributed_type == settings.pop("distributed_type")
+    assert defaults.compute_environment == settings.pop("compute_environment")
+    assert {name: getattr(arguments, name) for name in settings} == settings
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_command_in_its_head_names_the_file(file: Path) -> None:
+    assert f"accelerate launch --config_file launch/{file.name} " in file.read_text()
+
+
+def test_one_gpu_starts_one_process() -> None:
+    assert worlds(start("one_gpu.yaml")) == [(0, 1, 1)]
+
+
+def test_cpu_processes_starts_two() -> None:
+    assert worlds(start("cpu_processes.yaml")) == [(0, 2, 2), (1, 2, 2)]
+
+
+def test_all_gpus_takes_the_number_asked_for() -> None:
+    assert worlds(start("all_gpus.yaml", "--num_processes", "2")) == [(0, 2, 2), (1, 2, 2)]
+
+
+def test_all_gpus_asks_for_as_many_as_there_are() -> None:
+    """The count is torchrun's: without a GPU it fails aloud and does not fall back to one process."""
+    process = start("all_gpus.yaml")
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "Cuda is not available" in stderr
+
+
+def test_multi_node_joins_the_machines() -> None:
+    """Two launchers on this machine stand for two machines of one process each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = ("--num_processes", "2", "--main_process_ip", "127.0.0.1")
+    machines = [start("multi_node.yaml", *flags, "--machine_rank", str(rank), port=port) for rank in range(2)]
+    assert worlds(*machines) == [(0, 2, 2), (1, 2, 2)]
+
+
+def test_why_cpu_is_not_the_way(tmp_path: Path) -> None:
+    """When this fails, Accelerate has mended MULTI_CPU, and cpu_processes.yaml can be simpler."""
+    text = (LAUNCH / "cpu_processes.yaml").read_text()
+    (tmp_path / "multi_cpu.yaml").write_text(text.replace("type: MULTI_GPU", "type: MULTI_CPU"))
+    assert worlds(start(str(tmp_path / "multi_cpu.yaml"))) == [(0, 1, 1)]

@@ -1,0 +1,43 @@
+"""--profile: a trace of as many steps as asked for, and no more than the run has."""
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import InputError
+from ddp_trainer.recipes import smoke
+from ddp_trainer.run.checks import check_batch
+from tests.support.trainer import NARROW, train
+
+
+def test_a_profiled_run_leaves_a_trace_of_its_steps_and_a_table(tiny_dir: Path, tmp_path: Path) -> None:
+    flags = ("--batch-size", "8", "--max-steps", "5", "--profile", "2")
+    finished = train("--data-dir", tiny_dir, "--out", tmp_path / "run", *flags, module=NARROW)
+    with gzip.open(tmp_path / "run" / "trace.json.gz", "rt") as file:
+        events = json.load(file)["traceEvents"]
+    steps = {event["name"] for event in events if str(event.get("name")).startswith("ProfilerStep#")}
+    assert len(steps) == 2
+    assert any("convolution_backward" in str(event.get("name")) for event in events)
+    lines = finished.stderr.splitlines()
+    start = lines.index(f"profile of 2 steps: {tmp_path / 'run' / 'trace.json.gz'}")
+    shares = [float(line.split("%")[0]) for line in lines[start + 2 : start + 6]]
+    assert shares == sorted(shares, reverse=True)
+    assert (tmp_path / "run" / "summary.json").exists(), "the run goes on to its end"
+
+
+def test_a_run_without_the_flag_leaves_none(smoke_run: Path) -> None:
+    assert not (smoke_run / "trace.json.gz").exists()
+
+
+@pytest.mark.parametrize(("steps", "fits"), [(0, True), (5, True), (6, False)])
+def test_a_run_is_asked_for_no_more_steps_than_it_has(steps: int, fits: bool) -> None:
+    config = smoke()  # 6 steps
+    config = replace(config, run=replace(config.run, profile=steps))
+    if fits:
+        check_batch(config, num_images=96)
+    else:
+        with pytest.raises(InputError, match=r"--profile 6: the run has 6 steps.*at most 5"):
+            check_batch(config, num_images=96)

@@ -1,0 +1,174 @@
+"""A run that was stopped and resumed ends where the uninterrupted one ends, bit for bit."""
+
+import filecmp
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.trainer import NARROW, fork, read_lines, run, start, train
+
+# 96 training images in batches of 16: ten epochs of 6 steps, with a checkpoint at every second step.
+PLAN = (
+    "--epochs",
+    "10",
+    "--max-steps",
+    "60",
+    "--batch-size",
+    "16",
+    "--checkpoint-every-steps",
+    "2",
+    "--ema-decay",
+    "0.9",
+)
+# What `fast` has and `smoke` has not, for two processes; the soak's are all of `smoke`.
+OF_FAST = (
+    "--optimizer",
+    "muon",
+    "--head-lr",
+    "0.3",
+    "--bias-lr",
+    "3",
+    "--activation",
+    "celu",
+    "--freeze-bn-scale",
+    "--bn-momentum",
+    "0.4",
+    "--flip",
+    "alternating",
+    "--small-crop-fraction",
+    "0.5",
+)
+VOLATILE = ("seconds", "images_per_second")
+
+
+def plan(processes: int) -> tuple[str, ...]:
+    return (*PLAN, *OF_FAST) if processes == 2 else PLAN
+
+
+def wait_for_an_epoch(out: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+    """Until the first epoch is recorded: the run is in its midst."""
+    record, deadline = out / "metrics.jsonl", time.monotonic() + seconds
+    while not (record.exists() and record.stat().st_size):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            stdout, stderr = process.communicate()
+            pytest.fail(f"no epoch was recorded:\n{stdout}\n{stderr}")
+        time.sleep(0.005)
+
+
+def same_run(one: Path, other: Path) -> None:
+    # Not the bytes themselves, whose differences pytest would look for through hours.
+    assert filecmp.cmp(one / "model.safetensors", other / "model.safetensors", shallow=False)
+    ours, theirs = (
+        [
+            {name: value for name, value in record.items() if name not in VOLATILE}
+            for record in read_lines(path / "metrics.jsonl")
+        ]
+        for path in (one, other)
+    )
+    assert ours == theirs
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The run directory of a run of so many processes that nobody stopped."""
+
+    @functools.cache
+    def run_directory(processes: int) -> Path:
+        out = tmp_path_factory.mktemp("uninterrupted") / "run"
+        train(*plan(processes), "--data-dir", tiny_dir, "--out", out, processes=processes, module=NARROW)
+        return out
+
+    return run_directory
+
+
+# More pairs, moments and processes, without a launcher, are the soak's.
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGINT), (1, signal.SIGKILL), (2, signal.SIGUSR2)])
+def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(
+    uninterrupted: Callable[[int], Path], tiny_dir: Path, tmp_path: Path, processes: int, number: signal.Signals
+) -> None:
+    whole, out = uninterrupted(processes), tmp_path / "run"
+    arguments = ("smoke", "--device", "cpu", *plan(processes), "--data-dir", tiny_dir, "--out", out)
+    process = start(NARROW, *arguments, processes=processes)
+    wait_for_an_epoch(out, process)
+    victims = workers(process) if processes > 1 else [process.pid]
+    os.kill(victims[-1], number)  # any one rank, here the last
+    process.communicate(timeout=90)
+    status = json.loads((out / "status.json").read_text())
+    if number != signal.SIGKILL:
+        assert process.returncode == 0
+        assert status["state"] == "preempted"
+        assert 6 <= status["step"] < 60
+        assert not (out / "summary.json").exists()
+    assert not any(alive(pid) for pid in victims)
+    goes_on = (*plan(processes), "--data-dir", tiny_dir, "--out", out, "--resume")
+    assert "after step" in train(*goes_on, processes=processes, module=NARROW).stderr, "it does not begin anew"
+    same_run(whole, out)
+
+
+def test_a_finished_run_is_left_alone(smoke_run: Path, tiny_dir: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(smoke_run, tmp_path / "run"))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    finished = train("--data-dir", tiny_dir, "--out", out, "--resume", module=NARROW)
+    assert "complete already" in finished.stderr
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_another_training_is_refused_by_the_name_of_the_setting(tiny_dir: Path, tmp_path: Path) -> None:
+    """Whether there is something left to train or not."""
+    out = tmp_path / "run"
+    train("--data-dir", tiny_dir, "--out", out, "--max-steps", "2", module=NARROW)
+    arguments = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", out, "--resume")
+    before = contents(out)
+    for steps in ("2", "3"):
+        finished = fork(*arguments, "--peak-lr", "0.05", "--max-steps", steps)
+        assert finished.returncode == 2
+        assert "peak_lr 0.1 -> 0.05" in finished.stderr
+        assert contents(out) == before, "nothing is written over"
+    train("--data-dir", tiny_dir, "--out", out, "--resume", "--max-steps", "3", "--data-mode", "stream", module=NARROW)
+    assert json.loads((out / "summary.json").read_text())["steps"] == 3
+
+
+def test_a_run_that_goes_on_has_no_results_until_it_is_complete_again(tiny_dir: Path, tmp_path: Path) -> None:
+    """It fails in the first step of those that were added."""
+    arguments = ("--data-dir", tiny_dir, "--out", tmp_path / "run", "--max-steps")
+    train(*arguments, "3", module=NARROW)
+    results = [tmp_path / "run" / name for name in ("summary.json", "predictions.npz")]
+    assert all(path.exists() for path in results)
+    finished = run("tests.support.workers.poisoned_train", "1", "smoke", "--device", "cpu", *arguments, "6", "--resume")
+    assert finished.returncode == 1
+    assert not any(path.exists() for path in results)
+
+
+def test_a_run_may_end_before_the_step_it_has_reached(tiny_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train("--data-dir", tiny_dir, "--out", out, "--max-steps", "5", module=NARROW)
+    (out / "summary.json").unlink()  # as if it had been stopped there
+    train("--data-dir", tiny_dir, "--out", out, "--max-steps", "4", "--resume", module=NARROW)
+    assert json.loads((out / "summary.json").read_text())["steps"] == 5
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def workers(launcher: subprocess.Popen) -> list[int]:
+    """The launcher's worker processes, oldest first."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    pids = [int(pid) for pid in children if NARROW.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return pids or [launcher.pid]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,102 @@
+"""What the options of a training step do: each by a relation to the step without it. A narrow network in float64."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from data_prep.loader import Batch
+from ddp_trainer.config import RuntimeConfig
+from ddp_trainer.distributed.runtime import Runtime
+from ddp_trainer.distributed.signals import StopRequest
+from ddp_trainer.engine.loss import losses_per_image
+from ddp_trainer.engine.metrics import averages
+from ddp_trainer.engine.trainer import Trainer
+from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint
+from tests.support.trainer import NARROW, train
+from tests.support.workers.losses import build_trainer, settings
+
+
+@pytest.fixture
+def stepped(tiny_dir: Path):
+    """Trainers that have taken one step on one batch of 32, whose second half is the first once more."""
+
+    def take(*, accumulate: int = 1, **optim: float) -> Trainer:
+        config = settings(torch.float64)
+        config = replace(
+            config,
+            optim=replace(config.optim, weight_decay=0.0, **optim),
+            schedule=replace(config.schedule, accumulate=accumulate),
+        )
+        runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32"), accumulate=accumulate, stop=StopRequest())
+        trainer = build_trainer(config, tiny_dir, torch.float64, runtime)
+        half = next(iter(trainer.data.loader.batches([np.arange(32)])))
+        trainer.train_step(Batch(*(torch.cat([column[:16]] * 2) for column in half)), epoch=0)
+        return trainer
+
+    return take
+
+
+def weights(trainer: Trainer) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+def momentum(trainer: Trainer) -> Tensor:
+    """After one step: the gradient."""
+    return torch.cat([slot["momentum_buffer"].flatten() for slot in trainer.optimizer.state.values()])
+
+
+def test_accumulated_parts_make_the_gradient_of_the_whole(stepped) -> None:
+    """BatchNorm sees the same statistics in either half as in both."""
+    whole, parts = stepped(), stepped(accumulate=2)
+    torch.testing.assert_close(momentum(parts), momentum(whole), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-9, atol=1e-12)
+    assert averages(parts.sums.values) == pytest.approx(averages(whole.sums.values))
+
+
+def test_the_network_sees_crops_that_grow(tiny_dir: Path) -> None:
+    config = settings(torch.float64)
+    config = replace(config, schedule=replace(config.schedule, epochs=4, small_crop_fraction=0.5))
+    runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32"), stop=StopRequest())
+    trainer = build_trainer(config, tiny_dir, torch.float64, runtime)
+    seen: list[int] = []
+    trainer.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].size(2)))
+    batch = next(iter(trainer.data.loader.batches([np.arange(32)])))
+    for epoch in range(4):
+        trainer.train_step(batch, epoch)
+    assert seen == [16, 24, 32, 32]
+
+
+def test_clipping_shortens_the_gradient_and_keeps_its_direction(stepped) -> None:
+    free, clipped = momentum(stepped()), momentum(stepped(clip_norm=1e-3))
+    assert free.norm() > 0.1
+    torch.testing.assert_close(clipped, free / free.norm() * 1e-3, rtol=1e-4, atol=1e-12)
+
+
+def test_smoothing_is_that_of_the_loss_that_is_trained(stepped) -> None:
+    sharp, smooth = (averages(stepped(label_smoothing=share).sums.values).loss for share in (0.0, 0.4))
+    half = averages(stepped(label_smoothing=0.2).sums.values).loss
+    assert sharp != pytest.approx(smooth, rel=1e-3)
+    assert half == pytest.approx((sharp + smooth) / 2, rel=1e-9), "linear in the share"
+
+
+def test_the_loss_is_that_of_smoothed_and_shared_labels() -> None:
+    logits = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    labels, partners, share = torch.tensor([0, 1, 2, 3]), torch.tensor([1, 0, 3, 2]), torch.tensor([0.3, 0.3, 0.9, 0.9])
+    target = share[:, None] * F.one_hot(labels, 5) + (1 - share[:, None]) * F.one_hot(partners, 5)
+    expected = -((0.8 * target + 0.2 / 5) * logits.log_softmax(dim=1)).sum(dim=1)
+    torch.testing.assert_close(losses_per_image(logits, labels, partners, share, label_smoothing=0.2), expected)
+
+
+def test_with_an_average_it_is_what_the_run_leaves(tiny_dir: Path, tmp_path: Path) -> None:
+    train("--data-dir", tiny_dir, "--out", tmp_path / "run", "--ema-decay", "0.5", module=NARROW)
+    state = read_checkpoint(list_checkpoints(tmp_path / "run" / "checkpoints")[0])
+    left = load_file(tmp_path / "run" / "model.safetensors")
+    assert left.keys() == state["model"].keys()
+    assert all(torch.equal(value, state["ema"][f"module.{name}"]) for name, value in left.items())
+    assert not torch.equal(left["head.weight"], state["model"]["head.weight"])

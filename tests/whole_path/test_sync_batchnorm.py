@@ -1,0 +1,45 @@
+"""Synchronised BatchNorm over the ranks' shares is plain BatchNorm over the whole batch, forward and backward."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ddp_trainer.distributed.sync_batchnorm import CpuSyncBatchNorm2d
+from tests.support.trainer import run
+from tests.support.workers.batchnorm import inputs
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_it_is_plain_batchnorm_over_the_whole_batch(tmp_path: Path, device: str) -> None:
+    """Ours on the CPU, torch's on CUDA."""
+    if device == "cuda" and torch.cuda.device_count() < 3:
+        pytest.skip("three GPUs are needed")
+    finished = run("tests.support.workers.batchnorm", tmp_path, device, processes=3)
+    assert finished.returncode == 0, finished.stderr
+    plain = nn.Sequential(nn.BatchNorm2d(3)).double()
+    images, weights = inputs()
+    images.requires_grad_()
+    outputs = plain(images)
+    (outputs * weights).sum().backward()
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
+    assert torch.allclose(torch.cat([rank["outputs"] for rank in ranks]), outputs, rtol=1e-9, atol=1e-9)
+    assert images.grad is not None
+    assert torch.allclose(torch.cat([rank["images"] for rank in ranks]), images.grad, rtol=1e-9, atol=1e-9)
+    gradients = torch.cat([parameter.grad for parameter in plain.parameters() if parameter.grad is not None])
+    for rank in ranks:
+        assert torch.allclose(rank["parameters"], gradients, rtol=1e-9, atol=1e-9)
+        for name in ("0.running_mean", "0.running_var"):
+            assert torch.allclose(rank[name], plain.state_dict()[name], rtol=1e-9)
+
+
+def test_in_bf16_its_statistics_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda values: None)  # one process
+    ours, plain = CpuSyncBatchNorm2d(3), nn.BatchNorm2d(3)
+    images = inputs()[0].bfloat16()
+    found, expected = ours(images), plain(images)
+    assert found.dtype == expected.dtype
+    assert torch.allclose(found, expected, rtol=2**-7, atol=2**-7)
+    for name, value in plain.state_dict().items():
+        assert torch.allclose(ours.state_dict()[name], value, rtol=1e-5), name

@@ -1,0 +1,64 @@
+"""One process or several, through the real launcher: the same images, the same schedule, the same counts."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.trainer import run
+
+
+def global_batches(folder: Path, world_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, batch, ...) images and indices, put together from the ranks' files in rank order."""
+    ranks = [np.load(folder / f"rank-{rank}-of-{world_size}.npz") for rank in range(world_size)]
+    return tuple(np.concatenate([rank[name] for rank in ranks], axis=1) for name in ("images", "indices"))  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def batches_of_one(synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, np.ndarray]:
+    folder = tmp_path_factory.mktemp("one")
+    assert run("tests.support.workers.dump_batches", synthetic_dir, folder, "resident", "3").returncode == 0
+    return global_batches(folder, 1)
+
+
+@pytest.mark.parametrize(("world_size", "mode"), [(2, "stream"), (4, "resident")])
+def test_every_rank_count_sees_the_same_augmented_images(
+    synthetic_dir: Path, tmp_path: Path, batches_of_one: tuple[np.ndarray, np.ndarray], world_size: int, mode: str
+) -> None:
+    finished = run("tests.support.workers.dump_batches", synthetic_dir, tmp_path, mode, "3", processes=world_size)
+    assert finished.returncode == 0, finished.stderr
+    images, indices = global_batches(tmp_path, world_size)
+    assert np.array_equal(indices, batches_of_one[1])
+    assert np.array_equal(images.view(np.int32), batches_of_one[0].view(np.int32)), "not bit for bit"
+
+
+def test_no_image_is_repeated_within_an_epoch_and_epochs_differ(batches_of_one: tuple[np.ndarray, np.ndarray]) -> None:
+    epochs = batches_of_one[1].reshape(3, -1)
+    assert all(len(set(epoch)) == 640 for epoch in epochs)
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+STEPS = {"float64": 50, "float32": 20}
+
+
+@pytest.fixture(scope="module")
+def losses(synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files DTYPE-PROCESSES.json: the loss at each step, with synchronised BatchNorm."""
+    folder = tmp_path_factory.mktemp("losses")
+    for world_size in (1, 2, 4):
+        parts = [f"{dtype}={steps}" for dtype, steps in STEPS.items()]
+        finished = run("tests.support.workers.losses", synthetic_dir, folder, *parts, processes=world_size)
+        assert finished.returncode == 0, finished.stderr
+    return folder
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)])
+def test_with_synchronised_batchnorm_the_training_is_the_same(losses: Path, dtype: str, tolerance: float) -> None:
+    one, two, four = (json.loads((losses / f"{dtype}-{size}.json").read_text()) for size in (1, 2, 4))
+    assert len(one) == STEPS[dtype]
+    assert len(set(one)) == len(one), "every step has its own images and weights"
+    if dtype == "float64":  # 20 steps of float32 at its low rate are too few for that
+        assert np.mean(one[-10:]) < np.mean(one[:10])
+    assert two == pytest.approx(one, rel=tolerance)
+    assert four == pytest.approx(one, rel=tolerance)
