@@ -68,18 +68,30 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
+    network: str = "custom_resnet"
+    """custom_resnet, torchvision:NAME, timm:NAME, or MODULE:FUNCTION, called as FUNCTION(num_classes=N)."""
     widths: tuple[int, int, int, int] = (64, 128, 256, 512)
-    """Channels of the stem and of the three stages."""
+    """Channels of the stem and of the three stages of custom_resnet."""
     activation: Literal["relu", "gelu", "celu"] = "relu"
-    """Activation after each BatchNorm; celu has alpha 0.3."""
+    """Activation of custom_resnet after each BatchNorm; celu has alpha 0.3."""
     freeze_bn_scale: bool = False
     """Keep the scales of BatchNorm at 1 and learn its biases only."""
-    bn_momentum: float = 0.1
-    """Weight of a new batch in the running statistics of BatchNorm."""
+    bn_momentum: float | None = None
+    """Weight of a new batch in the running statistics of BatchNorm; default: the network's own, usually 0.1."""
+    init_from: Path | None = None
+    """Start from the weights of this run directory or file (.safetensors, .pt, .pth), as far as they fit by name and
+    shape. What does not fit, such as the head for other classes, starts at random and is listed."""
+    freeze: str = ""
+    """Comma-separated patterns of parameter names to leave as they are, such as 'features.*'."""
 
     def __post_init__(self) -> None:
         require(min(self.widths) >= 1, f"--widths must be at least 1, got {' '.join(map(str, self.widths))}")
-        require(0 < self.bn_momentum <= 1, f"--bn-momentum must be in (0, 1], got {self.bn_momentum}")
+        momentum = self.bn_momentum
+        require(momentum is None or 0 < momentum <= 1, f"--bn-momentum must be in (0, 1], got {momentum}")
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        return split_names(self.freeze)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +197,12 @@ class TrackingConfig:
 
     @property
     def tracker_names(self) -> tuple[str, ...]:
-        return tuple(name.strip() for name in self.trackers.split(",") if name.strip())
+        return split_names(self.trackers)
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Comma-separated names, without blanks and empty ones."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 @dataclass(frozen=True, kw_only=True)

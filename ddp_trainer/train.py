@@ -7,25 +7,32 @@ seconds stand inside functions, so that a signal that arrives meanwhile is alrea
 import faulthandler
 import sys
 import traceback
+import types
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddp_trainer.distributed.signals import Preempted, StopRequest
 
 if TYPE_CHECKING:
     from ddp_trainer.config import TrainConfig
+    from ddp_trainer.engine.observer import Observer
+    from ddp_trainer.run.result import RunResult
 
 
-def train(config: "TrainConfig", stop: StopRequest) -> None:
-    """One run, or the rest of one. Raises InputError before any work is done."""
+def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | None" = None) -> "RunResult | None":
+    """One run, or the rest of one. Raises InputError before any work is done.
+
+    `observer` is told what happens, besides the recorder. Returns None on every rank but the main one.
+    """
     from data_prep.dataset import read_dataset, verify_dataset
     from ddp_trainer.distributed.launch import Launch, check_machine
-    from ddp_trainer.engine.build import build_trainer
+    from ddp_trainer.engine.build import build_trainer, prepare_network
     from ddp_trainer.run.checks import check_settings
     from ddp_trainer.run.directory import claim_run_directory
     from ddp_trainer.run.outputs import complete_results, write_results
     from ddp_trainer.run.processes import join_processes
     from ddp_trainer.run.recorder import describe_plan, open_recorder
+    from ddp_trainer.run.result import result_of
     from ddp_trainer.run.resume import StartKind, find_start, load_state
 
     launch = Launch.from_environment()
@@ -38,18 +45,22 @@ def train(config: "TrainConfig", stop: StopRequest) -> None:
         with join_processes(config, stop, run_dir, start) as (runtime, start):
             state = load_state(start, config, dataset, precision=runtime.precision)
             if start.kind == StartKind.FINISHED:
-                return complete_results(run_dir)
+                complete_results(run_dir)
+                return result_of(run_dir)
+            network, notes = prepare_network(config, dataset, load_weights=state is None)
             with open_recorder(run_dir, config, dataset, runtime, state) as recorder:
+                recorder.also = observer
                 try:
                     runtime.stop_if_asked()
-                    trainer = build_trainer(config, runtime, dataset, observer=recorder)
-                    recorder.say(describe_plan(trainer))
+                    trainer = build_trainer(config, runtime, dataset, network=network, observer=recorder)
+                    recorder.say("\n".join([describe_plan(trainer), *notes]))
                     if state is not None:
                         trainer.state.load_state_dict(state)
                         recorder.say(f"resuming {config.run.out} after step {trainer.state.step}")
-                    return write_results(trainer, trainer.fit(), recorder)
+                    write_results(trainer, trainer.fit(), recorder)
                 except Preempted:
-                    return recorder.preempted()
+                    recorder.preempted()
+            return result_of(run_dir)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,6 +97,17 @@ def print_error(error: Exception) -> None:
     else:
         traceback.print_exception(error)
 
+
+class _CallableModule(types.ModuleType):
+    """`ddp_trainer.train` is this module, and as a function the Python API: `ddp_trainer.train("fast", ...)`."""
+
+    def __call__(self, *args: Any, **settings: Any) -> "RunResult | None":
+        from ddp_trainer.run import api
+
+        return api.train(*args, **settings)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
     from ddp_trainer.distributed.signals import exit_process

@@ -3,13 +3,39 @@
 from torch import nn
 
 from data_prep.dataset import DatasetInfo
+from data_prep.errors import require
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.data import RunData, build_data
 from ddp_trainer.engine.observer import Observer, SilentObserver
 from ddp_trainer.engine.optim import build_optimizer
 from ddp_trainer.engine.trainer import Trainer
+from ddp_trainer.models.check import check_network
+from ddp_trainer.models.initial_weights import load_initial_weights
 from ddp_trainer.models.spec import ModelSpec, build_network
+
+
+def prepare_network(config: TrainConfig, dataset: DatasetInfo, *, load_weights: bool) -> tuple[nn.Module, list[str]]:
+    """The network of the settings, and lines about it for the user.
+
+    `load_weights`: whether to apply --init-from; a resumed run has its own weights. Raises InputError if the network
+    cannot be built or does not do what training needs.
+    """
+    spec, name = ModelSpec.of(dataset, config.network), config.network.network
+    network, lines = build_network(config.network, spec), []
+    sides = config.schedule.crop_sides(spec.image_size)
+    unused = check_network(network, name, num_classes=len(spec.classes), sides=sides)
+    if unused:
+        names = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
+        require(
+            config.schedule.accumulate == 1,
+            f"--accumulate needs a network that uses all its parameters; --freeze what {name} does not use: {names}",
+        )
+        lines.append(f"{len(unused)} parameters of {name} get no gradient and stay as they are: {names}")
+    if load_weights and config.network.init_from is not None:
+        loaded = load_initial_weights(network, config.network.init_from)
+        lines.append(loaded.describe(config.network.init_from))
+    return network, lines
 
 
 def build_trainer(
@@ -27,6 +53,7 @@ def build_trainer(
     `data`: by default the training images of `dataset` and its evaluated split.
     """
     data = data or build_data(config, runtime, dataset)
-    network = network or build_network(config.network, ModelSpec.of(dataset, config.network))
+    if network is None:
+        network, _ = prepare_network(config, dataset, load_weights=True)
     optimizer = build_optimizer(network, config.optim)
     return Trainer(config, runtime, network, optimizer, data, observer or SilentObserver())

@@ -5,17 +5,18 @@ from collections import Counter
 import torch
 from torch import nn
 
+from ddp_trainer.config import TrainConfig
 from ddp_trainer.models.blank_pass import blank_passes
-from ddp_trainer.models.spec import ModelSpec, build_model
-from ddp_trainer.schedule import ScheduleConfig
+from ddp_trainer.models.spec import ModelSpec, build_network
 
 
-def training_flops(schedule: ScheduleConfig, spec: ModelSpec, *, steps: int, num_images: int) -> float:
+def training_flops(config: TrainConfig, spec: ModelSpec, *, steps: int, num_images: int) -> float:
     """Forward and backward operations of the first `steps` steps of a run on `num_images` training images."""
+    schedule = config.schedule
     steps_per_epoch = schedule.steps_per_epoch(num_images)
     epochs = (step // steps_per_epoch for step in range(steps))
     sides = Counter(schedule.crop_side(spec.image_size, epoch=epoch) for epoch in epochs)
-    model = build_model(spec)
+    model = build_network(config.network, spec)
     per_image = sum(count * training_flops_per_image(model, side) for side, count in sides.items())
     return schedule.batch_size * per_image
 

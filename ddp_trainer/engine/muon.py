@@ -1,7 +1,7 @@
-"""Muon for the filters and SGD for everything else, as one optimizer whose steps never wait for the device.
+"""Muon for filters and matrices and SGD for everything else, as one optimizer whose steps never wait for the device.
 
-torch.optim.Muon takes matrices only and knows no other update, so filters would need a second optimizer beside it, and
-with it a second gradient scaler, checkpoint and learning rate to keep in step.
+torch.optim.Muon takes matrices only and has no other update, so everything else would need a second optimizer, and with
+it a second gradient scaler, checkpoint and learning rate to keep in step.
 """
 
 import functools
@@ -17,16 +17,16 @@ from torch.optim.sgd import sgd
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalise(matrix: Tensor, *, steps: int) -> Tensor:
-    """(M, N) -> (M, N) with the same singular vectors and singular values drawn towards one, by Newton-Schulz steps.
+def orthogonalize(matrix: Tensor, *, steps: int) -> Tensor:
+    """(M, N) -> (M, N) with the same singular vectors and singular values close to one, by Newton-Schulz iteration.
 
-    Computed in bfloat16 on a GPU that has it, whatever the precision of the training, else in the type of `matrix`.
+    Computed in bfloat16 on a GPU that has it, whatever the precision of the run, else in the dtype of `matrix`.
     """
     a, b, c = COEFFICIENTS
     x = matrix.bfloat16() if matrix.is_cuda and _gpu_has_bf16() else matrix
     tall = x.size(0) > x.size(1)
     x = x.mT if tall else x
-    x = x / x.norm().clamp_min(1e-7)  # the largest singular value is now 1 at most, as the iteration needs it
+    x = x / x.norm().clamp_min(1e-7)  # the iteration needs the largest singular value to be 1 at most
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -39,31 +39,37 @@ def _gpu_has_bf16() -> bool:
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups with `filters=True` are (O, I, H, W) filters and take Muon's step, the others Nesterov SGD.
+    """Groups say by `muon` how their parameters are updated.
 
-    A filter bank is a matrix of O rows. It is rescaled to norm sqrt(O) before each step, so that `lr` is the share by
-    which it turns, whatever its size: right where a BatchNorm follows, which takes no notice of the norm. Filters have
-    no weight decay for that reason. After airbench94_muon (github.com/KellerJordan/cifar10-airbench).
+    "filters": (O, I, H, W) filters that a normalization follows. Taken as a matrix of O rows, they are rescaled to norm
+    sqrt(O) before each step, so that `lr` is the share by which they turn, whatever their size. The normalization takes
+    no notice of the norm, and there is no weight decay for that reason. After airbench94_muon
+    (github.com/KellerJordan/cifar10-airbench).
+
+    "matrix": any other weights of at least two dimensions, as a matrix of as many rows as outputs. They keep their norm
+    and are decayed; a step is longer by sqrt(rows / columns) for tall matrices. After Jordan et al. (see COEFFICIENTS).
+
+    None: SGD with Nesterov momentum.
     """
 
-    # A gradient scaler and `nonfinite.step_unless` then leave `found_inf` here, instead of asking the device for it.
+    # A gradient scaler and `step_guard.step_unless` then leave `found_inf` here, instead of asking the device for it.
     _step_supports_amp_scaling = True
 
     def __init__(
-        self, groups: Iterable[dict[str, Any]], *, lr: float, filter_momentum: float = 0.6, momentum: float = 0.85
+        self, groups: Iterable[dict[str, Any]], *, lr: float, muon_momentum: float = 0.6, momentum: float = 0.85
     ) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "filters": False})
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "muon": None})
         for group in self.param_groups:
-            if group["filters"]:
-                group["momentum"] = filter_momentum
+            if group["muon"]:
+                group["momentum"] = muon_momentum
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Nothing changes where `self.found_inf` is a tensor that is not zero."""
+        """Changes nothing if `self.found_inf` is a tensor that is not zero."""
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         grad_scale: Tensor | None = getattr(self, "grad_scale", None)
         for group in self.param_groups:
-            update = self._turn_filters if group["filters"] else self._descend
+            update = self._turn if group["muon"] else self._descend
             update([p for p in group["params"] if p.grad is not None], group, found_inf, grad_scale)
 
     def _momenta(self, parameters: list[Tensor]) -> list[Tensor]:
@@ -72,20 +78,24 @@ class Muon(torch.optim.Optimizer):
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return [self.state[parameter]["momentum_buffer"] for parameter in parameters]
 
-    def _turn_filters(
+    def _turn(
         self, parameters: list[Tensor], group: dict[str, Any], found_inf: Tensor | None, grad_scale: Tensor | None
     ) -> None:
-        momentum, refused = group["momentum"], None if found_inf is None else found_inf != 0
-        for filters, average in zip(parameters, self._momenta(parameters), strict=True):
-            assert filters.grad is not None
-            gradient = filters.grad if grad_scale is None else filters.grad / grad_scale
+        momentum, skip = group["momentum"], None if found_inf is None else found_inf != 0
+        for weights, average in zip(parameters, self._momenta(parameters), strict=True):
+            assert weights.grad is not None
+            gradient = weights.grad if grad_scale is None else weights.grad / grad_scale
             new_average = momentum * average + gradient
-            direction = _as_filters(
-                orthogonalise(_as_matrix(gradient + momentum * new_average), steps=3), filters.shape
-            )
-            turned = filters * (len(filters) ** 0.5 / filters.norm()) - group["lr"] * direction
-            average.copy_(new_average if refused is None else torch.where(refused, average, new_average))
-            filters.copy_(turned if refused is None else torch.where(refused, filters, turned))
+            matrix = _as_matrix(gradient + momentum * new_average)
+            direction = _as_weights(orthogonalize(matrix, steps=3), weights.shape)
+            rows, columns = matrix.shape
+            if group["muon"] == "filters":
+                turned = weights * (rows**0.5 / weights.norm()) - group["lr"] * direction
+            else:
+                decayed = weights * (1 - group["lr"] * group["weight_decay"])
+                turned = decayed - group["lr"] * max(1.0, rows / columns) ** 0.5 * direction
+            average.copy_(new_average if skip is None else torch.where(skip, average, new_average))
+            weights.copy_(turned if skip is None else torch.where(skip, weights, turned))
 
     def _descend(
         self, parameters: list[Tensor], group: dict[str, Any], found_inf: Tensor | None, grad_scale: Tensor | None
@@ -107,11 +117,14 @@ class Muon(torch.optim.Optimizer):
         )
 
 
-def _as_matrix(filters: Tensor) -> Tensor:
-    """(O, I, H, W) -> (O, H * W * I): without a copy where the filters are kept in channels-last order."""
-    return filters.permute(0, 2, 3, 1).flatten(1)
+def _as_matrix(weights: Tensor) -> Tensor:
+    """(O, I, H, W) -> (O, H * W * I), without a copy for channels-last filters; (O, I) as it is."""
+    return weights.permute(0, 2, 3, 1).flatten(1) if weights.ndim == 4 else weights
 
 
-def _as_filters(matrix: Tensor, shape: torch.Size) -> Tensor:
+def _as_weights(matrix: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `_as_matrix`."""
+    if len(shape) == 2:
+        return matrix
     out, channels, height, width = shape
     return matrix.view(out, height, width, channels).permute(0, 3, 1, 2)

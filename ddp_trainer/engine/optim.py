@@ -1,6 +1,6 @@
 """Parameter groups, and the optimizer that the settings name."""
 
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -9,31 +9,49 @@ from ddp_trainer.config import OptimConfig
 from ddp_trainer.engine.muon import Muon
 
 
-def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Trainable parameters, grouped by peak learning rate and weight decay.
+class Kind(NamedTuple):
+    """What decides how a parameter is updated. Parameters of one kind form a group."""
 
-    Linear weights are decayed, and so are filters unless Muon updates them; biases and BatchNorm parameters are not.
+    peak_lr: float
+    weight_decay: float
+    muon: Literal["filters", "matrix"] | None  # see `Muon`
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Trainable parameters, grouped by peak learning rate, weight decay and, with muon, by what they are.
+
+    Weights of convolutions and linear layers are decayed, unless Muon keeps their norm; biases and the parameters of
+    normalization layers are not.
     """
-    parts: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    head = _head_of(model)
+    kinds: dict[Kind, list[nn.Parameter]] = {}
+    seen: set[nn.Parameter] = set()  # a parameter that two layers share is updated once
     for layer in model.modules():
         for name, parameter in layer.named_parameters(recurse=False):
-            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
-            if parameter.requires_grad:
-                key = (_peak_lr(layer, name, config), decay, parameter.ndim == 4)
-                parts.setdefault(key, []).append(parameter)
-    return [
-        {"params": part, "peak_lr": peak_lr, "weight_decay": decay, "filters": filters}
-        for (peak_lr, decay, filters), part in parts.items()
-    ]
+            if parameter.requires_grad and parameter not in seen:
+                seen.add(parameter)
+                kinds.setdefault(_kind_of(layer, name, parameter, head, config), []).append(parameter)
+    return [{"params": parameters, **kind._asdict()} for kind, parameters in kinds.items()]
 
 
-def _peak_lr(layer: nn.Module, name: str, config: OptimConfig) -> float:
-    """Highest learning rate of the parameter `name` of `layer`."""
-    if isinstance(layer, nn.Linear):
-        return config.peak_lr if config.head_lr is None else config.head_lr
-    if name == "bias":
-        return config.peak_lr if config.bias_lr is None else config.bias_lr
-    return config.peak_lr
+def _head_of(model: nn.Module) -> nn.Module | None:
+    """The last linear layer, which gives the logits."""
+    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    return linear[-1] if linear else None
+
+
+def _kind_of(layer: nn.Module, name: str, parameter: nn.Parameter, head: nn.Module | None, config: OptimConfig) -> Kind:
+    is_bn_bias = name == "bias" and isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    own_rate = config.head_lr if layer is head else config.bias_lr if is_bn_bias else None
+    muon: Literal["filters", "matrix"] | None = None
+    if config.optimizer == "muon" and name == "weight" and layer is not head:
+        # A convolution without a bias is followed by a normalization, which takes no notice of the filters' norm.
+        if isinstance(layer, nn.Conv2d) and layer.bias is None and layer.groups == 1:
+            muon = "filters"
+        elif isinstance(layer, nn.Linear | nn.Conv2d):
+            muon = "matrix"
+    decay = config.weight_decay if parameter.ndim >= 2 and muon != "filters" else 0.0
+    return Kind(config.peak_lr if own_rate is None else own_rate, decay, muon)
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

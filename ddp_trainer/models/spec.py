@@ -11,7 +11,9 @@ from data_prep.dataset import DatasetInfo
 from data_prep.errors import InputError
 from data_prep.files import write_json
 from ddp_trainer.config import NetworkConfig
-from ddp_trainer.models.custom_resnet import ACTIVATIONS, WIDTHS, CustomResNet
+from ddp_trainer.models import registry
+from ddp_trainer.models.custom_resnet import ACTIVATIONS, WIDTHS
+from ddp_trainer.models.initial_weights import freeze
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class ModelSpec:
     image_size: int  # pixels a side
     widths: tuple[int, int, int, int] = WIDTHS
     activation: str = "relu"
-    architecture: str = "custom_resnet"
+    architecture: str = registry.BUILT_IN  # as in --network
 
     @classmethod
     def of(cls, dataset: DatasetInfo, network: NetworkConfig) -> "ModelSpec":
@@ -35,6 +37,7 @@ class ModelSpec:
             image_size=dataset.image_size,
             widths=network.widths,
             activation=network.activation,
+            architecture=network.network,
         )
 
     @property
@@ -52,8 +55,8 @@ class ModelSpec:
             fields: dict[str, Any] = json.loads(path.read_text())
             values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
             spec = cls(**values)
-            if spec.architecture != cls.architecture or spec.activation not in ACTIVATIONS:
-                raise ValueError(f"unknown architecture {spec.architecture} with {spec.activation}")
+            if spec.activation not in ACTIVATIONS:
+                raise ValueError(f"unknown activation {spec.activation}")
             return spec
         except FileNotFoundError:
             raise InputError(f"{path} is missing: {path.parent} is not a finished run; train it first") from None
@@ -61,20 +64,26 @@ class ModelSpec:
             raise InputError(f"{path} cannot be read as a model description: {error}") from None
 
 
-def build_model(spec: ModelSpec) -> CustomResNet:
-    return CustomResNet(num_classes=len(spec.classes), widths=spec.widths, activation=spec.activation)
+def build_model(spec: ModelSpec) -> nn.Module:
+    """The network of `spec` with random weights. Raises InputError if it cannot be built here."""
+    return registry.build(
+        spec.architecture, num_classes=len(spec.classes), widths=spec.widths, activation=spec.activation
+    )
 
 
 def build_network(config: NetworkConfig, spec: ModelSpec) -> nn.Module:
     """A fresh network to train. Parameters are frozen before DDP sees them, or it would wait for their gradients."""
-    model = build_model(spec)
-    for norm in (layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)):
-        norm.momentum = config.bn_momentum
-        norm.weight.requires_grad_(not config.freeze_bn_scale)
-    return model
+    network = build_model(spec)
+    for norm in (layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)):
+        if config.bn_momentum is not None:
+            norm.momentum = config.bn_momentum
+        if config.freeze_bn_scale and norm.weight is not None:
+            norm.weight.requires_grad_(False)
+    freeze(network, config.frozen)
+    return network
 
 
-def load_model(run_dir: Path) -> tuple[CustomResNet, ModelSpec]:
+def load_model(run_dir: Path | str) -> tuple[nn.Module, ModelSpec]:
     """The trained model of a finished run, in evaluation mode, on the CPU.
 
     Raises InputError if the run directory has no readable model.
@@ -82,6 +91,7 @@ def load_model(run_dir: Path) -> tuple[CustomResNet, ModelSpec]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    run_dir = Path(run_dir)
     spec = ModelSpec.read(run_dir / "model.json")
     model = build_model(spec)
     weights = run_dir / "model.safetensors"

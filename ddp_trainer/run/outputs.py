@@ -62,7 +62,7 @@ def complete_results(run_dir: RunDirectory | None) -> None:
 def summarize(trainer: Trainer, evaluation: Evaluation) -> dict[str, Any]:
     """Content of summary.json."""
     config, state, spec = trainer.config, trainer.state, trainer.data.evaluator.spec
-    flops = training_flops(config.schedule, spec, steps=state.step, num_images=len(trainer.data.samples))
+    flops = training_flops(config, spec, steps=state.step, num_images=len(trainer.data.samples))
     unfinished = state.watch.read()  # the epoch that --max-steps has cut short
     seconds = sum(float(record["seconds"]) for record in state.history) + unfinished
     assert evaluation.correct_tta is not None
@@ -89,7 +89,8 @@ def write_model(run_dir: Path, model: nn.Module, spec: ModelSpec) -> None:
     """model.safetensors and model.json."""
     from safetensors.torch import save
 
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    # Copies, because the file format has no tensors that share memory, as those of tied layers do.
+    weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
     replace_file(run_dir / "model.safetensors", save(weights))  # `save_file` would make it readable by its owner only
     spec.write(run_dir / "model.json")
 

@@ -9,7 +9,7 @@ from data_prep.dataset import DatasetInfo
 from data_prep.files import write_json
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
-from ddp_trainer.engine.observer import SilentObserver
+from ddp_trainer.engine.observer import Observer, SilentObserver
 from ddp_trainer.engine.profiling import StepProfiler
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.run.checkpoint import CheckpointError
@@ -23,6 +23,8 @@ from ddp_trainer.tracking.tracker import Tracker, build_tracker
 
 class SilentRecorder(SilentObserver):
     """For every rank but the main one."""
+
+    also: Observer | None = None  # told what happens on the main rank, after the recorder
 
     def say(self, line: str) -> None:
         pass
@@ -58,14 +60,20 @@ class Recorder(SilentRecorder):
         self.step = step
         if self.profiler is not None:
             self.profiler.step()
+        if self.also is not None:
+            self.also.step_done(step)
 
     def step_record(self, record: Record) -> None:
         self.tracker.log_step(record)
+        if self.also is not None:
+            self.also.step_record(record)
 
     def epoch_done(self, record: Record) -> None:
         self.epoch = int(record["epoch"])
         self.tracker.log_epoch(record)
         self.progress.note(epoch_line(record, epochs=self.epochs))
+        if self.also is not None:
+            self.also.epoch_done(record)
 
     def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:
         whole = {**state, "settings": self.settings, "tracker": self.tracker.state()}

@@ -1,0 +1,77 @@
+"""Does a network do what training needs? Asked with a forward and a backward pass before the first step.
+
+Everything a network of your own can get wrong is told here, in one line, instead of by a traceback from the middle of
+a step or by an accuracy of zero.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from data_prep.errors import InputError, require
+from ddp_trainer.models.blank_pass import blank_passes
+
+NUM_IMAGES = 2  # the fewest with which BatchNorm has a variance
+
+
+def check_network(network: nn.Module, name: str, *, num_classes: int, sides: list[int]) -> list[str]:
+    """Names of trainable parameters that a pass does not use; usually none.
+
+    `sides`: of the square images the network will see. Raises InputError if parameters are missing, of a wrong type
+    or spread over devices, or if the output is not (N, num_classes) finite logits. Leaves no trace in the network and
+    draws nothing from the global generator.
+    """
+    _check_parameters(network, name)
+    with torch.random.fork_rng(devices=[]), blank_passes(network):
+        torch.manual_seed(0)
+        for side in sides:
+            images = torch.randn(NUM_IMAGES, 3, side, side).to(next(network.parameters()).dtype)
+            output = _run(network, name, images.contiguous(memory_format=torch.channels_last))
+            _logits_of(output, name, num_classes=num_classes, side=side).sum().backward()
+        return [key for key, value in network.named_parameters() if value.requires_grad and value.grad is None]
+
+
+def _check_parameters(network: nn.Module, name: str) -> None:
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    require(bool(trainable), f"--network {name} has no trainable parameter")
+    devices = {str(tensor.device) for tensor in (*network.parameters(), *network.buffers())}
+    require(
+        devices == {"cpu"},
+        f"--network {name} must be built on the CPU, from where the trainer moves it; got {', '.join(sorted(devices))}",
+    )
+    types = {parameter.dtype for parameter in trainable}
+    require(
+        len(types) == 1 and types <= {torch.float32, torch.float64},
+        f"--network {name} must have float32 parameters, got {', '.join(sorted(map(str, types)))}",
+    )
+
+
+def _run(network: nn.Module, name: str, images: Tensor) -> object:
+    """The output for a training batch. Networks that only work in NCHW order are told apart from those that fail."""
+    was_training = network.training
+    try:
+        return network.train()(images)
+    except Exception as error:
+        shape = "x".join(map(str, images.shape))
+        try:
+            network(images.contiguous())
+        except Exception:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise InputError(f"--network {name} fails on images of shape {shape}: {reason}") from error
+        raise InputError(f"--network {name} does not work in channels-last order; add --no-channels-last") from error
+    finally:
+        network.train(was_training)
+
+
+def _logits_of(logits: object, name: str, *, num_classes: int, side: int) -> Tensor:
+    """`logits`, if they are what a loss can be computed from."""
+    if not isinstance(logits, Tensor):
+        raise InputError(f"--network {name} must return a tensor of logits while training, got {type(logits).__name__}")
+    expected, found = (NUM_IMAGES, num_classes), tuple(logits.shape)
+    require(
+        found == expected,
+        f"--network {name} must return logits of shape {expected} for {num_classes} classes and "
+        f"{NUM_IMAGES} images of {side} pixels, got {found}",
+    )
+    require(logits.requires_grad, f"--network {name} returns logits without a gradient")
+    require(bool(logits.isfinite().all()), f"--network {name} returns logits that are not finite before the first step")
+    return logits

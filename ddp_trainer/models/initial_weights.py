@@ -1,0 +1,87 @@
+"""--init-from and --freeze: weights of another run or file to start from, and what of the network stays as it is."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from data_prep.errors import InputError, require
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Which entries of a network came from a file, and which did not fit."""
+
+    fitting: tuple[str, ...]
+    fresh: tuple[str, ...]  # of the network, not in the file or of another shape there: they start at random
+    unused: tuple[str, ...]  # of the file, not in the network
+
+    def describe(self, source: Path) -> str:
+        line = f"starting from {source}: {len(self.fitting)} of {len(self.fitting) + len(self.fresh)} tensors"
+        if self.fresh:
+            line += f"; new, at random: {', '.join(self.fresh)}"
+        if self.unused:
+            line += f"; not used: {', '.join(self.unused)}"
+        return line
+
+
+def load_initial_weights(network: nn.Module, source: Path) -> Loaded:
+    """Copies into `network` every tensor of `source` that fits by name and shape.
+
+    `source`: a run directory, a .safetensors file, or a .pt or .pth file, which is read with weights_only. Raises
+    InputError if it cannot be read, or if nothing in it fits.
+    """
+    weights = read_weights(source)
+    own = network.state_dict()
+    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    trained = [name for name in fitting if name in dict(network.named_parameters())]
+    require(bool(trained), f"--init-from {source}: nothing in it fits the network by name and shape")
+    network.load_state_dict({**own, **fitting})
+    return Loaded(
+        fitting=tuple(fitting),
+        fresh=tuple(name for name in own if name not in fitting),
+        unused=tuple(name for name in weights if name not in own),
+    )
+
+
+def read_weights(source: Path) -> dict[str, Tensor]:
+    """{name: tensor} in host memory. Raises InputError if `source` is missing or holds anything else."""
+    file = source / "model.safetensors" if source.is_dir() else source
+    require(file.is_file(), f"--init-from {source}: there is no file {file}")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # neither reader has a common type for what it cannot read
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"--init-from {source} cannot be read: {reason}") from None
+    for key in ("state_dict", "model"):  # what training scripts wrap their weights in
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    weights = (
+        {name: value for name, value in content.items() if isinstance(value, Tensor)}
+        if isinstance(content, dict)
+        else {}
+    )
+    require(bool(weights), f"--init-from {source} holds no weights: expected a dictionary of tensors by name")
+    return {name.removeprefix("module."): value for name, value in weights.items()}  # of a network saved under DDP
+
+
+def freeze(network: nn.Module, patterns: tuple[str, ...]) -> None:
+    """Excludes from training every parameter whose name matches one of `patterns`, such as `features.*`.
+
+    Raises InputError for a pattern that matches nothing, or if nothing is left to train.
+    """
+    parameters = dict(network.named_parameters())
+    for pattern in patterns:
+        matching = [name for name in parameters if fnmatchcase(name, pattern)]
+        some = ", ".join(list(parameters)[:3])
+        require(bool(matching), f"--freeze {pattern} matches no parameter; the names begin {some}, ...")
+        for name in matching:
+            parameters[name].requires_grad_(False)
+    trains = any(parameter.requires_grad for parameter in parameters.values())
+    require(not patterns or trains, f"--freeze {','.join(patterns)} leaves nothing to train")

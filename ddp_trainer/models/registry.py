@@ -1,0 +1,97 @@
+"""Networks by name: the built-in one, those of torchvision and timm, and functions of your own.
+
+Owned here: what a name means, and how it is told in one line when it means nothing. Not owned here: whether the
+network does what training needs (`check`), and which settings it was built from (`spec`).
+"""
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from data_prep.errors import InputError, require
+from ddp_trainer.models.custom_resnet import CustomResNet
+
+BUILT_IN = "custom_resnet"
+
+
+def build(name: str, *, num_classes: int, widths: tuple[int, int, int, int], activation: str) -> nn.Module:
+    """A fresh network from normalized (N, 3, H, W) images to (N, num_classes) logits, weights at random.
+
+    `name`: custom_resnet, torchvision:NAME, timm:NAME or MODULE:FUNCTION. `widths` and `activation` are those of
+    custom_resnet. Raises InputError if there is no such network, or if its function fails.
+    """
+    if name == BUILT_IN:
+        return CustomResNet(num_classes=num_classes, widths=widths, activation=activation)
+    source, _, rest = name.partition(":")
+    require(bool(rest), f"--network must be {BUILT_IN}, torchvision:NAME, timm:NAME or MODULE:FUNCTION, got {name!r}")
+    create = {"torchvision": _from_torchvision, "timm": _from_timm}.get(source, _from_function)(name, rest)
+    try:
+        network = create(num_classes=num_classes)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the function raises
+        raise InputError(f"--network {name} cannot be built: {_describe(error)}") from error
+    require(isinstance(network, nn.Module), f"--network {name} returned {_kind(network)}, not a torch.nn.Module")
+    return network
+
+
+def _from_torchvision(name: str, model: str) -> Callable[..., nn.Module]:
+    from torchvision import models
+
+    known = models.list_models(module=models)  # classification only
+    require(model in known, f"--network {name}: torchvision has no such classification model{_similar(model, known)}")
+    return lambda num_classes: models.get_model(model, weights=None, num_classes=num_classes)
+
+
+def _from_timm(name: str, model: str) -> Callable[..., nn.Module]:
+    if importlib.util.find_spec("timm") is None:
+        raise InputError(f"--network {name} needs the package timm; run `pip install timm`")
+    timm = importlib.import_module("timm")
+    known = timm.list_models()
+    require(model in known, f"--network {name}: timm has no such model{_similar(model, known)}")
+    return lambda num_classes: timm.create_model(model, pretrained=False, num_classes=num_classes)
+
+
+def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
+    """A function or class that is defined in a module of the user's.
+
+    A run directory that was handed over names a function too, so nothing of Python's own library is ever called.
+    """
+    module_name = name.partition(":")[0]
+    own = module_name.split(".")[0] not in sys.stdlib_module_names
+    require(own, f"--network {name}: name a function of your own, not one of Python's library")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise InputError(f"--network {name} cannot be imported: {_describe(error)}") from error
+        raise InputError(
+            f"--network {name}: there is no module {error.name}; run in the folder that has it, or set PYTHONPATH to it"
+        ) from None
+    except Exception as error:
+        raise InputError(f"--network {name} cannot be imported: {_describe(error)}") from error
+    created: Any = getattr(module, function, None)
+    require(callable(created), f"--network {name}: {module_name} has no function {function}")
+    home = str(getattr(created, "__module__", None) or module_name)
+    require(
+        home.split(".")[0] not in sys.stdlib_module_names, f"--network {name}: {function} comes from Python's library"
+    )
+    return created
+
+
+def _similar(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    return f"; similar: {', '.join(close)}" if close else ""
+
+
+def _describe(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"

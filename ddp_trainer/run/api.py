@@ -1,0 +1,116 @@
+"""The trainer as functions, for scripts and notebooks: `ddp_trainer.train` and `ddp_trainer.launch`.
+
+Both take a recipe, by name or as a value, and settings by the names of the command line's flags. A wrong setting
+raises InputError with the line that the command prints.
+"""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from data_prep.errors import require
+from ddp_trainer.command_line import parse_flags
+from ddp_trainer.config import TrainConfig
+from ddp_trainer.recipes import RECIPES
+from ddp_trainer.run.directory import new_folder
+from ddp_trainer.run.result import RunResult
+
+if TYPE_CHECKING:
+    from ddp_trainer.engine.observer import Observer
+
+CPU_LAUNCHER = ("--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+
+
+def configure(recipe: str | TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
+    """`recipe` with some settings changed. Raises InputError for an unknown name or an impossible value."""
+    if isinstance(recipe, str):
+        require(recipe in RECIPES, f"unknown recipe '{recipe}': choose from {', '.join(RECIPES)}")
+        recipe = RECIPES[recipe]
+    return parse_flags(TrainConfig, as_flags(settings), prog="ddp_trainer.train", default=recipe)
+
+
+def as_flags(settings: Mapping[str, Any]) -> list[str]:
+    """{"batch_size": 64, "compile": True} -> ["--batch-size", "64", "--compile"]."""
+    words: list[str] = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list | tuple):
+            words += [f"--{flag}", *map(str, value)]
+        else:
+            words += [f"--{flag}", str(value)]
+    return words
+
+
+def train(
+    recipe: str | TrainConfig = "baseline", *, observer: "Observer | None" = None, **settings: Any
+) -> RunResult | None:
+    """Trains in this process and returns the result. None on every rank but the main one.
+
+    `observer` is told what happens, on the main rank: see `ddp_trainer.engine.observer.SilentObserver`, whose methods
+    to override. Ctrl-C saves a checkpoint and returns a result whose state is "preempted".
+    """
+    from ddp_trainer.distributed.signals import StopRequest
+    from ddp_trainer.train import train as run
+
+    config = configure(recipe, settings)
+    stop = StopRequest()
+    stop.install()
+    return run(config, stop, observer=observer)
+
+
+def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **settings: Any) -> RunResult:
+    """Trains with `num_processes` processes under `accelerate launch`, shows their output, and returns the result.
+
+    A process of its own starts them, so this works in a notebook that has initialized CUDA already. Modules that can
+    be imported here, such as one beside your script with a network, can be imported there. Ctrl-C saves a checkpoint
+    and returns. Raises InputError as `train` does, and RuntimeError if the run fails.
+    """
+    require(num_processes >= 1, f"num_processes must be at least 1, got {num_processes}")
+    config = configure(recipe, settings)
+    out = config.run.out or new_folder(config.recipe)
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, out=out))
+    several = ("--num_processes", str(num_processes), "--main_process_port", "0")
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *CPU_LAUNCHER[1:], *several]
+    if num_processes > 1:
+        launcher.insert(3, CPU_LAUNCHER[0])
+    changed = _changes(config)
+    status = _run_shown([*launcher, "-m", "ddp_trainer.train", config.recipe, *as_flags(changed)])
+    if status == 0:
+        return RunResult.of(out)
+    raise RuntimeError(f"the run in {out} failed with exit status {status}; its messages are above")
+
+
+def _changes(config: TrainConfig) -> dict[str, Any]:
+    """The settings that make the named recipe into `config`."""
+    require(
+        config.recipe in RECIPES,
+        f"recipe '{config.recipe}' has no name that a launched process knows: "
+        f"start from one of {', '.join(RECIPES)} and keep its name",
+    )
+    usual = RECIPES[config.recipe].flat()
+    return {name: value for name, value in config.flat().items() if value != usual[name]}
+
+
+def _run_shown(command: list[str]) -> int:
+    """Exit status of `command`, whose output is printed as it comes. Ctrl-C asks it to stop and waits for its end."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, ["", *sys.path]))}
+    process = subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    assert process.stdout is not None
+    while True:
+        try:
+            for line in process.stdout:
+                sys.stderr.write(line)
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGTERM)
+        except BaseException:
+            process.kill()
+            raise
