@@ -58,10 +58,9 @@ def train(
     from ddp_trainer.distributed.signals import StopRequest
     from ddp_trainer.train import train as run
 
-    config = configure(recipe, settings)
-    stop = StopRequest()
-    stop.install()
-    return run(config, stop, observer=observer)
+    config, stop = configure(recipe, settings), StopRequest()
+    with stop.listening():
+        return run(config, stop, observer=observer)
 
 
 def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **settings: Any) -> RunResult:
