@@ -67,6 +67,21 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
             return result_of(run_dir)
 
 
+def train_here(
+    recipe: "str | TrainConfig" = "baseline", *, observer: "Observer | None" = None, **settings: Any
+) -> "RunResult | None":
+    """Trains in this process and returns the result. None on every rank but the main one.
+
+    `observer` is told what happens, on the main rank: see `ddp_trainer.engine.observer.SilentObserver`, whose methods
+    to override. Ctrl-C saves a checkpoint and returns a result whose state is "preempted".
+    """
+    from ddp_trainer.run.api import configure
+
+    config, stop = configure(recipe, settings), StopRequest()
+    with stop.listening():
+        return train(config, stop, observer=observer)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status. 0: finished, or preempted with the state saved; 2: the input is wrong; 1: anything else."""
     stop = StopRequest()
@@ -108,9 +123,7 @@ class _CallableModule(types.ModuleType):
     """`ddp_trainer.train` is this module, and as a function the Python API: `ddp_trainer.train("fast", ...)`."""
 
     def __call__(self, *args: Any, **settings: Any) -> "RunResult | None":
-        from ddp_trainer.run import api
-
-        return api.train(*args, **settings)
+        return train_here(*args, **settings)
 
 
 sys.modules[__name__].__class__ = _CallableModule

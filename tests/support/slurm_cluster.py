@@ -11,15 +11,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from tests.support.processes import processes_with, read
+from tests.support.processes import processes_with, read, wait_until
 
 KEEPER = Path(__file__).with_name("slurm_keeper.py")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "squeue", "scancel", "srun")
@@ -81,23 +80,13 @@ NODE = (
 
 
 class ClusterError(Exception):
-    """The cluster does not start, or a job does not do what is waited for."""
+    """A client command of the cluster failed."""
 
 
 def unavailable(reason: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
-
-
-def wait_until(
-    true: Callable[[], object], what: str | Callable[[], str], seconds: float = 400, pause: float = 0.2
-) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > deadline:
-            raise ClusterError(f"not within {seconds:.0f} s: {what if isinstance(what, str) else what()}")
-        time.sleep(pause)
 
 
 class Job:
@@ -162,7 +151,7 @@ class Cluster:
         self.folder, self.conf = folder, folder / "slurm.conf"
 
     def environment(self, **changes: str) -> dict[str, str]:
-        from conftest import environment
+        from tests.support.trainer import environment
 
         kept = {name: value for name, value in environment().items() if not name.startswith(("SBATCH_", "DDP_"))}
         return {**kept, "PATH": PATH, "SLURM_CONF": str(self.conf), **changes}
@@ -235,7 +224,7 @@ def running_cluster() -> Iterator[Cluster]:
         cluster.configure()
         try:
             cluster.start()
-        except ClusterError as error:
+        except (ClusterError, TimeoutError) as error:
             unavailable(f"SLURM does not start here: {error}")
         yield cluster
     finally:
