@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= $(BIN)/python
+SHELL_SCRIPTS := .ci/run $(wildcard scripts/*.sh scripts/ffcv/*.sh scripts/ffcv/bin/* slurm/*.sh)
 
 .PHONY: setup demo train test test-fast lint soak bench
 
@@ -27,7 +28,9 @@ test-fast: setup
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	@[ ! -x $(BIN)/shellcheck ] || $(BIN)/shellcheck -x $(SHELL_SCRIPTS)
 
 soak: setup
 	$(BIN)/python -m tests.soak

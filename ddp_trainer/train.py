@@ -105,6 +105,13 @@ def _main(argv: Sequence[str], stop: StopRequest) -> int:
         return 1
 
 
+def main_process() -> None:
+    """`main` as this process's only work: `python -m ddp_trainer.train` and `ddp-train`."""
+    from ddp_trainer.distributed.signals import exit_process
+
+    exit_process(main())
+
+
 def print_error(error: Exception) -> None:
     """One line if the error explains itself, else the whole traceback."""
     from data_prep.watched_file import DatasetChanged
@@ -129,6 +136,4 @@ class _CallableModule(types.ModuleType):
 sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
-    from ddp_trainer.distributed.signals import exit_process
-
-    exit_process(main())
+    main_process()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ddp_trainer.run.checks import can_compile
 from tests.support.tracked_runs import holds
 from tests.support.trainer import NARROW, SECRET, read_lines, run, train
 
@@ -87,7 +88,10 @@ def test_log_file_has_plain_lines(tiny_dir: Path, tmp_path: Path) -> None:
         ("--optimizer", "adamw", "--peak-lr", "0.001", "--flip", "alternating", "--cutmix", "1", "--validation", "30"),
         ("--optimizer", "muon", "--peak-lr", "0.2", "--bias-lr", "2", "--clip-norm", "1", "--accumulate", "2"),
         ("--precision", "bf16", "--no-channels-last", "--data-mode", "stream", "--mixup", "0.4", "--deterministic"),
-        ("--compile", "--epochs", "2", "--small-crop-fraction", "0.5", "--max-steps", "6"),
+        pytest.param(
+            ("--compile", "--epochs", "2", "--small-crop-fraction", "0.5", "--max-steps", "6"),
+            marks=pytest.mark.skipif(not can_compile(), reason="g++ or Python.h is missing"),
+        ),
     ],
 )
 def test_settings_work_together(tiny_dir: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
