@@ -1,5 +1,5 @@
-"""`python -m tests.soak [--kills N ...] [--result FILE]`: what the README's "Faults" says of stops, damage and broken
-ranks, tried many times.
+"""`python -m tests.soak [--kills N ...] [--result FILE]`: what docs/reliability.md says of stops, damage and
+broken ranks, tried many times.
 
 Prints a table of what was tried, how often, and what was lost; exits 1 where anything was. `make soak` runs it in full,
 `make test` in a short form.
