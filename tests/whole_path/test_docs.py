@@ -1,9 +1,10 @@
 """README and docs tell the truth: their commands run, and their flags, paths, links, tree and error texts exist.
 
 Blocks marked bash and python are run here, in the order of the pages, in one folder, as a reader would. Blocks marked
-console are only read.
+console and pycon are only read.
 """
 
+import ast
 import contextlib
 import importlib.util
 import io
@@ -117,6 +118,19 @@ def test_a_block_runs_as_printed(block: Block, readers_folder: Path) -> None:
         [*interpreter, block.text], cwd=readers_folder, env=environment, text=True, capture_output=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", blocks("pycon"), ids=lambda block: block.name)
+def test_a_python_session_names_settings_that_exist(block: Block) -> None:
+    from ddp_trainer.command_line import parse_flags
+    from ddp_trainer.config import TrainConfig
+    from ddp_trainer.run.api import as_flags
+
+    for call in ast.walk(ast.parse(block.text.replace(">>> ", ""))):
+        if isinstance(call, ast.Call):
+            settings = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
+            settings.pop("num_processes", None)
+            parse_flags(TrainConfig, as_flags(settings), prog="train")
 
 
 @pytest.mark.parametrize("command", [command for command in commands() if "accelerate launch" in command])
