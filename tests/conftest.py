@@ -21,7 +21,7 @@ LONGEST = (
     "test_faults",
     "test_resume",
     "test_two_ranks",
-    "test_readme",
+    "test_docs",
     "test_smoke",
     "test_bad_input",
     "test_sweep",
