@@ -28,6 +28,8 @@ sources:
   folder             images of any kind in ROOT/train/CLASS and ROOT/test/CLASS (or val, valid, validation)
   synthetic          ten classes of drawn images, made from a seed; needs no input
 
+An image of more than 100 million pixels is refused; set DATA_PREP_MAX_PIXELS to raise the limit.
+
 examples:
   python -m data_prep
   python -m data_prep --source synthetic --out data/synthetic

@@ -16,7 +16,7 @@ import numpy as np
 
 from data_prep.errors import InputError, printable, shell_path
 from data_prep.sources import ImageSet, Split
-from data_prep.sources.listing import Listing, list_splits, name_some
+from data_prep.sources.listing import Listing, count_of, list_splits, name_some
 from data_prep.sources.picture import read_picture, why_unreadable
 
 MIN_SIZE, MAX_SIZE = 8, 1024
@@ -30,8 +30,7 @@ class UnreadableImagesError(InputError):
     """Some image files cannot be read; `problems` has a line for each of them."""
 
     def __init__(self, problems: Sequence[str], hint: str) -> None:
-        files = "1 image file" if len(problems) == 1 else f"{len(problems)} image files"
-        super().__init__(f"{files} cannot be read: {name_some(problems)}; {hint}")
+        super().__init__(f"{count_of(len(problems), 'image file')} cannot be read: {name_some(problems)}; {hint}")
         self.problems = list(problems)
 
 
@@ -159,9 +158,9 @@ def _check_classes(listing: Listing, split: Split) -> None:
 def _reading_notes(findings: _Findings, num_skipped: int) -> list[str]:
     notes = []
     if num_skipped:
-        notes.append(f"skipped {num_skipped} unreadable image files; dataset.json lists them")
+        notes.append(f"skipped {count_of(num_skipped, 'unreadable image file')}; dataset.json lists them")
     if findings.metadata_ignored:
-        notes.append(f"ignored unreadable metadata of {findings.metadata_ignored} image files")
+        notes.append(f"ignored unreadable metadata of {count_of(findings.metadata_ignored, 'image file')}")
     if findings.brightest is not None and findings.brightest < DARK:
         notes.append(
             f"the 16-bit images are dark: no value exceeds {findings.brightest} of 65535; "
@@ -181,8 +180,10 @@ def _duplicate_notes(train: Split, test: Split) -> list[str]:
         seen.append(classes)
     notes = []
     if in_both := len(seen[0].keys() & seen[1].keys()):
-        notes.append(f"warning: {in_both} images are in both train and test, so the test accuracy is too high")
+        notes.append(
+            f"warning: {count_of(in_both, 'image')} in both train and test; the test accuracy will be too high"
+        )
     ambiguous = {digest for classes in seen for digest, labels in classes.items() if len(labels) > 1}
     if ambiguous:
-        notes.append(f"warning: {len(ambiguous)} images are in more than one class")
+        notes.append(f"warning: {count_of(len(ambiguous), 'image')} in more than one class")
     return notes

@@ -26,7 +26,7 @@ class Listing:
     root: Path
     classes: dict[str, Path] = field(default_factory=dict)  # name in Unicode form NFC -> folder
     images: list[tuple[Path, int]] = field(default_factory=list)  # files and their labels
-    other: Counter[str] = field(default_factory=Counter)  # suffixes of files that are not images
+    other: Counter[str] = field(default_factory=Counter)  # suffixes of files without an image
     hidden: int = 0
 
     def note(self) -> str | None:
@@ -35,7 +35,7 @@ class Listing:
         if self.other:
             kinds = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in self.other.most_common(NUM_NAMED))
             more = ", ..." if len(self.other) > NUM_NAMED else ""
-            parts.append(f"{_count(self.other.total(), 'file')} that are not images ({kinds}{more})")
+            parts.append(f"{count_of(self.other.total(), 'file')} without an image ({kinds}{more})")
         if self.hidden:
             parts.append(f"{self.hidden} hidden")
         return f"passed over in {shell_path(self.root)}: {', '.join(parts)}" if parts else None
@@ -183,7 +183,7 @@ def _suffix(name: str) -> str:
     return suffix if len(suffix) <= 8 else ""
 
 
-def _count(number: int, noun: str) -> str:
+def count_of(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 

@@ -21,8 +21,9 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"P5", b"P6")
 
 LIMIT_VARIABLE = "DATA_PREP_MAX_PIXELS"
-MAX_PIXELS = int(os.environ.get(LIMIT_VARIABLE) or 100_000_000)  # decoded, of one image
-MAX_SHRINKING = 4  # a JPEG is decoded at a smaller size, so it may have this many times as many
+_limit = os.environ.get(LIMIT_VARIABLE, "")
+MAX_PIXELS = int(_limit) if _limit.isdecimal() else 100_000_000  # of one image, as it is decoded
+MAX_SHRINKING = 4  # times as many for a JPEG, which is decoded at a smaller size
 STRIP_PIXELS = 2**22  # converted at a time
 LARGE_PIXELS = 2**24  # such images are decoded one at a time, whatever the number of threads
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit: `_check_size` has ours

@@ -90,7 +90,7 @@ def test_what_is_not_an_image_is_counted(photos: Path) -> None:
     found = load_folder(photos, size=8)
     assert (found.classes, len(found.train.labels)) == (("cat", "dog"), 12)
     (line,) = found.notes
-    assert line.startswith(f"passed over in {photos}/train: 4 files that are not images (.txt 2, ")
+    assert line.startswith(f"passed over in {photos}/train: 4 files without an image (.txt 2, ")
     assert ".md 1" in line
     assert ".db 1" in line
     assert line.endswith("3 hidden")
@@ -236,8 +236,8 @@ def test_duplicates_are_counted(photos: Path) -> None:
     for name in ("train/cat/twin.png", "train/dog/twin.png", "test/dog/twin.png"):
         save(photos / name, Image.new("RGB", (8, 8), WHITE))
     assert load_folder(photos, size=8).notes == (
-        "warning: 1 images are in both train and test, so the test accuracy is too high",
-        "warning: 1 images are in more than one class",
+        "warning: 1 image in both train and test; the test accuracy will be too high",
+        "warning: 1 image in more than one class",
     )
 
 
