@@ -39,6 +39,7 @@ _UPRIGHT = {  # EXIF orientation -> what turns the picture upright
     8: Image.Transpose.ROTATE_90,
 }
 _PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # of a PNG
+_ANCILLARY_MARKERS = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # of a JPEG: all APPn but JFIF and Adobe, and comments
 _one_large_image = threading.Lock()
 
 
@@ -186,7 +187,8 @@ def _pixels_only(content: bytes, size: int) -> bytes | None:
     if content.startswith(SIGNATURES[0]):
         return _png_pixels(content)
     if content.startswith(SIGNATURES[1]):
-        return _jpeg_with_end(content, size)
+        stripped = _jpeg_pixels(content)
+        return _jpeg_with_end(stripped, size) or stripped
     return None
 
 
@@ -199,6 +201,17 @@ def _png_pixels(content: bytes) -> bytes | None:
             kept.append(content[position : position + 12 + length])
         position += 12 + length
     return b"".join(kept) if len(kept) > 2 else None
+
+
+def _jpeg_pixels(content: bytes) -> bytes:
+    """A JPEG without its comments, profiles and EXIF data; JFIF and Adobe markers stay, since they tell the colors."""
+    kept, position = [content[:2]], 2
+    while content[position : position + 1] == b"\xff" and content[position + 1 : position + 2] != b"\xda":
+        marker, length = content[position + 1], int.from_bytes(content[position + 2 : position + 4], "big")
+        if marker not in _ANCILLARY_MARKERS:
+            kept.append(content[position : position + 2 + length])
+        position += 2 + max(length, 2)
+    return b"".join(kept) + content[position:]
 
 
 def _jpeg_with_end(content: bytes, size: int) -> bytes | None:

@@ -261,3 +261,15 @@ def test_five_thousand_real_images_take_seconds(jpeg_cifar_dir: Path, tmp_path: 
     start = time.perf_counter()
     assert load_folder(tmp_path).train.images.shape == (5000, 32, 32, 3)
     assert time.perf_counter() - start < 30
+
+
+def test_dark_16_bit_images_and_ignored_metadata_are_reported(photos: Path) -> None:
+    """Twelve-bit values in 16-bit files would be nearly black."""
+    for split in ("train", "test"):
+        values = np.random.default_rng(len(split)).integers(0, 4096, (8, 8)).astype(np.uint16)
+        path = save(photos / split / "cat" / "12bit.png", Image.fromarray(values))
+        content = path.read_bytes()
+        path.write_bytes(content[:33] + b"\0\0\0\x04eXIfxxxx" + b"\0\0\0\0" + content[33:])
+    dark, ignored = sorted(load_folder(photos, size=8).notes, reverse=True)
+    assert dark.startswith("the 16-bit images are dark: no value exceeds 40")
+    assert ignored == "ignored unreadable metadata of 2 image files"

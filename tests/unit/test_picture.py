@@ -149,6 +149,24 @@ def test_a_jpeg_with_broken_exif_is_read(exif: bytes, tmp_path: Path) -> None:
     assert np.abs(read_image(path, 32).astype(int) - RED).max() <= 3
 
 
+ODD_SEGMENTS = {
+    "short profile": b"\xff\xe2\x00\x0fICC_PROFILE\0\x01",
+    "broken multi-picture index": b"\xff\xe2\x00\x08MPF\0xx",
+    "broken Photoshop data": b"\xff\xed\x00\x1aPhotoshop 3.0\x008BIM\xff\xff\xff\xff\xff\xff",
+    "comment": b"\xff\xfe\x00\x04\xff\xff",
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ODD_SEGMENTS)
+@pytest.mark.parametrize("end", [None, -2])
+def test_a_jpeg_is_refused_for_its_pixels_only(name: str, end: int | None, tmp_path: Path) -> None:
+    whole = noise_jpeg()
+    (tmp_path / "whole.jpg").write_bytes(whole)
+    (tmp_path / "a.jpg").write_bytes(whole[:2] + ODD_SEGMENTS[name] + whole[2:end])
+    assert np.array_equal(read_image(tmp_path / "a.jpg", 32), read_image(tmp_path / "whole.jpg", 32))
+
+
 def noise_jpeg(**options: Any) -> bytes:
     target = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
