@@ -64,7 +64,7 @@ def load_cifar(
 def _to_split(batches: list[dict]) -> Split:
     """Images and labels of all batches. In a batch, each row is an image, one color plane after the other."""
     images = np.concatenate([np.asarray(batch["data"]) for batch in batches])
-    labels = [label for batch in batches for label in batch.get("labels", batch.get("fine_labels"))]
+    labels = [label for batch in batches for label in batch["labels" if "labels" in batch else "fine_labels"]]
     if images.dtype != np.uint8 or images.shape != (len(labels), 3072):
         raise ValueError(f"{images.shape} {images.dtype} images with {len(labels)} labels")
     pixels = images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)

@@ -175,7 +175,7 @@ def _duplicate_notes(train: Split, test: Split) -> list[str]:
     for split in (train, test):
         classes: dict[bytes, set[int]] = {}
         for image, label in zip(split.images, split.labels.tolist(), strict=True):
-            digest = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest()
+            digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
             classes.setdefault(digest, set()).add(label)
         seen.append(classes)
     notes = []

@@ -82,7 +82,7 @@ def _move_addresses(content: bytes, rng: random.Random) -> Mutation:
     elif kind == 1:
         addresses[:] = rng.choice([0, int(addresses[0]), len(content), 2**64 - 1])
     else:
-        rng.shuffle(addresses)
+        addresses = addresses[rng.sample(range(COUNT), COUNT)]
     samples["image"]["ptr"] = table["ptr"] = addresses
     return [(SAMPLES_START, samples.tobytes()), (table_at, table.tobytes())], len(content)
 
