@@ -42,7 +42,7 @@ class PilImages(Dataset):
         self.images, self.labels = images, labels
         self.transform = transforms.Compose(
             [
-                transforms.RandomCrop(info.image_size, padding=config.crop_padding, padding_mode=config.padding_mode),
+                transforms.RandomCrop(info.image_size, padding=config.crop_padding, padding_mode="reflect"),
                 transforms.RandomHorizontalFlip(),
                 transforms.ToTensor(),
                 transforms.Normalize(info.mean, info.std),

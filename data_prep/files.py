@@ -7,8 +7,9 @@ import secrets
 import shutil
 import stat
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from data_prep.errors import InputError
 
@@ -64,7 +65,7 @@ def sync_folder(folder: Path) -> None:
             raise
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Opens a file for reading. Raises OSError at once for anything else: a pipe would block, a device never ends."""
     # Before opening too: opening a device can have effects. Non-blocking, in case it is exchanged in between.
     _require_regular(os.stat(path), path)

@@ -15,7 +15,11 @@ SMALLEST_SIDE = 8  # pixels: three poolings halve it
 def check_settings(config: TrainConfig, dataset: DatasetInfo, *, world_size: int) -> int:
     """Number of training images, without those held out. Raises InputError if the settings do not fit the dataset."""
     total, held_out = dataset.splits["train"].count, config.data.validation
-    require(held_out < total, f"--validation must be below the number of training images, {total}, got {held_out}")
+    most = max(total - len(dataset.classes), 0)
+    require(
+        held_out <= most,
+        f"--validation must leave an image of each class to train on: at most {most} of {total}, got {held_out}",
+    )
     _check_sides(config, dataset.image_size)
     require(
         not config.runtime.compile or can_compile(),

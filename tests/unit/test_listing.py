@@ -1,0 +1,124 @@
+"""Which files a folder of classes holds: names of splits and classes, links, and what is not an image."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.sources.folder import load_folder
+from tests.support.photos import draw_photos, fails, save
+
+WHITE = (255, 255, 255)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return draw_photos(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_other_common_names_of_the_test_split_are_accepted(name: str, photos: Path) -> None:
+    before = load_folder(photos, size=8)
+    (photos / "test").rename(photos / name)
+    after = load_folder(photos, size=8)
+    assert np.array_equal(after.test.images, before.test.images)
+    assert f"test split: {photos / name}" in after.notes
+
+
+def test_a_test_folder_without_classes_is_passed_over_for_val(photos: Path) -> None:
+    (photos / "test").rename(photos / "val")
+    (photos / "test").mkdir()
+    save(photos / "test" / "0.png", Image.new("RGB", (8, 8)))
+    assert any(f"passed over: {photos}/test" in note for note in load_folder(photos, size=8).notes)
+
+
+def test_what_is_not_an_image_is_counted(photos: Path) -> None:
+    (photos / "train" / ".cache").mkdir()
+    (photos / "train" / "README.md").write_text("about")
+    for name in (".DS_Store", "._0.png", "Thumbs.db", "notes.txt", "more.txt"):
+        (photos / "train" / "cat" / name).write_bytes(b"no image")
+    found = load_folder(photos, size=8)
+    assert (found.classes, len(found.train.labels)) == (("cat", "dog"), 12)
+    (line,) = found.notes
+    assert line.startswith(f"passed over in {photos}/train: 4 files without an image (.txt 2, ")
+    assert ".md 1" in line
+    assert ".db 1" in line
+    assert line.endswith("3 hidden")
+
+
+def test_kinds_are_told_by_content_and_subfolders_are_read(photos: Path) -> None:
+    cat = photos / "train" / "cat"
+    names = {"a.webp": "WEBP", "b.bmp": "BMP", "c.tif": "TIFF", "d.gif": "GIF", "e.jfif": "JPEG", "f.jpg?w=1": "JPEG"}
+    for number, (name, kind) in enumerate({**names, "g": "JPEG", "LOUD.JPG": "JPEG", "h.png": "JPEG"}.items()):
+        save(cat / name, Image.new("RGB", (8, 8), (number, 9, 9)), format=kind)
+    save(cat / "2024" / "may" / "0.png", Image.new("RGB", (8, 8), (50, 50, 50)))
+    (cat / "linked").symlink_to(save(photos / "elsewhere" / "0.png", Image.new("RGB", (8, 8), WHITE)).parent)
+    found = load_folder(photos, size=8)
+    assert len(found.train.labels) == 12 + 9 + 2
+    assert found.notes == ()
+
+
+def test_a_dead_link_is_named(photos: Path) -> None:
+    (photos / "train" / "bird").symlink_to("/nowhere/bird")
+    assert f"{photos}/train/bird is a link to something that is not there" in fails(photos)
+
+
+def test_a_link_back_to_a_folder_above_is_named(photos: Path) -> None:
+    (photos / "train" / "cat" / "again").symlink_to(photos / "train" / "cat")
+    assert f"{photos}/train/cat/again: this link leads back" in fails(photos)
+    (photos / "train" / "cat" / "again").unlink()
+    (photos / "train" / "cat" / "loop").symlink_to("loop")
+    assert f"{photos}/train/cat/loop" in fails(photos)
+
+
+def test_a_missing_root_or_split_is_named(photos: Path) -> None:
+    assert str(photos / "absent") in fails(photos / "absent")
+    (photos / "test").rename(photos / "tests")
+    assert "test (or val, valid, validation)" in fails(photos)
+    (photos / "train").rename(photos / "training")
+    assert "train" in fails(photos)
+
+
+def test_classes_that_differ_are_named(photos: Path) -> None:
+    (photos / "test" / "dog").rename(photos / "test" / "hound")
+    line = fails(photos)
+    assert f"dog only in {photos}/train" in line
+    assert f"hound only in {photos}/test" in line
+
+
+@pytest.mark.parametrize("other", ["Dog", "dog ", " dog", "\uff44og"])
+def test_class_names_that_look_alike_are_shown_with_the_difference(other: str, photos: Path) -> None:
+    (photos / "test" / "dog").rename(photos / "test" / other)
+    assert f"'dog' and {other!a} look alike" in fails(photos)
+
+
+def test_the_unicode_form_of_a_class_name_does_not_matter(photos: Path) -> None:
+    (photos / "train" / "cat").rename(photos / "train" / "caf\xe9")
+    (photos / "test" / "cat").rename(photos / "test" / "cafe\u0301")
+    assert load_folder(photos, size=8).classes == ("caf\xe9", "dog")
+    (photos / "train" / "cafe\u0301").mkdir()
+    assert r"'cafe\u0301' and 'caf\xe9' look alike" in fails(photos)
+
+
+def test_a_class_name_that_is_not_utf_8_is_refused(photos: Path) -> None:
+    for split in ("train", "test"):
+        (photos / split / "dog").rename(photos / split / os.fsdecode(b"d\xf6g"))
+    assert "'d\\udcf6g' is not UTF-8" in fails(photos)
+
+
+def test_an_empty_class_or_split_is_named(photos: Path) -> None:
+    (photos / "train" / "ant").mkdir()
+    (photos / "test" / "ant").mkdir()
+    assert f"{photos}/train/ant" in fails(photos)
+    for split in ("train", "test"):
+        (photos / split).rename(photos / f"old-{split}")
+        (photos / split).mkdir()
+    assert f"{photos}/train" in fails(photos)
+
+
+def test_a_single_class_is_refused(photos: Path) -> None:
+    for split in ("train", "test"):
+        (photos / split / "dog").rename(photos / f"{split} dogs")
+    assert "one class" in fails(photos)
