@@ -1,0 +1,72 @@
+"""What a command prints: on one line whatever a file's name is, and never a reason to fail.
+
+Light on purpose: `doctor` uses it on a Python without any package.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from io import TextIOWrapper
+from typing import Any, TextIO
+
+
+def printable(text: object) -> str:
+    """`text` on one line, control characters and bytes that are no text as escapes such as \\n, \\x1b and \\xe9."""
+    return "".join(character if character.isprintable() else _escape(character) for character in str(text))
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python writes a byte of a file name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+@contextlib.contextmanager
+def forgiving_output() -> Iterator[None]:
+    """Within the block, stdout and stderr never raise: the reader of a pipe may be gone, and a disk may be full.
+
+    The first failure silences the stream. Letters that its encoding lacks are printed as escapes.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_ForgivingStream(stream) for stream in before)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+class _ForgivingStream:
+    """A text stream whose `write` and `flush` never raise."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        if stream is None:  # closed by whoever started this process
+            stream = open(os.devnull, "w")  # noqa: SIM115
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._silenced_by_failure():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._silenced_by_failure():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextlib.contextmanager
+    def _silenced_by_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError):  # ValueError: the stream is closed
+            with contextlib.suppress(OSError, ValueError):  # what is still in its buffer must go somewhere at the exit
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self._stream.fileno())
+                os.close(null)
