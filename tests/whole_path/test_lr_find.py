@@ -104,7 +104,6 @@ def test_each_step_is_taken_at_its_rate_over_as_many_epochs_as_needed(tiny_dir: 
     assert curve.rates == expected
     assert used == pytest.approx(expected)
     assert not curve.diverged
-    assert curve.losses[-1] < curve.losses[0], "it has trained"
 
 
 def test_it_ends_as_soon_as_the_loss_diverges(tiny_dir: Path) -> None:
