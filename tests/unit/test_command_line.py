@@ -118,3 +118,16 @@ def test_help_into_a_closed_pipe_is_no_failure() -> None:
         ["bash", "-c", command], env=environment(), cwd=REPOSITORY, text=True, capture_output=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (os.EX_OK, "")
+
+
+def test_help_works_without_docstrings() -> None:
+    done = subprocess.run(
+        [sys.executable, "-OO", "-m", "ddp_trainer.train", "--help"],
+        env=environment(),
+        cwd=REPOSITORY,
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "baseline" in done.stdout
