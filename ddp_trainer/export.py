@@ -6,6 +6,7 @@ inside. The file refuses float input, because [0, 1] and [0, 255] could be confu
 """
 
 import contextlib
+import functools
 import importlib
 import json
 import logging
@@ -35,7 +36,7 @@ TOLERANCE = 1e-4  # of the largest logit: only the order of summation may differ
 
 
 class ExportError(Exception):
-    """The exported file does not compute what the model computes."""
+    """The network cannot be exported, or the file does not compute what the network computes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,28 +186,30 @@ def export_run(config: ExportConfig) -> Result:
     model, spec = load_model(config.run_dir)
     example = torch.zeros(2, 3, spec.image_size, spec.image_size, dtype=torch.uint8)
     normalizing, target = NormalizingModel(model, spec).eval(), config.run_dir / FILES[config.format]
+    write = functools.partial(write_onnx, opset=config.opset or OPSET) if config.format == "onnx" else write_torch
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=config.run_dir) as folder:
             path = Path(folder) / target.name
-            if config.format == "onnx":
-                exported = write_onnx(normalizing, example, spec, path, opset=config.opset or OPSET)
-            else:
-                exported = write_torch(normalizing, example, spec, path)
+            exported = write(normalizing, example, spec, path)
             difference = largest_difference(exported.classify, model, spec)
             path.replace(target)
+    except (InputError, ExportError):
+        raise
     except OSError as error:
         raise InputError(f"{target} cannot be written ({error.strerror}); check permissions and free space") from None
+    except Exception as error:  # the exporters refuse a network of the user's own with nearly any exception
+        raise ExportError(f"--format {config.format}: torch cannot export {spec.architecture}: {error}") from None
     return Result(target, exported.versions, difference)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status. 0: written and checked; 1: the file does not compute what the model computes; 2: wrong input."""
+    """Exit status. 0: written and checked; 1: the network cannot be exported correctly; 2: the input is wrong."""
 
     def work() -> int:
         try:
             done = export_run(parse_flags(ExportConfig, argv, prog=program_name("ddp_trainer.export")))
         except ExportError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {' '.join(str(error).split())[:500]}", file=sys.stderr, flush=True)
             return 1
         print(
             f"{done.path}: uint8 images (N, 3, H, W) in, float32 logits out; {done.versions}; "

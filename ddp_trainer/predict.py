@@ -11,17 +11,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import tyro
 from PIL import Image
+from torch import nn
 
 from data_prep.batch_ops import batch_normalise
 from data_prep.errors import InputError
 from data_prep.sources.folder import read_image, why_unreadable
 from ddp_trainer.command_line import parse_flags, program_name, run_command
-from ddp_trainer.models.custom_resnet import CustomResNet
 from ddp_trainer.models.spec import ModelSpec, load_model
 from ddp_trainer.tracking.terminal import printable
 
@@ -38,7 +39,7 @@ class PredictConfig:
 
     run_dir: tyro.conf.Positional[Path]
     """Run directory with model.safetensors and model.json."""
-    images: tyro.conf.Positional[tuple[Path, ...]]
+    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE ...")]
     """PNG, JPEG, WebP, BMP, GIF, TIFF or PPM files of any size and mode, or folders of them. A folder is searched
     with its subfolders; hidden files and folders are left out."""
     json: bool = False
@@ -138,7 +139,7 @@ def read_images(paths: Sequence[Path], size: int) -> tuple[list[Path], list[np.n
 
 
 @torch.inference_mode()
-def predict(model: CustomResNet, spec: ModelSpec, paths: Sequence[Path], pixels: np.ndarray) -> Iterator[Prediction]:
+def predict(model: nn.Module, spec: ModelSpec, paths: Sequence[Path], pixels: np.ndarray) -> Iterator[Prediction]:
     """The prediction for each image of `pixels`, (N, H, W, 3) uint8 RGB; `paths` are their files."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     logits = model(batch_normalise(images, spec.mean, spec.std, torch.float32))

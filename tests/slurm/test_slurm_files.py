@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,9 @@ def test_nothing_of_one_cluster_is_in_the_scripts() -> None:
         assert not re.search(r"^#SBATCH.*(partition|account|qos|constraint|mail)", script.read_text(), re.MULTILINE)
 
 
-def script(name: str, *arguments: str, cwd: Path = REPOSITORY, **variables: str) -> subprocess.CompletedProcess[str]:
+def script(
+    name: str, *arguments: str, cwd: Path = REPOSITORY, variables: Mapping[str, str] = {}
+) -> subprocess.CompletedProcess[str]:
     """A script as somebody might start it, in an environment without SLURM."""
     found = environment(DDP_VENV=sys.prefix, **variables)
     command = ["bash", f"slurm/{name}", *arguments]
@@ -98,7 +101,7 @@ def script(name: str, *arguments: str, cwd: Path = REPOSITORY, **variables: str)
 def test_a_script_that_is_started_wrongly_says_how_it_is_started(
     name: str, arguments: tuple[str, ...], variables: dict[str, str], message: str
 ) -> None:
-    done = script(name, *arguments, **variables)
+    done = script(name, *arguments, variables=variables)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_prep.batch_ops import batch_normalise
 from data_prep.loader import StreamLoader
@@ -65,11 +65,12 @@ def foreign(exported_run: Path, test_images: Tensor, tmp_path_factory: pytest.Te
     """What a process computes from both exported files if it cannot import this package."""
     folder = tmp_path_factory.mktemp("foreign")
     np.save(folder / "images.npy", test_images.numpy())
-    commands = [start("ddp_trainer.export", exported_run, "--format", name) for name in ("onnx", "torch")]
-    for command in commands:
+    formats = {"onnx": "; ONNX IR 10, opset 18; checked", "torch": f"; torch {torch.__version__}; checked"}
+    commands = [start("ddp_trainer.export", exported_run, "--format", name) for name in formats]
+    for command, versions in zip(commands, formats.values(), strict=True):
         stdout, stderr = command.communicate(timeout=240)
         assert command.returncode == 0, stderr
-        assert ("ONNX IR 10, opset 18; checked" if "onnx" in command.args else "; checked") in stdout
+        assert versions in stdout
     done = subprocess.run(
         [sys.executable, "-c", FOREIGNER, exported_run, folder / "images.npy", folder / "out.npz"],
         env=environment(),
@@ -160,6 +161,36 @@ def test_an_impossible_opset_is_refused_in_one_line(
     (line,) = capfd.readouterr().err.splitlines()
     assert message in line
     assert list(small_run.glob("*.onnx")) == []
+
+
+class Unexportable(nn.Module):
+    """Its control flow depends on the pixels."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pooled = images.mean(dim=(2, 3))
+        return self.head(pooled if pooled.sum() > 0 else -pooled)
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_a_network_that_torch_cannot_export_is_reported_in_one_line(
+    tmp_path: Path, format: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spec = ModelSpec(
+        classes=("a", "b"),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+        image_size=32,
+        architecture=f"{__name__}:{Unexportable.__name__}",
+    )
+    write_model(tmp_path, build_model(spec), spec)
+    assert export.main([str(tmp_path), "--format", format]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: --format {format}: torch cannot export {spec.architecture}: ")
+    assert {path.name for path in tmp_path.iterdir()} == {"model.json", "model.safetensors"}
 
 
 def test_a_missing_package_is_named_with_its_fix(
