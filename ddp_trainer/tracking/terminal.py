@@ -3,6 +3,8 @@
 Light on purpose: `doctor` uses it on a Python without any package.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import sys
