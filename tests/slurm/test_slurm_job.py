@@ -82,7 +82,7 @@ def requeued(desk: Desk) -> dict[str, Job]:
     states, limit = "preempted preempted preempted done", "2"
     jobs = {
         "stands still": desk.submit(ENDS_AS=states, DDP_MAX_STALLED=limit),
-        "goes on": desk.submit(ENDS_AS=states, DDP_MAX_STALLED=limit, SAVES="yes"),
+        "makes progress": desk.submit(ENDS_AS=states, DDP_MAX_STALLED=limit, SAVES="yes"),
         "fails": desk.submit(ENDS_AS="failed", EXIT_STATUS="1"),
         "dies": desk.submit(ENDS_AS="running", EXIT_STATUS="137"),
         "starts": desk.submit(ENDS_AS="done", STARTS_FOR="300"),
@@ -206,7 +206,7 @@ def test_a_task_without_a_line_says_so(requeued: object, desk: Desk, task: str, 
 
 
 def test_a_run_with_progress_is_requeued_until_it_is_finished(requeued: dict[str, Job], desk: Desk) -> None:
-    job = requeued["goes on"]
+    job = requeued["makes progress"]
     assert job.end() == "COMPLETED", job.log
     assert job.restarts == 3
     assert desk.launched(job)[-1] == "--resume"
