@@ -56,7 +56,3 @@ def _check_launch(config: RuntimeConfig) -> None:
             f"{processes} processes were launched on this machine, which has {gpus} GPUs: "
             "lower --num_processes, or train on the CPU with --device cpu",
         )
-
-
-if __name__ == "__main__":  # ddp_trainer.sweep asks its launcher for it
-    print(f"world_size={Launch.from_environment().world_size}")

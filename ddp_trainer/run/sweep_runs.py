@@ -10,6 +10,7 @@ from types import FrameType
 
 from data_prep.errors import require
 from data_prep.files import read_json
+from ddp_trainer.distributed.launch import Launch
 from ddp_trainer.distributed.signals import on_request_to_stop
 
 
@@ -65,9 +66,13 @@ def count_processes(launcher: list[str]) -> int:
 
     Raises InputError if it does not start any.
     """
-    started = subprocess.run([*launcher, "ddp_trainer.distributed.launch"], text=True, capture_output=True)
+    started = subprocess.run([*launcher, "ddp_trainer.run.sweep_runs"], text=True, capture_output=True)
     world_size = re.search(r"^world_size=(\d+)$", started.stdout, flags=re.MULTILINE)
     reason = (started.stderr.strip().splitlines() or [f"exit status {started.returncode}"])[-1]
     require(world_size is not None, f"--launcher {shlex.join(launcher)} does not start a process: {reason}")
     assert world_size is not None
     return int(world_size[1])
+
+
+if __name__ == "__main__":  # as a process of the launcher, for `count_processes`
+    print(f"world_size={Launch.from_environment().world_size}")
