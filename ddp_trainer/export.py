@@ -8,8 +8,10 @@ inside. The file refuses float input, because [0, 1] and [0, 255] could be confu
 import contextlib
 import functools
 import importlib
+import io
 import json
 import logging
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +27,7 @@ from data_prep.batch_ops import batch_normalise
 from data_prep.errors import InputError, require
 from ddp_trainer.command_line import parse_flags, program_name, run_command
 from ddp_trainer.models.spec import ModelSpec, load_model
+from ddp_trainer.tracking.terminal import printable
 
 Classifier = Callable[[Tensor], Tensor]  # (N, 3, H, W) uint8 -> (N, num_classes) float32
 
@@ -99,18 +102,17 @@ def write_onnx(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path, *
     """
     import onnxruntime
 
-    with _without_log_lines():  # for a version it cannot write, the exporter only logs so, and writes another one
-        program = torch.onnx.export(
-            model,
-            (example,),
-            input_names=["images"],
-            output_names=["logits"],
-            opset_version=opset,
-            verbose=False,
-            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-        )
+    program = torch.onnx.export(
+        model,
+        (example,),
+        input_names=["images"],
+        output_names=["logits"],
+        opset_version=opset,
+        verbose=False,
+        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+    )
     assert program is not None
-    written = program.model.opset_imports[""]
+    written = program.model.opset_imports[""]  # for a version it cannot write, the exporter only logs so
     require(
         written == opset, f"--opset {opset}: torch {torch.__version__} cannot write this network in it; try {written}"
     )
@@ -124,11 +126,13 @@ def write_onnx(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path, *
 
 
 @contextlib.contextmanager
-def _without_log_lines() -> Iterator[None]:
+def silent_exporters() -> Iterator[None]:
+    """The exporters log warnings about what works, and print whole graphs of what does not."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         logging.disable(before)
 
@@ -190,7 +194,8 @@ def export_run(config: ExportConfig) -> Result:
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=config.run_dir) as folder:
             path = Path(folder) / target.name
-            exported = write(normalizing, example, spec, path)
+            with silent_exporters():
+                exported = write(normalizing, example, spec, path)
             difference = largest_difference(exported.classify, model, spec)
             path.replace(target)
     except (InputError, ExportError):
@@ -198,7 +203,8 @@ def export_run(config: ExportConfig) -> Result:
     except OSError as error:
         raise InputError(f"{target} cannot be written ({error.strerror}); check permissions and free space") from None
     except Exception as error:  # the exporters refuse a network of the user's own with nearly any exception
-        raise ExportError(f"--format {config.format}: torch cannot export {spec.architecture}: {error}") from None
+        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n")[0]
+        raise ExportError(f"--format {config.format}: torch cannot export {spec.architecture}: {reason}") from None
     return Result(target, exported.versions, difference)
 
 
@@ -209,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             done = export_run(parse_flags(ExportConfig, argv, prog=program_name("ddp_trainer.export")))
         except ExportError as error:
-            print(f"error: {' '.join(str(error).split())[:500]}", file=sys.stderr, flush=True)
+            print(f"error: {printable(error)}", file=sys.stderr, flush=True)
             return 1
         print(
             f"{done.path}: uint8 images (N, 3, H, W) in, float32 logits out; {done.versions}; "

@@ -219,10 +219,7 @@ class Cluster:
 
 
 def running_cluster() -> Iterator[Cluster]:
-    """For a fixture: a running cluster, of which nothing is left afterwards.
-
-    Skips the test if SLURM is not installed or does not start; in CI that is a failure.
-    """
+    """A running cluster, of which nothing is left afterwards. Without SLURM, the test is skipped; in CI it fails."""
     absent = [name for name in PROGRAMS if not shutil.which(name, path=PATH)]
     if absent:
         unavailable(f"no SLURM here: {', '.join(absent)} not found; `make test` installs it as root")
@@ -244,9 +241,7 @@ def running_cluster() -> Iterator[Cluster]:
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
         each.close()
