@@ -1,7 +1,7 @@
-"""Which sample goes to which step and rank: one global order for each epoch, shared out among the ranks. Pure numpy.
+"""Which samples each step and rank gets: one global order per epoch, sliced by rank. Pure NumPy.
 
-A step's images depend on the seed and the epoch alone, never on the number of processes, so a run can be resumed, moved
-and checked against a run of another size.
+The images of a step depend on the seed and the epoch, never on the number of processes, so a run can be resumed on
+another number of them and compared with a run of another size.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 def epoch_order(samples: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
     """A permutation of `samples` (N,) for `epoch` (from 0).
 
-    Seed and epoch enter separately: seed 0 in epoch 1 has nothing in common with seed 1 in epoch 0.
+    Seed and epoch are separate inputs, so seed 0 in epoch 1 has nothing in common with seed 1 in epoch 0.
     """
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch))))
     return generator.permutation(np.asarray(samples, dtype=np.int64))
@@ -19,21 +19,21 @@ def epoch_order(samples: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
 def train_batches(order: np.ndarray, *, batch_size: int, rank: int, world_size: int) -> np.ndarray:
     """(steps, batch_size // world_size) samples of `rank`: row s is its slice of the global batch of step s.
 
-    The ranks' slices side by side are the global batch. Images at the end that do not fill a batch are left out: with
-    another order in each epoch, they are others each time.
+    Concatenated over ranks, the rows are the global batches. Leftover images are skipped; each epoch has its own
+    order, so these are different images each time.
     """
     if batch_size % world_size:
-        raise ValueError(f"{world_size} ranks cannot share a batch of {batch_size} evenly")
+        raise ValueError(f"batch_size {batch_size} is not divisible by {world_size} ranks")
     steps, share = len(order) // batch_size, batch_size // world_size
     batches = order[: steps * batch_size].reshape(steps, batch_size)
     return batches[:, rank * share : (rank + 1) * share]
 
 
 def evaluation_batches(samples: np.ndarray, *, batch_size: int, rank: int, world_size: int) -> list[np.ndarray]:
-    """Every world_size-th sample, from `rank` on, in pieces of `batch_size`.
+    """Every world_size-th sample, starting at `rank`, in batches of `batch_size`.
 
-    Every sample belongs to exactly one rank, and every rank gets the same number of pieces, the last of which may be
-    empty: what the ranks do together after each piece, they do equally often.
+    Every sample belongs to exactly one rank. All ranks get the same number of batches, of which the last may be
+    empty, so that collective operations after each batch match.
     """
     mine = np.asarray(samples, dtype=np.int64)[rank::world_size]
     longest_shard = -(-len(samples) // world_size)

@@ -1,7 +1,7 @@
 """`python -m ddp_trainer.export RUN_DIR --format {onnx,torch}`: the trained model as one file for other programs.
 
 Owned here: what goes into the file, and that it is checked before it gets its name. The input is uint8 (N, 3, H, W)
-with values 0-255, as every decoder gives them, the output float32 (N, num_classes) logits; normalisation is inside. A
+with values 0-255, as every decoder gives them, the output float32 (N, num_classes) logits; normalization is inside. A
 float input could mean 0-255 or 0-1, and the wrong one of them would go unnoticed; an exported file refuses any type
 but uint8.
 """
@@ -19,7 +19,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from data_prep.batch_ops import batch_normalise
+from data_prep.batch_ops import batch_normalize
 from data_prep.errors import InputError
 from ddp_trainer.command_line import parse_flags, program_name
 from ddp_trainer.models.spec import ModelSpec, load_model
@@ -50,7 +50,7 @@ class ExportConfig:
 
 
 class NormalisingModel(nn.Module):
-    """The network behind its normalisation, so that users need not know mean and std."""
+    """The network behind its normalization, so that users need not know mean and std."""
 
     scale: Tensor
     shift: Tensor
@@ -110,7 +110,7 @@ def largest_difference(exported: Classifier, model: nn.Module, spec: ModelSpec) 
         images = torch.randint(
             256, (count, 3, spec.image_size, spec.image_size), dtype=torch.uint8, generator=generator
         )
-        expected = model(batch_normalise(images, spec.mean, spec.std, torch.float32))
+        expected = model(batch_normalize(images, spec.mean, spec.std, torch.float32))
         found = exported(images)
         if found.shape != expected.shape or not bool(found.isfinite().all()):
             raise ExportError(f"the exported model gives {tuple(found.shape)} for {count} images, not finite logits")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import tyro
 
-from data_prep.batch_ops import batch_normalise
+from data_prep.batch_ops import batch_normalize
 from data_prep.errors import InputError
 from data_prep.sources.folder import read_image, why_unreadable
 from ddp_trainer.command_line import parse_flags, program_name
@@ -93,7 +93,7 @@ def read_images(paths: Sequence[Path], size: int) -> tuple[list[Path], list[np.n
 def predict(model: CustomResNet, spec: ModelSpec, paths: Sequence[Path], pixels: np.ndarray) -> Iterator[Prediction]:
     """One answer for each image of `pixels`, (N, H, W, 3) uint8."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    logits = model(batch_normalise(images, spec.mean, spec.std, torch.float32))
+    logits = model(batch_normalize(images, spec.mean, spec.std, torch.float32))
     best = logits.double().softmax(dim=1).topk(min(2, len(spec.classes)))
     for path, values, classes in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):
         names = [spec.classes[label] for label in classes]

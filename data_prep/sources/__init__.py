@@ -1,4 +1,4 @@
-"""Where images come from: each source gives uint8 arrays and class names, and knows nothing of beton files."""
+"""Where images come from. A source returns uint8 arrays and class names and knows nothing about beton files."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,7 +9,7 @@ SOURCES = ("cifar10", "cifar100", "folder", "synthetic")
 
 
 class Split(NamedTuple):
-    """Images and their labels, in the order in which they are written."""
+    """Images and their labels, in the order they are written."""
 
     images: np.ndarray  # (N, H, W, 3) uint8
     labels: np.ndarray  # (N,) int64

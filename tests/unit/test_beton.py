@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import beton
-from data_prep.beton import ALLOCATION, FIELD, HEADER, SAMPLE, check_beton, read_labels, write_betons
+from data_prep import beton_writer
+from data_prep.beton import ALLOCATION, FIELD, HEADER, SAMPLE, check_beton, read_labels
+from data_prep.beton_writer import write_betons
 from data_prep.errors import InputError
 from data_prep.sources import Split
 from data_prep.sources.synthetic import draw_synthetic
@@ -39,7 +40,7 @@ def whole(split: Split, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def edit(part: str, dtype: np.dtype, offset: int, row: int, value: int) -> Callable[[bytearray], None]:
-    """A damage: one number in a table of the file replaced."""
+    """A damage that replaces one number in a table of the file."""
 
     def harm(content: bytearray) -> None:
         place = len(content) + offset if offset < 0 else offset
@@ -91,7 +92,7 @@ def test_a_damaged_file_is_refused_in_one_line(whole: bytes, tmp_path: Path, dam
         check_beton(path, **NUMBERS)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
-    assert "write the data anew" in str(caught.value)
+    assert "prepare the data again" in str(caught.value)
 
 
 def test_labels_are_read_without_ffcv(whole: bytes, split: Split, tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_our_types_are_those_of_ffcv() -> None:
         Split(np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 1, 2, -1])),
     ],
 )
-def test_what_the_writer_would_choke_on_is_refused_first(bad: Split, tmp_path: Path) -> None:
+def test_arrays_that_ffcv_cannot_write_are_refused_first(bad: Split, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"images|labels"):
         write_betons(tmp_path, {"train": bad})
     assert list(tmp_path.iterdir()) == []
@@ -128,17 +129,17 @@ def shared_memory() -> set[str]:
 
 
 def test_a_writer_that_fails_ends_and_leaves_nothing(tmp_path: Path) -> None:
-    """Images of a page and more: FFCV's worker raises, and its parent would wait for ever."""
+    """Images larger than a page: FFCV's worker raises, and its parent would wait forever."""
     before = shared_memory()
     huge = Split(np.zeros((2, 2000, 4000, 3), np.uint8), np.zeros(2, np.int64))
     with pytest.raises(RuntimeError, match=r"FFCV's writer failed: .*Tried allocating"):
         write_betons(tmp_path, {"train": huge})
-    left = shared_memory() - before  # also of others, who go on
+    left = shared_memory() - before  # other tests may be writing too
     wait_until(lambda: left.isdisjoint(shared_memory()))
 
 
-def test_a_writer_that_stalls_is_ended(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(beton, "STALL_SECONDS", 0.5)  # less than importing FFCV takes
+def test_a_writer_that_stalls_is_killed(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beton_writer, "STALL_SECONDS", 0.5)  # importing FFCV takes longer
     with pytest.raises(RuntimeError, match="no progress"):
         write_betons(tmp_path, {"train": split})
     wait_until(lambda: not writers_for(tmp_path))
@@ -147,14 +148,14 @@ def test_a_writer_that_stalls_is_ended(split: Split, tmp_path: Path, monkeypatch
 SLOW_PARENT = """
 import sys, numpy as np
 from pathlib import Path
-from data_prep.beton import write_betons
+from data_prep.beton_writer import write_betons
 from data_prep.sources import Split
 split = Split(np.zeros((20_000, 32, 32, 3), np.uint8), np.zeros(20_000, np.int64))
 write_betons(Path(sys.argv[1]), {"train": split}, progress=lambda *_: print("writing", flush=True))
 """
 
 
-def test_a_killed_parent_takes_its_writer_along(tmp_path: Path) -> None:
+def test_the_writer_dies_with_its_parent(tmp_path: Path) -> None:
     before = shared_memory()
     parent = subprocess.Popen(
         [sys.executable, "-c", SLOW_PARENT, str(tmp_path)],
@@ -179,7 +180,7 @@ def writers_for(folder: Path) -> list[str]:
             words = path.read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        if "data_prep.beton_writer" in words and str(folder) in words:
+        if "data_prep.ffcv_writer" in words and str(folder) in words:
             found.append(path.parent.name)
     return found
 

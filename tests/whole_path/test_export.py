@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_prep.batch_ops import batch_normalise
+from data_prep.batch_ops import batch_normalize
 from data_prep.loader import StreamLoader
 from ddp_trainer import export
 from ddp_trainer.models.spec import ModelSpec, build_model, load_model
@@ -89,7 +89,7 @@ def test_a_process_without_this_package_predicts_the_same(
 ) -> None:
     model, spec = load_model(exported_run)
     with torch.inference_mode():
-        own = model(batch_normalise(test_images, spec.mean, spec.std, torch.float32)).numpy()
+        own = model(batch_normalize(test_images, spec.mean, spec.std, torch.float32)).numpy()
     assert np.array_equal(foreign[format].argmax(axis=1), own.argmax(axis=1))
     assert np.abs(foreign[format] - own).max() < 1e-4 * np.abs(own).max()
     assert len(np.unique(own.argmax(axis=1))) > 1, "a model of one answer would show nothing"
@@ -150,7 +150,7 @@ def test_the_remedy_installs_what_is_imported() -> None:
 def test_a_file_that_computes_something_else_gets_no_name(
     small_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As if the exporter had lost the normalisation."""
+    """As if the exporter had lost the normalization."""
     monkeypatch.setattr(export.NormalisingModel, "forward", lambda self, images: self.network(images / 255))
     (small_run / "model.pt2").write_text("an older export")
     assert export.main([str(small_run), "--format", "torch"]) == 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_prep.augment import batch_normalise
+from data_prep.augment import batch_normalize
 from data_prep.sources.folder import read_image
 from ddp_trainer.models.spec import ModelSpec, build_model, load_model
 from ddp_trainer.predict import main
@@ -42,7 +42,7 @@ def test_answers_are_the_models_own(run_dir, tmp_path, capsys):
     for path, answer in zip(paths, answers, strict=True):
         pixels = torch.from_numpy(read_image(path, 32)).permute(2, 0, 1)[None]
         with torch.inference_mode():
-            shares = model(batch_normalise(pixels, spec.mean, spec.std, torch.float32)).double().softmax(dim=1)[0]
+            shares = model(batch_normalize(pixels, spec.mean, spec.std, torch.float32)).double().softmax(dim=1)[0]
         first, second = shares.argsort(descending=True)[:2].tolist()
         assert answer["path"] == str(path)
         assert (answer["class"], answer["next_class"]) == (CLASSES[first], CLASSES[second])
