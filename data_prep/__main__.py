@@ -11,18 +11,21 @@ from typing import NoReturn, Self
 
 from data_prep.dataset import DatasetInfo, write_dataset
 from data_prep.errors import InputError, printable, shell_path
-from data_prep.sources import SOURCES, ImageSet
+from data_prep.files import replace_file
+from data_prep.sources import NUM_NAMED, SOURCES, ImageSet
 from data_prep.sources.synthetic import DEFAULT_TEST_COUNT, DEFAULT_TRAIN_COUNT, draw_synthetic
 
 DEFAULT_SIZE = 32
 # Flags that only some sources use. Elsewhere they are refused, so that nobody believes that they had an effect.
-ONLY_FOR = {"size": ("folder", "synthetic")} | dict.fromkeys(("train_count", "test_count", "seed"), ("synthetic",))
+ONLY_FOR = {"size": ("folder", "synthetic"), "skip_unreadable": ("folder",)} | dict.fromkeys(
+    ("train_count", "test_count", "seed"), ("synthetic",)
+)
 
 DESCRIPTION = "Write images as a dataset for ddp_trainer: OUT/train.beton, OUT/test.beton and OUT/dataset.json."
 EXAMPLES = """\
 sources:
   cifar10, cifar100  the archive or its extracted files in ROOT, downloaded if absent; verified before use
-  folder             images in ROOT/train/CLASS and ROOT/test/CLASS (or val, valid, validation)
+  folder             images of any kind in ROOT/train/CLASS and ROOT/test/CLASS (or val, valid, validation)
   synthetic          ten classes of drawn images, made from a seed; needs no input
 
 examples:
@@ -56,6 +59,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help=f"side of the images in pixels; folder and synthetic only (default: {DEFAULT_SIZE})",
     )
+    skip_help = "leave out image files that cannot be read, and list them in dataset.json; folder only"
+    add("--skip-unreadable", action="store_true", default=None, help=skip_help)
     for name, words, default in (
         ("--train-count", "number of training images", DEFAULT_TRAIN_COUNT),
         ("--test-count", "number of test images", DEFAULT_TEST_COUNT),
@@ -75,6 +80,7 @@ def _fill_in(options: argparse.Namespace) -> argparse.Namespace:
         "out": Path("data", options.source),
         "size": DEFAULT_SIZE,
         "seed": 0,
+        "skip_unreadable": False,
         "train_count": DEFAULT_TRAIN_COUNT,
         "test_count": DEFAULT_TEST_COUNT,
     }
@@ -95,6 +101,8 @@ def prepare(options: argparse.Namespace, check: Callable[[], None]) -> DatasetIn
     with Bars() as bars:
         image_set = _load(options, bars)
         check()
+        for note in image_set.notes:
+            print(printable(note), flush=True)
         written: dict[str, int] = {}
         total = len(image_set.train.labels) + len(image_set.test.labels)
 
@@ -104,6 +112,22 @@ def prepare(options: argparse.Namespace, check: Callable[[], None]) -> DatasetIn
             bars.update("writing", sum(written.values()), total)
 
         return write_dataset(image_set, options.out, progress=show)
+
+
+def _load_folder(options: argparse.Namespace, bars: "Bars") -> ImageSet:
+    """Raises InputError; a long list of unreadable files is written to OUT.unreadable.txt as a whole."""
+    from data_prep.sources.folder import UnreadableImagesError, load_folder
+
+    reading = partial(bars.update, "reading")
+    try:
+        return load_folder(options.root, size=options.size, skip_unreadable=options.skip_unreadable, progress=reading)
+    except UnreadableImagesError as error:
+        if len(error.problems) <= NUM_NAMED:
+            raise
+        path = options.out.with_name(f"{options.out.name}.unreadable.txt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, "".join(f"{problem}\n" for problem in error.problems).encode())
+        raise InputError(f"{error}; all are listed in {shell_path(path)}") from None
 
 
 def _check_out(out: Path) -> None:
@@ -121,9 +145,7 @@ def _load(options: argparse.Namespace, bars: "Bars") -> ImageSet:
             train_count=options.train_count, test_count=options.test_count, seed=options.seed, size=options.size
         )
     if options.source == "folder":
-        from data_prep.sources.folder import load_folder
-
-        return load_folder(options.root, size=options.size, progress=partial(bars.update, "reading"))
+        return _load_folder(options, bars)
     from data_prep.sources.cifar import load_cifar
 
     return load_cifar(options.source, options.root, progress=partial(bars.update, "downloading"))

@@ -39,7 +39,7 @@ def write_dataset(image_set: ImageSet, out: Path, *, progress: Progress = lambda
         write_betons(temporary, {name: getattr(image_set, name) for name in SPLITS}, progress=progress)
         splits = {name: _check_split(image_set, name, temporary) for name in SPLITS}
         info = _describe(image_set, splits)
-        (temporary / MANIFEST).write_text(json.dumps(asdict(info), indent=2) + "\n")
+        (temporary / MANIFEST).write_text(json.dumps(info.as_json(), indent=2) + "\n")
         names = (*(split.file for split in splits.values()), MANIFEST)
         for name in names:  # the slow part comes first, while the older dataset is still intact
             sync_file(temporary / name)
@@ -91,6 +91,7 @@ def _describe(image_set: ImageSet, splits: Mapping[str, SplitInfo]) -> DatasetIn
         mean=mean,
         std=std,
         ffcv_version=metadata.version("ffcv"),
+        skipped=image_set.skipped,
     )
 
 

@@ -1,7 +1,7 @@
 """dataset.json, the description of a prepared dataset: its fields and their check."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,13 @@ class DatasetInfo:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     ffcv_version: str
+    skipped: tuple[str, ...] = ()  # files that --skip-unreadable left out; absent from the file if there are none
+
+    def as_json(self) -> dict[str, Any]:
+        fields = asdict(self)
+        if not self.skipped:
+            del fields["skipped"]
+        return fields
 
 
 def parse_manifest(fields: dict[str, Any]) -> DatasetInfo:
@@ -53,10 +60,16 @@ def parse_manifest(fields: dict[str, Any]) -> DatasetInfo:
         raise ValueError("classes is empty")
     for name in fields["classes"]:
         _check_type(str, classes=name)
+    skipped = fields.get("skipped", [])
+    _check_type(list, skipped=skipped)
+    for name in skipped:
+        _check_type(str, skipped=name)
     mean, std = (_three_numbers(name, fields[name]) for name in ("mean", "std"))
     if min(std) <= 0:
         raise ValueError(f"std must be positive, got {list(std)}")
-    return DatasetInfo(**{**fields, "splits": splits, "mean": mean, "std": std, "classes": tuple(fields["classes"])})
+    classes = tuple(fields["classes"])
+    parsed = {"splits": splits, "mean": mean, "std": std, "classes": classes, "skipped": tuple(skipped)}
+    return DatasetInfo(**{**fields, **parsed})
 
 
 def _parse_split(name: str, fields: object) -> SplitInfo:

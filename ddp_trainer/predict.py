@@ -17,13 +17,10 @@ import tyro
 
 from data_prep.batch_ops import batch_normalize
 from data_prep.errors import InputError
-from data_prep.sources.folder import read_image, why_unreadable
+from data_prep.sources.picture import SUFFIXES, read_image, why_unreadable
 from ddp_trainer.command_line import parse_flags, program_name
 from ddp_trainer.models.custom_resnet import CustomResNet
 from ddp_trainer.models.spec import ModelSpec, load_model
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}  # looked for in folders
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # by content; of an animation, the first picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +79,10 @@ def read_images(paths: Sequence[Path], size: int) -> tuple[list[Path], list[np.n
     good, pixels, problems = [], [], []
     for path in paths:
         try:
-            pixels.append(read_image(path, size, FORMATS))
+            pixels.append(read_image(path, size))
             good.append(path)
         except Exception as error:  # decoders raise nearly anything for damaged files
-            problems.append(f"{path}: {why_unreadable(error, FORMATS)}")
+            problems.append(f"{path}: {why_unreadable(error)}")
     return good, pixels, problems
 
 

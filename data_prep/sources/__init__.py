@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 SOURCES = ("cifar10", "cifar100", "folder", "synthetic")
+NUM_NAMED = 5  # names that a message lists; it counts the others
 
 
 class Split(NamedTuple):
@@ -23,3 +24,5 @@ class ImageSet:
     classes: tuple[str, ...]
     train: Split
     test: Split
+    notes: tuple[str, ...] = ()  # lines for the user about what was found
+    skipped: tuple[str, ...] = ()  # files that could not be read
