@@ -6,6 +6,8 @@ another number of them and compared with a run of another size.
 
 import numpy as np
 
+from data_prep.errors import require
+
 
 def epoch_order(samples: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
     """A permutation of `samples` (N,) for `epoch` (from 0).
@@ -41,11 +43,34 @@ def evaluation_batches(samples: np.ndarray, *, batch_size: int, rank: int, world
 
 
 def hold_out(labels: np.ndarray, *, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, held out): sorted positions, `count` of them held out, each class by its share to within one image."""
+    """(kept, held out): sorted positions, `count` of them held out, in proportion to the class sizes.
+
+    Every class keeps at least one image to train on. Raises InputError if `count` is too large for that.
+    """
+    num_classes = len(np.unique(labels))
+    require(
+        count <= len(labels) - num_classes,
+        f"--validation must leave one image of each of the {num_classes} classes to train on: "
+        f"at most {len(labels) - num_classes} of {len(labels)} images, got {count}",
+    )
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, len(labels)))))
     shuffled = generator.permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    # Every (N / count)-th image of the list sorted by class: each class gets its share.
+    # Every (N / count)-th image of the list sorted by class, which takes from each class in proportion to its size.
     picks = ((np.arange(count) + 0.5) * len(labels) / max(count, 1)).astype(np.int64)
-    held_out = np.sort(by_class[picks])
-    return np.setdiff1d(np.arange(len(labels)), held_out), held_out
+    is_held_out = np.zeros(len(labels), dtype=bool)
+    is_held_out[by_class[picks]] = True
+    _give_back(is_held_out, labels, by_class)
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def _give_back(is_held_out: np.ndarray, labels: np.ndarray, by_class: np.ndarray) -> None:
+    """For each class without training images, swaps one of its images for one of the class that has the most left."""
+    left = np.bincount(labels[~is_held_out], minlength=int(labels.max()) + 1)
+    for label in np.unique(labels):
+        if left[label] == 0:
+            largest = int(left.argmax())
+            returned = by_class[labels[by_class] == label][0]
+            taken = next(position for position in by_class if labels[position] == largest and not is_held_out[position])
+            is_held_out[returned], is_held_out[taken] = False, True
+            left[label], left[largest] = 1, left[largest] - 1

@@ -192,9 +192,7 @@ def test_labels_and_weights_describe_what_was_mixed(mix: str) -> None:
         torch.testing.assert_close(mixed.images, weights * plain + (1 - weights) * plain[partner], rtol=1e-4, atol=1e-5)
     else:
         kept = (mixed.images == plain).all(dim=1).flatten(1).float().mean(dim=1)
-        torch.testing.assert_close(
-            kept, mixed.label_weights, rtol=0, atol=0.02
-        )  # some are equal
+        torch.testing.assert_close(kept, mixed.label_weights, rtol=0, atol=0.02)  # some are equal
 
 
 def test_alternating_flip_shows_both_sides_of_every_image_in_two_epochs() -> None:

@@ -1,6 +1,7 @@
 """Beton files: what FFCV reads back, what the check refuses, and a writer that cannot hang."""
 
 import filecmp
+import itertools
 import os
 import subprocess
 import sys
@@ -57,6 +58,13 @@ def keep(share: float) -> Callable[[bytearray], None]:
     return lambda content: content.__delitem__(slice(int(len(content) * share), None))
 
 
+def place_all_at(content: bytearray, address: int, step: int = 0) -> None:
+    """Moves all images, in the samples and in the table alike."""
+    addresses = address + step * np.arange(60, dtype=np.uint64)
+    np.frombuffer(content, SAMPLE, 60, SAMPLES_AT)["image"]["ptr"][:] = addresses
+    np.frombuffer(content, ALLOCATION, 60, len(content) + TABLE_AT)["ptr"][:] = addresses
+
+
 TABLE_AT = -60 * ALLOCATION.itemsize
 DAMAGES: dict[str, Callable[[bytearray], None]] = {
     "empty": lambda content: content.clear(),
@@ -77,6 +85,15 @@ DAMAGES: dict[str, Callable[[bytearray], None]] = {
     "a label below zero": edit("label", SAMPLE, SAMPLES_AT, 7, -1),
     "out of order": edit("index", SAMPLE, SAMPLES_AT, 7, 8),
     "an allocation too large": edit("size", ALLOCATION, TABLE_AT, 7, 3072 * 500),
+    "another sample in the table": edit("sample_id", ALLOCATION, TABLE_AT, 7, 8),
+    "another page size": edit("page_size", HEADER, 0, 0, 2**22),
+    "an argument of a field": edit("arguments", FIELD, HEADER.itemsize, 1, 1),
+    "padding of a field": lambda content: content.__setitem__(HEADER.itemsize + FIELD.itemsize - 1, 1),
+    "padding of a sample": lambda content: content.__setitem__(SAMPLES_AT + 13, 1),
+    "data before the first image": lambda content: content.__setitem__(2**23 - 1, 1),
+    "data after the last image": lambda content: content.__setitem__(2**23 + 60 * 3072, 1),
+    "overlapping images": lambda content: place_all_at(content, 2**23),
+    "moved images": lambda content: place_all_at(content, 2**23 + 1, step=3072),
 }
 
 
@@ -93,6 +110,30 @@ def test_a_damaged_file_is_refused_in_one_line(whole: bytes, tmp_path: Path, dam
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
     assert "prepare the data again" in str(caught.value)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3)))[1:])
+def test_fields_in_another_order_are_refused(whole: bytes, tmp_path: Path, order: tuple[int, ...]) -> None:
+    """FFCV lays out its samples in the order of the file, and would follow addresses made of labels."""
+    content = bytearray(whole)
+    fields = np.frombuffer(content, FIELD, 3, HEADER.itemsize)
+    fields[:] = fields[list(order)]
+    (tmp_path / "train.beton").write_bytes(content)
+    with pytest.raises(InputError, match="description of the fields"):
+        check_beton(tmp_path / "train.beton", **NUMBERS)
+
+
+def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "train.beton")
+    with pytest.raises(InputError, match="not a regular file"):
+        check_beton(tmp_path / "train.beton", **NUMBERS)
+
+
+def test_images_that_fill_several_pages_pass_the_check(tmp_path: Path) -> None:
+    """Pages of 8 MB, each of which has room at its end that holds no whole image."""
+    images = np.random.default_rng(0).integers(0, 256, (7, 1000, 1000, 3), dtype=np.uint8)
+    write_betons(tmp_path, {"train": Split(images, np.zeros(7, np.int64))})
+    check_beton(tmp_path / "train.beton", count=7, image_size=1000, num_classes=1)
 
 
 def test_labels_are_read_without_ffcv(whole: bytes, split: Split, tmp_path: Path) -> None:

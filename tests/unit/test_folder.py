@@ -34,7 +34,7 @@ def photos(tmp_path: Path) -> Path:
     for split, count in (("train", 6), ("test", 2)):
         for label, kind in enumerate(("cat", "dog")):
             for number in range(count):
-                color = (100 * label + 10 * number, 0, 0)
+                color = (100 * label + 10 * number, count, 0)
                 save(tmp_path / split / kind / f"{number}.png", Image.new("RGB", (8, 8), color))
     return tmp_path
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from data_prep.errors import InputError
 from data_prep.order import epoch_order, evaluation_batches, hold_out, train_batches
 
 SAMPLES = np.arange(1000, 2003)
@@ -53,7 +54,7 @@ def test_evaluation_counts_every_sample_once_in_the_same_number_of_batches(
         assert all(length == batch_size for length in filled[:-1])
 
 
-@pytest.mark.parametrize("count", [0, 1, 100, 995, 1003])
+@pytest.mark.parametrize("count", [0, 1, 100, 900])
 def test_held_out_images_are_stratified(count: int) -> None:
     labels = np.random.default_rng(0).choice(7, size=1003, p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05])
     kept, held_out = hold_out(labels, count=count, seed=4)
@@ -62,5 +63,23 @@ def test_held_out_images_are_stratified(count: int) -> None:
     for label in range(7):
         share = (labels == label).sum() * count / 1003
         assert abs((labels[held_out] == label).sum() - share) <= 1
-    if 0 < count < 1003:
+    if count:
         assert not np.array_equal(held_out, hold_out(labels, count=count, seed=5)[1])
+
+
+@pytest.mark.parametrize("images_per_class", [1, 2, 5])
+@pytest.mark.parametrize("count", [1, 8, 39])
+def test_validation_leaves_every_class_an_image_to_train_on(images_per_class: int, count: int) -> None:
+    """One large class beside forty small ones, which would be held out as a whole."""
+    labels = np.concatenate([np.repeat(np.arange(40), images_per_class), np.full(60, 40)])
+    kept, held_out = hold_out(labels, count=count, seed=0)
+    assert len(held_out) == count
+    assert np.array_equal(np.sort(np.concatenate((kept, held_out))), np.arange(len(labels)))
+    assert set(labels[kept]) == set(range(41))
+
+
+def test_validation_that_needs_a_whole_class_is_refused() -> None:
+    labels = np.arange(10) % 5
+    assert set(labels[hold_out(labels, count=5, seed=0)[0]]) == set(range(5))
+    with pytest.raises(InputError, match="at most 5 of 10 images, got 6"):
+        hold_out(labels, count=6, seed=0)

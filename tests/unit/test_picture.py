@@ -142,6 +142,7 @@ def test_a_png_is_refused_for_its_pixels_only(name: str, tmp_path: Path) -> None
     assert found.metadata_ignored
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("exif", [b"Exif\0\0xxxx", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0" + b"\xff" * 50])
 def test_a_jpeg_with_broken_exif_is_read(exif: bytes, tmp_path: Path) -> None:
     path = save(tmp_path / "a.jpg", Image.new("RGB", (64, 64), "red"), exif=exif)
