@@ -96,7 +96,8 @@ def read_mutants(original: Path, seed: int, numbers: range, messages: Connection
         rng = random.Random(f"{seed} {number}")
         kind = rng.choice(list(MUTATIONS))
         patches, length = MUTATIONS[kind](content, rng)
-        _apply(path, patches, length, content)
+        _write(path, patches)
+        os.truncate(path, length)
         try:
             outcome, story = _judge(path, original)
         except BaseException as error:
@@ -138,20 +139,16 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return batch.images.permute(0, 2, 3, 1).numpy(), batch.labels.numpy()
 
 
-def _apply(path: Path, patches: list[Patch], length: int, content: bytes) -> None:
+def _write(path: Path, patches: list[Patch]) -> None:
     with path.open("r+b") as file:
         for offset, new in patches:
             file.seek(offset)
             file.write(new)
-        if length != len(content):
-            file.truncate(length)
 
 
 def _restore(path: Path, patches: list[Patch], length: int, content: bytes) -> None:
     undo = [(offset, content[offset : offset + len(new)]) for offset, new in patches]
-    if length < len(content):
-        undo.append((length, content[length:]))
-    _apply(path, undo, length, content)
+    _write(path, [*undo, (length, content[length:])])
     os.truncate(path, len(content))
 
 
