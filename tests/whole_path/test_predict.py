@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from data_prep.augment import batch_normalize
-from data_prep.sources.folder import read_image
+from data_prep.sources.picture import read_image
 from ddp_trainer.models.spec import ModelSpec, build_model, load_model
 from ddp_trainer.predict import main
 from ddp_trainer.run.outputs import write_model
