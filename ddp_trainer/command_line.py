@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 import tyro
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, printable
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.launch import Launch
-from ddp_trainer.tracking.terminal import forgiving_output, printable
+from ddp_trainer.tracking.terminal import forgiving_output
 
 Section = TypeVar("Section")
 
@@ -123,7 +123,7 @@ def run_command(work: Callable[[], int | None]) -> int:
             return work() or 0
         except InputError as error:
             if Launch.from_environment().local_rank == 0:
-                print(f"error: {printable(error)}", file=sys.stderr, flush=True)
+                print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
             return 2
 
 

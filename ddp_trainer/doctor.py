@@ -18,7 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from ddp_trainer.tracking.terminal import forgiving_output, printable
+from data_prep.errors import printable
+from ddp_trainer.tracking.terminal import forgiving_output
 
 OK, ABSENT, PROBLEM = "ok", "-", "PROBLEM"  # a run works without what is absent
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -23,11 +23,10 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from data_prep.batch_ops import batch_normalise
-from data_prep.errors import InputError, require
+from data_prep.batch_ops import batch_normalize
+from data_prep.errors import InputError, printable, require
 from ddp_trainer.command_line import parse_flags, program_name, run_command
 from ddp_trainer.models.spec import ModelSpec, load_model
-from ddp_trainer.tracking.terminal import printable
 
 Classifier = Callable[[Tensor], Tensor]  # (N, 3, H, W) uint8 -> (N, num_classes) float32
 
@@ -158,7 +157,7 @@ def largest_difference(exported: Classifier, model: nn.Module, spec: ModelSpec) 
         images = torch.randint(
             256, (count, 3, spec.image_size, spec.image_size), dtype=torch.uint8, generator=generator
         )
-        expected = model(batch_normalise(images, spec.mean, spec.std, torch.float32))
+        expected = model(batch_normalize(images, spec.mean, spec.std, torch.float32))
         found = exported(images)
         if found.shape != expected.shape or not bool(found.isfinite().all()):
             raise ExportError(f"the exported model gives {tuple(found.shape)} for {count} images, not finite logits")
@@ -215,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             done = export_run(parse_flags(ExportConfig, argv, prog=program_name("ddp_trainer.export")))
         except ExportError as error:
-            print(f"error: {printable(error)}", file=sys.stderr, flush=True)
+            print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
             return 1
         print(
             f"{done.path}: uint8 images (N, 3, H, W) in, float32 logits out; {done.versions}; "

@@ -6,7 +6,6 @@ and mode becomes the input of the network (`data_prep`), and the model.
 
 import json
 import os
-import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,18 +15,14 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
-from PIL import Image
 from torch import nn
 
-from data_prep.batch_ops import batch_normalise
-from data_prep.errors import InputError
-from data_prep.sources.folder import read_image, why_unreadable
+from data_prep.batch_ops import batch_normalize
+from data_prep.errors import InputError, printable
+from data_prep.sources.listing import looks_like_image
+from data_prep.sources.picture import read_image, why_unreadable
 from ddp_trainer.command_line import parse_flags, program_name, run_command
 from ddp_trainer.models.spec import ModelSpec, load_model
-from ddp_trainer.tracking.terminal import printable
-
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # by content; the first picture of an animation
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +64,7 @@ class Prediction:
 
     def as_text(self) -> str:
         """One line of tab-separated columns, whatever the names are."""
-        columns = [printable(self.path), printable(self.name), f"{self.probability:.2%}"]
+        columns = [printable(str(self.path)), printable(self.name), f"{self.probability:.2%}"]
         if self.next_name is not None:
             columns.append(f"next: {printable(self.next_name)} {self.next_probability:.2%}")
         return "\t".join(columns)
@@ -96,30 +91,15 @@ def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]
                 yield from list_files(path / name, problems, above | {folder})
 
 
-def looks_like_image(path: Path) -> bool:
-    """Whether a file found in a folder is an image by its name or its content. A dead link counts, to be reported."""
-    if path.suffix.lower() in SUFFIXES or not path.exists():
-        return True
-    try:
-        check_regular(path)
-        with Image.open(path, formats=FORMATS):
-            return True
-    except Exception:  # decoders raise nearly anything for damaged files
-        return False
-
-
-def check_regular(path: Path) -> None:
-    """Raises OSError unless `path` is a regular file: opening a pipe waits forever, and a device may never end."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError("not a regular file")
-
-
 def find_images(given: Path) -> tuple[list[Path], list[str]]:
-    """The image files that `given`, a file or a folder, stands for, and a line for each problem."""
+    """The image files that `given`, a file or a folder, stands for, and a line for each problem.
+
+    A dead link counts as an image, so that it is reported.
+    """
     if not given.is_dir():
         return [given], []
     problems: list[str] = []
-    images = [path for path in list_files(given, problems) if looks_like_image(path)]
+    images = [path for path in list_files(given, problems) if looks_like_image(path) or not path.exists()]
     return images, problems or ([] if images else [f"{given}: no image files in this folder"])
 
 
@@ -128,13 +108,12 @@ def read_images(paths: Sequence[Path], size: int) -> tuple[list[Path], list[np.n
     readable, pixels, problems = [], [], []
     for path in paths:
         try:
-            check_regular(path)
-            pixels.append(read_image(path, size, FORMATS))
+            pixels.append(read_image(path, size))
             readable.append(path)
         except MemoryError:
             raise
         except Exception as error:  # decoders raise nearly anything for damaged files
-            problems.append(f"{path}: {why_unreadable(error, FORMATS)}")
+            problems.append(f"{path}: {why_unreadable(error)}")
     return readable, pixels, problems
 
 
@@ -142,7 +121,7 @@ def read_images(paths: Sequence[Path], size: int) -> tuple[list[Path], list[np.n
 def predict(model: nn.Module, spec: ModelSpec, paths: Sequence[Path], pixels: np.ndarray) -> Iterator[Prediction]:
     """The prediction for each image of `pixels`, (N, H, W, 3) uint8 RGB; `paths` are their files."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    logits = model(batch_normalise(images, spec.mean, spec.std, torch.float32))
+    logits = model(batch_normalize(images, spec.mean, spec.std, torch.float32))
     best = logits.double().softmax(dim=1).topk(min(2, len(spec.classes)))
     for path, values, classes in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):
         names = [spec.classes[label] for label in classes]

@@ -21,7 +21,7 @@ def baseline() -> TrainConfig:
     """
     return TrainConfig(
         recipe="baseline",
-        augment=AugmentConfig(crop_padding=4, padding_mode="reflect", flip="random", cutout=8),
+        augment=AugmentConfig(crop_padding=4, flip="random", cutout=8),
         schedule=ScheduleConfig(epochs=24, batch_size=512, warmup_fraction=5 / 24),
         optim=OptimConfig(optimizer="sgd", peak_lr=0.4, weight_decay=5e-4),
     )
@@ -40,7 +40,7 @@ def _muon(*, epochs: int, small_crops: float) -> TrainConfig:
     that Page chose for it.
     """
     return TrainConfig(
-        augment=AugmentConfig(crop_padding=2, padding_mode="reflect", flip="alternating"),
+        augment=AugmentConfig(crop_padding=2, flip="alternating"),
         network=NetworkConfig(activation="celu", freeze_bn_scale=True, bn_momentum=0.4),
         schedule=ScheduleConfig(
             epochs=epochs, batch_size=500, warmup_fraction=0.0, final_lr_fraction=0.02, small_crop_fraction=small_crops

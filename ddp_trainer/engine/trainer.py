@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from data_prep.augment import Augmented, split
+from data_prep.augment import AugmentedBatch, split_batch
 from data_prep.loader import Batch
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
@@ -118,7 +118,7 @@ class Trainer:
         augmented = self.data.augmenter(batch, epoch=epoch, side=side)
         set_learning_rate(self.state.optimizer, self.share_of_peak(self.state.step))
         with self.guard.attempt(self.state.step, batch.indices) as attempt:
-            parts = list(split(augmented, self.config.schedule.accumulate))
+            parts = list(split_batch(augmented, self.config.schedule.accumulate))
             for part in parts:  # gradients are averaged over the ranks in the last backward pass only
                 with contextlib.nullcontext() if part is parts[-1] else self.runtime.no_sync(self.wrapped):
                     attempt.record(self._backward(part))
@@ -126,7 +126,7 @@ class Trainer:
             self.state.ema.update(self.model, skip=attempt.skipped)
         self.state.step += 1
 
-    def _backward(self, part: Augmented) -> Tensor:
+    def _backward(self, part: AugmentedBatch) -> Tensor:
         """Adds this part's gradients and counts its images; its losses, (N,)."""
         logits = self.wrapped(self.runtime.laid_out(part.images))
         losses = losses_per_image(

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from data_prep.files import sync_folder
+
 STATE, MANIFEST = "state.pt", "manifest.json"
 FORMAT_VERSION = 1
 NAME = re.compile(r"step-(\d{8,})")
@@ -64,11 +66,11 @@ def write_checkpoint(place: Path, state: dict[str, Any], *, step: int, score: fl
         with (temporary / MANIFEST).open("w") as file:
             file.write(_manifest(facts, temporary / STATE))
             _flush(file)
-        _flush_folder(temporary)
+        sync_folder(temporary)
         if place.exists():
             place.rename(place.with_name(REPLACED + place.name))
         temporary.rename(place)
-        _flush_folder(place.parent)
+        sync_folder(place.parent)
         shutil.rmtree(place.with_name(REPLACED + place.name), ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -171,11 +173,3 @@ def _name(error: Exception) -> str:
 def _flush(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

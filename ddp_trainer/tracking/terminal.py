@@ -1,4 +1,4 @@
-"""What a command prints: on one line whatever a file's name is, and never a reason to fail.
+"""Output that never makes a command fail.
 
 Light on purpose: `doctor` uses it on a Python without any package.
 """
@@ -11,18 +11,6 @@ import sys
 from collections.abc import Iterator
 from io import TextIOWrapper
 from typing import Any, TextIO
-
-
-def printable(text: object) -> str:
-    """`text` on one line, control characters and bytes that are no text as escapes such as \\n, \\x1b and \\xe9."""
-    return "".join(character if character.isprintable() else _escape(character) for character in str(text))
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # how Python writes a byte of a file name that is not UTF-8
-        return f"\\x{code - 0xDC00:02x}"
-    return character.encode("unicode_escape").decode()
 
 
 @contextlib.contextmanager

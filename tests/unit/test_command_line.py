@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, printable
 from ddp_trainer.command_line import parse_command_line, run_command
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.recipes import RECIPES
-from ddp_trainer.tracking.terminal import printable
 from tests.support.trainer import REPOSITORY, environment
 
 
@@ -75,7 +74,7 @@ def test_an_input_error_is_one_printable_line_whatever_is_in_it(capsys: pytest.C
         raise InputError("two\nlines, a \x1b[31mcolor and a byte \udce9")
 
     assert run_command(work) == 2
-    assert capsys.readouterr().err == "error: two\\nlines, a \\x1b[31mcolor and a byte \\xe9\n"
+    assert capsys.readouterr().err == "error: two\\nlines, a \\x1b[31mcolor and a byte \\udce9\n"
 
 
 def test_printable_keeps_letters_of_every_script() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.batch_ops import batch_normalise
+from data_prep.batch_ops import batch_normalize
 from ddp_trainer.model_card import LOADING, main, write_model_card, write_model_card_or_say_why
 from ddp_trainer.models.custom_resnet import ACTIVATIONS
 from ddp_trainer.models.spec import ModelSpec, build_model, load_model
@@ -49,7 +49,7 @@ def test_the_run_left_a_card_whose_code_gives_the_models_logits(smoke_run: Path,
     assert done.returncode == 0, done.stderr
     model, spec = load_model(smoke_run)
     with torch.inference_mode():
-        own = model(batch_normalise(torch.from_numpy(images), spec.mean, spec.std, torch.float32)).numpy()
+        own = model(batch_normalize(torch.from_numpy(images), spec.mean, spec.std, torch.float32)).numpy()
     assert np.abs(np.load(tmp_path / "out.npy") - own).max() < 1e-5 * np.abs(own).max()
 
 
@@ -71,7 +71,7 @@ def test_the_code_knows_every_activation(activation: str, tmp_path: Path, monkey
     exec(LOADING, names)
     images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        own = model(batch_normalise(images, spec.mean, spec.std, torch.float32))
+        own = model(batch_normalize(images, spec.mean, spec.std, torch.float32))
         torch.testing.assert_close(names["logits"](images), own)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data_prep.batch_ops import batch_normalise
+from data_prep.batch_ops import batch_normalize
 from data_prep.loader import StreamLoader
 from ddp_trainer import export
 from ddp_trainer.models.spec import ModelSpec, build_model, load_model
@@ -90,7 +90,7 @@ def test_a_process_without_this_package_predicts_the_same(
 ) -> None:
     model, spec = load_model(exported_run)
     with torch.inference_mode():
-        own = model(batch_normalise(test_images, spec.mean, spec.std, torch.float32)).numpy()
+        own = model(batch_normalize(test_images, spec.mean, spec.std, torch.float32)).numpy()
     assert np.array_equal(foreign[format].argmax(axis=1), own.argmax(axis=1))
     assert np.abs(foreign[format] - own).max() < 1e-4 * np.abs(own).max()
     assert len(np.unique(own.argmax(axis=1))) > 1, "a model of one answer would show nothing"

@@ -19,7 +19,7 @@ def test_faults_of_every_kind_lose_nothing(tmp_path: Path) -> None:
     seed = str(random.randrange(10**6))
     sizes = ("--kills", "2", "--signals", "2", "--launched", "1", "--damages", "42", "--ranks", "1")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.soak", *sizes, "--world-sizes", "1", "3", "--seed", seed],
+        [sys.executable, "-m", "tests.soak", *sizes, "--mutations", "100", "--world-sizes", "1", "3", "--seed", seed],
         cwd=REPOSITORY,
         env=environment(TMPDIR=str(tmp_path)),
         capture_output=True,
@@ -27,9 +27,9 @@ def test_faults_of_every_kind_lose_nothing(tmp_path: Path) -> None:
         timeout=900,
     )
     assert done.returncode == 0, f"--seed {seed}\n{done.stdout}{done.stderr}"
-    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| ")][-12:]
+    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| ")][-13:]
     assert all(int(row[3]) == 0 and int(row[2]) > 0 for row in rows)
-    assert len({row[0] for row in rows}) == 12
+    assert len({row[0] for row in rows}) == 13
 
 
 def test_a_full_disk_ends_the_run_with_a_line_and_leaves_the_checkpoint_before(tiny_dir: Path, tmp_path: Path) -> None:

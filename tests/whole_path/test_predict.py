@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data_prep.augment import batch_normalise
-from data_prep.sources.folder import read_image
+from data_prep.augment import batch_normalize
+from data_prep.sources.picture import read_image
 from ddp_trainer.models.spec import ModelSpec, build_model, load_model
 from ddp_trainer.predict import main
 from ddp_trainer.run.outputs import write_model
@@ -49,7 +49,7 @@ def test_predictions_are_those_of_the_model(run_dir, tmp_path, capsys):
     for path, answer in zip(paths, answers, strict=True):
         pixels = torch.from_numpy(read_image(path, 32)).permute(2, 0, 1)[None]
         with torch.inference_mode():
-            shares = model(batch_normalise(pixels, spec.mean, spec.std, torch.float32)).double().softmax(dim=1)[0]
+            shares = model(batch_normalize(pixels, spec.mean, spec.std, torch.float32)).double().softmax(dim=1)[0]
         first, second = shares.argsort(descending=True)[:2].tolist()
         assert answer["path"] == str(path)
         assert (answer["class"], answer["next_class"]) == (CLASSES[first], CLASSES[second])
@@ -83,7 +83,7 @@ def test_a_class_name_with_control_characters_stays_in_its_column(tmp_path, caps
     assert {line.split("\t")[1], line.split("\t")[3].split()[1]} <= {"two\\nlines", "a\\ttab"}
 
 
-@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "é\\xe9.png".encode()), ("ascii", b"\\xe9\\xe9.png")])
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "é\\udce9.png".encode()), ("ascii", b"\\xe9\\udce9.png")])
 def test_a_name_that_the_encoding_cannot_express_is_printed_with_escapes(run_dir, tmp_path, encoding, shown):
     path = os.fsencode(tmp_path) + "é".encode() + b"\xe9.png"
     draw(tmp_path / "x.png").rename(os.fsdecode(path))
