@@ -182,11 +182,11 @@ def test_a_pipe_is_refused_and_not_waited_for(run_dir, tmp_path, capsys, given):
 
 
 @pytest.mark.parametrize(
-    ("mode", "values"), [("F", [[0.0, 1.0]]), ("F", [[0.0, 255.0]]), ("I", [[0, 70_000]]), ("I", [[-1, 200]])]
+    ("mode", "values"), [("F", (0.0, 1.0)), ("F", (0.0, 255.0)), ("I", (0, 70_000)), ("I", (-1, 200))]
 )
 def test_an_image_whose_range_is_unknown_is_refused(run_dir, tmp_path, capsys, mode, values):
     path = tmp_path / "measured.tif"
-    Image.fromarray(np.array(values, dtype=np.float32 if mode == "F" else np.int32)).save(path)
+    Image.fromarray(np.array([values, values], dtype=np.float32 if mode == "F" else np.int32)).save(path)
     assert main([str(run_dir), str(path)]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
