@@ -15,7 +15,7 @@ import tyro
 
 from data_prep.errors import InputError
 from ddp_trainer.config import TrainConfig
-from ddp_trainer.distributed.launch import Launch
+from ddp_trainer.distributed.launch import prints_errors
 
 Section = TypeVar("Section")
 
@@ -84,7 +84,7 @@ def run_command(work: Callable[[], object]) -> int:
     try:
         work()
     except InputError as error:
-        if Launch.from_environment().local_rank == 0:
+        if prints_errors():
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     return 0

@@ -28,8 +28,9 @@ from data_prep.files import replace_file, write_json
 from ddp_trainer.command_line import parse_flags, program_name, run_command, take_recipe
 from ddp_trainer.config import DataConfig, NetworkConfig, OptimConfig, RuntimeConfig, TrainConfig
 from ddp_trainer.distributed.launch import Launch, check_machine
+from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.distributed.runtime import Runtime
-from ddp_trainer.distributed.signals import Preempted, exit_process
+from ddp_trainer.distributed.signals import Preempted, StopRequest, exit_process
 from ddp_trainer.engine.build import build_trainer
 from ddp_trainer.engine.metrics import averages
 from ddp_trainer.engine.step_guard import NonFinite
@@ -169,7 +170,7 @@ def write_results(out: Path, curve: LossCurve, config: TrainConfig, runtime: Run
     print(json.dumps({"suggested_lr": suggested, "plot": str(out / "lr_find.png")}), flush=True)
 
 
-def find_learning_rate(test: RangeTestConfig) -> None:
+def find_learning_rate(test: RangeTestConfig, stop: StopRequest) -> None:
     """The whole command. Raises InputError before any work is done."""
     config, launch = test.as_train_config(), Launch.from_environment()
     check_machine(config.runtime)
@@ -180,16 +181,17 @@ def find_learning_rate(test: RangeTestConfig) -> None:
     if launch.is_main:
         out = out or new_folder(f"lr_find-{config.recipe}")
         claim_folder(out)
-    runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate)
-    try:
-        curve = range_test(build_trainer(config, runtime, dataset), test.sweep)
-    except Preempted:
-        if runtime.is_main:
-            print_line("stopped: nothing is written", sys.stderr)
-    else:
-        if out is not None and runtime.is_main:
-            write_results(out, curve, config, runtime)
-    runtime.close()
+    with restored_settings():
+        runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate, stop=stop)
+        try:
+            curve = range_test(build_trainer(config, runtime, dataset), test.sweep)
+        except Preempted:
+            if runtime.is_main:
+                print_line("stopped: nothing is written", sys.stderr)
+        else:
+            if out is not None and runtime.is_main:
+                write_results(out, curve, config, runtime)
+        runtime.close()
 
 
 def parse(argv: Sequence[str]) -> RangeTestConfig:
@@ -206,11 +208,14 @@ def parse(argv: Sequence[str]) -> RangeTestConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status. 0: written, or asked to stop; 2: the input is wrong; 1: anything else."""
-    try:
-        return run_command(lambda: find_learning_rate(parse(sys.argv[1:] if argv is None else argv)))
-    except Exception:
-        traceback.print_exc()
-        return 1
+    stop = StopRequest()
+    words = sys.argv[1:] if argv is None else argv
+    with stop.listening():
+        try:
+            return run_command(lambda: find_learning_rate(parse(words), stop))
+        except Exception:
+            traceback.print_exc()
+            return 1
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ Read `train` as a table of contents; each line's work is done in the file it is 
 seconds stand inside functions, so that a signal that arrives meanwhile is already a request to stop.
 """
 
-import faulthandler
 import sys
 import traceback
 import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ddp_trainer.distributed.faults import reported_faults
 from ddp_trainer.distributed.signals import Preempted, StopRequest
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
             with open_recorder(run_dir, config, dataset, runtime, state) as recorder:
                 recorder.also = observer
                 try:
-                    runtime.stop_if_asked()
+                    runtime.stop.raise_if_asked()
                     trainer = build_trainer(config, runtime, dataset, network=network, observer=recorder)
                     recorder.say("\n".join([describe_plan(trainer), *notes]))
                     if state is not None:
@@ -66,18 +66,17 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status. 0: finished, or preempted with the state saved; 2: the input is wrong; 1: anything else."""
     stop = StopRequest()
-    stop.install()
-    faulthandler.enable()  # names the line where a file that shrinks under its reader kills the process
+    with stop.listening(), reported_faults():
+        return _main(sys.argv[1:] if argv is None else argv, stop)
+
+
+def _main(argv: Sequence[str], stop: StopRequest) -> int:
     from ddp_trainer.command_line import parse_command_line, program_name, run_command
     from ddp_trainer.recipes import RECIPES, describe_recipes
 
     def run() -> None:
-        config = parse_command_line(
-            sys.argv[1:] if argv is None else argv,
-            RECIPES,
-            prog=program_name("ddp_trainer.train"),
-            description=describe_recipes(),
-        )
+        program = program_name("ddp_trainer.train")
+        config = parse_command_line(argv, RECIPES, prog=program, description=describe_recipes())
         train(config, stop)
 
     try:

@@ -69,7 +69,7 @@ class Trainer:
         """
         with self._reporting_the_end():
             try:
-                self.runtime.stop_if_asked()
+                self.runtime.stop.raise_if_asked()
                 self.runtime.end_of_startup()
                 evaluation = None
                 for epoch in range(len(self.state.history), math.ceil(self.last_step / self.steps_per_epoch)):
@@ -105,10 +105,10 @@ class Trainer:
         end = None if until is None else until - before
         plan = self.data.plan(epoch, config=self.config, runtime=self.runtime)[self.state.step - before : end]
         for batch in self.data.loader.batches(plan):
-            self.runtime.announce_stop()
+            self.runtime.stop.announce()
             self.train_step(batch, epoch)
             self._log_step(epoch)
-            if self.runtime.stop_agreed():
+            if self.runtime.stop.agreed():
                 raise Preempted
             yield self.state.step
 
@@ -179,7 +179,7 @@ class Trainer:
 
     def evaluate(self, *, tta: bool = False) -> Evaluation:
         with self.runtime.averaged_batchnorm(self.evaluated_model):
-            return self.data.evaluator.run(self.evaluated_model, tta=tta, poll=self.runtime.stop_if_asked)
+            return self.data.evaluator.run(self.evaluated_model, tta=tta, poll=self.runtime.stop.raise_if_asked)
 
     def save(self) -> None:
         state = self.state.state_dict()
