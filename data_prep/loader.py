@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from data_prep.ffcv_import import import_ffcv
+from data_prep.watched_file import DatasetChanged, WatchedFile
 
 Mode = Literal["auto", "stream", "resident"]
 IndexBatches = Sequence[np.ndarray] | np.ndarray  # positions in the file; a row or an element is a batch
@@ -35,12 +36,15 @@ class Batch(NamedTuple):
 class StreamLoader:
     """Reads batches of at most `batch_size` images from `beton`, which `check_beton` has passed."""
 
-    def __init__(self, beton: Path, *, device: torch.device, batch_size: int, num_workers: int) -> None:
+    def __init__(
+        self, beton: Path, *, device: torch.device, batch_size: int, num_workers: int, sha256: str | None = None
+    ) -> None:
+        """`sha256`: of the file. It may then be touched, or replaced by a copy, while it is read."""
         self.beton, self.device, self.batch_size = beton, device, batch_size
         num_workers = min(num_workers, len(os.sched_getaffinity(0)))
         self._loader = _build_ffcv_loader(beton, batch_size, num_workers)
         self.count = int(self._loader.reader.num_samples)
-        self._identity = _identity(beton)
+        self._file = WatchedFile(beton, sha256)
         self._to_device = _PinnedCopies(device) if device.type == "cuda" else _clone
 
     def batches(self, index_batches: IndexBatches) -> Iterator[Batch]:
@@ -51,7 +55,7 @@ class StreamLoader:
         process by SIGBUS: it is mapped into memory.
         """
         order = _checked_order(index_batches, self.count, self.batch_size)
-        self._check_unchanged()
+        self._file.check()
         iterator = self._iterate(order) if len(order) else None
         try:
             for indices in index_batches:
@@ -60,18 +64,14 @@ class StreamLoader:
                     continue
                 images, labels, found = _next(iterator, self.beton)
                 if not np.array_equal(found.flatten().numpy(), indices):
-                    raise RuntimeError(f"{self.beton} gave other samples than asked for: it changed while it was read")
-                self._check_unchanged()  # after the reading: the end of a page cut short reads as zeros
+                    raise DatasetChanged(
+                        f"{self.beton} gave other samples than asked for: it changed while it was read"
+                    )
+                self._file.check()  # after the reading: the end of a page cut short reads as zeros
                 yield Batch(*self._to_device(images.permute(0, 3, 1, 2), labels.flatten(), found.flatten()))
         finally:
             if iterator is not None:
                 _close(iterator)
-
-    def _check_unchanged(self) -> None:
-        if _identity(self.beton) != self._identity:
-            raise RuntimeError(
-                f"{self.beton} was removed, replaced or changed while it was being read; restore it and resume"
-            )
 
     def _iterate(self, order: np.ndarray) -> Any:
         from ffcv.loader.epoch_iterator import EpochIterator
@@ -107,12 +107,12 @@ class ResidentLoader:
 
 
 def build_loader(
-    beton: Path, *, mode: Mode, device: torch.device, batch_size: int, num_workers: int
+    beton: Path, *, mode: Mode, device: torch.device, batch_size: int, num_workers: int, sha256: str | None = None
 ) -> StreamLoader | ResidentLoader:
     """auto: resident where the file takes less than a quarter of the memory that is free on the device."""
     if mode == "auto":
         mode = "resident" if beton.stat().st_size < RESIDENT_SHARE * _free_memory(device) else "stream"
-    stream = StreamLoader(beton, device=device, batch_size=batch_size, num_workers=num_workers)
+    stream = StreamLoader(beton, device=device, batch_size=batch_size, num_workers=num_workers, sha256=sha256)
     return stream if mode == "stream" else ResidentLoader(stream)
 
 
@@ -164,15 +164,6 @@ def _checked_order(index_batches: IndexBatches, count: int, batch_size: int | No
     if batch_size and any(len(indices) != batch_size for indices in filled[:-1]):
         raise ValueError(f"every batch but the last must have {batch_size} samples")
     return order
-
-
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    """None where the file is gone."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _next(iterator: Any, beton: Path) -> tuple[Tensor, Tensor, Tensor]:

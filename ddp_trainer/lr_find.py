@@ -8,10 +8,10 @@ suggestion is a tenth of the rate with the lowest smoothed loss (`report.loss_cu
 The steps are the trainer's own, on the global batches of the recipe, with a fresh network that is thrown away.
 """
 
+import contextlib
 import itertools
 import json
 import math
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ import tyro
 
 from data_prep.augment_config import AugmentConfig
 from data_prep.dataset import read_dataset, verify_dataset
-from data_prep.errors import InputError, require
+from data_prep.errors import require
 from data_prep.files import replace_file, write_json
 from ddp_trainer.command_line import parse_flags, program_name, run_command, take_recipe
-from ddp_trainer.config import DataConfig, NetworkConfig, OptimConfig, RuntimeConfig, TrainConfig
+from ddp_trainer.config import DataConfig, NetworkConfig, OptimConfig, RuntimeConfig, TrainConfig, require_printable
 from ddp_trainer.distributed.launch import Launch, check_machine
 from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.distributed.runtime import Runtime
@@ -38,7 +38,7 @@ from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.report.loss_curve import LossCurve
 from ddp_trainer.run.checks import check_settings
-from ddp_trainer.run.directory import new_folder
+from ddp_trainer.run.directory import lock_folder, new_folder
 from ddp_trainer.schedule import ScheduleConfig
 from ddp_trainer.tracking.console import print_line
 
@@ -61,6 +61,7 @@ class RangeConfig:
             0 < self.start_lr < self.end_lr < math.inf,
             f"--start-lr must be positive and below --end-lr, got {self.start_lr} and {self.end_lr}",
         )
+        require_printable("out", self.out)
         require(self.steps >= 2, f"--steps must be at least 2, got {self.steps}")
 
     def rate(self, step: int) -> float:
@@ -136,15 +137,6 @@ def _show_progress(trainer: Trainer, sweep: RangeConfig, step: int, loss: float)
         print(line, file=sys.stderr, flush=True)
 
 
-def claim_folder(out: Path) -> None:
-    """Creates the folder for the two files; a run that is there stays as it is. Raises InputError."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be written ({error.strerror}); choose another folder") from None
-    require(os.access(out, os.W_OK), f"--out {out} cannot be written; choose another folder")
-
-
 def write_results(out: Path, curve: LossCurve, config: TrainConfig, runtime: Runtime) -> None:
     """lr_find.png, then lr_find.json; prints the suggestion."""
     replace_file(out / "lr_find.png", curve.draw(f"Learning rate range test, {config.recipe}"))
@@ -178,10 +170,11 @@ def find_learning_rate(test: RangeTestConfig, stop: StopRequest) -> None:
     check_settings(config, dataset, world_size=launch.world_size)
     verify_dataset(config.data.data_dir, dataset)
     out = test.sweep.out
-    if launch.is_main:
-        out = out or new_folder(f"lr_find-{config.recipe}")
-        claim_folder(out)
-    with restored_settings():
+    with contextlib.ExitStack() as stack:
+        if launch.is_main:
+            out = out or new_folder(f"lr_find-{config.recipe}")
+            stack.enter_context(lock_folder(out))
+        stack.enter_context(restored_settings())
         runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate, stop=stop)
         try:
             curve = range_test(build_trainer(config, runtime, dataset), test.sweep)

@@ -4,6 +4,7 @@ Read `train` as a table of contents; each line's work is done in the file it is 
 seconds stand inside functions, so that a signal that arrives meanwhile is already a request to stop.
 """
 
+import errno
 import sys
 import traceback
 import types
@@ -12,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from ddp_trainer.distributed.faults import reported_faults
 from ddp_trainer.distributed.signals import Preempted, StopRequest
+
+# What a disk does that no setting can prevent.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 if TYPE_CHECKING:
     from ddp_trainer.config import TrainConfig
@@ -88,11 +92,14 @@ def _main(argv: Sequence[str], stop: StopRequest) -> int:
 
 def print_error(error: Exception) -> None:
     """One line if the error explains itself, else the whole traceback."""
+    from data_prep.watched_file import DatasetChanged
     from ddp_trainer.engine.step_guard import NonFinite
     from ddp_trainer.run.checkpoint import CheckpointError
 
-    if isinstance(error, CheckpointError | NonFinite):
+    if isinstance(error, CheckpointError | DatasetChanged | NonFinite):
         print(f"error: {error}", file=sys.stderr, flush=True)
+    elif isinstance(error, OSError) and error.errno in DISK_ERRORS and error.filename:
+        print(f"error: cannot write {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
     else:
         traceback.print_exception(error)
 

@@ -16,6 +16,7 @@ from ddp_trainer.distributed.hardware import TRUE
 PREFIXES = ("ACCELERATE_", "FORK_LAUNCHED", "FSDP_", "MEGATRON_LM_", "MPI_", "MV2_", "OMPI_", "PARALLELISM_", "PMI_")
 SPEED_ONLY = ("ACCELERATE_CPU_AFFINITY",)
 LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+THREADS = "OMP_NUM_THREADS"  # without it, Accelerate would choose a number and warn
 
 
 def check_accelerate_settings(config: RuntimeConfig) -> None:
@@ -50,13 +51,13 @@ def environment_of(launch: Mapping[str, str]) -> Iterator[None]:
     try:
         for name in hidden:
             del os.environ[name]
-        os.environ.update(launch)
+        os.environ.update({THREADS: "1", **launch})
         yield
     finally:
-        for name in LAUNCH:
+        for name in (THREADS, *LAUNCH):
             os.environ.pop(name, None)
         os.environ.update(hidden)
 
 
 def _is_hidden(name: str) -> bool:
-    return name in LAUNCH or (name.startswith(PREFIXES) and name not in SPEED_ONLY)
+    return name in (THREADS, *LAUNCH) or (name.startswith(PREFIXES) and name not in SPEED_ONLY)

@@ -15,7 +15,6 @@ from ddp_trainer.distributed.hardware import resolve_device, resolve_precision
 
 # Set by mpirun and by srun --mpi. Accelerate obeys them on CPUs.
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-HOW_TO_LAUNCH = "start several processes with accelerate launch, or unset it for a single process"
 
 
 class Launch(NamedTuple):
@@ -36,7 +35,7 @@ class Launch(NamedTuple):
             _require_alone(rank=rank, local_rank=local_rank, local_world_size=local_world_size)
             return cls()
         if rank is None:
-            raise InputError(f"WORLD_SIZE={world_size} is set, but RANK is not: {HOW_TO_LAUNCH}")
+            raise InputError(f"WORLD_SIZE={world_size} is set, but RANK is not; {_fix('WORLD_SIZE')}")
         launch = cls(rank, local_rank or 0, world_size, local_world_size or 1)
         launch._check()
         return launch
@@ -72,10 +71,8 @@ class Launch(NamedTuple):
             f"LOCAL_WORLD_SIZE must be at most WORLD_SIZE, got {self.local_world_size} and {self.world_size}",
         )
         for name in ("MASTER_ADDR", "MASTER_PORT"):
-            require(
-                bool(os.environ.get(name)),
-                f"WORLD_SIZE={self.world_size} is set, but {name}, where the processes meet, is not: {HOW_TO_LAUNCH}",
-            )
+            problem = f"WORLD_SIZE={self.world_size} is set, but {name}, where the processes meet, is not"
+            require(bool(os.environ.get(name)), f"{problem}; {_fix('WORLD_SIZE')}")
         port = _number("MASTER_PORT", least=1)
         require(port is not None and port < 65536, f"MASTER_PORT must be in [1, 65535], got {port}")
 
@@ -116,13 +113,18 @@ def _require_alone(**others: int | None) -> None:
     for name, number in others.items():
         if number is not None and number > (name == "local_world_size"):
             found = f"WORLD_SIZE is {os.environ.get('WORLD_SIZE', 'not set')}"
-            raise InputError(f"{name.upper()}={number} is set, but this process is alone ({found}): {HOW_TO_LAUNCH}")
+            name = name.upper()
+            raise InputError(f"{name}={number} is set, but this process is alone ({found}); {_fix(name)}")
     for name in MPI_SIZES if "WORLD_SIZE" not in os.environ else ():
         size = _number(name)
         require(
             size is None or size <= 1,
             f"{size} processes were started ({name}={size}), but WORLD_SIZE is not set: use accelerate launch instead",
         )
+
+
+def _fix(name: str) -> str:
+    return f"unset {name} to train with one process, or use accelerate launch for several"
 
 
 def _check_launch(config: RuntimeConfig) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from data_prep.augment import Augmented, split
 from data_prep.loader import Batch
+from data_prep.watched_file import DatasetChanged
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import Preempted
@@ -76,8 +77,10 @@ class Trainer:
                     self.train_epoch(epoch)
                     evaluation = self.finish_epoch(epoch)
                 return evaluation or self.evaluate(tta=True)
-            except Preempted:
-                self.save()  # raises NonFinite if the last steps must not be saved
+            except (Preempted, DatasetChanged) as error:
+                # One rank notices a changed file while others may be within a step, and saving is collective.
+                if isinstance(error, Preempted) or self.runtime.world_size == 1:
+                    self.save()  # raises NonFinite if the last steps must not be saved
                 raise
 
     def train_epoch(self, epoch: int) -> None:

@@ -27,7 +27,7 @@ def join_processes(
             kind, step = runtime.agree_on(*start)
         except Exception as error:  # for instance because a process never came
             if run_dir is not None and start.kind != StartKind.FINISHED and not isinstance(error, InputError):
-                run_dir.write_status("failed", step=start.step, message=f"{type(error).__name__}: {error}")
+                run_dir.write_failure(error, step=start.step)
             raise
         yield runtime, Start(StartKind(kind), step)
         runtime.close()
