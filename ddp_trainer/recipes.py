@@ -114,7 +114,7 @@ def demo() -> TrainConfig:
 
 
 def _first_line(recipe: Callable[[], TrainConfig]) -> str:
-    return (recipe.__doc__ or "").splitlines()[0]
+    return (recipe.__doc__ or "").partition("\n")[0]  # python -OO drops docstrings
 
 
 _ALL = (baseline, fast, strong, long, smoke, demo)

@@ -1,4 +1,4 @@
-"""Where gloo listens when the processes are spread over several machines."""
+"""On which network interface gloo listens. Whoever reaches it can take part in a run: see docs/security.md."""
 
 import os
 import socket
@@ -9,15 +9,18 @@ import psutil
 BRIDGES = ("docker", "veth", "virbr", "br-")
 
 
-def avoid_loopback() -> None:
-    """Chooses an interface for gloo if this machine's own name resolves to the loopback, or not at all.
+def choose_interface() -> None:
+    """Chooses the loopback if all processes are on this machine, and else an interface that the others can reach.
 
+    Among several machines a choice is needed only if this machine's own name resolves to the loopback, or not at all:
     gloo listens at the address of that name, which is 127.0.1.1 in the /etc/hosts of Debian's installer, or else at
     the loopback. The other machines would then look for it on themselves. NCCL skips the loopback by itself.
     GLOO_SOCKET_IFNAME is obeyed if it is set.
     """
-    one_machine = os.environ.get("WORLD_SIZE") == os.environ.get("LOCAL_WORLD_SIZE")
-    if one_machine or "GLOO_SOCKET_IFNAME" in os.environ:
+    if "GLOO_SOCKET_IFNAME" in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    if os.environ["WORLD_SIZE"] == os.environ.get("LOCAL_WORLD_SIZE"):
+        os.environ["GLOO_SOCKET_IFNAME"] = _loopback()
         return
     found = _interfaces()
     if _address_of(socket.gethostname()) in found:
@@ -37,6 +40,12 @@ def _interfaces() -> dict[str, str]:
         for one in addresses
         if name in up and one.family == socket.AF_INET and not one.address.startswith("127.")
     }
+
+
+def _loopback() -> str:
+    """Name of the interface with the address 127.0.0.1."""
+    addresses = {one.address: name for name, found in psutil.net_if_addrs().items() for one in found}
+    return addresses.get("127.0.0.1", "lo")
 
 
 def _address_of(host: str) -> str:

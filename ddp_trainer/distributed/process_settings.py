@@ -11,11 +11,13 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
+from ddp_trainer.distributed.home import writable_home
+
 
 @contextlib.contextmanager
 def restored_settings() -> Iterator[None]:
     """Restores, after the block, torch's settings and generators, Accelerate's state, and the environment."""
-    with _restored_environment(), _restored_torch(), _own_accelerate_state():
+    with _restored_environment(), writable_home(), _restored_torch(), _own_accelerate_state():
         yield
 
 

@@ -18,7 +18,7 @@ from data_prep.errors import require
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.accelerate_settings import environment_of
 from ddp_trainer.distributed.backend import set_backend_flags, use_all_cores
-from ddp_trainer.distributed.gloo_interface import avoid_loopback
+from ddp_trainer.distributed.gloo_interface import choose_interface
 from ddp_trainer.distributed.hardware import cpu_name, resolve_device, resolve_precision
 from ddp_trainer.distributed.host_memory import keep_freed_memory
 from ddp_trainer.distributed.launch import Launch, check_machine
@@ -52,7 +52,7 @@ class Runtime:
         self.precision = resolve_precision(config)
         stop = stop or StopRequest()
         set_backend_flags(config)
-        avoid_loopback()
+        choose_interface()
         patience = timedelta(seconds=max(config.process_group_timeout, STARTUP_SECONDS))
         launch = Launch.from_environment()
         with meeting(launch, stop):

@@ -85,10 +85,8 @@ def lock_folder(path: Path) -> IO[bytes]:
         lock.close()
         raise InputError(f"--out {path}: another run holds this folder; choose another, or wait for it") from None
     except OSError as error:
-        line = (
-            f"warning: {path} cannot be locked ({error.strerror}): make sure that no two runs use this folder at once"
-        )
-        print(line, file=sys.stderr, flush=True)
+        warning = f"warning: {path} cannot be locked ({error.strerror}); make sure that no other run uses this folder"
+        print(warning, file=sys.stderr, flush=True)
     return lock
 
 
