@@ -58,10 +58,10 @@ def our_step(data_dir: Path, batch_size: int) -> Step:
     trainer = Trainer(config, runtime, model, build_optimizer(model, config.optim), data, SilentObserver())
 
     def step() -> None:
-        runtime.announce_stop()
+        runtime.stop.announce()
         trainer.train_step(batch, epoch=0)
         trainer.guard.after_step(trainer.step - 1)
-        runtime.stop_agreed()
+        runtime.stop.agreed()
 
     return step
 

@@ -14,6 +14,7 @@ from data_prep.errors import InputError
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_JSON_DEPTH = 32
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # file systems that cannot sync a folder
 
 
@@ -32,8 +33,10 @@ def replace_file(path: Path, content: bytes) -> None:
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise _disk_full(path, len(content), error) from None
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
     sync_folder(path.parent)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from data_prep.ffcv_import import import_ffcv
+from data_prep.watched_file import DatasetChanged, WatchedFile
 
 Mode = Literal["auto", "stream", "resident"]
 IndexBatches = Sequence[np.ndarray] | np.ndarray  # positions in the file; each row or element is a batch
@@ -35,13 +36,16 @@ class Batch(NamedTuple):
 class StreamLoader:
     """Reads batches of at most `batch_size` images from `beton`, a file that has passed `check_beton`."""
 
-    def __init__(self, beton: Path, *, device: torch.device, batch_size: int, num_workers: int) -> None:
+    def __init__(
+        self, beton: Path, *, device: torch.device, batch_size: int, num_workers: int, sha256: str | None = None
+    ) -> None:
+        """`sha256`: of the file. It may then be touched, or replaced by a copy, while it is read."""
         self.beton, self.device, self.batch_size = beton, device, batch_size
         num_workers = min(num_workers, len(os.sched_getaffinity(0)))
         self._loader = _build_ffcv_loader(beton, batch_size, num_workers)
         self.count = int(self._loader.reader.num_samples)
         self.image_size = int(self._loader.reader.metadata["f0"]["height"][0])
-        self._identity = _identity(beton)
+        self._file = WatchedFile(beton, sha256)
         self._to_device = _PinnedCopies(device) if device.type == "cuda" else _clone
 
     def batches(self, index_batches: IndexBatches) -> Iterator[Batch]:
@@ -52,7 +56,7 @@ class StreamLoader:
         the process may die of SIGBUS instead, because the file is memory-mapped.
         """
         order = _checked_order(index_batches, self.count, self.batch_size)
-        self._check_unchanged()
+        self._file.check()
         iterator = self._iterate(order) if len(order) else None
         try:
             for indices in index_batches:
@@ -61,18 +65,12 @@ class StreamLoader:
                     continue
                 images, labels, found = _next(iterator, self.beton)
                 if not np.array_equal(found.flatten().numpy(), indices):
-                    raise RuntimeError(f"{self.beton} returned other samples than requested: it has changed")
-                self._check_unchanged()  # again after reading: a truncated page reads as zeros
+                    raise DatasetChanged(f"{self.beton} returned other samples than requested: it has changed")
+                self._file.check()  # again after reading: a truncated page reads as zeros
                 yield Batch(*self._to_device(images.permute(0, 3, 1, 2), labels.flatten(), found.flatten()))
         finally:
             if iterator is not None:
                 _close(iterator)
-
-    def _check_unchanged(self) -> None:
-        if _identity(self.beton) != self._identity:
-            raise RuntimeError(
-                f"{self.beton} was removed, replaced or changed while it was being read; restore it and resume"
-            )
 
     def _iterate(self, order: np.ndarray) -> Any:
         from ffcv.loader.epoch_iterator import EpochIterator
@@ -110,10 +108,10 @@ class ResidentLoader:
 
 
 def build_loader(
-    beton: Path, *, mode: Mode, device: torch.device, batch_size: int, num_workers: int
+    beton: Path, *, mode: Mode, device: torch.device, batch_size: int, num_workers: int, sha256: str | None = None
 ) -> StreamLoader | ResidentLoader:
     """A loader for `mode`; auto: resident if the images take less than a quarter of the device's free memory."""
-    stream = StreamLoader(beton, device=device, batch_size=batch_size, num_workers=num_workers)
+    stream = StreamLoader(beton, device=device, batch_size=batch_size, num_workers=num_workers, sha256=sha256)
     if mode == "auto":
         needed = stream.count * stream.image_size**2 * 3
         mode = "resident" if needed < RESIDENT_SHARE * _free_memory(device) else "stream"
@@ -168,15 +166,6 @@ def _checked_order(index_batches: IndexBatches, count: int, batch_size: int | No
     if batch_size and any(len(indices) != batch_size for indices in filled[:-1]):
         raise ValueError(f"all batches but the last must have {batch_size} samples")
     return order
-
-
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    """Changes when the file is replaced or modified; None if it is gone."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _next(iterator: Any, beton: Path) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,7 @@ import tyro
 
 from data_prep.errors import InputError, printable
 from ddp_trainer.config import TrainConfig
-from ddp_trainer.distributed.launch import Launch
+from ddp_trainer.distributed.launch import prints_errors
 from ddp_trainer.tracking.terminal import forgiving_output
 
 Section = TypeVar("Section")
@@ -122,7 +122,7 @@ def run_command(work: Callable[[], int | None]) -> int:
         try:
             return work() or 0
         except InputError as error:
-            if Launch.from_environment().local_rank == 0:
+            if prints_errors():
                 print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
             return 2
 

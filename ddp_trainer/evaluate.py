@@ -18,7 +18,6 @@ from ddp_trainer.command_line import parse_flags, program_name, run_command
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.launch import Launch
 from ddp_trainer.distributed.runtime import Runtime
-from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.engine.evaluation import Evaluator
 from ddp_trainer.models.spec import ModelSpec, load_model
 
@@ -48,8 +47,8 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
     dataset = read_dataset(data_dir)
     check_same_images(spec, dataset, data_dir)
     verify_dataset(data_dir, dataset)
-    # Nothing is saved here, so a signal may end the process at once: its StopRequest is not installed.
-    runtime = Runtime(RuntimeConfig(device=config.device, precision=config.precision), stop=StopRequest())
+    # Nothing is saved here, so a signal may end the process at once: it listens for none.
+    runtime = Runtime(RuntimeConfig(device=config.device, precision=config.precision))
     split = dataset.splits["test"]
     loader = build_loader(
         data_dir / split.file, mode="auto", device=runtime.device, batch_size=spec.evaluation_batch, num_workers=1

@@ -8,10 +8,10 @@ The suggestion is a tenth of the rate with the lowest smoothed loss (`report.los
 The steps are those of a run: a trainer from `build_trainer`, with another schedule. Its network is thrown away.
 """
 
+import contextlib
 import itertools
 import json
 import math
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -23,13 +23,22 @@ import tyro
 
 from data_prep.augment_config import AugmentConfig
 from data_prep.dataset import read_dataset, verify_dataset
-from data_prep.errors import InputError, require
+from data_prep.errors import require
 from data_prep.files import replace_file, write_json
 from ddp_trainer.command_line import parse_flags, program_name, run_command, take_recipe
-from ddp_trainer.config import DataConfig, NetworkConfig, OptimConfig, RunConfig, RuntimeConfig, TrainConfig
+from ddp_trainer.config import (
+    DataConfig,
+    NetworkConfig,
+    OptimConfig,
+    RunConfig,
+    RuntimeConfig,
+    TrainConfig,
+    require_printable,
+)
 from ddp_trainer.distributed.launch import Launch, check_machine
+from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.distributed.runtime import Runtime
-from ddp_trainer.distributed.signals import Preempted, exit_process
+from ddp_trainer.distributed.signals import Preempted, StopRequest, exit_process
 from ddp_trainer.engine.build import build_trainer
 from ddp_trainer.engine.metrics import Averages, averages
 from ddp_trainer.engine.step_guard import NonFinite
@@ -37,7 +46,7 @@ from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.report.loss_curve import LossCurve
 from ddp_trainer.run.checks import check_settings
-from ddp_trainer.run.directory import new_folder
+from ddp_trainer.run.directory import lock_folder, new_folder
 from ddp_trainer.schedule import ScheduleConfig
 from ddp_trainer.tracking.console import print_line
 
@@ -60,6 +69,7 @@ class RangeConfig:
             0 < self.start_lr < self.end_lr < math.inf,
             f"--start-lr must be positive and below --end-lr, got {self.start_lr} and {self.end_lr}",
         )
+        require_printable("out", self.out)
         require(self.steps >= 2, f"--steps must be at least 2, got {self.steps}")
 
     def rate(self, step: int) -> float:
@@ -136,15 +146,6 @@ def _show_progress(sweep: RangeConfig, step: int, done: Averages) -> None:
     print_line(f"step {step}/{sweep.steps}  lr {sweep.rate(step - 1):.2e}  {loss}", sys.stderr)
 
 
-def claim_folder(out: Path) -> None:
-    """Creates the folder for the two files; what it contains already is kept. Raises InputError."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be written ({error.strerror}); choose another folder") from None
-    require(os.access(out, os.W_OK), f"--out {out} cannot be written; choose another folder")
-
-
 def write_results(out: Path, curve: LossCurve, config: TrainConfig, runtime: Runtime) -> None:
     """Writes lr_find.png, then lr_find.json, and prints the suggestion."""
     replace_file(out / "lr_find.png", curve.draw(f"Learning rate range test, {config.recipe}"))
@@ -170,7 +171,7 @@ def write_results(out: Path, curve: LossCurve, config: TrainConfig, runtime: Run
     print(json.dumps({"suggested_lr": suggested, "plot": str(out / "lr_find.png")}), flush=True)
 
 
-def find_learning_rate(test: RangeTestConfig) -> None:
+def find_learning_rate(test: RangeTestConfig, stop: StopRequest) -> None:
     """Runs the range test and writes its results. Raises InputError before any work is done."""
     config, launch = test.as_train_config(), Launch.from_environment()
     check_machine(config.runtime)
@@ -178,19 +179,21 @@ def find_learning_rate(test: RangeTestConfig) -> None:
     check_settings(config, dataset, world_size=launch.world_size)
     verify_dataset(config.data.data_dir, dataset)
     out = test.sweep.out
-    if launch.is_main:
-        out = out or new_folder(f"lr_find-{config.recipe}")
-        claim_folder(out)
-    runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate)
-    try:
-        curve = range_test(build_trainer(config, runtime, dataset), test.sweep)
-    except Preempted:
-        if runtime.is_main:
-            print_line("stopped: nothing was written", sys.stderr)
-    else:
-        if out is not None and runtime.is_main:
-            write_results(out, curve, config, runtime)
-    runtime.close()
+    with contextlib.ExitStack() as stack:
+        if launch.is_main:
+            out = out or new_folder(f"lr_find-{config.recipe}")
+            stack.enter_context(lock_folder(out))
+        stack.enter_context(restored_settings())
+        runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate, stop=stop)
+        try:
+            curve = range_test(build_trainer(config, runtime, dataset), test.sweep)
+        except Preempted:
+            if runtime.is_main:
+                print_line("stopped: nothing was written", sys.stderr)
+        else:
+            if out is not None and runtime.is_main:
+                write_results(out, curve, config, runtime)
+        runtime.close()
 
 
 def parse(argv: Sequence[str]) -> RangeTestConfig:
@@ -207,11 +210,14 @@ def parse(argv: Sequence[str]) -> RangeTestConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status. 0: written, or stopped by a signal; 2: the input is wrong; 1: anything else."""
-    try:
-        return run_command(lambda: find_learning_rate(parse(sys.argv[1:] if argv is None else argv)))
-    except Exception:
-        traceback.print_exc()
-        return 1
+    stop = StopRequest()
+    words = sys.argv[1:] if argv is None else argv
+    with stop.listening():
+        try:
+            return run_command(lambda: find_learning_rate(parse(words), stop))
+        except Exception:
+            traceback.print_exc()
+            return 1
 
 
 if __name__ == "__main__":

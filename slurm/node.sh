@@ -59,11 +59,10 @@ if ((world_size == 1)); then
   launcher=(accelerate launch --config_file launch/one_gpu.yaml)
   unset MASTER_ADDR
 else
-  is_host=$((SLURM_NODEID == 0))
   launcher=(accelerate launch --config_file launch/multi_node.yaml
     --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$world_size" --machine_rank "$SLURM_NODEID"
     --main_process_ip "$RENDEZVOUS_HOST" --main_process_port "$RENDEZVOUS_PORT"
-    --rdzv_backend c10d --rdzv_conf "is_host=$is_host,read_timeout=600")
+    --rdzv_backend static --rdzv_conf timeout=600) # c10d would unpickle what it receives: docs/security.md
   # Flags of torchrun that Accelerate does not pass on: ignore TERM, the name by which the other nodes know this one, and
   # the rendezvous of a single node, whose default is a port that all jobs share.
   export PET_SIGNALS_TO_HANDLE=SIGHUP PET_LOCAL_ADDR=$SLURMD_NODENAME

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from data_prep.augment import AugmentedBatch, split_batch
 from data_prep.loader import Batch
+from data_prep.watched_file import DatasetChanged
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import Preempted
@@ -69,15 +70,17 @@ class Trainer:
         """
         with self._reporting_the_end():
             try:
-                self.runtime.stop_if_asked()
+                self.runtime.stop.raise_if_asked()
                 self.runtime.end_of_startup()
                 evaluation = None
                 for epoch in range(len(self.state.history), math.ceil(self.last_step / self.steps_per_epoch)):
                     self.train_epoch(epoch)
                     evaluation = self.finish_epoch(epoch)
                 return evaluation or self.evaluate(tta=True)
-            except Preempted:
-                self.save()  # raises NonFinite if the last steps must not be saved
+            except (Preempted, DatasetChanged) as error:
+                # One rank notices a changed file while others may be within a step, and saving is collective.
+                if isinstance(error, Preempted) or self.runtime.world_size == 1:
+                    self.save()  # raises NonFinite if the last steps must not be saved
                 raise
 
     def train_epoch(self, epoch: int) -> None:
@@ -105,10 +108,10 @@ class Trainer:
         end = None if until is None else until - before
         plan = self.data.plan(epoch, config=self.config, runtime=self.runtime)[self.state.step - before : end]
         for batch in self.data.loader.batches(plan):
-            self.runtime.announce_stop()
+            self.runtime.stop.announce()
             self.train_step(batch, epoch)
             self._log_step(epoch)
-            if self.runtime.stop_agreed():
+            if self.runtime.stop.agreed():
                 raise Preempted
             yield self.state.step
 
@@ -179,7 +182,7 @@ class Trainer:
 
     def evaluate(self, *, tta: bool = False) -> Evaluation:
         with self.runtime.averaged_batchnorm(self.evaluated_model):
-            return self.data.evaluator.run(self.evaluated_model, tta=tta, poll=self.runtime.stop_if_asked)
+            return self.data.evaluator.run(self.evaluated_model, tta=tta, poll=self.runtime.stop.raise_if_asked)
 
     def save(self) -> None:
         state = self.state.state_dict()

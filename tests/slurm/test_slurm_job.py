@@ -106,7 +106,7 @@ def test_each_node_launches_a_process_for_each_gpu_with_the_arguments_whole(requ
         assert (len(set(gpus.split(","))), command) == (3, "launch")
         parsed = launch_command_parser().parse_args(arguments)  # refuses an unknown flag
         assert (parsed.num_machines, parsed.num_processes, parsed.machine_rank) == (2, 6, node)
-        assert (parsed.rdzv_backend, parsed.main_process_ip) == ("c10d", "127.0.0.1")
+        assert (parsed.rdzv_backend, parsed.main_process_ip) == ("static", "127.0.0.1")
         assert parsed.main_process_port == 10000 + int(job.number) % 20000
         assert parsed.training_script == "ddp_trainer.train"
         assert (desk.folder / parsed.config_file).is_file()
