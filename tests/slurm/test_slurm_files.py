@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.errors import InputError
 from ddp_trainer import sweep
+from ddp_trainer.run.directory import lock_folder
 from slurm import preflight
 from tests.support.slurm_cluster import unavailable
 from tests.support.trainer import REPOSITORY, environment, run
@@ -206,3 +208,14 @@ def test_help_is_not_taken_for_an_answer_to_the_job() -> None:
     finished = run("slurm.preflight", "smoke", "--help")
     assert "--batch-size" in finished.stderr
     assert finished.stdout == ""
+
+
+def test_copies_that_srun_started_are_the_reason_of_a_held_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with (
+        lock_folder(tmp_path),
+        pytest.raises(InputError, match=r"srun started 2 copies of this program.*use slurm/train.sh"),
+    ):
+        lock_folder(tmp_path)
