@@ -74,7 +74,7 @@ class RunDirectory:
 
 def _fix_of_held_folder() -> str:
     copies = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if copies != "1":
+    if copies != "1" and os.environ.get("WORLD_SIZE", "1") == "1":  # each of them is alone
         return f"srun started {copies} copies of this program, but one launcher per node is right: use slurm/train.sh"
     return "choose another, or wait for it"
 
