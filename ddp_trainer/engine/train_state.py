@@ -5,6 +5,7 @@ are kept for networks with dropout. Entries that differ between ranks are stacke
 (running statistics of BatchNorm), `sums` (of the current epoch) and `generators`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,14 +39,23 @@ KEYS = frozenset(
 class TrainState:
     """Model, optimizer and position of one run on one rank."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        ema: Ema | None,
+        runtime: Runtime,
+        *,
+        clip: Callable[[], None],
+    ) -> None:
+        """`optimizer`: as `Runtime.prepare` returned it. `clip`: see `StepGuard`."""
         self.model, self.optimizer, self.ema, self.runtime = model, optimizer, ema, runtime
         self.step = 0  # optimizer steps done
         self.history: list[Record] = []  # one record per finished epoch
         self.sums = RunningSums(runtime.device)  # of the current epoch, over this rank's images
         self.logged_sums = torch.zeros_like(self.sums.values)  # of all ranks, at the last record within the epoch
         self.watch = Stopwatch()  # of the current epoch, evaluation excluded
-        self.guard: StepGuard
+        self.guard = StepGuard(model, optimizer, [self.sums.values], scaler=runtime.scaler, clip=clip)
 
     def state_dict(self) -> dict[str, Any]:
         """A collective operation: call it on every rank. Raises NonFinite if the last steps must not be saved."""

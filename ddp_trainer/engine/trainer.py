@@ -25,7 +25,7 @@ from ddp_trainer.engine.metrics import averages
 from ddp_trainer.engine.observer import Observer
 from ddp_trainer.engine.optim import set_learning_rate, zero_momentum
 from ddp_trainer.engine.skipped_step import describe_step
-from ddp_trainer.engine.step_guard import NonFinite, StepGuard, nan_gradient_if_not_finite
+from ddp_trainer.engine.step_guard import NonFinite, nan_gradient_if_not_finite
 from ddp_trainer.engine.step_log import StepLog
 from ddp_trainer.engine.train_state import TrainState
 from ddp_trainer.tracking.metric_files import Record
@@ -50,10 +50,8 @@ class Trainer:
         for side in config.schedule.crop_sides(data.evaluator.spec.image_size):
             runtime.warm_up(self.wrapped, self._blank_images(side))
         zero_momentum(optimizer)
-        self.state = TrainState(self.model, wrapped_optimizer, ema, runtime)
-        self.state.guard = self.guard = StepGuard(
-            self.model, wrapped_optimizer, [self.state.sums.values], scaler=runtime.scaler, clip=self._clip_gradients
-        )
+        self.state = TrainState(self.model, wrapped_optimizer, ema, runtime, clip=self._clip_gradients)
+        self.guard = self.state.guard
         self.steps_per_epoch = config.schedule.steps_per_epoch(len(data.samples))
         self.last_step = config.schedule.last_step(len(data.samples))
         self.step_log = StepLog(config.run.log_every_steps)
