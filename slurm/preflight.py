@@ -22,8 +22,6 @@ from ddp_trainer.run.directory import refuse_present_run
 def check(argv: Sequence[str]) -> tuple[TrainConfig, int]:
     """The configuration and the number of processes per node. Raises InputError."""
     config = parse_command_line(argv, RECIPES, prog="slurm/train.sh", description="")
-    for flag, path in (("out", config.run.out), ("data-dir", config.data.data_dir)):
-        require("\n" not in str(path), f"--{flag} must not have a line break, got {str(path)!r}")
     processes = cpu_processes() if config.runtime.device == "cpu" else usable_gpus()
     try:
         dataset = read_dataset(config.data.data_dir)
