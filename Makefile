@@ -3,8 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= $(BIN)/python
+SHELL_SCRIPTS := .ci/run $(wildcard scripts/*.sh scripts/ffcv/*.sh scripts/ffcv/bin/* slurm/*.sh)
 
-.PHONY: setup demo train test lint soak bench
+.PHONY: setup demo train test test-fast lint soak bench
 
 setup:
 	@PYTHON="$(PYTHON)" bash scripts/setup.sh
@@ -20,11 +21,16 @@ train: setup data/cifar10/dataset.json
 
 test: setup lint
 	@bash scripts/test_tools.sh
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov
+
+test-fast: setup
+	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	@[ ! -x $(BIN)/shellcheck ] || $(BIN)/shellcheck -x $(SHELL_SCRIPTS)
 
 soak: setup
 	$(BIN)/python -m tests.soak

@@ -1,1 +1,1 @@
-"""Speed beside named peers, and what safety costs. Never imported by the packages."""
+"""Speed beside other loops and loaders, and what safety costs. Never imported by the packages."""

@@ -3,12 +3,12 @@
     python -m benchmarks.loading [--data-dir DIR] [--batch-size N] [--images N] [--rounds N] [--result FILE]
 
 stream:      StreamLoader and Augmenter with the settings of `baseline`: FFCV reads the file, the batch is augmented.
-resident:    the same from images that were read once.
-torchvision: DataLoader over an in-memory dataset that gives PIL images, as torchvision's CIFAR10 does, with RandomCrop,
-             RandomHorizontalFlip, ToTensor, Normalize and RandomErasing as an 8x8 cutout, and a worker for each core.
+resident:    the same, from images that were read once.
+torchvision: DataLoader over an in-memory dataset of PIL images, like torchvision's CIFAR10, with RandomCrop,
+             RandomHorizontalFlip, ToTensor, Normalize and RandomErasing as an 8x8 cutout, and one worker per core.
 
 All give normalized float32 batches of the same images. They take turns over several rounds; the figures are medians of
-the rounds' rates and of the round-by-round ratios. Starting the workers and the first pass are left out for all three.
+the rounds' rates and of the round-by-round ratios. Starting the workers and the first pass do not count.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from data_prep.augment import Augmenter
 from data_prep.dataset import DatasetInfo, read_dataset
 from data_prep.loader import ResidentLoader, StreamLoader, build_loader
 from data_prep.order import epoch_order, train_batches
-from ddp_trainer.distributed.runtime import resolve_device
+from ddp_trainer.distributed.hardware import resolve_device
 from ddp_trainer.recipes import baseline
 
 
@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data/synthetic"))
     parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--images", type=int, default=20_000, help="images of an epoch, at most those there are")
+    parser.add_argument("--images", type=int, default=20_000, help="images per epoch, at most those in the dataset")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--result", type=Path, help="write the figures here as JSON")
     options = parser.parse_args()

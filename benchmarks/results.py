@@ -1,4 +1,4 @@
-"""Writes figures with what makes them worth something: date, hardware and versions."""
+"""Writes figures together with date, hardware, versions and conditions."""
 
 import json
 from collections.abc import Mapping

@@ -1,14 +1,14 @@
-"""images/s of the trainer's step beside a bare PyTorch loop and beside the loop a newcomer would write.
+"""images/s of the trainer's step beside a bare PyTorch loop and the loop that a newcomer would write.
 
     python -m benchmarks.training_step [--data-dir DIR] [--batch-size N] [--rounds N] [--steps N] [--result FILE]
 
-ours:     Trainer.train_step with everything around it: augmentation, schedule, sums, guard, the stop flag's poll.
-bare:     the same model, precision and memory format; nothing but forward, backward and step on a ready batch.
+ours:     Trainer.train_step with everything around it: augmentation, schedule, sums, guard, and asking for a stop.
+bare:     the same model, precision and memory format; only forward, backward and step, on a ready batch.
 newcomer: fp32, NCHW, not fused, `.item()` in each step: the loop of most tutorials.
 
-Each has a process of its own, so that none has another's settings of the memory allocator. They take turns, a few steps
-each, over several rounds; the figures are medians of the rounds' rates and of the round-by-round ratios, so that a
-machine whose speed drifts does not favour any of them.
+Each runs in its own process, so that settings of the memory allocator stay apart. They take turns, a few steps each,
+over several rounds; the figures are medians of the rounds' rates and of the round-by-round ratios, so that a machine
+whose speed drifts favors none of them.
 """
 
 import argparse
@@ -22,23 +22,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.results import write_result
-from data_prep.augment import Augmenter
 from data_prep.batch_ops import batch_normalize
 from data_prep.dataset import read_dataset
 from data_prep.loader import Batch, ResidentLoader, StreamLoader, build_loader
+from ddp_trainer.distributed.backend import set_backend_flags
 from ddp_trainer.distributed.hardware import resolve_device, resolve_precision
-from ddp_trainer.distributed.runtime import Runtime, set_backend_flags
+from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import StopRequest
-from ddp_trainer.engine.data import RunData
-from ddp_trainer.engine.evaluation import Evaluator
-from ddp_trainer.engine.observer import SilentObserver
-from ddp_trainer.engine.optim import build_optimizer
-from ddp_trainer.engine.trainer import Trainer
-from ddp_trainer.models.custom_resnet import CustomResNet
+from ddp_trainer.engine.build import build_trainer
 from ddp_trainer.models.spec import ModelSpec, build_model
 from ddp_trainer.recipes import baseline
 
@@ -47,20 +42,18 @@ Step = Callable[[], object]
 
 def our_step(data_dir: Path, batch_size: int) -> Step:
     config = baseline()
-    config = replace(config, schedule=replace(config.schedule, batch_size=batch_size))
+    config = replace(
+        config,
+        data=replace(config.data, data_dir=data_dir, data_mode="resident"),
+        schedule=replace(config.schedule, batch_size=batch_size),
+    )
     runtime = Runtime(config.runtime, stop=StopRequest())
-    spec, loader = load(data_dir, batch_size)
-    batch, samples = first_batch(loader), np.arange(batch_size)
-    augmenter = Augmenter(config.augment, mean=spec.mean, std=spec.std, seed=0)
-    model = build_model(spec)
-    evaluator = Evaluator(loader, samples, spec, runtime)
-    data = RunData(loader=loader, samples=samples, augmenter=augmenter, evaluator=evaluator)
-    trainer = Trainer(config, runtime, model, build_optimizer(model, config.optim), data, SilentObserver())
+    trainer = build_trainer(config, runtime, read_dataset(data_dir))
+    batch = first_batch(trainer.data.loader)
 
     def step() -> None:
         runtime.stop.announce()
         trainer.train_step(batch, epoch=0)
-        trainer.guard.after_step(trainer.step - 1)
         runtime.stop.agreed()
 
     return step
@@ -103,7 +96,7 @@ LOOPS = {"ours": our_step, "bare": bare_step, "newcomer": newcomer_step}
 
 
 def load(data_dir: Path, batch_size: int) -> tuple[ModelSpec, ResidentLoader | StreamLoader]:
-    """What the model must know of the dataset, and its training images on the device."""
+    """What the model must know about the dataset, and its training images on the device."""
     dataset = read_dataset(data_dir)
     spec = ModelSpec(classes=dataset.classes, mean=dataset.mean, std=dataset.std, image_size=dataset.image_size)
     beton = data_dir / dataset.splits["train"].file
@@ -115,7 +108,7 @@ def first_batch(loader: ResidentLoader | StreamLoader) -> Batch:
     return next(iter(loader.batches([np.arange(loader.batch_size)])))
 
 
-def ready(data_dir: Path, batch_size: int) -> tuple[CustomResNet, Tensor, Tensor]:
+def ready(data_dir: Path, batch_size: int) -> tuple[nn.Module, Tensor, Tensor]:
     """The model, normalized images and labels, on the device."""
     spec, loader = load(data_dir, batch_size)
     batch = first_batch(loader)
@@ -124,7 +117,7 @@ def ready(data_dir: Path, batch_size: int) -> tuple[CustomResNet, Tensor, Tensor
 
 
 def serve(name: str, data_dir: Path, batch_size: int, requests: Connection) -> None:
-    """In a process of its own: answers each number of steps with their images/s, and 0 with its end."""
+    """Runs in its own process: answers each number of steps with their images/s, and ends at 0."""
     step = LOOPS[name](data_dir, batch_size)
     while steps := requests.recv():
         requests.send(rate(step, batch_size, steps))
@@ -152,7 +145,7 @@ def measure(data_dir: Path, batch_size: int, *, rounds: int, steps: int) -> list
     for name in LOOPS:
         loops[name], theirs = context.Pipe()
         context.Process(target=serve, args=(name, data_dir, batch_size, theirs), daemon=True).start()
-        theirs.close()  # lest a loop that dies is waited for
+        theirs.close()  # so that a loop that dies is not waited for
     measured: list[dict[str, float]] = []
     for number in range(rounds + 1):
         rates = {}

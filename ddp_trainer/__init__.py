@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from data_prep.errors import InputError
     from ddp_trainer.models.spec import load_model
     from ddp_trainer.recipes import RECIPES
-    from ddp_trainer.run.api import launch, train
+    from ddp_trainer.run.api import launch
     from ddp_trainer.run.result import RunResult
     from ddp_trainer.tracking.run_record import load_run
+    from ddp_trainer.train import train_here as train
 
 __version__ = "0.1.0"
 __all__ = ["RECIPES", "InputError", "RunResult", "__version__", "launch", "load_model", "load_run", "train"]

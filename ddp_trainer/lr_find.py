@@ -220,5 +220,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
 
 
-if __name__ == "__main__":
+def main_process() -> None:
+    """`main` as this process's only work: `python -m ddp_trainer.lr_find` and `ddp-lr-find`."""
     exit_process(main())
+
+
+if __name__ == "__main__":
+    main_process()

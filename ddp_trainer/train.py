@@ -29,7 +29,7 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
     `observer` is told what happens, besides the recorder. Returns None on every rank but the main one.
     """
     from data_prep.dataset import read_dataset, verify_dataset
-    from ddp_trainer.distributed.launch import Launch
+    from ddp_trainer.distributed.launch import Launch, check_machine
     from ddp_trainer.engine.build import build_trainer, prepare_network
     from ddp_trainer.run.checks import check_settings
     from ddp_trainer.run.directory import claim_run_directory
@@ -39,6 +39,7 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
     from ddp_trainer.run.result import result_of
     from ddp_trainer.run.resume import StartKind, find_start, load_state
 
+    check_machine(config.runtime)
     launch = Launch.from_environment()
     dataset = read_dataset(config.data.data_dir)
     num_images = check_settings(config, dataset, world_size=launch.world_size)
@@ -66,6 +67,21 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
             return result_of(run_dir)
 
 
+def train_here(
+    recipe: "str | TrainConfig" = "baseline", *, observer: "Observer | None" = None, **settings: Any
+) -> "RunResult | None":
+    """Trains in this process and returns the result. None on every rank but the main one.
+
+    `observer` is told what happens, on the main rank: see `ddp_trainer.engine.observer.SilentObserver`, whose methods
+    to override. Ctrl-C saves a checkpoint and returns a result whose state is "preempted".
+    """
+    from ddp_trainer.run.api import configure
+
+    config, stop = configure(recipe, settings), StopRequest()
+    with stop.listening(), reported_faults():
+        return train(config, stop, observer=observer)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status. 0: finished, or preempted with the state saved; 2: the input is wrong; 1: anything else."""
     stop = StopRequest()
@@ -75,13 +91,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str], stop: StopRequest) -> int:
     from ddp_trainer.command_line import parse_command_line, program_name, run_command
-    from ddp_trainer.distributed.launch import check_machine
     from ddp_trainer.recipes import RECIPES, describe_recipes
 
     def run() -> None:
         program = program_name("ddp_trainer.train")
         config = parse_command_line(argv, RECIPES, prog=program, description=describe_recipes())
-        check_machine(config.runtime)
         train(config, stop)
 
     try:
@@ -89,6 +103,13 @@ def _main(argv: Sequence[str], stop: StopRequest) -> int:
     except Exception as error:
         print_error(error)
         return 1
+
+
+def main_process() -> None:
+    """`main` as this process's only work: `python -m ddp_trainer.train` and `ddp-train`."""
+    from ddp_trainer.distributed.signals import exit_process
+
+    exit_process(main())
 
 
 def print_error(error: Exception) -> None:
@@ -109,14 +130,10 @@ class _CallableModule(types.ModuleType):
     """`ddp_trainer.train` is this module, and as a function the Python API: `ddp_trainer.train("fast", ...)`."""
 
     def __call__(self, *args: Any, **settings: Any) -> "RunResult | None":
-        from ddp_trainer.run import api
-
-        return api.train(*args, **settings)
+        return train_here(*args, **settings)
 
 
 sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
-    from ddp_trainer.distributed.signals import exit_process
-
-    exit_process(main())
+    main_process()

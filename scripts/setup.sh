@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
-# Makes .venv ready: system libraries for FFCV, a virtual environment, the package with the pinned versions.
-# A second call changes nothing and takes a moment. Called by `make setup`; PYTHON names the interpreter.
+# Makes .venv ready: a virtual environment, the packages of constraints.txt, FFCV, and this project.
+# It needs Python with venv, and neither root nor a compiler. A second call changes nothing and takes a moment.
+# Called by `make setup`; PYTHON names the interpreter.
 # Exit status: 0 ready; 2 something is missing that only the user can provide, named in one line; else the failed command's.
 set -euo pipefail
+shopt -s globstar
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-extras=dev,export,tensorboard
 stamp=.venv/.setup-done
+export PIP_USER=0 # some clusters set 1, which pip refuses in a virtual environment
 
 say() { echo "setup: $*"; }
 stop() { echo "error: $*" >&2; exit 2; }
 
-version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true; }
+# 3.11, or 3.13t for a build without the global interpreter lock, which FFCV does not run on.
+version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2] + sys.abiflags)' 2>/dev/null || true; }
 is_supported() { [[ $1 == 3.11 || $1 == 3.12 || $1 == 3.13 ]]; }
 
 # The interpreter asked for. Without one: that of .venv, which somebody may have chosen, else the default or, where that is
@@ -34,48 +37,28 @@ find_python() {
 
 # What the set-up depends on: when any of it changes, the set-up runs again.
 fingerprint() {
-  { cat pyproject.toml constraints.txt scripts/setup.sh; echo "$PWD $version"; } | sha256sum
+  { cat pyproject.toml constraints.txt scripts/setup.sh scripts/ffcv/**/*.*; echo "$PWD $version"; } | sha256sum
 }
 
-# The Debian packages whose content is not there. FFCV comes as source: it asks pkg-config for both libraries.
-missing_packages() {
-  command -v gcc >/dev/null && command -v g++ >/dev/null || echo g++
-  command -v pkg-config >/dev/null || echo pkg-config
-  pkg-config --exists opencv4 2>/dev/null || echo libopencv-dev
-  pkg-config --exists libturbojpeg 2>/dev/null || echo libturbojpeg0-dev
-  "$python" -c 'import ensurepip, venv' 2>/dev/null || echo "python$version-venv"
-  "$python" -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null ||
-    echo "python$version-dev"
+# Debian and Ubuntu have Python without venv, which needs ensurepip.
+check_venv() {
+  "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+    stop "$python cannot make virtual environments; as root, install: apt-get install python$version-venv"
 }
 
-install_system_packages() {
-  local packages become=()
-  mapfile -t packages < <(missing_packages)
-  if ((${#packages[@]} == 0)); then return; fi
-  local command=(apt-get install --no-install-recommends "${packages[@]}")
-  command -v apt-get >/dev/null ||
-    stop "missing system packages, by their Debian names: ${packages[*]}; install what your system calls them"
-  if (($(id -u) != 0)); then
-    if ! sudo -n true 2>/dev/null; then stop "missing system packages; install them as root with: ${command[*]}"; fi
-    become=(sudo -n)
-  fi
-  say "installing ${packages[*]} with apt-get (half a minute)"
-  "${become[@]}" apt-get update -qq
-  "${become[@]}" env DEBIAN_FRONTEND=noninteractive "${command[@]}" -y -qq -o Dpkg::Use-Pty=0 | show_progress
-}
-
-# One line for every 250 that arrive: a sign of life in a log that is still read afterwards.
-show_progress() { awk 'NR % 250 == 0 { print "setup:   " NR " steps done"; fflush() }'; }
-
-install_python_packages() {
-  # A virtual environment holds its own path: one that was moved or copied has to be made anew.
+# Nothing is installed but files whose hashes are known: constraints.txt is complete, so pip never looks for dependencies.
+install() {
+  local pip=(.venv/bin/python -m pip --disable-pip-version-check)
+  # A virtual environment contains its own path, so one that was moved or copied has to be made again.
   if [[ $(version_of .venv/bin/python) != "$version" ]] || ! grep -qsF "$PWD/.venv" .venv/bin/activate; then
     say "making .venv with Python $version"
     "$python" -m venv --clear .venv
   fi
-  say "installing the Python packages (5.7 GB with torch and its CUDA libraries: 2-3 minutes and more on a slow line)"
-  .venv/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt pip
-  .venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt --editable ".[$extras]"
+  say "installing the Python packages (6.5 GB with torch and its CUDA libraries: 2-3 minutes and more on a slow line)"
+  "${pip[@]}" install --require-hashes --only-binary :all: --no-deps --requirement constraints.txt
+  say "building FFCV"
+  bash scripts/ffcv/build.sh .venv
+  "${pip[@]}" install -qq --no-deps --no-build-isolation --editable .
   say "importing torch and ffcv once"
   .venv/bin/python -c 'import torch, torchvision, ffcv, accelerate'
 }
@@ -87,7 +70,7 @@ if [[ -f $stamp && $(<"$stamp") == "$(fingerprint)" && $(version_of .venv/bin/py
   exit 0
 fi
 rm -f "$stamp"
-install_system_packages
-install_python_packages
+check_venv
+install
 fingerprint >"$stamp"
 say "done; .venv/bin holds python and accelerate"

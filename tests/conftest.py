@@ -4,14 +4,18 @@ import fcntl
 import os
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-# A script that runs the tests in the background has SIGINT ignored, here and in all that is started from here.
+if TYPE_CHECKING:
+    import torch
+
+# A script that runs the tests in the background ignores SIGINT, and so would this process and all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Many processes share the cores: threads that spin while they wait would take them from one another. Before torch.
+# Many processes share the cores, and threads that spin while they wait would waste them. Set before torch is imported.
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-# The files that take longest, which are started first: at the end they would keep one of the workers alone.
+# The slowest files are started first: at the end, a single worker would be left with them.
 LONGEST = (
     "test_slurm",
     "test_faults",
@@ -28,6 +32,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> "torch.device":
+    """The CPU, and a GPU if the machine has one."""
+    import torch
+
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    return torch.device(request.param)
+
+
 @pytest.fixture(scope="session")
 def synthetic_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """640 training and 200 test images of ten drawn classes."""
@@ -41,7 +55,7 @@ def synthetic_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """96 training and 40 test images, for whole trainings of seconds."""
+    """96 training and 40 test images, for runs of seconds."""
     from data_prep.dataset import write_dataset
     from data_prep.sources.synthetic import draw_synthetic
 
@@ -52,7 +66,7 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def jpeg_cifar_dir() -> Path:
-    """The real images as JPEG files, where the machine has them."""
+    """The real images as JPEG files, if the machine has them."""
     root = os.environ.get("CIFAR10_JPEG_ROOT")
     if not root:
         pytest.skip("CIFAR10_JPEG_ROOT names no folder of real images")
@@ -61,7 +75,7 @@ def jpeg_cifar_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def smoke_run(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of one completed smoke run, for tests that only look at it: all test processes share it."""
+    """The directory of one finished smoke run, for tests that only read it. All test processes share it."""
     from tests.support.trainer import train
 
     base = tmp_path_factory.getbasetemp()

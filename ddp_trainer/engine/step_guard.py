@@ -9,7 +9,7 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -149,7 +149,7 @@ def step_unless(skipped: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
     torch's fused optimizers, and Muon, look at `found_inf` on the device. For others the host waits for the answer.
     """
-    bare = getattr(optimizer, "optimizer", optimizer)  # inside Accelerate's wrapper
+    bare: Any = getattr(optimizer, "optimizer", optimizer)  # inside Accelerate's wrapper
     if not getattr(bare, "_step_supports_amp_scaling", False):
         if not skipped.item():
             optimizer.step()

@@ -24,9 +24,14 @@ class StepLog:
         self._pending = (position, PendingValues(sums))
 
     def take(self) -> Record | None:
-        """The record that is on its way, if any. Call it a step after `add`, or before the state is saved."""
+        """The record that is on its way, if any and unless each of its steps was skipped.
+
+        Call it a step after `add`, or before the state is saved.
+        """
         if self._pending is None:
             return None
         (position, sums), self._pending = self._pending, None
         means = averages(sums.read())
+        if not means.num_images:
+            return None
         return {**position, "train_loss": means.loss, "train_accuracy": means.accuracy}

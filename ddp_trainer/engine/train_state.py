@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data_prep.errors import InputError
+from data_prep.errors import require
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.ema import Ema
 from ddp_trainer.engine.metrics import RunningSums, Stopwatch
@@ -81,6 +81,7 @@ class TrainState:
 
         With another number, running statistics are averaged and sums are shared out equally.
         """
+        self._check_buffers(state["buffers"])
         self.step, self.history = state["step"], list(state["history"])
         self.watch.seconds = state["epoch_seconds"]
         self.guard.restore(SkippedSteps(*state["skipped_steps"]))
@@ -97,11 +98,11 @@ class TrainState:
         if len(state["generators"]) == world_size:
             self.runtime.set_generator_state(state["generators"][rank])
 
-    def start_epoch(self) -> None:
-        """Loss, accuracy, seconds and skipped steps are those of one epoch."""
+    def start_epoch(self, sums: Tensor) -> None:
+        """Loss, accuracy, seconds and skipped steps are those of one epoch. `sums`: those of all ranks until now."""
         self.watch = Stopwatch()
         self.sums.reset()
-        self.logged_sums.zero_()
+        self.logged_sums -= sums  # the next record within the epoch covers the last steps of the epoch before it too
         self.guard.start_epoch()
 
     def _buffers(self) -> dict[str, Tensor]:
@@ -114,12 +115,15 @@ class TrainState:
             if buffer.is_floating_point()
         }
 
+    def _check_buffers(self, saved: dict[str, Tensor]) -> None:
+        """Raises InputError unless `saved` has this network's buffers, by name and shape."""
+        ours = {(name, tuple(buffer.shape)) for name, buffer in self._buffers().items()}
+        theirs = {(name, tuple(rows.shape[1:])) for name, rows in saved.items()}
+        names = ", ".join(sorted({name for name, _ in ours ^ theirs}))
+        require(not names, f"--resume: the checkpoint has other buffers than the network ({names})")
+
     def _load_buffers(self, saved: dict[str, Tensor]) -> None:
-        own = self._buffers()
-        if own.keys() != saved.keys():
-            names = ", ".join(sorted(own.keys() ^ saved.keys()))
-            raise InputError(f"--resume: the checkpoint has other buffers than the network ({names})")
-        for name, buffer in own.items():
+        for name, buffer in self._buffers().items():
             rows = saved[name]
             same_ranks = len(rows) == self.runtime.world_size
             buffer.copy_(rows[self.runtime.rank] if same_ranks else rows.double().mean(dim=0))

@@ -153,7 +153,8 @@ class Trainer:
             self.save()
         skipped = self.guard.settle()
         self._flush_step_log()
-        trained = averages(self.runtime.sum_over_ranks(state.sums.values.clone()))
+        sums = self.runtime.sum_over_ranks(state.sums.values.clone())
+        trained = averages(sums)
         evaluation = self.evaluate(tta=state.step >= self.last_step)
         seconds = state.watch.read()
         record: Record = {
@@ -172,7 +173,7 @@ class Trainer:
             "skipped_steps": skipped.this_epoch,
         }
         state.history.append(record)
-        state.start_epoch()
+        state.start_epoch(sums)
         self.observer.epoch_done(record)
         if not cut_short:
             self.save()

@@ -1,4 +1,4 @@
-"""The trainer as functions, for scripts and notebooks: `ddp_trainer.train` and `ddp_trainer.launch`.
+"""The trainer as a function, for scripts and notebooks: `ddp_trainer.launch`. `ddp_trainer.train` stands in train.py.
 
 Both take a recipe, by name or as a value, and settings by the names of the command line's flags. A wrong setting
 raises InputError with the line that the command prints.
@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_prep.errors import require
 from ddp_trainer.command_line import parse_flags
@@ -18,9 +18,6 @@ from ddp_trainer.config import TrainConfig
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.run.directory import new_folder
 from ddp_trainer.run.result import RunResult
-
-if TYPE_CHECKING:
-    from ddp_trainer.engine.observer import Observer
 
 CPU_LAUNCHER = ("--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
 
@@ -47,32 +44,12 @@ def as_flags(settings: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def train(
-    recipe: str | TrainConfig = "baseline", *, observer: "Observer | None" = None, **settings: Any
-) -> RunResult | None:
-    """Trains in this process and returns the result. None on every rank but the main one.
-
-    `observer` is told what happens, on the main rank: see `ddp_trainer.engine.observer.SilentObserver`, whose methods
-    to override. Ctrl-C saves a checkpoint and returns a result whose state is "preempted".
-    """
-    from ddp_trainer.distributed.faults import reported_faults
-    from ddp_trainer.distributed.launch import check_machine
-    from ddp_trainer.distributed.signals import StopRequest
-    from ddp_trainer.train import train as run
-
-    config = configure(recipe, settings)
-    stop = StopRequest()
-    with stop.listening(), reported_faults():
-        check_machine(config.runtime)
-        return run(config, stop, observer=observer)
-
-
 def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **settings: Any) -> RunResult:
     """Trains with `num_processes` processes under `accelerate launch`, shows their output, and returns the result.
 
     A process of its own starts them, so this works in a notebook that has initialized CUDA already. Modules that can
     be imported here, such as one beside your script with a network, can be imported there. Ctrl-C saves a checkpoint
-    and returns. Raises InputError as `train` does, and RuntimeError if the run fails.
+    and returns. Raises InputError as `ddp_trainer.train` does, and RuntimeError if the run fails.
     """
     require(num_processes >= 1, f"num_processes must be at least 1, got {num_processes}")
     config = configure(recipe, settings)

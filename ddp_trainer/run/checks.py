@@ -1,5 +1,10 @@
 """Do the settings fit the dataset and the number of processes? Asked before anything is written or started."""
 
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
 from data_prep.dataset import DatasetInfo
 from data_prep.errors import require
 from ddp_trainer.config import TrainConfig
@@ -12,6 +17,11 @@ def check_settings(config: TrainConfig, dataset: DatasetInfo, *, world_size: int
     total, held_out = dataset.splits["train"].count, config.data.validation
     require(held_out < total, f"--validation must be below the number of training images, {total}, got {held_out}")
     _check_sides(config, dataset.image_size)
+    require(
+        not config.runtime.compile or can_compile(),
+        "--compile needs a C++ compiler and Python's headers, and one of them is missing; leave --compile out, or "
+        f"install them as root: apt-get install g++ python{sysconfig.get_python_version()}-dev",
+    )
     num_images = total - held_out
     images_per_pass = check_batch(config, num_images=num_images, world_size=world_size)
     smallest = min(config.schedule.crop_sides(dataset.image_size))
@@ -21,6 +31,12 @@ def check_settings(config: TrainConfig, dataset: DatasetInfo, *, world_size: int
         "pass, too little for BatchNorm; raise --batch-size, or prepare larger images",
     )
     return num_images
+
+
+def can_compile() -> bool:
+    """Whether this machine has what torch.compile calls: $CXX or g++, and Python.h."""
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    return shutil.which(os.environ.get("CXX", "g++")) is not None and header.exists()
 
 
 def _check_sides(config: TrainConfig, image_size: int) -> None:

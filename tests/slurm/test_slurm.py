@@ -20,8 +20,8 @@ import pytest
 
 from data_prep.dataset import write_dataset
 from data_prep.sources.synthetic import draw_synthetic
-from tests.support.processes import read
-from tests.support.slurm_cluster import Cluster, Job, running_cluster, wait_until
+from tests.support.processes import read, wait_until
+from tests.support.slurm_cluster import Cluster, Job, running_cluster
 from tests.support.trainer import REPOSITORY, read_lines
 
 # 32 training images in batches of 8: two epochs of 4 steps, each of them saved.

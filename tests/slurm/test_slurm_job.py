@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import processes_with
-from tests.support.slurm_cluster import Cluster, Job, running_cluster, wait_until
+from tests.support.processes import processes_with, wait_until
+from tests.support.slurm_cluster import Cluster, Job, running_cluster
 from tests.support.trainer import REPOSITORY
 
 LAUNCHER = """#!/usr/bin/env bash

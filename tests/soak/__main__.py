@@ -1,8 +1,7 @@
-"""`python -m tests.soak [--kills N ...] [--result FILE]`: what the README's "Faults" says of stops, damage and broken
-ranks, tried many times.
+"""`python -m tests.soak [--kills N ...] [--result FILE]`: stops, damaged files and broken ranks, tried many times.
 
-Prints a table of what was tried, how often, and what was lost; exits 1 where anything was. `make soak` runs it in full,
-`make test` in a short form.
+Prints a table of what was tried, how often, and what was lost; the exit status is 1 if anything was. `make soak` runs
+it in full, `make test` in a short form.
 """
 
 import argparse
@@ -17,7 +16,7 @@ from tests.soak import damage, fuzz, launchers, ranks, stops
 from tests.soak.outcome import Outcome, table, write_outcomes
 
 PARTS = ("damage", "fuzz", "kills", "signals", "launchers", "ranks", "counts")
-PROCESSES = {"kills": (1, 2), "signals": (1, 2, 4)}  # of four, the order of summation is of interest
+PROCESSES = {"kills": (1, 2), "signals": (1, 2, 4)}  # of four, because the order of summation matters
 
 
 def main() -> int:
@@ -52,7 +51,7 @@ def parse() -> argparse.Namespace:
 
 
 def prepare(folder: Path) -> Path:
-    """96 training and 40 test images, and everything that is made before the first fork."""
+    """96 training and 40 test images, and everything that is imported and compiled before the first fork."""
     import tests.support.workers.preloaded  # noqa: F401
     from data_prep.dataset import write_dataset
     from data_prep.sources.synthetic import draw_synthetic
@@ -64,7 +63,7 @@ def prepare(folder: Path) -> Path:
 
 @functools.cache
 def scene_of(data: Path, folder: Path, processes: int) -> stops.Scene:
-    """The uninterrupted run is made once."""
+    """The uninterrupted run is trained once."""
     return stops.Scene(data, folder, processes)
 
 

@@ -60,7 +60,7 @@ def damage_checkpoint(place: Path, file: str, damage: str, rng: random.Random) -
 
 
 def damaged_checkpoints(real: Path, cases: int, rng: random.Random) -> Outcome:
-    """`real`: the checkpoints folder of a run, with two at least. Its newest is damaged in a copy, over and over."""
+    """`real`: a run's folder of at least two checkpoints. The newest is damaged in a copy, many times."""
     from ddp_trainer.run.checkpoint import list_checkpoints, newest_good_checkpoint
     from ddp_trainer.run.resume import REQUIRED
 
@@ -83,7 +83,7 @@ def damaged_checkpoints(real: Path, cases: int, rng: random.Random) -> Outcome:
 
 
 def damaged_datasets(real: Path, cases: int, rng: random.Random) -> Outcome:
-    """`real`: a prepared dataset. A beton or the manifest is damaged in a copy and put to the trainer's checks."""
+    """`real`: a prepared dataset. A file is damaged in a copy, and the trainer's checks must notice."""
     from data_prep.dataset import read_dataset, verify_dataset
     from data_prep.errors import InputError
 
@@ -137,7 +137,7 @@ def _edit_manifest(path: Path, rng: random.Random) -> None:
 
 
 def _same_meaning(folder: Path, real: Path) -> bool:
-    """What a flipped bit may leave of dataset.json: the name of a class or of a source is free text."""
+    """Whether the damage changed free text only, such as the name of a class."""
     from data_prep.dataset import read_dataset
 
     ours, theirs = read_dataset(folder), read_dataset(real)

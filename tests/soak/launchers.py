@@ -1,4 +1,4 @@
-"""A signal to the real launcher, or to one of its workers: the state is saved, and no process is left."""
+"""A signal to the real launcher or to one of its workers: the state is saved and no process is left."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def launch(launcher: str, data: Path, out: Path) -> subprocess.Popen:
 
 
 def workers(out: Path) -> list[int]:
-    """The trainers of this run, the launcher left out."""
+    """The trainers of this run, without the launcher."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -82,7 +82,7 @@ def workers(out: Path) -> list[int]:
 
 
 def signalled_launchers(data: Path, folder: Path, times: int, rng: random.Random) -> Outcome:
-    outcome = Outcome("a stop signal to a launcher or its worker", promise="saved, all gone in 30 s, resumes")
+    outcome = Outcome("a stop signal to a launcher or its worker", promise="saved, all processes gone in 30 s")
     names = list(LAUNCHERS)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for number in range(times):
@@ -93,7 +93,7 @@ def signalled_launchers(data: Path, folder: Path, times: int, rng: random.Random
 
 
 def signal_launcher(launcher: str, data: Path, out: Path, rng: random.Random, outcome: Outcome) -> str:
-    """What went wrong, or nothing."""
+    """What went wrong, or ""."""
     process = launch(launcher, data, out)
     try:
         if not _until(lambda: (out / "checkpoints" / "step-00000002").exists(), 240, process):

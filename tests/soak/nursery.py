@@ -16,7 +16,7 @@ from types import FrameType
 
 PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 30.0  # a launcher's, between SIGTERM and SIGKILL
-RAISES = signal.SIGUSR1  # becomes an exception in a child, at wherever it is
+RAISES = signal.SIGUSR1  # becomes an exception in a child, wherever it is
 SMOKE = ("smoke", "--device", "cpu")
 
 
@@ -72,15 +72,13 @@ def _become(work: Callable[[], int], log: Path, env: dict[str, str]) -> None:
 
 
 class Job:
-    """One training of one or more ranks, as a launcher would hold it: a rank that fails ends the others."""
+    """One run of one or more ranks, as under a launcher: a rank that fails ends the others."""
 
     def __init__(self, arguments: Sequence[str | Path], log: Path, *, processes: int = 1) -> None:
-        from ddp_trainer.train import main
-        from tests.support.workers.narrow_train import use_narrow_network
+        from tests.support.workers.narrow_train import narrow_main
 
         def work() -> int:
-            use_narrow_network()
-            return main([*SMOKE, *map(str, arguments)])
+            return narrow_main([*SMOKE, *map(str, arguments)])
 
         log.touch()
         port = str(_free_port())
@@ -94,7 +92,7 @@ class Job:
         return any(rank.poll() is None for rank in self.ranks)
 
     def wait(self, seconds: float = 240.0) -> list[int | None]:
-        """Exit codes, when all ranks have ended; None for one that had to be killed."""
+        """Exit statuses, when all ranks have ended; None for one that had to be killed."""
         deadline, doomed_at = time.monotonic() + seconds, 0.0
         while self.running() and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -134,7 +132,7 @@ def _free_port() -> int:
 
 
 def wait_until(true: Callable[[], bool], job: Job, seconds: float = 120.0) -> bool:
-    """Whether `true` came before the job's end."""
+    """Whether `true()` held before the job ended."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if true():

@@ -20,7 +20,7 @@ class Outcome:
     seconds: float = 0.0
 
     def count(self, good: bool, story: str) -> None:
-        """One fault injected; `story` is kept where the promise was broken."""
+        """Counts one injected fault; keeps its `story` if the promise was broken."""
         self.tried += 1
         self.seconds = time.monotonic() - self.started
         if not good:

@@ -1,4 +1,4 @@
-"""One of two ranks is killed, frozen or raises, and everything is gone in time. And exact evaluation counts."""
+"""One of two ranks is killed, frozen or raises, and all processes end in time. And evaluation counts exactly."""
 
 import json
 import random
@@ -22,7 +22,7 @@ def broken_ranks(data: Path, folder: Path, times: int, rng: random.Random) -> li
 
 
 def _broken(fault: str, data: Path, folder: Path, times: int, rng: random.Random) -> Outcome:
-    promise = f"all gone within {PROMISED[fault]:.0f} s, exit code not 0"
+    promise = f"all gone within {PROMISED[fault]:.0f} s, exit status not 0"
     outcome = Outcome(f"one of two ranks {'is ' if fault != 'raises' else ''}{fault}", promise=promise)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for number in range(times):
@@ -36,7 +36,7 @@ def _broken(fault: str, data: Path, folder: Path, times: int, rng: random.Random
             started = time.monotonic()
             codes = job.wait(PROMISED[fault])
             outcome.took(time.monotonic() - started)
-            # A launcher's SIGKILL ends a frozen rank; all others must end by themselves.
+            # A launcher ends a frozen rank with SIGKILL; the other one must end by itself.
             good = training and all(code != 0 for code in codes)
             good &= fault == "frozen" or None not in codes
             outcome.count(good, f"rank {number % 2} {fault}: {codes}")
@@ -45,7 +45,10 @@ def _broken(fault: str, data: Path, folder: Path, times: int, rng: random.Random
 
 def exact_counts(data: Path, folder: Path, world_sizes: Sequence[int]) -> Outcome:
     """40 test images: not a multiple of 3 or 7."""
-    outcome = Outcome("evaluation at 1, 2, 3, 4 and 7 ranks", promise="each test image counted once, alike everywhere")
+    outcome = Outcome(
+        "evaluation at 1, 2, 3, 4 and 7 ranks",
+        promise="each test image counted once, the same result everywhere",
+    )
     for size in world_sizes:
         out = folder / f"counted-{size}"
         steps = ("--max-steps", "1", "--batch-size", "84", "--peak-lr", "1e-9")

@@ -1,4 +1,4 @@
-"""Runs that are killed or asked to stop at random moments, resumed each time, and compared with the run left alone."""
+"""Runs that are killed or asked to stop at random moments, resumed, and compared with an uninterrupted run."""
 
 import json
 import random
@@ -26,6 +26,8 @@ PLAN = (
     "2",
     "--ema-decay",
     "0.9",
+    "--log-every-steps",
+    "3",
     "--validation",
     "24",
 )
@@ -35,7 +37,7 @@ VOLATILE = {"seconds", "images_per_second", "train_seconds", "epoch_seconds"}
 
 
 class Scene:
-    """One dataset and one size of job: the uninterrupted run, and the others that must equal it."""
+    """One dataset and one number of processes: the uninterrupted run, and the runs that must equal it."""
 
     def __init__(self, data: Path, folder: Path, processes: int) -> None:
         self.data, self.folder, self.processes = data, folder, processes
@@ -56,13 +58,14 @@ class Scene:
 
 
 def compare_runs(one: Path, other: Path) -> list[str]:
-    """In what two complete runs differ: weights, whole training state, metrics, predictions."""
+    """What differs between two finished runs: weights, checkpoint, metrics, steps, summary."""
     from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint
 
     found = [name for name in ("model.safetensors",) if (one / name).read_bytes() != (other / name).read_bytes()]
-    records = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, other)]
-    if _differs(*records):
-        found.append("metrics.jsonl")
+    for name in ("metrics.jsonl", "steps.jsonl"):
+        records = [[json.loads(line) for line in (run / name).read_text().splitlines()] for run in (one, other)]
+        if _differs(*records):
+            found.append(name)
     states = [read_checkpoint(list_checkpoints(run / "checkpoints")[0]) for run in (one, other)]
     found += [
         f"state {name}" for name in states[0] if name not in VOLATILE and _differs(states[0][name], states[1][name])
@@ -83,30 +86,30 @@ def _differs(one: Any, other: Any) -> bool:
     return one != other
 
 
-# Starts or goes on with a run in the folder and interrupts it once: what was done, and what went wrong or nothing.
+# Starts or resumes a run in the folder and interrupts it once; returns what was done, and what went wrong or "".
 Interruption = Callable[[Scene, Path, random.Random, Outcome], tuple[str, str]]
 
 
 def killed_runs(scene: Scene, kills: int, rng: random.Random) -> Outcome:
     """SIGKILL to all ranks or to one; every other one while a checkpoint is being written."""
     size = "one process" if scene.processes == 1 else f"{scene.processes} processes"
-    outcome = Outcome(f"SIGKILL, {size}", promise="resumed, the end is bit-identical")
+    outcome = Outcome(f"SIGKILL, {size}", promise="resumed, the result is bit-identical")
     return _interrupted_runs(scene, _kill, kills, rng, outcome)
 
 
 def signalled_runs(scene: Scene, signals: int, rng: random.Random) -> Outcome:
     """SIGTERM, SIGUSR2 or SIGINT to one rank."""
     size = "the process" if scene.processes == 1 else f"one of {scene.processes} ranks"
-    outcome = Outcome(f"a stop signal to {size}", promise="saved, all gone in 30 s, the end is bit-identical")
+    outcome = Outcome(f"a stop signal to {size}", promise="saved, all gone in 30 s, the result is bit-identical")
     return _interrupted_runs(scene, _signal, signals, rng, outcome)
 
 
 def _interrupted_runs(
     scene: Scene, interrupt: Interruption, times: int, rng: random.Random, outcome: Outcome
 ) -> Outcome:
-    """Several interruptions of each run, then its end, compared with the run left alone.
+    """Interrupts each run several times, lets it finish, and compares it with the uninterrupted run.
 
-    One that came too late, after the end of the run, is none of the `times`.
+    An interruption that came too late, after the end of the run, does not count.
     """
     with tempfile.TemporaryDirectory(dir=scene.folder) as scratch:
         while outcome.tried < times:
@@ -128,11 +131,11 @@ def _interrupted_runs(
 def _kill(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tuple[str, str]:
     job = scene.start(out)
     checkpoints = out / "checkpoints"
-    kind = rng.choice(["while a checkpoint is written", "at a random moment of the training", "at any moment"])
+    kind = rng.choice(["while a checkpoint is written", "at a random moment of the run", "at any moment"])
     if kind == "while a checkpoint is written":
         wait_until(lambda: any(checkpoints.glob(".*")), job)
         time.sleep(rng.uniform(0, 0.01))
-    elif kind == "at a random moment of the training":
+    elif kind == "at a random moment of the run":
         ready = scene.log(out).stat().st_size if scene.log(out).exists() else 0
         wait_until(lambda: scene.log(out).stat().st_size > ready, job)
         time.sleep(rng.uniform(0, 1.0))
@@ -151,14 +154,14 @@ def _kill(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tupl
 
 
 def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tuple[str, str]:
-    """Two of four in the midst of the training, the others at any moment, also while it starts."""
+    """Two of four in the middle of the run, the others at any moment, also while it starts."""
     sent = sum(outcome.notes.get(number.name, 0) for number in SIGNALS)
-    number, in_the_midst = SIGNALS[sent % len(SIGNALS)], sent % 4 < 2
+    number, in_the_middle = SIGNALS[sent % len(SIGNALS)], sent % 4 < 2
     before = set(out.glob("checkpoints/step-*"))
     job = scene.start(out)
-    if in_the_midst:
+    if in_the_middle:
         wait_until(lambda: bool(set(out.glob("checkpoints/step-*")) - before), job)
-    time.sleep(rng.uniform(0, 0.2 if in_the_midst else 4.0))
+    time.sleep(rng.uniform(0, 0.2 if in_the_middle else 4.0))
     if not job.running():
         return TOO_LATE, "" if job.wait() == [0] * scene.processes else scene.log(out).read_text()[-2000:]
     rng.choice(job.ranks).send(number)
@@ -176,7 +179,7 @@ def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tu
 
 
 def saved_at_the_end(out: Path) -> str:
-    """The state of the step it stopped at is there; before the first step of a run there is none to save."""
+    """What is wrong, or "": the state of the last step must be saved, if there was one."""
     from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint
 
     step = json.loads((out / "status.json").read_text())["step"]

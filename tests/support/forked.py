@@ -1,6 +1,6 @@
-"""The narrow trainer in a process forked from one that has imported everything: it starts in a second, not in nine.
+"""The narrow trainer in a process forked from one that has imported everything, so it starts in one second, not nine.
 
-For tests of what a training does. Where it matters how a process starts, stops or is launched, they start a real one.
+For tests of what a run does. Tests of how a process starts, stops or is launched start a real one.
 """
 
 import multiprocessing
@@ -13,7 +13,7 @@ CONTEXT.set_forkserver_preload(["tests.support.workers.preloaded"])
 
 
 def train(arguments: Sequence[str], folder: Path, *, env: Mapping[str, str], timeout: float) -> int | None:
-    """Its exit code, or None where it had to be killed. It prints to the files stdout and stderr of `folder`."""
+    """Its exit status, or None if it had to be killed. It prints to the files stdout and stderr in `folder`."""
     process = CONTEXT.Process(target=_train, args=(list(arguments), folder, dict(env)))
     process.start()
     process.join(timeout)

@@ -1,5 +1,7 @@
-"""Finds processes by what stands in /proc."""
+"""Finds processes by what stands in /proc, and waits for what they do."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -20,3 +22,14 @@ def processes_with(*words: str) -> list[int]:
             if text and all(word.encode() in text for word in words):
                 found.append(int(entry.name))
     return found
+
+
+def wait_until(
+    true: Callable[[], object], what: str | Callable[[], str], seconds: float = 400, pause: float = 0.2
+) -> None:
+    """Raises TimeoutError, saying `what`, unless `true()` holds within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {seconds:.0f} s: {what if isinstance(what, str) else what()}")
+        time.sleep(pause)

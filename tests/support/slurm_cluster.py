@@ -11,15 +11,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from tests.support.processes import processes_with, read
+from tests.support.processes import processes_with, read, wait_until
 from tests.support.trainer import REPOSITORY, environment
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "squeue", "scancel", "srun")
@@ -81,23 +80,13 @@ NODE = (
 
 
 class ClusterError(Exception):
-    """The cluster does not start, or a job does not reach the expected state."""
+    """A client command of the cluster failed."""
 
 
 def unavailable(reason: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
-
-
-def wait_until(
-    true: Callable[[], object], what: str | Callable[[], str], seconds: float = 400, pause: float = 0.2
-) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > deadline:
-            raise ClusterError(f"not within {seconds:.0f} s: {what if isinstance(what, str) else what()}")
-        time.sleep(pause)
 
 
 class Job:
@@ -231,7 +220,7 @@ def running_cluster() -> Iterator[Cluster]:
         cluster.configure()
         try:
             cluster.start()
-        except ClusterError as error:
+        except (ClusterError, TimeoutError) as error:
             unavailable(f"SLURM does not start here: {error}")
         yield cluster
     finally:

@@ -28,7 +28,7 @@ SEVERAL = (
     "0",
 )
 
-# The trainer with a network so narrow that a step takes milliseconds: for tests of what surrounds the network.
+# The trainer with a network so narrow that a step takes milliseconds, for tests of everything but the network.
 NARROW = "tests.support.workers.narrow_train"
 
 
@@ -44,7 +44,7 @@ SECRET = "of-the-environment-and-not-to-be-recorded"
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment without what a launcher or W&B would take from it."""
+    """This process's environment without the variables that a launcher or W&B would read."""
     unwanted = ("WANDB_", "ACCELERATE_", "TORCHELASTIC_", "SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     return {**kept, "PYTHONPATH": str(REPOSITORY), "SOME_TOKEN": SECRET, **changes}
@@ -53,7 +53,7 @@ def environment(**changes: str) -> dict[str, str]:
 def start(
     module: str, *arguments: str | Path, processes: int = 1, env: Mapping[str, str] = {}, cwd: Path | None = None
 ) -> subprocess.Popen:
-    """A module of ours as a real process, or as several under the real launcher."""
+    """Starts one of our modules as a real process, or as several under the real launcher."""
     launcher = [sys.executable, "-m"]
     if processes > 1:
         launcher += ["accelerate.commands.launch", *SEVERAL, "--num_processes", str(processes), "-m"]
@@ -68,7 +68,7 @@ def start(
 
 
 def run(module: str, *arguments: str | Path, processes: int = 1, timeout: float = 240, **options: Any) -> Finished:
-    """`start`, and wait for its end."""
+    """`start`, then wait until it has ended."""
     process = start(module, *arguments, processes=processes, **options)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
@@ -88,12 +88,12 @@ def train(*arguments: str | Path, module: str = "ddp_trainer.train", processes: 
 
 
 def fork(*arguments: str | Path, timeout: float = 240) -> Finished:
-    """`run` of the narrow trainer in one process, which need not import everything anew."""
+    """`run` for the narrow trainer in one process, without the seconds that imports take."""
     with tempfile.TemporaryDirectory() as folder:
         code = forked.train([*map(str, arguments)], Path(folder), env=environment(), timeout=timeout)
         stdout, stderr = ((Path(folder) / name).read_text() for name in ("stdout", "stderr"))
     if code is None:
-        pytest.fail(f"the training did not end in {timeout} s:\n{stdout}\n{stderr}")
+        pytest.fail(f"the run did not end in {timeout} s:\n{stdout}\n{stderr}")
     return Finished(code, stdout, stderr)
 
 

@@ -1,46 +1,44 @@
-"""The arrows of the house hold, and importing a module does nothing."""
+"""The rules of the house: who may import whom, what may be called where, and how large a file may be."""
 
 import ast
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from tests.support.source import MODULES, REPOSITORY, SOURCES, functions_of, imports_of, module_name, name_of, tree_of
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-PACKAGES = ("data_prep", "ddp_trainer")
-MODULES = sorted(file for package in PACKAGES for file in (REPOSITORY / package).rglob("*.py"))
-SOURCES = sorted(
-    [
-        *MODULES,
-        *(REPOSITORY / "benchmarks").rglob("*.py"),
-        *(REPOSITORY / "slurm").glob("*.py"),
-        *(REPOSITORY / "tests").rglob("*.py"),
-    ]
-)
 MAX_LINES = 250
 MAX_PARAMETERS = 6
+MAX_NAMES = 18  # modules and folders at the top of ddp_trainer/
+
+# Low to high. A module may import modules of its own layer and of those before it.
+LADDER = (
+    ("data_prep",),
+    ("schedule",),
+    ("config",),
+    ("recipes",),
+    ("models",),
+    ("distributed",),
+    ("command_line",),
+    ("tracking",),
+    ("engine",),
+    ("report",),
+    ("run",),
+    ("train", "evaluate", "predict", "export", "lr_find", "sweep", "doctor", "model_card"),
+    ("__init__",),  # of ddp_trainer: the Python API
+)
+LAYER_OF = {name: number for number, names in enumerate(LADDER) for name in names}
 
 
-def name_of(file: Path) -> str:
-    """data_prep/order.py, whatever the machine."""
-    return file.relative_to(REPOSITORY).as_posix()
+def layer_of(module: str) -> str:
+    """The layer's name: `data_prep` for all of data_prep, `engine` for ddp_trainer.engine.loss."""
+    package, _, rest = module.partition(".")
+    return package if package == "data_prep" else rest.partition(".")[0] or "__init__"
 
 
-def imports_of(file: Path) -> set[str]:
-    """Dotted names of all that `file` imports, inside functions too: `from a.b import c` gives a.b and a.b.c."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name_of(file)}:{node.lineno}: imports are absolute here"
-            assert node.module is not None
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
+def modules_imported_by(file: Path) -> set[str]:
+    known = {module_name(module) for module in MODULES}
+    return (imports_of(file) & known) - {module_name(file), "ddp_trainer", "data_prep"}
 
 
 def importers_of(package: str) -> set[str]:
@@ -52,161 +50,161 @@ def importers_of(package: str) -> set[str]:
     }
 
 
-def functions_of(file: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node
+def calls_in(file: Path) -> Iterator[tuple[ast.Call, str, str]]:
+    """(call, owner, name) of each call `owner.name(...)`; the owner is empty unless it is a plain name."""
+    for node in ast.walk(tree_of(file)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = node.func.value
+            yield node, owner.id if isinstance(owner, ast.Name) else "", node.func.attr
 
 
-def test_both_packages_are_here() -> None:
-    assert {file.relative_to(REPOSITORY).parts[0] for file in MODULES} == set(PACKAGES)
+def test_no_import_runs_up_the_ladder() -> None:
+    upwards = {
+        f"{name_of(file)} -> {target}"
+        for file in MODULES
+        for target in modules_imported_by(file)
+        if LAYER_OF[layer_of(target)] > LAYER_OF[layer_of(module_name(file))]
+    }
+    assert upwards == set()
 
 
-def test_pixels_know_nothing_of_learning() -> None:
-    assert not {name for name in importers_of("ddp_trainer") if name.startswith("data_prep/")}
+def test_no_import_leads_back_in_a_circle() -> None:
+    arrows = {(module_name(file), target) for file in MODULES for target in modules_imported_by(file)}
+    while True:
+        starts, ends = ({arrow[end] for arrow in arrows} for end in (0, 1))
+        inner = {(start, end) for start, end in arrows if start in ends and end in starts}
+        if inner == arrows:
+            break
+        arrows = inner
+    assert sorted(arrows) == [], "imports that form circles"
 
 
-@pytest.mark.parametrize("outsider", ["benchmarks", "tests", "conftest", "pytest"])
-def test_packages_do_not_lean_on_what_is_around_them(outsider: str) -> None:
-    assert importers_of(outsider) == set()
+def test_the_top_of_the_package_has_few_names() -> None:
+    top = REPOSITORY / "ddp_trainer"
+    names = {file.relative_to(top).parts[0].removesuffix(".py") for file in top.rglob("*.py")} - {"__init__"}
+    assert names == LAYER_OF.keys() - {"data_prep", "__init__"}, "the ladder lists every name"
+    assert len(names) <= MAX_NAMES
 
 
-def test_one_file_sees_the_accelerator() -> None:
+def test_folders_import_nothing_by_themselves() -> None:
+    """Signals and settings are imported before torch, and importing them imports their folder."""
+    folders = [file for file in MODULES if file.name == "__init__.py" and file.parts[-3] != "data_prep"]
+    imported = {name_of(file): names for file in folders if (names := top_imports_of(file) - sys.stdlib_module_names)}
+    assert imported == {}
+
+
+def top_imports_of(file: Path) -> set[str]:
+    """Top-level names of what `file` imports when it is imported itself."""
+    body = tree_of(file).body
+    plain = [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
+    return {name.split(".")[0] for name in (*plain, *(n.module or "" for n in body if isinstance(n, ast.ImportFrom)))}
+
+
+def test_packages_do_not_import_what_is_around_them() -> None:
+    outsiders = ("benchmarks", "slurm", "tests", "conftest", "pytest")
+    assert {outsider: importers_of(outsider) for outsider in outsiders} == {outsider: set() for outsider in outsiders}
+
+
+def test_one_file_sees_accelerator() -> None:
     assert importers_of("accelerate.Accelerator") == {"ddp_trainer/distributed/runtime.py"}
 
 
-def test_one_file_knows_wandb() -> None:
-    assert importers_of("wandb") <= {"ddp_trainer/tracking/wandb_mirror.py"}
+def test_one_file_imports_wandb() -> None:
+    assert importers_of("wandb") == {"ddp_trainer/tracking/wandb_mirror.py"}
 
 
-def test_only_data_prep_knows_ffcv() -> None:
+def test_only_data_prep_imports_ffcv() -> None:
     assert {name.split("/")[0] for name in importers_of("ffcv")} == {"data_prep"}
 
 
-def test_backward_is_called_from_the_engine_only() -> None:
-    """Through the runtime, which hands it to Accelerate. The model does it once, without data, to count operations."""
-    callers = {
-        name_of(file)
-        for file in MODULES
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "backward"
-    }
+def test_one_function_builds_trainers() -> None:
+    users = {name_of(file) for file in SOURCES for call in ast.walk(tree_of(file)) if builds(call)}
+    assert users == {"ddp_trainer/engine/build.py"}
+
+
+def builds(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Trainer"
+
+
+def test_backward_is_called_in_few_files() -> None:
+    """By the trainer, through the runtime; and on blank images, to check a network and to count its operations."""
+    callers = {name_of(file) for file in MODULES for _, _, name in calls_in(file) if name == "backward"}
     assert callers == {
         "ddp_trainer/engine/trainer.py",
         "ddp_trainer/distributed/runtime.py",
-        "ddp_trainer/models/custom_resnet.py",
+        "ddp_trainer/engine/flops.py",
+        "ddp_trainer/models/check.py",
     }
+
+
+def test_environment_of_the_launcher_is_read_in_one_folder() -> None:
+    variables = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"}
+    readers = {
+        name_of(file)
+        for file in MODULES
+        for node in ast.walk(tree_of(file))
+        if isinstance(node, ast.Constant) and node.value in variables
+    }
+    # FFCV's loader shares this machine's memory with the other processes on it.
+    allowed = {name for name in readers if name.startswith("ddp_trainer/distributed/")} | {"data_prep/loader.py"}
+    assert readers <= allowed
 
 
 def test_nothing_of_ours_unpickles() -> None:
     """Tensors load with weights_only=True, arrays without pickles. One file reads the pickles of CIFAR, arrays only."""
+    picklers = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    offenders = [name_of(file) for file in MODULES if imports_of(file) & picklers]
     for file in MODULES:
-        if name_of(file) == "data_prep/sources/array_pickle.py":
-            continue
-        assert not imports_of(file) & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}, name_of(file)
-        for node in ast.walk(ast.parse(file.read_text())):
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
-                continue
-            owner = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
-            options = {word.arg: ast.unparse(word.value) for word in node.keywords}
-            if (owner, node.func.attr) == ("torch", "load"):
-                assert options.get("weights_only") == "True", f"{name_of(file)}:{node.lineno}"
-            if (owner, node.func.attr) == ("np", "load"):
-                assert options.get("allow_pickle", "False") == "False", f"{name_of(file)}:{node.lineno}"
+        for call, owner, name in calls_in(file):
+            options = {word.arg: ast.unparse(word.value) for word in call.keywords}
+            safe = {
+                ("torch", "load"): options.get("weights_only") == "True",
+                ("np", "load"): options.get("allow_pickle", "False") == "False",
+            }
+            if not safe.get((owner, name), True):
+                offenders.append(f"{name_of(file)}:{call.lineno}")
+    assert offenders == ["data_prep/sources/array_pickle.py"]
 
 
-@pytest.mark.parametrize("module", ["model", "optim", "muon", "metrics"])
-def test_leaves_import_torch_and_little_else(module: str) -> None:
-    """Of ours only the configuration, the error that a user's mistake is reported with, and an optimizer."""
-    allowed = {"ddp_trainer.config", "data_prep.errors", "ddp_trainer.engine.muon"}
-    roots = {*sys.stdlib_module_names, "torch", "safetensors"}
-    strangers = {
-        name
-        for name in imports_of(REPOSITORY / "ddp_trainer" / f"{module}.py")
-        if name.split(".")[0] not in roots and name not in allowed and name.rpartition(".")[0] not in allowed
-    }
-    assert strangers == set()
-
-
-def test_the_report_needs_neither_device_nor_tracker() -> None:
+def test_report_needs_neither_device_nor_tracker() -> None:
     files = [file for file in MODULES if name_of(file).startswith("ddp_trainer/report")]
     assert files
-    for file in files:
-        assert not {name.split(".")[0] for name in imports_of(file)} & {"accelerate", "ffcv", "torchvision", "wandb"}
-        attributes = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
-        assert "cuda" not in attributes, name_of(file)
+    heavy = {"accelerate", "ffcv", "torchvision", "wandb"}
+    importers = [name_of(file) for file in files if {name.split(".")[0] for name in imports_of(file)} & heavy]
+    on_device = [
+        name_of(file)
+        for file in files
+        for node in ast.walk(tree_of(file))
+        if isinstance(node, ast.Attribute) and node.attr == "cuda"
+    ]
+    assert (importers, on_device) == ([], [])
 
 
-IMPORT_EVERYTHING = """
-import importlib, json, pkgutil, sys, threading
-import torch
-before = {"threads": torch.get_num_threads(), "seed": torch.initial_seed()}
-names = []
-for package in PACKAGES:
-    for module in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
-        names.append(module.name)
-        importlib.import_module(module.name)
-print(json.dumps({
-    "names": names,
-    "loaded": sorted(sys.modules),
-    "alive": threading.active_count(),
-    "before": before,
-    "after": {"threads": torch.get_num_threads(), "seed": torch.initial_seed()},
-    "cuda": torch.cuda.is_initialized(),
-    "joined": torch.distributed.is_initialized(),
-}))
-"""
+def test_every_file_says_what_it_is() -> None:
+    assert [name_of(file) for file in SOURCES if not ast.get_docstring(tree_of(file))] == []
 
 
-def test_importing_does_nothing(tmp_path: Path) -> None:
-    """No heavy library loaded, nothing printed, written, started or set."""
-    code = IMPORT_EVERYTHING.replace("PACKAGES", repr(PACKAGES))
-    found = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=found, text=True, capture_output=True, timeout=120
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    seen = json.loads(done.stdout)  # nothing else was printed
-    assert set(seen["names"]) >= {"data_prep.__main__", "ddp_trainer.train", "ddp_trainer.tracking.tracker"}
-    heavy = {"ffcv", "numba", "cv2", "wandb", "matplotlib", "torchvision", "tensorboard"}
-    assert heavy.isdisjoint(name.split(".")[0] for name in seen["loaded"])
-    assert seen["after"] == seen["before"]
-    assert (seen["alive"], seen["cuda"], seen["joined"]) == (1, False, False)
-    assert list(tmp_path.iterdir()) == []
+def test_files_stay_small() -> None:
+    """In a larger one, a concern wants a file of its own."""
+    lines = {name_of(file): len(file.read_text().splitlines()) for file in SOURCES}
+    assert {name: count for name, count in lines.items() if count > MAX_LINES} == {}
 
 
-@pytest.mark.parametrize("module", ["ddp_trainer.train", "ddp_trainer.sweep", "ddp_trainer.report", "slurm.preflight"])
-def test_a_wrong_command_line_is_refused_before_torch_is_imported(module: str, tmp_path: Path) -> None:
-    """Torch takes seconds."""
-    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
-    found = {**os.environ, "PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
-    done = subprocess.run(
-        [sys.executable, "-m", module, "nothing-of-this-name"], env=found, text=True, capture_output=True, timeout=60
-    )
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
-    assert "nothing-of-this-name" in done.stderr
+def test_file_names_say_what_is_inside() -> None:
+    vague = {"utils", "util", "helpers", "helper", "common", "misc"}
+    assert [name_of(file) for file in SOURCES if file.stem in vague] == []
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=name_of)
-def test_a_file_says_what_it_is_and_stays_small(file: Path) -> None:
-    text = file.read_text()
-    assert ast.get_docstring(ast.parse(text)), "the first docstring says what is owned here"
-    assert len(text.splitlines()) <= MAX_LINES, "a concern in it wants a room of its own"
-    assert file.stem not in {"utils", "util", "helpers", "helper", "common", "misc"}
-
-
-@pytest.mark.parametrize("file", MODULES, ids=name_of)
-def test_functions_take_few_parameters(file: Path) -> None:
-    def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
-        arguments = function.args
-        return [
-            argument.arg
-            for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
-            if argument.arg not in {"self", "cls"}
-        ]
-
-    assert not {
-        function.name: parameters(function)
+def test_functions_take_few_parameters() -> None:
+    crowded = {
+        f"{name_of(file)}:{function.lineno} {function.name}": count
+        for file in MODULES
         for function in functions_of(file)
-        if len(parameters(function)) > MAX_PARAMETERS
+        if (count := number_of_parameters(function)) > MAX_PARAMETERS
     }
+    assert crowded == {}
+
+
+def number_of_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    arguments = (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)
+    return sum(argument.arg not in {"self", "cls"} for argument in arguments)

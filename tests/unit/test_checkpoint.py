@@ -1,4 +1,4 @@
-"""Checkpoints are seen whole or not at all, and a damaged one is never trusted."""
+"""Checkpoints are whole or absent, and a damaged one is never loaded."""
 
 import os
 import random
@@ -36,7 +36,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_saved_and_loaded_it_is_the_same_and_the_newest_are_kept(tmp_path: Path) -> None:
+def test_loaded_state_equals_the_saved_one_and_the_newest_are_kept(tmp_path: Path) -> None:
     checkpoint_saver = CheckpointSaver(tmp_path, keep=2)
     for step in (1, 2, 3):
         checkpoint_saver.save(state(step), step=step)
@@ -49,16 +49,16 @@ def test_saved_and_loaded_it_is_the_same_and_the_newest_are_kept(tmp_path: Path)
     assert loaded["history"] == [{"loss": 0.5}]
 
 
-def test_the_best_by_validation_is_kept_beside_the_newest(tmp_path: Path) -> None:
+def test_best_checkpoint_is_kept_besides_the_newest(tmp_path: Path) -> None:
     for step, score in enumerate((0.5, 0.9, None, 0.9, 0.7, None), start=1):
-        checkpoint_saver = CheckpointSaver(tmp_path, keep=1)  # each time anew: the best is known from the disk
+        checkpoint_saver = CheckpointSaver(tmp_path, keep=1)  # a new one each time: the best is known from the disk
         checkpoint_saver.save(state(step), step=step, score=score)
         checkpoint_saver.close()
     assert names(tmp_path) == ["step-00000002", "step-00000006"]
 
 
-def test_what_is_saved_after_a_damaged_checkpoint_takes_its_place(tmp_path: Path) -> None:
-    """The one of step 30 is damaged, so the run went on from step 20 and saves anew at 25."""
+def test_checkpoint_saved_after_a_damaged_one_replaces_it(tmp_path: Path) -> None:
+    """That of step 30 is damaged, so the run was resumed from step 20 and saves again at 25."""
     for step, score in ((10, 0.9), (20, 0.5), (30, 0.5)):
         write_checkpoint(tmp_path / f"step-{step:08d}", state(step), step=step, score=score)
     checkpoint_saver = CheckpointSaver(tmp_path, keep=1)
@@ -67,8 +67,8 @@ def test_what_is_saved_after_a_damaged_checkpoint_takes_its_place(tmp_path: Path
     assert names(tmp_path) == ["step-00000010", "step-00000025"], "the best and the newest"
 
 
-def test_training_on_does_not_change_what_is_being_saved(tmp_path: Path) -> None:
-    weight = torch.zeros(1000, 1000)
+def test_next_steps_do_not_change_what_is_being_saved(tmp_path: Path, device: torch.device) -> None:
+    weight = torch.zeros(1000, 1000, device=device)
     checkpoint_saver = CheckpointSaver(tmp_path, keep=1)
     checkpoint_saver.save({"weight": weight}, step=1)
     weight += 1
@@ -78,7 +78,7 @@ def test_training_on_does_not_change_what_is_being_saved(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
+def test_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str, file: str
 ) -> None:
     for step in (1, 2):
@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     assert "step-00000002" in capsys.readouterr().err
 
 
-def test_a_checkpoint_under_another_name_is_damaged_but_not_one_without_a_part(tmp_path: Path) -> None:
+def test_renamed_checkpoint_is_damaged_and_one_without_a_part_is_of_another_release(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "step-00000001", state(1), step=1)
     with pytest.raises(OtherRelease, match="has no optimizer"):
         read_checkpoint(tmp_path / "step-00000001", {"step", "optimizer"})
@@ -97,7 +97,7 @@ def test_a_checkpoint_under_another_name_is_damaged_but_not_one_without_a_part(t
         read_checkpoint(tmp_path / "step-00000002")
 
 
-# Forks a writer for each moment and ends it at the nth call of a function that changes what is on the disk.
+# Forks a writer for each moment and kills it at the nth call of a function that changes the disk.
 KILLED_WRITERS = """
 import os, shutil, sys, torch
 from pathlib import Path
@@ -140,8 +140,8 @@ MOMENTS = [
 ]
 
 
-def test_killed_at_any_moment_of_a_save_a_whole_checkpoint_is_there(tmp_path: Path) -> None:
-    """Between any two changes of the disk, in a save of the next step and in one of the same step again."""
+def test_save_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """Between any two changes of the disk, when saving the next step and when saving the same step again."""
     folders = [tmp_path / f"{step}-{moment}" for step in (1, 2) for moment in MOMENTS]
     done = subprocess.run(
         [sys.executable, "-c", KILLED_WRITERS, *map(str, folders)],
@@ -152,7 +152,7 @@ def test_killed_at_any_moment_of_a_save_a_whole_checkpoint_is_there(tmp_path: Pa
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["9"] * len(folders), "each moment must be a real one"
+    assert done.stdout.split() == ["9"] * len(folders), "each moment must exist"
     for folder in folders:
         clean_up(folder)  # as a new run does
         newest = newest_good_checkpoint(folder)
@@ -161,8 +161,8 @@ def test_killed_at_any_moment_of_a_save_a_whole_checkpoint_is_there(tmp_path: Pa
         assert set(names(folder)) <= {"step-00000001", "step-00000002"}, folder.name
 
 
-def test_a_failed_save_leaves_the_one_before_it_and_says_so(tmp_path: Path) -> None:
-    """A disk that is full, as a limit on the size of files: torch.save then fails in the middle."""
+def test_failed_save_keeps_the_checkpoint_before_it_and_raises(tmp_path: Path) -> None:
+    """A limit on the size of files acts like a full disk: torch.save fails halfway."""
     checkpoint_saver = CheckpointSaver(tmp_path, keep=1)
     checkpoint_saver.save(state(1), step=1)
     checkpoint_saver.wait()
@@ -180,7 +180,7 @@ def test_a_failed_save_leaves_the_one_before_it_and_says_so(tmp_path: Path) -> N
     assert names(tmp_path) == ["step-00000001"]
 
 
-def test_nothing_that_runs_code_is_loaded(tmp_path: Path) -> None:
+def test_state_that_runs_code_is_not_loaded(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.system, ("touch " + str(tmp_path / "ran"),)

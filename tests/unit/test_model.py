@@ -1,4 +1,4 @@
-"""The custom ResNet: its size, its form and what is counted on it."""
+"""The custom ResNet: its size, its structure, its operations, and its file."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,25 +8,26 @@ import torch
 from torch import nn
 
 from data_prep.errors import InputError
-from ddp_trainer.engine.flops import training_flops_per_image
+from ddp_trainer.engine.flops import training_flops, training_flops_per_image
 from ddp_trainer.models.custom_resnet import CustomResNet
 from ddp_trainer.models.spec import ModelSpec, build_model, count_parameters, load_model
+from ddp_trainer.recipes import RECIPES
 from ddp_trainer.run.outputs import write_model
 
 SPEC = ModelSpec(classes=tuple("abcdefghij"), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), image_size=32)
 
 
-def test_it_has_the_parameters_of_the_course_network() -> None:
+def test_network_has_6_573_130_parameters() -> None:
     assert count_parameters(CustomResNet()) == 6_573_130
 
 
-def test_larger_images_are_evaluated_fewer_at_a_time() -> None:
+def test_evaluation_batch_shrinks_with_larger_images() -> None:
     sizes = (8, 32, 64, 1024)
     assert [replace(SPEC, image_size=size).evaluation_batch for size in sizes] == [500, 500, 125, 1]
 
 
-def test_it_is_the_network_of_the_course_layer_by_layer() -> None:
-    """The same numbers as the structure written out by hand, in the order conv, pool, BatchNorm, activation."""
+def test_network_equals_its_structure_written_out_by_hand() -> None:
+    """In the order convolution, pooling, BatchNorm, activation."""
     model = CustomResNet().eval()
     convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
     norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
@@ -52,16 +53,28 @@ def test_logits_are_raw() -> None:
     assert not torch.allclose(logits.sum(dim=1), torch.ones(4))
 
 
-def test_operations_are_counted_and_leave_no_trace() -> None:
+def test_counting_operations_leaves_the_model_unchanged() -> None:
     model = CustomResNet()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    # 379.26 million multiply-adds forward, three times that for training, less the stem's unneeded input gradient.
+    # 379.26 million multiply-adds forward, three times that for training, except for the input gradient of the stem.
     assert training_flops_per_image(model, 32) == pytest.approx(2.276e9, rel=0.01)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_written_model_is_the_same_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("steps", "share"),
+    [(30, 1 / 4), (200, 1 / 4), (400, (2 / 4 + 2 * 9 / 16) / 4), (700, (2 / 4 + 3 * 9 / 16 + 2) / 7)],
+)
+def test_small_crops_take_fewer_operations(steps: int, share: float) -> None:
+    """Half the side is a quarter of the pixels. The last layer always has one, but is too small to matter."""
+    large = replace(RECIPES["baseline"], schedule=replace(RECIPES["baseline"].schedule, epochs=7, batch_size=500))
+    small = replace(large, schedule=replace(large.schedule, small_crop_fraction=0.75))
+    counted, whole = (training_flops(config, SPEC, steps=steps, num_images=50_000) for config in (small, large))
+    assert counted / whole == pytest.approx(share, rel=1e-3)
+
+
+def test_loaded_model_equals_the_written_one(tmp_path: Path) -> None:
     model = build_model(SPEC).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     write_model(tmp_path, model, SPEC)
     loaded, spec = load_model(tmp_path)
@@ -71,7 +84,7 @@ def test_a_written_model_is_the_same_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "no weights", "foreign json", "truncated weights"])
-def test_a_model_that_cannot_be_loaded_is_refused_in_one_line(tmp_path: Path, damage: str) -> None:
+def test_unreadable_model_is_refused_in_one_line(tmp_path: Path, damage: str) -> None:
     write_model(tmp_path, build_model(SPEC), SPEC)
     if damage == "missing":
         (tmp_path / "model.json").unlink()

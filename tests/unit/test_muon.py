@@ -1,14 +1,14 @@
-"""Muon's step against its formula by singular values, and the rest of the optimizer against torch's SGD."""
+"""Muon's step compared with its formula in singular values, and the rest of the optimizer with torch's SGD."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ddp_trainer.engine.muon import COEFFICIENTS, Muon, orthogonalise
+from ddp_trainer.engine.muon import COEFFICIENTS, Muon, orthogonalize
 
 
 def reference(matrix: Tensor, steps: int) -> Tensor:
-    """The polynomial is one of the singular values alone."""
+    """The same polynomial, applied to the singular values."""
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     a, b, c = COEFFICIENTS
     s = s / s.norm()
@@ -18,13 +18,13 @@ def reference(matrix: Tensor, steps: int) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (5, 40), (40, 5)])
-def test_singular_values_go_through_the_polynomial(shape: tuple[int, int]) -> None:
+def test_orthogonalize_applies_the_polynomial_to_the_singular_values(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(orthogonalise(matrix, steps=3), reference(matrix, 3), rtol=0, atol=1e-12)
+    torch.testing.assert_close(orthogonalize(matrix, steps=3), reference(matrix, 3), rtol=0, atol=1e-12)
 
 
-def test_a_gradient_of_zero_turns_nothing() -> None:
-    assert orthogonalise(torch.zeros(3, 9), steps=3).tolist() == [[0.0] * 9] * 3
+def test_zero_gradient_gives_a_zero_step() -> None:
+    assert orthogonalize(torch.zeros(3, 9), steps=3).tolist() == [[0.0] * 9] * 3
 
 
 def filters_and_gradients(count: int = 3) -> tuple[Tensor, list[Tensor]]:
@@ -33,10 +33,10 @@ def filters_and_gradients(count: int = 3) -> tuple[Tensor, list[Tensor]]:
     return draw[0], draw[1:]
 
 
-def turned(start: Tensor, gradients: list[Tensor]) -> Tensor:
+def filters_after(start: Tensor, gradients: list[Tensor]) -> Tensor:
     """Filters after a step of Muon for each gradient."""
     filters = nn.Parameter(start.clone(memory_format=torch.preserve_format))
-    optimizer = Muon([{"params": [filters], "filters": True}], lr=0.24)
+    optimizer = Muon([{"params": [filters], "muon": "filters"}], lr=0.24)
     for gradient in gradients:
         filters.grad = torch.empty_like(filters).copy_(gradient)
         optimizer.step()
@@ -50,22 +50,24 @@ def test_filters_take_the_step_of_airbench() -> None:
         average = 0.6 * average + gradient
         direction = reference((gradient + 0.6 * average).flatten(1), 3).view_as(start)
         expected = expected * (8**0.5 / expected.norm()) - 0.24 * direction
-    torch.testing.assert_close(turned(start, gradients), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(filters_after(start, gradients), expected, rtol=0, atol=1e-12)
 
 
-def test_the_order_of_the_channels_in_memory_does_not_matter() -> None:
+def test_memory_format_of_the_filters_does_not_matter() -> None:
     start, gradients = filters_and_gradients()
     channels_last = start.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    torch.testing.assert_close(turned(channels_last, gradients), turned(start, gradients), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        filters_after(channels_last, gradients), filters_after(start, gradients), rtol=0, atol=1e-12
+    )
 
 
-def test_scaled_gradients_are_scaled_back() -> None:
-    """As a gradient scaler hands them over, with a scale that changes from step to step."""
+def test_gradient_scale_is_divided_out() -> None:
+    """Scaled as by a gradient scaler, with a scale that changes from step to step."""
     start, gradients = filters_and_gradients()
 
     def state(scales: list[float]) -> list[Tensor]:
         filters, bias = nn.Parameter(start.float()), nn.Parameter(torch.zeros(4))
-        optimizer = Muon([{"params": [filters], "filters": True}, {"params": [bias]}], lr=0.24)
+        optimizer = Muon([{"params": [filters], "muon": "filters"}, {"params": [bias]}], lr=0.24)
         for gradient, scale in zip(gradients, scales, strict=True):
             filters.grad, bias.grad = scale * gradient.float(), scale * gradient[0, :, 0, 0].float()
             optimizer.grad_scale, optimizer.found_inf = torch.tensor(scale), torch.tensor(0.0)  # type: ignore[attr-defined]
@@ -76,7 +78,7 @@ def test_scaled_gradients_are_scaled_back() -> None:
     assert all(torch.equal(one, other) for one, other in zip(state([1024.0, 512.0, 2048.0]), unscaled, strict=True))
 
 
-def test_what_is_no_filter_takes_the_step_of_sgd() -> None:
+def test_other_parameters_take_the_step_of_sgd() -> None:
     start = torch.randn(5, 7, generator=torch.Generator().manual_seed(2))
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     optimizers = [

@@ -1,15 +1,15 @@
-"""The learning rate against torch's own, and the crops that grow."""
+"""The learning rate compared with torch's own, and the growing crops."""
 
 import pytest
 import torch
 from torch import nn
 
-from ddp_trainer.schedule import ScheduleConfig
+from ddp_trainer.schedule import INITIAL_LR_FRACTION, ScheduleConfig
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(97 * 24, 5 / 24), (6, 5 / 24), (100, 0.3), (7, 0.5)])
-def test_the_curve_is_that_of_torch(total: int, warmup: float) -> None:
-    schedule = ScheduleConfig(epochs=1, warmup_fraction=warmup, initial_lr_fraction=0.04, final_lr_fraction=0.04 / 1e4)
+def test_curve_equals_torch_one_cycle(total: int, warmup: float) -> None:
+    schedule = ScheduleConfig(epochs=1, warmup_fraction=warmup, final_lr_fraction=INITIAL_LR_FRACTION / 1e4)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
@@ -18,7 +18,7 @@ def test_the_curve_is_that_of_torch(total: int, warmup: float) -> None:
         pct_start=warmup,
         anneal_strategy="linear",
         cycle_momentum=False,
-        div_factor=1 / 0.04,
+        div_factor=1 / INITIAL_LR_FRACTION,
         final_div_factor=1e4,
     )
     for step in range(total):
@@ -31,10 +31,10 @@ def test_the_curve_is_that_of_torch(total: int, warmup: float) -> None:
 
 @pytest.mark.parametrize("total", [1, 2, 5, 1000])
 @pytest.mark.parametrize("warmup", [0.0, 0.2, 1.0])
-def test_the_curve_stays_between_its_ends(total: int, warmup: float) -> None:
+def test_curve_stays_between_its_ends(total: int, warmup: float) -> None:
     schedule = ScheduleConfig(epochs=1, warmup_fraction=warmup, final_lr_fraction=0.1)
     curve = [schedule.one_cycle(step, steps_per_epoch=total) for step in range(total)]
-    assert all(0.04 <= value <= 1.0 for value in curve)
+    assert all(INITIAL_LR_FRACTION <= value <= 1.0 for value in curve)
     if total == 1000:
         assert max(curve) == pytest.approx(1.0)
         assert curve[-1] == pytest.approx(0.1 if warmup < 1 else 1.0)
@@ -51,7 +51,7 @@ def test_the_curve_stays_between_its_ends(total: int, warmup: float) -> None:
         (0.0, 3, [32] * 3),
     ],
 )
-def test_crops_grow_from_half_of_the_side_to_the_whole(fraction: float, epochs: int, sides: list[int]) -> None:
+def test_crops_grow_from_half_the_side_to_the_whole(fraction: float, epochs: int, sides: list[int]) -> None:
     schedule = ScheduleConfig(small_crop_fraction=fraction, epochs=epochs)
     assert [schedule.crop_side(32, epoch=epoch) for epoch in range(epochs)] == sides
     assert schedule.crop_sides(32) == sorted(set(sides))

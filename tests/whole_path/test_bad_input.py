@@ -1,4 +1,4 @@
-"""Wrong input to the trainer: exit code 2, one line that says what and how to mend it, nothing written over."""
+"""Wrong input to the trainer: exit status 2, one line that says what is wrong and the fix, nothing written over."""
 
 import itertools
 import json
@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,9 @@ from data_prep.dataset import read_dataset
 from data_prep.errors import InputError
 from ddp_trainer.command_line import parse_command_line
 from ddp_trainer.recipes import RECIPES
-from ddp_trainer.run.checks import check_dataset
-from tests.support.slurm_cluster import wait_until
-from tests.support.trainer import NARROW, fork, run, start, train
+from ddp_trainer.run.checks import check_settings
+from tests.support.processes import wait_until
+from tests.support.trainer import NARROW, REPOSITORY, environment, fork, run, start, train
 
 SMOKE = ("smoke", "--device", "cpu")
 
@@ -63,7 +64,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_data(tiny_dir: Path, tmp_path: Path, damage: str) -> None:
+def test_damaged_data_is_refused(tiny_dir: Path, tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "data"
     shutil.copytree(tiny_dir, folder)
     harm, expected = DAMAGES[damage]
@@ -76,7 +77,7 @@ def test_damaged_data(tiny_dir: Path, tmp_path: Path, damage: str) -> None:
     assert not (tmp_path / "run").exists(), "nothing is written for input that is refused"
 
 
-def test_a_description_of_other_kinds_than_it_should_be(tiny_dir: Path, tmp_path: Path) -> None:
+def test_fields_of_wrong_types_in_dataset_json_are_refused(tiny_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_dir, tmp_path, dirs_exist_ok=True)
     whole = json.loads((tiny_dir / "dataset.json").read_text())
     for field in whole.keys() - {"splits"}:
@@ -92,26 +93,28 @@ def test_a_description_of_other_kinds_than_it_should_be(tiny_dir: Path, tmp_path
                 read_dataset(tmp_path)
 
 
-def test_settings_that_cannot_be(tiny_dir: Path, tmp_path: Path) -> None:
+def test_impossible_settings_are_refused(tiny_dir: Path, tmp_path: Path) -> None:
     data = ("--data-dir", tiny_dir, "--out", tmp_path / "run")
     assert "unknown recipe" in refused("smok", *data)
     assert "fp16" in refused(*SMOKE, *data, "--precision", "fp16")
-    assert "--batch-size 97" in refused(*SMOKE, *data, "--batch-size", "97")
-    told = {**os.environ, "ACCELERATE_USE_CPU": "True"}
-    assert "Accelerate was told to use the CPU" in refused("smoke", "--device", "cuda", *data, env=told)
+    assert "--batch-size must be at most the number of training images, 96, got 97" in refused(
+        *SMOKE, *data, "--batch-size", "97"
+    )
+    on_cpu = {**os.environ, "ACCELERATE_USE_CPU": "True"}
+    assert "Accelerate was told to use the CPU" in refused("smoke", "--device", "cuda", *data, env=on_cpu)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_part_of_a_single_small_image(tiny_dir: Path) -> None:
-    """Three poolings leave one pixel of it, and so BatchNorm one value."""
+def test_single_small_image_in_a_forward_pass_is_refused(tiny_dir: Path) -> None:
+    """Three poolings leave one pixel of it, so BatchNorm would have one value."""
     small = replace(read_dataset(tiny_dir), image_size=15)
     config = parse_command_line([*SMOKE, "--batch-size", "4", "--accumulate", "4"], RECIPES, prog="", description="")
-    with pytest.raises(InputError, match="a single image of 15 pixels"):
-        check_dataset(config, small)
-    check_dataset(config, replace(small, image_size=16))
+    with pytest.raises(InputError, match="leaves one image of 15 pixels a side"):
+        check_settings(config, small, world_size=1)
+    check_settings(config, replace(small, image_size=16), world_size=1)
 
 
-def test_a_process_that_cannot_meet_the_others_has_failed(tiny_dir: Path, tmp_path: Path) -> None:
+def test_run_fails_if_its_processes_cannot_meet(tiny_dir: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -128,7 +131,7 @@ def test_a_process_that_cannot_meet_the_others_has_failed(tiny_dir: Path, tmp_pa
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
 
 
-def test_a_batch_that_two_processes_cannot_share(tiny_dir: Path, tmp_path: Path) -> None:
+def test_batch_that_two_processes_cannot_share_is_refused(tiny_dir: Path, tmp_path: Path) -> None:
     arguments = (*SMOKE, "--data-dir", tiny_dir, "--out", tmp_path / "run", "--batch-size", "33")
     finished = run("ddp_trainer.train", *arguments, processes=2)
     assert finished.returncode != 0
@@ -136,7 +139,7 @@ def test_a_batch_that_two_processes_cannot_share(tiny_dir: Path, tmp_path: Path)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_directory_that_holds_a_run(smoke_run: Path, tiny_dir: Path, tmp_path: Path) -> None:
+def test_directory_with_a_run_is_refused_without_resume(smoke_run: Path, tiny_dir: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(smoke_run, tmp_path / "run"))
     before = (out / "config.json").read_bytes()
     finished = fork(*SMOKE, "--data-dir", tiny_dir, "--out", out)
@@ -145,13 +148,13 @@ def test_a_directory_that_holds_a_run(smoke_run: Path, tiny_dir: Path, tmp_path:
     assert (out / "config.json").read_bytes() == before
 
 
-def test_a_directory_that_another_run_holds(tiny_dir: Path, tmp_path: Path) -> None:
+def test_directory_that_another_run_holds_is_refused(tiny_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = start(
         "ddp_trainer.train", *SMOKE, "--data-dir", tiny_dir, "--out", out, "--epochs", "50", "--max-steps", "1000"
     )
     try:
-        wait_until(lambda: (out / "status.json").exists() or first.poll() is not None, "it does not begin", 120)
+        wait_until(lambda: (out / "status.json").exists() or first.poll() is not None, "the run does not start", 120)
         assert first.poll() is None
         assert "another run holds" in refused(*SMOKE, "--data-dir", tiny_dir, "--out", out, "--resume")
     finally:
@@ -159,7 +162,7 @@ def test_a_directory_that_another_run_holds(tiny_dir: Path, tmp_path: Path) -> N
         first.communicate()
 
 
-def test_every_checkpoint_damaged(tiny_dir: Path, tmp_path: Path) -> None:
+def test_run_with_only_damaged_checkpoints_is_refused(tiny_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = ("--data-dir", tiny_dir, "--out", out, "--max-steps", "1")
     train(*arguments, module=NARROW)
@@ -171,12 +174,8 @@ def test_every_checkpoint_damaged(tiny_dir: Path, tmp_path: Path) -> None:
     assert "damaged" in finished.stderr
 
 
-def test_launched_for_two_but_alone(tiny_dir: Path, tmp_path: Path) -> None:
-    """`--cpu` makes Accelerate start a single process, whatever the number asked for."""
-    import sys
-
-    from conftest import REPOSITORY, environment
-
+def test_process_launched_for_two_but_alone_is_refused(tiny_dir: Path, tmp_path: Path) -> None:
+    """`--cpu` makes Accelerate start a single process, whatever --num_processes says."""
     finished = subprocess.run(
         [
             sys.executable,

@@ -1,4 +1,4 @@
-"""The evaluate command: every test image once, whoever shares the work, and one line for a mistake."""
+"""The evaluate command: every test image once at any number of processes, and one line for a mistake."""
 
 import json
 import shutil
@@ -29,13 +29,13 @@ def test_three_processes_count_every_image_once(smoke_run: Path) -> None:
     finished = run("ddp_trainer.evaluate", smoke_run, "--device", "cpu", "--tta", processes=3)
     assert finished.returncode == 0, finished.stderr
     lines = finished.stdout.splitlines()
-    assert sum(line.startswith("{") for line in lines) == 1, "one rank speaks"
+    assert sum(line.startswith("{") for line in lines) == 1, "one rank prints"
     figures = json.loads(lines[-1])
     assert figures["test_total"] == 40
     assert figures["test_accuracy"] == figures["test_correct"] / 40 == summary["test_accuracy_tta"]
 
 
-def test_other_images_than_the_runs_are_refused(
+def test_other_images_than_those_of_the_run_are_refused(
     smoke_run: Path, tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = shutil.copytree(tiny_dir, tmp_path / "data")
@@ -63,14 +63,14 @@ def mean_of_views(model: nn.Module, image: Tensor, *, mirror: bool) -> Tensor:
 
 @pytest.mark.parametrize("mirror", [True, False])
 @torch.no_grad()
-def test_uncertain_images_are_averaged_over_their_views_and_sure_ones_are_not(mirror: bool) -> None:
+def test_only_uncertain_images_are_averaged_over_their_views(device: torch.device, mirror: bool) -> None:
     torch.manual_seed(0)
-    model = CustomResNet(num_classes=3, widths=(8, 8, 16, 16)).double().eval()
-    images = torch.randn(12, 3, 32, 32, dtype=torch.float64)
+    model = CustomResNet(num_classes=3, widths=(8, 8, 16, 16)).double().eval().to(device)
+    images = torch.randn(12, 3, 32, 32, dtype=torch.float64).to(device)
     plain = model(images)
     best = plain.topk(2, dim=1).values
     margins = best[:, 0] - best[:, 1]
-    # Half of the images are sure. No margin lies on the threshold, where rounding would decide.
+    # Half the predictions are certain. No margin is at the threshold, where rounding would decide.
     factor = SURE_MARGIN / margins.sort().values[5:7].mean()
     model.head.weight *= factor
     model.head.bias *= factor
@@ -113,7 +113,7 @@ def test_model_json_records_whether_the_run_mirrored_images(tiny_dir: Path, tmp_
     assert ModelSpec.read(tmp_path / "run" / "model.json").flip == "none"
 
 
-def test_a_request_to_stop_ends_it_between_two_batches() -> None:
+def test_request_to_stop_ends_the_evaluation_between_two_batches() -> None:
     images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
     batch = Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4))
     runtime = SimpleNamespace(rank=0, world_size=1, device=images.device, autocast=nullcontext, laid_out=lambda x: x)

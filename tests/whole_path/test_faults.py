@@ -32,8 +32,8 @@ def test_faults_of_every_kind_lose_nothing(tmp_path: Path) -> None:
     assert len({row[0] for row in rows}) == 13
 
 
-def test_a_full_disk_ends_the_run_with_a_line_and_leaves_the_checkpoint_before(tiny_dir: Path, tmp_path: Path) -> None:
-    """A run of 4 steps goes on under a limit on the size of files that its next state does not fit in."""
+def test_full_disk_ends_the_run_with_one_line_and_keeps_the_checkpoint_before(tiny_dir: Path, tmp_path: Path) -> None:
+    """A run of 4 steps is resumed under a limit on the size of files, which its next state exceeds."""
     out = tmp_path / "run"
     arguments = ("smoke", "--device", "cpu", *PLAN, "--data-dir", str(tiny_dir), "--out", str(out))
     train(*arguments[3:], "--max-steps", "4", module=NARROW)
@@ -61,8 +61,8 @@ def test_a_full_disk_ends_the_run_with_a_line_and_leaves_the_checkpoint_before(t
     assert '"failed"' in (out / "status.json").read_text()
 
 
-def test_another_number_of_processes_sees_the_images_that_are_left(tiny_dir: Path, tmp_path: Path) -> None:
-    """One process, then two, with synchronised BatchNorm: the losses of one alone, so no image is twice or missed."""
+def test_run_resumed_with_more_processes_trains_on_the_remaining_images(tiny_dir: Path, tmp_path: Path) -> None:
+    """One process, then two, with synchronized BatchNorm: the losses of one, so no image is missed or repeated."""
     same = (*PLAN, "--data-dir", tiny_dir, "--sync-bn", "--precision", "fp32")
     train(*same, "--out", tmp_path / "alone", module=NARROW)
     train(*same, "--out", tmp_path / "moved", "--max-steps", "4", module=NARROW)
@@ -74,8 +74,8 @@ def test_another_number_of_processes_sees_the_images_that_are_left(tiny_dir: Pat
         assert abs(ours["train_loss"] - theirs["train_loss"]) < 1e-4 * ours["train_loss"]
 
 
-def test_a_beton_that_goes_away_during_training_ends_it(tiny_dir: Path, tmp_path: Path) -> None:
-    """Cut short it may kill the reader (SIGBUS); removed it is an error. Never a hang."""
+def test_run_ends_if_its_beton_file_disappears(tiny_dir: Path, tmp_path: Path) -> None:
+    """A truncated file may kill its reader (SIGBUS), a removed one is an error. Neither hangs."""
     children = []
     for harm in ("remove", "truncate"):
         data, out = tmp_path / f"{harm}-data", tmp_path / harm
@@ -113,8 +113,8 @@ def test_a_beton_that_goes_away_during_training_ends_it(tiny_dir: Path, tmp_path
             assert (harm, process.returncode) == ("truncate", -signal.SIGBUS), stderr
 
 
-def test_the_second_signal_ends_at_once() -> None:
-    """The first one is Ctrl-C, which a person is shown a line for."""
+def test_second_signal_ends_the_process_at_once() -> None:
+    """The first is Ctrl-C, which prints a line for whoever pressed it."""
     code = """
 import os, signal, time
 from ddp_trainer.distributed import signals
@@ -135,7 +135,7 @@ with stop.listening():
     assert done.stderr == "\nstopping after the current step; press Ctrl-C again to stop at once\n"
 
 
-def test_a_report_that_a_kill_prevented_is_made_on_resume(tiny_dir: Path, smoke_run: Path, tmp_path: Path) -> None:
+def test_resume_writes_the_report_that_a_kill_prevented(tiny_dir: Path, smoke_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(smoke_run, out)
     shutil.rmtree(out / "report")

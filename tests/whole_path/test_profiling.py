@@ -1,4 +1,4 @@
-"""--profile: a trace of as many steps as asked for, and no more than the run has."""
+"""--profile traces as many steps as asked for, and at most as many as the run has."""
 
 import gzip
 import json
@@ -13,7 +13,7 @@ from ddp_trainer.run.checks import check_batch
 from tests.support.trainer import NARROW, train
 
 
-def test_a_profiled_run_leaves_a_trace_of_its_steps_and_a_table(tiny_dir: Path, tmp_path: Path) -> None:
+def test_profiled_run_leaves_a_trace_of_its_steps_and_a_table(tiny_dir: Path, tmp_path: Path) -> None:
     flags = ("--batch-size", "8", "--max-steps", "5", "--profile", "2")
     finished = train("--data-dir", tiny_dir, "--out", tmp_path / "run", *flags, module=NARROW)
     with gzip.open(tmp_path / "run" / "trace.json.gz", "rt") as file:
@@ -25,19 +25,19 @@ def test_a_profiled_run_leaves_a_trace_of_its_steps_and_a_table(tiny_dir: Path, 
     start = lines.index(f"profile of 2 steps: {tmp_path / 'run' / 'trace.json.gz'}")
     shares = [float(line.split("%")[0]) for line in lines[start + 2 : start + 6]]
     assert shares == sorted(shares, reverse=True)
-    assert (tmp_path / "run" / "summary.json").exists(), "the run goes on to its end"
+    assert (tmp_path / "run" / "summary.json").exists(), "the run continues to its end"
 
 
-def test_a_run_without_the_flag_leaves_none(smoke_run: Path) -> None:
+def test_run_without_the_flag_leaves_no_trace(smoke_run: Path) -> None:
     assert not (smoke_run / "trace.json.gz").exists()
 
 
 @pytest.mark.parametrize(("steps", "fits"), [(0, True), (5, True), (6, False)])
-def test_a_run_is_asked_for_no_more_steps_than_it_has(steps: int, fits: bool) -> None:
+def test_more_profiled_steps_than_the_run_has_are_refused(steps: int, fits: bool) -> None:
     config = smoke()  # 6 steps
     config = replace(config, run=replace(config.run, profile=steps))
     if fits:
-        check_batch(config, num_images=96)
+        check_batch(config, num_images=96, world_size=1)
     else:
-        with pytest.raises(InputError, match=r"--profile 6: the run has 6 steps.*at most 5"):
-            check_batch(config, num_images=96)
+        with pytest.raises(InputError, match="--profile must be below the number of steps of the run, 6, got 6"):
+            check_batch(config, num_images=96, world_size=1)

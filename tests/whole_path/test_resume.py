@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed ends where the uninterrupted one ends, bit for bit."""
+"""A run that was stopped and resumed equals the uninterrupted run, bit for bit."""
 
 import filecmp
 import functools
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
 from tests.support.trainer import NARROW, fork, read_lines, run, start, train
 
 # 96 training images in batches of 16: ten epochs of 6 steps, with a checkpoint at every second step.
@@ -25,10 +26,12 @@ PLAN = (
     "16",
     "--checkpoint-every-steps",
     "2",
+    "--log-every-steps",
+    "4",
     "--ema-decay",
     "0.9",
 )
-# What `fast` has and `smoke` has not, for two processes; the soak's are all of `smoke`.
+# What `fast` has and `smoke` does not, for two processes. The soak runs `smoke` alone.
 OF_FAST = (
     "--optimizer",
     "muon",
@@ -54,7 +57,7 @@ def plan(processes: int) -> tuple[str, ...]:
 
 
 def wait_for_an_epoch(out: Path, process: subprocess.Popen, seconds: float = 120) -> None:
-    """Until the first epoch is recorded: the run is in its midst."""
+    """Returns when the first epoch is recorded, in the middle of the run."""
     record, deadline = out / "metrics.jsonl", time.monotonic() + seconds
     while not (record.exists() and record.stat().st_size):
         if process.poll() is not None or time.monotonic() > deadline:
@@ -65,7 +68,7 @@ def wait_for_an_epoch(out: Path, process: subprocess.Popen, seconds: float = 120
 
 
 def same_run(one: Path, other: Path) -> None:
-    # Not the bytes themselves, whose differences pytest would look for through hours.
+    # Comparing the bytes themselves, pytest would look for their differences for hours.
     assert filecmp.cmp(one / "model.safetensors", other / "model.safetensors", shallow=False)
     ours, theirs = (
         [
@@ -75,11 +78,13 @@ def same_run(one: Path, other: Path) -> None:
         for path in (one, other)
     )
     assert ours == theirs
+    assert read_lines(one / "steps.jsonl") == read_lines(other / "steps.jsonl")
+    assert [record["step"] for record in read_lines(one / "steps.jsonl")] == list(range(4, 61, 4)), "each step once"
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """The run directory of a run of so many processes that nobody stopped."""
+    """Run directories of runs that nobody stopped, by number of processes."""
 
     @functools.cache
     def run_directory(processes: int) -> Path:
@@ -90,9 +95,9 @@ def uninterrupted(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> C
     return run_directory
 
 
-# More pairs, moments and processes, without a launcher, are the soak's.
+# The soak tries more signals, moments and numbers of processes, without a launcher.
 @pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGINT), (1, signal.SIGKILL), (2, signal.SIGUSR2)])
-def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(
+def test_run_stopped_by_a_signal_and_resumed_equals_the_uninterrupted_run(
     uninterrupted: Callable[[int], Path], tiny_dir: Path, tmp_path: Path, processes: int, number: signal.Signals
 ) -> None:
     whole, out = uninterrupted(processes), tmp_path / "run"
@@ -109,21 +114,21 @@ def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(
         assert 6 <= status["step"] < 60
         assert not (out / "summary.json").exists()
     assert not any(alive(pid) for pid in victims)
-    goes_on = (*plan(processes), "--data-dir", tiny_dir, "--out", out, "--resume")
-    assert "after step" in train(*goes_on, processes=processes, module=NARROW).stderr, "it does not begin anew"
+    resumed = (*plan(processes), "--data-dir", tiny_dir, "--out", out, "--resume")
+    assert "after step" in train(*resumed, processes=processes, module=NARROW).stderr, "it does not start over"
     same_run(whole, out)
 
 
-def test_a_finished_run_is_left_alone(smoke_run: Path, tiny_dir: Path, tmp_path: Path) -> None:
+def test_finished_run_is_left_unchanged(smoke_run: Path, tiny_dir: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(smoke_run, tmp_path / "run"))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
     finished = train("--data-dir", tiny_dir, "--out", out, "--resume", module=NARROW)
-    assert "complete already" in finished.stderr
+    assert "finished already" in finished.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_another_training_is_refused_by_the_name_of_the_setting(tiny_dir: Path, tmp_path: Path) -> None:
-    """Whether there is something left to train or not."""
+def test_changed_setting_is_refused_by_its_name(tiny_dir: Path, tmp_path: Path) -> None:
+    """Whether there are steps left to train or not."""
     out = tmp_path / "run"
     train("--data-dir", tiny_dir, "--out", out, "--max-steps", "2", module=NARROW)
     arguments = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", out, "--resume")
@@ -137,8 +142,8 @@ def test_another_training_is_refused_by_the_name_of_the_setting(tiny_dir: Path, 
     assert json.loads((out / "summary.json").read_text())["steps"] == 3
 
 
-def test_a_run_that_goes_on_has_no_results_until_it_is_complete_again(tiny_dir: Path, tmp_path: Path) -> None:
-    """It fails in the first step of those that were added."""
+def test_resumed_run_has_no_results_until_it_is_finished_again(tiny_dir: Path, tmp_path: Path) -> None:
+    """It fails in the first of the added steps."""
     arguments = ("--data-dir", tiny_dir, "--out", tmp_path / "run", "--max-steps")
     train(*arguments, "3", module=NARROW)
     results = [tmp_path / "run" / name for name in ("summary.json", "predictions.npz")]
@@ -148,12 +153,26 @@ def test_a_run_that_goes_on_has_no_results_until_it_is_complete_again(tiny_dir: 
     assert not any(path.exists() for path in results)
 
 
-def test_a_run_may_end_before_the_step_it_has_reached(tiny_dir: Path, tmp_path: Path) -> None:
+def test_max_steps_below_the_reached_step_finishes_the_run(tiny_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train("--data-dir", tiny_dir, "--out", out, "--max-steps", "5", module=NARROW)
     (out / "summary.json").unlink()  # as if it had been stopped there
     train("--data-dir", tiny_dir, "--out", out, "--max-steps", "4", "--resume", module=NARROW)
     assert json.loads((out / "summary.json").read_text())["steps"] == 5
+
+
+def test_checkpoint_with_a_renamed_buffer_is_refused_in_one_line(tiny_dir: Path, tmp_path: Path) -> None:
+    arguments = ("--data-dir", tiny_dir, "--out", tmp_path / "run", "--max-steps")
+    train(*arguments, "2", module=NARROW)
+    (checkpoint,) = list_checkpoints(tmp_path / "run" / "checkpoints")
+    state = read_checkpoint(checkpoint)
+    name = next(iter(state["buffers"]))
+    state["buffers"] = {f"{key}_of_old" if key == name else key: rows for key, rows in state["buffers"].items()}
+    write_checkpoint(checkpoint, state, step=2)
+    finished = fork("smoke", "--device", "cpu", *arguments, "4", "--resume")
+    assert finished.returncode == 2
+    assert [line for line in finished.stderr.splitlines() if line.startswith("error:") and name in line]
+    assert "Traceback" not in finished.stderr
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

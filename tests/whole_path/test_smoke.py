@@ -6,33 +6,35 @@ from pathlib import Path
 
 import pytest
 
+from ddp_trainer.run.checks import can_compile
 from tests.support.tracked_runs import holds
 from tests.support.trainer import NARROW, SECRET, read_lines, run, train
 
 RUN_FILES = [
-    *("config.json", "metrics.jsonl", "summary.json", "status.json", "model.safetensors", "model.json"),
+    *("config.json", "metrics.jsonl", "steps.jsonl", "summary.json", "status.json", "model.safetensors", "model.json"),
     *("predictions.npz", "report/index.html", "report/curves.png", "report/confusion.png"),
     *("report/misclassified.png", "wandb"),
 ]
 
 
-def test_the_run_directory_is_that_of_the_interface(smoke_run: Path) -> None:
+def test_run_directory_has_every_promised_file(smoke_run: Path) -> None:
     assert [name for name in RUN_FILES if not (smoke_run / name).exists()] == []
     assert list((smoke_run / "checkpoints").glob("step-*"))
     assert json.loads((smoke_run / "status.json").read_text())["state"] == "done"
 
 
-def test_metrics_hold_each_epoch_once_with_the_promised_keys(smoke_run: Path) -> None:
+def test_metrics_have_each_epoch_once_with_the_promised_keys(smoke_run: Path) -> None:
     records = read_lines(smoke_run / "metrics.jsonl")
     assert [record["epoch"] for record in records] == [1, 2]
     promised = {"epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate"}
-    promised |= {"seconds", "images_per_second"}
+    promised |= {"seconds", "images_per_second", "split"}
     assert promised <= set(records[0])
     assert [record["step"] for record in records] == [3, 6]
+    assert [record["split"] for record in records] == ["test", "test"]
     assert 0 < records[0]["train_loss"] < 10
 
 
-def test_the_summary_counts_every_test_image(smoke_run: Path) -> None:
+def test_summary_counts_every_test_image(smoke_run: Path) -> None:
     summary = json.loads((smoke_run / "summary.json").read_text())
     promised = {
         "test_accuracy",
@@ -53,7 +55,7 @@ def test_the_summary_counts_every_test_image(smoke_run: Path) -> None:
     assert summary["train_pflops"] == pytest.approx(6 * 32 * 2.276e9 / 1e15, rel=0.01)
 
 
-def test_the_configuration_records_what_was_run_and_no_secret(smoke_run: Path) -> None:
+def test_config_json_records_the_settings_and_no_secret(smoke_run: Path) -> None:
     config = json.loads((smoke_run / "config.json").read_text())
     assert config["recipe"] == "smoke"
     assert config["settings"]["batch_size"] == 32
@@ -62,7 +64,7 @@ def test_the_configuration_records_what_was_run_and_no_secret(smoke_run: Path) -
     assert holds(smoke_run, SECRET) == []
 
 
-def test_evaluate_gives_the_figures_of_the_summary(smoke_run: Path) -> None:
+def test_evaluate_prints_the_figures_of_the_summary(smoke_run: Path) -> None:
     summary = json.loads((smoke_run / "summary.json").read_text())
     finished = run("ddp_trainer.evaluate", smoke_run, "--device", "cpu")
     assert finished.returncode == 0, finished.stderr
@@ -72,21 +74,24 @@ def test_evaluate_gives_the_figures_of_the_summary(smoke_run: Path) -> None:
     assert figures["test_loss"] == pytest.approx(summary["test_loss"], rel=1e-5)
 
 
-def test_a_log_file_gets_plain_lines(tiny_dir: Path, tmp_path: Path) -> None:
+def test_log_file_has_plain_lines(tiny_dir: Path, tmp_path: Path) -> None:
     finished = train("--data-dir", tiny_dir, "--out", tmp_path / "run", "--max-steps", "1", module=NARROW)
     assert "\r" not in finished.stderr
     assert "\x1b" not in finished.stderr
-    assert "/40 (" in finished.stderr, "the test line gives counts"
+    assert "/40 (" in finished.stderr, "the last lines give counts"
 
 
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--ema-decay", "0.9", "--label-smoothing", "0.1", "--candidates", "2", "--accumulate", "2"),
+        ("--ema-decay", "0.9", "--label-smoothing", "0.1", "--accumulate", "2"),
         ("--optimizer", "adamw", "--peak-lr", "0.001", "--flip", "alternating", "--cutmix", "1", "--validation", "30"),
         ("--optimizer", "muon", "--peak-lr", "0.2", "--bias-lr", "2", "--clip-norm", "1", "--accumulate", "2"),
         ("--precision", "bf16", "--no-channels-last", "--data-mode", "stream", "--mixup", "0.4", "--deterministic"),
-        ("--compile", "--epochs", "2", "--small-crop-fraction", "0.5", "--max-steps", "6"),
+        pytest.param(
+            ("--compile", "--epochs", "2", "--small-crop-fraction", "0.5", "--max-steps", "6"),
+            marks=pytest.mark.skipif(not can_compile(), reason="g++ or Python.h is missing"),
+        ),
     ],
 )
 def test_settings_work_together(tiny_dir: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
@@ -95,6 +100,8 @@ def test_settings_work_together(tiny_dir: Path, tmp_path: Path, flags: tuple[str
     held_out = "--validation" in flags
     assert summary["test_total"] == (30 if held_out else 40)
     assert summary["evaluation_split"] == ("validation" if held_out else "test")
+    records = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert {record["split"] for record in records} <= {summary["evaluation_split"]}
 
 
 def test_stream_and_resident_train_the_same_model(tiny_dir: Path, tmp_path: Path) -> None:

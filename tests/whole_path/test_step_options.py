@@ -1,5 +1,6 @@
-"""What the options of a training step do: each by a relation to the step without it. A narrow network in float64."""
+"""What the options of a training step do, each compared with the step without it. A narrow network in float64."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,30 +12,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data_prep.loader import Batch
-from ddp_trainer.config import RuntimeConfig
-from ddp_trainer.distributed.runtime import Runtime
-from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.engine.loss import losses_per_image
 from ddp_trainer.engine.metrics import averages
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint
+from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
 from tests.support.trainer import NARROW, train
-from tests.support.workers.losses import build_trainer, settings
+
+Take = Callable[..., Trainer]
 
 
 @pytest.fixture
-def stepped(tiny_dir: Path):
-    """Trainers that have taken one step on one batch of 32, whose second half is the first once more."""
+def stepped(tiny_dir: Path, device: torch.device) -> Take:
+    """Trainers that have taken one step on one batch of 32, whose second half repeats the first."""
 
     def take(*, accumulate: int = 1, **optim: float) -> Trainer:
-        config = settings(torch.float64)
+        config = narrow_settings(tiny_dir)
         config = replace(
             config,
             optim=replace(config.optim, weight_decay=0.0, **optim),
             schedule=replace(config.schedule, accumulate=accumulate),
         )
-        runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32"), accumulate=accumulate, stop=StopRequest())
-        trainer = build_trainer(config, tiny_dir, torch.float64, runtime)
+        runtime = single_runtime(device=device.type, accumulate=accumulate)
+        trainer = narrow_trainer(config, runtime, dtype=torch.float64)
         half = next(iter(trainer.data.loader.batches([np.arange(32)])))
         trainer.train_step(Batch(*(torch.cat([column[:16]] * 2) for column in half)), epoch=0)
         return trainer
@@ -47,23 +47,22 @@ def weights(trainer: Trainer) -> Tensor:
 
 
 def momentum(trainer: Trainer) -> Tensor:
-    """After one step: the gradient."""
-    return torch.cat([slot["momentum_buffer"].flatten() for slot in trainer.optimizer.state.values()])
+    """After one step it is the gradient."""
+    return torch.cat([slot["momentum_buffer"].flatten() for slot in trainer.state.optimizer.state.values()])
 
 
-def test_accumulated_parts_make_the_gradient_of_the_whole(stepped) -> None:
+def test_accumulated_parts_give_the_gradient_of_the_whole_batch(stepped: Take) -> None:
     """BatchNorm sees the same statistics in either half as in both."""
     whole, parts = stepped(), stepped(accumulate=2)
     torch.testing.assert_close(momentum(parts), momentum(whole), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-9, atol=1e-12)
-    assert averages(parts.sums.values) == pytest.approx(averages(whole.sums.values))
+    assert averages(parts.state.sums.values) == pytest.approx(averages(whole.state.sums.values))
 
 
-def test_the_network_sees_crops_that_grow(tiny_dir: Path) -> None:
-    config = settings(torch.float64)
+def test_network_sees_growing_crops(tiny_dir: Path, device: torch.device) -> None:
+    config = narrow_settings(tiny_dir)
     config = replace(config, schedule=replace(config.schedule, epochs=4, small_crop_fraction=0.5))
-    runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32"), stop=StopRequest())
-    trainer = build_trainer(config, tiny_dir, torch.float64, runtime)
+    trainer = narrow_trainer(config, single_runtime(device=device.type))
     seen: list[int] = []
     trainer.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].size(2)))
     batch = next(iter(trainer.data.loader.batches([np.arange(32)])))
@@ -72,20 +71,20 @@ def test_the_network_sees_crops_that_grow(tiny_dir: Path) -> None:
     assert seen == [16, 24, 32, 32]
 
 
-def test_clipping_shortens_the_gradient_and_keeps_its_direction(stepped) -> None:
+def test_clipping_shortens_the_gradient_and_keeps_its_direction(stepped: Take) -> None:
     free, clipped = momentum(stepped()), momentum(stepped(clip_norm=1e-3))
     assert free.norm() > 0.1
     torch.testing.assert_close(clipped, free / free.norm() * 1e-3, rtol=1e-4, atol=1e-12)
 
 
-def test_smoothing_is_that_of_the_loss_that_is_trained(stepped) -> None:
-    sharp, smooth = (averages(stepped(label_smoothing=share).sums.values).loss for share in (0.0, 0.4))
-    half = averages(stepped(label_smoothing=0.2).sums.values).loss
+def test_label_smoothing_changes_the_loss_linearly(stepped: Take) -> None:
+    sharp, smooth = (averages(stepped(label_smoothing=share).state.sums.values).loss for share in (0.0, 0.4))
+    half = averages(stepped(label_smoothing=0.2).state.sums.values).loss
     assert sharp != pytest.approx(smooth, rel=1e-3)
-    assert half == pytest.approx((sharp + smooth) / 2, rel=1e-9), "linear in the share"
+    assert half == pytest.approx((sharp + smooth) / 2, rel=1e-9)
 
 
-def test_the_loss_is_that_of_smoothed_and_shared_labels() -> None:
+def test_loss_of_mixed_images_is_the_weighted_sum_over_both_labels() -> None:
     logits = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     labels, partners, share = torch.tensor([0, 1, 2, 3]), torch.tensor([1, 0, 3, 2]), torch.tensor([0.3, 0.3, 0.9, 0.9])
     target = share[:, None] * F.one_hot(labels, 5) + (1 - share[:, None]) * F.one_hot(partners, 5)
@@ -93,7 +92,7 @@ def test_the_loss_is_that_of_smoothed_and_shared_labels() -> None:
     torch.testing.assert_close(losses_per_image(logits, labels, partners, share, label_smoothing=0.2), expected)
 
 
-def test_with_an_average_it_is_what_the_run_leaves(tiny_dir: Path, tmp_path: Path) -> None:
+def test_run_leaves_the_averaged_weights_if_there_are_any(tiny_dir: Path, tmp_path: Path) -> None:
     train("--data-dir", tiny_dir, "--out", tmp_path / "run", "--ema-decay", "0.5", module=NARROW)
     state = read_checkpoint(list_checkpoints(tmp_path / "run" / "checkpoints")[0])
     left = load_file(tmp_path / "run" / "model.safetensors")

@@ -11,7 +11,7 @@ from tests.support.trainer import run
 from tests.support.workers.batchnorm import inputs
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_it_is_plain_batchnorm_over_the_whole_batch(tmp_path: Path, device: str) -> None:
     """Ours on the CPU, torch's on CUDA."""
     if device == "cuda" and torch.cuda.device_count() < 3:

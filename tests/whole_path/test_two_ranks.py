@@ -1,4 +1,4 @@
-"""One process or several, through the real launcher: the same images, the same schedule, the same counts."""
+"""One process or several, under the real launcher: the same images and the same losses."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.support.trainer import run
 
 
 def global_batches(folder: Path, world_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, batch, ...) images and indices, put together from the ranks' files in rank order."""
+    """(steps, batch, ...) images and indices, joined from the ranks' files in rank order."""
     ranks = [np.load(folder / f"rank-{rank}-of-{world_size}.npz") for rank in range(world_size)]
     return tuple(np.concatenate([rank[name] for rank in ranks], axis=1) for name in ("images", "indices"))  # type: ignore[return-value]
 
@@ -23,7 +23,7 @@ def batches_of_one(synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize(("world_size", "mode"), [(2, "stream"), (4, "resident")])
-def test_every_rank_count_sees_the_same_augmented_images(
+def test_any_number_of_ranks_sees_the_same_augmented_images(
     synthetic_dir: Path, tmp_path: Path, batches_of_one: tuple[np.ndarray, np.ndarray], world_size: int, mode: str
 ) -> None:
     finished = run("tests.support.workers.dump_batches", synthetic_dir, tmp_path, mode, "3", processes=world_size)
@@ -44,7 +44,7 @@ STEPS = {"float64": 50, "float32": 20}
 
 @pytest.fixture(scope="module")
 def losses(synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files DTYPE-PROCESSES.json: the loss at each step, with synchronised BatchNorm."""
+    """Files DTYPE-PROCESSES.json: the loss at each step, with synchronized BatchNorm."""
     folder = tmp_path_factory.mktemp("losses")
     for world_size in (1, 2, 4):
         parts = [f"{dtype}={steps}" for dtype, steps in STEPS.items()]
@@ -54,11 +54,11 @@ def losses(synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)])
-def test_with_synchronised_batchnorm_the_training_is_the_same(losses: Path, dtype: str, tolerance: float) -> None:
+def test_losses_with_synchronized_batchnorm_are_the_same(losses: Path, dtype: str, tolerance: float) -> None:
     one, two, four = (json.loads((losses / f"{dtype}-{size}.json").read_text()) for size in (1, 2, 4))
     assert len(one) == STEPS[dtype]
     assert len(set(one)) == len(one), "every step has its own images and weights"
-    if dtype == "float64":  # 20 steps of float32 at its low rate are too few for that
+    if dtype == "float64":  # 20 steps of float32 at its low rate are too few
         assert np.mean(one[-10:]) < np.mean(one[:10])
     assert two == pytest.approx(one, rel=tolerance)
     assert four == pytest.approx(one, rel=tolerance)

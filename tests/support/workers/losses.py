@@ -1,79 +1,52 @@
 """Writes the loss of the global batch at each step: `DATA_DIR OUT DTYPE=STEPS ...`, alone or under the launcher.
 
-BatchNorm is synchronised. A narrow network, so that float64 on a CPU takes seconds.
+BatchNorm is synchronized. A narrow network, so that float64 on a CPU takes seconds.
 """
 
+import itertools
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from data_prep.augment import Augmenter
-from data_prep.dataset import read_dataset
-from data_prep.loader import build_loader
 from ddp_trainer.config import RuntimeConfig, TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
-from ddp_trainer.engine.data import RunData
-from ddp_trainer.engine.evaluation import Evaluator
 from ddp_trainer.engine.metrics import averages
-from ddp_trainer.engine.observer import SilentObserver
-from ddp_trainer.engine.optim import build_optimizer
 from ddp_trainer.engine.trainer import Trainer
-from ddp_trainer.models.custom_resnet import CustomResNet
-from ddp_trainer.models.spec import ModelSpec
-from ddp_trainer.recipes import smoke
+from tests.support.narrow import narrow_settings, narrow_trainer
 
 
-def settings(dtype: torch.dtype) -> TrainConfig:
-    config = smoke()
-    # In float32 rounding sometimes turns the maximum of a pooling window into another one: a jump that a high rate
-    # carries on from step to step. In float64 it does not, and the recipe's rate is kept.
+def settings(data_dir: Path, dtype: torch.dtype) -> TrainConfig:
+    """In float32 the learning rate is low.
+
+    There, rounding sometimes makes another element the maximum of a pooling window: a jump that a high rate amplifies
+    from step to step. In float64 that does not happen, and the recipe's rate is kept.
+    """
+    config = narrow_settings(data_dir)
     peak_lr = config.optim.peak_lr if dtype == torch.float64 else 0.001
-    return replace(
-        config,
-        schedule=replace(config.schedule, epochs=20, batch_size=32, max_steps=None),
-        optim=replace(config.optim, peak_lr=peak_lr),
-    )
-
-
-def build_trainer(config: TrainConfig, data_dir: Path, dtype: torch.dtype, runtime: Runtime) -> Trainer:
-    dataset = read_dataset(data_dir)
-    spec = ModelSpec(classes=dataset.classes, mean=dataset.mean, std=dataset.std, image_size=32)
-    share = 32 // runtime.world_size
-    beton = data_dir / dataset.splits["train"].file
-    loader = build_loader(beton, mode="resident", device=runtime.device, batch_size=share, num_workers=1)
-    model = CustomResNet(widths=(8, 8, 16, 16)).to(dtype)
-    augmenter = Augmenter(config.augment, mean=spec.mean, std=spec.std, seed=0, dtype=dtype)
-    samples = np.arange(dataset.splits["train"].count)
-    evaluator = Evaluator(loader, samples, spec, runtime)
-    data = RunData(loader=loader, samples=samples, augmenter=augmenter, evaluator=evaluator)
-    return Trainer(config, runtime, model, build_optimizer(model, config.optim), data, SilentObserver())
+    return replace(config, schedule=replace(config.schedule, epochs=20), optim=replace(config.optim, peak_lr=peak_lr))
 
 
 def losses_of(trainer: Trainer, steps: int) -> list[float]:
+    """The loss of each of the first `steps` steps, over the images of all ranks."""
     losses: list[float] = []
-    for epoch in range(trainer.config.schedule.epochs):
-        for batch in trainer.data.loader.batches(
-            trainer.data.plan(epoch, config=trainer.config, runtime=trainer.runtime)
-        ):
-            trainer.state.sums.reset()
-            trainer.train_step(batch, epoch)
-            losses.append(averages(trainer.runtime.sum_over_ranks(trainer.state.sums.values.clone())).loss)
-            if len(losses) == steps:
-                return losses
-    raise ValueError(f"{steps} steps are more than the training has")
+    for _ in itertools.chain.from_iterable(map(trainer.steps, range(trainer.config.schedule.epochs))):
+        losses.append(averages(trainer.runtime.sum_over_ranks(trainer.state.sums.values.clone())).loss)
+        trainer.state.sums.reset()
+        if len(losses) == steps:
+            break
+    return losses
 
 
 def main(data_dir: Path, out: Path, parts: dict[str, int]) -> None:
     runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32", sync_bn=True))
-    for dtype, steps in parts.items():
-        kind = getattr(torch, dtype)
-        losses = losses_of(build_trainer(settings(kind), data_dir, kind, runtime), steps)
+    for name, steps in parts.items():
+        dtype = getattr(torch, name)
+        losses = losses_of(narrow_trainer(settings(data_dir, dtype), runtime, dtype=dtype), steps)
         if runtime.is_main:
-            (out / f"{dtype}-{runtime.world_size}.json").write_text(json.dumps(losses))
+            (out / f"{name}-{runtime.world_size}.json").write_text(json.dumps(losses))
     runtime.close()
 
 

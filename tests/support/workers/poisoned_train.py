@@ -1,4 +1,4 @@
-"""`STEP` and then the trainer's arguments: in that step the last rank's second image gets a loss that is no number."""
+"""`STEP`, then the trainer's arguments: in that step the loss of the last rank's second image is NaN."""
 
 import math
 import sys

@@ -1,11 +1,11 @@
-"""A report that cannot be drawn never costs a finished run."""
+"""A report that cannot be written never fails a finished run."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from ddp_trainer.run.outputs import write_report_or_say_why
+from ddp_trainer.run.outputs import write_report_or_warn
 from tests.support.trainer import train
 
 
@@ -21,14 +21,14 @@ def test_run_is_complete_without_its_report(tiny_dir: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("error", [MemoryError(), ZeroDivisionError("division by zero")])
-def test_whatever_the_report_raises_is_one_line(
+def test_any_error_of_the_report_becomes_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
     def fail(run_dirs: list[Path]) -> Path:
         raise error
 
     monkeypatch.setattr("ddp_trainer.report.write_report", fail)
-    assert write_report_or_say_why(Path("runs/it is here")) is None
+    assert write_report_or_warn(Path("runs/it is here")) is None
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and type(error).__name__ in said
     assert "python -m ddp_trainer.report 'runs/it is here'" in said

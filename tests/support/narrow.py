@@ -1,0 +1,55 @@
+"""A real trainer in this process, with a network so narrow that a step takes milliseconds."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from data_prep.augment import Augmenter
+from data_prep.dataset import read_dataset
+from ddp_trainer.config import RuntimeConfig, TrainConfig
+from ddp_trainer.distributed.runtime import Runtime
+from ddp_trainer.distributed.signals import StopRequest
+from ddp_trainer.engine.build import build_trainer
+from ddp_trainer.engine.data import build_data
+from ddp_trainer.engine.observer import Observer
+from ddp_trainer.engine.trainer import Trainer
+from ddp_trainer.models.spec import ModelSpec, build_network
+from ddp_trainer.recipes import smoke
+
+WIDTHS = (8, 8, 16, 16)
+
+
+def narrow_settings(data_dir: Path) -> TrainConfig:
+    """The recipe smoke without its limit of steps."""
+    config = smoke()
+    return replace(
+        config,
+        data=replace(config.data, data_dir=data_dir),
+        network=replace(config.network, widths=WIDTHS),
+        schedule=replace(config.schedule, max_steps=None),
+    )
+
+
+def single_runtime(*, device: str = "cpu", accumulate: int = 1, stop: StopRequest | None = None) -> Runtime:
+    """This process alone, in fp32. It installs no signal handlers."""
+    config = RuntimeConfig(device=device, precision="fp32")  # type: ignore[arg-type]
+    return Runtime(config, accumulate=accumulate, stop=stop or StopRequest())
+
+
+def narrow_trainer(
+    config: TrainConfig,
+    runtime: Runtime,
+    *,
+    dtype: torch.dtype = torch.float32,
+    network: nn.Module | None = None,
+    observer: Observer | None = None,
+) -> Trainer:
+    """`build_trainer` with weights and images of `dtype`."""
+    dataset = read_dataset(config.data.data_dir)
+    spec, data = ModelSpec.of(dataset, config.network), build_data(config, runtime, dataset)
+    augmenter = Augmenter(config.augment, mean=spec.mean, std=spec.std, seed=config.runtime.seed, dtype=dtype)
+    network = network or build_network(config.network, spec)
+    data = replace(data, augmenter=augmenter)
+    return build_trainer(config, runtime, dataset, network=network.to(dtype), data=data, observer=observer)

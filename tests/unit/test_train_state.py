@@ -1,0 +1,76 @@
+"""The state of a run by name: what is saved is restored, and another network's state is refused."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_prep.errors import InputError
+from ddp_trainer.engine.train_state import KEYS
+from ddp_trainer.engine.trainer import Trainer
+from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
+
+BUFFER = "model.features.0.1.running_mean"
+
+
+def trainer_with_average(data_dir: Path) -> Trainer:
+    """A narrow trainer with an average of the weights, and so with twice as many buffers."""
+    config = narrow_settings(data_dir)
+    return narrow_trainer(replace(config, optim=replace(config.optim, ema_decay=0.9)), single_runtime())
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_dir: Path) -> dict[str, Any]:
+    trainer = trainer_with_average(tiny_dir)
+    next(trainer.steps(0))
+    return trainer.state.state_dict()
+
+
+def test_state_has_the_keys_that_a_checkpoint_needs(saved: dict[str, Any]) -> None:
+    assert saved.keys() == KEYS
+
+
+def test_restored_state_equals_the_saved_one(saved: dict[str, Any], tiny_dir: Path) -> None:
+    trainer = trainer_with_average(tiny_dir)
+    trainer.state.load_state_dict(saved)
+    again = trainer.state.state_dict()
+    assert again["step"] == 1
+    for part in ("model", "ema", "buffers"):
+        assert saved[part].keys() == again[part].keys()
+        assert all(torch.equal(value, again[part][name]) for name, value in saved[part].items())
+    assert torch.equal(again["sums"], saved["sums"])
+
+
+def rename(buffers: dict[str, torch.Tensor]) -> None:
+    """The order stays, so that by position everything would still fit."""
+    renamed = {name.replace(BUFFER, "model.features.0.1.other"): rows for name, rows in buffers.items()}
+    buffers.clear()
+    buffers.update(renamed)
+
+
+def reshape(buffers: dict[str, torch.Tensor]) -> None:
+    """One value, which would be copied to every channel."""
+    buffers[BUFFER] = buffers[BUFFER][:, :1]
+
+
+DAMAGES: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
+    "renamed": rename,
+    "missing": lambda buffers: buffers.pop(BUFFER),
+    "another shape": reshape,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_checkpoint_with_other_buffers_is_refused(saved: dict[str, Any], tiny_dir: Path, damage: str) -> None:
+    state, trainer = {**saved, "buffers": dict(saved["buffers"])}, trainer_with_average(tiny_dir)
+    DAMAGES[damage](state["buffers"])
+    before = trainer.state.state_dict()
+    with pytest.raises(InputError, match=r"other buffers than the network \(.*features\.0\.1\.") as caught:
+        trainer.state.load_state_dict(state)
+    assert "\n" not in str(caught.value)
+    assert trainer.state.step == 0
+    after = trainer.state.state_dict()["model"]
+    assert all(torch.equal(value, after[name]) for name, value in before["model"].items()), "nothing was loaded"

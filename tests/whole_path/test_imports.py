@@ -1,0 +1,64 @@
+"""Importing a module does nothing, and a wrong command line costs no import of torch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.source import PACKAGES, REPOSITORY
+
+IMPORT_EVERYTHING = """
+import importlib, json, pkgutil, sys, threading
+import torch
+before = {"threads": torch.get_num_threads(), "seed": torch.initial_seed()}
+names = []
+for package in PACKAGES:
+    for module in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
+        names.append(module.name)
+        importlib.import_module(module.name)
+print(json.dumps({
+    "names": names,
+    "loaded": sorted(sys.modules),
+    "alive": threading.active_count(),
+    "before": before,
+    "after": {"threads": torch.get_num_threads(), "seed": torch.initial_seed()},
+    "cuda": torch.cuda.is_initialized(),
+    "joined": torch.distributed.is_initialized(),
+}))
+"""
+
+
+def test_importing_does_nothing(tmp_path: Path) -> None:
+    """It loads no heavy library, and prints, writes, starts and sets nothing."""
+    code = IMPORT_EVERYTHING.replace("PACKAGES", repr(PACKAGES))
+    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=variables, text=True, capture_output=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    seen = json.loads(done.stdout)  # nothing else was printed
+    assert set(seen["names"]) >= {"data_prep.__main__", "ddp_trainer.train", "ddp_trainer.tracking.tracker"}
+    heavy = {"ffcv", "numba", "cv2", "wandb", "matplotlib", "torchvision", "tensorboard"}
+    assert heavy.isdisjoint(name.split(".")[0] for name in seen["loaded"])
+    assert seen["after"] == seen["before"]
+    assert (seen["alive"], seen["cuda"], seen["joined"]) == (1, False, False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", ["ddp_trainer.train", "ddp_trainer.sweep", "ddp_trainer.report", "slurm.preflight"])
+def test_wrong_command_line_is_refused_before_torch_is_imported(module: str, tmp_path: Path) -> None:
+    """Importing torch takes seconds."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    variables = {**os.environ, "PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+    done = subprocess.run(
+        [sys.executable, "-m", module, "nothing-of-this-name"],
+        env=variables,
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "nothing-of-this-name" in done.stderr

@@ -1,0 +1,33 @@
+"""A step that is not finite ends the run, names its images, and leaves the checkpoint before it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.trainer import NARROW, run, train
+
+POISONED = "tests.support.workers.poisoned_train"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_nan_loss_of_one_image_ends_the_run_and_is_reported(tiny_dir: Path, tmp_path: Path, processes: int) -> None:
+    """In the last rank only, in step 5, right after the checkpoint of step 4."""
+    out = tmp_path / "run"
+    plan = ("--batch-size", "16", "--epochs", "2", "--max-steps", "12", "--checkpoint-every-steps", "2")
+    arguments = (*plan, "--data-dir", tiny_dir, "--out", out)
+    finished = run(POISONED, "5", "smoke", "--device", "cpu", *arguments, processes=processes)
+    assert finished.returncode == 1, finished.stderr
+    assert "not finite at step 5" in finished.stderr
+    assert json.loads((out / "status.json").read_text())["state"] == "failed"
+    report = json.loads((out / "crash" / "step-00000005.json").read_text())
+    assert [len(rank["samples"]) for rank in report["ranks"]] == [16 // processes] * processes
+    bad = [
+        (rank, place)
+        for rank, images in enumerate(report["ranks"])
+        for place, loss in enumerate(images["losses"])
+        if loss is None
+    ]
+    assert bad == [(processes - 1, 1)]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
+    train(*arguments, "--resume", processes=processes, module=NARROW)
