@@ -31,7 +31,8 @@ class EvaluateConfig:
     data_dir: Path | None = None
     """A folder that data_prep wrote; default: the one the run was trained on."""
     tta: bool = False
-    """Test-time augmentation: classify uncertain images by averaging six shifted and mirrored copies."""
+    """Test-time augmentation: classify uncertain images by averaging shifted copies, and mirrored ones too unless
+    the run was trained with --flip none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

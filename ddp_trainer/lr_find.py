@@ -1,11 +1,11 @@
 """LR range test: `accelerate launch -m ddp_trainer.lr_find [RECIPE]` suggests a peak learning rate.
 
-The range test of Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv 1506.01186, section 3.3), in the
-exponential form of Gugger, "How Do You Find A Good Learning Rate" (sgugger.github.io, 2018), as in fastai and
-Lightning: the rate rises by a constant factor per step until the smoothed loss is over four times its lowest. The
-suggestion is a tenth of the rate with the lowest smoothed loss (`report.loss_curve`).
+The method is from Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv 1506.01186, section 3.3), in
+the exponential form of Gugger, "How Do You Find A Good Learning Rate" (sgugger.github.io, 2018), as in fastai and
+Lightning: the rate rises by a constant factor per step until the smoothed loss exceeds four times its lowest value.
+The suggestion is a tenth of the rate with the lowest smoothed loss (`report.loss_curve`).
 
-The steps are the trainer's own, on the global batches of the recipe, with a fresh network that is thrown away.
+The steps are those of a run: a trainer from `build_trainer`, with another schedule. Its network is thrown away.
 """
 
 import contextlib
@@ -26,13 +26,21 @@ from data_prep.dataset import read_dataset, verify_dataset
 from data_prep.errors import require
 from data_prep.files import replace_file, write_json
 from ddp_trainer.command_line import parse_flags, program_name, run_command, take_recipe
-from ddp_trainer.config import DataConfig, NetworkConfig, OptimConfig, RuntimeConfig, TrainConfig, require_printable
+from ddp_trainer.config import (
+    DataConfig,
+    NetworkConfig,
+    OptimConfig,
+    RunConfig,
+    RuntimeConfig,
+    TrainConfig,
+    require_printable,
+)
 from ddp_trainer.distributed.launch import Launch, check_machine
 from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import Preempted, StopRequest, exit_process
 from ddp_trainer.engine.build import build_trainer
-from ddp_trainer.engine.metrics import averages
+from ddp_trainer.engine.metrics import Averages, averages
 from ddp_trainer.engine.step_guard import NonFinite
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.recipes import RECIPES
@@ -45,7 +53,7 @@ from ddp_trainer.tracking.console import print_line
 
 @dataclass(frozen=True, kw_only=True)
 class RangeConfig:
-    """Which learning rates to try."""
+    """The learning rates to try."""
 
     out: Path | None = None
     """Folder for lr_find.png and lr_find.json; default: runs/lr_find-RECIPE-TIMESTAMP."""
@@ -95,7 +103,7 @@ class RangeTestConfig:
         )
 
     def as_train_config(self) -> TrainConfig:
-        """On whole images, and with no limit of steps but that of the range test."""
+        """The settings of the trainer: whole images, and no limit of steps but that of the range test."""
         return TrainConfig(
             recipe=self.recipe,
             data=self.data,
@@ -104,13 +112,14 @@ class RangeTestConfig:
             schedule=replace(self.schedule, small_crop_fraction=0.0, max_steps=None),
             optim=self.optim,
             runtime=self.runtime,
+            run=RunConfig(log_every_steps=0),
         )
 
 
 def range_test(trainer: Trainer, sweep: RangeConfig) -> LossCurve:
-    """Trains with a rising learning rate until its last value, or until the loss diverges.
+    """The loss at each learning rate, which rises to its last value unless the loss diverges earlier.
 
-    All ranks stop at the same step, since the loss is that of the global batch. Raises Preempted.
+    Trains `trainer`. All ranks stop at the same step, because the loss is that of the global batch. Raises Preempted.
     """
     peak_lr = trainer.config.optim.peak_lr
     trainer.share_of_peak = lambda step: sweep.rate(step) / peak_lr
@@ -120,28 +129,28 @@ def range_test(trainer: Trainer, sweep: RangeConfig) -> LossCurve:
         for step in itertools.chain.from_iterable(trainer.steps(epoch) for epoch in itertools.count()):
             done = averages(trainer.runtime.sum_over_ranks(sums.values.clone()))
             sums.reset()
-            if done.num_images:  # a skipped step has counted none; in fp16 that is the search for a loss scale
+            if done.num_images:  # none in a skipped step; in fp16, the first ones only search for a loss scale
                 curve.add(sweep.rate(step - 1), done.loss)
-            _show_progress(trainer, sweep, step, done.loss)
+            if trainer.runtime.is_main and step % max(sweep.steps // 10, 1) == 0:
+                _show_progress(sweep, step, done)
             if curve.diverged or step == sweep.steps:
                 break
         trainer.guard.settle()
-    except NonFinite as error:
+    except NonFinite as error:  # the loss has diverged beyond all numbers
         curve.add(sweep.rate(error.step), math.nan)
     return curve
 
 
-def _show_progress(trainer: Trainer, sweep: RangeConfig, step: int, loss: float) -> None:
-    if trainer.runtime.is_main and step % max(sweep.steps // 10, 1) == 0:
-        line = f"step {step}/{sweep.steps}  lr {sweep.rate(step - 1):.2e}  loss {loss:.4f}"
-        print(line, file=sys.stderr, flush=True)
+def _show_progress(sweep: RangeConfig, step: int, done: Averages) -> None:
+    loss = f"loss {done.loss:.4f}" if done.num_images else "skipped"
+    print_line(f"step {step}/{sweep.steps}  lr {sweep.rate(step - 1):.2e}  {loss}", sys.stderr)
 
 
 def write_results(out: Path, curve: LossCurve, config: TrainConfig, runtime: Runtime) -> None:
-    """lr_find.png, then lr_find.json; prints the suggestion."""
+    """Writes lr_find.png, then lr_find.json, and prints the suggestion."""
     replace_file(out / "lr_find.png", curve.draw(f"Learning rate range test, {config.recipe}"))
     suggested, others = curve.suggestion(), {}
-    if suggested is not None:  # rates of their own were tried in proportion to --peak-lr
+    if suggested is not None:  # the test has changed the other rates in proportion to --peak-lr
         rates = {"head_lr": config.optim.head_lr, "bias_lr": config.optim.bias_lr}
         others = {name: rate / config.optim.peak_lr * suggested for name, rate in rates.items() if rate is not None}
     content = {
@@ -163,7 +172,7 @@ def write_results(out: Path, curve: LossCurve, config: TrainConfig, runtime: Run
 
 
 def find_learning_rate(test: RangeTestConfig, stop: StopRequest) -> None:
-    """The whole command. Raises InputError before any work is done."""
+    """Runs the range test and writes its results. Raises InputError before any work is done."""
     config, launch = test.as_train_config(), Launch.from_environment()
     check_machine(config.runtime)
     dataset = read_dataset(config.data.data_dir)
@@ -180,7 +189,7 @@ def find_learning_rate(test: RangeTestConfig, stop: StopRequest) -> None:
             curve = range_test(build_trainer(config, runtime, dataset), test.sweep)
         except Preempted:
             if runtime.is_main:
-                print_line("stopped: nothing is written", sys.stderr)
+                print_line("stopped: nothing was written", sys.stderr)
         else:
             if out is not None and runtime.is_main:
                 write_results(out, curve, config, runtime)
@@ -190,8 +199,8 @@ def find_learning_rate(test: RangeTestConfig, stop: StopRequest) -> None:
 def parse(argv: Sequence[str]) -> RangeTestConfig:
     recipe, arguments = take_recipe(argv, RECIPES)
     description = (
-        "Learning rate range test of a recipe: writes lr_find.png and lr_find.json. Of its schedule, only --batch-size "
-        "and --accumulate matter."
+        "Find a good --peak-lr for a recipe: train with a rising learning rate, write lr_find.png and lr_find.json. Of "
+        "the schedule, only --batch-size and --accumulate matter."
     )
     prog = f"{program_name('ddp_trainer.lr_find')} [RECIPE]"
     return parse_flags(
@@ -200,7 +209,7 @@ def parse(argv: Sequence[str]) -> RangeTestConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status. 0: written, or asked to stop; 2: the input is wrong; 1: anything else."""
+    """Exit status. 0: written, or stopped by a signal; 2: the input is wrong; 1: anything else."""
     stop = StopRequest()
     words = sys.argv[1:] if argv is None else argv
     with stop.listening():

@@ -78,7 +78,7 @@ def train_here(
     from ddp_trainer.run.api import configure
 
     config, stop = configure(recipe, settings), StopRequest()
-    with stop.listening():
+    with stop.listening(), reported_faults():
         return train(config, stop, observer=observer)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.errors import InputError, shell_path
+from data_prep.files import open_regular
 from data_prep.sources import NUM_NAMED
 from data_prep.sources.picture import SIGNATURES, SUFFIXES
 
@@ -150,7 +151,7 @@ def _files_below(folder: Path, listing: Listing, ancestors: tuple[tuple[int, int
             listing.hidden += 1
         elif _kind(path) == "folder":
             yield from _files_below(path, listing, (*ancestors, identity))
-        elif path.suffix.lower() in SUFFIXES or _looks_like_image(path):
+        elif looks_like_image(path):
             yield path
         else:
             listing.other[_suffix(entry.name)] += 1
@@ -170,9 +171,12 @@ def _kind(path: Path) -> str:
     raise InputError(f"{shell_path(path)} is not a regular file; remove it")
 
 
-def _looks_like_image(path: Path) -> bool:
+def looks_like_image(path: Path) -> bool:
+    """Whether a file is an image by its name or its first bytes."""
+    if path.suffix.lower() in SUFFIXES:
+        return True
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(8).startswith(SIGNATURES)
     except OSError:
         return False

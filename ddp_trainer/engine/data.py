@@ -42,7 +42,7 @@ def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo) -> R
         labels = read_labels(train_beton)
         samples, evaluated = hold_out(labels, count=config.data.validation, seed=config.runtime.seed)
         evaluated_beton = train_beton
-    spec = ModelSpec.of(dataset, config.network)
+    spec = ModelSpec.of(dataset, config.network, flip=config.augment.flip)
 
     def loader(beton: Path, batch_size: int) -> StreamLoader | ResidentLoader:
         return build_loader(

@@ -15,6 +15,8 @@ from ddp_trainer.models import registry
 from ddp_trainer.models.custom_resnet import ACTIVATIONS, WIDTHS
 from ddp_trainer.models.initial_weights import freeze
 
+FLIPS = ("none", "random", "alternating")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
@@ -27,9 +29,10 @@ class ModelSpec:
     widths: tuple[int, int, int, int] = WIDTHS
     activation: str = "relu"
     architecture: str = registry.BUILT_IN  # as in --network
+    flip: str = "random"  # --flip of the run: after "none", test-time augmentation must not mirror images either
 
     @classmethod
-    def of(cls, dataset: DatasetInfo, network: NetworkConfig) -> "ModelSpec":
+    def of(cls, dataset: DatasetInfo, network: NetworkConfig, *, flip: str = "random") -> "ModelSpec":
         return cls(
             classes=tuple(dataset.classes),
             mean=dataset.mean,
@@ -38,6 +41,7 @@ class ModelSpec:
             widths=network.widths,
             activation=network.activation,
             architecture=network.network,
+            flip=flip,
         )
 
     @property
@@ -57,6 +61,8 @@ class ModelSpec:
             spec = cls(**values)
             if spec.activation not in ACTIVATIONS:
                 raise ValueError(f"unknown activation {spec.activation}")
+            if spec.flip not in FLIPS:
+                raise ValueError(f"flip must be one of {', '.join(FLIPS)}, got {spec.flip}")
             return spec
         except FileNotFoundError:
             raise InputError(f"{path} is missing: {path.parent} is not a finished run; train it first") from None

@@ -1,15 +1,15 @@
-"""What a learning rate range test has measured: losses by rate, when to stop, what to suggest, and a picture of it."""
+"""The result of a learning rate range test: the loss at each rate, when to stop, what to suggest, and a picture."""
 
 import math
 
 DIVERGED = 4.0  # times the lowest smoothed loss, as in fastai
-SHARE = 0.1  # of all steps: what is averaged over, and what the first steps are
+SHARE = 0.1  # of all steps: how many the average covers, and how many count as the first steps
 
 
 class LossCurve:
-    """Losses by learning rate, raw and smoothed: an exponential average without the bias of its start.
+    """Losses by learning rate, raw and smoothed by an exponential average that is corrected for its start.
 
-    It averages over a share of the steps, so it lags behind by the same factor of the rate at any number of steps.
+    The average covers a fixed share of the steps, so it lags by the same factor of the rate at any number of steps.
     """
 
     def __init__(self, steps: int) -> None:
@@ -22,7 +22,7 @@ class LossCurve:
         self._average = 0.0
 
     def add(self, rate: float, loss: float) -> None:
-        """Sets `diverged` where the loss is far above its lowest, or no number any more, which is not kept."""
+        """Sets `diverged` if the loss is far above its lowest value or not finite; in the latter case leaves it out."""
         if not math.isfinite(loss):
             self.diverged = True
             return
@@ -34,8 +34,10 @@ class LossCurve:
 
     @property
     def lowest(self) -> int | None:
-        """The step with the lowest smoothed loss after the first steps. None where the loss did not fall below theirs:
-        where it is lowest is chance then."""
+        """The step with the lowest smoothed loss after the first steps.
+
+        None if the loss did not fall below that of the first steps: its lowest point is chance then.
+        """
         later = range(self._first, len(self.smoothed))
         if not later:
             return None
@@ -43,19 +45,19 @@ class LossCurve:
         return step if self.smoothed[step] < sum(self.losses[: self._first]) / self._first else None
 
     def suggestion(self) -> float | None:
-        """A tenth of the rate with the lowest smoothed loss, to two digits, which is more than the method knows."""
+        """A tenth of the rate with the lowest smoothed loss, to two digits; the method is not even that accurate."""
         return None if self.lowest is None else float(f"{self.rates[self.lowest] / 10:.2g}")
 
     def advice(self) -> str:
-        """One line for the user."""
+        """What to do next, in one line."""
         if self.lowest is None:
-            return "the loss did not fall, so nothing is suggested: try a lower --start-lr, or more --steps"
+            return "the loss did not fall, so there is no suggestion; try a lower --start-lr or more --steps"
         if not self.diverged and self.lowest == len(self.rates) - 1:
             return f"suggested: --peak-lr {self.suggestion():g}; the loss was still falling, so try a higher --end-lr"
         return f"suggested: --peak-lr {self.suggestion():g}"
 
     def draw(self, title: str) -> bytes:
-        """A PNG: loss over learning rate, the suggestion marked."""
+        """PNG of the loss over the learning rate, with the suggestion marked."""
         from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
         from ddp_trainer.report.charts import THEMES, new_figure, style, to_png
@@ -70,7 +72,7 @@ class LossCurve:
         axes.grid(axis="y", color=theme.line, linewidth=0.8)
         axes.plot(self.rates, self.losses, color=theme.muted, linewidth=0.9, alpha=0.6, label="each step")
         axes.plot(self.rates, self.smoothed, color=theme.series[0], linewidth=2, label="smoothed")
-        if self.smoothed:  # the last steps of a loss that diverges would press the rest of the curve flat
+        if self.smoothed:  # the last steps of a diverging loss would flatten the rest of the curve
             low, first = min(self.losses), max(self.losses[: self._first])
             axes.set_ylim(low - 0.1 * (first - low), first + 0.5 * max(first - low, 0.1))
         if suggested is not None:

@@ -1,4 +1,4 @@
-"""Mean, standard deviation and n over runs that differ in their seed only, as a table in Markdown."""
+"""The table of a sweep, in Markdown: mean, standard deviation and n over runs that differ in their seed only."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,15 +8,15 @@ from ddp_trainer.config import FREE_ON_RESUME
 from ddp_trainer.report.wording import NOTHING, percent, quantity
 from ddp_trainer.tracking.run_record import Run, load_run
 
-TABLE = "table.md"  # its file, in the folder of the sweep
+TABLE = "table.md"  # in the folder of the sweep
 
-# Settings that two runs may differ in, and yet be the same training.
+# Settings without influence on the result.
 NO_DIFFERENCE = FREE_ON_RESUME - {"max_steps"}
 HEAD = "| settings | n | mean {} accuracy | standard deviation | with TTA | standard deviation | PFLOP |"
 
 
 def results_table(folders: Sequence[Path]) -> str:
-    """A row for all complete runs that are alike. Raises InputError where a run directory is damaged."""
+    """A row for all finished runs with the same settings. Raises InputError if a run directory is damaged."""
     runs = [load_run(folder) for folder in folders if (folder / "summary.json").exists()]
     groups: dict[str, list[Run]] = {}
     for run, label in zip(runs, labels(runs), strict=True):
@@ -28,15 +28,15 @@ def results_table(folders: Sequence[Path]) -> str:
         views = _mean_and_spread([run.number("test_accuracy_tta") for run in group])
         operations = quantity(group[0].number("train_pflops"))
         lines.append(f"| {label} | {len(group)} | {plain} | {views} | {operations} |")
-    complete = {run.path for run in runs}
-    missing = [folder.name for folder in folders if folder.resolve() not in complete]
+    finished = {run.path for run in runs}
+    missing = [folder.name for folder in folders if folder.resolve() not in finished]
     if missing:
-        lines += ["", f"Not complete, and not in the table: {', '.join(missing)}."]
+        lines += ["", f"Not finished, so not in the table: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 
 def _mean_and_spread(values: Sequence[float | None]) -> str:
-    """Dashes where a run lacks the figure."""
+    """Two cells; dashes if a run lacks the figure."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return f"{NOTHING} | {NOTHING}"
@@ -44,9 +44,9 @@ def _mean_and_spread(values: Sequence[float | None]) -> str:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """For each run its values of the settings that differ and make another training; the seed left out."""
+    """For each run, its values of the settings that differ and influence the result; without the seed."""
     settings = [{"recipe": run.config.get("recipe"), **run.settings} for run in runs]
-    unnamed = {*NO_DIFFERENCE, "seed"} - {"data_dir"}  # a table over several datasets has a row for each
+    unnamed = {*NO_DIFFERENCE, "seed"} - {"data_dir"}  # runs on several datasets get a row for each
     names = dict.fromkeys(name for each in settings for name in each if name not in unnamed)
     names = [name for name in names if len({str(each.get(name)) for each in settings}) > 1]
     return [", ".join(f"{name} {each.get(name)}" for name in names) or "all alike" for each in settings]

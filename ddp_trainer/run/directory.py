@@ -72,6 +72,13 @@ class RunDirectory:
             print(f"warning: {other}", file=sys.stderr, flush=True)
 
 
+def _fix_of_held_folder() -> str:
+    copies = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if copies != "1" and os.environ.get("WORLD_SIZE", "1") == "1":  # each of them is alone
+        return f"srun started {copies} copies of this program, but one launcher per node is right: use slurm/train.sh"
+    return "choose another, or wait for it"
+
+
 def lock_folder(path: Path) -> IO[bytes]:
     """Creates the folder and locks it until the returned file is closed. Raises InputError."""
     try:
@@ -83,7 +90,7 @@ def lock_folder(path: Path) -> IO[bytes]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise InputError(f"--out {path}: another run holds this folder; choose another, or wait for it") from None
+        raise InputError(f"--out {path}: another run holds this folder; {_fix_of_held_folder()}") from None
     except OSError as error:
         warning = f"warning: {path} cannot be locked ({error.strerror}); make sure that no other run uses this folder"
         print(warning, file=sys.stderr, flush=True)

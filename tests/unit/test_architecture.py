@@ -151,7 +151,7 @@ def test_environment_of_the_launcher_is_read_in_one_folder() -> None:
 
 
 def test_nothing_of_ours_unpickles() -> None:
-    """Tensors load with weights_only=True, arrays without pickles. One file reads CIFAR's pickles, arrays only."""
+    """Tensors load with weights_only=True, arrays without pickles. One file reads the pickles of CIFAR, arrays only."""
     picklers = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
     offenders = [name_of(file) for file in MODULES if imports_of(file) & picklers]
     for file in MODULES:
