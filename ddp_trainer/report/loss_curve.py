@@ -1,15 +1,16 @@
-"""What a learning rate range test has measured: losses by rate, when to stop, what to suggest, and a picture of it."""
+"""The result of a learning rate range test: losses by rate, when to stop, what to suggest, and a picture."""
 
 import math
 
 DIVERGED = 4.0  # times the lowest smoothed loss, as in fastai
-SHARE = 0.1  # of all steps: what is averaged over, and what the first steps are
+SHARE = 0.1  # of all steps: the window of the average, and what counts as the first steps
 
 
 class LossCurve:
-    """Losses by learning rate, raw and smoothed: an exponential average without the bias of its start.
+    """Losses by learning rate, raw and smoothed by an exponential average that is corrected for its start.
 
-    It averages over a share of the steps, so it lags behind by the same factor of the rate at any number of steps.
+    The average spans a fixed share of the steps, so its lag, as a factor of the learning rate, does not depend on
+    their number.
     """
 
     def __init__(self, steps: int) -> None:
@@ -22,7 +23,7 @@ class LossCurve:
         self._average = 0.0
 
     def add(self, rate: float, loss: float) -> None:
-        """Sets `diverged` where the loss is far above its lowest, or no number any more, which is not kept."""
+        """Sets `diverged` if the loss is far above its minimum or not finite. A loss that is not finite is not kept."""
         if not math.isfinite(loss):
             self.diverged = True
             return
@@ -34,8 +35,7 @@ class LossCurve:
 
     @property
     def lowest(self) -> int | None:
-        """The step with the lowest smoothed loss after the first steps. None where the loss did not fall below theirs:
-        where it is lowest is chance then."""
+        """Step with the lowest smoothed loss after the first steps; None if the loss did not fall below theirs."""
         later = range(self._first, len(self.smoothed))
         if not later:
             return None
@@ -43,37 +43,37 @@ class LossCurve:
         return step if self.smoothed[step] < sum(self.losses[: self._first]) / self._first else None
 
     def suggestion(self) -> float | None:
-        """A tenth of the rate with the lowest smoothed loss, to two digits, which is more than the method knows."""
+        """A tenth of the rate with the lowest smoothed loss, to two digits; the method is not more precise."""
         return None if self.lowest is None else float(f"{self.rates[self.lowest] / 10:.2g}")
 
     def advice(self) -> str:
         """One line for the user."""
         if self.lowest is None:
-            return "the loss did not fall, so nothing is suggested: try a lower --start-lr, or more --steps"
+            return "the loss did not fall, so there is no suggestion: try a lower --start-lr or more --steps"
         if not self.diverged and self.lowest == len(self.rates) - 1:
             return f"suggested: --peak-lr {self.suggestion():g}; the loss was still falling, so try a higher --end-lr"
         return f"suggested: --peak-lr {self.suggestion():g}"
 
     def draw(self, title: str) -> bytes:
-        """A PNG: loss over learning rate, the suggestion marked."""
+        """PNG of the loss by learning rate, with the suggestion marked."""
         from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-        from ddp_trainer.report.charts import THEMES, new_figure, style, to_png
+        from ddp_trainer.report.figures import INK, LINE, MUTED, SERIES, new_figure, style, to_png
 
-        theme, suggested = THEMES["light"], self.suggestion()
-        figure = new_figure(8, 4.5, theme)
+        suggested = self.suggestion()
+        figure = new_figure(8, 4.5)
         axes = figure.add_subplot()
-        style(axes, theme, title=title, x="learning rate", y="training loss of the global batch")
+        style(axes, title=title, x="learning rate", y="training loss of the global batch")
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.grid(axis="y", color=theme.line, linewidth=0.8)
-        axes.plot(self.rates, self.losses, color=theme.muted, linewidth=0.9, alpha=0.6, label="each step")
-        axes.plot(self.rates, self.smoothed, color=theme.series[0], linewidth=2, label="smoothed")
-        if self.smoothed:  # the last steps of a loss that diverges would press the rest of the curve flat
+        axes.grid(axis="y", color=LINE, linewidth=0.8)
+        axes.plot(self.rates, self.losses, color=MUTED, linewidth=0.9, alpha=0.6, label="each step")
+        axes.plot(self.rates, self.smoothed, color=SERIES[0], linewidth=2, label="smoothed")
+        if self.smoothed:  # the last steps of a diverging loss would flatten the rest of the curve
             low, first = min(self.losses), max(self.losses[: self._first])
             axes.set_ylim(low - 0.1 * (first - low), first + 0.5 * max(first - low, 0.1))
         if suggested is not None:
-            axes.axvline(suggested, color=theme.series[1], linestyle="--", label=f"suggested: {suggested:g}")
-        axes.legend(frameon=False, labelcolor=theme.ink, fontsize=8)
+            axes.axvline(suggested, color=SERIES[1], linestyle="--", label=f"suggested: {suggested:g}")
+        axes.legend(frameon=False, labelcolor=INK, fontsize=8)
         return to_png(figure)

@@ -4,19 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from ddp_trainer.config import FREE_ON_RESUME
-from ddp_trainer.report.wording import NOTHING, percent, quantity
+from ddp_trainer.report.settings import NO_DIFFERENCE
+from ddp_trainer.report.wording import NOTHING, percent, plain, quantity
+from ddp_trainer.tracking.json_fields import Setting, printable
 from ddp_trainer.tracking.run_record import Run, load_run
 
 TABLE = "table.md"  # its file, in the folder of the sweep
 
-# Settings that two runs may differ in, and yet be the same training.
-NO_DIFFERENCE = FREE_ON_RESUME - {"max_steps"}
 HEAD = "| settings | n | mean {} accuracy | standard deviation | with TTA | standard deviation | PFLOP |"
 
 
 def results_table(folders: Sequence[Path]) -> str:
-    """A row for all complete runs that are alike. Raises InputError where a run directory is damaged."""
+    """A row for all finished runs of the same settings. Raises InputError if a run directory is damaged."""
     runs = [load_run(folder) for folder in folders if (folder / "summary.json").exists()]
     groups: dict[str, list[Run]] = {}
     for run, label in zip(runs, labels(runs), strict=True):
@@ -24,19 +23,19 @@ def results_table(folders: Sequence[Path]) -> str:
     splits = " and ".join(sorted({run.split for run in runs})) or "test"
     lines = [HEAD.format(splits), "| --- " * HEAD.count(" |") + "|"]
     for label, group in groups.items():
-        plain = _mean_and_spread([run.accuracy for run in group])
+        center = _mean_and_spread([run.accuracy for run in group])
         views = _mean_and_spread([run.number("test_accuracy_tta") for run in group])
         operations = quantity(group[0].number("train_pflops"))
-        lines.append(f"| {label} | {len(group)} | {plain} | {views} | {operations} |")
-    complete = {run.path for run in runs}
-    missing = [folder.name for folder in folders if folder.resolve() not in complete]
+        lines.append(f"| {label} | {len(group)} | {center} | {views} | {operations} |")
+    finished = {run.path for run in runs}
+    missing = [printable(folder.name) for folder in folders if folder.resolve() not in finished]
     if missing:
-        lines += ["", f"Not complete, and not in the table: {', '.join(missing)}."]
+        lines += ["", f"Not finished, and not in the table: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 
 def _mean_and_spread(values: Sequence[float | None]) -> str:
-    """Dashes where a run lacks the figure."""
+    """Dashes if a run lacks the figure."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return f"{NOTHING} | {NOTHING}"
@@ -44,9 +43,9 @@ def _mean_and_spread(values: Sequence[float | None]) -> str:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """For each run its values of the settings that differ and make another training; the seed left out."""
-    settings = [{"recipe": run.config.get("recipe"), **run.settings} for run in runs]
+    """For each run the values of the settings that differ and matter to the result, without the seed."""
+    settings: list[dict[str, Setting]] = [{"recipe": run.recipe, **run.settings} for run in runs]
     unnamed = {*NO_DIFFERENCE, "seed"} - {"data_dir"}  # a table over several datasets has a row for each
     names = dict.fromkeys(name for each in settings for name in each if name not in unnamed)
     names = [name for name in names if len({str(each.get(name)) for each in settings}) > 1]
-    return [", ".join(f"{name} {each.get(name)}" for name in names) or "all alike" for each in settings]
+    return [", ".join(f"{name} {plain(each.get(name))}" for name in names) or "all the same" for each in settings]

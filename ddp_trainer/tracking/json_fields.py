@@ -1,0 +1,127 @@
+"""JSON files of a run directory, which may come from anywhere: every field is read with the type it must have.
+
+Not owned here: opening and parsing (`data_prep.files`), and which fields there are (`run_record`).
+"""
+
+import reprlib
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import InputError
+from data_prep.files import read_json
+
+LARGEST = 1e15  # no figure of a run comes near; above it, integers no longer have an exact float
+CONTROL_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, line and paragraph separators
+# They reorder the text around them, so that a reader sees another command than the one that is pasted.
+REORDERING = set(map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+
+Setting = str | int | float | bool | None | list[str | int | float | bool | None]
+
+
+def printable(text: str) -> str:
+    r"""`text` on one line and safe for a terminal: control characters become escapes such as \x1b."""
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in CONTROL_CATEGORIES or char in REORDERING
+        else char
+        for char in text
+    )
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+class Fields:
+    """The fields of one JSON object. A field that is missing or null has no value; one of a wrong type raises
+    InputError, which names the file and the field. All texts come out printable."""
+
+    def __init__(self, content: Mapping[str, Any], path: Path, *, parent: str = "") -> None:
+        self._content, self._path, self._parent = content, path, parent
+
+    @classmethod
+    def read(cls, path: Path) -> "Fields | None":
+        """None if there is no such file."""
+        content = read_json(path)
+        return None if content is None else cls(content, path)
+
+    def __contains__(self, name: str) -> bool:
+        return self._content.get(name) is not None
+
+    def names(self) -> list[str]:
+        return list(self._content)
+
+    def text(self, name: str, default: str = "") -> str:
+        value = self._content.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            raise self._wrong(name, "a text", value)
+        return printable(value)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        values = self._list(name)
+        for value in values:
+            if not isinstance(value, str):
+                raise self._wrong(name, "a list of texts", values)
+        return tuple(map(printable, values))
+
+    def whole(self, name: str, *, least: int = 0) -> int | None:
+        """A whole number of at least `least`."""
+        value = self._content.get(name)
+        if value is None:
+            return None
+        if type(value) is not int or not least <= value <= LARGEST:
+            raise self._wrong(name, f"a whole number from {least} to {LARGEST:g}", value)
+        return value
+
+    def number(self, name: str) -> float | None:
+        """A finite number. NaN and the infinities, which JSON of Python may hold, have no value."""
+        value = self._content.get(name)
+        if value is None:
+            return None
+        if not is_number(value):
+            raise self._wrong(name, "a number", value)
+        return float(value) if -LARGEST <= value <= LARGEST else None
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        values = self._list(name)
+        if not all(is_number(value) and -LARGEST <= value <= LARGEST for value in values):
+            raise self._wrong(name, "a list of numbers", values)
+        return tuple(map(float, values))
+
+    def setting(self, name: str) -> Setting:
+        """A text, a number, true, false or null, or a list of these."""
+        value = self._content.get(name)
+        parts = value if isinstance(value, list) else [value]
+        if not all(part is None or isinstance(part, str | int | float) for part in parts):
+            raise self._wrong(name, "a text, a number, true, false, null or a list of these", value)
+        cleaned = [printable(part) if isinstance(part, str) else part for part in parts]
+        return cleaned if isinstance(value, list) else cleaned[0]
+
+    def part(self, name: str) -> "Fields":
+        """The object in field `name`; one without fields where it is missing."""
+        value = self._content.get(name)
+        if value is not None and not isinstance(value, dict):
+            raise self._wrong(name, "an object", value)
+        return Fields(value or {}, self._path, parent=f"{self._parent}{name}.")
+
+    def _list(self, name: str) -> list[Any]:
+        value = self._content.get(name)
+        if value is not None and not isinstance(value, list):
+            raise self._wrong(name, "a list", value)
+        return value or []
+
+    def _wrong(self, name: str, kind: str, value: object) -> InputError:
+        field = printable(f"{self._parent}{name}")
+        return InputError(f"{self._path}: {field} must be {kind}, got {short_repr(value)}")
+
+
+def short_repr(value: object) -> str:
+    """The beginning of repr(value), on one line."""
+    try:
+        return printable(reprlib.repr(value))
+    except (ValueError, RecursionError):  # a number of thousands of digits
+        return f"one {type(value).__name__}"
