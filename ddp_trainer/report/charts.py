@@ -30,14 +30,14 @@ def thin_out(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if size <= 1:
         return x, y
     starts = np.arange(0, len(x), size)
-    counts = np.diff([*starts, len(x)])
+    counts = np.diff(np.append(starts, len(x)))
     return np.add.reduceat(x, starts) / counts, np.add.reduceat(y, starts) / counts
 
 
 def curves(title: str, names: Sequence[str], *, scale: float = 1.0, unit: str = "", from_zero: bool = False) -> Panel:
     """A panel with the curves of these figures.
 
-    One run: a color for each figure, a legend, and a pale curve of the records within epochs. Several runs: a color
+    One run: a color for each figure, a legend, and pale curves of the records within epochs. Several runs: a color
     for each run, training dashed, and no legend, for which a panel has no room.
     """
 
@@ -55,7 +55,15 @@ def curves(title: str, names: Sequence[str], *, scale: float = 1.0, unit: str = 
     return draw
 
 
+def has_steps(run: Run) -> bool:
+    """Whether the records within epochs add something to those of the epochs."""
+    return len(run.step_series("train_loss")[0]) >= 2 * len(run.metrics) > 0
+
+
 def _draw_steps(axes: Axes, run: Run, name: str, scale: float, color: str) -> None:
+    """Nothing unless the records are finer than the epochs."""
+    if not has_steps(run):
+        return
     x, values = thin_out(*run.step_series(name))
     (line,) = axes.plot(x, values * scale, color=color, linewidth=1.2, alpha=0.4)
     line.set_in_layout(False)

@@ -1,16 +1,15 @@
-"""The result of a learning rate range test: losses by rate, when to stop, what to suggest, and a picture."""
+"""The result of a learning rate range test: the loss at each rate, when to stop, what to suggest, and a picture."""
 
 import math
 
 DIVERGED = 4.0  # times the lowest smoothed loss, as in fastai
-SHARE = 0.1  # of all steps: the window of the average, and what counts as the first steps
+SHARE = 0.1  # of all steps: how many the average covers, and how many count as the first steps
 
 
 class LossCurve:
     """Losses by learning rate, raw and smoothed by an exponential average that is corrected for its start.
 
-    The average spans a fixed share of the steps, so its lag, as a factor of the learning rate, does not depend on
-    their number.
+    The average covers a fixed share of the steps, so it lags by the same factor of the rate at any number of steps.
     """
 
     def __init__(self, steps: int) -> None:
@@ -23,7 +22,7 @@ class LossCurve:
         self._average = 0.0
 
     def add(self, rate: float, loss: float) -> None:
-        """Sets `diverged` if the loss is far above its minimum or not finite. A loss that is not finite is not kept."""
+        """Sets `diverged` if the loss is far above its lowest value or not finite; in the latter case leaves it out."""
         if not math.isfinite(loss):
             self.diverged = True
             return
@@ -35,7 +34,10 @@ class LossCurve:
 
     @property
     def lowest(self) -> int | None:
-        """Step with the lowest smoothed loss after the first steps; None if the loss did not fall below theirs."""
+        """The step with the lowest smoothed loss after the first steps.
+
+        None if the loss did not fall below that of the first steps: its lowest point is chance then.
+        """
         later = range(self._first, len(self.smoothed))
         if not later:
             return None
@@ -43,19 +45,19 @@ class LossCurve:
         return step if self.smoothed[step] < sum(self.losses[: self._first]) / self._first else None
 
     def suggestion(self) -> float | None:
-        """A tenth of the rate with the lowest smoothed loss, to two digits; the method is not more precise."""
+        """A tenth of the rate with the lowest smoothed loss, to two digits; the method is not even that accurate."""
         return None if self.lowest is None else float(f"{self.rates[self.lowest] / 10:.2g}")
 
     def advice(self) -> str:
-        """One line for the user."""
+        """What to do next, in one line."""
         if self.lowest is None:
-            return "the loss did not fall, so there is no suggestion: try a lower --start-lr or more --steps"
+            return "the loss did not fall, so there is no suggestion; try a lower --start-lr or more --steps"
         if not self.diverged and self.lowest == len(self.rates) - 1:
             return f"suggested: --peak-lr {self.suggestion():g}; the loss was still falling, so try a higher --end-lr"
         return f"suggested: --peak-lr {self.suggestion():g}"
 
     def draw(self, title: str) -> bytes:
-        """PNG of the loss by learning rate, with the suggestion marked."""
+        """PNG of the loss over the learning rate, with the suggestion marked."""
         from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
         from ddp_trainer.report.figures import INK, LINE, MUTED, SERIES, new_figure, style, to_png

@@ -11,23 +11,20 @@ import numpy as np
 
 from data_prep.errors import InputError
 from data_prep.files import replace_file
+from data_prep.json_fields import printable
 from ddp_trainer.report.reproduce import data_command, train_command
 from ddp_trainer.report.scores import calibration, class_counts, precision_and_recall, wilson_interval
 from ddp_trainer.report.wording import NOTHING, duration, percent, plain, quantity
-from ddp_trainer.tracking.json_fields import printable
 from ddp_trainer.tracking.predictions import Predictions
 from ddp_trainer.tracking.run_record import Run, load_run
 
 CARD = "model.md"
 
 WITH_THIS_PACKAGE = """\
-import torch
-from pathlib import Path
-from data_prep.batch_ops import batch_normalize
-from ddp_trainer.models.spec import load_model
-
-model, spec = load_model(Path("."))  # in evaluation mode, on the CPU
-logits = model(batch_normalize(images, spec.mean, spec.std, torch.float32))
+import ddp_trainer, torch
+model, spec = ddp_trainer.load_model(".")  # in evaluation mode, on the CPU
+mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+logits = model((images / 255 - mean) / std)
 """
 EXPORT = "python -m ddp_trainer.export . --format torch  # or: --format onnx"
 WITHOUT_THIS_PACKAGE = """\
@@ -37,8 +34,17 @@ logits = model(images)
 """
 # In the order of their names on the card. Settings that a run does not have are left out.
 RECIPE_SETTINGS = (
-    *("optimizer", "peak_lr", "head_lr", "bias_lr", "weight_decay", "label_smoothing", "ema_decay", "widths"),
-    *("activation", "freeze_bn_scale", "bn_momentum", "crop_padding", "small_crop_fraction", "flip", "cutout"),
+    *("network", "optimizer", "peak_lr", "head_lr", "bias_lr", "weight_decay", "label_smoothing", "ema_decay"),
+    *(
+        "widths",
+        "activation",
+        "freeze_bn_scale",
+        "bn_momentum",
+        "crop_padding",
+        "small_crop_fraction",
+        "flip",
+        "cutout",
+    ),
     *("mixup", "cutmix", "seed"),
 )
 
@@ -81,7 +87,8 @@ def headline(run: Run) -> Iterator[str]:
     size = run.dataset.image_size or "?"
     yield f"- Input: RGB images of {size}x{size} pixels. Output: a logit for each of {len(run.classes)} classes."
     yield f"- Classes, in order: {', '.join(map(code, run.classes))}."
-    yield f"- Network: the custom ResNet of ddp-trainer, {quantity(run.number('parameters'))} parameters, float32."
+    network = code(plain(run.settings.get("network", "custom_resnet")))
+    yield f"- Network: {network}, {quantity(run.number('parameters'))} parameters, float32."
 
 
 def data(run: Run) -> Iterator[str]:

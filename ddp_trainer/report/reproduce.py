@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.dataset import preparation
+from data_prep.json_fields import Setting
 from ddp_trainer.report.settings import LEFT_OUT
-from ddp_trainer.tracking.json_fields import Setting
 from ddp_trainer.tracking.run_record import Run
 
 LAUNCHER = "accelerate launch --multi_gpu --num_machines 1 --num_processes {} --mixed_precision no --dynamo_backend no"

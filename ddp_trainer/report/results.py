@@ -46,7 +46,8 @@ def confusion_picture(run: Run) -> Markup:
     found = run.predictions
     if found is None:
         return Markup("")
-    described = f"Confusion matrix of {len(run.classes)} classes: {found.num_correct:,} of {len(found.labels):,} images are right"
+    right = f"{found.num_correct:,} of {len(found.labels):,} images are right"
+    described = f"Confusion matrix of {len(run.classes)} classes: {right}"
     if len(run.classes) > MAX_LABELED:
         return picture(cells_png(found, transparent=True), described)
     return chart(confusion_figure(found, distinct_labels(run.classes)), described)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from ddp_trainer.report.charts import PANELS, panel_figure
+from ddp_trainer.report.charts import PANELS, has_steps, panel_figure
 from ddp_trainer.report.confusion import MAX_NUMBERED
 from ddp_trainer.report.html import chart, render
 from ddp_trainer.report.reproduce import reproduce_commands
@@ -92,7 +92,7 @@ def curves(runs: Sequence[Run]) -> Markup:
         confusion=confusion_picture(runs[0]) if has_room else "",
         several=len(runs) > 1,
         smoothed=any(run.settings.get("label_smoothing") for run in runs),
-        has_steps=len(runs) == 1 and len(runs[0].step_series("train_loss")[0]) > 0,
+        has_steps=len(runs) == 1 and has_steps(runs[0]),
     )
 
 

@@ -1,21 +1,20 @@
-"""Mean, standard deviation and n over runs that differ in their seed only, as a table in Markdown."""
+"""The table of a sweep, in Markdown: mean, standard deviation and n over runs that differ in their seed only."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
+from data_prep.json_fields import Setting, printable
 from ddp_trainer.report.settings import NO_DIFFERENCE
 from ddp_trainer.report.wording import NOTHING, percent, plain, quantity
-from ddp_trainer.tracking.json_fields import Setting, printable
 from ddp_trainer.tracking.run_record import Run, load_run
 
-TABLE = "table.md"  # its file, in the folder of the sweep
-
+TABLE = "table.md"  # in the folder of the sweep
 HEAD = "| settings | n | mean {} accuracy | standard deviation | with TTA | standard deviation | PFLOP |"
 
 
 def results_table(folders: Sequence[Path]) -> str:
-    """A row for all finished runs of the same settings. Raises InputError if a run directory is damaged."""
+    """A row for all finished runs with the same settings. Raises InputError if a run directory is damaged."""
     runs = [load_run(folder) for folder in folders if (folder / "summary.json").exists()]
     groups: dict[str, list[Run]] = {}
     for run, label in zip(runs, labels(runs), strict=True):
@@ -30,12 +29,12 @@ def results_table(folders: Sequence[Path]) -> str:
     finished = {run.path for run in runs}
     missing = [printable(folder.name) for folder in folders if folder.resolve() not in finished]
     if missing:
-        lines += ["", f"Not finished, and not in the table: {', '.join(missing)}."]
+        lines += ["", f"Not finished, so not in the table: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 
 def _mean_and_spread(values: Sequence[float | None]) -> str:
-    """Dashes if a run lacks the figure."""
+    """Two cells; dashes if a run lacks the figure."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return f"{NOTHING} | {NOTHING}"
@@ -43,9 +42,9 @@ def _mean_and_spread(values: Sequence[float | None]) -> str:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """For each run the values of the settings that differ and matter to the result, without the seed."""
+    """For each run, its values of the settings that differ and influence the result; without the seed."""
     settings: list[dict[str, Setting]] = [{"recipe": run.recipe, **run.settings} for run in runs]
-    unnamed = {*NO_DIFFERENCE, "seed"} - {"data_dir"}  # a table over several datasets has a row for each
+    unnamed = {*NO_DIFFERENCE, "seed"} - {"data_dir"}  # runs on several datasets get a row for each
     names = dict.fromkeys(name for each in settings for name in each if name not in unnamed)
     names = [name for name in names if len({str(each.get(name)) for each in settings}) > 1]
-    return [", ".join(f"{name} {plain(each.get(name))}" for name in names) or "all the same" for each in settings]
+    return [", ".join(f"{name} {plain(each.get(name))}" for name in names) or "all alike" for each in settings]

@@ -2,7 +2,7 @@
 
 import math
 
-from ddp_trainer.tracking.json_fields import Setting
+from data_prep.json_fields import Setting
 
 NOTHING = "\N{EN DASH}"  # where a figure is not known
 

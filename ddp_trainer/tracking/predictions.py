@@ -61,7 +61,7 @@ def most_confident_mistakes(found: Predictions, classes: Sequence[str]) -> list[
     mistakes = []
     for sample, pixels in zip(found.wrong_indices[:MAX_MISTAKES].tolist(), found.wrong_images, strict=False):
         row = rows[sample]
-        true, predicted = classes[found.labels[row]], classes[found.predicted[row]]
+        true, predicted = classes[int(found.labels[row])], classes[int(found.predicted[row])]
         mistakes.append(Mistake(sample, true, predicted, float(found.confidence[row]), pixels))
     return mistakes
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.errors import InputError
-from ddp_trainer.tracking.json_fields import is_number
+from data_prep.json_fields import is_number
 
 Record = dict[str, float]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.errors import InputError
-from ddp_trainer.tracking.json_fields import Fields, Setting, printable
+from data_prep.json_fields import Fields, Setting, printable
 from ddp_trainer.tracking.predictions import Mistake, Predictions, most_confident_mistakes, read_predictions
 from ddp_trainer.tracking.record_lines import Record, columns, read_epochs, read_steps
 
@@ -106,8 +106,9 @@ def list_mistakes(run: Run) -> list[Mistake]:
     return [] if run.predictions is None else most_confident_mistakes(run.predictions, run.classes)
 
 
-def load_run(path: Path) -> Run:
+def load_run(path: Path | str) -> Run:
     """Raises InputError, which names the file, if `path` is not a run directory or a file in it is unusable."""
+    path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path} is not a folder: name a run directory, such as runs/NAME")
     config = Fields.read(path / "config.json")

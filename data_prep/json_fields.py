@@ -1,6 +1,6 @@
-"""JSON files of a run directory, which may come from anywhere: every field is read with the type it must have.
+"""JSON files that may come from anywhere: every field is read with the type and the range it must have.
 
-Not owned here: opening and parsing (`data_prep.files`), and which fields there are (`run_record`).
+Not owned here: opening and parsing (`files`), and which fields a file has.
 """
 
 import reprlib
@@ -12,7 +12,7 @@ from typing import Any
 from data_prep.errors import InputError
 from data_prep.files import read_json
 
-LARGEST = 1e15  # no figure of a run comes near; above it, integers no longer have an exact float
+LARGEST = 10**15  # no figure of a run comes near; above it, integers no longer have an exact float
 CONTROL_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, line and paragraph separators
 # They reorder the text around them, so that a reader sees another command than the one that is pasted.
 REORDERING = set(map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
@@ -34,12 +34,16 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _is_whole(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
 class Fields:
     """The fields of one JSON object. A field that is missing or null has no value; one of a wrong type raises
-    InputError, which names the file and the field. All texts come out printable."""
+    InputError, which names the file and the field. Texts come out printable, unless they are read as exact."""
 
     def __init__(self, content: Mapping[str, Any], path: Path, *, parent: str = "") -> None:
-        self._content, self._path, self._parent = content, path, parent
+        self._content, self.path, self._parent = content, path, parent
 
     @classmethod
     def read(cls, path: Path) -> "Fields | None":
@@ -61,21 +65,25 @@ class Fields:
             raise self._wrong(name, "a text", value)
         return printable(value)
 
-    def texts(self, name: str) -> tuple[str, ...]:
+    def texts(self, name: str, *, exact: bool = False) -> tuple[str, ...]:
         values = self._list(name)
-        for value in values:
-            if not isinstance(value, str):
-                raise self._wrong(name, "a list of texts", values)
-        return tuple(map(printable, values))
+        if not all(isinstance(value, str) for value in values):
+            raise self._wrong(name, "a list of texts", values)
+        return tuple(values) if exact else tuple(map(printable, values))
 
-    def whole(self, name: str, *, least: int = 0) -> int | None:
-        """A whole number of at least `least`."""
+    def whole(self, name: str, *, least: int = 0, most: int = LARGEST) -> int | None:
         value = self._content.get(name)
         if value is None:
             return None
-        if type(value) is not int or not least <= value <= LARGEST:
-            raise self._wrong(name, f"a whole number from {least} to {LARGEST:g}", value)
+        if not _is_whole(value, least, most):
+            raise self._wrong(name, f"a whole number from {least} to {most}", value)
         return value
+
+    def wholes(self, name: str, *, least: int = 0, most: int = LARGEST) -> tuple[int, ...]:
+        values = self._list(name)
+        if not all(_is_whole(value, least, most) for value in values):
+            raise self._wrong(name, f"a list of whole numbers from {least} to {most}", values)
+        return tuple(values)
 
     def number(self, name: str) -> float | None:
         """A finite number. NaN and the infinities, which JSON of Python may hold, have no value."""
@@ -106,7 +114,7 @@ class Fields:
         value = self._content.get(name)
         if value is not None and not isinstance(value, dict):
             raise self._wrong(name, "an object", value)
-        return Fields(value or {}, self._path, parent=f"{self._parent}{name}.")
+        return Fields(value or {}, self.path, parent=f"{self._parent}{name}.")
 
     def _list(self, name: str) -> list[Any]:
         value = self._content.get(name)
@@ -116,7 +124,7 @@ class Fields:
 
     def _wrong(self, name: str, kind: str, value: object) -> InputError:
         field = printable(f"{self._parent}{name}")
-        return InputError(f"{self._path}: {field} must be {kind}, got {short_repr(value)}")
+        return InputError(f"{self.path}: {field} must be {kind}, got {short_repr(value)}")
 
 
 def short_repr(value: object) -> str:
