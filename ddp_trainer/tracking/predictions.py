@@ -14,6 +14,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from data_prep.errors import InputError
+from data_prep.json_fields import printable
 
 MAX_BYTES = 2**30  # of all arrays together: 50,000 images of 5,000 classes in float32
 MAX_MISTAKES = 48
@@ -82,7 +83,7 @@ def read_predictions(path: Path) -> Predictions | None:
     except _Misfit as misfit:
         raise InputError(f"{path}: {misfit}; train again or remove it") from None
     except Exception as error:  # readers of zip files and arrays raise nearly anything for damaged ones
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = printable(" ".join(str(error).split())[:200]) or type(error).__name__
         raise InputError(f"{path} cannot be read ({reason}); train again or remove it") from None
     return found
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import unicodedata
@@ -228,6 +229,27 @@ def test_array_beyond_the_limit_is_refused_before_it_is_unpacked(
     monkeypatch.setattr(np.lib.format, "read_array", lambda *arguments, **options: pytest.fail("it was unpacked"))
     with pytest.raises(InputError, match=r"1\.2 GB; the limit is 1\.1 GB"):
         read_predictions(path)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_predictions_are_refused_or_fit_together(tmp_path: Path, save: Callable[..., None]) -> None:
+    arrays = {key: array for key, array in make_run(tmp_path / "run").items() if np.ndim(array)}
+    path, rng = tmp_path / "run" / "predictions.npz", random.Random(0)
+    save(path, **arrays)
+    original, messages = path.read_bytes(), []
+    headers = [match.start() for match in re.finditer(rb"PK|NUMPY|descr|shape", original)]
+    for number in range(300):
+        content = bytearray(original)
+        start = rng.choice(headers) + rng.randrange(60) if number % 2 else rng.randrange(len(content))
+        content[start : start + rng.randrange(1, 9)] = rng.randbytes(rng.randrange(9))
+        path.write_bytes(content)
+        try:
+            found = read_predictions(path)
+        except InputError as error:
+            messages.append(str(error))
+        else:
+            assert found is not None and found.labels.shape == (300,)
+    assert len(messages) > 200 and not controls("".join(messages))
 
 
 @pytest.mark.parametrize("commit", ["-f", "HEAD; id", "0000000\x1b[201~", "abc", "G" * 40])
