@@ -13,7 +13,7 @@ from ddp_trainer.tracking.run_record import Run
 def build_page(runs: Sequence[Run]) -> str:
     """HTML: for several runs their comparison first, then the details of the first run."""
     run, several = runs[0], len(runs) > 1
-    sections = [headline(run, is_detail=several), results(run), configuration(run), reproduce(run)]
+    sections = [headline(run, is_detail=several), results(run, is_detail=several), configuration(run), reproduce(run)]
     if several:
         sections.insert(0, compare(runs))
     else:

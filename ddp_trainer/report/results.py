@@ -34,11 +34,13 @@ class ClassRow(NamedTuple):
     recall: float
 
 
-def results(run: Run) -> Markup:
+def results(run: Run, *, is_detail: bool = False) -> Markup:
+    """`is_detail`: the page is about several runs, so no confusion matrix stands beside the curves."""
     found = run.predictions
     if found is None:
         return Markup("")
-    return Markup("").join([confusion(run, found), classes(run, found), reliability(found), mistakes(run, found)])
+    matrix = confusion(run, found, show_matrix=is_detail or len(run.classes) > MAX_NUMBERED)
+    return Markup("").join([matrix, classes(run, found), reliability(found), mistakes(run, found)])
 
 
 def confusion_picture(run: Run) -> Markup:
@@ -53,8 +55,8 @@ def confusion_picture(run: Run) -> Markup:
     return chart(confusion_figure(found, distinct_labels(run.classes)), described)
 
 
-def confusion(run: Run, found: Predictions) -> Markup:
-    """The classes that are most often confused, below the matrix unless it stands beside the curves."""
+def confusion(run: Run, found: Predictions, *, show_matrix: bool) -> Markup:
+    """The classes that are most often confused, and the matrix."""
     num_classes = len(run.classes)
     totals = class_counts(found.labels, num_classes)
     limit = NUM_PAIRS_OF_MANY if num_classes > MAX_LABELED else NUM_PAIRS
@@ -64,8 +66,9 @@ def confusion(run: Run, found: Predictions) -> Markup:
     ]
     return render(
         "confusion.html",
-        picture=confusion_picture(run) if num_classes > MAX_NUMBERED else "",
-        labeled=num_classes <= MAX_LABELED,
+        picture=confusion_picture(run) if show_matrix else "",
+        is_small=num_classes <= MAX_NUMBERED,
+        is_labeled=num_classes <= MAX_LABELED,
         pairs=pairs,
     )
 

@@ -64,10 +64,9 @@ def notices(run: Run) -> list[str]:
     """What a reader must know before believing the figures."""
     notes = []
     if run.summary is None:
-        epochs = "1 epoch" if len(run.metrics) == 1 else f"{len(run.metrics)} epochs"
-        note = f"This run has no summary. Its state is {run.state or 'unknown'}, and {epochs} are finished."
-        note = note.replace("1 epoch are", "1 epoch is")
-        notes.append(note + (" The figures are those of its last epoch." if run.metrics else ""))
+        state, epochs = run.state or "unknown", len(run.metrics)
+        note = f"This run has no summary. Its state is {state}; finished epochs: {epochs}."
+        notes.append(note + (" The figures are those of the last one." if epochs else ""))
         if run.message:
             notes.append(run.message)
     if run.split == "validation":

@@ -130,7 +130,7 @@ def _check_headers(headers: dict[str, Header]) -> None:
     labels, probabilities, images = (headers[name].shape for name in ("labels", "probabilities", "wrong_images"))
     size = sum(header.dtype.itemsize * int(np.prod(header.shape, dtype=object)) for header in headers.values())
     if size > MAX_BYTES:
-        raise _Misfit(f"its arrays take {size / 1e9:.1f} GB; the limit is {MAX_BYTES / 1e9:.1f} GB")
+        raise _Misfit(f"its arrays take {size / 1e6:,.1f} MB; the limit is {MAX_BYTES / 1e6:,.1f} MB")
     if len(probabilities) != 2 or 0 in probabilities or labels != probabilities[:1]:
         raise _Misfit(f"labels {labels} and probabilities {probabilities} do not fit")
     if headers["indices"].shape != labels:

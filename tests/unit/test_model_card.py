@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddp_trainer.export import export_run
+from ddp_trainer import export
 from ddp_trainer.model_card import main
 from ddp_trainer.models.spec import load_model
 from ddp_trainer.report.model_card import EXPORT, write_model_card
@@ -45,7 +45,7 @@ def test_code_of_the_card_gives_the_logits_of_the_model(copy: Path, tmp_path: Pa
     (tmp_path / "code.py").write_text(code)
     if program is WITHOUT_THIS_PACKAGE:
         assert EXPORT in card
-        export_run(copy, "torch")
+        assert export.main([str(copy), "--format", "torch"]) == 0
     done = subprocess.run(
         [sys.executable, "-c", program, *(tmp_path / name for name in ("code.py", "images.npy", "out.npy"))],
         env=environment(),

@@ -141,7 +141,7 @@ def test_interrupted_run_is_described_by_its_epochs(tmp_path):
         metrics.write('{"epoch": 4, "train_lo')  # the crash came while it was written
     (run / "status.json").write_text('{"state": "preempted", "message": "asked to <stop>"}')
     page = Page(write_report([run]))
-    for words in ("57.00%", "state is preempted, and 3 epochs are finished", "asked to <stop>"):
+    for words in ("57.00%", "state is preempted; finished epochs: 3", "asked to <stop>"):
         assert words in page.text
     assert "Calibration" not in page.text
     assert sorted(path.name for path in (run / "report").iterdir()) == [*("curves.png", "index.html", "notes.png")], (
@@ -204,6 +204,8 @@ def test_several_runs_have_mean_and_spread_over_their_seeds(tmp_path):
     assert "3 runs side by side" in page.text and "stopped (not finished)" in page.text
     assert "a/same" in page.text and "b/same" in page.text and "seed 0 1 2" in page.text
     assert not (runs[1] / "report").exists()
+    charts = [attributes["aria-label"] for attributes in page.of("div") if attributes.get("role") == "img"]
+    assert sum("Confusion matrix" in (label or "") for label in charts) == 1
 
 
 def test_runs_of_different_settings_are_not_averaged(tmp_path):

@@ -19,11 +19,12 @@ from data_prep.dataset import read_dataset
 from data_prep.errors import InputError
 from ddp_trainer import evaluate, export, model_card, predict
 from ddp_trainer.config import NetworkConfig
-from ddp_trainer.models.spec import ModelSpec, build_model
+from ddp_trainer.models.spec import ModelSpec, build_model, load_model
 from ddp_trainer.report import __main__ as report
 from ddp_trainer.report import write_report
 from ddp_trainer.report.reproduce import reproduce_commands
 from ddp_trainer.run.outputs import write_model
+from ddp_trainer.tracking import predictions
 from ddp_trainer.tracking.predictions import read_predictions
 from ddp_trainer.tracking.run_record import load_run
 from tests.support.mutations import mutations, write_text
@@ -142,17 +143,13 @@ def test_evaluate_survives_any_json(narrow_run: Path, capsys: pytest.CaptureFixt
 def test_export_survives_any_json(
     narrow_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "export_run", lambda run_dir, *rest: _load_only(run_dir))
+    def load_only(run_dir: Path) -> None:
+        load_model(run_dir)
+        raise InputError("loaded; the exporter itself takes seconds")
+
+    monkeypatch.setattr(export, "load_model", load_only)
     arguments = [str(narrow_run), "--format", "torch"]
     try_mutations(narrow_run, ("model.json",), 40, lambda content: check(export.main, arguments, capsys, content), 4)
-
-
-def _load_only(run_dir: Path) -> tuple[Path, float]:
-    """What export does with the files of a run; the exporter itself takes seconds."""
-    from ddp_trainer.models.spec import load_model
-
-    load_model(run_dir)
-    return run_dir / "model.pt2", 0.0
 
 
 def test_widths_that_do_not_fit_the_weights_allocate_nothing(narrow_run: Path, tmp_path: Path) -> None:
@@ -160,11 +157,11 @@ def test_widths_that_do_not_fit_the_weights_allocate_nothing(narrow_run: Path, t
     fields = json.loads((run / "model.json").read_text())
     (run / "model.json").write_text(json.dumps({**fields, "widths": [8192] * 4}))  # 9.7 GB
     with pytest.raises(InputError, match=r"does not fit model\.json"):
-        predict.load_model(run)
+        load_model(run)
     for changes in ({"widths": [20000] * 4}, {"widths": "abcd"}, {"image_size": 0}, {"image_size": 60000}):
         (run / "model.json").write_text(json.dumps(fields | changes))
         with pytest.raises(InputError, match=next(iter(changes))):
-            predict.load_model(run)
+            load_model(run)
 
 
 def test_report_never_follows_a_link_out_of_the_run(tmp_path: Path) -> None:
@@ -222,12 +219,13 @@ def test_array_beyond_the_limit_is_refused_before_it_is_unpacked(
 ) -> None:
     """Zeros, so that the file is a thousandth of the array."""
     arrays = {key: array for key, array in make_run(tmp_path / "run").items() if np.ndim(array)}
-    arrays["probabilities"] = np.zeros((300, 1_000_000), np.float32)
+    arrays["probabilities"] = np.zeros((300, 10_000), np.float32)
     path = tmp_path / "run" / "predictions.npz"
     np.savez_compressed(path, **arrays)
-    assert path.stat().st_size < 3e6
+    assert path.stat().st_size < 1e5
+    monkeypatch.setattr(predictions, "MAX_BYTES", 10_000_000)
     monkeypatch.setattr(np.lib.format, "read_array", lambda *arguments, **options: pytest.fail("it was unpacked"))
-    with pytest.raises(InputError, match=r"1\.2 GB; the limit is 1\.1 GB"):
+    with pytest.raises(InputError, match=r"take 12\.0 MB; the limit is 10\.0 MB"):
         read_predictions(path)
 
 
