@@ -7,7 +7,7 @@ resident:    the same from images that were read once.
 torchvision: DataLoader over an in-memory dataset that gives PIL images, as torchvision's CIFAR10 does, with RandomCrop,
              RandomHorizontalFlip, ToTensor, Normalize and RandomErasing as an 8x8 cutout, and a worker for each core.
 
-All give normalised float32 batches of the same images. They take turns over several rounds; the figures are medians of
+All give normalized float32 batches of the same images. They take turns over several rounds; the figures are medians of
 the rounds' rates and of the round-by-round ratios. Starting the workers and the first pass are left out for all three.
 """
 
@@ -42,7 +42,7 @@ class PilImages(Dataset):
         self.images, self.labels = images, labels
         self.transform = transforms.Compose(
             [
-                transforms.RandomCrop(info.image_size, padding=config.crop_padding, padding_mode=config.padding_mode),
+                transforms.RandomCrop(info.image_size, padding=config.crop_padding, padding_mode="reflect"),
                 transforms.RandomHorizontalFlip(),
                 transforms.ToTensor(),
                 transforms.Normalize(info.mean, info.std),

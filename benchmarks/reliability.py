@@ -91,8 +91,8 @@ def one_round(
         runtime.synchronize()
 
     def stop() -> None:
-        runtime.announce_stop()
-        runtime.stop_agreed()
+        runtime.stop.announce()
+        runtime.stop.agreed()
 
     def guard() -> None:
         trainer.guard.begin()

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from benchmarks.results import write_result
 from data_prep.augment import Augmenter
-from data_prep.batch_ops import batch_normalise
+from data_prep.batch_ops import batch_normalize
 from data_prep.dataset import read_dataset
 from data_prep.loader import Batch, ResidentLoader, StreamLoader, build_loader
 from ddp_trainer.distributed.hardware import resolve_device, resolve_precision
@@ -58,10 +58,10 @@ def our_step(data_dir: Path, batch_size: int) -> Step:
     trainer = Trainer(config, runtime, model, build_optimizer(model, config.optim), data, SilentObserver())
 
     def step() -> None:
-        runtime.announce_stop()
+        runtime.stop.announce()
         trainer.train_step(batch, epoch=0)
         trainer.guard.after_step(trainer.step - 1)
-        runtime.stop_agreed()
+        runtime.stop.agreed()
 
     return step
 
@@ -116,10 +116,10 @@ def first_batch(loader: ResidentLoader | StreamLoader) -> Batch:
 
 
 def ready(data_dir: Path, batch_size: int) -> tuple[CustomResNet, Tensor, Tensor]:
-    """The model, normalised images and labels, on the device."""
+    """The model, normalized images and labels, on the device."""
     spec, loader = load(data_dir, batch_size)
     batch = first_batch(loader)
-    images = batch_normalise(batch.images, spec.mean, spec.std, torch.float32)
+    images = batch_normalize(batch.images, spec.mean, spec.std, torch.float32)
     return build_model(spec).to(images.device), images, batch.labels
 
 

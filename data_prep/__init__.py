@@ -1,1 +1,2 @@
-"""PIXELS: everything about images, nothing about learning. Never imports `ddp_trainer`."""
+"""From image files to augmented batches on the device; `python -m data_prep` is the first half. Never imports
+`ddp_trainer`."""

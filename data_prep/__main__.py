@@ -1,33 +1,32 @@
-"""`python -m data_prep`: one source's images, written as a dataset that the trainer reads. Only the command line."""
+"""`python -m data_prep`: writes the images of one source as a dataset for the trainer. Only the command line."""
 
 import argparse
 import os
-import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn, Self
 
 from data_prep.dataset import DatasetInfo, write_dataset
-from data_prep.errors import InputError
-from data_prep.sources import SOURCES, ImageSet
+from data_prep.errors import InputError, printable, shell_path
+from data_prep.files import replace_file
+from data_prep.sources import NUM_NAMED, SOURCES, ImageSet
 from data_prep.sources.synthetic import DEFAULT_TEST_COUNT, DEFAULT_TRAIN_COUNT, draw_synthetic
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
 DEFAULT_SIZE = 32
-# Flags that some sources have no use for: it is an error to give them there, lest one believes that they do something.
-ONLY_FOR = {"size": ("folder", "synthetic")} | dict.fromkeys(("train_count", "test_count", "seed"), ("synthetic",))
+# Flags that only some sources use. Elsewhere they are refused, so that nobody believes that they had an effect.
+ONLY_FOR = {"size": ("folder", "synthetic"), "skip_unreadable": ("folder",)} | dict.fromkeys(
+    ("train_count", "test_count", "seed"), ("synthetic",)
+)
 
-DESCRIPTION = "Writes images as a dataset for ddp_trainer: OUT/train.beton, OUT/test.beton and OUT/dataset.json."
+DESCRIPTION = "Write images as a dataset for ddp_trainer: OUT/train.beton, OUT/test.beton and OUT/dataset.json."
 EXAMPLES = """\
 sources:
-  cifar10, cifar100  torchvision's files in ROOT, downloaded there if absent; checked before they are opened
-  folder             ROOT/train/CLASS/*.{png,jpg,jpeg} and ROOT/test/CLASS/* (or val), resized to SIZE
-  synthetic          ten drawn classes, made from a seed; needs no input
+  cifar10, cifar100  the archive or its extracted files in ROOT, downloaded if absent; verified before use
+  folder             images of any kind in ROOT/train/CLASS and ROOT/test/CLASS (or val, valid, validation)
+  synthetic          ten classes of drawn images, made from a seed; needs no input
 
 examples:
   python -m data_prep
@@ -42,7 +41,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The checked flags, defaults filled in. Raises InputError."""
+    """The checked flags, with defaults filled in. Raises InputError."""
     parser = _Parser(
         prog="python -m data_prep",
         description=DESCRIPTION,
@@ -52,20 +51,27 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--source", choices=SOURCES, default="cifar10", help="where the images come from (default: %(default)s)")
-    add("--root", type=Path, default=Path("data/raw"), metavar="DIR", help="what is read (default: %(default)s)")
-    add("--out", type=Path, metavar="DIR", help="what is written (default: data/SOURCE, so data/cifar10)")
-    add("--size", type=int, metavar="N", help=f"pixels of a side; folder and synthetic only (default: {DEFAULT_SIZE})")
+    add("--root", type=Path, default=Path("data/raw"), metavar="DIR", help="folder to read from (default: %(default)s)")
+    add("--out", type=Path, metavar="DIR", help="folder to write to (default: data/SOURCE, such as data/cifar10)")
+    add(
+        "--size",
+        type=int,
+        metavar="N",
+        help=f"side of the images in pixels; folder and synthetic only (default: {DEFAULT_SIZE})",
+    )
+    skip_help = "leave out image files that cannot be read, and list them in dataset.json; folder only"
+    add("--skip-unreadable", action="store_true", default=None, help=skip_help)
     for name, words, default in (
-        ("--train-count", "training images drawn", DEFAULT_TRAIN_COUNT),
-        ("--test-count", "test images drawn", DEFAULT_TEST_COUNT),
-        ("--seed", "what the drawing starts from", 0),
+        ("--train-count", "number of training images", DEFAULT_TRAIN_COUNT),
+        ("--test-count", "number of test images", DEFAULT_TEST_COUNT),
+        ("--seed", "seed of the drawing", 0),
     ):
         add(name, type=int, metavar="N", help=f"{words}; synthetic only (default: {default})")
     options = parser.parse_args(argv)
     for name, sources in ONLY_FOR.items():
         if getattr(options, name) is not None and options.source not in sources:
             flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} belongs to --source {' or '.join(sources)}, not {options.source}; leave it out")
+            raise InputError(f"{flag} needs --source {' or '.join(sources)}, got --source {options.source}")
     return _fill_in(options)
 
 
@@ -74,6 +80,7 @@ def _fill_in(options: argparse.Namespace) -> argparse.Namespace:
         "out": Path("data", options.source),
         "size": DEFAULT_SIZE,
         "seed": 0,
+        "skip_unreadable": False,
         "train_count": DEFAULT_TRAIN_COUNT,
         "test_count": DEFAULT_TEST_COUNT,
     }
@@ -81,81 +88,107 @@ def _fill_in(options: argparse.Namespace) -> argparse.Namespace:
         if getattr(options, name) is None:
             setattr(options, name, value)
     if options.seed < 0:
-        raise InputError(f"--seed {options.seed}: give a number from 0")
+        raise InputError(f"--seed must be 0 or more, got {options.seed}")
     return options
 
 
 def prepare(options: argparse.Namespace, check: Callable[[], None]) -> DatasetInfo:
-    """Reads the source and writes the dataset. Raises InputError, and what `check` raises, often called meanwhile."""
+    """Reads the source and writes the dataset.
+
+    Raises InputError, and whatever `check` raises; it is called often, so that a signal ends the work soon.
+    """
     _check_out(options.out)
-    with _bars() as bar:
-        image_set = _load(options, bar)
+    with Bars() as bars:
+        image_set = _load(options, bars)
         check()
+        for note in image_set.notes:
+            print(printable(note), flush=True)
         written: dict[str, int] = {}
         total = len(image_set.train.labels) + len(image_set.test.labels)
 
         def show(split: str, count: int) -> None:
             check()
             written[split] = count
-            bar("writing")(sum(written.values()), total)
+            bars.update("writing", sum(written.values()), total)
 
         return write_dataset(image_set, options.out, progress=show)
 
 
+def _load_folder(options: argparse.Namespace, bars: "Bars") -> ImageSet:
+    """Raises InputError; a long list of unreadable files is written to OUT.unreadable.txt as a whole."""
+    from data_prep.sources.folder import UnreadableImagesError, load_folder
+
+    reading = partial(bars.update, "reading")
+    try:
+        return load_folder(options.root, size=options.size, skip_unreadable=options.skip_unreadable, progress=reading)
+    except UnreadableImagesError as error:
+        if len(error.problems) <= NUM_NAMED:
+            raise
+        path = options.out.with_name(f"{options.out.name}.unreadable.txt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, "".join(f"{problem}\n" for problem in error.problems).encode())
+        raise InputError(f"{error}; all are listed in {shell_path(path)}") from None
+
+
 def _check_out(out: Path) -> None:
-    """Before minutes are spent on reading: may `out` be written at all?"""
+    """Raises InputError if `out` is not writable, before minutes are spent on reading."""
     nearest = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir():
-        raise InputError(f"--out {out}: {nearest} is no folder; name another folder")
+        raise InputError(f"--out {shell_path(out)}: {shell_path(nearest)} is not a folder; use another folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"--out {out}: {nearest} cannot be written; name another folder")
+        raise InputError(f"--out {shell_path(out)}: {shell_path(nearest)} is not writable; use another folder")
 
 
-def _load(options: argparse.Namespace, bar: Callable[[str], Callable[[int, int], None]]) -> ImageSet:
+def _load(options: argparse.Namespace, bars: "Bars") -> ImageSet:
     if options.source == "synthetic":
         return draw_synthetic(
             train_count=options.train_count, test_count=options.test_count, seed=options.seed, size=options.size
         )
     if options.source == "folder":
-        from data_prep.sources.folder import load_folder
-
-        return load_folder(options.root, size=options.size, progress=bar("reading"))
+        return _load_folder(options, bars)
     from data_prep.sources.cifar import load_cifar
 
-    return load_cifar(options.source, options.root, progress=bar("downloading"))
+    return load_cifar(options.source, options.root, progress=partial(bars.update, "downloading"))
 
 
-@contextmanager
-def _bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Gives a function that names a bar and returns what moves it. On a terminal only: no bars in logs."""
-    from rich.console import Console
-    from rich.progress import Progress
+class Bars:
+    """Progress bars on a terminal, one for each kind of work; a context manager. Logs get no bars."""
 
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
-        yield lambda name: lambda done, total: _move(progress, name, done, total)
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import Progress, TaskID
 
+        self._progress = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+        self._tasks: dict[str, TaskID] = {}
 
-def _move(progress: "Progress", name: str, done: int, total: int) -> None:
-    task = next((task.id for task in progress.tasks if task.description == name), None)
-    if task is None:
-        task = progress.add_task(name)
-    progress.update(task, completed=done, total=total or None)
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, work: str, done: int, total: int) -> None:
+        """Shows that `done` of `total` is finished; a total of 0 is unknown."""
+        if work not in self._tasks:
+            self._tasks[work] = self._progress.add_task(work, total=None)
+        self._progress.update(self._tasks[work], completed=done, total=total or None)
 
 
 def describe(info: DatasetInfo, out: Path) -> str:
-    """What was written, and what to do with it."""
-    size = sum(split.bytes for split in info.splits.values()) / 1e6
+    """What was written, and the next command."""
+    side, size = info.image_size, sum(split.bytes for split in info.splits.values()) / 1e6
     counts = " and ".join(f"{split.count} {name}" for name, split in info.splits.items())
     return (
-        f"{out}: {counts} images, {len(info.classes)} classes, {info.image_size}x{info.image_size}, {size:.1f} MB\n"
-        f"next: python -m ddp_trainer.train --data-dir {shlex.quote(str(out))}"
+        f"{shell_path(out)}: {counts} images, {len(info.classes)} classes, {side}x{side}, {size:.1f} MB\n"
+        f"next: python -m ddp_trainer.train --data-dir {shell_path(out)}"
     )
 
 
 class _Stopper:
-    """Unwinds at the first SIGTERM or SIGINT, so that what is half-written is removed; further ones are ignored.
+    """Raises SystemExit at the first SIGTERM or SIGINT, so that incomplete files are removed; ignores later ones.
 
-    C code (numpy's `tofile` for one) may replace or swallow what a signal handler raises: hence the number is kept.
+    C code such as NumPy's `tofile` may swallow what a signal handler raises, so the signal number is kept as well.
     """
 
     def __init__(self) -> None:
@@ -170,13 +203,13 @@ class _Stopper:
         raise SystemExit(128 + number)
 
     def check(self) -> None:
-        """Raises SystemExit where a signal has come."""
+        """Raises SystemExit if a signal has arrived."""
         if self.number:
             raise SystemExit(128 + self.number)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: written; 2: the input is wrong; 1: the machine failed; 130 or 143: interrupted."""
+    """Exit status: 0 written, 2 wrong input, 1 the machine failed, 130 or 143 interrupted."""
     stopper = _Stopper()
     try:
         return _run(argv, stopper)
@@ -184,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not stopper.number:
             raise
         name = signal.Signals(stopper.number).name
-        print(f"interrupted by {name}: nothing half-written is left", file=sys.stderr, flush=True)
+        print(f"interrupted by {name}: incomplete files were removed", file=sys.stderr, flush=True)
         return 128 + stopper.number
 
 
@@ -194,14 +227,14 @@ def _run(argv: Sequence[str] | None, stopper: _Stopper) -> int:
         print(describe(prepare(options, stopper.check), options.out))
     except InputError as error:
         stopper.check()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except MemoryError:
-        print("error: the images do not fit into memory; take a smaller --size or fewer images", file=sys.stderr)
+        print("error: the images do not fit into memory; use a smaller --size or fewer images", file=sys.stderr)
         return 2
     except OSError as error:
         stopper.check()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
 

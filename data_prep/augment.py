@@ -1,7 +1,7 @@
-"""Augmentation on the device: what is done to each image, drawn by its sample index.
+"""Augmentation on the device: random numbers for each image, and the operations they control.
 
-It depends on (seed, epoch, sample) alone, so it is the same at every rank, batch and world size. The operations
-themselves are in `batch_ops`.
+Everything drawn for an image is a function of (seed, epoch, sample index), so it is the same on every rank, in every
+batch and at every number of processes. The operations themselves are in `batch_ops`.
 """
 
 from collections.abc import Iterator
@@ -18,16 +18,21 @@ from data_prep.batch_ops import (
     batch_flip,
     batch_jitter,
     batch_mixup,
-    batch_normalise,
+    batch_normalize,
     batch_partners,
     beta_quantiles,
 )
-from data_prep.errors import InputError
 from data_prep.random_bits import below, random_bits, uniform
+
+NUM_DRAWS = 10
+# The row of the random bits that each decision uses. A new one goes at the end: the existing images stay the same.
+CROP_TOP, CROP_LEFT, FLIP, CUTOUT_TOP, CUTOUT_LEFT, BRIGHTNESS, CONTRAST, MIX_WEIGHT, BOX_TOP, BOX_LEFT = range(
+    NUM_DRAWS
+)
 
 
 class ImageBatch(Protocol):
-    """What `Augmenter` takes: `loader.Batch`, or anything like it."""
+    """What `Augmenter` takes: `loader.Batch`, or anything with the same three tensors."""
 
     @property
     def images(self) -> Tensor: ...
@@ -39,19 +44,17 @@ class ImageBatch(Protocol):
     def indices(self) -> Tensor: ...
 
 
-class Augmented(NamedTuple):
-    """A batch as the network sees it."""
+class AugmentedBatch(NamedTuple):
+    """A batch that is ready for the network."""
 
-    images: Tensor  # (N, 3, H, W) normalised, channels_last
+    images: Tensor  # (N, 3, H, W) normalized, channels_last
     labels: Tensor  # (N,) int64
-    partner_labels: Tensor | None  # (N,) int64, of the image mixed in
-    label_weights: Tensor | None  # (N,) share of `labels`; the rest belongs to `partner_labels`
+    partner_labels: Tensor | None  # (N,) int64: labels of the images mixed in
+    label_weights: Tensor | None  # (N,) weight of `labels`; `partner_labels` has the rest
 
 
 class Augmenter:
-    """Draws for each image by its sample index and applies what the configuration asks for."""
-
-    NUM_DRAWS = 10
+    """Turns uint8 batches into augmented, normalized ones, as the configuration says."""
 
     def __init__(
         self,
@@ -66,79 +69,86 @@ class Augmenter:
         alpha = config.mixup or config.cutmix
         self._quantiles = torch.from_numpy(beta_quantiles(alpha)).float() if alpha else None
 
-    def __call__(self, batch: ImageBatch, *, epoch: int, side: int | None = None) -> Augmented:
-        """uint8 images of `epoch` (from 0) -> what the network trains on: `side` x `side`; by default all of them."""
-        config = self.config
-        draws = random_bits(batch.indices, seed=self.seed, epoch=epoch, num_draws=self.NUM_DRAWS)
+    def __call__(self, batch: ImageBatch, *, epoch: int, side: int | None = None) -> AugmentedBatch:
+        """Augments uint8 images for `epoch` (0-based); `side`: side of the crops, default: that of the images."""
+        draws = self._draw(batch.indices, epoch)
         images = self._crop(batch.images, draws, side)
-        if config.flip != "none":
-            images = batch_flip(images, self._flipped(batch.indices, draws[2], epoch))
-        images = batch_normalise(images, self.mean, self.std, self.dtype)
-        if config.cutout:
-            height, width = images.shape[2:]
-            top, left = below(draws[3], height - config.cutout + 1), below(draws[4], width - config.cutout + 1)
-            images = batch_cutout(images, top, left, side=config.cutout)
-        if config.brightness or config.contrast:
-            shift, stretch = (2 * uniform(draws[row]) - 1 for row in (5, 6))
-            shift, stretch = shift * config.brightness, 1 + stretch * config.contrast
-            images = batch_jitter(images, shift.to(self.dtype), stretch.to(self.dtype))
-        if not config.mixes_pairs:
-            return Augmented(images, batch.labels, None, None)
+        images = self._flip(images, batch.indices, draws, epoch)
+        images = batch_normalize(images, self.mean, self.std, self.dtype)
+        images = self._cutout(images, draws)
+        images = self._jitter(images, draws)
+        if not self.config.mixes_pairs:
+            return AugmentedBatch(images, batch.labels, None, None)
         images, weights = self._mix(images, batch.indices, epoch)
-        return Augmented(images, batch.labels, batch_partners(batch.labels), weights)
+        return AugmentedBatch(images, batch.labels, batch_partners(batch.labels), weights)
+
+    def _draw(self, indices: Tensor, epoch: int) -> Tensor:
+        """(NUM_DRAWS, N) int64 random bits."""
+        return random_bits(indices, seed=self.seed, epoch=epoch, num_draws=NUM_DRAWS)
 
     def _crop(self, images: Tensor, draws: Tensor, side: int | None) -> Tensor:
         padding, (height, width) = self.config.crop_padding, images.shape[2:]
         size = (height, width) if side is None else (side, side)
-        rows, columns = height + 2 * padding - size[0] + 1, width + 2 * padding - size[1] + 1  # to begin at
-        if rows == columns == 1:
+        num_tops, num_lefts = height + 2 * padding - size[0] + 1, width + 2 * padding - size[1] + 1
+        if num_tops == num_lefts == 1:
             return images
-        return batch_crop(
-            images,
-            below(draws[0], rows),
-            below(draws[1], columns),
-            size=size,
-            padding=padding,
-            mode=self.config.padding_mode,
-        )
+        top, left = below(draws[CROP_TOP], num_tops), below(draws[CROP_LEFT], num_lefts)
+        return batch_crop(images, top, left, size=size, padding=padding)
 
-    def _flipped(self, indices: Tensor, bits: Tensor, epoch: int) -> Tensor:
-        """(N,) bool. Alternating: a random half in epoch 0, the other half in the next epoch, and so on (airbench94,
-        github.com/KellerJordan/cifar10-airbench)."""
+    def _flip(self, images: Tensor, indices: Tensor, draws: Tensor, epoch: int) -> Tensor:
+        """Mirrors a random half of the images. Alternating: one half in even epochs, the other half in odd ones
+        (airbench94, github.com/KellerJordan/cifar10-airbench)."""
+        if self.config.flip == "none":
+            return images
         if self.config.flip == "random":
-            return bits < 0
-        start = random_bits(indices, seed=self.seed, epoch=-1, num_draws=1)[0] < 0
-        return start ^ (epoch % 2 == 1)
+            return batch_flip(images, draws[FLIP] < 0)
+        in_even_epochs = random_bits(indices, seed=self.seed, epoch=-1, num_draws=1)[0] < 0
+        return batch_flip(images, in_even_epochs ^ (epoch % 2 == 1))
+
+    def _cutout(self, images: Tensor, draws: Tensor) -> Tensor:
+        side, (height, width) = self.config.cutout, images.shape[2:]
+        if not side:
+            return images
+        top, left = below(draws[CUTOUT_TOP], height - side + 1), below(draws[CUTOUT_LEFT], width - side + 1)
+        return batch_cutout(images, top, left, side=side)
+
+    def _jitter(self, images: Tensor, draws: Tensor) -> Tensor:
+        brightness, contrast = self.config.brightness, self.config.contrast
+        if not (brightness or contrast):
+            return images
+        shift = (2 * uniform(draws[BRIGHTNESS]) - 1) * brightness
+        stretch = 1 + (2 * uniform(draws[CONTRAST]) - 1) * contrast
+        return batch_jitter(images, shift.to(self.dtype), stretch.to(self.dtype))
 
     def _mix(self, images: Tensor, indices: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """Mixed images and (N,) weights of their own labels, both drawn for the pair by its smaller sample index."""
-        if len(indices) % 2:
-            raise InputError("--mixup and --cutmix pair images: give each process an even share of --batch-size")
-        pair = torch.minimum(indices, batch_partners(indices))
-        bits = random_bits(pair, seed=self.seed, epoch=epoch, num_draws=self.NUM_DRAWS)[7:]
-        weights = self._beta(uniform(bits[0]))
+        """Mixed images and the weights (N,) of their own labels. N must be even.
+
+        Both images of a pair use the draws of the smaller sample index, so they agree on weight and rectangle.
+        """
+        draws = self._draw(torch.minimum(indices, batch_partners(indices)), epoch)
+        weights = self._beta(uniform(draws[MIX_WEIGHT]))
         if self.config.mixup:
             return batch_mixup(images, weights), weights
         height, width = images.shape[2:]
-        share = (1 - weights).sqrt()
-        box_height, box_width = (share * height).round().long(), (share * width).round().long()
-        top = below(bits[1], height) - box_height // 2
-        left = below(bits[2], width) - box_width // 2
+        side_share = (1 - weights).sqrt()
+        box_height, box_width = (side_share * height).round().long(), (side_share * width).round().long()
+        top = below(draws[BOX_TOP], height) - box_height // 2
+        left = below(draws[BOX_LEFT], width) - box_width // 2
         return batch_cutmix(images, top, left, box_height, box_width)
 
     def _beta(self, uniforms: Tensor) -> Tensor:
-        """(N,) uniform -> Beta(alpha, alpha), by its table of quantiles."""
+        """Uniform numbers (N,) -> numbers from Beta(alpha, alpha), by interpolation in its table of quantiles."""
         assert self._quantiles is not None
         table = self._quantiles = self._quantiles.to(uniforms.device)
-        place = uniforms * (len(table) - 1)
-        index = place.long()
-        return torch.lerp(table[index], table[index + 1], place - index)
+        position = uniforms * (len(table) - 1)
+        index = position.long()
+        return torch.lerp(table[index], table[index + 1], position - index)
 
 
-def split(augmented: Augmented, parts: int) -> Iterator[Augmented]:
-    """Equal consecutive pieces of one batch."""
+def split_batch(batch: AugmentedBatch, parts: int) -> Iterator[AugmentedBatch]:
+    """Equal consecutive parts of a batch."""
     if parts == 1:
-        yield augmented
+        yield batch
         return
-    columns = [[None] * parts if column is None else column.chunk(parts) for column in augmented]
-    yield from (Augmented(*pieces) for pieces in zip(*columns, strict=True))
+    columns = [[None] * parts if column is None else column.chunk(parts) for column in batch]
+    yield from (AugmentedBatch(*pieces) for pieces in zip(*columns, strict=True))

@@ -1,4 +1,4 @@
-"""The settings of the augmentation, apart from what carries them out: they are read before torch is there."""
+"""Settings of the augmentation. Kept apart from the code that applies them, which needs torch."""
 
 import math
 from dataclasses import dataclass
@@ -10,27 +10,25 @@ from data_prep.errors import require
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     crop_padding: int = 4
-    """Crop each image at a random place out of itself with this many pixels of padding around; 0: no padding."""
-    padding_mode: Literal["reflect", "zero"] = "reflect"
-    """What the padding is made of."""
+    """Pad each image by this many reflected pixels on every side, then crop it at a random place; 0: no padding."""
     flip: Literal["none", "random", "alternating"] = "random"
-    """Mirror images left to right: at random, or every other epoch from a random start."""
+    """Mirror images left to right: each at random, or each in every other epoch."""
     cutout: int = 0
-    """Blank a square of this side at a random place; 0: none."""
+    """Blank out a square with this side at a random place; 0: none."""
     brightness: float = 0.0
-    """Shift each image by up to this much, in standard deviations."""
+    """Shift the values of each image by up to this many standard deviations."""
     contrast: float = 0.0
-    """Stretch each image's distance from the mean colour by up to this share."""
+    """Scale each image's distance from the mean color by a factor between 1 - x and 1 + x."""
     mixup: float = 0.0
-    """Blend pairs of images with a weight from Beta(x, x); 0: none."""
+    """Blend pairs of images with a weight from Beta(x, x); 0: off."""
     cutmix: float = 0.0
-    """Exchange a rectangle between pairs of images, its size from Beta(x, x); 0: none."""
+    """Swap a rectangle between pairs of images, with an area from Beta(x, x); 0: off."""
 
     def __post_init__(self) -> None:
         for name in ("crop_padding", "cutout", "brightness", "contrast", "mixup", "cutmix"):
             value = getattr(self, name)
-            require(0 <= value < math.inf, f"--{name.replace('_', '-')} {value}: give 0 or more")
-        require(not (self.mixup and self.cutmix), "--mixup and --cutmix: choose one of them")
+            require(0 <= value < math.inf, f"--{name.replace('_', '-')} must be 0 or more, got {value}")
+        require(not (self.mixup and self.cutmix), "--mixup and --cutmix cannot be combined; use one of them")
 
     @property
     def mixes_pairs(self) -> bool:

@@ -1,10 +1,9 @@
-"""Pure functions over whole batches of images: what augmentation is made of, with nothing drawn at random.
+"""Pure functions on whole batches of images, the parts that augmentation is made of. They draw nothing at random.
 
 Nothing here loops over images or waits for the device.
 """
 
 import functools
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor
 
 
 def _rows(images: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, H, W * C): whole image rows side by side in memory; a view of a channels_last batch.
+    """(N, C, H, W) -> (N, H, W * C): each image row contiguous in memory; a view of a channels_last batch.
 
-    Kernels run along the last dimension; over three colours at a time they would be several times slower on a CPU.
+    Kernels run along the last dimension; with only three colors in it they would be several times slower on a CPU.
     """
     return images.permute(0, 2, 3, 1).flatten(2)
 
@@ -24,14 +23,13 @@ def _images(rows: Tensor, channels: int) -> Tensor:
     return rows.unflatten(2, (-1, channels)).permute(0, 3, 1, 2)
 
 
-def batch_crop(
-    images: Tensor, top: Tensor, left: Tensor, *, size: tuple[int, int], padding: int, mode: Literal["reflect", "zero"]
-) -> Tensor:
-    """(N, C, H, W) -> (N, C, *size), each image cut out of its padded self at (top, left), (N,) each.
+def batch_crop(images: Tensor, top: Tensor, left: Tensor, *, size: tuple[int, int], padding: int) -> Tensor:
+    """(N, C, H, W) -> (N, C, *size): crops of the padded images; `top` and `left` (N,) are the corners.
 
-    The padded images are viewed as all their windows and one window is picked for each: the copy runs along whole rows.
+    A strided view holds every window of every padded image, and indexing picks one of each, so that whole rows are
+    copied at a time.
     """
-    padded = _pad(images.permute(0, 2, 3, 1), padding, mode).contiguous()  # (N, H + 2p, W + 2p, C)
+    padded = _pad(images.permute(0, 2, 3, 1), padding).contiguous()  # (N, H + 2p, W + 2p, C)
     count, padded_height, padded_width, channels = padded.shape
     height, width = size
     by_image, by_row, by_column, _ = padded.stride()
@@ -42,10 +40,8 @@ def batch_crop(
     return _images(windows[torch.arange(count, device=images.device), top, left], channels)
 
 
-def _pad(images: Tensor, padding: int, mode: str) -> Tensor:
-    """(N, H, W, C) padded on all four sides; reflection does not repeat the edge."""
-    if mode == "zero":
-        return torch.nn.functional.pad(images, (0, 0, padding, padding, padding, padding))
+def _pad(images: Tensor, padding: int) -> Tensor:
+    """(N, H, W, C), reflected on all four sides without repeating the edge."""
     for axis in (2, 1):
         size = images.shape[axis]
         before = images.narrow(axis, 1, padding).flip(axis)
@@ -55,7 +51,7 @@ def _pad(images: Tensor, padding: int, mode: str) -> Tensor:
 
 
 def batch_flip(images: Tensor, flipped: Tensor) -> Tensor:
-    """(N, C, H, W), mirrored left to right where `flipped` (N,) bool."""
+    """(N, C, H, W), mirrored left to right where `flipped` (N,) is True."""
     rows = _words(_rows(images).contiguous())
     mirrored = _words(_rows(images.flip(3)).contiguous())
     chosen = torch.where(flipped[:, None, None], mirrored, rows)
@@ -63,7 +59,7 @@ def batch_flip(images: Tensor, flipped: Tensor) -> Tensor:
 
 
 def _words(rows: Tensor) -> Tensor:
-    """Rows of bytes as rows of the widest integers that fit: fewer elements for kernels that only move them."""
+    """Rows of bytes, viewed as the widest integers that fit: fewer elements for kernels that only move them."""
     length = rows.shape[-1]
     if rows.dtype != torch.uint8 or length % 4:
         return rows
@@ -73,7 +69,7 @@ def _words(rows: Tensor) -> Tensor:
 def _rectangle(
     size: tuple[int, int], top: Tensor, left: Tensor, height: Tensor, width: Tensor, channels: int
 ) -> Tensor:
-    """(N, H, W * channels) bool: True within each image's rectangle, clipped at the borders. Places and sides (N,)."""
+    """(N, H, W * channels) bool: True inside each image's rectangle, clipped at the borders. Corners and sides (N,)."""
     rows = torch.arange(size[0], device=top.device)
     columns = torch.arange(size[1], device=top.device).repeat_interleave(channels)
     in_rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])
@@ -82,9 +78,9 @@ def _rectangle(
 
 
 def batch_cutout(images: Tensor, top: Tensor, left: Tensor, *, side: int) -> Tensor:
-    """(N, C, H, W) normalised: a square of `side` pixels at (top, left), (N,), becomes zero, the mean colour.
+    """(N, C, H, W) normalized: sets a square of `side` pixels to 0, the mean color; `top` and `left` (N,) are corners.
 
-    DeVries & Taylor, arXiv 1708.04552; the square lies wholly within the image.
+    DeVries & Taylor, arXiv 1708.04552, except that the square never extends beyond the image.
     """
     sides = torch.full_like(top, side)
     _, channels, height, width = images.shape
@@ -92,7 +88,7 @@ def batch_cutout(images: Tensor, top: Tensor, left: Tensor, *, side: int) -> Ten
     return _images(_rows(images).masked_fill(blank, 0), channels)
 
 
-def batch_normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> Tensor:
+def batch_normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> Tensor:
     """(N, C, H, W) uint8 -> (value / 255 - mean) / std as `dtype`, channels_last."""
     scale, shift = _scale_and_shift(mean, std, images.shape[3], dtype, images.device)
     return _images(_rows(images).to(dtype).mul_(scale).add_(shift), images.shape[1])
@@ -103,44 +99,44 @@ def batch_normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, .
 def _scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], width: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """(W * C) each, for a row of pixels. Kept, because a copy from the host waits for all that the GPU has to do."""
+    """(W * C,) each, for one row of pixels. Cached, because a copy from the host waits for the GPU's pending work."""
     scale = torch.tensor([1 / (255 * deviation) for deviation in std], dtype=dtype, device=device)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=dtype, device=device)
     return scale.repeat(width), shift.repeat(width)
 
 
 def batch_jitter(images: Tensor, shift: Tensor, stretch: Tensor) -> Tensor:
-    """(N, C, H, W) normalised, in place: stretch * image + shift, both (N,)."""
+    """(N, C, H, W) normalized, in place: stretch * image + shift; `shift` and `stretch` (N,)."""
     return images.mul_(stretch[:, None, None, None]).add_(shift[:, None, None, None])
 
 
 def batch_partners(column: Tensor) -> Tensor:
-    """(N, ...), N even: each pair (2k, 2k + 1) exchanged."""
+    """(N, ...) with N even: rows 2k and 2k + 1 swapped."""
     return column.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
 def batch_mixup(images: Tensor, weights: Tensor) -> Tensor:
-    """(N, C, H, W): `weights` (N,) of each image and the rest of its partner. Zhang et al., arXiv 1710.09412."""
+    """weights * images + (1 - weights) * partners; `weights` (N,). Zhang et al., arXiv 1710.09412."""
     return torch.lerp(batch_partners(images), images, weights[:, None, None, None].to(images.dtype))
 
 
 def batch_cutmix(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, C, H, W) with the partner's pixels within each rectangle, and (N,) the share of pixels that stay one's own.
+    """Images (N, C, H, W) with the partner's pixels inside each rectangle, and the share (N,) of their own pixels.
 
-    The rectangles, (N,) each, are clipped at the borders. Yun et al., arXiv 1905.04899.
+    Corners and sides of the rectangles are (N,); they are clipped at the borders. Yun et al., arXiv 1905.04899.
     """
     _, channels, *size = images.shape
-    exchanged = _rectangle((size[0], size[1]), top, left, height, width, channels)
+    swapped = _rectangle((size[0], size[1]), top, left, height, width, channels)
     rows = _rows(images)
-    mixed = torch.where(exchanged, batch_partners(rows), rows)
-    return _images(mixed, channels), 1 - exchanged.float().mean(dim=(1, 2))
+    mixed = torch.where(swapped, batch_partners(rows), rows)
+    return _images(mixed, channels), 1 - swapped.float().mean(dim=(1, 2))
 
 
 def beta_quantiles(alpha: float, count: int = 1025) -> np.ndarray:
     """(count,) evenly spaced quantiles of Beta(alpha, alpha).
 
-    The density is integrated over the angle t of x = sin(t)^2, where it has no poles for alpha >= 1/2.
+    The density is integrated over the angle t in x = sin(t)^2, which removes its poles for alpha >= 1/2.
     """
     angle = (np.arange(200_000) + 0.5) * (np.pi / 2 / 200_000)
-    cumulative = np.cumsum(np.sin(2 * angle) ** (2 * alpha - 1))  # up to a constant, and 1 at its peak
+    cumulative = np.cumsum(np.sin(2 * angle) ** (2 * alpha - 1))  # up to a constant factor; at most 1
     return np.interp(np.linspace(0, 1, count), cumulative / cumulative[-1], np.sin(angle) ** 2)

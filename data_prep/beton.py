@@ -1,21 +1,19 @@
-"""FFCV's beton files: written by FFCV in a guarded child process, checked by our own reading of the format.
+"""The format of FFCV's beton files, and the check of a file before FFCV reads it.
 
-Fields: `image` (raw RGB), `label`, `index` (the position in the file, so that a reader can prove what it got). The
-format has no magic number, its header looks valid from the first byte on, and FFCV's reader crashes on some damaged
-files: nothing is handed to FFCV before `check_beton` has passed it.
+Fields: `image` (raw RGB), `label`, `index` (the position in the file, so that a reader can prove what it got). FFCV
+trusts what is in a file; on some files it overwrites its own memory. Nothing is handed to it before `check_beton`.
+
+Given the number of images and their size, our writer can produce only one file, apart from its pixels and labels: one
+header, one description of the fields, one address for each image. So the check compares with that file, byte for byte,
+instead of judging which deviations are harmless. It takes milliseconds and does not import FFCV.
 """
 
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from select import select
 
 import numpy as np
 
-from data_prep.errors import InputError
-from data_prep.sources import Split
+from data_prep.errors import InputError, shell_path
+from data_prep.files import open_regular
 
 # Our own copies of FFCV's types: importing ffcv.types takes seconds.
 HEADER = np.dtype(
@@ -26,129 +24,113 @@ FIELD = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("ptr", "<u8")])
 SAMPLE = np.dtype([("image", IMAGE), ("label", "<i8"), ("index", "<i8")], align=True)
-FIELDS = {"image": 2, "label": 1, "index": 1}  # name -> FFCV's number of the type
-RAW = 1
-
-STALL_SECONDS = 60.0
-
-
-def write_betons(
-    folder: Path, splits: Mapping[str, Split], *, progress: Callable[[str, int], object] = lambda name, written: None
-) -> None:
-    """Writes each split to `folder`/NAME.beton through FFCV's DatasetWriter; the same input gives the same bytes.
-
-    The writer spins for ever when it fails, so it works in a child process that ends at its first exception, is ended
-    when it makes no progress, and dies with this process. `progress` is called with a name and the number of its images
-    written so far. Raises RuntimeError with the writer's last words where it failed.
-    """
-    for split in splits.values():
-        check_split(split)
-    with tempfile.TemporaryDirectory(prefix=".arrays-", dir=folder) as arrays:
-        for name, split in splits.items():
-            np.save(Path(arrays) / f"{name}.images.npy", split.images)
-            np.save(Path(arrays) / f"{name}.labels.npy", split.labels)
-        child = subprocess.Popen(
-            [sys.executable, "-m", "data_prep.beton_writer", arrays, str(folder), *splits],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-        )
-        try:
-            _follow(child, progress)
-        finally:
-            child.kill()  # its resource tracker survives it and removes its shared memory
-            child.wait()
-            for stream in (child.stdout, child.stderr):
-                if stream is not None:
-                    stream.close()
-
-
-def _follow(child: subprocess.Popen[str], progress: Callable[[str, int], object]) -> None:
-    """Until the child has ended well. Raises RuntimeError where it failed or stalled."""
-    assert child.stdout is not None and child.stderr is not None
-    while select([child.stdout], [], [], STALL_SECONDS)[0]:
-        line = child.stdout.readline()
-        if not line:
-            break
-        if line.startswith("!"):
-            raise RuntimeError(f"FFCV's writer failed: {line[1:].strip()}")
-        written, name = line.split(maxsplit=1)
-        progress(name.strip(), int(written))
-    else:
-        raise RuntimeError(f"FFCV's writer made no progress for {STALL_SECONDS:.0f} s and was ended")
-    if child.wait(timeout=STALL_SECONDS):
-        words = child.stderr.read().strip().splitlines()
-        raise RuntimeError(f"FFCV's writer failed: {words[-1] if words else f'exit code {child.returncode}'}")
-
-
-def check_split(split: Split) -> None:
-    """Raises ValueError for what FFCV's writer would choke on."""
-    images, labels = split
-    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or not len(images):
-        raise ValueError(f"images must be (N, H, W, 3) uint8 with N > 0, not {images.shape} {images.dtype}")
-    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        raise ValueError(f"labels must be ({len(images)},) integers from 0, not {labels.shape} {labels.dtype}")
+FIELDS = {"image": 2, "label": 1, "index": 1}  # name -> FFCV's number of the type, in the order of the file
+VERSION, RAW, PAGE_SIZE = 2, 1, 2**23
+SAMPLES_START = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
 
 
 def check_beton(path: Path, *, count: int, image_size: int, num_classes: int) -> None:
-    """Raises InputError unless `path` is a whole beton file of ours with these numbers. Milliseconds; no ffcv."""
+    """Raises InputError unless `path` has the structure of a beton file that our writer made for these numbers."""
     try:
-        content = np.memmap(path, dtype=np.uint8, mode="r")
+        with open_regular(path) as file:
+            content = np.memmap(file, dtype=np.uint8, mode="r")
     except FileNotFoundError:
-        raise InputError(_mend(path, "is missing")) from None
-    except (OSError, ValueError) as error:
-        raise InputError(_mend(path, f"cannot be read ({error})")) from None
-    problem = _find_problem(content, count=count, image_size=image_size, num_classes=num_classes)
+        problem = "is missing"
+    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    else:
+        problem = _find_problem(content, count=count, image_size=image_size, num_classes=num_classes)
     if problem:
-        raise InputError(_mend(path, problem))
-
-
-def _mend(path: Path, problem: str) -> str:
-    return f"{path} {problem}; write the data anew"
-
-
-def _find_problem(content: np.ndarray, *, count: int, image_size: int, num_classes: int) -> str | None:
-    """What is wrong with the bytes of a beton file, or None."""
-    start = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
-    if len(content) < start:
-        return "is truncated, or no beton file"
-    header = content[: HEADER.itemsize].view(HEADER)[0]
-    fields = content[HEADER.itemsize : start].view(FIELD)
-    names = [bytes(name).rstrip(b"\0").decode("ascii", "replace") for name in fields["name"]]
-    if (header["version"], header["num_fields"]) != (2, len(FIELDS)):
-        return "is no beton file of this project"
-    if dict(zip(names, fields["type_id"].tolist(), strict=True)) != FIELDS:
-        return "is no beton file of this project"
-    if header["num_samples"] != count:
-        return f"holds {header['num_samples']} images instead of {count}"
-    table, end = int(header["table"]), start + count * SAMPLE.itemsize
-    if not end <= table or len(content) - table != count * ALLOCATION.itemsize:
-        return "is incomplete: its writing was interrupted, or it is truncated"
-    samples = content[start:end].view(SAMPLE)
-    allocations = content[table:].view(ALLOCATION)
-    return _find_bad_sample(samples, allocations, end, table, image_size, num_classes)
-
-
-def _find_bad_sample(
-    samples: np.ndarray, allocations: np.ndarray, start: int, end: int, image_size: int, num_classes: int
-) -> str | None:
-    image, size = samples["image"], image_size * image_size * 3
-    if not np.all((image["mode"] == RAW) & (image["width"] == image_size) & (image["height"] == image_size)):
-        return f"holds images that are not raw {image_size}x{image_size}"
-    if not np.all((image["ptr"] >= start) & (image["ptr"] <= end - size)):
-        return "holds image addresses outside the file"
-    if not np.array_equal(allocations["ptr"], image["ptr"]) or not np.all(allocations["size"] == size):
-        return "holds an allocation table that does not fit its images"
-    if not np.all((samples["label"] >= 0) & (samples["label"] < num_classes)):
-        return f"holds labels outside 0 to {num_classes - 1}"
-    if not np.array_equal(samples["index"], np.arange(len(samples))):
-        return "holds images out of order"
-    return None
+        raise InputError(f"{shell_path(path)} {problem}; prepare the data again")
 
 
 def read_labels(path: Path) -> np.ndarray:
     """(N,) int64 labels of a checked file, without ffcv."""
     count = int(np.fromfile(path, dtype=HEADER, count=1)["num_samples"][0])
-    offset = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
-    return np.fromfile(path, dtype=SAMPLE, count=count, offset=offset)["label"].astype(np.int64)
+    return np.fromfile(path, dtype=SAMPLE, count=count, offset=SAMPLES_START)["label"].astype(np.int64)
+
+
+def _find_problem(content: np.ndarray, *, count: int, image_size: int, num_classes: int) -> str | None:
+    """What is wrong with the bytes of a beton file, or None."""
+    if len(content) < SAMPLES_START:
+        return "is truncated, or is not a beton file"
+    header = content[: HEADER.itemsize].view(HEADER)[0]
+    if (header["version"], header["num_fields"], header["page_size"]) != (VERSION, len(FIELDS), PAGE_SIZE):
+        return "is not a beton file of this project"
+    if header["num_samples"] != count:
+        return f"holds {header['num_samples']} images instead of {count}"
+    addresses, table = _layout(len(content), count, image_size)
+    if addresses is None or header["table"] != table:
+        return "is incomplete: it was truncated, or writing it was interrupted"
+    samples_end = SAMPLES_START + count * SAMPLE.itemsize
+    labels = content[SAMPLES_START:samples_end].view(SAMPLE)["label"]
+    if not np.all((labels >= 0) & (labels < num_classes)):
+        return f"holds labels outside 0 to {num_classes - 1}"
+    for what, start, expected in (
+        ("header", 0, _header(count, table)),
+        ("description of the fields", HEADER.itemsize, _fields()),
+        ("list of images", SAMPLES_START, _samples(addresses, labels, image_size)),
+        ("allocation table", table, _allocations(addresses, image_size)),
+    ):
+        wanted = expected.view(np.uint8).reshape(-1)
+        if not np.array_equal(content[start : start + len(wanted)], wanted):
+            return f"holds a {what} that this project does not write"
+    if any(gap.any() for gap in _gaps(content, addresses, table, image_size)):
+        return "holds data between its images that belongs to none of them"
+    return None
+
+
+def _layout(length: int, count: int, image_size: int) -> tuple[np.ndarray | None, int]:
+    """Addresses of `count` images (N,) uint64 and of the table behind them; (None, 0) if `length` does not fit them.
+
+    FFCV fills pages of PAGE_SIZE with whole images, one after the other. `count` and `image_size` come from another
+    file, so nothing is allocated before they agree with the length of this one.
+    """
+    size = image_size**2 * 3
+    if not (0 < size <= PAGE_SIZE and 0 < count <= length):
+        return None, 0
+    per_page = PAGE_SIZE // size
+    first = -(-(SAMPLES_START + count * SAMPLE.itemsize) // PAGE_SIZE) * PAGE_SIZE
+    table = first - (-count // per_page) * PAGE_SIZE
+    if length != table + count * ALLOCATION.itemsize:
+        return None, 0
+    position = np.arange(count, dtype=np.uint64)
+    page, place = position // np.uint64(per_page), position % np.uint64(per_page)
+    return np.uint64(first) + page * np.uint64(PAGE_SIZE) + place * np.uint64(size), table
+
+
+def _gaps(content: np.ndarray, addresses: np.ndarray, table: int, image_size: int) -> list[np.ndarray]:
+    """The bytes that belong to nothing: before the first image, and at the end of each page."""
+    size, first = image_size**2 * 3, int(addresses[0])
+    samples_end = SAMPLES_START + len(addresses) * SAMPLE.itemsize
+    page_ends = content[first:table].reshape(-1, PAGE_SIZE)[:, PAGE_SIZE // size * size :]
+    return [content[samples_end:first], page_ends, content[int(addresses[-1]) + size : table]]
+
+
+def _header(count: int, table: int) -> np.ndarray:
+    header = np.zeros(1, HEADER)
+    header["version"], header["num_fields"], header["page_size"] = VERSION, len(FIELDS), PAGE_SIZE
+    header["num_samples"], header["table"] = count, table
+    return header
+
+
+def _fields() -> np.ndarray:
+    fields = np.zeros(len(FIELDS), FIELD)
+    for field, (name, type_id) in zip(fields, FIELDS.items(), strict=True):
+        field["type_id"] = type_id
+        field["name"][: len(name)] = list(name.encode())
+    return fields
+
+
+def _samples(addresses: np.ndarray, labels: np.ndarray, image_size: int) -> np.ndarray:
+    samples = np.zeros(len(addresses), SAMPLE)
+    samples["image"]["mode"], samples["image"]["ptr"] = RAW, addresses
+    samples["image"]["width"] = samples["image"]["height"] = image_size
+    samples["label"], samples["index"] = labels, np.arange(len(addresses))
+    return samples
+
+
+def _allocations(addresses: np.ndarray, image_size: int) -> np.ndarray:
+    table = np.zeros(len(addresses), ALLOCATION)
+    table["sample_id"], table["ptr"], table["size"] = np.arange(len(addresses)), addresses, image_size**2 * 3
+    return table

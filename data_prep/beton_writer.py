@@ -1,83 +1,73 @@
-"""The child process of `beton.write_betons`: `ARRAYS FOLDER NAME...`, says how many images are written as it goes.
+"""Writes beton files with FFCV, in a guarded child process (`ffcv_writer`)."""
 
-FFCV's DatasetWriter waits for ever when its worker process raises, and a killed writer leaves that worker behind. Here
-the worker is a thread of this process: its first exception ends the process, and there is nobody to leave behind.
-"""
-
-import ctypes
-import os
-import signal
+import subprocess
 import sys
-import threading
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from select import select
 
 import numpy as np
 
-from data_prep.ffcv_import import import_ffcv
+from data_prep.sources import Split
 
-PR_SET_PDEATHSIG = 1
+STALL_SECONDS = 60.0
 
 
-class _WorkerThread(threading.Thread):
-    """Stands in for multiprocessing.Process in FFCV's writer."""
+def write_betons(
+    folder: Path, splits: Mapping[str, Split], *, progress: Callable[[str, int], object] = lambda name, written: None
+) -> None:
+    """Writes each split to `folder`/NAME.beton with FFCV's DatasetWriter; the same input gives the same bytes.
 
-    def __init__(self, target: Any, args: tuple[Any, ...]) -> None:
-        super().__init__(target=target, args=args, daemon=True)
-
-    def run(self) -> None:
+    When FFCV's writer fails it spins forever. So it runs in a child process that exits at the first exception, is
+    killed when it makes no progress, and dies with this process. `progress` gets the name of a split and the number
+    of its images written so far. Raises RuntimeError with the writer's last line of output if it fails.
+    """
+    for split in splits.values():
+        check_split(split)
+    with tempfile.TemporaryDirectory(prefix=".arrays-", dir=folder) as arrays:
+        for name, split in splits.items():
+            np.save(Path(arrays) / f"{name}.images.npy", split.images)
+            np.save(Path(arrays) / f"{name}.labels.npy", split.labels)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "data_prep.ffcv_writer", arrays, str(folder), *splits],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
         try:
-            super().run()
-        except BaseException as error:
-            print(f"! {type(error).__name__}: {error}", flush=True)
-            os._exit(1)
+            _follow(child, progress)
+        finally:
+            child.kill()  # its resource tracker survives and removes the shared memory
+            child.wait()
+            for stream in (child.stdout, child.stderr):
+                if stream is not None:
+                    stream.close()
 
 
-class _Samples:
-    """(image, label, index) of each sample, for FFCV; says how far it is."""
-
-    def __init__(self, arrays: Path, name: str) -> None:
-        self.name = name
-        self.images = np.load(arrays / f"{name}.images.npy", mmap_mode="r")
-        self.labels = np.load(arrays / f"{name}.labels.npy")
-        self.step = max(len(self.labels) // 100, 1)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, position: int) -> tuple[np.ndarray, int, int]:
-        if (position + 1) % self.step == 0:
-            print(position + 1, self.name, flush=True)
-        return np.asarray(self.images[position]), int(self.labels[position]), int(position)
-
-
-def main(arrays: Path, folder: Path, names: list[str]) -> None:
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # the parent died before the line above
-        os._exit(1)
-    import_ffcv()
-    import ffcv.writer
-    from ffcv.fields import IntField, RGBImageField
-
-    ffcv.writer.Process = _WorkerThread  # type: ignore[attr-defined]
-    ffcv.writer.tqdm = _Silent  # type: ignore[attr-defined]
-    for name in names:
-        fields = {"image": RGBImageField(write_mode="raw"), "label": IntField(), "index": IntField()}
-        # One worker: with more, the order of pages and so the bytes of the file change from run to run.
-        writer = ffcv.writer.DatasetWriter(str(folder / f"{name}.beton"), fields, num_workers=1)
-        writer.from_indexed_dataset(_Samples(arrays, name))
+def _follow(child: subprocess.Popen[str], progress: Callable[[str, int], object]) -> None:
+    """Reports progress until the child has finished. Raises RuntimeError if it fails or stalls."""
+    assert child.stdout is not None and child.stderr is not None
+    while select([child.stdout], [], [], STALL_SECONDS)[0]:
+        line = child.stdout.readline()
+        if not line:
+            break
+        if line.startswith("!"):
+            raise RuntimeError(f"FFCV's writer failed: {line[1:].strip()}")
+        written, name = line.split(maxsplit=1)
+        progress(name.strip(), int(written))
+    else:
+        raise RuntimeError(f"FFCV's writer made no progress for {STALL_SECONDS:.0f} s and was killed")
+    if child.wait(timeout=STALL_SECONDS):
+        lines = child.stderr.read().strip().splitlines()
+        raise RuntimeError(f"FFCV's writer failed: {lines[-1] if lines else f'exit status {child.returncode}'}")
 
 
-class _Silent:
-    """A progress bar that shows nothing: the parent has its own."""
-
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-
-    def update(self, *_: Any) -> None: ...
-
-    def close(self) -> None: ...
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+def check_split(split: Split) -> None:
+    """Raises ValueError for arrays that FFCV's writer cannot write."""
+    images, labels = split
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or not len(images):
+        raise ValueError(f"images must be (N, H, W, 3) uint8 with N > 0, got {images.shape} {images.dtype}")
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        raise ValueError(f"labels must be ({len(images)},) non-negative integers, got {labels.shape} {labels.dtype}")

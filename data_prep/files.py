@@ -1,33 +1,128 @@
-"""JSON and small files, written whole or not at all."""
+"""Files written whole or not at all, and JSON read within limits: nothing in a file that was handed over is trusted."""
 
+import errno
 import json
 import os
+import secrets
+import shutil
+import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from data_prep.errors import InputError
 
+MAX_JSON_BYTES = 64 * 2**20
+MAX_JSON_DEPTH = 32
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # file systems that cannot sync a folder
+
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Replaces `path` in one step: a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    """Replaces `path` in one step, on the disk: a reader sees the old file or the new one, never a part of it.
+
+    A symbolic link at `path` is replaced, not followed. Raises OSError, with the sizes if the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(temporary, flags, 0o666), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise _disk_full(path, len(content), error) from None
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        raise
+    sync_folder(path.parent)
+
+
+def _disk_full(path: Path, needed: int, error: OSError) -> OSError:
+    free = shutil.disk_usage(path.parent).free
+    return OSError(error.errno, f"{error.strerror}: {needed:,} bytes are needed, {free:,} are free", str(path))
+
+
+def sync_file(path: Path) -> None:
+    """Flushes a file's content to the disk."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes the names in `folder` to the disk, as far as its file system can do that. Raises OSError if it fails."""
+    try:
+        sync_file(folder)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file for reading. Raises OSError at once for anything else: a pipe would block, a device never ends."""
+    # Before opening too: opening a device can have effects. Non-blocking, in case it is exchanged in between.
+    _require_regular(os.stat(path), path)
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    try:
+        _require_regular(os.fstat(file.fileno()), path)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _require_regular(status: os.stat_result, path: Path) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "a folder, not a file", str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     replace_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any] | None:
     """The JSON object in `path`, or None if there is no such file. Raises InputError for anything else."""
     try:
-        content = json.loads(path.read_text())
+        with open_regular(path) as file:
+            text = file.read(max_bytes + 1)
+        if len(text) > max_bytes:
+            raise ValueError(f"larger than {max_bytes:,} bytes")
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+        _check_values(content)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except RecursionError:
+        raise InputError(f"{path} cannot be read: nested too deeply") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} cannot be read: not a JSON object")
     return content
+
+
+def _check_values(content: dict[str, Any]) -> None:
+    """Raises ValueError for nesting beyond the limit, and for text that cannot be printed or written again."""
+    level: list[Any] = [content]
+    for _ in range(MAX_JSON_DEPTH):
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                below += [*value, *value.values()]
+            elif isinstance(value, list):
+                below += value
+            elif isinstance(value, str) and not value.isascii():
+                value.encode()  # UnicodeEncodeError, a ValueError, for half of a surrogate pair
+        if not below:
+            return
+        level = below
+    raise ValueError("nested too deeply")

@@ -57,13 +57,13 @@ class Fields:
     def names(self) -> list[str]:
         return list(self._content)
 
-    def text(self, name: str, default: str = "") -> str:
+    def text(self, name: str, default: str = "", *, exact: bool = False) -> str:
         value = self._content.get(name)
         if value is None:
             return default
         if not isinstance(value, str):
             raise self._wrong(name, "a text", value)
-        return printable(value)
+        return value if exact else printable(value)
 
     def texts(self, name: str, *, exact: bool = False) -> tuple[str, ...]:
         values = self._list(name)

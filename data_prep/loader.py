@@ -1,9 +1,9 @@
-"""From a beton file to (images, labels, indices) on the device, in exactly the order asked for.
+"""From a beton file to (images, labels, indices) on the device, in exactly the requested order.
 
 `StreamLoader` reads through FFCV in every epoch; `ResidentLoader` reads once and keeps the images in device memory.
-Both give the same batches, bit for bit. Neither owns any randomness. FFCV 1.0.2 needs guarding: its batches are views
-of a ring buffer, its thread's exceptions leave the reader waiting for ever, an iterator that is left early leaks its
-thread, and it changes torch's number of threads (`ffcv_import`).
+Both give the same batches, bit for bit, and draw nothing at random. FFCV 1.0.2 needs guarding: its batches are views of
+a ring buffer, an exception in its thread leaves the reader waiting forever, an iterator that is left early leaks its
+thread, and it changes torch's thread count (`ffcv_import`).
 """
 
 import os
@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 
 from data_prep.ffcv_import import import_ffcv
+from data_prep.watched_file import DatasetChanged, WatchedFile
 
 Mode = Literal["auto", "stream", "resident"]
-IndexBatches = Sequence[np.ndarray] | np.ndarray  # positions in the file; a row or an element is a batch
+IndexBatches = Sequence[np.ndarray] | np.ndarray  # positions in the file; each row or element is a batch
 STALL_SECONDS = 60.0
-RESIDENT_SHARE = 0.25  # of the free memory
+RESIDENT_SHARE = 0.25  # of the free memory: what the images may take up in mode auto
 
 
 class Batch(NamedTuple):
-    """One batch on the device; its tensors belong to the caller."""
+    """One batch on the device. The caller owns the tensors."""
 
     images: Tensor  # (N, 3, H, W) uint8, channels_last
     labels: Tensor  # (N,) int64
@@ -33,25 +34,29 @@ class Batch(NamedTuple):
 
 
 class StreamLoader:
-    """Reads batches of at most `batch_size` images from `beton`, which `check_beton` has passed."""
+    """Reads batches of at most `batch_size` images from `beton`, a file that has passed `check_beton`."""
 
-    def __init__(self, beton: Path, *, device: torch.device, batch_size: int, num_workers: int) -> None:
+    def __init__(
+        self, beton: Path, *, device: torch.device, batch_size: int, num_workers: int, sha256: str | None = None
+    ) -> None:
+        """`sha256`: of the file. It may then be touched, or replaced by a copy, while it is read."""
         self.beton, self.device, self.batch_size = beton, device, batch_size
         num_workers = min(num_workers, len(os.sched_getaffinity(0)))
         self._loader = _build_ffcv_loader(beton, batch_size, num_workers)
         self.count = int(self._loader.reader.num_samples)
-        self._identity = _identity(beton)
+        self.image_size = int(self._loader.reader.metadata["f0"]["height"][0])
+        self._file = WatchedFile(beton, sha256)
         self._to_device = _PinnedCopies(device) if device.type == "cuda" else _clone
 
     def batches(self, index_batches: IndexBatches) -> Iterator[Batch]:
-        """The samples of each array of positions in turn: all of `batch_size` but the last non-empty one.
+        """Yields the samples at each array of positions. All arrays but the last non-empty one must have `batch_size`.
 
-        An empty array gives an empty batch. Raises RuntimeError where the file changed, ended or gave other samples
-        than asked for, and IndexError for positions outside the file. A file that is cut short may instead end the
-        process by SIGBUS: it is mapped into memory.
+        An empty array gives an empty batch. Raises RuntimeError if the file changes while it is read or returns other
+        samples than requested, and IndexError for positions outside the file. If a file is truncated while it is read,
+        the process may die of SIGBUS instead, because the file is memory-mapped.
         """
         order = _checked_order(index_batches, self.count, self.batch_size)
-        self._check_unchanged()
+        self._file.check()
         iterator = self._iterate(order) if len(order) else None
         try:
             for indices in index_batches:
@@ -60,18 +65,12 @@ class StreamLoader:
                     continue
                 images, labels, found = _next(iterator, self.beton)
                 if not np.array_equal(found.flatten().numpy(), indices):
-                    raise RuntimeError(f"{self.beton} gave other samples than asked for: it changed while it was read")
-                self._check_unchanged()  # after the reading: the end of a page cut short reads as zeros
+                    raise DatasetChanged(f"{self.beton} returned other samples than requested: it has changed")
+                self._file.check()  # again after reading: a truncated page reads as zeros
                 yield Batch(*self._to_device(images.permute(0, 3, 1, 2), labels.flatten(), found.flatten()))
         finally:
             if iterator is not None:
                 _close(iterator)
-
-    def _check_unchanged(self) -> None:
-        if _identity(self.beton) != self._identity:
-            raise RuntimeError(
-                f"{self.beton} was removed, replaced or changed while it was being read; restore it and resume"
-            )
 
     def _iterate(self, order: np.ndarray) -> Any:
         from ffcv.loader.epoch_iterator import EpochIterator
@@ -79,24 +78,26 @@ class StreamLoader:
         return EpochIterator(self._loader, order.astype(np.uint64))  # type: ignore[arg-type]
 
     def _empty(self) -> Batch:
-        size = int(self._loader.reader.metadata["f0"]["height"][0])
-        images = torch.empty((0, size, size, 3), dtype=torch.uint8, device=self.device).permute(0, 3, 1, 2)
+        images = torch.empty((0, self.image_size, self.image_size, 3), dtype=torch.uint8, device=self.device).permute(
+            0, 3, 1, 2
+        )
         none = torch.empty(0, dtype=torch.int64, device=self.device)
         return Batch(images, none, none.clone())
 
 
 class ResidentLoader:
-    """The whole of a stream in device memory."""
+    """Holds all images of a stream in device memory."""
 
     def __init__(self, stream: StreamLoader) -> None:
-        self.batch_size = stream.batch_size
-        parts = list(stream.batches(_in_batches(np.arange(stream.count), stream.batch_size)))
-        self._images = torch.cat([part.images.permute(0, 2, 3, 1) for part in parts])  # (N, H, W, 3)
-        self._labels = torch.cat([part.labels for part in parts])
-        self.count = stream.count
+        self.batch_size, self.count, size = stream.batch_size, stream.count, stream.image_size
+        self._images = torch.empty((self.count, size, size, 3), dtype=torch.uint8, device=stream.device)
+        self._labels = torch.empty(self.count, dtype=torch.int64, device=stream.device)
+        for batch in stream.batches(_in_batches(np.arange(self.count), self.batch_size)):
+            self._images[batch.indices] = batch.images.permute(0, 2, 3, 1)
+            self._labels[batch.indices] = batch.labels
 
     def batches(self, index_batches: IndexBatches) -> Iterator[Batch]:
-        """As StreamLoader.batches."""
+        """Like StreamLoader.batches."""
         order = torch.from_numpy(_checked_order(index_batches, self.count)).to(self._images.device)
         start = 0
         for indices in index_batches:
@@ -107,17 +108,18 @@ class ResidentLoader:
 
 
 def build_loader(
-    beton: Path, *, mode: Mode, device: torch.device, batch_size: int, num_workers: int
+    beton: Path, *, mode: Mode, device: torch.device, batch_size: int, num_workers: int, sha256: str | None = None
 ) -> StreamLoader | ResidentLoader:
-    """auto: resident where the file takes less than a quarter of the memory that is free on the device."""
+    """A loader for `mode`; auto: resident if the images take less than a quarter of the device's free memory."""
+    stream = StreamLoader(beton, device=device, batch_size=batch_size, num_workers=num_workers, sha256=sha256)
     if mode == "auto":
-        mode = "resident" if beton.stat().st_size < RESIDENT_SHARE * _free_memory(device) else "stream"
-    stream = StreamLoader(beton, device=device, batch_size=batch_size, num_workers=num_workers)
+        needed = stream.count * stream.image_size**2 * 3
+        mode = "resident" if needed < RESIDENT_SHARE * _free_memory(device) else "stream"
     return stream if mode == "stream" else ResidentLoader(stream)
 
 
 def read_images(loader: StreamLoader | ResidentLoader, samples: np.ndarray) -> Tensor:
-    """(N,) positions, at least one -> (N, 3, H, W) uint8 images on the device, in that order."""
+    """(N,) positions, N > 0 -> (N, 3, H, W) uint8 images on the device, in that order."""
     return torch.cat([batch.images for batch in loader.batches(_in_batches(samples, loader.batch_size))])
 
 
@@ -126,7 +128,7 @@ def _in_batches(samples: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def _free_memory(device: torch.device) -> float:
-    """Bytes free on the device; of the host's, this process's share."""
+    """Free bytes on the device. Host memory is divided by the number of processes on this machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line)
@@ -134,7 +136,7 @@ def _free_memory(device: torch.device) -> float:
 
 
 def _build_ffcv_loader(beton: Path, batch_size: int, num_workers: int) -> Any:
-    """FFCV's loader, ending at uint8 on the host."""
+    """FFCV's loader, with a pipeline that ends at uint8 on the host."""
     import_ffcv()
     from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader
@@ -156,23 +158,14 @@ def _build_ffcv_loader(beton: Path, batch_size: int, num_workers: int) -> Any:
 
 
 def _checked_order(index_batches: IndexBatches, count: int, batch_size: int | None = None) -> np.ndarray:
-    """All positions in a row, (K,) int64, within the file."""
+    """All positions (K,) int64 in one array. Raises IndexError or ValueError for batches the file cannot give."""
     filled = [np.asarray(indices, dtype=np.int64) for indices in index_batches if len(indices)]
     order = np.concatenate(filled) if filled else np.empty(0, dtype=np.int64)
     if len(order) and not (order.min() >= 0 and order.max() < count):
-        raise IndexError(f"positions {order.min()} to {order.max()} asked of a file of {count} samples")
+        raise IndexError(f"positions {order.min()} to {order.max()} do not fit a file of {count} samples")
     if batch_size and any(len(indices) != batch_size for indices in filled[:-1]):
-        raise ValueError(f"every batch but the last must have {batch_size} samples")
+        raise ValueError(f"all batches but the last must have {batch_size} samples")
     return order
-
-
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    """None where the file is gone."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _next(iterator: Any, beton: Path) -> tuple[Tensor, Tensor, Tensor]:
@@ -185,36 +178,36 @@ def _next(iterator: Any, beton: Path) -> tuple[Tensor, Tensor, Tensor]:
             waited += 1.0
             if not iterator.is_alive() and iterator.output_queue.empty():
                 raise RuntimeError(
-                    f"reading {beton} failed: FFCV's thread has ended (its error stands above)"
+                    f"reading {beton} failed: FFCV's thread has ended (its error is printed above)"
                 ) from None
         else:
             if result is None:
-                raise RuntimeError(f"{beton} ended early")
+                raise RuntimeError(f"reading {beton} ended early")
             return result[1]
     raise RuntimeError(f"reading {beton} made no progress for {STALL_SECONDS:.0f} s")
 
 
 def _close(iterator: Any) -> None:
-    """Ends FFCV's thread; it may be waiting to put a batch, so the queue is emptied until it is gone."""
-    iterator.iter_ixes = iter(())  # no batch after the one at hand
+    """Ends FFCV's thread. It may be waiting to put a batch, so the queue is emptied until the thread has ended."""
+    iterator.iter_ixes = iter(())  # no batch after the current one
     iterator.terminate_event.set()
     while iterator.is_alive():
         while not iterator.output_queue.empty():
             iterator.output_queue.get_nowait()
         iterator.join(timeout=0.01)
     iterator.close()
-    iterator.closed = True  # its finaliser would leave the file's context a second time
+    iterator.closed = True  # or else its finalizer would leave the context of the file a second time
 
 
 def _clone(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Out of the ring buffer, strides kept."""
+    """Copies out of the ring buffer, with the same strides."""
     return tuple(tensor.clone() for tensor in tensors)
 
 
 class _PinnedCopies:
-    """Host tensors to the GPU on a stream of their own, through page-locked slots, without waiting for the GPU.
+    """Copies host tensors to the GPU through page-locked slots, on its own stream and without waiting for the GPU.
 
-    A slot is filled anew only when its last copy is done; the training stream waits for the copy, the host does not.
+    A slot is filled again only when its last copy is done. The training stream waits for the copy; the host does not.
     """
 
     NUM_SLOTS = 3
@@ -231,7 +224,7 @@ class _PinnedCopies:
         self._done[turn].synchronize()
         pinned = self._slots[turn]
         if pinned is None or any(slot.shape != tensor.shape for slot, tensor in zip(pinned, tensors, strict=True)):
-            with torch.inference_mode(False):  # an evaluation's slots are filled outside of it too
+            with torch.inference_mode(False):  # a slot made during an evaluation is written to in training too
                 pinned = self._slots[turn] = [torch.empty_like(tensor).pin_memory() for tensor in tensors]
         for slot, tensor in zip(pinned, tensors, strict=True):
             slot.copy_(tensor)

@@ -1,16 +1,18 @@
-"""Which sample goes to which step and rank: one global order for each epoch, shared out among the ranks. Pure numpy.
+"""Which samples each step and rank gets: one global order per epoch, sliced by rank. Pure NumPy.
 
-A step's images depend on the seed and the epoch alone, never on the number of processes, so a run can be resumed, moved
-and checked against a run of another size.
+The images of a step depend on the seed and the epoch, never on the number of processes, so a run can be resumed on
+another number of them and compared with a run of another size.
 """
 
 import numpy as np
+
+from data_prep.errors import require
 
 
 def epoch_order(samples: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
     """A permutation of `samples` (N,) for `epoch` (from 0).
 
-    Seed and epoch enter separately: seed 0 in epoch 1 has nothing in common with seed 1 in epoch 0.
+    Seed and epoch are separate inputs, so seed 0 in epoch 1 has nothing in common with seed 1 in epoch 0.
     """
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch))))
     return generator.permutation(np.asarray(samples, dtype=np.int64))
@@ -19,21 +21,21 @@ def epoch_order(samples: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
 def train_batches(order: np.ndarray, *, batch_size: int, rank: int, world_size: int) -> np.ndarray:
     """(steps, batch_size // world_size) samples of `rank`: row s is its slice of the global batch of step s.
 
-    The ranks' slices side by side are the global batch. Images at the end that do not fill a batch are left out: with
-    another order in each epoch, they are others each time.
+    Concatenated over ranks, the rows are the global batches. Leftover images are skipped; each epoch has its own
+    order, so these are different images each time.
     """
     if batch_size % world_size:
-        raise ValueError(f"{world_size} ranks cannot share a batch of {batch_size} evenly")
+        raise ValueError(f"batch_size {batch_size} is not divisible by {world_size} ranks")
     steps, share = len(order) // batch_size, batch_size // world_size
     batches = order[: steps * batch_size].reshape(steps, batch_size)
     return batches[:, rank * share : (rank + 1) * share]
 
 
 def evaluation_batches(samples: np.ndarray, *, batch_size: int, rank: int, world_size: int) -> list[np.ndarray]:
-    """Every world_size-th sample, from `rank` on, in pieces of `batch_size`.
+    """Every world_size-th sample, starting at `rank`, in batches of `batch_size`.
 
-    Every sample belongs to exactly one rank, and every rank gets the same number of pieces, the last of which may be
-    empty: what the ranks do together after each piece, they do equally often.
+    Every sample belongs to exactly one rank. All ranks get the same number of batches, of which the last may be
+    empty, so that collective operations after each batch match.
     """
     mine = np.asarray(samples, dtype=np.int64)[rank::world_size]
     longest_shard = -(-len(samples) // world_size)
@@ -41,11 +43,34 @@ def evaluation_batches(samples: np.ndarray, *, batch_size: int, rank: int, world
 
 
 def hold_out(labels: np.ndarray, *, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, held out): sorted positions, `count` of them held out, each class by its share to within one image."""
+    """(kept, held out): sorted positions, `count` of them held out, in proportion to the class sizes.
+
+    Every class keeps at least one image to train on. Raises InputError if `count` is too large for that.
+    """
+    num_classes = len(np.unique(labels))
+    require(
+        count <= len(labels) - num_classes,
+        f"--validation must leave one image of each of the {num_classes} classes to train on: "
+        f"at most {len(labels) - num_classes} of {len(labels)} images, got {count}",
+    )
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, len(labels)))))
     shuffled = generator.permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    # Every (N / count)-th image of the list sorted by class: each class gets its share.
+    # Every (N / count)-th image of the list sorted by class, which takes from each class in proportion to its size.
     picks = ((np.arange(count) + 0.5) * len(labels) / max(count, 1)).astype(np.int64)
-    held_out = np.sort(by_class[picks])
-    return np.setdiff1d(np.arange(len(labels)), held_out), held_out
+    is_held_out = np.zeros(len(labels), dtype=bool)
+    is_held_out[by_class[picks]] = True
+    _give_back(is_held_out, labels, by_class)
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def _give_back(is_held_out: np.ndarray, labels: np.ndarray, by_class: np.ndarray) -> None:
+    """For each class without training images, swaps one of its images for one of the class that has the most left."""
+    left = np.bincount(labels[~is_held_out], minlength=int(labels.max()) + 1)
+    for label in np.unique(labels):
+        if left[label] == 0:
+            largest = int(left.argmax())
+            returned = by_class[labels[by_class] == label][0]
+            taken = next(position for position in by_class if labels[position] == largest and not is_held_out[position])
+            is_held_out[returned], is_held_out[taken] = False, True
+            left[label], left[largest] = 1, left[largest] - 1

@@ -1,8 +1,8 @@
-"""Random numbers that are a function of (seed, epoch, sample, draw): the same on any device, rank and batch.
+"""Random numbers as a function of (seed, epoch, sample, draw): the same on any device, on any rank, in any batch.
 
-Counter-based: the finaliser of splitmix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators",
-OOPSLA 2014; constants of Stafford's variant 13) over a key, in wrapping int64 arithmetic, which torch has on CPU and
-CUDA alike.
+Counter-based: the finalizer of splitmix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators",
+OOPSLA 2014; constants of Stafford's variant 13) applied to a key. int64 arithmetic wraps around in torch, on the CPU
+and on CUDA.
 """
 
 import torch
@@ -20,7 +20,7 @@ def _signed(value: int) -> int:
 
 
 def _shift(bits: Tensor, count: int) -> Tensor:
-    """Logical right shift; torch's own `>>` copies the sign."""
+    """Logical right shift; torch's `>>` is arithmetic and copies the sign."""
     return (bits >> count) & ((1 << (64 - count)) - 1)
 
 
@@ -46,10 +46,10 @@ def random_bits(indices: Tensor, *, seed: int, epoch: int, num_draws: int) -> Te
 
 
 def uniform(bits: Tensor) -> Tensor:
-    """int64 bits -> float32 in [0, 1), exact multiples of 2^-24."""
+    """int64 bits -> float32 in [0, 1), multiples of 2^-24."""
     return _shift(bits, 40).to(torch.float32) * 2.0**-24
 
 
 def below(bits: Tensor, bound: int) -> Tensor:
-    """int64 bits -> int64 in [0, bound), for bounds far below 2^32."""
+    """int64 bits -> int64 in [0, bound); the bias is negligible for bounds far below 2^32."""
     return (_shift(bits, 32) * bound) >> 32

@@ -1,21 +1,24 @@
-"""From the words of a command line to a checked configuration, with every fault told in one line.
+"""From the words of a command line to a checked configuration, and from a command's work to its exit status.
 
-tyro makes the flags from the configuration's fields and docstrings; its framed, many-line error reports are folded.
+tyro makes the flags from the fields and docstrings of a configuration. Whatever is wrong becomes an InputError of one
+line, and `run_command` is the only place that prints it.
 """
 
 import contextlib
+import dataclasses
 import io
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, printable
 from ddp_trainer.config import TrainConfig
-from ddp_trainer.distributed.launch import Launch
+from ddp_trainer.distributed.launch import prints_errors
+from ddp_trainer.tracking.terminal import forgiving_output
 
 Section = TypeVar("Section")
 
@@ -23,21 +26,24 @@ Section = TypeVar("Section")
 def parse_command_line(
     argv: Sequence[str], recipes: Mapping[str, TrainConfig], *, prog: str, description: str
 ) -> TrainConfig:
-    """`[RECIPE] [--flag value ...]` -> configuration.
+    """The configuration that `[RECIPE] [--flag value ...]` describes.
 
-    Raises InputError, in one line, for an unknown recipe, an unknown flag or an impossible value. `--help` prints
-    and exits 0.
+    Raises InputError for an unknown recipe, an unknown flag or an impossible value. `--help` prints and exits with
+    status 0.
     """
     recipe, arguments = take_recipe(argv, recipes)
     return parse_flags(TrainConfig, arguments, prog=f"{prog} [RECIPE]", description=description, default=recipe)
 
 
 def take_recipe(argv: Sequence[str], recipes: Mapping[str, TrainConfig]) -> tuple[TrainConfig, list[str]]:
-    """(the recipe named by the first word, or baseline; the other words). Raises InputError for an unknown one."""
+    """The recipe that the first word names (default: baseline), and the other words.
+
+    Raises InputError for an unknown recipe.
+    """
     arguments = list(argv)
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "baseline"
     if name not in recipes:
-        raise InputError(f"unknown recipe '{name}': choose from {', '.join(recipes)}")
+        raise InputError(f"unknown recipe '{name}'; choose from {', '.join(recipes)}")
     return recipes[name], arguments
 
 
@@ -49,10 +55,15 @@ def parse_flags(
     description: str | None = None,
     default: Section | None = None,
 ) -> Section:
-    """Flags -> an instance of a configuration dataclass; tyro's framed error reports become one-line InputErrors."""
-    said = io.StringIO()
+    """An instance of the configuration dataclass `section`, from the flags in `argv` (default: the process's own).
+
+    Raises InputError for an unknown flag or an impossible value.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    _refuse_values_of_switches(section, argv)
+    report = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(report):
             parsed = tyro.cli(
                 section,
                 args=argv,
@@ -66,28 +77,54 @@ def parse_flags(
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise InputError(f"{_one_line(said.getvalue())} (--help lists the flags)") from None
+        raise InputError(f"{_one_line(report.getvalue())} (--help lists the flags)") from None
 
 
-def _one_line(boxed: str) -> str:
-    """The first message in tyro's framed, many-line error report, without the frame and its title."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
+def _refuse_values_of_switches(section: type, argv: Sequence[str]) -> None:
+    """Raises InputError for `--sync-bn=True`, of which tyro would only say that True is not a flag."""
+    switches = set(_switches(section))
+    for word, after in zip(argv, [*argv, ""][1:], strict=True):
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("_", "-").removeprefix("no-")
+        if not equals and after.lower() in ("true", "false"):
+            value = after
+        if flag.startswith("--") and name in switches and value:
+            is_on = (value.lower() not in ("false", "no", "off", "0")) != flag.startswith("--no-")
+            given = f"{flag}={value}" if equals else f"{flag} {value}"
+            raise InputError(f"{flag} takes no value; write --{'' if is_on else 'no-'}{name}, got {given}")
+
+
+def _switches(section: type) -> Iterator[str]:
+    """The names of the flags that are on or off, such as sync-bn, of a configuration and its sections."""
+    for field in dataclasses.fields(section):
+        kind: Any = field.type
+        if kind is bool:
+            yield field.name.replace("_", "-")
+        elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            yield from _switches(kind)
+
+
+def _one_line(report: str) -> str:
+    """The first message of tyro's error report, which has many lines, a frame and a title."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", report)
     text = " ".join(re.sub(r"^╭.*$|[─-╿]", " ", plain, flags=re.MULTILINE).split())
-    return re.split(" For full helptext| Argument helptext", text)[0] or "the command line is not understood"
+    text = re.split(" For full helptext| Argument helptext", text)[0]
+    text = re.sub(r" Perhaps you meant: (--[\w-]+).*", r"; did you mean \1?", text)
+    return text.removesuffix(".") or "the command line cannot be parsed"
 
 
-def run_command(work: Callable[[], object]) -> int:
-    """Exit status of a command: 0, or 2 after an InputError, which is printed as one line.
+def run_command(work: Callable[[], int | None]) -> int:
+    """Exit status of a command: what `work` returns (None: 0), or 2 after an InputError, which is printed as one line.
 
     Every process finds the same fault, so only the first process of each machine prints it.
     """
-    try:
-        work()
-    except InputError as error:
-        if Launch.from_environment().local_rank == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    return 0
+    with forgiving_output():
+        try:
+            return work() or 0
+        except InputError as error:
+            if prints_errors():
+                print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
+            return 2
 
 
 def program_name(module: str) -> str:

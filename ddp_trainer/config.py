@@ -57,6 +57,7 @@ class DataConfig:
     """Data-loading threads of each process."""
 
     def __post_init__(self) -> None:
+        require_printable("data-dir", self.data_dir)
         require(self.validation >= 0, f"--validation must be at least 0, got {self.validation}")
         require(self.num_workers >= 1, f"--num-workers must be at least 1, got {self.num_workers}")
 
@@ -176,6 +177,7 @@ class RunConfig:
             value = getattr(self, name)
             require(value >= least, f"--{name.replace('_', '-')} must be at least {least}, got {value}")
         require(not self.resume or self.out is not None, "--resume needs --out DIR, the run to resume")
+        require_printable("out", self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +233,11 @@ class TrainConfig:
     def fixed_on_resume(self) -> dict[str, Any]:
         """The settings that must not change when a run is resumed."""
         return {name: value for name, value in self.flat().items() if name not in FREE_ON_RESUME}
+
+
+def require_printable(flag: str, path: Path | None) -> None:
+    """Raises InputError for a name with line breaks, which job scripts and logs would take apart."""
+    require(path is None or str(path).isprintable(), f"--{flag} must have no line breaks, got {str(path)!r}")
 
 
 def _json_value(value: Any) -> Any:

@@ -1,7 +1,7 @@
-"""`python -m ddp_trainer.doctor`: what this machine has for a training, and the command that mends each thing missing.
+"""Doctor: `python -m ddp_trainer.doctor` checks this machine, and prints a fix for whatever is missing.
 
-It runs on a bare Python: torch, FFCV and the rest are imported by child processes, so that one that is missing, broken
-or crashes is told like anything else. Exit code 0: training can work here; 1: it cannot. No secret is printed.
+It runs on a bare Python: torch and FFCV are imported by child processes, so that a package that is missing, broken or
+crashes is reported like anything else. Exit status 0: ready to train; 1: not ready. No secret is printed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-OK, ABSENT, PROBLEM = "ok", "-", "PROBLEM"  # a thing that is absent is one that training works without
+from data_prep.errors import printable
+from ddp_trainer.tracking.terminal import forgiving_output
+
+OK, ABSENT, PROBLEM = "ok", "-", "PROBLEM"  # a run works without what is absent
+REPOSITORY = Path(__file__).resolve().parent.parent
 SET_UP = "make setup"
 INSTALL = f"{sys.executable} -m pip install -c constraints.txt -e"
 NEEDED_GB = 1.0  # two checkpoints, the weights, the report and a prepared CIFAR-10
+SHARED_MEMORY_GB = 0.25  # containers often have 0.064, which is too little for NCCL
 CHILD_SECONDS = 300
 
 TORCH = """
@@ -46,16 +51,16 @@ print('{"version": "%s"}' % metadata.version("ffcv"))
 
 
 class Finding(NamedTuple):
-    """One line of the answer, and how to mend it."""
+    """What was found about one part of the machine, and the command that fixes it."""
 
     state: str
     name: str
     detail: str
-    mend: str = ""
+    fix: str = ""
 
 
 class Child:
-    """A Python program that prints one JSON object, started at once and awaited later."""
+    """A Python program that prints one JSON object. It starts at once, and its result is awaited later."""
 
     def __init__(self, code: str) -> None:
         self._process = subprocess.Popen(
@@ -63,42 +68,44 @@ class Child:
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            cwd=Path(__file__).resolve().parent.parent,
+            cwd=REPOSITORY,
         )
 
     def result(self) -> tuple[dict, str]:
-        """(what it printed, or nothing; else why not, in one line)."""
+        """The object it printed and "", or {} and the reason in one line."""
         try:
             stdout, stderr = self._process.communicate(timeout=CHILD_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
-            return {}, f"no end of its import in {CHILD_SECONDS} s"
+            return {}, f"the import did not end in {CHILD_SECONDS} s"
         if self._process.returncode < 0:
-            return {}, f"its import crashes (signal {-self._process.returncode})"
+            return {}, f"the import crashes (signal {-self._process.returncode})"
         lines = [line.strip() for line in stderr.splitlines() if line.strip()]
         if self._process.returncode:
-            return {}, lines[-1] if lines else "its import fails"
+            return {}, lines[-1] if lines else "the import fails"
         return json.loads(stdout.splitlines()[-1]), ""
 
 
 def python() -> Finding:
     if sys.platform != "linux":
-        return Finding(
-            PROBLEM, "system", f"{platform.system()}: FFCV runs on Linux only", "use a Linux machine or container"
-        )
-    version, place = platform.python_version(), sys.prefix
+        detail = f"{platform.system()}: FFCV runs on Linux only"
+        return Finding(PROBLEM, "system", detail, "use a Linux machine or container")
+    version = platform.python_version()
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-        return Finding(PROBLEM, "Python", f"{version}; 3.11 to 3.13 is needed", f"{SET_UP} PYTHON=python3.12")
-    return Finding(OK, "Python", f"{version} in {place}")
+        return Finding(PROBLEM, "Python", f"{version}, but 3.11 to 3.13 is needed", f"{SET_UP} PYTHON=python3.12")
+    return Finding(OK, "Python", f"{version} in {sys.prefix}")
 
 
 def packages() -> Iterator[Finding]:
-    """What pyproject.toml asks for, by the metadata of our own installation."""
+    """What pyproject.toml requires, as the metadata of the installed package says."""
     try:
         wanted = metadata.requires("ddp-trainer") or []
     except metadata.PackageNotFoundError:
-        yield Finding(PROBLEM, "packages", f"ddp-trainer is not installed in {sys.prefix}", SET_UP)
+        own = REPOSITORY / ".venv"
+        is_elsewhere = own.exists() and own.resolve() != Path(sys.prefix).resolve()
+        fix = f"{own / 'bin' / 'python'} -m ddp_trainer.doctor" if is_elsewhere else SET_UP
+        yield Finding(PROBLEM, "packages", f"ddp-trainer is not installed in {sys.prefix}", fix)
         return
     missing: dict[str, list[str]] = {"": []}
     for requirement in wanted:
@@ -111,7 +118,7 @@ def packages() -> Iterator[Finding]:
     yield (
         Finding(PROBLEM, "packages", f"missing: {', '.join(needed)}", SET_UP)
         if needed
-        else Finding(OK, "packages", "all that training needs are installed")
+        else Finding(OK, "packages", "all that are needed to train")
     )
     for extra, names in missing.items():
         if names:
@@ -121,7 +128,7 @@ def packages() -> Iterator[Finding]:
 
 
 def set_up(name: str) -> str:
-    """What mends a package: where it is installed and yet fails, only a new environment does."""
+    """The command that fixes a package: if it is installed and still fails, only a new environment does."""
     return f"rm -r .venv && {SET_UP}" if is_installed(name) else SET_UP
 
 
@@ -134,66 +141,46 @@ def is_installed(name: str) -> bool:
 
 
 def torch_and_devices(child: Child) -> Iterator[Finding]:
-    found, why = child.result()
+    found, reason = child.result()
     if not found:
-        yield Finding(PROBLEM, "torch", why, set_up("torch"))
+        yield Finding(PROBLEM, "torch", reason, set_up("torch"))
         yield Finding(OK, "CPU", f"{len(os.sched_getaffinity(0))} cores")
         return
-    built = f"CUDA {found['built_for']}" if found["built_for"] else "the CPU alone"
+    built = f"CUDA {found['built_for']}" if found["built_for"] else "the CPU only"
     nccl = ", NCCL" if found["nccl"] else ""
     yield Finding(OK, "torch", f"{found['version']} for {built}{nccl}; torchvision {found['torchvision']}")
-    yield Finding(OK, "CPU", f"{found['cpu']}; {'bf16' if found['cpu_bf16'] else 'no bf16 of its own, so fp32'}")
+    yield Finding(OK, "CPU", f"{found['cpu']}; {'bf16' if found['cpu_bf16'] else 'no bf16, so fp32'}")
     yield gpus(found)
 
 
 def gpus(found: dict) -> Finding:
-    """GPUs that torch can use; a driver without any is a fault that a CPU training would hide."""
+    """GPUs that torch can use. A driver without any is reported, because a run on the CPU would hide it."""
     if found["devices"]:
         return Finding(OK, "GPUs", "; ".join(found["devices"]) + f"; {'bf16' if found['bf16'] else 'no bf16, so fp16'}")
     driver = Path("/proc/driver/nvidia/version")
     if driver.exists() or shutil.which("nvidia-smi"):
         if not found["built_for"]:
-            return Finding(ABSENT, "GPUs", "an NVIDIA driver, but torch is built for the CPU alone", set_up("torch"))
-        detail = f"an NVIDIA driver, but no GPU that torch for CUDA {found['built_for']} can use: it may be too old"
+            detail = "there is an NVIDIA driver, but torch is built for the CPU only"
+            return Finding(ABSENT, "GPUs", detail, set_up("torch"))
+        detail = f"an NVIDIA driver, but no GPU that torch for CUDA {found['built_for']} can use; it may be too old"
         return Finding(ABSENT, "GPUs", detail, "nvidia-smi && env | grep CUDA_VISIBLE_DEVICES")
-    return Finding(ABSENT, "GPUs", "none: training runs on the CPU")
+    return Finding(ABSENT, "GPUs", "none; runs use the CPU")
 
 
-def ffcv(child: Child) -> Iterator[Finding]:
-    found, why = child.result()
-    missing = missing_libraries()
-    install = f"apt-get install --no-install-recommends {' '.join(missing)}"
-    if found:
-        yield Finding(OK, "FFCV", found["version"])
-    else:
-        yield Finding(PROBLEM, "FFCV", why, f"{install} && {set_up('ffcv')}" if missing else set_up("ffcv"))
-    if missing:
-        detail = f"missing to build FFCV: {', '.join(missing)}"
-        yield Finding(ABSENT if found else PROBLEM, "system libraries", detail, install)
-    else:
-        yield Finding(OK, "system libraries", "compiler, OpenCV and TurboJPEG headers")
-
-
-def missing_libraries() -> list[str]:
-    """Debian packages that FFCV is compiled against, as scripts/setup.sh asks for them."""
-    missing = [] if shutil.which("g++") else ["g++"]
-    if not shutil.which("pkg-config"):
-        return [*missing, "pkg-config", "libopencv-dev", "libturbojpeg0-dev"]
-    for library, package in (("opencv4", "libopencv-dev"), ("libturbojpeg", "libturbojpeg0-dev")):
-        if subprocess.run(["pkg-config", "--exists", library], capture_output=True).returncode:
-            missing.append(package)
-    return missing
+def ffcv(child: Child) -> Finding:
+    found, reason = child.result()
+    return Finding(OK, "FFCV", found["version"]) if found else Finding(PROBLEM, "FFCV", reason, set_up("ffcv"))
 
 
 def slurm() -> Finding:
     if not (shutil.which("sbatch") and shutil.which("sinfo")):
-        return Finding(ABSENT, "SLURM", "no sbatch here: jobs for a cluster are submitted on its login node")
-    asked = subprocess.run(["sinfo", "--version"], capture_output=True, text=True)
-    if asked.returncode:
-        why = (asked.stderr.strip().splitlines() or ["sinfo fails"])[-1]
-        return Finding(ABSENT, "SLURM", f"installed, but not set up: {why}", "export SLURM_CONF=/path/to/slurm.conf")
+        return Finding(ABSENT, "SLURM", "no sbatch; on a cluster, submit jobs on its login node")
+    sinfo = subprocess.run(["sinfo", "--version"], capture_output=True, text=True)
+    if sinfo.returncode:
+        reason = (sinfo.stderr.strip().splitlines() or ["sinfo fails"])[-1]
+        return Finding(ABSENT, "SLURM", f"installed, but not set up: {reason}", "export SLURM_CONF=/path/to/slurm.conf")
     job = os.environ.get("SLURM_JOB_ID")
-    return Finding(OK, "SLURM", asked.stdout.strip() + (f", in job {job}" if job else ""))
+    return Finding(OK, "SLURM", sinfo.stdout.strip() + (f", in job {job}" if job else ""))
 
 
 def wandb() -> Finding:
@@ -201,7 +188,7 @@ def wandb() -> Finding:
 
     if has_credentials():
         return Finding(OK, "W&B login", "yes")
-    return Finding(ABSENT, "W&B login", "no: runs are kept offline, for wandb sync", "wandb login")
+    return Finding(ABSENT, "W&B login", "none; runs are recorded offline, for wandb sync", "wandb login")
 
 
 def disk() -> Finding:
@@ -212,31 +199,48 @@ def disk() -> Finding:
     return Finding(OK, "disk", detail)
 
 
+def shared_memory() -> Finding:
+    """/dev/shm, through which the processes of several GPUs on one machine talk."""
+    try:
+        size = shutil.disk_usage("/dev/shm").total / 1e9
+    except OSError as error:
+        return Finding(ABSENT, "shared memory", f"/dev/shm: {error.strerror}", "mount -t tmpfs tmpfs /dev/shm")
+    detail = f"{size:.2f} GB in /dev/shm"
+    if size < SHARED_MEMORY_GB:
+        return Finding(ABSENT, "shared memory", f"{detail}; several GPUs need more", "docker run --shm-size=1g ...")
+    return Finding(OK, "shared memory", detail)
+
+
 def examine() -> Iterator[Finding]:
     interpreter = python()
     yield interpreter
-    if interpreter.state == PROBLEM:  # the rest of the code need not run there
+    if interpreter.state == PROBLEM:  # the other checks may not even run there
         return
     children = Child(TORCH), Child(FFCV)
     yield from packages()
     yield from torch_and_devices(children[0])
-    yield from ffcv(children[1])
-    yield from (slurm(), wandb(), disk())
+    yield ffcv(children[1])
+    yield from (disk(), shared_memory(), slurm(), wandb())
 
 
 def main() -> int:
-    if len(sys.argv) > 1:
-        print(__doc__)
-        return 0 if sys.argv[1] in ("-h", "--help") else 2
-    findings = []
-    for finding in examine():
-        findings.append(finding)
-        print(f"{finding.state:8} {finding.name:17} {finding.detail}", flush=True)
-        if finding.mend:
-            print(f"{'':26} mend: {finding.mend}", flush=True)
-    problems = [finding.name for finding in findings if finding.state == PROBLEM]
-    print(f"training cannot work here yet: {', '.join(problems)}" if problems else "training can work here")
-    return 1 if problems else 0
+    """Exit status. 0: ready to train; 1: not ready; 2: the input is wrong."""
+    with forgiving_output():
+        if sys.argv[1:] in (["-h"], ["--help"]):
+            print(__doc__)
+            return 0
+        if sys.argv[1:]:
+            print(f"error: the doctor takes no arguments, got {printable(' '.join(sys.argv[1:]))}", file=sys.stderr)
+            return 2
+        problems = []
+        for finding in examine():
+            print(f"{finding.state:8} {finding.name:17} {printable(finding.detail)}", flush=True)
+            if finding.fix:
+                print(f"{'':26} fix: {finding.fix}", flush=True)
+            if finding.state == PROBLEM:
+                problems.append(finding.name)
+        print(f"not ready: {', '.join(problems)}" if problems else "ready to train")
+        return 1 if problems else 0
 
 
 if __name__ == "__main__":

@@ -12,13 +12,12 @@ import tyro
 
 from data_prep.dataset import DatasetInfo, read_dataset, verify_dataset
 from data_prep.errors import InputError
-from data_prep.files import read_json
+from data_prep.json_fields import Fields
 from data_prep.loader import build_loader
 from ddp_trainer.command_line import parse_flags, program_name, run_command
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.launch import Launch
 from ddp_trainer.distributed.runtime import Runtime
-from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.engine.evaluation import Evaluator
 from ddp_trainer.models.spec import ModelSpec, load_model
 
@@ -32,7 +31,8 @@ class EvaluateConfig:
     data_dir: Path | None = None
     """A folder that data_prep wrote; default: the one the run was trained on."""
     tta: bool = False
-    """Test-time augmentation: classify uncertain images by averaging six shifted and mirrored copies."""
+    """Test-time augmentation: classify uncertain images by averaging shifted copies, and mirrored ones too unless
+    the run was trained with --flip none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -42,13 +42,14 @@ class EvaluateConfig:
 def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
     """The figures that the command prints, on every rank. Raises InputError if run or data cannot be used."""
     model, spec = load_model(config.run_dir)
-    trained = read_json(config.run_dir / "config.json") or {}
-    data_dir = config.data_dir or Path(trained.get("data_dir", "data/cifar10"))
+    trained = Fields.read(config.run_dir / "config.json")
+    recorded = trained.text("data_dir", exact=True) if trained else ""
+    data_dir = config.data_dir or Path(recorded or "data/cifar10")
     dataset = read_dataset(data_dir)
     check_same_images(spec, dataset, data_dir)
     verify_dataset(data_dir, dataset)
-    # Nothing is saved here, so a signal may end the process at once: its StopRequest is not installed.
-    runtime = Runtime(RuntimeConfig(device=config.device, precision=config.precision), stop=StopRequest())
+    # Nothing is saved here, so a signal may end the process at once: it listens for none.
+    runtime = Runtime(RuntimeConfig(device=config.device, precision=config.precision))
     split = dataset.splits["test"]
     loader = build_loader(
         data_dir / split.file, mode="auto", device=runtime.device, batch_size=spec.evaluation_batch, num_workers=1

@@ -1,56 +1,83 @@
-"""`python -m ddp_trainer.export RUN_DIR --format {onnx,torch}`: the trained model as one file for other programs.
+"""Export: `python -m ddp_trainer.export RUN_DIR --format {onnx,torch}` writes the model as one file for other programs.
 
-Owned here: what goes into the file, and that it is checked before it gets its name. The input is uint8 (N, 3, H, W)
-with values 0-255, as every decoder gives them, the output float32 (N, num_classes) logits; normalisation is inside. A
-float input could mean 0-255 or 0-1, and the wrong one of them would go unnoticed; an exported file refuses any type
-but uint8.
+Owned here: what the file contains, and that it is checked before it gets its name. The input is uint8 (N, 3, H, W)
+with values 0-255, as every decoder returns them; the output is float32 (N, num_classes) logits. Normalization is
+inside. The file refuses float input, because [0, 1] and [0, 255] could be confused silently.
 """
 
+import contextlib
+import functools
 import importlib
+import io
 import json
+import logging
+import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import tyro
 from torch import Tensor, nn
 
-from data_prep.batch_ops import batch_normalise
-from data_prep.errors import InputError
-from ddp_trainer.command_line import parse_flags, program_name
+from data_prep.batch_ops import batch_normalize
+from data_prep.errors import InputError, printable, require
+from ddp_trainer.command_line import parse_flags, program_name, run_command
 from ddp_trainer.models.spec import ModelSpec, load_model
 
 Classifier = Callable[[Tensor], Tensor]  # (N, 3, H, W) uint8 -> (N, num_classes) float32
 
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
-CHECKED_BATCHES = (1, 2, 33)  # sizes that a graph with a fixed batch could not all take
-TOLERANCE = 1e-4  # of the largest logit: orders of summation differ, nothing else may
+OPSET = 18  # the lowest version that torch's exporter writes without a conversion
+CHECKED_BATCHES = (1, 2, 33)  # a graph with a fixed batch size could not take all of them
+TOLERANCE = 1e-4  # of the largest logit: only the order of summation may differ
 
 
 class ExportError(Exception):
-    """The exported file does not compute what the model computes."""
+    """The network cannot be exported, or the file does not compute what the network computes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write the model of a completed run as RUN_DIR/model.onnx or RUN_DIR/model.pt2.
+    """Write the model of a finished run as RUN_DIR/model.onnx or RUN_DIR/model.pt2.
 
-    Input: uint8 (N, 3, H, W) with values 0-255, for any N. Output: float32 (N, classes) logits.
+    Input: uint8 (N, 3, H, W) with values 0-255, for any N. Output: float32 (N, classes) logits. The last line printed
+    names the ONNX versions of the file (IR and opset) that a runtime must support.
     """
 
     run_dir: tyro.conf.Positional[Path]
     """Run directory with model.safetensors and model.json."""
     format: Literal["onnx", "torch"]
     """onnx: for onnxruntime and others; torch: for torch.export.load."""
+    opset: int | None = None
+    """Version of ONNX's operator set that the file uses; default: 18. Only for --format onnx."""
+
+    def __post_init__(self) -> None:
+        require(self.opset is None or self.format == "onnx", "--opset belongs to --format onnx; leave it out")
+        require(self.opset is None or self.opset >= 1, f"--opset must be at least 1, got {self.opset}")
 
 
-class NormalisingModel(nn.Module):
-    """The network behind its normalisation, so that users need not know mean and std."""
+class Exported(NamedTuple):
+    """A file just written, loaded again."""
+
+    classify: Classifier
+    versions: str  # what a program needs to read it
+
+
+class Result(NamedTuple):
+    """A file that was checked and has its name."""
+
+    path: Path
+    versions: str
+    difference: float  # largest, between its logits and the model's own, as a share of the largest logit
+
+
+class NormalizingModel(nn.Module):
+    """The network behind the normalization of its input, so that users need not know mean and std."""
 
     scale: Tensor
     shift: Tensor
@@ -67,8 +94,11 @@ class NormalisingModel(nn.Module):
         return self.network(images.to(torch.float32) * self.scale + self.shift)
 
 
-def write_onnx(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path) -> Classifier:
-    """By torch's dynamo exporter, weights inside the file; class names as JSON in the metadata entry `classes`."""
+def write_onnx(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path, *, opset: int = OPSET) -> Exported:
+    """Weights are inside the file; class names are JSON in the metadata entry `classes`.
+
+    Raises InputError if the network cannot be written in version `opset` of the operator set.
+    """
     import onnxruntime
 
     program = torch.onnx.export(
@@ -76,41 +106,58 @@ def write_onnx(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path) -
         (example,),
         input_names=["images"],
         output_names=["logits"],
+        opset_version=opset,
         verbose=False,
         dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
     )
     assert program is not None
+    written = program.model.opset_imports[""]  # for a version it cannot write, the exporter only logs so
+    require(
+        written == opset, f"--opset {opset}: torch {torch.__version__} cannot write this network in it; try {written}"
+    )
     program.model.metadata_props["classes"] = json.dumps(spec.classes)
     program.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    return Exported(
+        classify=lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]),
+        versions=f"ONNX IR {program.model.ir_version}, opset {written}",
+    )
 
 
-def write_torch(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path) -> Classifier:
-    """By torch.export; class names as JSON in the extra file `classes.json`.
+@contextlib.contextmanager
+def silent_exporters() -> Iterator[None]:
+    """The exporters log warnings about what works, and print whole graphs of what does not."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
-    The program is one for the CPU; `torch.export.passes.move_to_device_pass` makes it one for a GPU.
+
+def write_torch(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path) -> Exported:
+    """Class names are JSON in the extra file `classes.json`.
+
+    The program runs on the CPU; `torch.export.passes.move_to_device_pass` makes one for a GPU.
     """
     program = torch.export.export(model, (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
     torch.export.save(program, path, extra_files={"classes.json": json.dumps(spec.classes)})
-    return torch.export.load(path).module()
-
-
-WRITERS = {"onnx": write_onnx, "torch": write_torch}
+    return Exported(classify=torch.export.load(path).module(), versions=f"torch {torch.__version__}")
 
 
 @torch.inference_mode()
 def largest_difference(exported: Classifier, model: nn.Module, spec: ModelSpec) -> float:
-    """Between the logits of the reloaded file and the model's own, on noise, as a share of the largest logit.
+    """The largest difference between the logits of `exported` and of `model` on noise, as a share of the largest logit.
 
-    Raises ExportError where it is more than rounding explains.
+    Raises ExportError if it is more than rounding explains.
     """
     generator, worst = torch.Generator().manual_seed(0), 0.0
     for count in CHECKED_BATCHES:
         images = torch.randint(
             256, (count, 3, spec.image_size, spec.image_size), dtype=torch.uint8, generator=generator
         )
-        expected = model(batch_normalise(images, spec.mean, spec.std, torch.float32))
+        expected = model(batch_normalize(images, spec.mean, spec.std, torch.float32))
         found = exported(images)
         if found.shape != expected.shape or not bool(found.isfinite().all()):
             raise ExportError(f"the exported model gives {tuple(found.shape)} for {count} images, not finite logits")
@@ -121,7 +168,7 @@ def largest_difference(exported: Classifier, model: nn.Module, spec: ModelSpec) 
 
 
 def check_packages(format: str) -> None:
-    """Raises InputError, with the command that installs them, where an optional package cannot be imported."""
+    """Raises InputError, with the command that installs them, if packages that the format needs are missing."""
     missing = []
     for name in PACKAGES[format]:
         try:
@@ -133,35 +180,49 @@ def check_packages(format: str) -> None:
         raise InputError(f"--format {format} needs {', '.join(missing)}; install with: {install}")
 
 
-def export_run(run_dir: Path, format: Literal["onnx", "torch"]) -> tuple[Path, float]:
-    """(the file, the largest relative difference found): written beside its place, checked, then given its name.
+def export_run(config: ExportConfig) -> Result:
+    """Writes the file in a temporary folder, checks it there, and then moves it to its place.
 
-    Raises InputError where the run has no usable model or a package is missing, ExportError where the check fails.
+    Raises InputError if the run has no usable model or a package is missing, ExportError if the check fails.
     """
-    check_packages(format)
-    model, spec = load_model(run_dir)
+    check_packages(config.format)
+    model, spec = load_model(config.run_dir)
     example = torch.zeros(2, 3, spec.image_size, spec.image_size, dtype=torch.uint8)
-    target = run_dir / FILES[format]
+    normalizing, target = NormalizingModel(model, spec).eval(), config.run_dir / FILES[config.format]
+    write = functools.partial(write_onnx, opset=config.opset or OPSET) if config.format == "onnx" else write_torch
     try:
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=run_dir) as folder:
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=config.run_dir) as folder:
             path = Path(folder) / target.name
-            exported = WRITERS[format](NormalisingModel(model, spec).eval(), example, spec, path)
-            difference = largest_difference(exported, model, spec)
+            with silent_exporters():
+                exported = write(normalizing, example, spec, path)
+            difference = largest_difference(exported.classify, model, spec)
             path.replace(target)
+    except (InputError, ExportError):
+        raise
     except OSError as error:
-        raise InputError(f"{target} cannot be written ({error.strerror}): check permissions and free space") from None
-    return target, difference
+        raise InputError(f"{target} cannot be written ({error.strerror}); check permissions and free space") from None
+    except Exception as error:  # the exporters refuse a network of the user's own with nearly any exception
+        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n")[0]
+        raise ExportError(f"--format {config.format}: torch cannot export {spec.architecture}: {reason}") from None
+    return Result(target, exported.versions, difference)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        config = parse_flags(ExportConfig, argv, prog=program_name("ddp_trainer.export"))
-        path, difference = export_run(config.run_dir, config.format)
-    except (InputError, ExportError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, InputError) else 1
-    print(f"{path}: uint8 images (N, 3, H, W) in, logits out; checked, largest difference {difference:.1e}")
-    return 0
+    """Exit status. 0: written and checked; 1: the network cannot be exported correctly; 2: the input is wrong."""
+
+    def work() -> int:
+        try:
+            done = export_run(parse_flags(ExportConfig, argv, prog=program_name("ddp_trainer.export")))
+        except ExportError as error:
+            print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
+            return 1
+        print(
+            f"{done.path}: uint8 images (N, 3, H, W) in, float32 logits out; {done.versions}; "
+            f"checked, largest difference {done.difference:.1e}"
+        )
+        return 0
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 """LR range test: `accelerate launch -m ddp_trainer.lr_find [RECIPE]` suggests a peak learning rate.
 
-The range test of Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv 1506.01186, section 3.3), in the
-exponential form of Gugger, "How Do You Find A Good Learning Rate" (sgugger.github.io, 2018), as in fastai and
-Lightning: the rate rises by a constant factor per step until the smoothed loss is over four times its lowest. The
-suggestion is a tenth of the rate with the lowest smoothed loss (`report.loss_curve`).
+The method is from Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv 1506.01186, section 3.3), in
+the exponential form of Gugger, "How Do You Find A Good Learning Rate" (sgugger.github.io, 2018), as in fastai and
+Lightning: the rate rises by a constant factor per step until the smoothed loss exceeds four times its lowest value.
+The suggestion is a tenth of the rate with the lowest smoothed loss (`report.loss_curve`).
 
-The steps are the trainer's own, on the global batches of the recipe, with a fresh network that is thrown away.
+The steps are those of a run: a trainer from `build_trainer`, with another schedule. Its network is thrown away.
 """
 
+import contextlib
 import itertools
 import json
 import math
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -23,28 +23,37 @@ import tyro
 
 from data_prep.augment_config import AugmentConfig
 from data_prep.dataset import read_dataset, verify_dataset
-from data_prep.errors import InputError, require
+from data_prep.errors import require
 from data_prep.files import replace_file, write_json
 from ddp_trainer.command_line import parse_flags, program_name, run_command, take_recipe
-from ddp_trainer.config import DataConfig, NetworkConfig, OptimConfig, RuntimeConfig, TrainConfig
+from ddp_trainer.config import (
+    DataConfig,
+    NetworkConfig,
+    OptimConfig,
+    RunConfig,
+    RuntimeConfig,
+    TrainConfig,
+    require_printable,
+)
 from ddp_trainer.distributed.launch import Launch, check_machine
+from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.distributed.runtime import Runtime
-from ddp_trainer.distributed.signals import Preempted, exit_process
+from ddp_trainer.distributed.signals import Preempted, StopRequest, exit_process
 from ddp_trainer.engine.build import build_trainer
-from ddp_trainer.engine.metrics import averages
+from ddp_trainer.engine.metrics import Averages, averages
 from ddp_trainer.engine.step_guard import NonFinite
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.report.loss_curve import LossCurve
 from ddp_trainer.run.checks import check_settings
-from ddp_trainer.run.directory import new_folder
+from ddp_trainer.run.directory import lock_folder, new_folder
 from ddp_trainer.schedule import ScheduleConfig
 from ddp_trainer.tracking.console import print_line
 
 
 @dataclass(frozen=True, kw_only=True)
 class RangeConfig:
-    """Which learning rates to try."""
+    """The learning rates to try."""
 
     out: Path | None = None
     """Folder for lr_find.png and lr_find.json; default: runs/lr_find-RECIPE-TIMESTAMP."""
@@ -60,6 +69,7 @@ class RangeConfig:
             0 < self.start_lr < self.end_lr < math.inf,
             f"--start-lr must be positive and below --end-lr, got {self.start_lr} and {self.end_lr}",
         )
+        require_printable("out", self.out)
         require(self.steps >= 2, f"--steps must be at least 2, got {self.steps}")
 
     def rate(self, step: int) -> float:
@@ -93,7 +103,7 @@ class RangeTestConfig:
         )
 
     def as_train_config(self) -> TrainConfig:
-        """On whole images, and with no limit of steps but that of the range test."""
+        """The settings of the trainer: whole images, and no limit of steps but that of the range test."""
         return TrainConfig(
             recipe=self.recipe,
             data=self.data,
@@ -102,13 +112,14 @@ class RangeTestConfig:
             schedule=replace(self.schedule, small_crop_fraction=0.0, max_steps=None),
             optim=self.optim,
             runtime=self.runtime,
+            run=RunConfig(log_every_steps=0),
         )
 
 
 def range_test(trainer: Trainer, sweep: RangeConfig) -> LossCurve:
-    """Trains with a rising learning rate until its last value, or until the loss diverges.
+    """The loss at each learning rate, which rises to its last value unless the loss diverges earlier.
 
-    All ranks stop at the same step, since the loss is that of the global batch. Raises Preempted.
+    Trains `trainer`. All ranks stop at the same step, because the loss is that of the global batch. Raises Preempted.
     """
     peak_lr = trainer.config.optim.peak_lr
     trainer.share_of_peak = lambda step: sweep.rate(step) / peak_lr
@@ -118,37 +129,28 @@ def range_test(trainer: Trainer, sweep: RangeConfig) -> LossCurve:
         for step in itertools.chain.from_iterable(trainer.steps(epoch) for epoch in itertools.count()):
             done = averages(trainer.runtime.sum_over_ranks(sums.values.clone()))
             sums.reset()
-            if done.num_images:  # a skipped step has counted none; in fp16 that is the search for a loss scale
+            if done.num_images:  # none in a skipped step; in fp16, the first ones only search for a loss scale
                 curve.add(sweep.rate(step - 1), done.loss)
-            _show_progress(trainer, sweep, step, done.loss)
+            if trainer.runtime.is_main and step % max(sweep.steps // 10, 1) == 0:
+                _show_progress(sweep, step, done)
             if curve.diverged or step == sweep.steps:
                 break
         trainer.guard.settle()
-    except NonFinite as error:
+    except NonFinite as error:  # the loss has diverged beyond all numbers
         curve.add(sweep.rate(error.step), math.nan)
     return curve
 
 
-def _show_progress(trainer: Trainer, sweep: RangeConfig, step: int, loss: float) -> None:
-    if trainer.runtime.is_main and step % max(sweep.steps // 10, 1) == 0:
-        line = f"step {step}/{sweep.steps}  lr {sweep.rate(step - 1):.2e}  loss {loss:.4f}"
-        print(line, file=sys.stderr, flush=True)
-
-
-def claim_folder(out: Path) -> None:
-    """Creates the folder for the two files; a run that is there stays as it is. Raises InputError."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be written ({error.strerror}); choose another folder") from None
-    require(os.access(out, os.W_OK), f"--out {out} cannot be written; choose another folder")
+def _show_progress(sweep: RangeConfig, step: int, done: Averages) -> None:
+    loss = f"loss {done.loss:.4f}" if done.num_images else "skipped"
+    print_line(f"step {step}/{sweep.steps}  lr {sweep.rate(step - 1):.2e}  {loss}", sys.stderr)
 
 
 def write_results(out: Path, curve: LossCurve, config: TrainConfig, runtime: Runtime) -> None:
-    """lr_find.png, then lr_find.json; prints the suggestion."""
+    """Writes lr_find.png, then lr_find.json, and prints the suggestion."""
     replace_file(out / "lr_find.png", curve.draw(f"Learning rate range test, {config.recipe}"))
     suggested, others = curve.suggestion(), {}
-    if suggested is not None:  # rates of their own were tried in proportion to --peak-lr
+    if suggested is not None:  # the test has changed the other rates in proportion to --peak-lr
         rates = {"head_lr": config.optim.head_lr, "bias_lr": config.optim.bias_lr}
         others = {name: rate / config.optim.peak_lr * suggested for name, rate in rates.items() if rate is not None}
     content = {
@@ -169,34 +171,36 @@ def write_results(out: Path, curve: LossCurve, config: TrainConfig, runtime: Run
     print(json.dumps({"suggested_lr": suggested, "plot": str(out / "lr_find.png")}), flush=True)
 
 
-def find_learning_rate(test: RangeTestConfig) -> None:
-    """The whole command. Raises InputError before any work is done."""
+def find_learning_rate(test: RangeTestConfig, stop: StopRequest) -> None:
+    """Runs the range test and writes its results. Raises InputError before any work is done."""
     config, launch = test.as_train_config(), Launch.from_environment()
     check_machine(config.runtime)
     dataset = read_dataset(config.data.data_dir)
     check_settings(config, dataset, world_size=launch.world_size)
     verify_dataset(config.data.data_dir, dataset)
     out = test.sweep.out
-    if launch.is_main:
-        out = out or new_folder(f"lr_find-{config.recipe}")
-        claim_folder(out)
-    runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate)
-    try:
-        curve = range_test(build_trainer(config, runtime, dataset), test.sweep)
-    except Preempted:
-        if runtime.is_main:
-            print_line("stopped: nothing is written", sys.stderr)
-    else:
-        if out is not None and runtime.is_main:
-            write_results(out, curve, config, runtime)
-    runtime.close()
+    with contextlib.ExitStack() as stack:
+        if launch.is_main:
+            out = out or new_folder(f"lr_find-{config.recipe}")
+            stack.enter_context(lock_folder(out))
+        stack.enter_context(restored_settings())
+        runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate, stop=stop)
+        try:
+            curve = range_test(build_trainer(config, runtime, dataset), test.sweep)
+        except Preempted:
+            if runtime.is_main:
+                print_line("stopped: nothing was written", sys.stderr)
+        else:
+            if out is not None and runtime.is_main:
+                write_results(out, curve, config, runtime)
+        runtime.close()
 
 
 def parse(argv: Sequence[str]) -> RangeTestConfig:
     recipe, arguments = take_recipe(argv, RECIPES)
     description = (
-        "Learning rate range test of a recipe: writes lr_find.png and lr_find.json. Of its schedule, only --batch-size "
-        "and --accumulate matter."
+        "Find a good --peak-lr for a recipe: train with a rising learning rate, write lr_find.png and lr_find.json. Of "
+        "the schedule, only --batch-size and --accumulate matter."
     )
     prog = f"{program_name('ddp_trainer.lr_find')} [RECIPE]"
     return parse_flags(
@@ -205,12 +209,15 @@ def parse(argv: Sequence[str]) -> RangeTestConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status. 0: written, or asked to stop; 2: the input is wrong; 1: anything else."""
-    try:
-        return run_command(lambda: find_learning_rate(parse(sys.argv[1:] if argv is None else argv)))
-    except Exception:
-        traceback.print_exc()
-        return 1
+    """Exit status. 0: written, or stopped by a signal; 2: the input is wrong; 1: anything else."""
+    stop = StopRequest()
+    words = sys.argv[1:] if argv is None else argv
+    with stop.listening():
+        try:
+            return run_command(lambda: find_learning_rate(parse(words), stop))
+        except Exception:
+            traceback.print_exc()
+            return 1
 
 
 if __name__ == "__main__":

@@ -1,49 +1,49 @@
-"""`python -m ddp_trainer.predict RUN_DIR IMAGE...`: what a trained model sees in image files.
+"""Predict: `python -m ddp_trainer.predict RUN_DIR IMAGE...` classifies image files with the model of a finished run.
 
-Owned here: which files are meant, and how the answers are printed. Not owned here: how a picture of any size and
-mode becomes the network's input (`data_prep`), and the model.
+Owned here: which files are read, and how the predictions are printed. Not owned here: how an image file of any size
+and mode becomes the input of the network (`data_prep`), and the model.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import TextIOWrapper
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import tyro
+from torch import nn
 
-from data_prep.batch_ops import batch_normalise
-from data_prep.errors import InputError
-from data_prep.sources.folder import read_image, why_unreadable
-from ddp_trainer.command_line import parse_flags, program_name
-from ddp_trainer.models.custom_resnet import CustomResNet
+from data_prep.batch_ops import batch_normalize
+from data_prep.errors import InputError, printable
+from data_prep.sources.listing import looks_like_image
+from data_prep.sources.picture import read_image, why_unreadable
+from ddp_trainer.command_line import parse_flags, program_name, run_command
 from ddp_trainer.models.spec import ModelSpec, load_model
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}  # looked for in folders
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # by content; of an animation, the first picture
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Classify image files with the model of a completed run: path, class, probability, next best.
+    """Classify image files with the model of a finished run: path, class, probability, next best class.
 
-    Exit code 1 where an image could not be read: it is named on stderr, and all the others are answered.
+    Files that cannot be read are reported on stderr, the others are still classified, and the exit status is 1.
     """
 
     run_dir: tyro.conf.Positional[Path]
     """Run directory with model.safetensors and model.json."""
-    images: tyro.conf.Positional[tuple[Path, ...]]
-    """PNG, JPEG, WebP, BMP, GIF, TIFF or PPM files of any size and mode; of a folder, every one in it and below."""
+    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE ...")]
+    """PNG, JPEG, WebP, BMP, GIF, TIFF or PPM files of any size and mode, or folders of them. A folder is searched
+    with its subfolders; hidden files and folders are left out."""
     json: bool = False
     """Print a JSON object per image instead of tab-separated text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The most probable class of one image and, where the model knows several, the one after it."""
+    """The most probable class of one image and, if the model has several classes, the next one."""
 
     path: Path
     name: str
@@ -63,37 +63,65 @@ class Prediction:
         )
 
     def as_text(self) -> str:
-        columns = [str(self.path), self.name, f"{self.probability:.2%}"]
+        """One line of tab-separated columns, whatever the names are."""
+        columns = [printable(str(self.path)), printable(self.name), f"{self.probability:.2%}"]
         if self.next_name is not None:
-            columns.append(f"next: {self.next_name} {self.next_probability:.2%}")
+            columns.append(f"next: {printable(self.next_name)} {self.next_probability:.2%}")
         return "\t".join(columns)
 
 
-def list_images(path: Path) -> list[Path]:
-    """`path` itself, or the images below the folder `path`, sorted; hidden files and folders are passed over."""
+def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+    """`path` itself, or the files below the folder `path` in the order of their names, hidden ones left out.
+
+    Follows links to folders, except to one of those `above`, given as (device, inode), which would never end. Adds a
+    line to `problems` for each folder that cannot be read.
+    """
     if not path.is_dir():
-        return [path]
-    found = (below for below in path.rglob("*") if below.suffix.lower() in SUFFIXES and not below.is_dir())
-    return sorted(below for below in found if not any(part[0] == "." for part in below.relative_to(path).parts))
+        yield path
+        return
+    try:
+        names, status = sorted(os.listdir(path)), path.stat()
+    except OSError as error:
+        problems.append(f"{path}: {error.strerror}")
+        return
+    folder = (status.st_dev, status.st_ino)
+    if folder not in above:
+        for name in names:
+            if not name.startswith("."):
+                yield from list_files(path / name, problems, above | {folder})
+
+
+def find_images(given: Path) -> tuple[list[Path], list[str]]:
+    """The image files that `given`, a file or a folder, stands for, and a line for each problem.
+
+    A dead link counts as an image, so that it is reported.
+    """
+    if not given.is_dir():
+        return [given], []
+    problems: list[str] = []
+    images = [path for path in list_files(given, problems) if looks_like_image(path) or not path.exists()]
+    return images, problems or ([] if images else [f"{given}: no image files in this folder"])
 
 
 def read_images(paths: Sequence[Path], size: int) -> tuple[list[Path], list[np.ndarray], list[str]]:
-    """(readable paths, their (size, size, 3) pixels, one line for each of the other paths)."""
-    good, pixels, problems = [], [], []
+    """The paths that can be read, their (size, size, 3) pixels, and a line for each of the other paths."""
+    readable, pixels, problems = [], [], []
     for path in paths:
         try:
-            pixels.append(read_image(path, size, FORMATS))
-            good.append(path)
+            pixels.append(read_image(path, size))
+            readable.append(path)
+        except MemoryError:
+            raise
         except Exception as error:  # decoders raise nearly anything for damaged files
-            problems.append(f"{path}: {why_unreadable(error, FORMATS)}")
-    return good, pixels, problems
+            problems.append(f"{path}: {why_unreadable(error)}")
+    return readable, pixels, problems
 
 
 @torch.inference_mode()
-def predict(model: CustomResNet, spec: ModelSpec, paths: Sequence[Path], pixels: np.ndarray) -> Iterator[Prediction]:
-    """One answer for each image of `pixels`, (N, H, W, 3) uint8."""
+def predict(model: nn.Module, spec: ModelSpec, paths: Sequence[Path], pixels: np.ndarray) -> Iterator[Prediction]:
+    """The prediction for each image of `pixels`, (N, H, W, 3) uint8 RGB; `paths` are their files."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    logits = model(batch_normalise(images, spec.mean, spec.std, torch.float32))
+    logits = model(batch_normalize(images, spec.mean, spec.std, torch.float32))
     best = logits.double().softmax(dim=1).topk(min(2, len(spec.classes)))
     for path, values, classes in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):
         names = [spec.classes[label] for label in classes]
@@ -101,41 +129,41 @@ def predict(model: CustomResNet, spec: ModelSpec, paths: Sequence[Path], pixels:
         yield Prediction(path=path, name=names[0], probability=values[0], next_name=after[0], next_probability=after[1])
 
 
-def predict_files(config: PredictConfig) -> bool:
-    """Prints an answer for each image, and on stderr what cannot be read. True where all could be.
+def predict_files(config: PredictConfig) -> int:
+    """Prints a line for each image, and on stderr what cannot be read. Exit status: 0, or 1 if there was a problem.
 
-    Raises InputError where the run has no usable model.
+    Raises InputError if the run has no usable model.
     """
     model, spec = load_model(config.run_dir)
-    paths, complete = [], True
-    for given in config.images:
-        found = list_images(given)
-        paths += found
-        if not found:
-            complete = False
-            print(f"error: {given}: no image files in this folder", file=sys.stderr)
+    found = [find_images(given) for given in config.images]
+    paths = [path for images, _ in found for path in images]
+    problems = [problem for _, problems in found for problem in problems]
+    report_problems(problems)
     for start in range(0, len(paths), spec.evaluation_batch):
-        good, pixels, problems = read_images(paths[start : start + spec.evaluation_batch], spec.image_size)
-        for problem in problems:
-            complete = False
-            print(f"error: {problem}", file=sys.stderr)
-        if good:
-            for answer in predict(model, spec, good, np.stack(pixels)):
-                print(answer.as_json() if config.json else answer.as_text())
-    return complete
+        readable, pixels, unreadable = read_images(paths[start : start + spec.evaluation_batch], spec.image_size)
+        report_problems(unreadable)
+        problems += unreadable
+        if readable:
+            for prediction in predict(model, spec, readable, np.stack(pixels)):
+                print(prediction.as_json() if config.json else prediction.as_text())
+    return 1 if problems else 0
+
+
+def report_problems(problems: Sequence[str]) -> None:
+    for problem in problems:
+        print(f"error: {printable(problem)}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be no text, and is printed as it is
-    try:
+    """Exit status. 0: every image was classified; 1: some could not be read; 2: the input is wrong."""
+
+    def work() -> int:
         config = parse_flags(PredictConfig, argv, prog=program_name("ddp_trainer.predict"))
         if not config.images:
-            raise InputError("no image given: name image files, or a folder of them, after the run directory")
-        return 0 if predict_files(config) else 1
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+            raise InputError("no image given; name image files, or a folder of them, after the run directory")
+        return predict_files(config)
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

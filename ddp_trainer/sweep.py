@@ -1,106 +1,89 @@
-"""`python -m ddp_trainer.sweep RECIPE --seeds N [--set flag=v1,v2]`: trainings one after another, and their table.
+"""Sweep: `python -m ddp_trainer.sweep RECIPE --seeds N [--set FLAG=V1,V2]` trains a recipe several times.
 
-Every combination of the values is trained with every seed, each in a process and a run directory of its own, so that a
-failure ends one of them only. The same command goes on where the last one was stopped.
+Every combination of the values is trained with every seed, one run after another, each in a process and a run directory
+of its own, so that a failure ends only one of them. The same command continues a sweep that was stopped. With `--list`
+it prints the runs, which `slurm/sweep.sh` submits as jobs, and with `--table` the results so far.
 """
 
 import argparse
 import itertools
-import os
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from typing import Literal
 
 from data_prep.dataset import read_dataset
 from data_prep.errors import InputError, require
-from data_prep.files import read_json
-from ddp_trainer.command_line import parse_command_line, program_name, take_recipe
+from ddp_trainer.command_line import parse_command_line, program_name, run_command, take_recipe
 from ddp_trainer.config import TrainConfig
-from ddp_trainer.distributed.signals import on_request_to_stop
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.report.sweep_table import NO_DIFFERENCE, TABLE, results_table
-from ddp_trainer.run.checks import check_dataset
+from ddp_trainer.run.checks import check_settings
 from ddp_trainer.run.directory import changed_settings, recorded_settings
+from ddp_trainer.run.sweep_runs import PlannedRun, Runner, count_processes
+from ddp_trainer.tracking.console import print_line
 
-OWN_FLAGS = {"seed", "out", "resume"}  # of the trainer, set here for each training
-
-
-@dataclass(frozen=True)
-class Training:
-    """One of the sweep."""
-
-    arguments: list[str]  # of the trainer, without --out
-    out: Path  # its run directory
-
-    @property
-    def complete(self) -> bool:
-        return (self.out / "summary.json").exists()
-
-    @property
-    def done(self) -> bool:
-        """Complete, and its report written too."""
-        return self.complete and (read_json(self.out / "status.json") or {}).get("state") == "done"
+OWN_FLAGS = {"seed", "out", "resume"}  # flags of the trainer that the sweep sets for each run
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """All trainings, in the order they are run."""
+    """All runs, in the order they are trained."""
 
     out: Path
     launcher: list[str]
-    trainings: list[Training]
+    runs: list[PlannedRun]
+    action: Literal["train", "list", "table"]
 
 
 def parse(argv: Sequence[str]) -> Sweep:
-    """Raises InputError, before anything is trained, where one process could not do any of the trainings."""
+    """Raises InputError, before anything is trained, if one of the runs is impossible."""
     recipe, rest = take_recipe(argv, RECIPES)
+    try:
+        flags, common = _flags_of(recipe.recipe).parse_known_args(rest)
+    except argparse.ArgumentError as error:
+        raise InputError(str(error)) from None
+    require(flags.seeds >= 1, f"--seeds must be at least 1, got {flags.seeds}")
+    runs = plan_runs(recipe.recipe, flags.settings, flags.seeds, common, flags.out)
+    launcher = _launcher_words(flags.launcher)
+    world_size = count_processes(launcher) if flags.launcher else 1
+    for run in runs:
+        check(run, world_size=world_size)
+    return Sweep(flags.out, launcher, runs, flags.action)
+
+
+def _flags_of(recipe: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"{program_name('ddp_trainer.sweep')} [RECIPE]",
         allow_abbrev=False,
         exit_on_error=False,
-        description="Trains a recipe with several seeds and settings, one after another; the same command again goes "
-        "on. Other flags are the trainer's, for all trainings.",
+        description="Trains a recipe with several seeds and settings, one run after another. The same command "
+        "continues a sweep that was stopped. All other flags are the trainer's and apply to every run.",
     )
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="train with seeds 0 to N - 1 (default: 3)")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="settings",
-        metavar="FLAG=V1,V2",
-        help="values of a trainer's flag; true and false for switches; may be repeated",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs") / f"sweep-{recipe.recipe}",
-        metavar="DIR",
-        help="folder of the run directories and table.md (default: runs/sweep-RECIPE)",
-    )
-    parser.add_argument(
-        "--launcher",
-        default=None,
-        metavar="COMMAND",
-        help='what starts it, such as "accelerate launch -m" (default: python -m)',
-    )
-    try:
-        flags, common = parser.parse_known_args(rest)
-    except argparse.ArgumentError as error:
-        raise InputError(str(error)) from None
-    require(flags.seeds >= 1, f"--seeds {flags.seeds}: give at least 1")
-    trainings = list_trainings(recipe.recipe, flags.settings, flags.seeds, common, flags.out)
-    for training in trainings:
-        check(training)
-    return Sweep(flags.out, launcher_words(flags.launcher), trainings)
+    add, out = parser.add_argument, Path("runs") / f"sweep-{recipe}"
+    add("--seeds", type=int, default=3, metavar="N", help="train with seeds 0 to N - 1 (default: 3)")
+    text = "values of a flag of the trainer; true and false for switches; may be repeated"
+    add("--set", action="append", default=[], dest="settings", metavar="FLAG=V1,V2", help=text)
+    text = "folder of the run directories and table.md (default: runs/sweep-RECIPE)"
+    add("--out", type=Path, default=out, metavar="DIR", help=text)
+    text = 'command that starts the trainer, such as "accelerate launch -m" (default: python -m)'
+    add("--launcher", metavar="COMMAND", help=text)
+    actions = parser.add_mutually_exclusive_group()
+    for action, text in (
+        ("list", "print the arguments of each run on a line, quoted for the shell, and train nothing"),
+        ("table", "write the table of the runs that are finished, and train nothing"),
+    ):
+        actions.add_argument(
+            f"--{action}", action="store_const", const=action, default="train", dest="action", help=text
+        )
+    return parser
 
 
-def launcher_words(command: str | None) -> list[str]:
-    """Raises InputError where there is no such program."""
+def _launcher_words(command: str | None) -> list[str]:
+    """Raises InputError if there is no such program."""
     if command is None:
         return [sys.executable, "-m"]
     try:
@@ -111,30 +94,28 @@ def launcher_words(command: str | None) -> list[str]:
     return words
 
 
-def list_trainings(
-    recipe: str, settings: Sequence[str], seeds: int, common: Sequence[str], out: Path
-) -> list[Training]:
-    """The seeds of one combination follow each other, so that its mean is known early. Raises InputError."""
+def plan_runs(recipe: str, settings: Sequence[str], seeds: int, common: Sequence[str], out: Path) -> list[PlannedRun]:
+    """The seeds of a combination follow each other, so that its mean is known early. Raises InputError."""
     columns = []
     for setting in settings:
         flag, _, values = setting.partition("=")
-        require(bool(flag and values), f"--set {setting}: give it as FLAG=VALUE,VALUE")
+        require(bool(flag and values), f"--set must have the form FLAG=VALUE,VALUE, got {setting}")
         columns.append([(_flag_name(flag), value) for value in dict.fromkeys(values.split(","))])
     swept = [column[0][0] for column in columns]
     for flag in [*swept, *(_flag_name(word) for word in common if word.startswith("--"))]:
-        require(flag not in OWN_FLAGS, f"--{flag} is set for each training by the sweep: leave it out")
-        require(swept.count(flag) < 2, f"--set {flag}=...: give all its values at once")
+        require(flag not in OWN_FLAGS, f"--{flag} is set for each run by the sweep; leave it out")
+        require(swept.count(flag) < 2, f"--set {flag}=... is given twice; give all values at once")
     columns.append([("seed", str(seed)) for seed in range(seeds)])
-    trainings = []
+    runs = []
     for pairs in itertools.product(*columns):
         words = [word for flag, value in pairs for word in _as_flag(flag, value)]
         name = ",".join(f"{flag}={value}".replace("/", "_") for flag, value in pairs)
-        trainings.append(Training([recipe, *common, *words], out / name))
-    return trainings
+        runs.append(PlannedRun([recipe, *common, *words], out / name))
+    return runs
 
 
 def _flag_name(word: str) -> str:
-    """--peak_lr=1 -> peak-lr"""
+    """peak-lr, of --peak_lr=1."""
     return word.removeprefix("--").partition("=")[0].replace("_", "-")
 
 
@@ -144,85 +125,76 @@ def _as_flag(flag: str, value: str) -> list[str]:
     return [f"--{flag}", value]
 
 
-def check(training: Training) -> None:
-    """Raises InputError where it cannot be, or where its folder holds another training that is complete.
+def check(run: PlannedRun, *, world_size: int) -> None:
+    """Raises InputError if the run is impossible, or if its folder has a finished run with other settings.
 
-    What is not complete the trainer itself compares, when it goes on with it.
+    The trainer itself compares the settings of an unfinished run when it resumes it.
     """
-    config = parse_command_line(training.arguments, RECIPES, prog="", description="")
+    config = parse_command_line(run.arguments, RECIPES, prog="", description="")
     dataset = read_dataset(config.data.data_dir)
-    check_dataset(config, dataset)
-    if training.complete:
-        asked = _settings(config, dataset.splits["train"].sha256)
-        for name, old, new in changed_settings(recorded_settings(training.out), asked):
-            said = f"{training.out} was trained with {name} {old}, not {new}"
-            raise InputError(f"{said}: name another folder by --out")
+    check_settings(config, dataset, world_size=world_size)
+    if run.is_finished:
+        requested = _settings_that_matter(config, dataset.splits["train"].sha256)
+        for name, old, new in changed_settings(recorded_settings(run.out), requested):
+            raise InputError(f"{run.out} was trained with {name} {old}, not {new}; choose another folder with --out")
 
 
-def _settings(config: TrainConfig, images: str) -> dict[str, object]:
-    """What makes it another training."""
+def _settings_that_matter(config: TrainConfig, images: str) -> dict[str, object]:
     kept = {name: value for name, value in config.flat().items() if name not in NO_DIFFERENCE}
     return {**kept, "training images": images}
 
 
-class Runner:
-    """Runs trainings until it is asked to stop. Signals to this process reach the training at hand."""
-
-    def __init__(self, launcher: list[str]) -> None:
-        self.launcher, self.stopped = launcher, False
-        self._process: subprocess.Popen | None = None
-        on_request_to_stop(self._pass_on)
-
-    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
-        self.stopped = True
-        if self._process is not None:
-            self._process.send_signal(number)
-
-    def train(self, training: Training) -> None:
-        """Returns when it is complete, or has failed, or was stopped; then `stopped` holds."""
-        command = [*self.launcher, "ddp_trainer.train", *training.arguments, "--out", str(training.out), "--resume"]
-        process = self._process = subprocess.Popen(command)
-        if self.stopped:  # before there was a process to tell
-            process.terminate()
-        code = process.wait()
-        self._process = None
-        if code == 0 and not training.complete:  # somebody else told it to stop
-            self.stopped = True
+def list_lines(sweep: Sweep) -> list[str]:
+    """The trainer's arguments of each run, quoted for the shell. Raises InputError for one with a line break."""
+    commands = [[*run.arguments, "--out", str(run.out)] for run in sweep.runs]
+    for word in itertools.chain.from_iterable(commands):
+        require(
+            "\n" not in word, f"{word!r} has a line break, and --list prints one run per line; choose another value"
+        )
+    return [shlex.join(words) for words in commands]
 
 
-def run(sweep: Sweep) -> int:
-    """0: all are complete, or this was stopped; 1: one or more failed."""
-    try:
-        sweep.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {sweep.out}: cannot be written ({error.strerror}); name another folder") from None
-    os.environ.setdefault("WANDB_RUN_GROUP", sweep.out.name)
-    runner, total = Runner(sweep.launcher), len(sweep.trainings)
-    for number, training in enumerate(sweep.trainings, 1):
-        if not training.done and not runner.stopped:
-            say(f"[{number}/{total}] {training.out.name}")
-            runner.train(training)
-            if not training.complete and not runner.stopped:
-                say(f"error: {training.out.name} failed; the others go on")
-    table = results_table([training.out for training in sweep.trainings])
+def train_all(sweep: Sweep) -> int:
+    """Trains what is not finished, and writes the table. Exit status: 1 if a run failed."""
+    runner = Runner(sweep.launcher)
+    for number, run in enumerate(sweep.runs, 1):
+        if not run.has_report and not runner.stopped:
+            print_line(f"[{number}/{len(sweep.runs)}] {run.out.name}", sys.stderr)
+            runner.train(run, group=sweep.out.name)
+            if not run.is_finished and not runner.stopped:
+                print_line(f"error: {run.out.name} failed; continuing with the next run", sys.stderr)
+    write_table(sweep)
+    if runner.stopped:
+        print_line("stopped; run the same command again to continue", sys.stderr)
+    return 0 if runner.stopped or all(run.is_finished for run in sweep.runs) else 1
+
+
+def write_table(sweep: Sweep) -> None:
+    table = results_table([run.out for run in sweep.runs])
     (sweep.out / TABLE).write_text(table)
     print(table, end="", flush=True)
-    if runner.stopped:
-        say("asked to stop: the same command goes on")
-    return 0 if runner.stopped or all(training.complete for training in sweep.trainings) else 1
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status. 0: all runs are finished, or it was stopped; 1: a run failed; 2: the input is wrong."""
+
+    def work() -> int:
+        sweep = parse(sys.argv[1:] if argv is None else argv)
+        if sweep.action == "list":
+            print("\n".join(list_lines(sweep)))
+            return 0
+        try:
+            sweep.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--out {sweep.out} cannot be written ({error.strerror}); choose another folder") from None
+        if sweep.action == "table":
+            write_table(sweep)
+            return 0
+        return train_all(sweep)
+
     try:
-        return run(parse(sys.argv[1:] if argv is None else argv))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    except KeyboardInterrupt:  # while the trainings are checked: later it is a request to stop
+        return run_command(work)
+    except KeyboardInterrupt:  # while the settings are checked; later it is a request to stop
         return 130
 
 

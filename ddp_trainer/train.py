@@ -4,14 +4,18 @@ Read `train` as a table of contents; each line's work is done in the file it is 
 seconds stand inside functions, so that a signal that arrives meanwhile is already a request to stop.
 """
 
-import faulthandler
+import errno
 import sys
 import traceback
 import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ddp_trainer.distributed.faults import reported_faults
 from ddp_trainer.distributed.signals import Preempted, StopRequest
+
+# What a disk does that no setting can prevent.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 if TYPE_CHECKING:
     from ddp_trainer.config import TrainConfig
@@ -25,7 +29,7 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
     `observer` is told what happens, besides the recorder. Returns None on every rank but the main one.
     """
     from data_prep.dataset import read_dataset, verify_dataset
-    from ddp_trainer.distributed.launch import Launch, check_machine
+    from ddp_trainer.distributed.launch import Launch
     from ddp_trainer.engine.build import build_trainer, prepare_network
     from ddp_trainer.run.checks import check_settings
     from ddp_trainer.run.directory import claim_run_directory
@@ -36,7 +40,6 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
     from ddp_trainer.run.resume import StartKind, find_start, load_state
 
     launch = Launch.from_environment()
-    check_machine(config.runtime)
     dataset = read_dataset(config.data.data_dir)
     num_images = check_settings(config, dataset, world_size=launch.world_size)
     verify_dataset(config.data.data_dir, dataset)
@@ -51,7 +54,7 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
             with open_recorder(run_dir, config, dataset, runtime, state) as recorder:
                 recorder.also = observer
                 try:
-                    runtime.stop_if_asked()
+                    runtime.stop.raise_if_asked()
                     trainer = build_trainer(config, runtime, dataset, network=network, observer=recorder)
                     recorder.say("\n".join([describe_plan(trainer), *notes]))
                     if state is not None:
@@ -66,18 +69,19 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status. 0: finished, or preempted with the state saved; 2: the input is wrong; 1: anything else."""
     stop = StopRequest()
-    stop.install()
-    faulthandler.enable()  # names the line where a file that shrinks under its reader kills the process
+    with stop.listening(), reported_faults():
+        return _main(sys.argv[1:] if argv is None else argv, stop)
+
+
+def _main(argv: Sequence[str], stop: StopRequest) -> int:
     from ddp_trainer.command_line import parse_command_line, program_name, run_command
+    from ddp_trainer.distributed.launch import check_machine
     from ddp_trainer.recipes import RECIPES, describe_recipes
 
     def run() -> None:
-        config = parse_command_line(
-            sys.argv[1:] if argv is None else argv,
-            RECIPES,
-            prog=program_name("ddp_trainer.train"),
-            description=describe_recipes(),
-        )
+        program = program_name("ddp_trainer.train")
+        config = parse_command_line(argv, RECIPES, prog=program, description=describe_recipes())
+        check_machine(config.runtime)
         train(config, stop)
 
     try:
@@ -89,11 +93,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def print_error(error: Exception) -> None:
     """One line if the error explains itself, else the whole traceback."""
+    from data_prep.watched_file import DatasetChanged
     from ddp_trainer.engine.step_guard import NonFinite
     from ddp_trainer.run.checkpoint import CheckpointError
 
-    if isinstance(error, CheckpointError | NonFinite):
+    if isinstance(error, CheckpointError | DatasetChanged | NonFinite):
         print(f"error: {error}", file=sys.stderr, flush=True)
+    elif isinstance(error, OSError) and error.errno in DISK_ERRORS and error.filename:
+        print(f"error: cannot write {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
     else:
         traceback.print_exception(error)
 

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# What every job script needs first: words, this cluster's settings, the environment. Sourced in the repository.
+# What every job script needs first: messages, the settings of this cluster, the Python environment. It is sourced in
+# the repository.
 
 say() { echo "slurm: $*" >&2; }
 stop() {
@@ -7,11 +8,17 @@ stop() {
   exit 2
 }
 
-# Changes whenever the file is replaced; empty where there is none.
+# Changes whenever the file is replaced; empty if there is none.
 stat_of() { stat --format='%i %y' "$1" 2>/dev/null || true; }
+
+# Whether $1 is a whole number. Bash would run code in anything else that reaches its arithmetic.
+is_number() { [[ $1 =~ ^(0|[1-9][0-9]{0,8})$ ]]; }
 
 # Modules and conda are not written for -e and -u.
 if [[ -f slurm/cluster.env ]]; then
+  ! grep -q $'\r' slurm/cluster.env ||
+    stop "slurm/cluster.env has Windows line endings, which would become part of its values;" \
+      "fix: sed -i 's/\r\$//' slurm/cluster.env"
   set +eu
   # shellcheck source=/dev/null
   source slurm/cluster.env
@@ -20,6 +27,6 @@ fi
 
 python=${DDP_VENV:-.venv}/bin/python
 [[ -x $python && -x ${python%python}accelerate ]] ||
-  stop "no environment with accelerate in ${DDP_VENV:-.venv} on $(uname -n): run make setup in $PWD, or name another" \
-    "by DDP_VENV in slurm/cluster.env"
+  stop "no Python environment with accelerate in ${DDP_VENV:-.venv} on $(uname -n); run make setup in $PWD, or set" \
+    "DDP_VENV in slurm/cluster.env"
 export PATH="${python%/python}:$PATH"

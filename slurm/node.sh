@@ -1,25 +1,28 @@
 #!/usr/bin/env bash
-# What a training job does on each of its nodes: stage the data, start the launcher, tidy up. srun starts it once per
-# node, with the trainer's arguments; train.sh exports the other settings.
+# What a training job does on each of its nodes: copy the data, start the launcher, clean up. train.sh starts it with
+# srun, once per node and with the trainer's arguments, and exports the other settings.
 set -euo pipefail
+if [[ ! -f slurm/job.sh || -z ${STATUS:-} || -z ${DATA_DIR:-} || -z ${PROCESSES:-} ]]; then
+  echo "error: slurm/node.sh is a part of the job script; submit that one: sbatch slurm/train.sh ..." >&2
+  exit 2
+fi
 source slurm/job.sh
-: "${STATUS?}" "${DATA_DIR?}" "${PROCESSES?}" # from train.sh
 
-asked='' child='' interrupted=''
+stop_requested='' child='' interrupted=''
 
-# SLURM signals every process of the step, so the trainer has heard of it too. Before it is at work there is nothing to
-# save, and nobody listens: that is ended here.
+# SLURM signals every process of the step, so the trainer has received the signal too. Before the trainer has started
+# there is nothing to save, and it does not listen yet: then this ends it.
 on_request() {
-  asked=yes interrupted=yes
+  stop_requested=yes interrupted=yes
   if [[ $child && $(stat_of "$STATUS") == "$STATUS_BEFORE" ]]; then kill -HUP -- "-$child" 2>/dev/null || true; fi
 }
 trap on_request TERM USR2
 
-# Runs a command in a process group of its own that takes no notice of the signals. For the launcher this is essential:
-# torchrun would pass them on, a second request to the trainer, and would kill it after half a minute.
+# Runs a command in a process group of its own that ignores the signals. The launcher must not see them: torchrun would
+# pass them on to the trainer as a second request, and kill it after half a minute.
 run() {
   local status=0
-  [[ -z $asked ]] || return 0
+  [[ -z $stop_requested ]] || return 0
   (
     trap '' TERM USR2
     exec setsid "$@"
@@ -28,10 +31,10 @@ run() {
   while true; do
     interrupted='' status=0
     wait "$child" || status=$?
-    [[ $interrupted ]] || break # else it was the signal that ended the waiting
+    [[ $interrupted ]] || break # else the signal has ended the wait, not the child
   done
   child=''
-  if [[ $asked && $(stat_of "$STATUS") == "$STATUS_BEFORE" ]]; then status=0; fi
+  if [[ $stop_requested && $(stat_of "$STATUS") == "$STATUS_BEFORE" ]]; then status=0; fi
   return "$status"
 }
 
@@ -39,11 +42,16 @@ staged=''
 if [[ -n ${DDP_STAGE_DIR:-} ]]; then
   folder=$DDP_STAGE_DIR
   [[ $folder != tmpdir ]] || folder=${TMPDIR:-/tmp}
-  staged=$folder/ddp-trainer-$SLURM_JOB_ID
+  # Nobody else can take an unpredictable name first, or read a folder of mode 0700. An attempt of this job that was
+  # killed may have left its copy here.
+  prefix=ddp-trainer-$SLURM_JOB_ID-$SLURM_NODEID
+  mkdir -p "$folder" && find "$folder" -maxdepth 1 -type d -user "$(id -u)" -name "$prefix-*" -exec rm -rf {} +
+  staged=$(mktemp -d "$folder/$prefix-XXXXXXXX") ||
+    stop "DDP_STAGE_DIR: no folder can be created in $folder on $(uname -n); choose another one, or leave it empty"
   trap 'rm -rf "$staged"' EXIT
   run "$python" -m slurm.stage "$DATA_DIR" "$staged"
   set -- "$@" --data-dir "$staged"
-  export DDP_STAGED_FROM=$DATA_DIR # what the run's record names: the copy goes with the job
+  export DDP_STAGED_FROM=$DATA_DIR # recorded by the run, because the copy is removed at the end of the job
 fi
 
 world_size=$((SLURM_JOB_NUM_NODES * PROCESSES))
@@ -51,16 +59,15 @@ if ((world_size == 1)); then
   launcher=(accelerate launch --config_file launch/one_gpu.yaml)
   unset MASTER_ADDR
 else
-  is_host=$((SLURM_NODEID == 0))
   launcher=(accelerate launch --config_file launch/multi_node.yaml
     --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$world_size" --machine_rank "$SLURM_NODEID"
     --main_process_ip "$RENDEZVOUS_HOST" --main_process_port "$RENDEZVOUS_PORT"
-    --rdzv_backend c10d --rdzv_conf "is_host=$is_host,read_timeout=600")
-  # torchrun's own flags that Accelerate does not pass on: let TERM be, name this node as the others know it, and on a
-  # single node where to meet, which would be a port that all jobs share.
+    --rdzv_backend static --rdzv_conf timeout=600) # c10d would unpickle what it receives: docs/security.md
+  # Flags of torchrun that Accelerate does not pass on: ignore TERM, the name by which the other nodes know this one, and
+  # the rendezvous of a single node, whose default is a port that all jobs share.
   export PET_SIGNALS_TO_HANDLE=SIGHUP PET_LOCAL_ADDR=$SLURMD_NODENAME
   export PET_RDZV_ENDPOINT=$RENDEZVOUS_HOST:$RENDEZVOUS_PORT
-  # Seconds for the other workers of a node after one has died: there is nothing that they could save.
+  # Seconds that the other workers of a node get after one has died: there is nothing that they could save.
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=10
 fi
 run "${launcher[@]}" -m ddp_trainer.train "$@"

@@ -1,7 +1,8 @@
-"""Before a job keeps its nodes busy: are arguments, dataset, GPUs and run directory what a training needs?
+"""Checks arguments, dataset, GPUs and run directory of a job before it keeps its nodes busy.
 
-`python -m slurm.preflight [RECIPE] [--flag value ...]`, within the job, prints the run directory, the dataset's folder
-and the number of processes for each node, a line each; or, on stderr, the one line of what is wrong, and exits with 2.
+`python -m slurm.preflight [RECIPE] [--flag value ...]`, run in the job, prints the run directory, the folder of the
+dataset and the number of processes per node, one per line. If something is wrong, it prints one line on stderr and ends
+with exit status 2.
 """
 
 import contextlib
@@ -10,65 +11,68 @@ import sys
 from collections.abc import Sequence
 
 from data_prep.dataset import read_dataset
-from data_prep.errors import InputError
-from ddp_trainer.command_line import parse_command_line
+from data_prep.errors import InputError, require
+from ddp_trainer.command_line import parse_command_line, run_command
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.recipes import RECIPES
-from ddp_trainer.run.checks import check_dataset
+from ddp_trainer.run.checks import check_settings
 from ddp_trainer.run.directory import refuse_present_run
 
 
 def check(argv: Sequence[str]) -> tuple[TrainConfig, int]:
-    """The configuration and the number of processes for each node. Raises InputError."""
+    """The configuration and the number of processes per node. Raises InputError."""
     config = parse_command_line(argv, RECIPES, prog="slurm/train.sh", description="")
+    for flag, path in (("out", config.run.out), ("data-dir", config.data.data_dir)):
+        require("\n" not in str(path), f"--{flag} must not have a line break, got {str(path)!r}")
     processes = cpu_processes() if config.runtime.device == "cpu" else usable_gpus()
     try:
         dataset = read_dataset(config.data.data_dir)
     except InputError as error:
-        raise InputError(f"{error} (or as a job, by sbatch slurm/prep.sh with the same arguments)") from None
-    os.environ["WORLD_SIZE"] = str(processes * int(os.environ.get("SLURM_JOB_NUM_NODES", "1")))
-    check_dataset(config, dataset)
-    out = config.run.out
-    if out is not None:
-        refuse_present_run(out, resume=config.run.resume)
+        raise InputError(f"{error} (as a job: sbatch slurm/prep.sh with the same arguments)") from None
+    check_settings(config, dataset, world_size=processes * int(os.environ.get("SLURM_JOB_NUM_NODES", "1")))
+    if config.run.out is not None:
+        refuse_present_run(config.run.out, resume=config.run.resume)
     return config, processes
 
 
 def cpu_processes() -> int:
-    asked = os.environ.get("DDP_PROCESSES_PER_NODE", "1")
-    if not asked.isdecimal() or int(asked) < 1:
-        raise InputError(f"DDP_PROCESSES_PER_NODE={asked}: give a number of processes, at least 1")
-    return int(asked)
+    """DDP_PROCESSES_PER_NODE. Raises InputError."""
+    requested = os.environ.get("DDP_PROCESSES_PER_NODE", "1")
+    is_number = requested.isascii() and requested.isdecimal()
+    require(
+        is_number and int(requested) >= 1, f"DDP_PROCESSES_PER_NODE must be a whole number from 1, got {requested!r}"
+    )
+    return int(requested)
 
 
 def usable_gpus() -> int:
-    """SLURM's number of GPUs for this job on this node, where torch sees as many. Raises InputError."""
+    """Number of GPUs that SLURM gave this job on this node. Raises InputError if torch does not see as many."""
     given = int(os.environ.get("SLURM_GPUS_ON_NODE", "0"))
-    if not given:
-        raise InputError(
-            "this job has no GPU: ask for some by sbatch --gpus-per-node=N, or train on the CPUs by "
-            "sbatch --gpus-per-node=0 slurm/train.sh ... --device cpu"
-        )
+    require(
+        given > 0,
+        "this job has no GPU; request some with sbatch --gpus-per-node=N, or train on the CPUs with "
+        "sbatch --gpus-per-node=0 slurm/train.sh ... --device cpu",
+    )
     import torch
 
     seen = torch.cuda.device_count()
-    if seen < given:
-        raise InputError(
-            f"SLURM gave this job {given} GPUs on {os.uname().nodename}, and torch sees {seen}: compare "
-            "nvidia-smi there, and that torch is a CUDA build"
-        )
+    require(
+        seen >= given,
+        f"SLURM gave this job {given} GPUs on {os.uname().nodename}, but torch sees {seen}; check nvidia-smi there, "
+        "and that torch is a CUDA build",
+    )
     return given
 
 
 def main(argv: Sequence[str]) -> int:
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # what --help prints is not to be taken for the three lines
+    """Exit status. 0: the job can start; 2: the input is wrong."""
+
+    def work() -> None:
+        with contextlib.redirect_stdout(sys.stderr):  # the output of --help must not be taken for the three lines
             config, processes = check(argv)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    print(config.run.out, config.data.data_dir, processes, sep="\n")
-    return 0
+        print(config.run.out, config.data.data_dir, processes, sep="\n")
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Prepares a dataset as a job, which a training can wait for. Submit it in the repository:
+# Prepares a dataset as a job that a run can wait for. Submit it in the repository:
 #   job=$(sbatch --parsable slurm/prep.sh --source cifar10)
 #   sbatch --dependency=afterok:$job slurm/train.sh baseline
-# Its arguments are those of python -m data_prep. Where compute nodes see no network, download on the login node first.
+# Its arguments are those of python -m data_prep. If compute nodes have no network, download on the login node first.
 #SBATCH --job-name=prep
 #SBATCH --output=logs/%x_%j.out
 #SBATCH --open-mode=append
@@ -13,7 +13,7 @@
 set -euo pipefail
 
 if [[ ! -f slurm/job.sh ]]; then
-  echo "error: $PWD on $(uname -n) is not the repository: go there and sbatch slurm/prep.sh, or name it by" \
+  echo "error: $PWD on $(uname -n) is not the repository; go there and sbatch slurm/prep.sh, or name it with" \
     "sbatch --chdir; every node has to see that folder" >&2
   exit 2
 fi

@@ -1,4 +1,4 @@
-"""`python -m slurm.stage DATA_DIR COPY`: copies a dataset to this node's own disk, and checks it there by sha256."""
+"""`python -m slurm.stage DATA_DIR COPY` copies a dataset to this node's own disk, and checks the copy by its sha256."""
 
 import os
 import shutil
@@ -6,38 +6,38 @@ import sys
 from pathlib import Path
 
 from data_prep.dataset import MANIFEST, read_dataset, verify_dataset
-from data_prep.errors import InputError
+from data_prep.errors import InputError, require
+from ddp_trainer.command_line import run_command
 
 
 def stage(data_dir: Path, copy: Path) -> None:
-    """Replaces what an earlier attempt of the job left in `copy`. Raises InputError where the copy is not usable."""
+    """Copies the dataset into the folder `copy`, which must be there. Raises InputError if the copy is not usable."""
     info = read_dataset(data_dir)
     try:
-        shutil.rmtree(copy, ignore_errors=True)
-        copy.mkdir(parents=True)
         for name in (*(split.file for split in info.splits.values()), MANIFEST):
             shutil.copyfile(data_dir / name, copy / name)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in a name
         raise _unusable(data_dir, f"cannot be copied to {copy} on {os.uname().nodename} ({error})") from None
     try:
         verify_dataset(copy, info)
     except InputError:
-        verify_dataset(data_dir, info)  # where the original is damaged, it is the one to mend
-        raise _unusable(data_dir, f"is whole, but its copy in {copy} on {os.uname().nodename} is not") from None
+        verify_dataset(data_dir, info)  # if the original is damaged, that is the error to report
+        raise _unusable(data_dir, f"is intact, but its copy in {copy} on {os.uname().nodename} is not") from None
 
 
 def _unusable(data_dir: Path, problem: str) -> InputError:
-    return InputError(f"{data_dir} {problem}; name another folder by DDP_STAGE_DIR, or stage nothing")
+    return InputError(f"{data_dir} {problem}; choose another DDP_STAGE_DIR, or leave it empty")
 
 
-def main(data_dir: Path, copy: Path) -> int:
-    try:
-        stage(data_dir, copy)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    return 0
+def main() -> int:
+    """Exit status. 0: copied and checked; 2: the dataset or the folder cannot be used."""
+
+    def work() -> None:
+        require(len(sys.argv) == 3, "usage: python -m slurm.stage DATA_DIR COPY")
+        stage(Path(sys.argv[1]), Path(sys.argv[2]))
+
+    return run_command(work)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    sys.exit(main())

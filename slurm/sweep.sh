@@ -1,33 +1,51 @@
 #!/usr/bin/env bash
-# A sweep: a job array with one training for each line of a file, and a table of the results when all have ended.
-# Run it (no sbatch) in the repository, on the machine where you would call sbatch:
-#   bash slurm/sweep.sh SETTINGS.txt [sbatch flags]
-# A line holds what would follow slurm/train.sh: `baseline --seed 1 --peak-lr 0.3`. Empty lines and # comments are skipped.
+# Submits a sweep: a job array with one run for each task, and a job that writes the table when all have ended.
+# Run it (without sbatch) in the repository, on the machine where you would call sbatch:
+#   bash slurm/sweep.sh [RECIPE] [--seeds N] [--set FLAG=V1,V2] [--out DIR] [--flag value ...] [-- sbatch flags]
+# What stands before -- is described by python -m ddp_trainer.sweep --help. Default of --out: RUNS/sweep-TIME.
 set -euo pipefail
 
 if [[ ! -f slurm/job.sh ]]; then
-  echo "error: $PWD is not the repository: go there, and run bash slurm/sweep.sh" >&2
+  echo "error: $PWD is not the repository; go there and run bash slurm/sweep.sh" >&2
   exit 2
 fi
 source slurm/job.sh
-[[ -z ${SLURM_JOB_ID:-} ]] || stop "this submits the jobs itself: run it without sbatch, bash slurm/sweep.sh SETTINGS.txt"
-[[ ${1:-} && $1 != -* ]] || stop "name the file of settings: bash slurm/sweep.sh SETTINGS.txt [sbatch flags]"
-settings=$1
-shift
+[[ -z ${SLURM_JOB_ID:-} ]] ||
+  stop "this script submits jobs itself; leave job $SLURM_JOB_ID and run it on the login node: bash slurm/sweep.sh ..."
 
-tasks=$("$python" -m slurm.sweep check "$settings")
+# This cluster's settings stand before the user's: if a flag is given twice, the last one counts.
+words=()
+if [[ $# -gt 0 && $1 != -* ]]; then
+  words+=("$1")
+  shift
+fi
 sweep=${DDP_RUNS_DIR:-runs}/sweep-$(date +%Y%m%d-%H%M%S)
-mkdir -p "$(dirname "$sweep")"
-mkdir "$sweep" || stop "a sweep of this second is there already: run it again"
-cp "$settings" "$sweep/settings.txt" # what runs is what was submitted, whatever becomes of the file
+words+=(--out "$sweep")
+[[ -z ${DDP_DATA_DIR:-} ]] || words+=(--data-dir "$DDP_DATA_DIR")
+while (($#)) && [[ $1 != -- ]]; do
+  case $1 in
+    --out) sweep=${2:-} ;;
+    --out=*) sweep=${1#--out=} ;;
+    --list | --table | --launcher*) stop "$1 belongs to python -m ddp_trainer.sweep; leave it out" ;;
+  esac
+  words+=("$1")
+  shift
+done
+shift $(($# > 0)) # the --
+
+lines=$("$python" -m ddp_trainer.sweep "${words[@]}" --list) || exit 2
+mkdir -p "$sweep"
+echo "$lines" >"$sweep/runs.txt"
+tasks=$(wc -l <"$sweep/runs.txt")
 
 export WANDB_RUN_GROUP=${WANDB_RUN_GROUP:-${sweep##*/}}
+unset WANDB_RUN_ID # an id belongs to one run
 array=$(sbatch --parsable --job-name=sweep --output=logs/%x_%A_%a.out "$@" --array="1-$tasks" \
-  slurm/train.sh --sweep "$sweep")
-array=${array%%;*} # the name of the cluster follows on some sites
-say "job $array: $tasks trainings in $sweep"
-by_hand=$(printf '%q -m slurm.sweep table %q' "$python" "$sweep")
+  slurm/train.sh --sweep "$sweep/runs.txt" --resume)
+array=${array%%;*} # some sites append the name of the cluster
+say "job $array: $tasks runs in $sweep"
+by_hand=$(printf '%q ' "$python" -m ddp_trainer.sweep "${words[@]}" --table)
 table=$(sbatch --parsable --job-name=sweep-table --output=logs/%x_%j.out --nodes=1 --ntasks=1 --time=00:10:00 \
   --dependency="afterany:$array" --wrap="$by_hand") ||
-  stop "the job for the table was refused; when the trainings have ended: $by_hand"
-say "job ${table%%;*}: the table, into $sweep/table.md when all have ended; before that: $by_hand"
+  stop "the job for the table was rejected; when the runs have ended, use: $by_hand"
+say "job ${table%%;*}: writes $sweep/table.md when all have ended; before that, use: $by_hand"

@@ -1,17 +1,17 @@
-"""CIFAR-10 and CIFAR-100 through torchvision: the files are fetched, and proved genuine before anything is unpickled.
+"""CIFAR-10 and CIFAR-100: found or downloaded, verified, and read without unpacking anything.
 
-A pickle can run any code, so neither the archive nor the files from it are opened before their md5 sums are those that
-torchvision lists.
+The archive must have the sha256 below, an extracted file the md5 that torchvision lists. Contents are verified in
+memory and read from there, so that a file cannot change in between, and the folder need not be writable.
 """
 
 import hashlib
 import http.client
+import io
 import os
 import shutil
 import tarfile
 import tempfile
 import urllib.request
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,77 +19,117 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, shell_path
+from data_prep.files import open_regular
 from data_prep.sources import ImageSet, Split
+from data_prep.sources.array_pickle import read_arrays
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
 
 TIMEOUT_SECONDS = 20.0  # of silence from the server
 CHUNK_BYTES = 2**18
+MAX_ARCHIVE_BYTES = 2**28  # the archives have 170 MB
+SHA256 = {  # of the archives, by the md5 that torchvision lists
+    "c58f30108f718f92721af3b95e74349a": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    "eb9058c3a382ffc7106e4002c42a8d85": "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+}
 
-Progress = Callable[[int, int], object]  # bytes loaded so far, bytes there are (0: unknown)
+Progress = Callable[[int, int], object]  # bytes loaded so far, total (0: unknown)
 
 
 def load_cifar(
     source: Literal["cifar10", "cifar100"], root: Path, *, progress: Progress = lambda done, total: None
 ) -> ImageSet:
-    """The dataset in torchvision's order, which mixes the classes; CIFAR-100 with its 100 fine ones.
+    """The dataset in torchvision's order, in which the classes are mixed; CIFAR-100 with its 100 fine classes.
 
-    Taken from the extracted files in `root`, else from the archive there, else downloaded. Raises InputError for files
-    that are not the genuine ones, and where there is neither file nor network.
+    `root` is a folder with the extracted files or the archive, or one of those two itself; otherwise the archive is
+    downloaded into it. Raises InputError for files that are not genuine, and if there is neither file nor network.
     """
     from torchvision import datasets
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[source]
-    if not _has_files(kind, root):
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--root {root}: cannot be made ({error.strerror}); name another folder") from None
-        archive = root / kind.filename
-        if not archive.exists():
-            _download(kind, root, progress)
-        _check_md5(archive, kind.tgz_md5)
-        _extract(kind, root)
-    with warnings.catch_warnings():
-        # The files were pickled by a NumPy of 2009, which passed a number where today's wants a boolean.
-        warnings.simplefilter("ignore", category=np.exceptions.VisibleDeprecationWarning)
-        train, test = (kind(root, train=is_train) for is_train in (True, False))
-    return ImageSet(source=source, classes=tuple(train.classes), train=_to_split(train), test=_to_split(test))
+    files = _extracted_files(kind, root) or _archived_files(kind, root, progress)
+    meta_name, classes_key = kind.meta["filename"], kind.meta["key"]
+    try:
+        classes = read_arrays(files[meta_name])[classes_key]
+        train, test = (
+            _to_split([read_arrays(files[name]) for name, _ in listed]) for listed in (kind.train_list, kind.test_list)
+        )
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{shell_path(root)}: {kind.filename} cannot be read ({error})") from None
+    return ImageSet(source=source, classes=tuple(classes), train=train, test=test)
 
 
-def _to_split(dataset: "CIFAR10") -> Split:
-    return Split(np.ascontiguousarray(dataset.data, dtype=np.uint8), np.array(dataset.targets, dtype=np.int64))
+def _to_split(batches: list[dict]) -> Split:
+    """Images and labels of all batches. In a batch, each row is an image, one color plane after the other."""
+    images = np.concatenate([np.asarray(batch["data"]) for batch in batches])
+    labels = [label for batch in batches for label in batch.get("labels", batch.get("fine_labels"))]
+    if images.dtype != np.uint8 or images.shape != (len(labels), 3072):
+        raise ValueError(f"{images.shape} {images.dtype} images with {len(labels)} labels")
+    pixels = images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return Split(np.ascontiguousarray(pixels), np.array(labels, dtype=np.int64))
 
 
 def _checksums(kind: type["CIFAR10"]) -> dict[str, str]:
-    """md5 of each file that will be unpickled."""
-    lists = [*kind.train_list, *kind.test_list]
-    return {**dict(lists), kind.meta["filename"]: kind.meta["md5"]}
+    """md5 of each file in the archive that is read."""
+    return {**dict([*kind.train_list, *kind.test_list]), kind.meta["filename"]: kind.meta["md5"]}
 
 
-def _has_files(kind: type["CIFAR10"], root: Path) -> bool:
-    """Whether all extracted files are there. Raises InputError where one is not genuine."""
-    folder = root / kind.base_folder
-    present = {name: md5 for name, md5 in _checksums(kind).items() if (folder / name).exists()}
-    for name, md5 in present.items():
-        _check_md5(folder / name, md5)
-    return len(present) == len(_checksums(kind))
+def _extracted_files(kind: type["CIFAR10"], root: Path) -> dict[str, bytes] | None:
+    """Contents of the extracted files; None if not all of them exist. Raises InputError if one is not genuine."""
+    for folder in (root / kind.base_folder, root):
+        present = {name: md5 for name, md5 in _checksums(kind).items() if (folder / name).exists()}
+        if present:
+            contents = {name: _genuine(folder / name, _read(folder / name), md5) for name, md5 in present.items()}
+            return contents if len(present) == len(_checksums(kind)) else None
+    return None
 
 
-def _check_md5(path: Path, expected: str) -> None:
+def _archived_files(kind: type["CIFAR10"], root: Path, progress: Progress) -> dict[str, bytes]:
+    """Contents of the files in the archive, which is downloaded if it is not there."""
+    path = root / kind.filename if root.is_dir() or not root.exists() else root
+    if not path.exists():
+        _download(kind, root, progress)
+    archive = _genuine(path, _read(path), kind.tgz_md5)
+    contents = {}
+    with tarfile.open(fileobj=io.BytesIO(archive)) as members:
+        for name in _checksums(kind):
+            member = members.extractfile(f"{kind.base_folder}/{name}")
+            if member is None:
+                raise InputError(f"{shell_path(path)}: {name} in it is not a file; download {kind.url} again")
+            contents[name] = member.read()
+    return contents
+
+
+def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        with open_regular(path) as file:
+            return file.read(MAX_ARCHIVE_BYTES)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); mend its permissions or remove it") from None
-    if found != expected:
-        raise InputError(f"{path}: incomplete or not genuine (md5 {found}, not {expected}); remove it and start again")
+        raise InputError(f"{shell_path(path)} cannot be read ({error.strerror})") from None
+
+
+def _genuine(path: Path, content: bytes, md5: str) -> bytes:
+    """`content` of `path`. Raises InputError unless it has the md5 and, for an archive, the sha256 it must have."""
+    kinds = [("md5", md5, hashlib.md5(content, usedforsecurity=False).hexdigest())]
+    if md5 in SHA256:
+        kinds.insert(0, ("sha256", SHA256[md5], hashlib.sha256(content).hexdigest()))
+    for kind, expected, found in kinds:
+        if found != expected:
+            problem = f"is incomplete or not genuine ({kind} {found}, not {expected})"
+            raise InputError(f"{shell_path(path)} {problem}; delete it and start again")
+    return content
 
 
 def _download(kind: type["CIFAR10"], root: Path, progress: Progress) -> None:
-    """The archive gets its name only when it is whole: what an interrupted download leaves is removed."""
+    """Downloads the archive. It gets its name when it is complete; an interrupted download leaves nothing."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--root {shell_path(root)} cannot be created ({error.strerror}); use another folder"
+        ) from None
     with _temporary_folder(root) as folder:
         part = folder / kind.filename
         try:
@@ -101,44 +141,14 @@ def _download(kind: type["CIFAR10"], root: Path, progress: Progress) -> None:
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = getattr(error, "reason", None) or error
             raise InputError(
-                f"{root / kind.filename} is missing and cannot be downloaded ({_one_line(reason)}); "
-                f"fetch {kind.url} elsewhere and put it in {root}"
+                f"{shell_path(root / kind.filename)} is missing and cannot be downloaded ({reason}); "
+                f"download {kind.url} elsewhere and put it in {shell_path(root)}"
             ) from None
-        _check_download(part, kind)
+        try:
+            _genuine(part, _read(part), kind.tgz_md5)
+        except InputError:
+            raise InputError(f"the download of {kind.url} is incomplete or not genuine; try again") from None
         part.replace(root / kind.filename)
-
-
-def _check_download(part: Path, kind: type["CIFAR10"]) -> None:
-    try:
-        _check_md5(part, kind.tgz_md5)
-    except InputError:
-        raise InputError(
-            f"what {kind.url} sent is incomplete or not genuine (md5 not {kind.tgz_md5}) and was dropped; try again"
-        ) from None
-
-
-def _one_line(reason: object) -> str:
-    return " ".join(str(reason).split()) or type(reason).__name__
-
-
-def _extract(kind: type["CIFAR10"], root: Path) -> None:
-    """Only the files we read, from an archive whose md5 is right."""
-    target = root / kind.base_folder
-    try:
-        with _temporary_folder(root) as folder, tarfile.open(root / kind.filename) as archive:
-            for name in _checksums(kind):
-                # Content only, by name: no member decides where it lands, on Python 3.11.2 too, which knows no filters.
-                content = archive.extractfile(f"{kind.base_folder}/{name}")
-                if content is None:
-                    raise InputError(f"{root / kind.filename}: {name} in it is no file; fetch it anew from {kind.url}")
-                (folder / name).write_bytes(content.read())
-            target.mkdir(exist_ok=True)
-            for name, md5 in _checksums(kind).items():
-                _check_md5(folder / name, md5)
-                (folder / name).replace(target / name)
-    except OSError as error:
-        reason = _one_line(error.strerror or error)
-        raise InputError(f"{target}: cannot be written ({reason}); name another --root") from None
 
 
 @contextmanager
@@ -146,7 +156,7 @@ def _temporary_folder(root: Path) -> Iterator[Path]:
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".loading-{os.getpid()}-", dir=root))
     except OSError as error:
-        raise InputError(f"--root {root}: cannot be written ({error.strerror}); name another folder") from None
+        raise InputError(f"--root {shell_path(root)} is not writable ({error.strerror}); use another folder") from None
     try:
         yield folder
     finally:

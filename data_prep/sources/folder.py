@@ -1,186 +1,188 @@
-"""Image files in folders named after their classes: found, read, made square and put in a fixed mixed order.
+"""Image files in folders named after their classes, read into memory in a fixed mixed order.
 
-ROOT/train/CLASS/*.{png,jpg,jpeg} and ROOT/test/CLASS/* (or ROOT/val/CLASS/*). What the images are written to is not
-this file's concern.
+Which files those are is the concern of `listing`; how one becomes pixels, that of `picture`.
 """
 
+import hashlib
 import os
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, printable, shell_path
 from data_prep.sources import ImageSet, Split
+from data_prep.sources.listing import Listing, list_splits, name_some
+from data_prep.sources.picture import read_picture, why_unreadable
 
-SUFFIXES = {".png", ".jpg", ".jpeg"}
-FORMATS = ("PNG", "JPEG")  # by content; MPO, which phones write into .jpg files, is read as the JPEG it begins with
 MIN_SIZE, MAX_SIZE = 8, 1024
-Image.MAX_IMAGE_PIXELS = 250_000_000  # Pillow refuses twice as many: half of it would refuse large photographs
-NUM_NAMED = 5  # unreadable files that an error names; it counts the others
 CHUNK = 64  # images a thread reads at a time
+DARK = 65536 // 8  # 16-bit images whose values all stay below this are likely to have fewer bits
 
-Progress = Callable[[int, int], object]  # images read so far, images there are
-Listing = list[tuple[Path, int]]  # image files and their labels
+Progress = Callable[[int, int], object]  # images read so far, total
 
 
-def load_folder(root: Path, *, size: int = 32, progress: Progress = lambda done, total: None) -> ImageSet:
-    """All images below `root` as `size` x `size` pixels, in an order that the file names alone decide.
+class UnreadableImagesError(InputError):
+    """Some image files cannot be read; `problems` has a line for each of them."""
 
-    Sorted by class and file name, then shuffled with a fixed seed, so that any prefix mixes the classes. Hidden files
-    and other kinds of files are passed over. Raises InputError for a missing folder, an empty class, classes that
-    differ between train and test, and images that cannot be read.
+    def __init__(self, problems: Sequence[str], hint: str) -> None:
+        files = "1 image file" if len(problems) == 1 else f"{len(problems)} image files"
+        super().__init__(f"{files} cannot be read: {name_some(problems)}; {hint}")
+        self.problems = list(problems)
+
+
+@dataclass
+class _Findings:
+    """What reading the files has shown besides their pixels."""
+
+    unreadable: dict[int, str] = field(default_factory=dict)  # position -> file and reason
+    metadata_ignored: int = 0
+    brightest: int | None = None  # of all 16-bit images
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def load_folder(
+    root: Path,
+    *,
+    size: int = 32,
+    skip_unreadable: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> ImageSet:
+    """All images below `root` as `size` x `size` pixels, in an order that depends on the file names alone.
+
+    Sorted by class and file name, then shuffled with a fixed seed, so that any prefix mixes the classes. Raises
+    InputError for a layout without classes, an empty class, classes that differ between train and test, and, unless
+    `skip_unreadable`, for images that cannot be read. `notes` of the result say what else was found.
     """
     if not MIN_SIZE <= size <= MAX_SIZE:
-        raise InputError(f"--size {size}: take images of {MIN_SIZE} to {MAX_SIZE} pixels")
-    train_root, test_root = _find_splits(root)
-    classes = _list_classes(train_root)
-    _check_same(classes, _list_classes(test_root), train_root, test_root)
-    train, test = (_list_images(folder, classes) for folder in (train_root, test_root))
-    images = _read_all([path for path, _ in train + test], size, progress)
-    labels = np.array([label for _, label in train + test], dtype=np.int64)
+        raise InputError(f"--size must be {MIN_SIZE} to {MAX_SIZE}, got {size}")
+    train, test, notes = list_splits(root)
+    files = _mixed(train) + _mixed(test)
+    _check_memory(len(files), size)
+    images, findings = _read_all([path for path, _ in files], size, progress)
+    problems = [findings.unreadable[position] for position in sorted(findings.unreadable)]
+    if problems and not skip_unreadable:
+        raise UnreadableImagesError(problems, "replace or remove them, or add --skip-unreadable")
+    labels = np.array([label for _, label in files], dtype=np.int64)
+    parts = _split(images, labels, findings.unreadable, len(train.images))
+    for listing, part in zip((train, test), parts, strict=True):
+        _check_classes(listing, part)
+    notes += [line for listing in (train, test) if (line := listing.note())]
+    notes += _reading_notes(findings, len(problems)) + _duplicate_notes(*parts)
     return ImageSet(
         source="folder",
-        classes=tuple(classes),
-        train=_mix(images[: len(train)], labels[: len(train)]),
-        test=_mix(images[len(train) :], labels[len(train) :]),
+        classes=tuple(train.classes),
+        train=parts[0],
+        test=parts[1],
+        notes=tuple(notes),
+        skipped=tuple(printable(str(files[position][0].relative_to(root))) for position in sorted(findings.unreadable)),
     )
 
 
-def read_image(path: Path, size: int, formats: tuple[str, ...] = FORMATS) -> np.ndarray:
-    """(size, size, 3) uint8 of one image file, which must be of one of Pillow's `formats`.
-
-    Turned upright as its EXIF orientation says; of an image that is not square the central square is taken; then
-    resized with an antialiasing filter. Transparent pixels are laid over white, 16-bit values are scaled to 8 bits,
-    grey, palette and CMYK images become RGB. Raises whatever the decoder raises for a damaged file (not only OSError).
-    """
-    with Image.open(path, formats=formats) as image:
-        # Large JPEGs are decoded at an eighth to a half of their size, still four times as fine as what is kept.
-        image.draft(image.mode, (4 * size, 4 * size))
-        image.load()
-        upright = _to_rgb(ImageOps.exif_transpose(image))
-    side = min(upright.size)
-    left, top = (upright.width - side) // 2, (upright.height - side) // 2
-    if upright.size == (size, size):
-        return np.array(upright)
-    box = (left, top, left + side, top + side)
-    return np.array(upright.resize((size, size), Image.Resampling.LANCZOS, box=box))
+def _mixed(listing: Listing) -> list[tuple[Path, int]]:
+    """The files in the order they are written. They are read in this order too, so no copy has to be shuffled."""
+    order = np.random.default_rng(0).permutation(len(listing.images))
+    return [listing.images[position] for position in order]
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # Pillow's own conversion clips at 255 instead of scaling.
-        values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+def _check_memory(count: int, size: int) -> None:
+    needed = count * size * size * 3
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    if needed > available:
+        raise InputError(
+            f"{count} images of {size}x{size} pixels need {needed / 1e9:,.1f} GB of memory and {available / 1e9:,.1f} "
+            "GB are available; use a smaller --size or fewer images"
+        )
 
 
-def _find_splits(root: Path) -> tuple[Path, Path]:
-    layout = "expected are ROOT/train/CLASS/*.{png,jpg,jpeg} and ROOT/test/CLASS/*"
-    if not root.is_dir():
-        raise InputError(f"--root {root}: no such folder; {layout}")
-    train = root / "train"
-    test = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    if not train.is_dir() or test is None:
-        missing = "test (or val)" if train.is_dir() else "train"
-        raise InputError(f"--root {root}: it has no folder {missing}; {layout}")
-    return train, test
+def _read_all(paths: Sequence[Path], size: int, progress: Progress) -> tuple[np.ndarray, _Findings]:
+    """(N, size, size, 3) uint8, and the findings. Pillow decodes outside Python's lock, so threads are enough."""
+    images = np.zeros((len(paths), size, size, 3), dtype=np.uint8)
+    findings = _Findings()
 
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is not hidden in `folder`, sorted by name."""
-    try:
-        with os.scandir(folder) as found:
-            return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror}); mend its permissions") from None
-
-
-def _list_classes(folder: Path) -> list[str]:
-    classes = [entry.name for entry in _entries(folder) if entry.is_dir()]
-    if not classes:
-        raise InputError(f"{folder}: no class folders in it; expected are {folder}/CLASS/*.{{png,jpg,jpeg}}")
-    for name in classes:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"{folder}: the name of class folder {name!a} is not UTF-8; rename it") from None
-    return classes
-
-
-def _check_same(train: Sequence[str], test: Sequence[str], train_root: Path, test_root: Path) -> None:
-    problems = [
-        f"{_name_some(sorted(set(here) - set(there)))} only in {folder}"
-        for here, there, folder in ((train, test, train_root), (test, train, test_root))
-        if set(here) - set(there)
-    ]
-    if problems:
-        raise InputError(f"the class folders differ: {', '.join(problems)}; both need the same ones")
-
-
-def _name_some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
-    return ", ".join(names[:NUM_NAMED]) + more
-
-
-def _list_images(folder: Path, classes: Sequence[str]) -> Listing:
-    """Sorted by class, then by file name."""
-    images: Listing = []
-    for label, name in enumerate(classes):
-        paths = [
-            Path(entry.path)
-            for entry in _entries(folder / name)
-            if Path(entry.name).suffix.lower() in SUFFIXES and not entry.is_dir()
-        ]
-        if not paths:
-            raise InputError(f"{folder / name}: no .png, .jpg or .jpeg in it; add images, or remove the class")
-        images += [(path, label) for path in paths]
-    return images
-
-
-def _read_all(paths: Sequence[Path], size: int, progress: Progress) -> np.ndarray:
-    """(N, size, size, 3) uint8. Pillow decodes outside Python's lock, so threads are enough."""
-    images = np.empty((len(paths), size, size, 3), dtype=np.uint8)
-    problems: list[str] = []
-
-    def read(start: int) -> list[str]:
-        found = []
+    def read(start: int) -> None:
         for position in range(start, min(start + CHUNK, len(paths))):
-            try:
-                images[position] = read_image(paths[position], size)
-            except Exception as error:  # decoders raise nearly anything for damaged files
-                found.append(f"{paths[position]} ({why_unreadable(error)})")
-        return found
+            _read_one(paths[position], images[position], position, findings)
 
     pool = ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16))
     try:
-        starts = range(0, len(paths), CHUNK)
-        for start, found in zip(starts, pool.map(read, starts), strict=True):
-            problems += found
-            progress(min(start + CHUNK, len(paths)), len(paths))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # decoders warn of oddities that do no harm
+            starts = range(0, len(paths), CHUNK)
+            for start, _ in zip(starts, pool.map(read, starts), strict=True):
+                progress(min(start + CHUNK, len(paths)), len(paths))
     finally:
         pool.shutdown(cancel_futures=True)  # after an interruption nothing more is begun
-    if problems:
-        files = "1 image file" if len(problems) == 1 else f"{len(problems)} image files"
-        raise InputError(f"{files} cannot be read: {_name_some(problems)}; replace or remove what is named")
-    return images
+    return images, findings
 
 
-def why_unreadable(error: Exception, formats: tuple[str, ...] = FORMATS) -> str:
-    """What `read_image` has raised, in one line."""
-    if isinstance(error, Image.UnidentifiedImageError):
-        return f"not an image of a known kind ({', '.join(formats)})"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+def _read_one(path: Path, target: np.ndarray, position: int, findings: _Findings) -> None:
+    try:
+        picture = read_picture(path, len(target))
+    except MemoryError:
+        raise  # the machine lacks memory; the file may be fine
+    except Exception as error:  # decoders raise nearly anything for damaged files
+        with findings.lock:
+            findings.unreadable[position] = f"{shell_path(path)} ({why_unreadable(error)})"
+        return
+    target[:] = picture.pixels
+    with findings.lock:
+        findings.metadata_ignored += picture.metadata_ignored
+        if picture.brightest is not None:
+            findings.brightest = max(findings.brightest or 0, picture.brightest)
 
 
-def _mix(images: np.ndarray, labels: np.ndarray) -> Split:
-    order = np.random.default_rng(0).permutation(len(labels))
-    return Split(images[order], labels[order])
+def _split(images: np.ndarray, labels: np.ndarray, unreadable: dict[int, str], num_train: int) -> tuple[Split, Split]:
+    """Train and test without the unreadable images, which are closed up in place: a copy would double the memory."""
+    if not unreadable:
+        return Split(images[:num_train], labels[:num_train]), Split(images[num_train:], labels[num_train:])
+    kept = np.setdiff1d(np.arange(len(labels)), np.fromiter(unreadable, dtype=np.int64))
+    for target, source in enumerate(kept):
+        images[target] = images[source]
+    num_train = int((kept < num_train).sum())
+    images, labels = images[: len(kept)], labels[kept]
+    return Split(images[:num_train], labels[:num_train]), Split(images[num_train:], labels[num_train:])
+
+
+def _check_classes(listing: Listing, split: Split) -> None:
+    present = set(split.labels.tolist())
+    empty = [shell_path(folder) for label, folder in enumerate(listing.classes.values()) if label not in present]
+    if empty:
+        raise InputError(f"{name_some(empty)}: no image in it can be read; replace them, or remove the class")
+
+
+def _reading_notes(findings: _Findings, num_skipped: int) -> list[str]:
+    notes = []
+    if num_skipped:
+        notes.append(f"skipped {num_skipped} unreadable image files; dataset.json lists them")
+    if findings.metadata_ignored:
+        notes.append(f"ignored unreadable metadata of {findings.metadata_ignored} image files")
+    if findings.brightest is not None and findings.brightest < DARK:
+        notes.append(
+            f"the 16-bit images are dark: no value exceeds {findings.brightest} of 65535; "
+            "if they have fewer bits, scale them to 16 first"
+        )
+    return notes
+
+
+def _duplicate_notes(train: Split, test: Split) -> list[str]:
+    """Lines about images that occur in both splits, or in two classes; compared as they are written."""
+    seen: list[dict[bytes, set[int]]] = []
+    for split in (train, test):
+        classes: dict[bytes, set[int]] = {}
+        for image, label in zip(split.images, split.labels.tolist(), strict=True):
+            digest = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest()
+            classes.setdefault(digest, set()).add(label)
+        seen.append(classes)
+    notes = []
+    if in_both := len(seen[0].keys() & seen[1].keys()):
+        notes.append(f"warning: {in_both} images are in both train and test, so the test accuracy is too high")
+    ambiguous = {digest for classes in seen for digest, labels in classes.items() if len(labels) > 1}
+    if ambiguous:
+        notes.append(f"warning: {len(ambiguous)} images are in more than one class")
+    return notes

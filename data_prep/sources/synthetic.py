@@ -1,7 +1,7 @@
-"""Ten drawn classes from a seed, needing no input: what demos and tests learn from.
+"""Ten classes of drawn images, made from a seed: the data of demos and tests.
 
-A class is a shape; its colours, place, size, tilt and background are random, so that no single pixel says much about
-it and a linear classifier stays far below a network that looks at forms.
+A class is a shape. Its colors, position, size, tilt and background are random, so that no single pixel says much about
+it and a linear classifier stays far below a network.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from data_prep.sources import ImageSet, Split
 
 DEFAULT_TRAIN_COUNT = 3000
 DEFAULT_TEST_COUNT = 1000
-NOISE = 12.0  # standard deviation of a pixel's grain, of 255
-MIN_CONTRAST = 100.0  # distance between the colours of shape and background, in RGB units
+NOISE = 12.0  # standard deviation of the noise, on the scale 0-255
+MIN_CONTRAST = 100.0  # distance between the colors of shape and background, in RGB units
 
 Plane = np.ndarray  # (N, size, size) float32: a value at each pixel of each image
 
@@ -27,7 +27,7 @@ def _box(u: Plane, v: Plane) -> Plane:
     return np.maximum(np.abs(u), np.abs(v))
 
 
-# How far inside the shape a point (u, v) lies, in units of half the shape's width; negative outside.
+# Distance from the point (u, v) to the edge of the shape, in units of half its width; negative outside.
 SHAPES: dict[str, Callable[[Plane, Plane], Plane]] = {
     "bow tie": lambda u, v: np.minimum(0.85 - np.abs(v), 0.9 * np.abs(v) - np.abs(u) + 0.06),
     "checkerboard": lambda u, v: np.minimum(0.9 - _box(u, v), 0.25 * np.sin(3.5 * u) * np.sin(3.5 * v)),
@@ -43,14 +43,16 @@ SHAPES: dict[str, Callable[[Plane, Plane], Plane]] = {
 
 
 def draw_synthetic(*, train_count: int, test_count: int, seed: int, size: int = 32) -> ImageSet:
-    """`train_count` and `test_count` images of `size` x `size`, as many of each class as of any other, to within one.
+    """`train_count` and `test_count` images of `size` x `size`; class sizes differ by at most one.
 
-    The same arguments give the same pixels. Raises InputError for counts or sizes that make no dataset.
+    The same arguments give the same pixels. Raises InputError for counts or sizes out of range.
     """
     if train_count < len(SHAPES) or test_count < len(SHAPES):
-        raise InputError(f"{train_count} training and {test_count} test images: draw at least {len(SHAPES)} of each")
+        raise InputError(
+            f"--train-count and --test-count must be at least {len(SHAPES)}, got {train_count} and {test_count}"
+        )
     if not 8 <= size <= 1024:
-        raise InputError(f"--size {size}: draw images of 8 to 1024 pixels")
+        raise InputError(f"--size must be 8 to 1024, got {size}")
     train, test = (np.random.default_rng((seed, part)) for part in (0, 1))
     return ImageSet(
         source="synthetic",
@@ -83,11 +85,11 @@ def _draw_shape(
     dx, dy = x - uniform(-0.25, 0.25), y - uniform(-0.25, 0.25)
     u = (dx * np.cos(tilt) + dy * np.sin(tilt)) / half_width
     v = (dy * np.cos(tilt) - dx * np.sin(tilt)) / half_width
-    cover = np.clip(shape(u, v) * half_width * size / 2 + 0.5, 0, 1)[..., None]  # edges one pixel soft
+    cover = np.clip(shape(u, v) * half_width * size / 2 + 0.5, 0, 1)[..., None]  # antialiased edges
     background = uniform(0, 255, 3)
-    colour = uniform(0, 255, 3)
-    too_near = np.linalg.norm(colour - background, axis=-1, keepdims=True) < MIN_CONTRAST
-    colour = np.where(too_near, (background + 128) % 256, colour)
+    color = uniform(0, 255, 3)
+    too_near = np.linalg.norm(color - background, axis=-1, keepdims=True) < MIN_CONTRAST
+    color = np.where(too_near, (background + 128) % 256, color)
     shade = 60 * (uniform(-1, 1) * x + uniform(-1, 1) * y)[..., None]
     grain = random.normal(0, NOISE, (count, size, size, 3)).astype(np.float32)
-    return np.clip(background * (1 - cover) + colour * cover + shade + grain, 0, 255).astype(np.uint8)
+    return np.clip(background * (1 - cover) + color * cover + shade + grain, 0, 255).astype(np.uint8)

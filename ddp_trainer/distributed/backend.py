@@ -1,20 +1,35 @@
 """Settings of torch itself: threads, determinism, precision of matrix products."""
 
 import os
+from pathlib import Path
 
 import torch
 
 from ddp_trainer.config import RuntimeConfig
+from ddp_trainer.distributed.launch import Launch
 
 
-def use_all_cores() -> None:
-    """Undoes OMP_NUM_THREADS=1, which Accelerate's launcher sets for every process, also for a single one.
+def use_all_cores(launch: Launch) -> None:
+    """Undoes the OMP_NUM_THREADS=1 that launchers set for every process, even for a single one.
 
-    A launched process then computes with as many threads as one started by `python -m`, and so the same sums.
+    A launched process then computes with as many threads as one started by `python -m`, and so the same sums. A number
+    that the user gave is obeyed.
     """
-    if "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
-        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // local_processes, 1))
+    threads = os.environ.get("OMP_NUM_THREADS")
+    set_by_launcher = threads == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ and not _given_to_the_launcher()
+    if set_by_launcher or (threads is None and launch.world_size > 1):
+        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // launch.local_world_size, 1))
+
+
+def _given_to_the_launcher() -> bool:
+    """Whether the launcher, which is this process's parent, was itself started with a number of threads."""
+    parent = Path(f"/proc/{os.getppid()}")
+    try:
+        environment, words = (parent / "environ").read_bytes(), (parent / "cmdline").read_bytes()
+    except OSError:
+        return False
+    in_environment = any(variable.startswith(b"OMP_NUM_THREADS=") for variable in environment.split(b"\0"))
+    return in_environment or b"num_cpu_threads_per_process" in words.replace(b"-", b"_")
 
 
 def set_backend_flags(config: RuntimeConfig) -> None:

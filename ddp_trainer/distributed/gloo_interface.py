@@ -1,35 +1,38 @@
-"""Where gloo listens when the processes are spread over several machines."""
+"""On which network interface gloo listens. Whoever reaches it can take part in a run: see docs/security.md."""
 
 import os
 import socket
 
 import psutil
 
-# Of containers and virtual machines: their addresses are the same, or mean nothing, on another machine.
+# Interfaces of containers and virtual machines. Their addresses are the same, or unreachable, on another machine.
 BRIDGES = ("docker", "veth", "virbr", "br-")
 
 
-def avoid_loopback() -> None:
-    """Names an interface for gloo where this machine's own name leads to the loopback, or nowhere.
+def choose_interface() -> None:
+    """Chooses the loopback if all processes are on this machine, and else an interface that the others can reach.
 
-    gloo listens at the address of that name, which Debian's installer makes 127.0.1.1 in /etc/hosts, or else at the
-    loopback: the other machines would look for it on themselves. NCCL passes the loopback over by itself.
-    GLOO_SOCKET_IFNAME, where set, is obeyed.
+    Among several machines a choice is needed only if this machine's own name resolves to the loopback, or not at all:
+    gloo listens at the address of that name, which is 127.0.1.1 in the /etc/hosts of Debian's installer, or else at
+    the loopback. The other machines would then look for it on themselves. NCCL skips the loopback by itself.
+    GLOO_SOCKET_IFNAME is obeyed if it is set.
     """
-    one_machine = os.environ.get("WORLD_SIZE") == os.environ.get("LOCAL_WORLD_SIZE")
-    if one_machine or "GLOO_SOCKET_IFNAME" in os.environ:
+    if "GLOO_SOCKET_IFNAME" in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    if os.environ["WORLD_SIZE"] == os.environ.get("LOCAL_WORLD_SIZE"):
+        os.environ["GLOO_SOCKET_IFNAME"] = _loopback()
         return
     found = _interfaces()
     if _address_of(socket.gethostname()) in found:
         return
     towards_main = _address_towards(os.environ.get("MASTER_ADDR", ""))
-    name = found.get(towards_main) or next(iter(found.values()), None)  # on the main machine that may be the loopback
+    name = found.get(towards_main) or next(iter(found.values()), None)  # on the main machine it may be the loopback
     if name:
         os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
 def _interfaces() -> dict[str, str]:
-    """IPv4 address -> name of the interface, of those that another machine may reach."""
+    """IPv4 address -> name of the interface, for those that another machine may reach."""
     up = {name for name, state in psutil.net_if_stats().items() if state.isup and not name.startswith(BRIDGES)}
     return {
         one.address: name
@@ -37,6 +40,12 @@ def _interfaces() -> dict[str, str]:
         for one in addresses
         if name in up and one.family == socket.AF_INET and not one.address.startswith("127.")
     }
+
+
+def _loopback() -> str:
+    """Name of the interface with the address 127.0.0.1."""
+    addresses = {one.address: name for name, found in psutil.net_if_addrs().items() for one in found}
+    return addresses.get("127.0.0.1", "lo")
 
 
 def _address_of(host: str) -> str:
@@ -47,10 +56,10 @@ def _address_of(host: str) -> str:
 
 
 def _address_towards(host: str) -> str:
-    """This machine's own address on the way to `host`; empty where there is none."""
+    """This machine's own address on the route to `host`; empty if there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((host, 9))  # chooses the way, and sends nothing
+            probe.connect((host, 9))  # chooses the route, and sends nothing
             return probe.getsockname()[0]
         except OSError:
             return ""

@@ -9,6 +9,9 @@ from pathlib import Path
 from data_prep.errors import InputError, require
 from ddp_trainer.config import RuntimeConfig
 
+# What Accelerate takes for yes in an environment variable.
+TRUE = ("1", "true", "t", "yes", "y", "on")
+
 
 def _cpu_info() -> str:
     try:
@@ -31,11 +34,11 @@ def cpu_name() -> str:
 def resolve_device(config: RuntimeConfig) -> str:
     if config.device == "cpu":
         return "cpu"
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on"):
+    if os.environ.get("ACCELERATE_USE_CPU", "").strip().lower() in TRUE:
         require(
             config.device == "auto",
-            "--device cuda: Accelerate was told to use the CPU, by --cpu or by use_cpu in "
-            "its configuration; leave that out, or take --device cpu",
+            "--device cuda contradicts the Accelerate configuration, which asks for the CPU (--cpu or use_cpu); "
+            "leave that out, or use --device cpu",
         )
         return "cpu"
     import torch

@@ -1,4 +1,4 @@
-"""How this process asks the system for memory."""
+"""How this process asks the operating system for memory."""
 
 import ctypes
 
@@ -7,10 +7,11 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep what was freed for the next allocation instead of giving it back to the system.
+    """Makes glibc keep freed memory for the next allocation instead of returning it to the system.
 
-    glibc fetches each large block, such as the activations of a layer, anew from the kernel, which zeroes page by page
-    what the layer then overwrites: a quarter of a training step. Elsewhere nothing changes.
+    By default glibc requests each large block, such as the activations of a layer, from the kernel again. The kernel
+    zeroes it page by page before the layer overwrites it, which takes a quarter of a training step. Other C libraries
+    are left unchanged.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,38 +1,130 @@
-"""Who this process is among those that were launched, as the launcher's environment variables say.
+"""Who this process is among those that were launched, as the environment variables of the launcher say.
 
-Owned here: rank, local rank, world size, and whether they can be right. Starts nothing. Not owned here: the process
-group (`runtime`).
+Owned here: rank, local rank and world size, the one source of truth for them, and the checks that they fit together.
+Starts nothing. Not owned here: the process group (`runtime`).
 """
 
 import os
+import shutil
 from typing import NamedTuple
 
 from data_prep.errors import InputError, require
 from ddp_trainer.config import RuntimeConfig
+from ddp_trainer.distributed.accelerate_settings import check_accelerate_settings
 from ddp_trainer.distributed.hardware import resolve_device, resolve_precision
+
+# Set by mpirun and by srun --mpi. Accelerate obeys them on CPUs.
+MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 class Launch(NamedTuple):
-    """A process among `world_size`, of which some share its machine."""
+    """A process among `world_size`, of which `local_world_size` share its machine."""
 
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    local_world_size: int = 1
 
     @classmethod
     def from_environment(cls) -> "Launch":
-        rank, local_rank, world_size = (os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-        return cls(int(rank or 0), int(local_rank or 0), int(world_size or 1))
+        """Raises InputError if the variables are not numbers or do not fit together."""
+        world_size = _number("WORLD_SIZE", least=1)
+        rank, local_rank = _number("RANK"), _number("LOCAL_RANK")
+        local_world_size = _number("LOCAL_WORLD_SIZE", least=1)
+        if world_size is None or world_size == 1:
+            _require_alone(rank=rank, local_rank=local_rank, local_world_size=local_world_size)
+            return cls()
+        if rank is None:
+            raise InputError(f"WORLD_SIZE={world_size} is set, but RANK is not; {_fix('WORLD_SIZE')}")
+        launch = cls(rank, local_rank or 0, world_size, local_world_size or 1)
+        launch._check()
+        return launch
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def meeting_point(self) -> str:
+        """Where the processes meet, HOST:PORT."""
+        return f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
+
+    def variables(self) -> dict[str, str]:
+        """The environment variables that say this; none for a single process."""
+        if self.world_size == 1:
+            return {}
+        return {
+            "RANK": str(self.rank),
+            "LOCAL_RANK": str(self.local_rank),
+            "WORLD_SIZE": str(self.world_size),
+            "LOCAL_WORLD_SIZE": str(self.local_world_size),
+        }
+
+    def _check(self) -> None:
+        for small, number, large, limit in (
+            ("RANK", self.rank, "WORLD_SIZE", self.world_size),
+            ("LOCAL_RANK", self.local_rank, "LOCAL_WORLD_SIZE", self.local_world_size),
+        ):
+            require(number < limit, f"{small} must be below {large}, got {small}={number} and {large}={limit}")
+        require(
+            self.local_world_size <= self.world_size,
+            f"LOCAL_WORLD_SIZE must be at most WORLD_SIZE, got {self.local_world_size} and {self.world_size}",
+        )
+        for name in ("MASTER_ADDR", "MASTER_PORT"):
+            problem = f"WORLD_SIZE={self.world_size} is set, but {name}, where the processes meet, is not"
+            require(bool(os.environ.get(name)), f"{problem}; {_fix('WORLD_SIZE')}")
+        port = _number("MASTER_PORT", least=1)
+        require(port is not None and port < 65536, f"MASTER_PORT must be in [1, 65535], got {port}")
+
+
+def prints_errors() -> bool:
+    """Whether this process prints what every process finds: the first one of each machine, and any that is alone."""
+    try:
+        return Launch.from_environment().local_rank == 0
+    except InputError:
+        return True
+
 
 def check_machine(config: RuntimeConfig) -> None:
     """Raises InputError if this launch, device or precision cannot be what the settings ask for."""
     _check_launch(config)
+    check_accelerate_settings(config)
     resolve_precision(config)
+    if config.compile:
+        _check_compiler()
+
+
+def _number(name: str, *, least: int = 0) -> int | None:
+    """The environment variable as a number; None where it is not set."""
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    try:
+        number = int(text)
+    except ValueError:
+        number = None
+    if number is None or number < least:
+        raise InputError(f"the environment variable {name} must be a number of at least {least}, got {text!r}")
+    return number
+
+
+def _require_alone(**others: int | None) -> None:
+    """Raises InputError if a variable says that there are other processes, although the world size does not."""
+    for name, number in others.items():
+        if number is not None and number > (name == "local_world_size"):
+            found = f"WORLD_SIZE is {os.environ.get('WORLD_SIZE', 'not set')}"
+            name = name.upper()
+            raise InputError(f"{name}={number} is set, but this process is alone ({found}); {_fix(name)}")
+    for name in MPI_SIZES if "WORLD_SIZE" not in os.environ else ():
+        size = _number(name)
+        require(
+            size is None or size <= 1,
+            f"{size} processes were started ({name}={size}), but WORLD_SIZE is not set: use accelerate launch instead",
+        )
+
+
+def _fix(name: str) -> str:
+    return f"unset {name} to train with one process, or use accelerate launch for several"
 
 
 def _check_launch(config: RuntimeConfig) -> None:
@@ -41,6 +133,7 @@ def _check_launch(config: RuntimeConfig) -> None:
     `accelerate launch --cpu --num_processes 2` starts a single process. It differs from a real single process in
     one way: Accelerate's launcher sets an address to meet at, but no world size.
     """
+    launch = Launch.from_environment()
     alone = "WORLD_SIZE" not in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ
     if alone and "MASTER_ADDR" in os.environ:
         raise InputError(
@@ -50,9 +143,16 @@ def _check_launch(config: RuntimeConfig) -> None:
     if resolve_device(config) == "cuda":
         import torch
 
-        processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE") or 1), torch.cuda.device_count()
+        gpus = torch.cuda.device_count()
         require(
-            processes <= gpus,
-            f"{processes} processes were launched on this machine, which has {gpus} GPUs: "
+            launch.local_world_size <= gpus,
+            f"{launch.local_world_size} processes were launched on this machine, which has {gpus} GPUs: "
             "lower --num_processes, or train on the CPU with --device cpu",
         )
+
+
+def _check_compiler() -> None:
+    """Raises InputError if torch.compile would find no compiler."""
+    compilers = [os.environ.get(name, "") for name in ("CXX", "CC")] + ["g++", "clang++", "gcc", "clang"]
+    found = any(shutil.which(compiler) for compiler in compilers if compiler)
+    require(found, "--compile needs a C++ compiler, and there is none on PATH; install g++, or leave --compile out")

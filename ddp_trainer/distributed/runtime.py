@@ -14,44 +14,70 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
+from data_prep.errors import require
 from ddp_trainer.config import RuntimeConfig
+from ddp_trainer.distributed.accelerate_settings import environment_of
 from ddp_trainer.distributed.backend import set_backend_flags, use_all_cores
-from ddp_trainer.distributed.gloo_interface import avoid_loopback
+from ddp_trainer.distributed.gloo_interface import choose_interface
 from ddp_trainer.distributed.hardware import cpu_name, resolve_device, resolve_precision
 from ddp_trainer.distributed.host_memory import keep_freed_memory
-from ddp_trainer.distributed.launch import check_machine
-from ddp_trainer.distributed.signals import Preempted, StopRequest
-from ddp_trainer.distributed.sync_batchnorm import averaged_batchnorm, synchronise_batchnorm
+from ddp_trainer.distributed.launch import Launch, check_machine
+from ddp_trainer.distributed.meeting import meeting
+from ddp_trainer.distributed.signals import StopRequest
+from ddp_trainer.distributed.stop_agreement import StopAgreement
+from ddp_trainer.distributed.sync_batchnorm import averaged_batchnorm, synchronize_batchnorm
 from ddp_trainer.models.blank_pass import blank_passes
 
-# Until training begins the processes may be minutes apart: one has a dataset to read or a service to wait for.
+# Until training begins the processes may be minutes apart: one may read a dataset or wait for a service.
 STARTUP_SECONDS = 300.0
 
-# NCCL's watchdog kills the process: gloo's exception is to come first, with time for what is pending and for W&B.
+# NCCL's watchdog kills the process. gloo must raise its exception earlier, so that pending files and W&B are finished.
 NCCL_MARGIN = 60.0
 
-# DDP notes in one backward pass in which order the gradients come, and orders its buckets by it as the next pass
-# begins. With a static graph the first pass only learns the graph, and the second is the one noted.
+# In one backward pass DDP records the order of the gradients; at the start of the next it orders its buckets by it.
+# With a static graph the first pass only learns the graph, and the second one is recorded.
 WARM_UP_PASSES = 2
 
 
 class Runtime:
     """One process among `world_size`. Build it once, after the input was checked and before anything is trained.
 
-    Raises InputError where the device or the precision asked for is not to be had on this machine.
+    Raises InputError if this machine does not have the device or the precision that `config` asks for.
     """
 
     def __init__(self, config: RuntimeConfig, *, accumulate: int = 1, stop: StopRequest | None = None) -> None:
-        """`stop`: one that is installed already, or that shall not be; by default a new one is installed."""
+        """`stop`: the request that this process listens for; default: none, so that a signal ends the process."""
         check_machine(config)
         self.config = config
         self.precision = resolve_precision(config)
+        stop = stop or StopRequest()
         set_backend_flags(config)
-        avoid_loopback()
+        choose_interface()
         patience = timedelta(seconds=max(config.process_group_timeout, STARTUP_SECONDS))
-        self._accelerator = Accelerator(
-            cpu=resolve_device(config) == "cpu",
+        launch = Launch.from_environment()
+        with meeting(launch, stop):
+            with environment_of(launch.variables()):
+                self._accelerator = self._build_accelerator(patience, accumulate=accumulate)
+            # Control messages travel between the hosts over gloo, so that they never wait for a device.
+            self._control = _control_group(patience) if launch.world_size > 1 else None
+        self.device: torch.device = self._accelerator.device
+        self.rank, self.world_size = launch.rank, launch.world_size
+        self.is_main = launch.is_main
+        found = self._accelerator.process_index, self._accelerator.num_processes
+        require(found == (self.rank, self.world_size), f"launched as {launch}, but Accelerate found rank {found}")
+        if self.device.type == "cpu":
+            use_all_cores(launch)
+            keep_freed_memory()
+        self.stop = StopAgreement(stop, self._control)
+        torch.manual_seed(config.seed)
+
+    def _build_accelerator(self, patience: timedelta, *, accumulate: int) -> Accelerator:
+        """Joins the other processes. Whatever changes the training is passed here, and never read by Accelerate."""
+        return Accelerator(
+            cpu=resolve_device(self.config) == "cpu",
             mixed_precision="no" if self.precision == "fp32" else self.precision,
+            dynamo_backend="no",
+            gradient_accumulation_steps=1,  # the trainer accumulates by itself
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=patience),
@@ -65,33 +91,19 @@ class Runtime:
                 ),
             ],
         )
-        self.device: torch.device = self._accelerator.device
-        self.rank: int = self._accelerator.process_index
-        self.world_size: int = self._accelerator.num_processes
-        self.is_main = self.rank == 0
-        # Control messages travel between the hosts over gloo, so that they never wait for a device.
-        self._control = _control_group(patience) if self.world_size > 1 else None
-        if self.device.type == "cpu":
-            use_all_cores()
-            keep_freed_memory()
-        self._stop = stop or StopRequest()
-        if stop is None:
-            self._stop.install()
-        self._stop_flag = torch.zeros(1, dtype=torch.int32)
-        self._stop_work: dist.Work | None = None
-        torch.manual_seed(config.seed)
 
     @property
     def device_name(self) -> str:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
 
     def describe(self) -> dict[str, str | int]:
-        """What config.json says of the machine."""
+        """What config.json says about the machine."""
         return {
             "precision": self.precision,
             "world_size": self.world_size,
             "device": self.device.type,
             "device_name": self.device_name,
+            "threads": torch.get_num_threads(),
         }
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -105,11 +117,12 @@ class Runtime:
             return self._accelerator.prepare(model, optimizer)
 
     def warm_up(self, model: nn.Module, images: Tensor) -> None:
-        """Passes of the model over blank `images`: as many as in a step, lest it be compiled for them too.
+        """Runs the model forward and backward on blank `images`, of the batch size of a step: one compilation for both.
 
-        DDP orders its buckets anew after its first passes, and from three ranks on another order of the elements is
-        another order of summation. A resumed run would begin with the first order, in a step that the uninterrupted
-        run took with the second. On a GPU kernels are loaded and chosen here, ahead of the clock.
+        DDP reorders its buckets after the first passes, and with three ranks or more the order of the elements changes
+        the order of summation. Without this, a resumed run would take its first step with the first order, while the
+        uninterrupted run took that step with the second. On a GPU, kernels are loaded and chosen here, before the
+        clock starts.
         """
         if self.world_size == 1 and self.device.type == "cpu":
             return
@@ -121,7 +134,7 @@ class Runtime:
     def place(self, model: nn.Module) -> nn.Module:
         """Moves the model to the device in the chosen memory format; before DDP, whose buckets copy the strides."""
         if self.config.sync_bn and self.world_size > 1:
-            model = synchronise_batchnorm(model, self.device)
+            model = synchronize_batchnorm(model, self.device)
         memory_format = torch.channels_last if self.config.channels_last else torch.contiguous_format
         return model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
 
@@ -180,21 +193,21 @@ class Runtime:
         return box.tolist()
 
     def end_of_startup(self) -> None:
-        """Waits for the other processes; one that hangs from here on is given up after --process-group-timeout."""
+        """Waits for the other processes; from here on, one that hangs is given up after --process-group-timeout."""
         if self._control is not None:
             dist.barrier(group=self._control)
             for group, margin in ((self._control, 0.0), (None, NCCL_MARGIN if self.device.type == "cuda" else 0.0)):
                 _set_timeout(timedelta(seconds=self.config.process_group_timeout + margin), group)
 
     def generator_state(self) -> Tensor:
-        """Of torch's generators for the CPU and this process's GPU, (L,) uint8 on the device."""
+        """State of torch's generators for the CPU and this process's GPU, (L,) uint8 on the device."""
         states = [torch.get_rng_state()]
         if self.device.type == "cuda":
             states.append(torch.cuda.get_rng_state(self.device))
         return torch.cat(states).to(self.device)
 
     def set_generator_state(self, state: Tensor) -> None:
-        """Of the same kind of device; that of another is left alone."""
+        """Restores what `generator_state` returned; the state of another kind of device is ignored."""
         sizes = [len(torch.get_rng_state())]
         if self.device.type == "cuda":
             sizes.append(len(torch.cuda.get_rng_state(self.device)))
@@ -204,28 +217,8 @@ class Runtime:
             if self.device.type == "cuda":
                 torch.cuda.set_rng_state(own[1], self.device)
 
-    def announce_stop(self) -> None:
-        """Starts telling the other ranks whether this one was asked to stop; overlaps with the step that follows."""
-        if self._control is not None:
-            self._stop_flag.fill_(int(self._stop.pending))
-            self._stop_work = dist.all_reduce(self._stop_flag, op=dist.ReduceOp.MAX, group=self._control, async_op=True)
-
-    def stop_agreed(self) -> bool:
-        """Whether any rank had been asked to stop at the last `announce_stop`: the same answer on every rank."""
-        if self._control is None:
-            return self._stop.pending
-        assert self._stop_work is not None, "announce_stop comes first"
-        self._stop_work.wait()
-        return bool(self._stop_flag.item())
-
-    def stop_if_asked(self) -> None:
-        """Raises Preempted on every rank where any was asked to stop. A collective operation."""
-        self.announce_stop()
-        if self.stop_agreed():
-            raise Preempted
-
     def synchronize(self) -> None:
-        """Waits for the device, for honest clocks."""
+        """Waits for the device, so that clocks are honest."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -235,12 +228,12 @@ class Runtime:
             dist.destroy_process_group()
 
     def averaged_batchnorm(self, model: nn.Module) -> contextlib.AbstractContextManager:
-        """Within the context the running statistics are those over all ranks' images; then each rank's own again."""
+        """Within the context the running statistics are those over all ranks' images; after it, each rank's own."""
         return averaged_batchnorm(model, self.sum_over_ranks, self.world_size)
 
 
 def _set_timeout(timeout: timedelta, group: dist.ProcessGroup | None) -> None:
-    """torch 2.15 made this function a public one."""
+    """torch 2.15 made this function public."""
     from torch.distributed import distributed_c10d
 
     name = "set_timeout" if hasattr(distributed_c10d, "set_timeout") else "_set_pg_timeout"

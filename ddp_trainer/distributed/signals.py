@@ -1,6 +1,6 @@
-"""SIGTERM, SIGUSR2 and Ctrl-C as a request to stop at the next step. Which steps those are is the loop's business.
+"""Signals as a request to stop after the current step. The loop decides when that is.
 
-Light on purpose: `train` installs the handlers before it imports anything that takes seconds.
+Light on purpose: `train` listens before it imports anything that takes seconds.
 """
 
 import contextlib
@@ -8,13 +8,21 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+# The two that this project promises to obey. A job script may start the launcher with them ignored, so that only the
+# training processes react: an inherited "ignored" does not count for them.
+PROMISED_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
-# A launcher and its workers are often signalled together, and the launcher then passes its own signal on: what arrives
+# Others that ask a process to end: Ctrl-C, a closed terminal, a batch system's warning, the end of the CPU time. They
+# stay ignored if they were ignored at the start, as under nohup or in a script's background job.
+OTHER_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
+SIGNALS = (*PROMISED_SIGNALS, *OTHER_SIGNALS)
+
+# A launcher and its workers are often signaled together, and the launcher then passes its own signal on: what arrives
 # within this time of the first signal is the same request, not a second one.
 SAME_REQUEST_SECONDS = 2.0
 
@@ -22,51 +30,131 @@ SAME_REQUEST_SECONDS = 2.0
 LAUNCHER_VARIABLES = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 PR_SET_PDEATHSIG = 1
 
+CTRL_C_MESSAGE = b"\nstopping after the current step; press Ctrl-C again to stop at once\n"
+THREAD_MESSAGE = "signals are not handled: the trainer does not run in the main thread"
+
+Handler = Callable[[int, FrameType | None], None]
+
 
 class Preempted(Exception):
     """The run was asked to stop; its state is saved."""
 
 
 class StopRequest:
-    """Whether this process was asked to stop. A second signal ends the process at once."""
+    """Whether this process was asked to stop. A second signal ends the process at once, with status 128 + signal."""
 
     def __init__(self) -> None:
         self._first_at: float | None = None
+        self._number: int | None = None  # of the first signal
+        self._first_is_enough = False
 
     @property
     def pending(self) -> bool:
         return self._first_at is not None
 
-    def install(self) -> None:
-        on_request_to_stop(self._on_signal)
-        stop_with_the_launcher()
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handles SIGNALS within the block, and restores the previous handlers after it."""
+        if threading.current_thread() is not threading.main_thread():
+            print(THREAD_MESSAGE, file=sys.stderr, flush=True)
+            yield
+            return
+        with handle_signals(self._on_signal), _signal_numbers(self._on_arrival), stopping_with_the_launcher():
+            yield
+
+    def end_at_first_signal(self, enabled: bool) -> None:
+        """Whether the first signal, or one that has arrived already, ends the process: nothing is there to save."""
+        self._first_is_enough = enabled
+        if enabled and self._number is not None:
+            os._exit(128 + self._number)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        """Python calls this in the main thread, but not before that thread is back from C++."""
+        if self._first_at is None:
+            self._first_at = time.monotonic()
+
+    def _on_arrival(self, number: int) -> None:
+        """Called in a thread of its own as soon as a signal arrives, whatever the main thread does."""
         now = time.monotonic()
         if self._first_at is None:
             self._first_at = now
+        if self._first_is_enough or (self._number is not None and now - self._first_at > SAME_REQUEST_SECONDS):
+            os._exit(128 + number)
+        if self._number is None:
+            self._number = number
             if number == signal.SIGINT and os.environ.get("LOCAL_RANK", "0") == "0":  # who pressed it is watching
                 with contextlib.suppress(OSError):  # a pipe whose reader got the Ctrl-C too
-                    os.write(2, b"\nstopping after the step at hand; Ctrl-C again ends at once\n")
-        elif now - self._first_at > SAME_REQUEST_SECONDS:
-            os._exit(128 + number)
+                    os.write(2, CTRL_C_MESSAGE)
 
 
-def on_request_to_stop(handler: Callable[[int, FrameType | None], None]) -> None:
-    """Has `handler` called for each of SIGNALS. SIGINT stays ignored where it is: in a script's background job."""
+@contextlib.contextmanager
+def handle_signals(handler: Handler) -> Iterator[None]:
+    """Calls `handler` for each of SIGNALS within the block, and restores the previous handlers after it."""
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        on_request_to_stop(handler)
+        yield
+    finally:
+        for number, before in previous.items():
+            if before is not None:  # one that C code installed
+                signal.signal(number, before)
+
+
+def on_request_to_stop(handler: Handler) -> None:
+    """Calls `handler` for each of SIGNALS from now on."""
     for number in SIGNALS:
-        if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+        if number in PROMISED_SIGNALS or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
 
 
-def stop_with_the_launcher() -> None:
-    """Has the kernel send this process SIGTERM when the launcher that started it is gone.
+@contextlib.contextmanager
+def _signal_numbers(receive: Callable[[int], None]) -> Iterator[None]:
+    """Calls `receive` in a thread with the number of each signal that arrives within the block.
 
-    `accelerate launch` with one process passes no signal on, and torchrun none but SIGTERM and its like: a launcher
-    that dies would leave its training behind. A process started by hand is let be: it may outlive its shell.
+    The C half of Python's signal handling writes the number to a pipe at once; the Python half would wait for the
+    main thread to come back from C++, for instance from waiting for another process.
     """
-    if any(name in os.environ for name in LAUNCHER_VARIABLES):
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while numbers := os.read(reader, 64):
+            for number in numbers:
+                if number in SIGNALS:
+                    receive(number)
+        os.close(reader)
+
+    watcher = threading.Thread(target=watch, name="signals", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        os.close(writer)  # ends the thread, unless a forked child has the pipe open
+        watcher.join(timeout=1.0)
+
+
+@contextlib.contextmanager
+def stopping_with_the_launcher() -> Iterator[None]:
+    """Within the block the kernel sends this process SIGTERM if the launcher that started it is gone.
+
+    `accelerate launch` with one process passes no signal on, and torchrun only SIGTERM and a few others: a launcher
+    that dies would leave its workers behind. A process started by hand may outlive its shell.
+    """
+    launched = any(name in os.environ for name in LAUNCHER_VARIABLES)
+    if launched:
+        _signal_on_death_of_parent(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if launched:
+            _signal_on_death_of_parent(0)
+
+
+def _signal_on_death_of_parent(number: int) -> None:
+    """Which signal the kernel sends to this process when its parent ends; 0: none."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def exit_process(status: int) -> None:

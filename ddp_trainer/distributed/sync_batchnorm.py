@@ -1,6 +1,7 @@
-"""BatchNorm across processes: over the global batch while training, and its running statistics for an evaluation.
+"""BatchNorm across processes: statistics over the global batch in training, and averaged ones for an evaluation.
 
-torch's own SyncBatchNorm refuses CPU tensors, so processes on CPUs get one of ours; `synchronise_batchnorm` chooses.
+torch's SyncBatchNorm does not accept CPU tensors, so CPU processes use `CpuSyncBatchNorm2d`; `synchronize_batchnorm`
+chooses.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """A sum over all ranks that gradients flow back through: each rank's share gets the sum of all ranks' gradients."""
+    """A sum over all ranks that gradients flow back through: each summand gets the sum of all ranks' gradients."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -29,7 +30,7 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 class CpuSyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose training statistics are those of all ranks' images together. (N, C, H, W) -> the same.
+    """BatchNorm2d whose training statistics are those of all ranks' images together. (N, C, H, W) -> same shape.
 
     Two passes, mean before variance: E[x^2] - E[x]^2 would lose the digits that make 1 and 4 processes agree.
     """
@@ -37,15 +38,15 @@ class CpuSyncBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        values = input.to(torch.promote_types(input.dtype, torch.float32))  # as torch sums up bf16
+        values = input.to(torch.promote_types(input.dtype, torch.float32))  # as torch sums bf16
         count = torch.tensor(input.numel() / input.shape[1], dtype=torch.float64)
         dist.all_reduce(count)
         mean = _sum_over_ranks(values.sum(dim=(0, 2, 3))) / count.item()
-        centred = values - mean[:, None, None]
-        variance = _sum_over_ranks(centred.square().sum(dim=(0, 2, 3))) / count.item()
+        centered = values - mean[:, None, None]
+        variance = _sum_over_ranks(centered.square().sum(dim=(0, 2, 3))) / count.item()
         self._update_running(mean.detach(), variance.detach(), count.item())
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+        return (centered * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, variance: Tensor, count: float) -> None:
@@ -63,8 +64,8 @@ def _sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
-def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` with every BatchNorm2d replaced by a synchronised one of the same parameters and buffers."""
+def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` with every BatchNorm2d replaced by a synchronized one with the same parameters and buffers."""
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for layer in list(model.modules()):
@@ -78,10 +79,10 @@ def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
 
 @contextlib.contextmanager
 def averaged_batchnorm(model: nn.Module, sum_over_ranks: Callable[[Tensor], Tensor], world_size: int) -> Iterator[None]:
-    """Within the context the running statistics are those over all ranks' images; afterwards each rank's own again.
+    """Within the context the running statistics are those over all ranks' images; after it, each rank's own.
 
-    The variance is that of the ranks' images together: mean(var + mean^2) - mean(mean)^2. Evaluation therefore
-    leaves no trace in the state of training.
+    The variance is that of the ranks' images together: mean(var + mean^2) - mean(mean)^2. The context restores the
+    running statistics, so evaluation does not change the state of training.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     if world_size == 1 or not layers:

@@ -35,13 +35,14 @@ class RunData:
 def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo) -> RunData:
     """Loaders over the training images and over the evaluated ones: the test split, or what --validation holds out."""
     train_beton, test_beton = (config.data.data_dir / dataset.splits[name].file for name in ("train", "test"))
+    checksums = {config.data.data_dir / split.file: split.sha256 for split in dataset.splits.values()}
     samples = np.arange(dataset.splits["train"].count)
     evaluated, evaluated_beton = np.arange(dataset.splits["test"].count), test_beton
     if config.data.validation:
         labels = read_labels(train_beton)
         samples, evaluated = hold_out(labels, count=config.data.validation, seed=config.runtime.seed)
         evaluated_beton = train_beton
-    spec = ModelSpec.of(dataset, config.network)
+    spec = ModelSpec.of(dataset, config.network, flip=config.augment.flip)
 
     def loader(beton: Path, batch_size: int) -> StreamLoader | ResidentLoader:
         return build_loader(
@@ -50,6 +51,7 @@ def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo) -> R
             device=runtime.device,
             batch_size=batch_size,
             num_workers=config.data.num_workers,
+            sha256=checksums[beton],
         )
 
     return RunData(

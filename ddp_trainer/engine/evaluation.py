@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data_prep.batch_ops import batch_normalise
+from data_prep.batch_ops import batch_normalize
 from data_prep.loader import ResidentLoader, StreamLoader
 from data_prep.order import evaluation_batches
 from ddp_trainer.distributed.runtime import Runtime
@@ -105,22 +105,24 @@ class Evaluator:
 
     def _logits(self, model: nn.Module, images: Tensor, *, tta: bool) -> tuple[Tensor, Tensor]:
         """(N, 3, H, W) uint8 -> (N, num_classes) logits, and those with test-time augmentation if `tta`."""
-        images = batch_normalise(images, self.spec.mean, self.spec.std, next(model.parameters()).dtype)
+        images = batch_normalize(images, self.spec.mean, self.spec.std, next(model.parameters()).dtype)
         images = self.runtime.laid_out(images)
         with self.runtime.autocast():
             forward = model.forward  # without --compile, which would compile again for each number of images
             plain = forward(images).to(torch.promote_types(images.dtype, torch.float32))  # averaged in no less
-            return plain, averaged_over_views(forward, images, plain) if tta else plain
+            if not tta:
+                return plain, plain
+            return plain, averaged_over_views(forward, images, plain, mirror=self.spec.flip != "none")
 
 
-def averaged_over_views(model: Callable[[Tensor], Tensor], images: Tensor, plain: Tensor) -> Tensor:
-    """(N, C) logits of images (N, 3, H, W), averaged over six views where `plain` (N, C) is uncertain.
+def averaged_over_views(model: Callable[[Tensor], Tensor], images: Tensor, plain: Tensor, *, mirror: bool) -> Tensor:
+    """(N, C) logits of images (N, 3, H, W), averaged over three or six views where `plain` (N, C) is uncertain.
 
-    The views are the image itself, the image moved by a pixel up-left and by one down-right, and the mirror image of
-    each. The unmoved pair counts as much as the other two together (airbench, arXiv 2404.00498: multi-crop). An image
-    whose best two `plain` logits differ by SURE_MARGIN or more keeps those, since views rarely change such a
-    prediction (after hiverge/cifar10-speedrun, with a margin instead of a share of the images, which would depend on
-    the batch).
+    The views are the image itself, the image moved by a pixel up-left and by one down-right, and with `mirror` the
+    mirror image of each. The unmoved views count as much as the moved ones together (airbench, arXiv 2404.00498:
+    multi-crop). An image whose best two `plain` logits differ by SURE_MARGIN or more keeps those, since views rarely
+    change such a prediction (after hiverge/cifar10-speedrun, with a margin instead of a share of the images, which
+    would depend on the batch).
     """
     best = plain.topk(min(2, plain.size(1)), dim=1).values
     margins = best[:, 0] - best[:, -1]
@@ -130,9 +132,13 @@ def averaged_over_views(model: Callable[[Tensor], Tensor], images: Tensor, plain
     # A few sizes only, because convolutions are tuned for each: some sure images are computed too and left out again.
     size = min(-(-count // UNCERTAIN_STEP) * UNCERTAIN_STEP, len(images))
     uncertain = margins.argsort(stable=True)[:size]
+
+    def with_mirror_image(view: Tensor, logits: Tensor) -> Tensor:
+        return (logits + model(view.flip(3))) / 2 if mirror else logits
+
     chosen = images[uncertain]
     padded = F.pad(chosen, (1, 1, 1, 1), mode="reflect")
-    moved = [padded[:, :, :-2, :-2], padded[:, :, 2:, 2:]]
-    pairs = torch.stack([model(view).to(plain) + model(view.flip(3)) for view in moved])
-    views = pairs.sum(dim=0) / 8 + (plain[uncertain] + model(chosen.flip(3))) / 4
+    moved = (padded[:, :, :-2, :-2], padded[:, :, 2:, 2:])
+    up_left, down_right = (with_mirror_image(view, model(view).to(plain)) for view in moved)
+    views = with_mirror_image(chosen, plain[uncertain]) / 2 + (up_left + down_right) / 4
     return plain.index_copy(0, uncertain[:count], views[:count])

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from data_prep.augment import Augmented, split
+from data_prep.augment import AugmentedBatch, split_batch
 from data_prep.loader import Batch
+from data_prep.watched_file import DatasetChanged
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import Preempted
@@ -69,15 +70,17 @@ class Trainer:
         """
         with self._reporting_the_end():
             try:
-                self.runtime.stop_if_asked()
+                self.runtime.stop.raise_if_asked()
                 self.runtime.end_of_startup()
                 evaluation = None
                 for epoch in range(len(self.state.history), math.ceil(self.last_step / self.steps_per_epoch)):
                     self.train_epoch(epoch)
                     evaluation = self.finish_epoch(epoch)
                 return evaluation or self.evaluate(tta=True)
-            except Preempted:
-                self.save()  # raises NonFinite if the last steps must not be saved
+            except (Preempted, DatasetChanged) as error:
+                # One rank notices a changed file while others may be within a step, and saving is collective.
+                if isinstance(error, Preempted) or self.runtime.world_size == 1:
+                    self.save()  # raises NonFinite if the last steps must not be saved
                 raise
 
     def train_epoch(self, epoch: int) -> None:
@@ -105,10 +108,10 @@ class Trainer:
         end = None if until is None else until - before
         plan = self.data.plan(epoch, config=self.config, runtime=self.runtime)[self.state.step - before : end]
         for batch in self.data.loader.batches(plan):
-            self.runtime.announce_stop()
+            self.runtime.stop.announce()
             self.train_step(batch, epoch)
             self._log_step(epoch)
-            if self.runtime.stop_agreed():
+            if self.runtime.stop.agreed():
                 raise Preempted
             yield self.state.step
 
@@ -118,7 +121,7 @@ class Trainer:
         augmented = self.data.augmenter(batch, epoch=epoch, side=side)
         set_learning_rate(self.state.optimizer, self.share_of_peak(self.state.step))
         with self.guard.attempt(self.state.step, batch.indices) as attempt:
-            parts = list(split(augmented, self.config.schedule.accumulate))
+            parts = list(split_batch(augmented, self.config.schedule.accumulate))
             for part in parts:  # gradients are averaged over the ranks in the last backward pass only
                 with contextlib.nullcontext() if part is parts[-1] else self.runtime.no_sync(self.wrapped):
                     attempt.record(self._backward(part))
@@ -126,7 +129,7 @@ class Trainer:
             self.state.ema.update(self.model, skip=attempt.skipped)
         self.state.step += 1
 
-    def _backward(self, part: Augmented) -> Tensor:
+    def _backward(self, part: AugmentedBatch) -> Tensor:
         """Adds this part's gradients and counts its images; its losses, (N,)."""
         logits = self.wrapped(self.runtime.laid_out(part.images))
         losses = losses_per_image(
@@ -179,7 +182,7 @@ class Trainer:
 
     def evaluate(self, *, tta: bool = False) -> Evaluation:
         with self.runtime.averaged_batchnorm(self.evaluated_model):
-            return self.data.evaluator.run(self.evaluated_model, tta=tta, poll=self.runtime.stop_if_asked)
+            return self.data.evaluator.run(self.evaluated_model, tta=tta, poll=self.runtime.stop.raise_if_asked)
 
     def save(self) -> None:
         state = self.state.state_dict()

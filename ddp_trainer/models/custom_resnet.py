@@ -46,7 +46,7 @@ class Residual(nn.Module):
 
 
 class CustomResNet(nn.Module):
-    """(N, 3, H, W) normalised images -> (N, num_classes) raw logits. H and W: at least 8.
+    """(N, 3, H, W) normalized images -> (N, num_classes) raw logits. H and W: at least 8.
 
     The last pooling takes the maximum over the whole remaining map (4x4 for 32x32 images), so larger images work too.
     """

@@ -19,6 +19,7 @@ from ddp_trainer.models.initial_weights import freeze
 # Limits of a model.json that was handed over: three poolings leave one pixel of the smallest side, and the first
 # activation takes 4 GB at the largest.
 MIN_SIDE, MAX_SIDE, MAX_WIDTH = 8, 4096, 8192
+FLIPS = ("none", "random", "alternating")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +33,10 @@ class ModelSpec:
     widths: tuple[int, int, int, int] = WIDTHS
     activation: str = "relu"
     architecture: str = registry.BUILT_IN  # as in --network
+    flip: str = "random"  # --flip of the run: after "none", test-time augmentation must not mirror images either
 
     @classmethod
-    def of(cls, dataset: DatasetInfo, network: NetworkConfig) -> "ModelSpec":
+    def of(cls, dataset: DatasetInfo, network: NetworkConfig, *, flip: str = "random") -> "ModelSpec":
         return cls(
             classes=tuple(dataset.classes),
             mean=dataset.mean,
@@ -43,6 +45,7 @@ class ModelSpec:
             widths=network.widths,
             activation=network.activation,
             architecture=network.network,
+            flip=flip,
         )
 
     @property
@@ -67,6 +70,7 @@ class ModelSpec:
             widths=fields.wholes("widths", least=1, most=MAX_WIDTH) or WIDTHS,  # type: ignore[arg-type]
             activation=fields.text("activation", "relu"),
             architecture=fields.text("architecture", registry.BUILT_IN),
+            flip=fields.text("flip", "random"),
         )
         unknown = set(fields.names()) - {field.name for field in dataclasses.fields(cls)}
         for problem, found in (
@@ -75,6 +79,7 @@ class ModelSpec:
             ("std must be positive", min(spec.std) <= 0),
             ("widths must be four numbers", len(spec.widths) != 4),
             (f"activation must be one of {', '.join(ACTIVATIONS)}", spec.activation not in ACTIVATIONS),
+            (f"flip must be one of {', '.join(FLIPS)}", spec.flip not in FLIPS),
             (f"this release does not know its field {short_repr(min(unknown, default=''))}", unknown),
         ):
             require(not found, f"{path} cannot be used as a model description: {problem}")

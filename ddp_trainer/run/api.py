@@ -55,13 +55,16 @@ def train(
     `observer` is told what happens, on the main rank: see `ddp_trainer.engine.observer.SilentObserver`, whose methods
     to override. Ctrl-C saves a checkpoint and returns a result whose state is "preempted".
     """
+    from ddp_trainer.distributed.faults import reported_faults
+    from ddp_trainer.distributed.launch import check_machine
     from ddp_trainer.distributed.signals import StopRequest
     from ddp_trainer.train import train as run
 
     config = configure(recipe, settings)
     stop = StopRequest()
-    stop.install()
-    return run(config, stop, observer=observer)
+    with stop.listening(), reported_faults():
+        check_machine(config.runtime)
+        return run(config, stop, observer=observer)
 
 
 def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **settings: Any) -> RunResult:

@@ -1,11 +1,12 @@
-"""Training states on disk: written whole, checked before they are trusted, the newest good one found.
+"""Checkpoints on disk: written whole, checked before they are trusted, the newest good one found.
 
 Layout: `checkpoints/step-NNNNNNNN/{state.pt, manifest.json}`. A checkpoint is written into a temporary folder beside
-its place, flushed to the disk and renamed, so the name exists only when the content does. Everything in it is a tensor
-or a plain value and loads with `weights_only=True`. Not owned here: when to save, and saving in the background
+its final place, flushed to the disk and renamed, so the name exists only when the content does. Everything in it is a
+tensor or a plain value and loads with `weights_only=True`. Not owned here: when to save, and saving in the background
 (`checkpoint_saver`).
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,14 +19,20 @@ from typing import Any
 
 import torch
 
+from data_prep.files import sync_folder
+
 STATE, MANIFEST = "state.pt", "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NAME = re.compile(r"step-(\d{8,})")
 WRITING, REPLACED, DROPPED = ".writing-", ".replaced-", ".dropped-"
 
 
 class CheckpointError(Exception):
     """A checkpoint that is damaged or could not be written."""
+
+
+class OtherRelease(CheckpointError):
+    """A checkpoint that is whole, but was written by a release with another format."""
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -39,14 +46,14 @@ def step_of(path: Path) -> int:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders, newest first; temporary ones left out."""
+    """Checkpoint folders, newest first, without temporary ones."""
     return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), key=step_of, reverse=True)
 
 
 def write_checkpoint(place: Path, state: dict[str, Any], *, step: int, score: float | None = None) -> None:
     """Writes `place` atomically. An older checkpoint of the same step is moved away only when the new one is complete.
 
-    `score`: how good the model is, where validation images tell.
+    `score`: accuracy on the validation images, if the run has any.
     """
     temporary = place.with_name(WRITING + place.name)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -64,11 +71,11 @@ def write_checkpoint(place: Path, state: dict[str, Any], *, step: int, score: fl
         with (temporary / MANIFEST).open("w") as file:
             file.write(_manifest(facts, temporary / STATE))
             _flush(file)
-        _flush_folder(temporary)
+        sync_folder(temporary)
         if place.exists():
-            place.rename(place.with_name(REPLACED + place.name))
-        temporary.rename(place)
-        _flush_folder(place.parent)
+            _move_away(place, REPLACED)
+        temporary.rename(place)  # which replaces an empty folder
+        sync_folder(place.parent)
         shutil.rmtree(place.with_name(REPLACED + place.name), ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -76,39 +83,59 @@ def write_checkpoint(place: Path, state: dict[str, Any], *, step: int, score: fl
 
 
 def clean_up(folder: Path) -> None:
-    """Removes what a killed run left half done. Only for the process that holds the run directory."""
+    """Removes what a killed run left unfinished. Only for the process that holds the run directory."""
     for path in folder.glob(f"{REPLACED}*"):
         place = path.with_name(path.name.removeprefix(REPLACED))
         if not place.exists():  # killed between the two renames
-            path.rename(place)
+            with contextlib.suppress(OSError):
+                path.rename(place)
     for prefix in (WRITING, REPLACED, DROPPED):
         for path in folder.glob(f"{prefix}*"):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def drop_old(folder: Path, *, keep: int, step: int) -> None:
+def remove_old(folder: Path, *, keep: int, step: int) -> None:
     """Of the checkpoints up to that of `step`, keeps the newest `keep` and the one with the highest score.
 
-    Those of later steps are damaged: the run went on from before them.
+    Those of later steps are damaged, since the run was resumed from an earlier one. Raises OSError, after it has tried
+    all of them, if one cannot be removed.
     """
     found = list_checkpoints(folder)
     good = [path for path in found if step_of(path) <= step]
     kept = {*good[:keep], *_best(good)}
+    failure: OSError | None = None
     for path in found:
         if path not in kept:
-            doomed = path.with_name(DROPPED + path.name)
-            path.rename(doomed)  # gone as a name first: a half-deleted folder is never taken for a checkpoint
-            shutil.rmtree(doomed, ignore_errors=True)
+            try:
+                shutil.rmtree(_move_away(path, DROPPED))
+            except OSError as error:
+                failure = failure or error
+    if failure is not None:
+        raise failure
+
+
+def _move_away(path: Path, prefix: str) -> Path:
+    """Renames a checkpoint, so that a half-deleted folder is never taken for one; returns where it is now.
+
+    Some file systems cannot rename a folder, such as overlayfs one of a lower layer. There it is emptied in place,
+    beginning with its manifest, without which it is no checkpoint.
+    """
+    try:
+        return path.rename(path.with_name(prefix + path.name))
+    except OSError:
+        for name in (MANIFEST, STATE):
+            (path / name).unlink(missing_ok=True)
+        return path
 
 
 def _best(found: list[Path]) -> list[Path]:
-    """The oldest of those with the highest score; none where nothing was scored."""
+    """The oldest of those with the highest score; none if none has a score."""
     scores: dict[Path, float] = {}
     for path in reversed(found):
         try:
             score = json.loads((path / MANIFEST).read_text())["score"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # damaged: it is found out when it is to be loaded
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue  # damaged, which is reported when it is loaded
         if isinstance(score, float):
             scores[path] = score
     return [max(scores, key=lambda path: scores[path])] if scores else []
@@ -117,8 +144,8 @@ def _best(found: list[Path]) -> list[Path]:
 def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any]:
     """The state, in host memory.
 
-    Raises CheckpointError, saying why, unless state and manifest are byte for byte what was written, and the state
-    loads and has the `required` keys.
+    Raises CheckpointError, with the reason, unless state and manifest are byte for byte what was written and the state
+    loads; OtherRelease if it has another format or lacks some of the `required` keys.
     """
     try:
         text = (path / MANIFEST).read_text()
@@ -130,23 +157,30 @@ def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any
         raise CheckpointError(f"{path}: no readable manifest or state ({_name(error)})") from None
     if actual != size:
         raise CheckpointError(f"{path / STATE}: {actual} bytes instead of {size}")
-    if (version, step) != (FORMAT_VERSION, step_of(path)) or text != _manifest(facts, path / STATE):
+    if step != step_of(path) or text != _manifest(facts, path / STATE):
         raise CheckpointError(f"{path}: state and manifest do not match their checksum")
+    if version != FORMAT_VERSION:
+        raise OtherRelease(f"{path} has format {version}, and this release reads format {FORMAT_VERSION}")
     try:
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader has no common type for what it cannot read
         raise CheckpointError(f"{path / STATE}: cannot be loaded ({_name(error)})") from None
     missing = set(required) - set(state) if isinstance(state, dict) else set(required) or {"everything"}
     if missing:
-        raise CheckpointError(f"{path / STATE}: lacks {', '.join(sorted(missing))}")
+        raise OtherRelease(f"{path} has no {', '.join(sorted(missing))}, which this release needs")
     return state
 
 
 def newest_good_checkpoint(folder: Path, required: Collection[str] = ()) -> Path | None:
-    """The newest checkpoint that passes its checks; each one that does not is named on stderr. None: there is none."""
+    """The newest checkpoint that passes its checks, or None. Each damaged one is named on stderr.
+
+    Raises OtherRelease for one that another release wrote.
+    """
     for path in list_checkpoints(folder):
         try:
             read_checkpoint(path, required)
+        except OtherRelease:
+            raise
         except CheckpointError as error:
             print(f"warning: skipping a damaged checkpoint: {error}", file=sys.stderr, flush=True)
         else:
@@ -155,7 +189,7 @@ def newest_good_checkpoint(folder: Path, required: Collection[str] = ()) -> Path
 
 
 def _manifest(facts: dict[str, Any], state: Path) -> str:
-    """The only text that describes these facts and this state. Its sha256 is over both."""
+    """The only text that describes these facts and this state. Its sha256 covers both."""
     plain = json.dumps(facts, sort_keys=True)
     with state.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
@@ -171,11 +205,3 @@ def _name(error: Exception) -> str:
 def _flush(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,20 +1,26 @@
-"""Saves training states while training goes on, one at a time. For the main process; the files are `checkpoint`'s."""
+"""Saves the training state in the background, one checkpoint at a time. For the main process only.
 
+Not owned here: the files (`checkpoint`).
+"""
+
+import errno
 import shutil
+import sys
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ddp_trainer.run.checkpoint import CheckpointError, checkpoint_path, clean_up, drop_old, write_checkpoint
+from ddp_trainer.run.checkpoint import CheckpointError, checkpoint_path, clean_up, remove_old, write_checkpoint
 
 
 class HostCopy:
-    """A deep copy of a state, in host memory: what training changes afterwards does not reach it.
+    """A deep copy of a state in host memory, which later steps do not change.
 
-    Copies from a GPU are put in its queue and not waited for: they are made before the kernels of the next step run.
-    `wait` for them before the copy is read.
+    Copies from a GPU are queued behind the kernels launched so far, and the host does not wait for them: call `wait`
+    before reading.
     """
 
     def __init__(self, state: dict[str, Any]) -> None:
@@ -42,60 +48,81 @@ class HostCopy:
 
 
 class CheckpointSaver:
-    """Keeps the newest `keep` checkpoints, and the one with the highest score. Takes over what a killed run left."""
+    """Keeps the newest `keep` checkpoints and the one with the highest score. Cleans up after a killed run."""
 
     def __init__(self, folder: Path, *, keep: int) -> None:
-        self.folder = folder
-        self.keep = keep
+        self.folder, self.keep = folder, keep
         clean_up(folder)
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._warned = False
 
-    def save(self, state: dict[str, Any], *, step: int, score: float | None = None) -> None:
-        """Copies the state and returns; the disk is written while training goes on.
+    def save(
+        self,
+        state: dict[str, Any],
+        *,
+        step: int,
+        score: float | None = None,
+        when_saved: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Copies the state and returns. The disk is written while training continues, and then `when_saved` is called.
 
-        Raises CheckpointError where the save before this one failed.
+        Raises CheckpointError if the previous save failed.
         """
         self.wait()
-        self._pending = self._writer.submit(self._write, HostCopy(state), step, score)
+        self._pending = self._writer.submit(self._write, HostCopy(state), step, score, when_saved)
 
     def check(self) -> None:
-        """Raises CheckpointError where the last save has failed already. Waits for nothing."""
+        """Raises CheckpointError if the last save has failed already. Waits for nothing."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Until the last save is on the disk. Raises CheckpointError where it failed."""
+        """Waits until the last save is on the disk. Raises CheckpointError if it failed."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
 
     def close(self) -> None:
-        """Waits for the last save and ends the writer."""
+        """Waits for the last save and ends the writer thread."""
         try:
             self.wait()
         finally:
             self._writer.shutdown()
 
-    def _write(self, copy: HostCopy, step: int, score: float | None) -> None:
+    def _write(self, copy: HostCopy, step: int, score: float | None, when_saved: Callable[[], object]) -> None:
         place = checkpoint_path(self.folder, step)
         state = copy.wait()
         try:
             write_checkpoint(place, state, step=step, score=score)
-            drop_old(self.folder, keep=self.keep, step=step)
-        except Exception as error:  # torch.save reports a full disk as RuntimeError
-            raise CheckpointError(f"cannot save {place}: {self._room(state)}: {error}") from error
+        except Exception as error:
+            raise CheckpointError(f"cannot save {place}: {self._room(state, error)}{error}") from error
+        when_saved()
+        self._remove_old(step)
 
-    def _room(self, state: dict[str, Any]) -> str:
+    def _remove_old(self, step: int) -> None:
+        """The checkpoint is saved: failing to remove an older one must not fail the run."""
+        try:
+            remove_old(self.folder, keep=self.keep, step=step)
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                line = f"warning: old checkpoints in {self.folder} cannot be removed ({error}); the run continues"
+                print(line, file=sys.stderr, flush=True)
+
+    def _room(self, state: dict[str, Any], error: Exception) -> str:
+        """Needed and free bytes, if `error` may be a full disk, which torch.save reports as a RuntimeError."""
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return ""
         try:
             free = f"{shutil.disk_usage(self.folder).free:,}"
         except OSError:
             free = "an unknown number"
-        return f"{size_in_bytes(state):,} bytes are needed, {free} are free"
+        return f"{size_in_bytes(state):,} bytes are needed, {free} are free: "
 
 
 def size_in_bytes(value: Any) -> int:
-    """Of all tensors in a state; what surrounds them in the file is small beside it."""
+    """Size of all tensors in a state. What surrounds them in the file is small."""
     if isinstance(value, torch.Tensor):
         return value.nbytes
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

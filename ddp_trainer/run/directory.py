@@ -4,44 +4,41 @@ import contextlib
 import fcntl
 import itertools
 import os
+import re
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, require
 from data_prep.files import read_json, write_json
 from ddp_trainer.config import TrainConfig
 
 if TYPE_CHECKING:
     from data_prep.dataset import DatasetInfo
 
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # as `replace_file` names them
 PACKAGES = ("torch", "torchvision", "accelerate", "ffcv", "numpy", "wandb")
 
 
 class RunDirectory:
     """One run's folder, locked by this process so that no two runs write into it.
 
-    Raises InputError if another run holds it, if it has a run that is not to be resumed, or if it cannot be written.
+    Raises InputError if another run holds it, if it has a run that is not to be resumed, if it has symbolic links in
+    it, or if it cannot be written.
     """
 
     def __init__(self, path: Path, *, resume: bool) -> None:
         self.path = path
+        self._lock = lock_folder(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / ".lock").open("a")
-        except OSError as error:
-            raise InputError(f"--out {path} cannot be written ({error.strerror}); choose another folder") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise InputError(f"--out {path}: another run holds this folder; choose another, or wait for it") from None
-        try:
+            refuse_links(path)
             refuse_present_run(path, resume=resume)
+            remove_temporaries(path)
         except InputError:
             self._lock.close()
             raise
@@ -67,6 +64,54 @@ class RunDirectory:
         """`state`: running, preempted, done or failed."""
         write_json(self.path / "status.json", {"state": state, "step": step, "epoch": epoch, "message": message})
 
+    def write_failure(self, error: BaseException, *, step: int = 0, epoch: int = 0) -> None:
+        """Records in status.json why the run failed. Never raises: the error that led here must be seen."""
+        try:
+            self.write_status("failed", step=step, epoch=epoch, message=f"{type(error).__name__}: {error}")
+        except OSError as other:
+            print(f"warning: {other}", file=sys.stderr, flush=True)
+
+
+def lock_folder(path: Path) -> IO[bytes]:
+    """Creates the folder and locks it until the returned file is closed. Raises InputError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.fdopen(os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "rb")
+    except OSError as error:
+        raise InputError(f"--out {path} cannot be written ({error.strerror}); choose another folder") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise InputError(f"--out {path}: another run holds this folder; choose another, or wait for it") from None
+    except OSError as error:
+        warning = f"warning: {path} cannot be locked ({error.strerror}); make sure that no other run uses this folder"
+        print(warning, file=sys.stderr, flush=True)
+    return lock
+
+
+def refuse_links(path: Path) -> None:
+    """Raises InputError for a symbolic link in a run directory: writing through it would change another file.
+
+    W&B makes its own, which are never written through.
+    """
+    for folder, folders, files in os.walk(path):
+        if Path(folder) == path / "wandb":
+            folders.clear()
+            files = [name for name in files if name == "run-id"]
+        for name in (*folders, *files):
+            link = Path(folder) / name
+            require(not link.is_symlink(), f"{link} is a symbolic link; remove it, or choose another --out")
+
+
+def remove_temporaries(path: Path) -> None:
+    """Removes the temporary files of `replace_file` that a killed run left. Only for the process that holds `path`."""
+    for folder in (path, path / "report", path / "crash"):
+        for file in folder.glob(".*"):
+            if TEMPORARY.fullmatch(file.name):
+                with contextlib.suppress(OSError):
+                    file.unlink()
+
 
 @contextlib.contextmanager
 def claim_run_directory(config: TrainConfig, *, is_main: bool) -> Iterator[RunDirectory | None]:
@@ -85,7 +130,8 @@ def new_folder(name: str) -> Path:
     """Creates runs/NAME-TIMESTAMP, with a number behind it if another run of the same second has that name."""
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
     for number in itertools.count(1):
-        path = Path("runs") / (f"{name}-{stamp}" + (f"-{number}" if number > 1 else ""))
+        suffix = f"-{number}" if number > 1 else ""
+        path = Path("runs") / f"{name}-{stamp}{suffix}"
         try:
             path.mkdir(parents=True)
         except FileExistsError:
@@ -104,7 +150,7 @@ def refuse_present_run(out: Path, *, resume: bool) -> None:
 
 def describe_run(config: TrainConfig, dataset: "DatasetInfo", machine: Mapping[str, Any]) -> dict[str, Any]:
     """Content of config.json. Without the environment and the raw command line, which may hold secrets."""
-    # slurm/node.sh removes its copy of the data at the end of the job, so the original folder is recorded.
+    # slurm/node.sh removes its copy of the data at the end of the job, so this records the original folder.
     data_dir = Path(os.environ.get("DDP_STAGED_FROM") or config.data.data_dir)
     return {
         "recipe": config.recipe,
@@ -118,7 +164,7 @@ def describe_run(config: TrainConfig, dataset: "DatasetInfo", machine: Mapping[s
 
 
 def recorded_settings(run_dir: Path) -> dict[str, Any]:
-    """The settings in config.json, with the precision that `auto` became, and the training images.
+    """The settings in config.json, with the precision that `auto` was resolved to, and the training images.
 
     Raises InputError if config.json does not have them.
     """
@@ -133,8 +179,10 @@ def recorded_settings(run_dir: Path) -> dict[str, Any]:
 def changed_settings(recorded: Mapping[str, Any], requested: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Settings whose requested value differs from the recorded one, as (name, recorded, requested).
 
-    `precision=auto` matches anything.
+    A setting that is not recorded did not exist in the release of the run: it counts as its default, which is what
+    that release did. `precision=auto` matches anything.
     """
+    recorded = {**TrainConfig().flat(), **recorded}
     names = [name for name, value in requested.items() if (name, value) != ("precision", "auto")]
     return [(name, recorded.get(name), requested[name]) for name in names if recorded.get(name) != requested[name]]
 

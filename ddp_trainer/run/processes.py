@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from data_prep.errors import InputError
 from ddp_trainer.config import TrainConfig
+from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.run.directory import RunDirectory
@@ -17,15 +18,16 @@ def join_processes(
 ) -> Iterator[tuple[Runtime, Start]]:
     """This process among all others, and the main process's `start`.
 
-    The process group is left at the end of the block, but not after an error: others may be gone, and leaving waits
-    for them.
+    Leaves the process group after the block, but not after an error: other processes may be gone, and leaving waits
+    for them. What the run changes in this process, such as torch's number of threads, is restored.
     """
-    try:
-        runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate, stop=stop)
-        kind, step = runtime.agree_on(*start)
-    except Exception as error:  # such as a process that never came
-        if run_dir is not None and start.kind != StartKind.FINISHED and not isinstance(error, InputError):
-            run_dir.write_status("failed", step=start.step, message=f"{type(error).__name__}: {error}")
-        raise
-    yield runtime, Start(StartKind(kind), step)
-    runtime.close()
+    with restored_settings():
+        try:
+            runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate, stop=stop)
+            kind, step = runtime.agree_on(*start)
+        except Exception as error:  # for instance because a process never came
+            if run_dir is not None and start.kind != StartKind.FINISHED and not isinstance(error, InputError):
+                run_dir.write_failure(error, step=start.step)
+            raise
+        yield runtime, Start(StartKind(kind), step)
+        runtime.close()

@@ -77,10 +77,15 @@ class Recorder(SilentRecorder):
 
     def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:
         whole = {**state, "settings": self.settings, "tracker": self.tracker.state()}
-        self.checkpoints.save(whole, step=step, score=self._score(state))
+        self.checkpoints.save(
+            whole,
+            step=step,
+            score=self._score(state),
+            # Only now: a later --resume concludes from it that there was a checkpoint.
+            when_saved=lambda: self.run_dir.write_status("running", step=step, epoch=epoch),
+        )
         self.has_checkpoint = True
         self.step, self.epoch = step, epoch
-        self.run_dir.write_status("running", step=step, epoch=epoch)
 
     def check(self) -> None:
         self.checkpoints.check()
@@ -97,23 +102,22 @@ class Recorder(SilentRecorder):
             message = f"stopped after step {self.step}, checkpoint saved; add --resume to continue"
         else:
             message = "stopped before the first checkpoint; run the same command to start over"
-        self._end("preempted", message)
+        self.run_dir.write_status("preempted", step=self.step, epoch=self.epoch, message=message)
+        self.tracker.finish(None, failed=False)
         self.say(message)
 
     def failed(self, error: BaseException) -> None:
         """Never raises: the error that led here must be seen."""
         try:
             self.checkpoints.close()
-        except CheckpointError as other:
-            print(f"error: {other}", file=sys.stderr, flush=True)
+        except (CheckpointError, OSError) as other:
+            if other is not error:
+                print(f"error: {other}", file=sys.stderr, flush=True)
+        self.run_dir.write_failure(error, step=self.step, epoch=self.epoch)
         try:
-            self._end("failed", f"{type(error).__name__}: {error}")
+            self.tracker.finish(None, failed=True)
         except OSError as other:
             print(f"warning: {other}", file=sys.stderr, flush=True)
-
-    def _end(self, state: str, message: str) -> None:
-        self.run_dir.write_status(state, step=self.step, epoch=self.epoch, message=message)
-        self.tracker.finish(None, failed=state == "failed")
 
     def _score(self, state: dict[str, Any]) -> float | None:
         """Accuracy on the validation images, if this state was just evaluated. The test split must choose nothing."""
@@ -149,8 +153,24 @@ def open_recorder(
     if run_dir is None:
         yield SilentRecorder()
         return
+    step, epoch = (state["step"], len(state["history"])) if state else (0, 0)
+    run_dir.write_status("running", step=step, epoch=epoch)
+    try:
+        recorder = _build_recorder(run_dir, config, dataset, runtime, state)
+    except BaseException as error:
+        run_dir.write_failure(error, step=step, epoch=epoch)
+        raise
+    try:
+        yield recorder
+    except BaseException as error:
+        recorder.failed(error)
+        raise
+
+
+def _build_recorder(
+    run_dir: RunDirectory, config: TrainConfig, dataset: DatasetInfo, runtime: Runtime, state: dict[str, Any] | None
+) -> Recorder:
     step, history = (state["step"], state["history"]) if state else (0, [])
-    run_dir.write_status("running", step=step, epoch=len(history))
     for name in ("summary.json", "predictions.npz"):  # of fewer --max-steps: they no longer describe the whole run
         (run_dir.path / name).unlink(missing_ok=True)
     description = describe_run(config, dataset, runtime.describe())
@@ -168,8 +188,4 @@ def open_recorder(
     settings = settings_of(config, dataset, precision=runtime.precision)
     recorder = Recorder(run_dir, tracker, config, settings=settings, profiler=profiler)
     recorder.step, recorder.epoch, recorder.has_checkpoint = step, len(history), state is not None
-    try:
-        yield recorder
-    except BaseException as error:
-        recorder.failed(error)
-        raise
+    return recorder

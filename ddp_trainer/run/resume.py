@@ -1,15 +1,18 @@
 """Where a run starts, and whether a resumed run is still the same run."""
 
+import sys
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 from data_prep.dataset import DatasetInfo
 from data_prep.errors import InputError
+from data_prep.files import read_json
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.engine.train_state import KEYS
 from ddp_trainer.run.checkpoint import (
     CheckpointError,
+    OtherRelease,
     checkpoint_path,
     clean_up,
     list_checkpoints,
@@ -18,6 +21,7 @@ from ddp_trainer.run.checkpoint import (
     step_of,
 )
 from ddp_trainer.run.directory import RunDirectory, changed_settings, recorded_settings
+from ddp_trainer.tracking.metric_files import read_step_records
 
 REQUIRED = KEYS | {"settings", "tracker"}
 
@@ -29,16 +33,16 @@ class StartKind(IntEnum):
 
 
 class Start(NamedTuple):
-    """Where a run starts. As plain integers it travels between the ranks."""
+    """Where a run starts. Two integers, so that the ranks can exchange them."""
 
     kind: StartKind = StartKind.FRESH
     step: int = 0  # of the checkpoint to resume from
 
 
 def find_start(run_dir: RunDirectory | None, config: TrainConfig, *, last_step: int) -> Start:
-    """Looks at what is in the run directory; on ranks without one, and without --resume, it is a fresh start.
+    """Where the run in this directory starts; a fresh start without --resume, and on ranks without a run directory.
 
-    Raises InputError if checkpoints exist but none is good.
+    Raises InputError if the run has no checkpoint to resume from, or only damaged ones, or those of another release.
     """
     if run_dir is None or not config.run.resume:
         return Start()
@@ -46,16 +50,42 @@ def find_start(run_dir: RunDirectory | None, config: TrainConfig, *, last_step: 
     if summary is not None and summary.get("steps", 0) >= last_step:
         return Start(StartKind.FINISHED)
     clean_up(run_dir.checkpoints)
-    newest = newest_good_checkpoint(run_dir.checkpoints, REQUIRED)
+    try:
+        newest = newest_good_checkpoint(run_dir.checkpoints, REQUIRED)
+    except OtherRelease as error:
+        raise InputError(f"--resume: {error}; resume it with the release that began it{_commit(run_dir)}") from None
     if newest is not None:
         return Start(StartKind.RESUME, step_of(newest))
     if list_checkpoints(run_dir.checkpoints):
-        raise InputError(f"--resume: every checkpoint in {run_dir.checkpoints} is damaged; start over in another --out")
+        raise InputError(f"--resume: every checkpoint in {run_dir.checkpoints} is damaged; restore one from a backup")
+    _refuse_lost_checkpoints(run_dir)
+    print(f"nothing to resume in {run_dir.path}: starting from the beginning", file=sys.stderr, flush=True)
     return Start()
 
 
+def _commit(run_dir: RunDirectory) -> str:
+    commit = (read_json(run_dir.path / "config.json") or {}).get("git_commit")
+    return f", commit {commit}" if isinstance(commit, str) else ""
+
+
+def _refuse_lost_checkpoints(run_dir: RunDirectory) -> None:
+    """Raises InputError if the run had saved a checkpoint: starting again would remove what is recorded of it.
+
+    A run that was killed before its first checkpoint has at most one finished epoch and no results.
+    """
+    path, status = run_dir.path, run_dir.status
+    epochs = read_step_records(path / "metrics.jsonl", last_step=sys.maxsize)
+    saved = status.get("step", 0) if status.get("state") in ("running", "preempted", "done") else 0
+    if len(epochs) > 1 or saved or any((path / name).exists() for name in ("summary.json", "model.safetensors")):
+        steps = max([saved, *(int(record["step"]) for record in epochs)])
+        raise InputError(
+            f"--resume: {path} has a run of {steps} steps, but its checkpoints are gone; restore them, or choose "
+            "another --out"
+        )
+
+
 def settings_of(config: TrainConfig, dataset: DatasetInfo, *, precision: str) -> dict[str, Any]:
-    """What a resumed run must share with the run it continues, the training images and the precision included."""
+    """What a resumed run must share with the run it continues, including the training images and the precision."""
     images = dataset.splits["train"].sha256
     return {**config.fixed_on_resume(), "precision": precision, "training images": images}
 
@@ -63,10 +93,12 @@ def settings_of(config: TrainConfig, dataset: DatasetInfo, *, precision: str) ->
 def load_state(start: Start, config: TrainConfig, dataset: DatasetInfo, *, precision: str) -> dict[str, Any] | None:
     """The state to resume from; None for a fresh start or a finished run.
 
-    Raises InputError, naming the settings, if the run was started with other ones.
+    Raises InputError, with the names of the settings, if the run was started with other ones.
     """
     out = config.run.out
     if start.kind == StartKind.FRESH:
+        if config.run.resume and out is not None and (out / "config.json").exists():
+            refuse_other_settings(recorded_settings(out), settings_of(config, dataset, precision=precision))
         return None
     assert out is not None, "--resume comes with --out"
     if start.kind == StartKind.FINISHED:  # nothing is computed, so it does not matter what `auto` is on this machine
@@ -82,7 +114,7 @@ def load_state(start: Start, config: TrainConfig, dataset: DatasetInfo, *, preci
 
 
 def refuse_other_settings(saved: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
-    """Raises InputError, naming what differs, unless all of `requested` is as it was saved."""
+    """Raises InputError, naming what differs, unless every requested setting equals the saved one."""
     changed = changed_settings(saved, requested)
     if changed:
         detail = ", ".join(f"{name} {old} -> {new}" for name, old, new in changed)

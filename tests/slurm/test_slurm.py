@@ -1,6 +1,6 @@
 """Jobs on a real SLURM: several nodes, preemption, time limits, lost processes, cancelling, staging, sweeps.
 
-The interrupted job waits most of its time, so it goes through its stages in the background, beside the other tests.
+The interrupted job waits most of the time, so it goes through its stages in the background, beside the other tests.
 """
 
 import filecmp
@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,6 @@ import pytest
 
 from data_prep.dataset import write_dataset
 from data_prep.sources.synthetic import draw_synthetic
-from ddp_trainer.report.wording import NOTHING
 from tests.support.processes import read
 from tests.support.slurm_cluster import Cluster, Job, running_cluster, wait_until
 from tests.support.trainer import REPOSITORY, read_lines
@@ -58,7 +58,7 @@ def submit(cluster: Cluster, checkout: Path, *flags: str, arguments: tuple[str, 
 
 
 def run_of(checkout: Path, job: Job) -> Path:
-    """Where a job's run lies if nothing else was said."""
+    """The default run directory of a job."""
     return checkout / "runs" / f"train-{job.number}"
 
 
@@ -111,11 +111,11 @@ def take_the_nodes(job: Job) -> None:
 
 @pytest.fixture(scope="module")
 def interrupted(cluster: Cluster, checkout: Path) -> Iterator[tuple[Job, "Future[list[tuple[int, int]]]"]]:
-    """A job of two nodes with a process each, and how it fares."""
+    """A job of two nodes with a process each, and the result of `interrupt`."""
     job = submit(cluster, checkout, "--partition=graceful", "--nodes=2", arguments=("--wandb", "offline"))
     with ThreadPoolExecutor(1) as background:
         fate = background.submit(interrupt, job, run_of(checkout, job))
-        # Not all at once: until it is frozen it needs the machine for itself.
+        # Until it is frozen, it needs the machine for itself.
         wait_until(lambda: fate.done() or newest_step(run_of(checkout, job)), lambda: job.log)
         yield job, fate
         cluster.call("scancel", job.number)
@@ -123,7 +123,7 @@ def interrupted(cluster: Cluster, checkout: Path) -> Iterator[tuple[Job, "Future
 
 @pytest.fixture(scope="module")
 def two_nodes(interrupted: object, cluster: Cluster, checkout: Path) -> tuple[Job, Path]:
-    """A complete job of two nodes with two processes each, started after `interrupted`."""
+    """A finished job of two nodes with two processes each, started after `interrupted`."""
     arguments = ("--out", f"runs/{ODD_NAME}", "--wandb", "offline")
     job = submit(cluster, checkout, "--nodes=2", arguments=arguments, DDP_PROCESSES_PER_NODE="2")
     assert job.end() == "COMPLETED", job.log
@@ -132,7 +132,7 @@ def two_nodes(interrupted: object, cluster: Cluster, checkout: Path) -> tuple[Jo
 
 @pytest.fixture(scope="module")
 def uninterrupted(cluster: Cluster, checkout: Path) -> Path:
-    """The run directory of a complete job of two nodes with a process each."""
+    """The run directory of a finished job of two nodes with a process each."""
     job = submit(cluster, checkout, "--nodes=2")
     assert job.end() == "COMPLETED", job.log
     return run_of(checkout, job)
@@ -140,7 +140,7 @@ def uninterrupted(cluster: Cluster, checkout: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def staged(cluster: Cluster, checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    """A job of one process that waited for its data, stages them, and is preempted with no grace."""
+    """A job of one process that waits for its data, copies them to its node, and is preempted without grace time."""
     disk, data = tmp_path_factory.mktemp("disk of the node"), checkout / "data" / "from prep"
     counts = ("--train-count", str(NUM_TRAIN), "--test-count", str(NUM_TEST), "--seed", str(DATA_SEED))
     source = ("--source", "synthetic", *counts)
@@ -157,7 +157,7 @@ def test_two_nodes_with_two_processes_each(two_nodes: tuple[Job, Path], checkout
     assert summary["test_total"] == NUM_TEST
     assert summary["test_accuracy"] == summary["test_correct"] / NUM_TEST
     assert job.output == checkout / "logs" / f"train_{job.number}.out"
-    assert f"complete: runs/{ODD_NAME}" in job.log
+    assert f"finished: runs/{ODD_NAME}" in job.log
     assert job.restarts == 0
 
 
@@ -168,7 +168,7 @@ def test_a_killed_process_ends_the_job_on_both_nodes(two_nodes: object, cluster:
     assert job.end(seconds=60) == "FAILED"
     wait_until(lambda: not job.processes(), lambda: f"left: {job.processes()}", 60)
     assert job.restarts == 0
-    assert "error: the training failed" in job.log
+    assert "error: the run failed" in job.log
 
 
 def test_staged_data_go_when_the_job_is_preempted(
@@ -178,7 +178,8 @@ def test_staged_data_go_when_the_job_is_preempted(
     out = run_of(checkout, job)
     freeze(job, out, 0)
     assert prep.state == "COMPLETED"
-    copy = disk / f"ddp-trainer-{job.number}"
+    (copy,) = disk.glob(f"ddp-trainer-{job.number}-0-*")
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o700
     assert any(f"--data-dir\0{copy}\0".encode() in read(pid, "cmdline") for pid in job.workers)
     recorded = json.loads((out / "config.json").read_text())
     assert recorded["data_dir"] == recorded["settings"]["data_dir"] == str(checkout / "data" / "from prep")
@@ -196,36 +197,35 @@ def test_cancelling_is_final(staged: tuple[Job, Job, Path], cluster: Cluster, ch
     cluster.call("scancel", job.number)
     job.wait_for("CANCELLED", seconds=60)
     wait_until(lambda: not job.processes(), lambda: f"left: {job.processes()}", 60)
-    assert status(out)["state"] == "preempted"  # it may be gone on with by hand
+    assert status(out)["state"] == "preempted"  # it can be resumed by hand
     assert list(disk.iterdir()) == []
     assert (job.state, job.restarts) == ("CANCELLED", 1)
 
 
 @pytest.fixture(scope="module")
 def sweep(cluster: Cluster, checkout: Path) -> Path:
-    """The folder of a complete sweep of three trainings, of two processes each, which run at a time."""
-    plan = f"smoke --device cpu {' '.join(PLAN)}"
-    lines = [f"{plan} --seed 1", "", "# a comment", f"{plan} --seed '2'", f"{plan} --peak-lr 0.05"]
-    (checkout / "my settings.txt").write_text("\n".join(lines))
-    cluster.call("bash", "slurm/sweep.sh", "my settings.txt", *CPU, cwd=checkout, DDP_PROCESSES_PER_NODE="2")
+    """The folder of a finished sweep of four runs of two processes each."""
+    words = ("smoke", "--device", "cpu", *PLAN, "--seeds", "2", "--set", "peak-lr=0.1,0.05")
+    cluster.call("bash", "slurm/sweep.sh", *words, "--", *CPU, cwd=checkout, DDP_PROCESSES_PER_NODE="2")
     (folder,) = (checkout / "runs").glob("sweep-*")
     wait_until((folder / "table.md").exists, "no table")
     return folder
 
 
-def test_a_sweep_gives_its_table(sweep: Path) -> None:
-    found = [
-        json.loads((sweep / f"run-{number}" / "summary.json").read_text())["test_accuracy"] for number in (1, 2, 3)
-    ]
+def test_a_sweep_writes_its_table(sweep: Path) -> None:
+    def accuracies(rate: str) -> list[float]:
+        summaries = [sweep / f"peak-lr={rate},seed={seed}" / "summary.json" for seed in (0, 1)]
+        return [json.loads(summary.read_text())["test_accuracy"] for summary in summaries]
+
     rows = (sweep / "table.md").read_text().splitlines()[2:]
     assert [row.split(" | ")[:4] for row in rows] == [
-        ["| peak_lr 0.1", "2", f"{mean(found[:2]):.2%}", f"{stdev(found[:2]):.2%}"],
-        ["| peak_lr 0.05", "1", f"{found[2]:.2%}", NOTHING],
+        [f"| peak_lr {rate}", "2", f"{mean(accuracies(rate)):.2%}", f"{stdev(accuracies(rate)):.2%}"]
+        for rate in ("0.1", "0.05")
     ]
 
 
 def test_two_processes_keep_the_schedule_of_four(sweep: Path, two_nodes: tuple[Job, Path]) -> None:
-    two, four = (read_lines(out / "metrics.jsonl") for out in (sweep / "run-1", two_nodes[1]))
+    two, four = (read_lines(out / "metrics.jsonl") for out in (sweep / "peak-lr=0.1,seed=0", two_nodes[1]))
     assert [record["learning_rate"] for record in two] == [record["learning_rate"] for record in four]
 
 
@@ -236,10 +236,10 @@ def test_an_interrupted_job_ends_as_one_that_was_not(
     stops = fate.result(timeout=400)
     assert job.state == "COMPLETED", job.log
     assert job.restarts == 2
-    # The step on its way to the disk, the one at hand, and the one that tells the others.
+    # The step on its way to the disk, the current one, and the one in which the ranks agree to stop.
     assert all(1 <= saved - frozen <= 3 for frozen, saved in stops), stops
     out = run_of(checkout, job)
     assert filecmp.cmp(out / "model.safetensors", uninterrupted / "model.safetensors", shallow=False)
     assert len(list(out.glob("wandb/offline-run-*"))) == 1
-    assert job.log.count("back into the queue") == 2
+    assert job.log.count("requeued to resume") == 2
     assert not job.processes()

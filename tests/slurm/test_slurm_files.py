@@ -4,14 +4,16 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from data_prep.errors import InputError
-from slurm.stage import stage
+from ddp_trainer import sweep
+from slurm import preflight
 from tests.support.slurm_cluster import unavailable
-from tests.support.trainer import REPOSITORY, run
+from tests.support.trainer import REPOSITORY, environment, run
 
 SCRIPTS = sorted([*REPOSITORY.glob("slurm/*.sh"), *REPOSITORY.glob("scripts/*.sh"), REPOSITORY / ".ci" / "run"])
 EXAMPLE = REPOSITORY / "slurm" / "cluster.env.example"
@@ -58,44 +60,149 @@ def test_nothing_of_one_cluster_is_in_the_scripts() -> None:
         assert not re.search(r"^#SBATCH.*(partition|account|qos|constraint|mail)", script.read_text(), re.MULTILINE)
 
 
+def script(
+    name: str, *arguments: str, cwd: Path = REPOSITORY, variables: Mapping[str, str] = {}
+) -> subprocess.CompletedProcess[str]:
+    """A script as somebody might start it, in an environment without SLURM."""
+    found = environment(DDP_VENV=sys.prefix, **variables)
+    command = ["bash", f"slurm/{name}", *arguments]
+    return subprocess.run(command, cwd=cwd, env=found, text=True, capture_output=True, timeout=60)
+
+
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("name", "arguments", "variables", "message"),
     [
-        ("smoke\nsmok --seed 1\n", ", line 2: unknown recipe"),
-        ("# nothing\n", "holds no training"),
-        ("smoke --help\n", "line 1: --help is no training"),
-        ("smoke --out 'a\n", ", line 1: No closing quotation"),
+        ("train.sh", (), {}, "this is a job script; submit it: sbatch slurm/train.sh"),
+        ("train.sh", (), {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2"}, "srun started 2 copies of this script"),
+        ("train.sh", ("--sweep", "x"), {"SLURM_JOB_ID": "7"}, "submit the sweep with bash slurm/sweep.sh"),
+        (
+            "train.sh",
+            (),
+            {"SLURM_JOB_ID": "7", "DDP_MAX_STALLED": "a[$(id)]"},
+            "DDP_MAX_STALLED must be a whole number",
+        ),
+        ("node.sh", (), {}, "submit that one: sbatch slurm/train.sh"),
+        ("node.sh", (), {"SLURM_JOB_ID": "7"}, "submit that one: sbatch slurm/train.sh"),
+        (
+            "sweep.sh",
+            ("smoke",),
+            {"SLURM_JOB_ID": "7"},
+            "leave job 7 and run it on the login node: bash slurm/sweep.sh",
+        ),
+        ("sweep.sh", ("smoke", "--list"), {}, "--list belongs to python -m ddp_trainer.sweep"),
+        ("sweep.sh", ("smok", "--", "--time=1"), {}, "unknown recipe 'smok'"),
+        ("sweep.sh", ("smoke", "--out"), {}, "expected one argument"),
     ],
 )
-def test_a_faulty_sweep_is_refused_before_it_is_submitted(
-    content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_script_that_is_started_wrongly_says_how_it_is_started(
+    name: str, arguments: tuple[str, ...], variables: dict[str, str], message: str
 ) -> None:
-    from slurm.sweep import main
-
-    (tmp_path / "settings.txt").write_text(content)
-    assert main(["check", str(tmp_path / "settings.txt")]) == 2
-    assert said in capsys.readouterr().err
-
-
-def test_damage_of_staged_data_is_told_of_the_original(tiny_dir: Path, tmp_path: Path) -> None:
-    data = Path(shutil.copytree(tiny_dir, tmp_path / "data"))
-    (data / "train.beton").write_bytes(b"")
-    with pytest.raises(InputError) as caught:
-        stage(data, tmp_path / "copy")
-    assert f"{data}/train.beton" in str(caught.value)
-    assert f"--out {data}" in str(caught.value)
-    assert str(tmp_path / "copy") not in str(caught.value)
+    done = script(name, *arguments, variables=variables)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
 
 
-def test_a_copy_that_a_disk_damaged_is_not_taken(
-    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["train.sh", "prep.sh", "sweep.sh", "node.sh"])
+def test_a_script_started_outside_the_repository_says_so(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["bash", REPOSITORY / "slurm" / name], cwd=tmp_path, text=True, capture_output=True, timeout=60
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+def checkout(folder: Path) -> Path:
+    ignored = shutil.ignore_patterns("cluster.env", "__pycache__")
+    shutil.copytree(REPOSITORY / "slurm", folder / "slurm", ignore=ignored)
+    return folder
+
+
+def test_windows_line_endings_in_the_settings_are_refused_with_their_fix(tmp_path: Path) -> None:
+    folder = checkout(tmp_path)
+    (folder / "slurm" / "cluster.env").write_bytes(b"export DDP_RUNS_DIR=/scratch/runs\r\n")
+    done = script("prep.sh", "--help", cwd=folder)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "Windows line endings" in line
+    subprocess.run(["bash", "-c", line.partition("fix: ")[2]], cwd=folder, check=True, timeout=60)
+    assert (folder / "slurm" / "cluster.env").read_bytes() == b"export DDP_RUNS_DIR=/scratch/runs\n"
+
+
+@pytest.mark.parametrize("content", [",BASH_VERSINFO[$(touch PWNED)0]", ",09", ",x", "", ",-1", ",1,2", ",99999999999"])
+def test_what_stands_in_the_file_of_attempts_is_not_evaluated(content: str, tmp_path: Path) -> None:
+    """Bash evaluates a variable in its arithmetic, and runs the commands in it."""
+    folder = checkout(tmp_path)
+    answers = {
+        "python": "printf '%s\\n' out data 1",
+        "scontrol": "echo here",
+        "squeue": "echo RUNNING",
+        "srun": "exit 1",
+        "accelerate": "",
+    }
+    (folder / "env" / "bin").mkdir(parents=True)
+    for name, line in answers.items():
+        (folder / "env" / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / "env" / "bin" / name).chmod(0o755)
+    (folder / "out").mkdir()
+    (folder / "out" / "attempts").write_text(f"{content}\n")
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "here"}
+    variables = environment(DDP_VENV="env", SLURM_RESTART_COUNT="1", **job)
+    done = subprocess.run(
+        ["bash", "slurm/train.sh"], cwd=folder, env=variables, text=True, capture_output=True, timeout=60
+    )
+    assert "error: the run failed" in done.stderr, done.stderr
+    assert not (folder / "PWNED").exists()
+    assert (folder / "out" / "attempts").read_text() == ",1\n", "an attempt that started where the last one did"
+
+
+def test_a_listed_run_reaches_the_trainer_word_by_word(
+    tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(shutil, "copyfile", lambda source, target: target.write_bytes(source.read_bytes()[:-1] + b" "))
-    with pytest.raises(InputError, match=rf"{tiny_dir} is whole, but its copy in {tmp_path}/copy .* DDP_STAGE_DIR"):
-        stage(tiny_dir, tmp_path / "copy")
+    """As slurm/train.sh reads a line."""
+    data = Path(shutil.copytree(tiny_dir, tmp_path / 'it\'s "odd" $(touch x) * \\ `y`'))
+    assert sweep.main(["smoke", "--seeds", "2", "--data-dir", str(data), "--out", str(tmp_path / "a b"), "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    read = subprocess.run(["xargs", "printf", "%s\\n"], input=lines[1], text=True, capture_output=True, timeout=60)
+    words = ["smoke", "--data-dir", str(data), "--seed", "1", "--out", str(tmp_path / "a b" / "seed=1")]
+    assert read.stdout.splitlines() == words
 
 
-def test_help_is_not_taken_for_what_the_job_is_told() -> None:
+@pytest.mark.parametrize("flag", ["--out", "--data-dir"])
+def test_a_name_with_a_line_break_is_refused_by_name(
+    flag: str, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The job script reads the answer line by line."""
+    monkeypatch.setenv("DDP_PROCESSES_PER_NODE", "1")
+    arguments = ["smoke", "--device", "cpu", "--data-dir", str(tiny_dir), flag, "two\nlines"]
+    assert preflight.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.err == f"error: {flag} must not have a line break, got 'two\\nlines'\n"
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two", "²", "1e3", ""])
+def test_an_impossible_number_of_processes_is_refused(
+    number: str, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DDP_PROCESSES_PER_NODE", number)
+    assert preflight.main(["smoke", "--device", "cpu", "--data-dir", str(tiny_dir)]) == 2
+    assert f"DDP_PROCESSES_PER_NODE must be a whole number from 1, got '{number}'" in capsys.readouterr().err
+
+
+def test_a_batch_that_the_nodes_cannot_share_is_refused(
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DDP_PROCESSES_PER_NODE", "3")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    before = dict(os.environ)
+    assert preflight.main(["smoke", "--device", "cpu", "--data-dir", str(tiny_dir)]) == 2
+    assert "--batch-size 32 is not divisible by 6 processes" in capsys.readouterr().err
+    assert dict(os.environ) == before
+
+
+def test_help_is_not_taken_for_an_answer_to_the_job() -> None:
     finished = run("slurm.preflight", "smoke", "--help")
     assert "--batch-size" in finished.stderr
     assert finished.stdout == ""

@@ -1,6 +1,6 @@
-"""What slurm/train.sh does around the training, on a real SLURM with declared GPUs and a pretended launcher.
+"""What slurm/train.sh does around a run, on a real SLURM with declared GPUs and a fake launcher.
 
-The launcher writes down how it was called and leaves the status.json that the test wants; so a job takes seconds.
+The launcher records how it was called and writes the status.json that the test needs, so a job takes seconds.
 """
 
 import os
@@ -30,7 +30,7 @@ if ((SLURM_NODEID == 0)); then
 fi
 exit "${EXIT_STATUS:-0}"
 """
-# The real Python, where torch sees as many GPUs as SLURM has given.
+# The real Python, but torch sees as many GPUs as SLURM has given.
 PYTHON = """#!/usr/bin/env bash
 [[ $* == "-m slurm.preflight "* ]] || exec REAL "$@"
 exec REAL -c 'import os, sys, torch
@@ -46,19 +46,19 @@ def cluster() -> Iterator[Cluster]:
 
 
 class Desk:
-    """From where jobs are submitted: the repository's scripts with a pretended environment beside them."""
+    """The folder that jobs are submitted from: the scripts of the repository and a fake environment."""
 
     def __init__(self, cluster: Cluster, folder: Path, data: Path) -> None:
         self.cluster, self.folder, self.records = cluster, folder, folder / "records"
         shutil.copytree(REPOSITORY / "slurm", folder / "slurm", ignore=shutil.ignore_patterns("cluster.env"))
         for name in ("ddp_trainer", "data_prep", "launch"):
             (folder / name).symlink_to(REPOSITORY / name)
-        for name in ("logs", "records", "pretended/bin"):
+        for name in ("logs", "records", "fake/bin"):
             (folder / name).mkdir(parents=True)
         for name, text in (("accelerate", LAUNCHER), ("python", PYTHON.replace("REAL", sys.executable))):
-            (folder / "pretended" / "bin" / name).write_text(text)
-            (folder / "pretended" / "bin" / name).chmod(0o755)
-        self.settings = {"DDP_VENV": "pretended", "DDP_DATA_DIR": str(data), "RECORDS": str(self.records)}
+            (folder / "fake" / "bin" / name).write_text(text)
+            (folder / "fake" / "bin" / name).chmod(0o755)
+        self.settings = {"DDP_VENV": "fake", "DDP_DATA_DIR": str(data), "RECORDS": str(self.records)}
 
     def submit(self, *flags: str, arguments: tuple[str, ...] = ("smoke",), **settings: str) -> Job:
         script = ("slurm/train.sh", *arguments)
@@ -67,7 +67,7 @@ class Desk:
         )
 
     def launched(self, job: Job, node: int = 0) -> list[str]:
-        """The GPUs that a node's launcher saw, and its arguments."""
+        """The GPUs that the launcher of a node saw, and its arguments."""
         return (self.records / f"{job.number}-{node}").read_text().split("\0")[:-1]
 
 
@@ -78,11 +78,11 @@ def desk(cluster: Cluster, tiny_dir: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def requeued(desk: Desk) -> dict[str, Job]:
-    """Jobs that come back, or might, started together, as they mostly wait."""
+    """Jobs that are requeued, or might be. They start together, because they mostly wait."""
     states, limit = "preempted preempted preempted done", "2"
     jobs = {
         "stands still": desk.submit(ENDS_AS=states, DDP_MAX_STALLED=limit),
-        "goes on": desk.submit(ENDS_AS=states, DDP_MAX_STALLED=limit, SAVES="yes"),
+        "makes progress": desk.submit(ENDS_AS=states, DDP_MAX_STALLED=limit, SAVES="yes"),
         "fails": desk.submit(ENDS_AS="failed", EXIT_STATUS="1"),
         "dies": desk.submit(ENDS_AS="running", EXIT_STATUS="137"),
         "starts": desk.submit(ENDS_AS="done", STARTS_FOR="300"),
@@ -104,9 +104,9 @@ def test_each_node_launches_a_process_for_each_gpu_with_the_arguments_whole(requ
     for node in (0, 1):
         gpus, command, *arguments = desk.launched(job, node)
         assert (len(set(gpus.split(","))), command) == (3, "launch")
-        parsed = launch_command_parser().parse_args(arguments)  # refuses a flag that is none
+        parsed = launch_command_parser().parse_args(arguments)  # refuses an unknown flag
         assert (parsed.num_machines, parsed.num_processes, parsed.machine_rank) == (2, 6, node)
-        assert (parsed.rdzv_backend, parsed.main_process_ip) == ("c10d", "127.0.0.1")
+        assert (parsed.rdzv_backend, parsed.main_process_ip) == ("static", "127.0.0.1")
         assert parsed.main_process_port == 10000 + int(job.number) % 20000
         assert parsed.training_script == "ddp_trainer.train"
         assert (desk.folder / parsed.config_file).is_file()
@@ -124,7 +124,7 @@ def test_one_gpu_is_one_plain_process(requeued: object, desk: Desk) -> None:
     assert command[6:8] == ["--out", f"runs/train-{job.number}"]
 
 
-# What is wrong -> flags of sbatch, arguments, settings, and the words that say so.
+# What is wrong: flags of sbatch, arguments, settings, and a part of the message.
 FAULTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, str], str]] = {
     "environment": ((), ("smoke",), {"DDP_VENV": "/nowhere"}, "run make setup"),
     "dataset": ((), ("smoke",), {"DDP_DATA_DIR": "/nowhere"}, "sbatch slurm/prep.sh"),
@@ -148,7 +148,7 @@ def faulty(requeued: object, desk: Desk) -> dict[str, Job]:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_told_in_one_line_before_anything_is_launched(
+def test_a_fault_is_reported_in_one_line_before_anything_is_launched(
     fault: str, faulty: dict[str, Job], desk: Desk
 ) -> None:
     job = faulty[fault]
@@ -165,58 +165,65 @@ def test_a_failed_run_is_not_requeued(requeued: dict[str, Job], name: str, state
     job = requeued[name]
     assert job.end() == "FAILED"
     assert job.restarts == 0
-    assert f"error: the training failed (state: {state}" in job.log
+    assert f"error: the run failed (state: {state}" in job.log
 
 
-def test_a_request_before_the_training_has_begun_ends_the_attempt(requeued: dict[str, Job]) -> None:
+def test_a_signal_before_the_first_step_ends_the_attempt(requeued: dict[str, Job]) -> None:
     job = requeued["starts"]
     assert job.end() == "COMPLETED", job.log
     assert job.restarts == 1
 
 
-def test_a_run_that_gets_nowhere_is_not_requeued_for_ever(requeued: dict[str, Job]) -> None:
+def test_a_run_without_progress_is_not_requeued_forever(requeued: dict[str, Job]) -> None:
     job = requeued["stands still"]
     assert job.end() == "FAILED"
     assert job.restarts == 1
     assert "error: 2 attempts in a row saved nothing new" in job.log
 
 
-def test_each_task_of_an_array_comes_back_by_itself(requeued: object, desk: Desk) -> None:
-    """Also the one whose number is that of the array, while the other is at work."""
+def test_each_task_of_an_array_is_requeued_by_itself(requeued: object, desk: Desk) -> None:
+    """The one too whose number is that of the array, while the other is running."""
     array = desk.submit("--array=1-2", ENDS_AS="preempted done", STARTS_FOR="3")
     tasks = [Job(desk.cluster, f"{array.number}_{task}") for task in (1, 2)]
     for task in tasks:
         wait_until(lambda task=task: task.restarts == 1 and task.state == "COMPLETED", lambda task=task: task.log)
 
 
-def test_a_task_of_a_sweep_takes_further_arguments(requeued: object, desk: Desk) -> None:
-    """With which it is gone on with by hand."""
-    sweep = desk.folder / "runs" / "sweep"
-    sweep.mkdir(parents=True)
-    (sweep / "settings.txt").write_text("smoke --seed 1\nsmoke --seed 2\n")
-    job = desk.submit("--array=2", arguments=("--sweep", "runs/sweep", "--resume"), ENDS_AS="done")
+def test_a_task_of_a_sweep_takes_its_line_and_further_arguments(requeued: object, desk: Desk) -> None:
+    (desk.folder / "runs.txt").write_text("smoke --seed 1 --out a\nsmoke --seed 2 --out 'runs/it'\"'\"'s $(odd) *'\n")
+    job = desk.submit("--array=2", arguments=("--sweep", "runs.txt", "--resume"), ENDS_AS="done")
     assert job.end() == "COMPLETED", job.log
-    assert desk.launched(job)[-5:] == ["--seed", "2", "--out", "runs/sweep/run-2", "--resume"]
+    assert desk.launched(job)[-5:] == ["--seed", "2", "--out", "runs/it's $(odd) *", "--resume"]
 
 
-def test_a_run_that_gets_on_is_requeued_until_it_is_done(requeued: dict[str, Job], desk: Desk) -> None:
-    job = requeued["goes on"]
+@pytest.mark.parametrize(("task", "file", "message"), [("3", "runs.txt", "has no line 3"), ("1", "no.txt", "no.txt")])
+def test_a_task_without_a_line_says_so(requeued: object, desk: Desk, task: str, file: str, message: str) -> None:
+    (desk.folder / "runs.txt").write_text("smoke\nsmoke\n")
+    job = desk.submit(f"--array={task}", arguments=("--sweep", file))
+    assert job.end() == "FAILED"
+    assert message in job.log
+    assert "error: " in job.log.splitlines()[-1]
+
+
+def test_a_run_with_progress_is_requeued_until_it_is_finished(requeued: dict[str, Job], desk: Desk) -> None:
+    job = requeued["makes progress"]
     assert job.end() == "COMPLETED", job.log
     assert job.restarts == 3
     assert desk.launched(job)[-1] == "--resume"
-    desk.cluster.call("scontrol", "requeue", job.number)  # as by a node that fails at the very end
+    desk.cluster.call("scontrol", "requeue", job.number)  # as if a node had failed at the very end
     wait_until(lambda: job.restarts == 4 and job.state == "COMPLETED", lambda: job.log)
-    assert job.log.count("is complete") == 1
+    assert job.log.count("is finished") == 1
 
 
 def test_nothing_is_left_of_a_cluster_whose_tests_were_killed(cluster: Cluster) -> None:
-    code = "import slurm_cluster as s\nfor cluster in s.running_cluster(): print(cluster.folder, flush=True); input()"
+    code = "from tests.support.slurm_cluster import running_cluster\n"
+    code += "for cluster in running_cluster(): print(cluster.folder, flush=True); input()"
     tests = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=REPOSITORY / "tests", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert tests.stdout is not None
     folder = tests.stdout.readline().strip()
-    assert folder, "the cluster did not start"
+    assert folder, "the cluster has not started"
     assert len(processes_with(f"SLURM_CONF={folder}")) >= 3
     os.kill(tests.pid, signal.SIGKILL)
     tests.communicate(timeout=30)

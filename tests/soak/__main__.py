@@ -13,10 +13,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.soak import damage, launchers, ranks, stops
+from tests.soak import damage, fuzz, launchers, ranks, stops
 from tests.soak.outcome import Outcome, table, write_outcomes
 
-PARTS = ("damage", "kills", "signals", "launchers", "ranks", "counts")
+PARTS = ("damage", "fuzz", "kills", "signals", "launchers", "ranks", "counts")
 PROCESSES = {"kills": (1, 2), "signals": (1, 2, 4)}  # of four, the order of summation is of interest
 
 
@@ -42,6 +42,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--signals", type=int, default=10, help="to one process, to one of two and to one of four")
     parser.add_argument("--launched", type=int, default=6, help="signals to real launchers")
     parser.add_argument("--damages", type=int, default=210, help="of the newest checkpoint, and as many of datasets")
+    parser.add_argument("--mutations", type=int, default=20_000, help="of a beton file")
     parser.add_argument("--ranks", type=int, default=2, help="times that one of two ranks dies, hangs and raises")
     parser.add_argument("--world-sizes", type=int, nargs="*", default=[1, 2, 3, 4, 7])
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
@@ -74,6 +75,8 @@ def run_part(part: str, data: Path, folder: Path, options: argparse.Namespace, r
             damage.damaged_checkpoints(scene.whole / "checkpoints", options.damages, rng),
             damage.damaged_datasets(data, options.damages, rng),
         ]
+    if part == "fuzz":
+        return [fuzz.fuzzed_betons(folder, options.mutations, options.seed)]
     if part in ("kills", "signals"):
         work = stops.killed_runs if part == "kills" else stops.signalled_runs
         times = getattr(options, part)

@@ -1,7 +1,7 @@
 """A real SLURM for tests: slurmctld, munged and a slurmd for each emulated node, all on this machine and in one folder.
 
-Needs the programs, and neither root nor namespaces: the nodes are called 127.0.0.1, 127.0.0.2, ..., so that their names
-are addresses at which they reach each other. slurm_keeper.py ends it all.
+It needs the programs of SLURM, but neither root nor namespaces: the nodes are called 127.0.0.1, 127.0.0.2, ..., so that
+their names are addresses at which they reach each other. slurm_keeper.py ends all of it.
 """
 
 import os
@@ -20,14 +20,14 @@ from typing import NoReturn
 import pytest
 
 from tests.support.processes import processes_with, read
+from tests.support.trainer import REPOSITORY, environment
 
-KEEPER = Path(__file__).with_name("slurm_keeper.py")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "squeue", "scancel", "srun")
 PATH = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin"
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
 NUM_NODES, NUM_GPUS = 5, 8
-# main: two nodes that nothing is preempted on. On the others a job in `urgent` drives those of lower tiers out:
-# in `graceful` they have a minute for it, in `abrupt` they are requeued at once and have KillWait to end.
+# main: two nodes without preemption. On the others, a job in `urgent` preempts those of lower tiers: in `graceful` they
+# get a minute, in `abrupt` they are requeued at once and get KillWait to end.
 PARTITIONS = """
 PartitionName=main Nodes=127.0.0.[1-2] Default=YES PriorityTier=1 PreemptMode=OFF
 PartitionName=graceful Nodes=127.0.0.[3-4] PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
@@ -81,7 +81,7 @@ NODE = (
 
 
 class ClusterError(Exception):
-    """The cluster does not start, or a job does not do what is waited for."""
+    """The cluster does not start, or a job does not reach the expected state."""
 
 
 def unavailable(reason: str) -> NoReturn:
@@ -109,7 +109,7 @@ class Job:
     @property
     def fields(self) -> dict[str, str]:
         shown = self.cluster.call("scontrol", "show", "job", self.number)
-        return dict(re.findall(r"(\w+)=(.*?)(?= \w+=| *$)", shown, flags=re.MULTILINE))  # a path may hold spaces
+        return dict(re.findall(r"(\w+)=(.*?)(?= \w+=| *$)", shown, flags=re.MULTILINE))  # a path may have spaces
 
     @property
     def state(self) -> str:
@@ -140,7 +140,7 @@ class Job:
         return self
 
     def end(self, seconds: float = 400) -> str:
-        """Waits for the job's end; its state then."""
+        """The state of the job after its end, which this waits for."""
         return self.wait_for(*ENDED, seconds=seconds).state
 
     def processes(self, *words: str) -> list[int]:
@@ -149,7 +149,7 @@ class Job:
 
     @property
     def workers(self) -> list[int]:
-        """The training processes proper, without their launchers."""
+        """The training processes, without their launchers."""
         found = self.processes("ddp_trainer.train")
         commands = {pid: read(pid, "cmdline") for pid in found}
         return [pid for pid in found if b"-m\0ddp_trainer.train\0" in commands[pid] and b"launch" not in commands[pid]]
@@ -162,13 +162,11 @@ class Cluster:
         self.folder, self.conf = folder, folder / "slurm.conf"
 
     def environment(self, **changes: str) -> dict[str, str]:
-        from conftest import environment
-
         kept = {name: value for name, value in environment().items() if not name.startswith(("SBATCH_", "DDP_"))}
         return {**kept, "PATH": PATH, "SLURM_CONF": str(self.conf), **changes}
 
     def call(self, *command: str | Path, cwd: Path | None = None, **environment: str) -> str:
-        """A client command's standard output. Raises ClusterError where it fails."""
+        """The standard output of a client command. Raises ClusterError if it fails."""
         command, variables = tuple(map(str, command)), self.environment(**environment)
         done = subprocess.run(command, cwd=cwd, env=variables, text=True, capture_output=True, timeout=60)
         if done.returncode:
@@ -182,7 +180,7 @@ class Cluster:
         folder, host, ports = self.folder, socket.gethostname().split(".")[0], free_ports(NUM_NODES + 1)
         for name in ("state", "log", "munge"):
             (folder / name).mkdir(mode=0o700)
-        folder.chmod(0o755)  # munged wants its socket reachable for all
+        folder.chmod(0o755)  # munged requires that everybody can reach its socket
         key = folder / "munge" / "key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(128))
@@ -193,7 +191,7 @@ class Cluster:
         for number, port in enumerate(ports[1:], 1):
             text += NODE.format(number=number, host=host, port=port, gpus=NUM_GPUS)
         self.conf.write_text(text + PARTITIONS)
-        for number in range(NUM_GPUS):  # a declared GPU: SLURM counts it, and hands out its number
+        for number in range(NUM_GPUS):  # a declared GPU: SLURM counts it, and assigns its number
             (folder / f"gpu{number}").symlink_to("/dev/null")
         gpus = f"NodeName=127.0.0.[1-{NUM_NODES}] Name=gpu File={folder}/gpu[0-{NUM_GPUS - 1}]\n"
         (folder / "gres.conf").write_text(gpus)
@@ -221,15 +219,13 @@ class Cluster:
 
 
 def running_cluster() -> Iterator[Cluster]:
-    """For a fixture: a cluster that is up, and of which nothing is left afterwards.
-
-    Skips where SLURM is not installed or does not start; in CI that is a failure.
-    """
+    """A running cluster, of which nothing is left afterwards. Without SLURM, the test is skipped; in CI it fails."""
     absent = [name for name in PROGRAMS if not shutil.which(name, path=PATH)]
     if absent:
         unavailable(f"no SLURM here: {', '.join(absent)} not found; `make test` installs it as root")
     folder = Path(tempfile.mkdtemp(prefix="slurm-tests-", dir="/tmp"))
-    keeper = subprocess.Popen([sys.executable, KEEPER, folder], stdin=subprocess.PIPE, start_new_session=True)
+    command = [sys.executable, "-m", "tests.support.slurm_keeper", str(folder)]
+    keeper = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, start_new_session=True)
     try:
         cluster = Cluster(folder)
         cluster.configure()
@@ -245,9 +241,7 @@ def running_cluster() -> Iterator[Cluster]:
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
         each.close()

@@ -1,6 +1,6 @@
-"""`python slurm_keeper.py FOLDER`: ends every process of a test cluster when standard input closes.
+"""`python -m tests.support.slurm_keeper FOLDER` ends every process of a test cluster when its standard input closes.
 
-So nothing of it outlives the tests, however they end, by SIGKILL too.
+So nothing of the cluster outlives the tests, however they end, even by SIGKILL.
 """
 
 import os
@@ -14,7 +14,7 @@ from tests.support.processes import processes_with
 
 
 def keep(folder: Path) -> int:
-    """Waits; then kills the cluster's daemons and jobs, and removes `folder`. The number of processes that are left."""
+    """Waits, kills the daemons and jobs of the cluster, and removes `folder`. Returns the number of processes left."""
     sys.stdin.read()
     deadline = time.monotonic() + 30
     while (alive := processes_with(f"SLURM_CONF={folder}/slurm.conf")) and time.monotonic() < deadline:

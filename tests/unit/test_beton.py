@@ -1,6 +1,7 @@
 """Beton files: what FFCV reads back, what the check refuses, and a writer that cannot hang."""
 
 import filecmp
+import itertools
 import os
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import beton
-from data_prep.beton import ALLOCATION, FIELD, HEADER, SAMPLE, check_beton, read_labels, write_betons
+from data_prep import beton_writer
+from data_prep.beton import ALLOCATION, FIELD, HEADER, SAMPLE, check_beton, read_labels
+from data_prep.beton_writer import write_betons
 from data_prep.errors import InputError
 from data_prep.sources import Split
 from data_prep.sources.synthetic import draw_synthetic
@@ -39,7 +41,7 @@ def whole(split: Split, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def edit(part: str, dtype: np.dtype, offset: int, row: int, value: int) -> Callable[[bytearray], None]:
-    """A damage: one number in a table of the file replaced."""
+    """A damage that replaces one number in a table of the file."""
 
     def harm(content: bytearray) -> None:
         place = len(content) + offset if offset < 0 else offset
@@ -54,6 +56,13 @@ def edit(part: str, dtype: np.dtype, offset: int, row: int, value: int) -> Calla
 
 def keep(share: float) -> Callable[[bytearray], None]:
     return lambda content: content.__delitem__(slice(int(len(content) * share), None))
+
+
+def place_all_at(content: bytearray, address: int, step: int = 0) -> None:
+    """Moves all images, in the samples and in the table alike."""
+    addresses = address + step * np.arange(60, dtype=np.uint64)
+    np.frombuffer(content, SAMPLE, 60, SAMPLES_AT)["image"]["ptr"][:] = addresses
+    np.frombuffer(content, ALLOCATION, 60, len(content) + TABLE_AT)["ptr"][:] = addresses
 
 
 TABLE_AT = -60 * ALLOCATION.itemsize
@@ -76,6 +85,15 @@ DAMAGES: dict[str, Callable[[bytearray], None]] = {
     "a label below zero": edit("label", SAMPLE, SAMPLES_AT, 7, -1),
     "out of order": edit("index", SAMPLE, SAMPLES_AT, 7, 8),
     "an allocation too large": edit("size", ALLOCATION, TABLE_AT, 7, 3072 * 500),
+    "another sample in the table": edit("sample_id", ALLOCATION, TABLE_AT, 7, 8),
+    "another page size": edit("page_size", HEADER, 0, 0, 2**22),
+    "an argument of a field": edit("arguments", FIELD, HEADER.itemsize, 1, 1),
+    "padding of a field": lambda content: content.__setitem__(HEADER.itemsize + FIELD.itemsize - 1, 1),
+    "padding of a sample": lambda content: content.__setitem__(SAMPLES_AT + 13, 1),
+    "data before the first image": lambda content: content.__setitem__(2**23 - 1, 1),
+    "data after the last image": lambda content: content.__setitem__(2**23 + 60 * 3072, 1),
+    "overlapping images": lambda content: place_all_at(content, 2**23),
+    "moved images": lambda content: place_all_at(content, 2**23 + 1, step=3072),
 }
 
 
@@ -91,7 +109,31 @@ def test_a_damaged_file_is_refused_in_one_line(whole: bytes, tmp_path: Path, dam
         check_beton(path, **NUMBERS)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
-    assert "write the data anew" in str(caught.value)
+    assert "prepare the data again" in str(caught.value)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3)))[1:])
+def test_fields_in_another_order_are_refused(whole: bytes, tmp_path: Path, order: tuple[int, ...]) -> None:
+    """FFCV lays out its samples in the order of the file, and would follow addresses made of labels."""
+    content = bytearray(whole)
+    fields = np.frombuffer(content, FIELD, 3, HEADER.itemsize)
+    fields[:] = fields[list(order)]
+    (tmp_path / "train.beton").write_bytes(content)
+    with pytest.raises(InputError, match="description of the fields"):
+        check_beton(tmp_path / "train.beton", **NUMBERS)
+
+
+def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "train.beton")
+    with pytest.raises(InputError, match="not a regular file"):
+        check_beton(tmp_path / "train.beton", **NUMBERS)
+
+
+def test_images_that_fill_several_pages_pass_the_check(tmp_path: Path) -> None:
+    """Pages of 8 MB, each of which has room at its end that holds no whole image."""
+    images = np.random.default_rng(0).integers(0, 256, (7, 1000, 1000, 3), dtype=np.uint8)
+    write_betons(tmp_path, {"train": Split(images, np.zeros(7, np.int64))})
+    check_beton(tmp_path / "train.beton", count=7, image_size=1000, num_classes=1)
 
 
 def test_labels_are_read_without_ffcv(whole: bytes, split: Split, tmp_path: Path) -> None:
@@ -117,7 +159,7 @@ def test_our_types_are_those_of_ffcv() -> None:
         Split(np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 1, 2, -1])),
     ],
 )
-def test_what_the_writer_would_choke_on_is_refused_first(bad: Split, tmp_path: Path) -> None:
+def test_arrays_that_ffcv_cannot_write_are_refused_first(bad: Split, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"images|labels"):
         write_betons(tmp_path, {"train": bad})
     assert list(tmp_path.iterdir()) == []
@@ -128,17 +170,17 @@ def shared_memory() -> set[str]:
 
 
 def test_a_writer_that_fails_ends_and_leaves_nothing(tmp_path: Path) -> None:
-    """Images of a page and more: FFCV's worker raises, and its parent would wait for ever."""
+    """Images larger than a page: FFCV's worker raises, and its parent would wait forever."""
     before = shared_memory()
     huge = Split(np.zeros((2, 2000, 4000, 3), np.uint8), np.zeros(2, np.int64))
     with pytest.raises(RuntimeError, match=r"FFCV's writer failed: .*Tried allocating"):
         write_betons(tmp_path, {"train": huge})
-    left = shared_memory() - before  # also of others, who go on
+    left = shared_memory() - before  # other tests may be writing too
     wait_until(lambda: left.isdisjoint(shared_memory()))
 
 
-def test_a_writer_that_stalls_is_ended(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(beton, "STALL_SECONDS", 0.5)  # less than importing FFCV takes
+def test_a_writer_that_stalls_is_killed(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beton_writer, "STALL_SECONDS", 0.5)  # importing FFCV takes longer
     with pytest.raises(RuntimeError, match="no progress"):
         write_betons(tmp_path, {"train": split})
     wait_until(lambda: not writers_for(tmp_path))
@@ -147,14 +189,14 @@ def test_a_writer_that_stalls_is_ended(split: Split, tmp_path: Path, monkeypatch
 SLOW_PARENT = """
 import sys, numpy as np
 from pathlib import Path
-from data_prep.beton import write_betons
+from data_prep.beton_writer import write_betons
 from data_prep.sources import Split
 split = Split(np.zeros((20_000, 32, 32, 3), np.uint8), np.zeros(20_000, np.int64))
 write_betons(Path(sys.argv[1]), {"train": split}, progress=lambda *_: print("writing", flush=True))
 """
 
 
-def test_a_killed_parent_takes_its_writer_along(tmp_path: Path) -> None:
+def test_the_writer_dies_with_its_parent(tmp_path: Path) -> None:
     before = shared_memory()
     parent = subprocess.Popen(
         [sys.executable, "-c", SLOW_PARENT, str(tmp_path)],
@@ -179,7 +221,7 @@ def writers_for(folder: Path) -> list[str]:
             words = path.read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        if "data_prep.beton_writer" in words and str(folder) in words:
+        if "data_prep.ffcv_writer" in words and str(folder) in words:
             found.append(path.parent.name)
     return found
 

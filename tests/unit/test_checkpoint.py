@@ -15,6 +15,7 @@ from ddp_trainer.run.checkpoint import (
     MANIFEST,
     STATE,
     CheckpointError,
+    OtherRelease,
     clean_up,
     list_checkpoints,
     newest_good_checkpoint,
@@ -87,9 +88,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     assert "step-00000002" in capsys.readouterr().err
 
 
-def test_a_checkpoint_under_another_name_or_without_its_parts_is_damaged(tmp_path: Path) -> None:
+def test_a_checkpoint_under_another_name_is_damaged_but_not_one_without_a_part(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "step-00000001", state(1), step=1)
-    with pytest.raises(CheckpointError, match="lacks optimizer"):
+    with pytest.raises(OtherRelease, match="has no optimizer"):
         read_checkpoint(tmp_path / "step-00000001", {"step", "optimizer"})
     (tmp_path / "step-00000001").rename(tmp_path / "step-00000002")
     with pytest.raises(CheckpointError, match="do not match"):

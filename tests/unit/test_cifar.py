@@ -1,7 +1,8 @@
-"""CIFAR's files: nothing is unpickled that is not genuine, and a missing network is one clear line."""
+"""CIFAR's files: only genuine ones are read, without writing anything; a missing network is one clear line."""
 
 import hashlib
 import io
+import os
 import pickle
 import tarfile
 import time
@@ -16,11 +17,11 @@ import pytest
 from torchvision import datasets
 
 from data_prep.errors import InputError
-from data_prep.sources.cifar import load_cifar
+from data_prep.sources.cifar import SHA256, load_cifar
 
 
 class Trap:
-    """Unpickled, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -54,12 +55,12 @@ def fails(root: Path) -> str:
 
 
 def make_files() -> dict[str, bytes]:
-    """CIFAR-10 in small: its files, with 4 images in each batch."""
+    """A small CIFAR-10: the same files, with 4 images in each batch."""
     batches = [name for name, _ in (*datasets.CIFAR10.train_list, *datasets.CIFAR10.test_list)]
     files = {}
     for number, name in enumerate(batches):
         data = np.full((4, 3072), number, dtype=np.uint8)
-        data[:, :1024] = 200  # CIFAR stores one colour after the other: red first
+        data[:, :1024] = 200  # CIFAR stores one color plane after the other, red first
         files[name] = pickle.dumps({"data": data, "labels": [number, 7, 8, 9]})
     return {**files, "batches.meta": pickle.dumps({"label_names": [f"class {number}" for number in range(10)]})}
 
@@ -80,7 +81,7 @@ def md5(content: bytes) -> str:
 
 @pytest.fixture
 def archive(monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """A small archive that passes for the genuine one."""
+    """A small archive with checksums that pass for the genuine ones."""
     files, kind = make_files(), datasets.CIFAR10
     content = pack(files)
     monkeypatch.setattr(kind, "train_list", [[name, md5(files[name])] for name, _ in kind.train_list])
@@ -96,7 +97,7 @@ def left_in(root: Path) -> set[str]:
 
 @pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
 def test_a_false_extracted_file_is_not_unpickled(name: str, tmp_path: Path, archive: bytes) -> None:
-    """Though all the others are genuine."""
+    """Even if all the others are genuine."""
     folder, marker = tmp_path / "cifar-10-batches-py", tmp_path / "marker"
     folder.mkdir()
     for file, content in make_files().items():
@@ -106,7 +107,7 @@ def test_a_false_extracted_file_is_not_unpickled(name: str, tmp_path: Path, arch
     assert not marker.exists()
 
 
-def test_the_trap_would_have_sprung(tmp_path: Path) -> None:
+def test_the_trap_works(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Trap(tmp_path / "marker")))
     assert (tmp_path / "marker").exists()
 
@@ -116,7 +117,7 @@ def test_a_false_archive_is_not_opened(tmp_path: Path) -> None:
     path = tmp_path / "cifar-10-python.tar.gz"
     path.write_bytes(pack(dict.fromkeys(make_files(), pickle.dumps(Trap(marker)))))
     assert str(path) in fails(tmp_path)
-    assert left_in(tmp_path) == {path.name}  # no marker, nothing extracted, and the user's file is not deleted
+    assert left_in(tmp_path) == {path.name}  # no marker, nothing extracted, and the file is still there
 
 
 @pytest.mark.parametrize(("source", "file"), [("cifar10", "cifar-10-python"), ("cifar100", "cifar-100-python")])
@@ -133,7 +134,7 @@ def test_without_network_one_line_says_what_to_fetch(source: Any, file: str, tmp
     assert time.perf_counter() - start < 10
 
 
-def test_an_archive_put_there_by_hand_is_loaded(tmp_path: Path, archive: bytes) -> None:
+def test_an_archive_that_was_copied_there_is_loaded(tmp_path: Path, archive: bytes) -> None:
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)
     found = load_cifar("cifar10", tmp_path)
     assert found.classes == tuple(f"class {number}" for number in range(10))
@@ -144,27 +145,57 @@ def test_an_archive_put_there_by_hand_is_loaded(tmp_path: Path, archive: bytes) 
     assert found.test.labels.tolist() == [5, 7, 8, 9]
 
 
-def test_what_was_downloaded_serves_the_next_time(
-    tmp_path: Path, archive: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_downloaded_archive_is_used_again(tmp_path: Path, archive: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
     with monkeypatch.context() as online:
         online.setattr(urllib.request, "urlopen", lambda url, **options: Response(archive))
         first = load_cifar("cifar10", tmp_path, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (len(archive), len(archive))
-    assert left_in(tmp_path) == {"cifar-10-python.tar.gz", "cifar-10-batches-py"}
+    assert left_in(tmp_path) == {"cifar-10-python.tar.gz"}
     assert np.array_equal(load_cifar("cifar10", tmp_path).train.images, first.train.images)  # offline
-    (tmp_path / "cifar-10-batches-py" / "test_batch").unlink()
-    assert np.array_equal(load_cifar("cifar10", tmp_path).test.images, first.test.images)  # from the archive
+
+
+@pytest.mark.parametrize("root", ["raw", "raw/cifar-10-batches-py", "media/cifar-10-python.tar.gz", "media"])
+def test_extracted_files_and_archives_are_found_and_nothing_is_written(
+    root: str, tmp_path: Path, archive: bytes
+) -> None:
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "cifar-10-python.tar.gz").write_bytes(archive)
+    (tmp_path / "raw" / "cifar-10-batches-py").mkdir(parents=True)
+    for name, content in make_files().items():
+        (tmp_path / "raw" / "cifar-10-batches-py" / name).write_bytes(content)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert load_cifar("cifar10", tmp_path / root).test.labels.tolist() == [5, 7, 8, 9]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_the_real_archives_must_have_their_sha256() -> None:
+    assert {datasets.CIFAR10.tgz_md5, datasets.CIFAR100.tgz_md5} == set(SHA256)
+
+
+def test_a_pickle_in_a_genuine_archive_still_runs_nothing(
+    tmp_path: Path, archive: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker, files = tmp_path / "marker", make_files()
+    content = pack({**files, "test_batch": pickle.dumps({"data": Trap(marker), "labels": [1]})})
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(content))
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(content)
+    assert "not part of an array" in fails(tmp_path)
+    assert not marker.exists()
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "cifar-10-python.tar.gz")
+    assert "not a regular file" in fails(tmp_path)
 
 
 @pytest.mark.parametrize("part", [0, 100, 10_000])
-def test_a_download_that_breaks_off_leaves_nothing(
+def test_an_incomplete_download_leaves_nothing(
     part: int, tmp_path: Path, archive: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = archive[: min(part, len(archive) - 1)]
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, **options: Response(sent))
-    assert "dropped" in fails(tmp_path)
+    assert "incomplete or not genuine" in fails(tmp_path)
     assert left_in(tmp_path) == set()
 
 
@@ -179,6 +210,6 @@ def test_an_interrupted_download_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     assert left_in(tmp_path) == set()
 
 
-def test_a_root_that_is_a_file_is_named(tmp_path: Path) -> None:
+def test_a_root_that_is_another_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "raw").write_text("")
-    assert f"--root {tmp_path}/raw" in fails(tmp_path / "raw")
+    assert f"{tmp_path}/raw is incomplete or not genuine" in fails(tmp_path / "raw")

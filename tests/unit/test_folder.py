@@ -1,4 +1,4 @@
-"""Folders of real image files, of every kind that people have, become the pixels one expects, or one clear line."""
+"""Folders of real image files: all of them are read, or one clear line says what was not and why."""
 
 import os
 import time
@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from data_prep.errors import InputError
-from data_prep.sources.folder import load_folder, read_image
+from data_prep.sources import folder
+from data_prep.sources.folder import UnreadableImagesError, load_folder
+from data_prep.sources.picture import read_image
 
-RED, WHITE = (255, 0, 0), (255, 255, 255)
+WHITE = (255, 255, 255)
 
 
 def save(path: Path, image: Image.Image, **options: Any) -> Path:
@@ -32,8 +34,8 @@ def photos(tmp_path: Path) -> Path:
     for split, count in (("train", 6), ("test", 2)):
         for label, kind in enumerate(("cat", "dog")):
             for number in range(count):
-                colour = (100 * label + 10 * number, 0, 0)
-                save(tmp_path / split / kind / f"{number}.png", Image.new("RGB", (8, 8), colour))
+                color = (100 * label + 10 * number, count, 0)
+                save(tmp_path / split / kind / f"{number}.png", Image.new("RGB", (8, 8), color))
     return tmp_path
 
 
@@ -45,81 +47,6 @@ def fails(root: Path, **options: Any) -> str:
     return str(caught.value)
 
 
-def test_a_png_of_the_right_size_is_kept_bit_for_bit(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    assert np.array_equal(read_image(save(tmp_path / "a.png", Image.fromarray(pixels)), 32), pixels)
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
-def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
-    """Left black, right white, whatever the file calls it."""
-    halves = np.zeros((32, 32), dtype=np.uint8)
-    halves[:, 16:] = 255
-    if mode == "I;16":
-        image = Image.fromarray(halves.astype(np.uint16) * 257)
-    else:
-        image = Image.fromarray(halves).convert("RGB").convert(mode)
-    found = read_image(save(tmp_path / ("a.jpg" if mode in ("CMYK", "YCbCr") else "a.png"), image), 32)
-    assert (found.shape, found.dtype) == ((32, 32, 3), np.uint8)
-    assert np.abs(found.astype(int) - halves[..., None]).max() <= 3
-
-
-def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
-    deep = (gradient(32).astype(np.uint16)) * 257
-    found = read_image(save(tmp_path / "a.png", Image.fromarray(deep)), 32)
-    assert np.array_equal(found[..., 1], gradient(32))
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
-def test_transparent_pixels_lie_over_white(mode: str, tmp_path: Path) -> None:
-    clear = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
-    if mode in ("P", "RGB"):  # one colour stands for transparent
-        transparency = 0 if mode == "P" else (0, 0, 0)
-        path = save(tmp_path / "a.png", Image.new(mode, (32, 32), 0), transparency=transparency)
-    else:
-        path = save(tmp_path / "a.png", clear.convert(mode))
-    assert (read_image(path, 32) == 255).all()
-
-
-def test_half_transparent_red_becomes_pink(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.png", Image.new("RGBA", (32, 32), (255, 0, 0, 128)))
-    assert np.abs(read_image(path, 32)[0, 0].astype(int) - (255, 127, 127)).max() <= 1
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_exif_orientation_is_applied(suffix: str, tmp_path: Path) -> None:
-    """Orientation 6: the camera was turned, the left of the stored pixels is the top of the picture."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    stored = Image.fromarray(gradient(32)).convert("RGB")
-    found = read_image(save(tmp_path / f"a.{suffix}", stored, exif=exif), 32)[..., 0].astype(int)
-    assert found[0].max() < 16
-    assert found[-1].min() > 239
-
-
-@pytest.mark.parametrize("shape", [(32, 96), (96, 32)])
-def test_the_central_square_is_taken(shape: tuple[int, int], tmp_path: Path) -> None:
-    pixels = np.zeros((*shape, 3), dtype=np.uint8)
-    centre = tuple(slice((side - 32) // 2, (side + 32) // 2) for side in shape)
-    pixels[centre] = RED
-    assert (read_image(save(tmp_path / "a.png", Image.fromarray(pixels)), 32) == RED).all()
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_shrinking_is_antialiased(suffix: str, tmp_path: Path) -> None:
-    """A fine checkerboard becomes grey; picking single pixels would leave black and white."""
-    board = (np.indices((512, 512)).sum(axis=0) % 2 * 255).astype(np.uint8)
-    found = read_image(save(tmp_path / f"a.{suffix}", Image.fromarray(board)), 32)
-    assert np.abs(found.astype(int) - 127).max() <= 8
-
-
-@pytest.mark.parametrize("side", [1, 5, 33, 500])
-def test_any_size_is_brought_to_the_one_asked_for(side: int, tmp_path: Path) -> None:
-    found = read_image(save(tmp_path / "a.jpeg", Image.new("RGB", (side, side), RED)), 24)
-    assert found.shape == (24, 24, 3)
-    assert np.abs(found.astype(int) - RED).max() <= 3
-
-
 def test_images_and_labels_belong_together_and_classes_mix(photos: Path) -> None:
     found = load_folder(photos, size=8)
     assert (found.source, found.classes) == ("folder", ("cat", "dog"))
@@ -127,7 +54,7 @@ def test_images_and_labels_belong_together_and_classes_mix(photos: Path) -> None
     assert found.train.labels.dtype == np.int64
     assert np.array_equal(found.train.images[:, 0, 0, 0] >= 100, found.train.labels == 1)
     assert sorted(found.train.images[:, 0, 0, 0]) == [*range(0, 60, 10), *range(100, 160, 10)]
-    assert sorted(set(found.train.labels[:5])) == [0, 1]  # not one class after the other
+    assert sorted(set(found.train.labels[:5])) == [0, 1]  # the classes are mixed
 
 
 def test_the_order_depends_on_names_alone(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -139,20 +66,66 @@ def test_the_order_depends_on_names_alone(photos: Path, tmp_path_factory: pytest
     assert np.array_equal(first.test.labels, second.test.labels)
 
 
-def test_val_stands_for_test(photos: Path) -> None:
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_other_common_names_of_the_test_split_are_accepted(name: str, photos: Path) -> None:
     before = load_folder(photos, size=8)
+    (photos / "test").rename(photos / name)
+    after = load_folder(photos, size=8)
+    assert np.array_equal(after.test.images, before.test.images)
+    assert f"test split: {photos / name}" in after.notes
+
+
+def test_a_test_folder_without_classes_is_passed_over_for_val(photos: Path) -> None:
     (photos / "test").rename(photos / "val")
-    assert np.array_equal(load_folder(photos, size=8).test.images, before.test.images)
+    (photos / "test").mkdir()
+    save(photos / "test" / "0.png", Image.new("RGB", (8, 8)))
+    assert any(f"passed over: {photos}/test" in note for note in load_folder(photos, size=8).notes)
 
 
-def test_hidden_and_foreign_files_are_passed_over_and_suffixes_may_shout(photos: Path) -> None:
+def test_what_is_not_an_image_is_counted(photos: Path) -> None:
     (photos / "train" / ".cache").mkdir()
-    for name in (".DS_Store", "._0.png", "Thumbs.db", "notes.txt"):
+    (photos / "train" / "README.md").write_text("about")
+    for name in (".DS_Store", "._0.png", "Thumbs.db", "notes.txt", "more.txt"):
         (photos / "train" / "cat" / name).write_bytes(b"no image")
-    save(photos / "train" / "cat" / "LOUD.JPG", Image.new("RGB", (8, 8), WHITE))
     found = load_folder(photos, size=8)
-    assert found.classes == ("cat", "dog")
-    assert len(found.train.labels) == 13
+    assert (found.classes, len(found.train.labels)) == (("cat", "dog"), 12)
+    (line,) = found.notes
+    assert line.startswith(f"passed over in {photos}/train: 4 files that are not images (.txt 2, ")
+    assert ".md 1" in line
+    assert ".db 1" in line
+    assert line.endswith("3 hidden")
+
+
+def test_kinds_are_told_by_content_and_subfolders_are_read(photos: Path) -> None:
+    cat = photos / "train" / "cat"
+    names = {"a.webp": "WEBP", "b.bmp": "BMP", "c.tif": "TIFF", "d.gif": "GIF", "e.jfif": "JPEG", "f.jpg?w=1": "JPEG"}
+    for number, (name, kind) in enumerate({**names, "g": "JPEG", "LOUD.JPG": "JPEG", "h.png": "JPEG"}.items()):
+        save(cat / name, Image.new("RGB", (8, 8), (number, 9, 9)), format=kind)
+    save(cat / "2024" / "may" / "0.png", Image.new("RGB", (8, 8), (50, 50, 50)))
+    (cat / "linked").symlink_to(save(photos / "elsewhere" / "0.png", Image.new("RGB", (8, 8), WHITE)).parent)
+    found = load_folder(photos, size=8)
+    assert len(found.train.labels) == 12 + 9 + 2
+    assert found.notes == ()
+
+
+def test_a_dead_link_is_named(photos: Path) -> None:
+    (photos / "train" / "bird").symlink_to("/nowhere/bird")
+    assert f"{photos}/train/bird is a link to something that is not there" in fails(photos)
+
+
+def test_a_link_back_to_a_folder_above_is_named(photos: Path) -> None:
+    (photos / "train" / "cat" / "again").symlink_to(photos / "train" / "cat")
+    assert f"{photos}/train/cat/again: this link leads back" in fails(photos)
+    (photos / "train" / "cat" / "again").unlink()
+    (photos / "train" / "cat" / "loop").symlink_to("loop")
+    assert f"{photos}/train/cat/loop" in fails(photos)
+
+
+def test_a_pipe_is_refused_at_once(photos: Path) -> None:
+    os.mkfifo(photos / "train" / "cat" / "x.jpg")
+    assert f"{photos}/train/cat/x.jpg is not a regular file" in fails(photos)
+    with pytest.raises(OSError, match="not a regular file"):
+        read_image(photos / "train" / "cat" / "x.jpg", 8)
 
 
 def test_progress_ends_at_the_number_of_images(photos: Path) -> None:
@@ -161,24 +134,42 @@ def test_progress_ends_at_the_number_of_images(photos: Path) -> None:
     assert seen[-1] == (16, 16)
 
 
-def test_damaged_files_are_named(photos: Path) -> None:
+def spoil(photos: Path) -> None:
+    """Eight damaged files: cut, empty, or only a signature."""
     good = save(photos / "a.jpg", Image.fromarray(gradient(64))).read_bytes()
     (photos / "train" / "cat" / "cut.jpg").write_bytes(good[: len(good) // 2])
-    (photos / "train" / "dog" / "empty.png").write_bytes(b"")
-    line = fails(photos)
-    assert "2 image files cannot be read" in line
-    assert f"{photos}/train/cat/cut.jpg" in line
-    assert f"{photos}/train/dog/empty.png" in line
-
-
-def test_of_many_damaged_files_five_are_named(photos: Path) -> None:
-    for number in range(100, 108):
+    (photos / "test" / "dog" / "two  spaces\n.png").write_bytes(b"")
+    for number in range(100, 106):
         (photos / "train" / "cat" / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing more")
-    line = fails(photos)
-    assert "8 image files" in line
-    assert "104.png" in line
-    assert "105.png" not in line
-    assert "and 3 more" in line
+
+
+def test_all_damaged_files_are_found_in_one_reading(photos: Path) -> None:
+    spoil(photos)
+    with pytest.raises(UnreadableImagesError, match=r"8 image files cannot be read.* and 3 more; ") as caught:
+        load_folder(photos)
+    problems = sorted(caught.value.problems)
+    assert len(problems) == 8
+    assert f"$'{photos}/test/dog/two  spaces\\x0a.png' (the file is empty)" in problems
+    assert any(f"{photos}/train/cat/cut.jpg" in line for line in problems)
+
+
+def test_damaged_files_can_be_skipped_and_are_recorded(photos: Path) -> None:
+    before = load_folder(photos, size=8)
+    spoil(photos)
+    found = load_folder(photos, size=8, skip_unreadable=True)
+    assert (len(found.train.labels), len(found.test.labels)) == (12, 4)
+    assert sorted(map(bytes, found.train.images)) == sorted(map(bytes, before.train.images))
+    assert np.array_equal(found.train.images[:, 0, 0, 0] >= 100, found.train.labels == 1)
+    assert sorted(found.skipped)[0] == "test/dog/two  spaces\\n.png"
+    assert len(found.skipped) == 8
+    assert found.notes == ("skipped 8 unreadable image files; dataset.json lists them",)
+
+
+def test_a_class_that_loses_all_its_images_is_named(photos: Path) -> None:
+    for path in (photos / "test" / "cat").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="test/cat: no image in it can be read"):
+        load_folder(photos, size=8, skip_unreadable=True)
 
 
 def test_a_png_with_one_wrong_byte_is_damaged(photos: Path) -> None:
@@ -193,7 +184,7 @@ def test_a_png_with_one_wrong_byte_is_damaged(photos: Path) -> None:
 def test_a_missing_root_or_split_is_named(photos: Path) -> None:
     assert str(photos / "absent") in fails(photos / "absent")
     (photos / "test").rename(photos / "tests")
-    assert "test (or val)" in fails(photos)
+    assert "test (or val, valid, validation)" in fails(photos)
     (photos / "train").rename(photos / "training")
     assert "train" in fails(photos)
 
@@ -205,7 +196,21 @@ def test_classes_that_differ_are_named(photos: Path) -> None:
     assert f"hound only in {photos}/test" in line
 
 
-def test_a_class_that_no_page_can_name_is_refused(photos: Path) -> None:
+@pytest.mark.parametrize("other", ["Dog", "dog ", " dog", "\uff44og"])
+def test_class_names_that_look_alike_are_shown_with_the_difference(other: str, photos: Path) -> None:
+    (photos / "test" / "dog").rename(photos / "test" / other)
+    assert f"'dog' and {other!a} look alike" in fails(photos)
+
+
+def test_the_unicode_form_of_a_class_name_does_not_matter(photos: Path) -> None:
+    (photos / "train" / "cat").rename(photos / "train" / "caf\xe9")
+    (photos / "test" / "cat").rename(photos / "test" / "cafe\u0301")
+    assert load_folder(photos, size=8).classes == ("caf\xe9", "dog")
+    (photos / "train" / "cafe\u0301").mkdir()
+    assert r"'cafe\u0301' and 'caf\xe9' look alike" in fails(photos)
+
+
+def test_a_class_name_that_is_not_utf_8_is_refused(photos: Path) -> None:
     for split in ("train", "test"):
         (photos / split / "dog").rename(photos / split / os.fsdecode(b"d\xf6g"))
     assert "'d\\udcf6g' is not UTF-8" in fails(photos)
@@ -215,16 +220,39 @@ def test_an_empty_class_or_split_is_named(photos: Path) -> None:
     (photos / "train" / "ant").mkdir()
     (photos / "test" / "ant").mkdir()
     assert f"{photos}/train/ant" in fails(photos)
-    (photos / "val").mkdir()
     for split in ("train", "test"):
         (photos / split).rename(photos / f"old-{split}")
         (photos / split).mkdir()
     assert f"{photos}/train" in fails(photos)
 
 
+def test_a_single_class_is_refused(photos: Path) -> None:
+    for split in ("train", "test"):
+        (photos / split / "dog").rename(photos / f"{split} dogs")
+    assert "one class" in fails(photos)
+
+
+def test_duplicates_are_counted(photos: Path) -> None:
+    for name in ("train/cat/twin.png", "train/dog/twin.png", "test/dog/twin.png"):
+        save(photos / name, Image.new("RGB", (8, 8), WHITE))
+    assert load_folder(photos, size=8).notes == (
+        "warning: 1 images are in both train and test, so the test accuracy is too high",
+        "warning: 1 images are in more than one class",
+    )
+
+
 @pytest.mark.parametrize("size", [0, -1, 7, 100_000])
-def test_an_absurd_size_is_refused(size: int, photos: Path) -> None:
-    assert f"--size {size}" in fails(photos, size=size)
+def test_a_size_out_of_range_is_refused(size: int, photos: Path) -> None:
+    assert f"--size must be 8 to 1024, got {size}" in fails(photos, size=size)
+
+
+def test_what_the_machine_lacks_is_not_blamed_on_the_files(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lack(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(folder, "read_picture", lack)
+    with pytest.raises(MemoryError):
+        load_folder(photos, size=8, skip_unreadable=True)
 
 
 def test_five_thousand_real_images_take_seconds(jpeg_cifar_dir: Path, tmp_path: Path) -> None:

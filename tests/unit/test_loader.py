@@ -1,4 +1,4 @@
-"""The loader delivers exactly what is asked for, in both modes, and FFCV's traps are closed."""
+"""The loader delivers exactly the requested samples in both modes, and FFCV's defects are guarded against."""
 
 import os
 import shutil
@@ -54,13 +54,13 @@ def plans() -> dict[str, list[np.ndarray]]:
 
 
 @pytest.mark.parametrize("name", plans())
-def test_both_modes_give_the_images_that_were_written_in_the_order_asked(
+def test_both_modes_give_the_written_images_in_the_requested_order(
     image_set_and_beton: tuple[np.ndarray, np.ndarray, Path], stream: StreamLoader, resident: ResidentLoader, name: str
 ) -> None:
     images, labels, _ = image_set_and_beton
     plan = plans()[name]
     for loader in (stream, resident):
-        batches = list(loader.batches(plan))  # all kept at once: a ring buffer would overwrite them
+        batches = list(loader.batches(plan))  # all of them are kept: views of a ring buffer would be overwritten
         assert len(batches) == len(plan)
         for batch, indices in zip(batches, plan, strict=True):
             assert np.array_equal(batch.indices.numpy(), indices)
@@ -78,7 +78,7 @@ def test_an_epoch_left_early_leaves_no_thread(stream: StreamLoader) -> None:
     assert threading.active_count() == before
 
 
-def test_after_the_last_batch_it_ends_and_does_not_hang(stream: StreamLoader) -> None:
+def test_the_iterator_ends_after_the_last_batch(stream: StreamLoader) -> None:
     batches: Iterator[Batch] = stream.batches(plans()["one image"])
     next(batches)
     for _ in range(3):
@@ -86,7 +86,7 @@ def test_after_the_last_batch_it_ends_and_does_not_hang(stream: StreamLoader) ->
 
 
 def test_ffcv_is_imported_without_compiling_a_dictionary() -> None:
-    """Numba's typed dictionary in its place costs every start seconds."""
+    """Numba's typed dictionary would cost seconds at every start."""
     code = """
 from data_prep.ffcv_import import import_ffcv
 import_ffcv()
@@ -96,8 +96,8 @@ assert type(rgb_image.IMAGE_MODES) is dict
     subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=120)
 
 
-def test_loaders_share_what_is_compiled_and_not_what_they_read(stream: StreamLoader, tmp_path: Path) -> None:
-    """Images of another size, other labels and threads: read in turns with `stream`."""
+def test_loaders_share_compiled_code_but_not_data(stream: StreamLoader, tmp_path: Path) -> None:
+    """Two loaders with different image sizes, labels and threads, read in turns."""
     from ffcv.pipeline.compiler import Compiler
 
     image_set = draw_synthetic(train_count=60, test_count=10, seed=4, size=48)
@@ -117,7 +117,7 @@ def test_loaders_share_what_is_compiled_and_not_what_they_read(stream: StreamLoa
     assert [function() for function in compiled] == [32, 48, 32]
 
 
-def test_torch_keeps_its_threads(image_set_and_beton: tuple[np.ndarray, np.ndarray, Path]) -> None:
+def test_the_thread_count_of_torch_is_unchanged(image_set_and_beton: tuple[np.ndarray, np.ndarray, Path]) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -129,7 +129,7 @@ def test_torch_keeps_its_threads(image_set_and_beton: tuple[np.ndarray, np.ndarr
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_error_in_ffcvs_thread_surfaces(stream: StreamLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_in_the_ffcv_thread_is_raised(stream: StreamLoader, monkeypatch: pytest.MonkeyPatch) -> None:
     from ffcv.loader.epoch_iterator import EpochIterator
 
     def broken(*_: object) -> None:
@@ -140,7 +140,7 @@ def test_an_error_in_ffcvs_thread_surfaces(stream: StreamLoader, monkeypatch: py
         list(stream.batches(plans()["full batches"]))
 
 
-def test_a_thread_that_stalls_is_given_up(stream: StreamLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stalled_thread_ends_the_run(stream: StreamLoader, monkeypatch: pytest.MonkeyPatch) -> None:
     from ffcv.loader.epoch_iterator import EpochIterator
 
     monkeypatch.setattr("data_prep.loader.STALL_SECONDS", 1.0)
@@ -149,7 +149,7 @@ def test_a_thread_that_stalls_is_given_up(stream: StreamLoader, monkeypatch: pyt
         list(stream.batches(plans()["full batches"]))
 
 
-def test_other_samples_than_asked_for_are_noticed(stream: StreamLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_samples_are_noticed(stream: StreamLoader, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = stream._iterate
     monkeypatch.setattr(stream, "_iterate", lambda order: asked(order[::-1].copy()))
     with pytest.raises(RuntimeError, match="other samples"):
@@ -184,7 +184,7 @@ def test_positions_outside_the_file_are_refused(
             list(loader.batches([np.array(positions)]))
 
 
-def test_auto_is_resident_where_there_is_room(
+def test_auto_is_resident_if_the_images_fit_into_memory(
     image_set_and_beton: tuple[np.ndarray, np.ndarray, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def chosen() -> type:

@@ -1,20 +1,21 @@
-"""One global order, shared out: nothing lost, nothing twice, the same at every number of processes."""
+"""One global order, sliced by rank: no sample lost, none repeated, the same at every number of processes."""
 
 import numpy as np
 import pytest
 
+from data_prep.errors import InputError
 from data_prep.order import epoch_order, evaluation_batches, hold_out, train_batches
 
 SAMPLES = np.arange(1000, 2003)
 
 
-def test_an_epoch_is_a_permutation_and_a_function_of_seed_and_epoch() -> None:
+def test_an_epoch_is_a_permutation_that_depends_on_seed_and_epoch_only() -> None:
     order = epoch_order(SAMPLES, seed=3, epoch=5)
     assert np.array_equal(np.sort(order), SAMPLES)
     assert np.array_equal(order, epoch_order(SAMPLES, seed=3, epoch=5))
 
 
-def test_neighbouring_seeds_and_epochs_have_nothing_in_common() -> None:
+def test_neighboring_seeds_and_epochs_have_nothing_in_common() -> None:
     orders = [epoch_order(SAMPLES, seed=seed, epoch=epoch) for seed in range(3) for epoch in range(3)]
     for i, one in enumerate(orders):
         for other in orders[:i]:
@@ -22,15 +23,15 @@ def test_neighbouring_seeds_and_epochs_have_nothing_in_common() -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
-def test_the_ranks_share_each_global_batch(world_size: int) -> None:
+def test_the_slices_of_the_ranks_make_up_each_global_batch(world_size: int) -> None:
     order = epoch_order(SAMPLES, seed=0, epoch=0)
     ranks = [train_batches(order, batch_size=64, rank=rank, world_size=world_size) for rank in range(world_size)]
     assert np.array_equal(np.concatenate(ranks, axis=1), train_batches(order, batch_size=64, rank=0, world_size=1))
     seen = np.concatenate(ranks, axis=1).reshape(-1)
-    assert len(set(seen)) == len(seen) == 1003 // 64 * 64, "only the last partial batch is left out"
+    assert len(set(seen)) == len(seen) == 1003 // 64 * 64, "only the leftover images are skipped"
 
 
-def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+def test_a_batch_that_is_not_divisible_by_the_ranks_is_refused() -> None:
     with pytest.raises(ValueError, match="3 ranks"):
         train_batches(SAMPLES, batch_size=64, rank=0, world_size=3)
 
@@ -38,7 +39,7 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("count", [1, 2, 6, 50, 1003])
 @pytest.mark.parametrize("batch_size", [1, 10, 500])
-def test_evaluation_counts_every_sample_once_in_equally_many_batches(
+def test_evaluation_counts_every_sample_once_in_the_same_number_of_batches(
     world_size: int, count: int, batch_size: int
 ) -> None:
     samples = SAMPLES[:count]
@@ -53,8 +54,8 @@ def test_evaluation_counts_every_sample_once_in_equally_many_batches(
         assert all(length == batch_size for length in filled[:-1])
 
 
-@pytest.mark.parametrize("count", [0, 1, 100, 995, 1003])
-def test_held_out_images_are_a_fair_part_of_every_class(count: int) -> None:
+@pytest.mark.parametrize("count", [0, 1, 100, 900])
+def test_held_out_images_are_stratified(count: int) -> None:
     labels = np.random.default_rng(0).choice(7, size=1003, p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05])
     kept, held_out = hold_out(labels, count=count, seed=4)
     assert len(held_out) == count
@@ -62,5 +63,23 @@ def test_held_out_images_are_a_fair_part_of_every_class(count: int) -> None:
     for label in range(7):
         share = (labels == label).sum() * count / 1003
         assert abs((labels[held_out] == label).sum() - share) <= 1
-    if 0 < count < 1003:
+    if count:
         assert not np.array_equal(held_out, hold_out(labels, count=count, seed=5)[1])
+
+
+@pytest.mark.parametrize("images_per_class", [1, 2, 5])
+@pytest.mark.parametrize("count", [1, 8, 39])
+def test_validation_leaves_every_class_an_image_to_train_on(images_per_class: int, count: int) -> None:
+    """One large class beside forty small ones, which would be held out as a whole."""
+    labels = np.concatenate([np.repeat(np.arange(40), images_per_class), np.full(60, 40)])
+    kept, held_out = hold_out(labels, count=count, seed=0)
+    assert len(held_out) == count
+    assert np.array_equal(np.sort(np.concatenate((kept, held_out))), np.arange(len(labels)))
+    assert set(labels[kept]) == set(range(41))
+
+
+def test_validation_that_needs_a_whole_class_is_refused() -> None:
+    labels = np.arange(10) % 5
+    assert set(labels[hold_out(labels, count=5, seed=0)[0]]) == set(range(5))
+    with pytest.raises(InputError, match="at most 5 of 10 images, got 6"):
+        hold_out(labels, count=6, seed=0)

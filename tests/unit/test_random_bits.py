@@ -1,4 +1,4 @@
-"""Keyed random numbers: a fixed function of the key, and as good as random."""
+"""Keyed random numbers: a fixed function of the key, and statistically random."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ MASK = (1 << 64) - 1
 
 
 def reference(index: int, seed: int, epoch: int, draw: int) -> int:
-    """The same in Python's unbounded integers."""
+    """The same with Python's unbounded integers."""
 
     def mix(z: int) -> int:
         z &= MASK
@@ -22,7 +22,7 @@ def reference(index: int, seed: int, epoch: int, draw: int) -> int:
     return mix(mix(mix(index * golden + key)) + draw * golden)
 
 
-def test_it_is_the_published_finaliser() -> None:
+def test_it_is_the_published_finalizer() -> None:
     indices = torch.tensor([0, 1, 2, 49_999, 2**40])
     bits = random_bits(indices, seed=2**62 + 5, epoch=17, num_draws=3)
     for row in range(3):

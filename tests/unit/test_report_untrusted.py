@@ -27,7 +27,7 @@ from ddp_trainer.run.outputs import write_model
 from ddp_trainer.tracking import predictions
 from ddp_trainer.tracking.predictions import read_predictions
 from ddp_trainer.tracking.run_record import load_run
-from tests.support.mutations import mutations, write_text
+from tests.support.mutations import VALUES, mutations, write_text
 from tests.support.run_directories import make_run
 
 JSON_FILES = ("config.json", "model.json", "summary.json", "status.json", "metrics.jsonl", "steps.jsonl")
@@ -129,7 +129,9 @@ def test_predict_survives_any_json(narrow_run: Path, capsys: pytest.CaptureFixtu
     try_mutations(narrow_run, ("model.json",), 80, lambda content: check(predict.main, arguments, capsys, content), 2)
 
 
-def test_evaluate_survives_any_json(narrow_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_survives_any_json(narrow_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("model.json", "model.safetensors"):
+        shutil.copy(narrow_run / name, tmp_path)
     arguments = [str(narrow_run), "--device", "cpu"]
     try_mutations(
         narrow_run,
@@ -138,6 +140,9 @@ def test_evaluate_survives_any_json(narrow_run: Path, capsys: pytest.CaptureFixt
         lambda content: check(evaluate.main, arguments, capsys, content),
         seed=3,
     )
+    for value in VALUES:
+        (tmp_path / "config.json").write_bytes(json.dumps({"data_dir": value}).encode())
+        check(evaluate.main, [str(tmp_path), "--device", "cpu"], capsys, repr(value))
 
 
 def test_export_survives_any_json(

@@ -1,4 +1,4 @@
-"""The drawn classes: the same from the same seed, evenly spread, and beyond the reach of a linear classifier."""
+"""The drawn classes: reproducible, balanced, and too hard for a linear classifier."""
 
 import json
 from pathlib import Path
@@ -10,12 +10,12 @@ from data_prep.errors import InputError
 from data_prep.sources import Split
 from data_prep.sources.synthetic import draw_synthetic
 
-# `make demo` must pass 90 % on these images; a linear classifier must stay 25 points below that.
+# `make demo` must reach 90 % on these images; a linear classifier must stay 25 points below that.
 LINEAR_CEILING = 0.65
 
 
 def best_linear_accuracy(train: Split, test: Split) -> float:
-    """Of ridge regressions onto the classes from the raw pixels, the most favourable strength on the TEST images."""
+    """Test accuracy of ridge regression on raw pixels, with the strength that is best on the TEST images."""
     mean = train.images.mean(axis=0, dtype=np.float32)
     pixels, unseen = (((split.images - mean) / 64).reshape(len(split.labels), -1) for split in (train, test))
     targets = np.eye(10)[train.labels] - 0.1
@@ -34,7 +34,7 @@ def test_a_linear_classifier_stays_far_below_the_network() -> None:
 
 
 def test_the_linear_classifier_of_this_test_can_learn() -> None:
-    """Were it unable to, the test above could not fail: a bright band that names the class is an easy task for it."""
+    """A bright band that tells the class is an easy task. Without this check the test above might never fail."""
     drawn = draw_synthetic(train_count=400, test_count=200, seed=0)
     for split in (drawn.train, drawn.test):
         for image, label in zip(split.images, split.labels, strict=True):
@@ -51,7 +51,7 @@ def test_the_seed_decides_every_pixel_and_the_splits_share_none() -> None:
 
 
 @pytest.mark.parametrize("size", [8, 32, 48])
-def test_classes_are_evenly_spread_at_any_size(size: int) -> None:
+def test_classes_are_balanced_at_any_size(size: int) -> None:
     drawn = draw_synthetic(train_count=105, test_count=30, seed=0, size=size)
     assert drawn.train.images.shape == (105, size, size, 3)
     assert set(np.bincount(drawn.train.labels, minlength=10)) == {10, 11}
@@ -59,12 +59,12 @@ def test_classes_are_evenly_spread_at_any_size(size: int) -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"train_count": 9}, {"test_count": 9}, {"size": 7}, {"size": 1025}])
-def test_what_makes_no_dataset_is_refused(arguments: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="draw"):
+def test_counts_and_sizes_out_of_range_are_refused(arguments: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="must be"):
         draw_synthetic(**{"train_count": 20, "test_count": 20, "seed": 0, **arguments})
 
 
-def test_the_manifest_has_the_promised_keys_and_the_statistics_of_the_training_images(tiny_dir: Path) -> None:
+def test_dataset_json_has_the_promised_keys_and_the_statistics_of_the_training_images(tiny_dir: Path) -> None:
     manifest = json.loads((tiny_dir / "dataset.json").read_text())
     assert set(manifest) == {
         *("format_version", "source", "classes", "image_size", "channels", "splits", "mean", "std", "ffcv_version"),

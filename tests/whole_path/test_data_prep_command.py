@@ -1,4 +1,4 @@
-"""`python -m data_prep` as a real process: what it writes and says, and that a mistake is one line and exit code 2."""
+"""`python -m data_prep` as a real process: what it writes and prints; a mistake is one line and exit status 2."""
 
 import filecmp
 import os
@@ -30,7 +30,7 @@ def prepare(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def refused(*arguments: object, cwd: Path) -> str:
-    """The line on stderr of a command that must end with 2."""
+    """The line on stderr of a command that must exit with status 2."""
     done = prepare(*arguments, cwd=cwd)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert done.stderr.startswith("error: ")
@@ -44,7 +44,7 @@ def left_in(folder: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve training images and four of validation, of two classes and several sizes."""
+    """Twelve training and four validation images of two classes, in several sizes."""
     root = tmp_path_factory.mktemp("photos")
     generator = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 2)):
@@ -59,25 +59,26 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prepared(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A dataset of the photos, and what the command said."""
+    """A dataset of the photos, and what the command printed."""
     folder = tmp_path_factory.mktemp("prepared")
     done = prepare("--source", "folder", "--root", photos, "--out", "new/set", "--size", 16, cwd=folder)
-    assert (done.returncode, done.stderr) == (0, "")  # a log is not filled with bars
+    assert (done.returncode, done.stderr) == (0, "")  # no bars in a log
     return folder / "new" / "set", done.stdout
 
 
 def test_a_folder_becomes_a_dataset(prepared: tuple[Path, str]) -> None:
-    out, said = prepared
+    out, printed = prepared
     assert left_in(out) == FILES
     info = read_dataset(out)
     verify_dataset(out, info)
     assert (info.source, info.classes, info.image_size) == ("folder", ("cat", "dog"), 16)
     assert {name: split.count for name, split in info.splits.items()} == {"train": 12, "test": 4}
-    assert "12 train and 4 test images, 2 classes" in said
-    assert said.splitlines()[-1] == "next: python -m ddp_trainer.train --data-dir new/set"
+    assert "12 train and 4 test images, 2 classes" in printed
+    assert printed.splitlines()[0].startswith("test split: ")
+    assert printed.splitlines()[-1] == "next: python -m ddp_trainer.train --data-dir new/set"
 
 
-def test_again_gives_the_same_bytes_and_a_failure_spoils_nothing(
+def test_the_same_input_gives_the_same_bytes_and_a_failure_changes_nothing(
     photos: Path, prepared: tuple[Path, str], tmp_path: Path
 ) -> None:
     command = ("--source", "folder", "--size", 16, "--out", "set")
@@ -90,7 +91,25 @@ def test_again_gives_the_same_bytes_and_a_failure_spoils_nothing(
         assert filecmp.cmp(tmp_path / "set" / file, prepared[0] / file, shallow=False)
 
 
-def test_synthetic_counts_and_size_are_heeded(tmp_path: Path) -> None:
+def test_unreadable_files_are_all_listed_or_skipped_and_recorded(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "copy")
+    for number in range(7):
+        (tmp_path / "copy" / "train" / "cat" / f"bad {number}.jpg").write_bytes(b"\xff\xd8\xff")
+    command = ("--source", "folder", "--size", 16, "--out", "new/set", "--root", "copy")
+    line = refused(*command, cwd=tmp_path)
+    assert "and 2 more; " in line
+    assert "all are listed in new/set.unreadable.txt" in line
+    listed = (tmp_path / "new" / "set.unreadable.txt").read_text().splitlines()
+    assert sum(text.startswith("'copy/train/cat/bad ") for text in listed) == len(listed) == 7
+    done = prepare(*command, "--skip-unreadable", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "skipped 7 unreadable image files" in done.stdout
+    info = read_dataset(tmp_path / "new" / "set")
+    assert info.splits["train"].count == 12
+    assert sorted(info.skipped)[0] == "train/cat/bad 0.jpg"
+
+
+def test_synthetic_counts_and_size_have_an_effect(tmp_path: Path) -> None:
     flags = ("--train-count", 30, "--test-count", 20, "--size", 8, "--seed", 1, "--out", "set")
     assert prepare("--source", "synthetic", *flags, cwd=tmp_path).returncode == 0
     info = read_dataset(tmp_path / "set")
@@ -103,14 +122,15 @@ def test_synthetic_counts_and_size_are_heeded(tmp_path: Path) -> None:
         (("--source", "folder", "--root", "absent"), "absent"),
         (("--source", "imagenet"), "imagenet"),
         (("--source", "folder", "--size", "big"), "--size"),
-        (("--source", "folder", "--root", ".", "--size", "0"), "--size 0"),
-        (("--source", "synthetic", "--size", "-3"), "--size -3"),
-        (("--source", "synthetic", "--train-count", "0"), "0 training"),
-        (("--source", "synthetic", "--seed", "-1"), "--seed -1"),
+        (("--source", "folder", "--root", ".", "--size", "0"), "--size must be 8 to 1024, got 0"),
+        (("--source", "synthetic", "--size", "-3"), "--size must be 8 to 1024, got -3"),
+        (("--source", "synthetic", "--train-count", "0"), "got 0 and"),
+        (("--source", "synthetic", "--seed", "-1"), "--seed must be 0 or more, got -1"),
         (("--source", "synthetic", "--out", "file/below"), "--out file/below"),
         (("--source", "synthetic", "--out", "file"), "--out file"),
         (("--source", "folder", "--root", ".", "--seed", "3"), "--seed"),
-        (("--colour", "red"), "--colour"),
+        (("--color", "red"), "--color"),
+        (("--source", "synthetic", "--skip-unreadable"), "--skip-unreadable needs --source folder"),
     ],
     ids=" ".join,
 )
@@ -128,10 +148,10 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
     assert "locked" in refused("--source", "synthetic", "--out", "locked/set", cwd=tmp_path)
 
 
-@pytest.mark.parametrize("sign", [".writing-*", ".writing-*/train.beton"], ids=["begun", "in its midst"])
+@pytest.mark.parametrize("sign", [".writing-*", ".writing-*/train.beton"], ids=["at the start", "halfway"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_an_interrupted_run_leaves_no_half_dataset(number: int, code: int, sign: str, tmp_path: Path) -> None:
-    """Stopped while it writes, which takes seconds with so many images."""
+def test_an_interrupted_run_leaves_nothing_incomplete(number: int, code: int, sign: str, tmp_path: Path) -> None:
+    """Interrupted while it writes, which takes seconds with so many images."""
     arguments = ("--source", "synthetic", "--train-count", "20000", "--size", "16", "--out", "set")
     process = subprocess.Popen(
         [*COMMAND, *arguments], cwd=tmp_path, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -157,7 +177,7 @@ def test_help_shows_sources_and_examples(tmp_path: Path) -> None:
 
 
 def test_each_source_has_its_own_default_folder() -> None:
-    """Drawn images never land where CIFAR-10 lies."""
+    """Drawn images never replace CIFAR-10."""
     assert parse([]).out == Path("data/cifar10")
     assert parse([]).source == "cifar10"
     assert parse(["--source", "synthetic"]).out == Path("data/synthetic")

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from ddp_trainer.doctor import main
 from tests.support.trainer import REPOSITORY, environment
 
 
 def ask(*, path: Path | None = None, **changes: str) -> tuple[int, str]:
-    """(exit code, what is printed); `path` holds modules that shadow the real ones."""
+    """Exit status and output. `path` has modules that shadow the real ones."""
     found = environment(PYTHONPATH=os.pathsep.join(map(str, filter(None, [path, REPOSITORY]))), **changes)
     done = subprocess.run(
         [sys.executable, "-m", "ddp_trainer.doctor"],
@@ -30,36 +31,38 @@ def line_of(answer: str, name: str) -> str:
     return line
 
 
-def test_this_machine_can_train_and_no_key_is_printed() -> None:
-    code, answer = ask(WANDB_API_KEY="0123456789abcdefSECRET")
-    assert (code, answer.splitlines()[-1]) == (0, "training can work here"), answer
+def test_this_machine_is_ready_and_no_key_is_printed() -> None:
+    status, answer = ask(WANDB_API_KEY="0123456789abcdefSECRET")
+    assert (status, answer.splitlines()[-1]) == (0, "ready to train"), answer
     for name in ("Python", "packages", "torch", "FFCV", "disk", "CPU", "W&B login"):
         assert line_of(answer, name).startswith("ok "), answer
     assert line_of(answer, "W&B login").endswith("yes")
     assert "SECRET" not in answer
+    for package in ("g++", "libopencv", "libturbojpeg", "pkg-config", "apt-get"):
+        assert package not in answer, "the set-up needs no system packages"
 
 
 @pytest.mark.parametrize(
-    ("torch", "told"),
+    ("torch", "reason"),
     [
         ("raise OSError('libcudart.so.13: cannot open shared object file')", "libcudart.so.13"),
         ("import os; os.abort()", "crashes (signal 6)"),
     ],
 )
-def test_what_cannot_be_imported_is_named_with_its_remedy(torch: str, told: str, tmp_path: Path) -> None:
+def test_what_cannot_be_imported_is_named_with_its_fix(torch: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text(torch)
-    code, answer = ask(path=tmp_path)
+    status, answer = ask(path=tmp_path)
     lines = answer.splitlines()
     for name in ("torch", "FFCV"):  # FFCV needs torch
         line = line_of(answer, name)
         assert line.startswith("PROBLEM")
-        assert told in line
-        assert lines[lines.index(line) + 1].strip() == "mend: rm -r .venv && make setup"
-    assert (code, lines[-1]) == (1, "training cannot work here yet: torch, FFCV")
+        assert reason in line
+        assert lines[lines.index(line) + 1].strip() == "fix: rm -r .venv && make setup"
+    assert (status, lines[-1]) == (1, "not ready: torch, FFCV")
 
 
 def test_a_bare_python_gets_an_answer(tmp_path: Path) -> None:
-    """Without site-packages: nothing of what the project needs is installed."""
+    """Without site-packages, so nothing that the project needs is installed."""
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
     bare.chmod(0o755)
@@ -68,4 +71,13 @@ def test_a_bare_python_gets_an_answer(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "")
     for name in ("packages", "torch", "FFCV"):
         assert line_of(done.stdout, name).startswith("PROBLEM")
-    assert done.stdout.count("make setup") >= 3
+    fixes = [line.strip() for line in done.stdout.splitlines() if line.strip().startswith("fix: ")]
+    assert fixes.count("fix: make setup") >= 2
+    own = REPOSITORY / ".venv" / "bin" / "python"
+    assert (f"fix: {own} -m ddp_trainer.doctor" in fixes) == own.exists()
+
+
+def test_arguments_are_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["doctor", "--fix"])
+    assert main() == 2
+    assert capsys.readouterr().err == "error: the doctor takes no arguments, got --fix\n"

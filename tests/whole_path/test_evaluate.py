@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_prep.loader import Batch
+from ddp_trainer.config import RuntimeConfig
+from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import Preempted
 from ddp_trainer.engine.evaluation import SURE_MARGIN, Evaluator, averaged_over_views
 from ddp_trainer.evaluate import main
 from ddp_trainer.models.custom_resnet import CustomResNet
 from ddp_trainer.models.spec import ModelSpec, build_model
-from tests.support.trainer import run
+from tests.support.trainer import NARROW, run, train
 
 
 def test_three_processes_count_every_image_once(smoke_run: Path) -> None:
@@ -46,20 +48,22 @@ def test_other_images_than_the_runs_are_refused(
         assert "--data-dir" in line
 
 
-def six_views(model: nn.Module, image: Tensor) -> Tensor:
+def mean_of_views(model: nn.Module, image: Tensor, *, mirror: bool) -> Tensor:
     """(C, H, W) -> (classes,): one image, view by view."""
     padded = F.pad(image[None], (1, 1, 1, 1), mode="reflect")[0]
     height, width = image.shape[1:]
-    weights = {(1, 1): 0.25, (0, 0): 0.125, (2, 2): 0.125}
+    weights = {(1, 1): 0.5, (0, 0): 0.25, (2, 2): 0.25}
     views = []
     for (top, left), weight in weights.items():
         view = padded[:, top : top + height, left : left + width]
-        views += [weight * model(view[None])[0], weight * model(view.flip(2)[None])[0]]
+        copies = [view, view.flip(2)] if mirror else [view]
+        views += [weight / len(copies) * model(copy[None])[0] for copy in copies]
     return torch.stack(views).sum(dim=0)
 
 
+@pytest.mark.parametrize("mirror", [True, False])
 @torch.no_grad()
-def test_unsure_images_are_averaged_over_six_views_and_sure_ones_are_not() -> None:
+def test_uncertain_images_are_averaged_over_their_views_and_sure_ones_are_not(mirror: bool) -> None:
     torch.manual_seed(0)
     model = CustomResNet(num_classes=3, widths=(8, 8, 16, 16)).double().eval()
     images = torch.randn(12, 3, 32, 32, dtype=torch.float64)
@@ -72,9 +76,41 @@ def test_unsure_images_are_averaged_over_six_views_and_sure_ones_are_not() -> No
     model.head.bias *= factor
     sure = factor * margins >= SURE_MARGIN
     assert sure.sum() == 6
-    expected = torch.stack([six_views(model, image) for image in images])
+    expected = torch.stack([mean_of_views(model, image, mirror=mirror) for image in images])
     expected[sure] = factor * plain[sure]
-    torch.testing.assert_close(averaged_over_views(model, images, model(images)), expected, rtol=0, atol=1e-9)
+    averaged = averaged_over_views(model, images, model(images), mirror=mirror)
+    torch.testing.assert_close(averaged, expected, rtol=0, atol=1e-9)
+
+
+class SideDetector(nn.Module):
+    """Tells images that are bright on the left from those that are bright on the right, without certainty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        halves = images.mean(dim=(1, 2)).unflatten(1, (2, -1)).mean(dim=2)  # (N, left and right)
+        return self.scale * halves / halves.abs().max()
+
+
+@pytest.mark.parametrize(("flip", "accuracy"), [("none", 1.0), ("random", 0.5), ("alternating", 0.5)])
+def test_a_run_that_never_mirrored_images_is_not_evaluated_on_mirror_images(flip: str, accuracy: float) -> None:
+    """The classes differ in the side that is bright, so the average with the mirror image is a tie."""
+    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    images[:2, :, :, :16] = images[2:, :, :, 16:] = 255
+    batch = Batch(images, torch.tensor([0, 0, 1, 1]), torch.arange(4))
+    loader = SimpleNamespace(batches=lambda plan: iter([batch]), batch_size=4)
+    spec = ModelSpec(classes=("left", "right"), mean=(0.5,) * 3, std=(0.5,) * 3, image_size=32, flip=flip)  # type: ignore[arg-type]
+    runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32"))
+    evaluation = Evaluator(loader, np.arange(4), spec, runtime).run(SideDetector(), tta=True)  # type: ignore[arg-type]
+    assert evaluation.correct == 4
+    assert evaluation.correct_tta == 4 * accuracy
+
+
+def test_model_json_records_whether_the_run_mirrored_images(tiny_dir: Path, tmp_path: Path) -> None:
+    train("--data-dir", tiny_dir, "--out", tmp_path / "run", "--flip", "none", "--max-steps", "1", module=NARROW)
+    assert ModelSpec.read(tmp_path / "run" / "model.json").flip == "none"
 
 
 def test_a_request_to_stop_ends_it_between_two_batches() -> None:

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from data_prep.batch_ops import batch_normalise
+from data_prep.batch_ops import batch_normalize
 from data_prep.loader import StreamLoader
 from ddp_trainer import export
 from ddp_trainer.models.spec import ModelSpec, build_model, load_model
 from ddp_trainer.run.outputs import write_model
 from tests.support.trainer import environment, start
 
-# Knows the file, the name of its input, and nothing of ours.
+# Knows the file and the name of its input, and can import nothing of this package.
 FOREIGNER = """
 import sys
 sys.modules["ddp_trainer"] = sys.modules["data_prep"] = None
@@ -62,14 +62,15 @@ def exported_run(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def foreign(exported_run: Path, test_images: Tensor, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """What a process without this package computes from both exported files."""
+    """What a process computes from both exported files if it cannot import this package."""
     folder = tmp_path_factory.mktemp("foreign")
     np.save(folder / "images.npy", test_images.numpy())
-    commands = [start("ddp_trainer.export", exported_run, "--format", name) for name in ("onnx", "torch")]
-    for command in commands:
+    formats = {"onnx": "; ONNX IR 10, opset 18; checked", "torch": f"; torch {torch.__version__}; checked"}
+    commands = [start("ddp_trainer.export", exported_run, "--format", name) for name in formats]
+    for command, versions in zip(commands, formats.values(), strict=True):
         stdout, stderr = command.communicate(timeout=240)
         assert command.returncode == 0, stderr
-        assert "checked" in stdout
+        assert versions in stdout
     done = subprocess.run(
         [sys.executable, "-c", FOREIGNER, exported_run, folder / "images.npy", folder / "out.npz"],
         env=environment(),
@@ -89,7 +90,7 @@ def test_a_process_without_this_package_predicts_the_same(
 ) -> None:
     model, spec = load_model(exported_run)
     with torch.inference_mode():
-        own = model(batch_normalise(test_images, spec.mean, spec.std, torch.float32)).numpy()
+        own = model(batch_normalize(test_images, spec.mean, spec.std, torch.float32)).numpy()
     assert np.array_equal(foreign[format].argmax(axis=1), own.argmax(axis=1))
     assert np.abs(foreign[format] - own).max() < 1e-4 * np.abs(own).max()
     assert len(np.unique(own.argmax(axis=1))) > 1, "a model of one answer would show nothing"
@@ -128,7 +129,71 @@ def test_another_activation_is_exported_too(small_run: Path, format: str) -> Non
     assert export.main([str(small_run), "--format", format]) == 0
 
 
-def test_a_missing_package_is_named_with_its_remedy(
+@pytest.mark.parametrize("opset", [17, 21])
+def test_the_file_has_the_requested_opset(small_run: Path, opset: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """torch's exporter converts to 17, and logs a warning about it."""
+    import onnx
+
+    assert export.main([str(small_run), "--format", "onnx", "--opset", str(opset)]) == 0
+    printed = capfd.readouterr()
+    model = onnx.load(small_run / "model.onnx")
+    assert [entry.version for entry in model.opset_import if not entry.domain] == [opset]
+    assert f"; ONNX IR {model.ir_version}, opset {opset}; checked" in printed.out
+    assert printed.err == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--format", "onnx", "--opset", "13"),
+            f"--opset 13: torch {torch.__version__} cannot write this network in it",
+        ),
+        (("--format", "onnx", "--opset", "0"), "--opset must be at least 1, got 0"),
+        (("--format", "torch", "--opset", "18"), "--opset belongs to --format onnx"),
+    ],
+)
+def test_an_impossible_opset_is_refused_in_one_line(
+    small_run: Path, flags: tuple[str, ...], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """For 13, torch's exporter writes 18 and logs a traceback."""
+    assert export.main([str(small_run), *flags]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert message in line
+    assert list(small_run.glob("*.onnx")) == []
+
+
+class Unexportable(nn.Module):
+    """Its control flow depends on the pixels."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pooled = images.mean(dim=(2, 3))
+        return self.head(pooled if pooled.sum() > 0 else -pooled)
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_a_network_that_torch_cannot_export_is_reported_in_one_line(
+    tmp_path: Path, format: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spec = ModelSpec(
+        classes=("a", "b"),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+        image_size=32,
+        architecture=f"{__name__}:{Unexportable.__name__}",
+    )
+    write_model(tmp_path, build_model(spec), spec)
+    assert export.main([str(tmp_path), "--format", format]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: --format {format}: torch cannot export {spec.architecture}: ")
+    assert {path.name for path in tmp_path.iterdir()} == {"model.json", "model.safetensors"}
+
+
+def test_a_missing_package_is_named_with_its_fix(
     small_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -139,7 +204,7 @@ def test_a_missing_package_is_named_with_its_remedy(
     assert not (small_run / "model.onnx").exists()
 
 
-def test_the_remedy_installs_what_is_imported() -> None:
+def test_the_fix_installs_what_is_imported() -> None:
     declared = tomllib.loads((Path(export.__file__).parents[1] / "pyproject.toml").read_text())
     extra = declared["project"]["optional-dependencies"]["export"]
     assert {line.split(">=")[0] for line in extra} == set(export.PACKAGES["onnx"])
@@ -147,11 +212,11 @@ def test_the_remedy_installs_what_is_imported() -> None:
         importlib.import_module(name)
 
 
-def test_a_file_that_computes_something_else_gets_no_name(
+def test_a_file_that_computes_something_else_is_not_kept(
     small_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As if the exporter had lost the normalisation."""
-    monkeypatch.setattr(export.NormalisingModel, "forward", lambda self, images: self.network(images / 255))
+    """As if the exporter had lost the normalization."""
+    monkeypatch.setattr(export.NormalizingModel, "forward", lambda self, images: self.network(images / 255))
     (small_run / "model.pt2").write_text("an older export")
     assert export.main([str(small_run), "--format", "torch"]) == 1
     (line,) = capsys.readouterr().err.splitlines()

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ddp_trainer.distributed.gloo_interface import BRIDGES, avoid_loopback
+from ddp_trainer.distributed.gloo_interface import BRIDGES, choose_interface
 from tests.support.trainer import NARROW, REPOSITORY, environment
 
 KEEP = "echo here; cat"
@@ -112,12 +112,13 @@ def test_an_interface_is_named_only_where_it_must_be(monkeypatch: pytest.MonkeyP
             settings = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": address, **variables}
             for variable, value in settings.items():
                 patch.setenv(variable, value)
-            avoid_loopback()
+            choose_interface()
             return os.environ.pop("GLOO_SOCKET_IFNAME", None)
 
     assert named("2", "127.0.1.1") == name, "the way to the main machine"
     assert named("2", "no-such-name.invalid") == name
     assert named("2", "127.0.1.1", MASTER_ADDR="127.0.1.1") == "other0", "the first that is no bridge"
-    assert named("1", "127.0.1.1") is None, "one machine"
+    assert named("1", "127.0.1.1") is None, "one process"
+    assert named("2", "127.0.1.1", LOCAL_WORLD_SIZE="2") == "lo", "one machine"
     assert named("2", address) is None, "its name leads to an address that others may reach"
     assert named("2", "127.0.1.1", GLOO_SOCKET_IFNAME="eth7") == "eth7", "the user's own"

@@ -1,4 +1,4 @@
-"""launch/*.yaml start what they promise, as far as a CPU can tell, and hold no setting that Accelerate ignores."""
+"""launch/*.yaml start what they promise, as far as a CPU can show, and have no setting that Accelerate ignores."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCH = REPOSITORY / "launch"
 FILES = sorted(LAUNCH.glob("*.yaml"))
-WORKER = REPOSITORY / "tests" / "workers" / "print_world.py"
+WORKER = "tests.support.workers.print_world"
 
 
 def start(file: str, *flags: str, port: int | None = None) -> subprocess.Popen[str]:
@@ -24,7 +24,12 @@ def start(file: str, *flags: str, port: int | None = None) -> subprocess.Popen[s
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MASTER_", "ACCELERATE_"))}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [*command, str(WORKER)], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*command, "-m", WORKER],
+        cwd=REPOSITORY,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -40,7 +45,7 @@ def worlds(*processes: subprocess.Popen[str]) -> list[tuple[int, int, int]]:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_setting_reaches_the_launcher(file: Path) -> None:
-    """Accelerate drops a setting from a file where its own flag has a default: such a line would be a lie."""
+    """Accelerate ignores some settings of a file without a word: those whose flag has a default."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
     settings = yaml.safe_load(file.read_text())
@@ -53,7 +58,7 @@ def test_every_setting_reaches_the_launcher(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_the_command_in_its_head_names_the_file(file: Path) -> None:
+def test_the_command_in_the_first_lines_names_the_file(file: Path) -> None:
     assert f"accelerate launch --config_file launch/{file.name} " in file.read_text()
 
 
@@ -65,12 +70,12 @@ def test_cpu_processes_starts_two() -> None:
     assert worlds(start("cpu_processes.yaml")) == [(0, 2, 2), (1, 2, 2)]
 
 
-def test_all_gpus_takes_the_number_asked_for() -> None:
+def test_all_gpus_starts_the_requested_number_of_processes() -> None:
     assert worlds(start("all_gpus.yaml", "--num_processes", "2")) == [(0, 2, 2), (1, 2, 2)]
 
 
-def test_all_gpus_asks_for_as_many_as_there_are() -> None:
-    """The count is torchrun's: without a GPU it fails aloud and does not fall back to one process."""
+def test_all_gpus_starts_a_process_for_each_gpu() -> None:
+    """torchrun counts them. Without a GPU it fails, and does not fall back to one process."""
     process = start("all_gpus.yaml")
     _, stderr = process.communicate(timeout=120)
     assert process.returncode != 0
@@ -87,8 +92,8 @@ def test_multi_node_joins_the_machines() -> None:
     assert worlds(*machines) == [(0, 2, 2), (1, 2, 2)]
 
 
-def test_why_cpu_is_not_the_way(tmp_path: Path) -> None:
-    """When this fails, Accelerate has mended MULTI_CPU, and cpu_processes.yaml can be simpler."""
+def test_multi_cpu_still_starts_a_single_process(tmp_path: Path) -> None:
+    """If this fails, Accelerate has fixed MULTI_CPU, and cpu_processes.yaml can be simpler."""
     text = (LAUNCH / "cpu_processes.yaml").read_text()
     (tmp_path / "multi_cpu.yaml").write_text(text.replace("type: MULTI_GPU", "type: MULTI_CPU"))
     assert worlds(start(str(tmp_path / "multi_cpu.yaml"))) == [(0, 1, 1)]

@@ -1,19 +1,28 @@
-"""The learning rate range test: what it suggests, that ranks stop together, and that a run beside it is untouched."""
+"""The learning rate range test: its suggestion, that ranks stop together, and that a run in its folder is kept."""
 
 import hashlib
+import itertools
 import json
 import math
 import os
 import shutil
 import signal
+from collections.abc import Container
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from ddp_trainer.engine.metrics import RunningSums
-from ddp_trainer.lr_find import RangeConfig, RangeTrainer, main, parse
+from data_prep.dataset import read_dataset
+from ddp_trainer.distributed.runtime import Runtime
+from ddp_trainer.distributed.signals import StopRequest
+from ddp_trainer.engine.build import build_trainer
+from ddp_trainer.engine.step_guard import FP16_PATIENCE
+from ddp_trainer.engine.trainer import Trainer
+from ddp_trainer.lr_find import RangeConfig, RangeTestConfig, main, parse, range_test
+from ddp_trainer.models.spec import ModelSpec, build_network
+from ddp_trainer.recipes import smoke
 from ddp_trainer.report.loss_curve import LossCurve
 from tests.support.trainer import run, start
 
@@ -38,10 +47,10 @@ def test_rates_grow_by_one_factor_from_first_to_last() -> None:
     assert np.allclose(np.diff(np.log(rates)), math.log(1e5) / 20)
 
 
-def test_it_sees_whole_images_whatever_the_training_begins_with() -> None:
+def test_it_trains_on_whole_images_even_if_the_recipe_starts_with_crops() -> None:
     test = parse(["baseline", "--small-crop-fraction", "0.5", "--batch-size", "8"])
-    assert test.training().schedule.crop_sides(32) == [32]
-    assert test.training().schedule.batch_size == 8
+    assert test.as_train_config().schedule.crop_sides(32) == [32]
+    assert test.as_train_config().schedule.batch_size == 8
 
 
 @pytest.mark.parametrize("steps", [50, 400])
@@ -56,7 +65,7 @@ def test_the_suggestion_moves_with_the_valley_at_any_number_of_steps(steps: int)
     assert 0.1 < suggestions[1] < 3, "below the rates at which the loss explodes, above those that do nothing"
 
 
-def test_a_loss_that_is_no_number_stops_and_is_not_kept() -> None:
+def test_a_loss_that_is_not_finite_ends_the_test_and_is_left_out() -> None:
     curve = LossCurve(10)
     curve.add(0.1, 2.3)
     assert not curve.diverged
@@ -65,54 +74,66 @@ def test_a_loss_that_is_no_number_stops_and_is_not_kept() -> None:
     assert curve.losses == [2.3]
 
 
-class Refusing(RangeTrainer):
-    """Its losses fall; some of its steps are refused."""
+def narrow_trainer(data_dir: Path, *, not_finite_in: Container[int] = ()) -> Trainer:
+    """A trainer on one process whose network returns NaN in some of its forward passes, counted from 1."""
+    recipe = smoke()
+    recipe = replace(
+        recipe,
+        data=replace(recipe.data, data_dir=data_dir),
+        network=replace(recipe.network, widths=(8, 8, 16, 16)),
+        schedule=replace(recipe.schedule, batch_size=8),
+        runtime=replace(recipe.runtime, device="cpu", precision="fp32"),
+    )
+    config, dataset = RangeTestConfig.of(recipe).as_train_config(), read_dataset(data_dir)
+    network, passes = build_network(config.network, ModelSpec.of(dataset, config.network)), itertools.count(1)
+    network.register_forward_hook(lambda *called: called[2] * (math.nan if next(passes) in not_finite_in else 1.0))
+    return build_trainer(config, Runtime(config.runtime, stop=StopRequest()), dataset, network=network)
 
-    def __init__(self, sweep: RangeConfig, refused: range, patience: int) -> None:
-        self.sweep, self.refused, self.patience, self.step = sweep, refused, patience, 0
-        self.sums = RunningSums(torch.device("cpu"))
-        self.data = self.loader = self.runtime = self.guard = self  # type: ignore[assignment]
-        self.is_main = False
 
-    def plan(self, epoch: int) -> range:  # type: ignore[override]
-        return range(self.sweep.steps)
+def test_each_step_is_taken_at_its_rate_over_as_many_epochs_as_needed(tiny_dir: Path) -> None:
+    """96 images in batches of 8: 30 steps are two epochs and a half."""
+    trainer, sweep = narrow_trainer(tiny_dir), RangeConfig(start_lr=1e-4, end_lr=1e-2, steps=30)
+    used: list[float] = []
+    step = trainer.train_step
+    trainer.train_step = lambda batch, epoch: (  # type: ignore[method-assign]
+        step(batch, epoch),
+        used.append(trainer.state.optimizer.param_groups[0]["lr"]),
+    )[0]
+    curve = range_test(trainer, sweep)
+    expected = [sweep.rate(step) for step in range(30)]
+    assert curve.rates == expected
+    assert used == pytest.approx(expected)
+    assert not curve.diverged
 
-    def batches(self, plan: range) -> range:
-        return plan
 
-    def train_step(self, batch: object, epoch: int) -> None:
-        self.step += 1
-        if self.step not in self.refused:
-            self.sums.add(torch.full((2,), 2.0 - self.step / 100), torch.zeros(2))
-
-    def end_of_startup(self) -> None: ...
-
-    def announce_stop(self) -> None: ...
-
-    def sum_over_ranks(self, sums: torch.Tensor) -> torch.Tensor:
-        return sums
-
-    def stop_agreed(self) -> bool:
-        return False
+def test_it_ends_as_soon_as_the_loss_diverges(tiny_dir: Path) -> None:
+    trainer = narrow_trainer(tiny_dir)
+    curve = range_test(trainer, RangeConfig(start_lr=1e-3, end_lr=1e6, steps=30))
+    assert curve.diverged
+    assert len(curve.losses) <= trainer.state.step < 30
 
 
 @pytest.mark.parametrize(
-    ("refused", "patience", "kept"), [(range(3, 12), 10, 41), (range(3, 13), 10, 2), (range(3, 4), 1, 2)]
+    ("skipped", "patience", "kept"),
+    [(range(3, 12), FP16_PATIENCE, 21), (range(3, 13), FP16_PATIENCE, 2), (range(3, 4), 1, 2), (range(30, 31), 1, 29)],
 )
-def test_a_few_refused_steps_are_no_divergence_where_the_loss_scale_is_sought(
-    refused: range, patience: int, kept: int
+def test_skipped_steps_are_divergence_unless_fp16_is_searching_a_loss_scale(
+    tiny_dir: Path, skipped: range, patience: int, kept: int
 ) -> None:
-    curve = Refusing(RangeConfig(steps=50), refused, patience).run()
+    """The last case: a step is known to be skipped one step late, and the last step has none after it."""
+    trainer = narrow_trainer(tiny_dir, not_finite_in=skipped)
+    trainer.guard._patience = patience  # a CPU has no fp16
+    curve = range_test(trainer, RangeConfig(start_lr=1e-6, end_lr=1e-5, steps=30))
     assert len(curve.losses) == kept
-    assert curve.diverged == (kept == 2)
+    assert curve.diverged == (len(skipped) == patience)
 
 
-def test_nothing_is_suggested_where_the_loss_only_rose() -> None:
+def test_there_is_no_suggestion_if_the_loss_only_rises() -> None:
     curve = LossCurve(20)
     for step in range(20):
         curve.add(0.1 * 2**step, 2.3 + 0.1 * step)
     assert curve.suggestion() is None
-    assert "nothing is suggested" in curve.advice()
+    assert "no suggestion" in curve.advice()
     assert curve.draw("none").startswith(b"\x89PNG")
 
 
@@ -121,7 +142,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_two_ranks_stop_together_and_leave_a_run_alone(smoke_run: Path, tiny_dir: Path, tmp_path: Path) -> None:
+def test_two_ranks_stop_together_and_keep_a_run_in_the_folder(smoke_run: Path, tiny_dir: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(smoke_run, tmp_path / "run"))
     before = contents(out)
     sweep = ("--start-lr", "0.01", "--end-lr", "1e5", "--steps", "9")
@@ -142,17 +163,17 @@ def test_sigterm_to_one_rank_ends_both_with_nothing_written(tiny_dir: Path, tmp_
     flags = ("--data-dir", tiny_dir, "--out", tmp_path / "out", "--steps", "80", "--end-lr", "0.01")
     with start("ddp_trainer.lr_find", *TINY, *flags, processes=2) as launcher:
         assert launcher.stderr is not None
-        said = ""
-        while "step 8/80" not in said:  # both are in the loop
+        printed = ""
+        while "step 8/80" not in printed:  # both are in the loop
             line = launcher.stderr.readline()
-            assert line, said
-            said += line
+            assert line, printed
+            printed += line
         workers = [pid for pid in children_of(launcher.pid) if "ddp_trainer.lr_find" in command_of(pid)]
         os.kill(workers[-1], signal.SIGTERM)
-        said += launcher.communicate(timeout=120)[1]
+        printed += launcher.communicate(timeout=120)[1]
     assert len(workers) == 2
-    assert launcher.returncode == 0, said
-    assert said.count("asked to stop: nothing is written") == 1
+    assert launcher.returncode == 0, printed
+    assert printed.count("stopped: nothing was written") == 1
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -164,11 +185,13 @@ def command_of(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
 
 
-def test_a_sweep_that_cannot_be_is_refused(tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_impossible_rates_and_folders_are_refused(
+    tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
     for flags, expected in (
-        (("--start-lr", "1", "--end-lr", "0.1"), "the lower first"),
-        (("--steps", "1"), "at least 2"),
+        (("--start-lr", "1", "--end-lr", "0.1"), "--start-lr must be positive and below --end-lr, got 1.0 and 0.1"),
+        (("--steps", "1"), "--steps must be at least 2, got 1"),
         (("--resume",), "--resume"),
         (("--out", str(tmp_path / "file" / "below")), "cannot be written"),
     ):

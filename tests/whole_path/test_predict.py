@@ -1,7 +1,9 @@
-"""Classifying image files: the same answers as the model itself, whatever the files are."""
+"""The predict command: the predictions of the model itself, whatever the files are."""
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,22 +11,27 @@ import pytest
 import torch
 from PIL import Image
 
-from data_prep.augment import batch_normalise
-from data_prep.sources.folder import read_image
+from data_prep.augment import batch_normalize
+from data_prep.sources.picture import read_image
 from ddp_trainer.models.spec import ModelSpec, build_model, load_model
 from ddp_trainer.predict import main
 from ddp_trainer.run.outputs import write_model
+from tests.support.trainer import environment
 
 CLASSES = ("cat", "dog", "<b>", "x y")
 
 
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("run")
-    spec = ModelSpec(classes=CLASSES, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), image_size=32, widths=(4, 8, 8, 16))
+def write_random_model(run: Path, classes: tuple[str, ...]) -> Path:
+    run.mkdir(exist_ok=True)
+    spec = ModelSpec(classes=classes, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), image_size=32, widths=(4, 8, 8, 16))
     torch.manual_seed(0)
     write_model(run, build_model(spec), spec)
     return run
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_model(tmp_path_factory.mktemp("run"), CLASSES)
 
 
 def draw(path: Path, mode: str = "RGB", size: tuple[int, int] = (32, 32), seed: int = 0) -> Path:
@@ -34,7 +41,7 @@ def draw(path: Path, mode: str = "RGB", size: tuple[int, int] = (32, 32), seed: 
     return path
 
 
-def test_answers_are_the_models_own(run_dir, tmp_path, capsys):
+def test_predictions_are_those_of_the_model(run_dir, tmp_path, capsys):
     paths = [draw(tmp_path / f"{seed}.png", seed=seed) for seed in range(3)]
     assert main([str(run_dir), *map(str, paths), "--json"]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -42,7 +49,7 @@ def test_answers_are_the_models_own(run_dir, tmp_path, capsys):
     for path, answer in zip(paths, answers, strict=True):
         pixels = torch.from_numpy(read_image(path, 32)).permute(2, 0, 1)[None]
         with torch.inference_mode():
-            shares = model(batch_normalise(pixels, spec.mean, spec.std, torch.float32)).double().softmax(dim=1)[0]
+            shares = model(batch_normalize(pixels, spec.mean, spec.std, torch.float32)).double().softmax(dim=1)[0]
         first, second = shares.argsort(descending=True)[:2].tolist()
         assert answer["path"] == str(path)
         assert (answer["class"], answer["next_class"]) == (CLASSES[first], CLASSES[second])
@@ -57,11 +64,34 @@ def test_text_has_a_line_per_image(run_dir, tmp_path, capsys):
     assert first == str(path) and name in CLASSES and probability.endswith("%") and after.startswith("next: ")
 
 
-def test_a_name_that_is_no_text_is_printed_as_it_is(run_dir, tmp_path, capfdbinary):
-    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
-    draw(tmp_path / "x.png").rename(path)
+@pytest.mark.parametrize("name", ["two\nlines.png", "a\ttab.png", "\x1b[31mred.png", "line\u2028separator.png"])
+def test_a_name_with_control_characters_stays_on_its_line(run_dir, tmp_path, capsys, name):
+    path = draw(tmp_path / name)
     assert main([str(run_dir), str(path)]) == 0
-    assert capfdbinary.readouterr().out.startswith(os.fsencode(path))
+    (line,) = capsys.readouterr().out.splitlines()
+    columns = line.split("\t")
+    assert len(columns) == 4
+    assert columns[0] == f"{tmp_path}/{name.encode('unicode_escape').decode()}"
+    assert main([str(run_dir), str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == str(path)
+
+
+def test_a_class_name_with_control_characters_stays_in_its_column(tmp_path, capsys):
+    write_random_model(tmp_path / "run", ("two\nlines", "a\ttab"))
+    assert main([str(tmp_path / "run"), str(draw(tmp_path / "x.png"))]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert {line.split("\t")[1], line.split("\t")[3].split()[1]} <= {"two\\nlines", "a\\ttab"}
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "é\\udce9.png".encode()), ("ascii", b"\\xe9\\udce9.png")])
+def test_a_name_that_the_encoding_cannot_express_is_printed_with_escapes(run_dir, tmp_path, encoding, shown):
+    path = os.fsencode(tmp_path) + "é".encode() + b"\xe9.png"
+    draw(tmp_path / "x.png").rename(os.fsdecode(path))
+    command = [sys.executable, "-m", "ddp_trainer.predict", run_dir, path]
+    found = environment(PYTHONIOENCODING=encoding, PYTHONUTF8="1")
+    done = subprocess.run(command, env=found, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split(b"\t")[0] == os.fsencode(tmp_path) + shown
 
 
 @pytest.mark.parametrize(
@@ -104,29 +134,67 @@ def test_sixteen_bits_and_a_camera_held_sideways_change_nothing(run_dir, tmp_pat
     assert answer_for(run_dir, tmp_path / "sideways.png", capsys) == expected
 
 
-def test_folder_means_the_images_below_it(run_dir, tmp_path, capsys):
+def paths_in(output: str) -> list[str]:
+    return [json.loads(line)["path"] for line in output.splitlines()]
+
+
+def test_a_folder_stands_for_the_images_below_it(run_dir, tmp_path, capsys):
     expected = [str(draw(tmp_path / name)) for name in ("a/1.png", "b.jpeg", "c/d/2.JPG")]
     draw(tmp_path / ".hidden/3.png")
     (tmp_path / "notes.txt").write_text("not an image")
+    draw(tmp_path / "z.png").rename(tmp_path / "image without a suffix")
     assert main([str(run_dir), str(tmp_path), "--json"]) == 0
-    assert [json.loads(line)["path"] for line in capsys.readouterr().out.splitlines()] == expected
+    assert paths_in(capsys.readouterr().out) == [*expected, str(tmp_path / "image without a suffix")]
 
 
-def test_unreadable_images_are_named_and_the_others_answered(run_dir, tmp_path, capsys):
+def test_linked_folders_are_searched_and_loops_end(run_dir, tmp_path, capsys):
+    draw(tmp_path / "photos/1.png")
+    draw(tmp_path / "other/2.png")
+    (tmp_path / "photos/other").symlink_to(tmp_path / "other")
+    (tmp_path / "other/back").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos/self").symlink_to(tmp_path / "photos")
+    assert main([str(run_dir), str(tmp_path / "photos"), "--json"]) == 0
+    assert paths_in(capsys.readouterr().out) == [str(tmp_path / "photos" / name) for name in ("1.png", "other/2.png")]
+
+
+def test_unreadable_images_are_named_and_the_others_classified(run_dir, tmp_path, capsys):
     good = [draw(tmp_path / "1.png"), draw(tmp_path / "2.png", seed=1)]
-    broken, empty = tmp_path / "broken.png", tmp_path / "empty"
+    broken, empty, linked = tmp_path / "broken.png", tmp_path / "empty", tmp_path / "linked"
     broken.write_bytes(good[0].read_bytes()[:200])
     empty.mkdir()
-    given = [good[0], broken, tmp_path / "absent.png", empty, good[1]]
+    linked.mkdir()
+    (linked / "dead.png").symlink_to(tmp_path / "nowhere.png")
+    given = [good[0], broken, tmp_path / "absent.png", empty, linked, good[1]]
     assert main([str(run_dir), *map(str, given)]) == 1
-    said = capsys.readouterr()
-    assert [line.split("\t")[0] for line in said.out.splitlines()] == [str(path) for path in good]
-    assert said.err.count("\n") == 3
-    assert all(str(path) in said.err for path in (broken, tmp_path / "absent.png", empty))
+    printed = capsys.readouterr()
+    assert [line.split("\t")[0] for line in printed.out.splitlines()] == [str(path) for path in good]
+    assert printed.err.count("\n") == 4
+    assert all(str(path) in printed.err for path in (broken, tmp_path / "absent.png", empty, linked / "dead.png"))
+
+
+@pytest.mark.parametrize("given", ["pipe.png", "."])
+def test_a_pipe_is_refused_and_not_waited_for(run_dir, tmp_path, capsys, given):
+    """In a folder too, where a pipe without an image's suffix is no image."""
+    os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "pipe")
+    assert main([str(run_dir), str(tmp_path / given)]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / 'pipe.png'}: not a regular file\n"
+
+
+@pytest.mark.parametrize(
+    ("mode", "values"), [("F", (0.0, 1.0)), ("F", (0.0, 255.0)), ("I", (0, 70_000)), ("I", (-1, 200))]
+)
+def test_an_image_whose_range_is_unknown_is_refused(run_dir, tmp_path, capsys, mode, values):
+    path = tmp_path / "measured.tif"
+    Image.fromarray(np.array([values, values], dtype=np.float32 if mode == "F" else np.int32)).save(path)
+    assert main([str(run_dir), str(path)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {path}: ") and "range" in printed.err
 
 
 def test_bad_input_is_one_line_and_exit_2(run_dir, tmp_path, capsys):
     for arguments in ([str(tmp_path), "x.png"], [str(run_dir)], []):
         assert main(arguments) == 2
-        said = capsys.readouterr()
-        assert said.err.startswith("error: ") and said.err.count("\n") == 1 and said.out == ""
+        printed = capsys.readouterr()
+        assert printed.err.startswith("error: ") and printed.err.count("\n") == 1 and printed.out == ""

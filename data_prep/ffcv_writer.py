@@ -1,0 +1,83 @@
+"""The child process of `beton_writer.write_betons`: takes `ARRAYS FOLDER NAME...` and prints its progress to stdout.
+
+FFCV's DatasetWriter waits forever when its worker process raises, and a killed writer leaves that worker running. Here
+the worker is a thread of this process: its first exception ends the process, so no orphaned worker can remain.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.ffcv_import import import_ffcv
+
+PR_SET_PDEATHSIG = 1
+
+
+class _WorkerThread(threading.Thread):
+    """Replaces multiprocessing.Process in FFCV's writer."""
+
+    def __init__(self, target: Any, args: tuple[Any, ...]) -> None:
+        super().__init__(target=target, args=args, daemon=True)
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except BaseException as error:
+            print(f"! {type(error).__name__}: {error}", flush=True)
+            os._exit(1)
+
+
+class _Samples:
+    """(image, label, index) of each sample, for FFCV. Prints the progress."""
+
+    def __init__(self, arrays: Path, name: str) -> None:
+        self.name = name
+        self.images = np.load(arrays / f"{name}.images.npy", mmap_mode="r")
+        self.labels = np.load(arrays / f"{name}.labels.npy")
+        self.step = max(len(self.labels) // 100, 1)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, position: int) -> tuple[np.ndarray, int, int]:
+        if (position + 1) % self.step == 0:
+            print(position + 1, self.name, flush=True)
+        return np.asarray(self.images[position]), int(self.labels[position]), int(position)
+
+
+def main(arrays: Path, folder: Path, names: list[str]) -> None:
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # the parent died before the line above
+        os._exit(1)
+    import_ffcv()
+    import ffcv.writer
+    from ffcv.fields import IntField, RGBImageField
+
+    ffcv.writer.Process = _WorkerThread  # type: ignore[attr-defined]
+    ffcv.writer.tqdm = _Silent  # type: ignore[attr-defined]
+    for name in names:
+        fields = {"image": RGBImageField(write_mode="raw"), "label": IntField(), "index": IntField()}
+        # One worker: with more of them, the order of the pages, and so the bytes of the file, change from run to run.
+        writer = ffcv.writer.DatasetWriter(str(folder / f"{name}.beton"), fields, num_workers=1)
+        writer.from_indexed_dataset(_Samples(arrays, name))
+
+
+class _Silent:
+    """A progress bar that shows nothing; the parent process has its own."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def update(self, *_: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -1,0 +1,102 @@
+"""dataset.json, the description of a prepared dataset: its fields and their check."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import quoted
+
+FORMAT_VERSION = 1
+MANIFEST = "dataset.json"
+SPLITS = ("train", "test")
+MAX_IMAGE_SIZE = 1024
+MAX_STATISTIC = 1e6  # far beyond any mean or standard deviation on a scale of 0-1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitInfo:
+    """One beton file."""
+
+    file: str
+    count: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """The content of dataset.json. mean and std: of each color channel over the training images, 0-1 scale."""
+
+    format_version: int
+    source: str
+    classes: tuple[str, ...]
+    image_size: int
+    channels: int
+    splits: Mapping[str, SplitInfo]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    ffcv_version: str
+    skipped: tuple[str, ...] = ()  # files that --skip-unreadable left out; absent from the file if there are none
+
+    def as_json(self) -> dict[str, Any]:
+        fields = asdict(self)
+        if not self.skipped:
+            del fields["skipped"]
+        return fields
+
+
+def parse_manifest(fields: dict[str, Any]) -> DatasetInfo:
+    """Raises KeyError, TypeError or ValueError for fields that do not describe a dataset."""
+    splits = {name: _parse_split(name, fields["splits"][name]) for name in SPLITS}
+    _check_type(str, source=fields["source"], ffcv_version=fields["ffcv_version"])
+    _check_type(int, image_size=fields["image_size"], channels=fields["channels"])
+    _check_type(list, classes=fields["classes"], mean=fields["mean"], std=fields["std"])
+    if not 1 <= fields["image_size"] <= MAX_IMAGE_SIZE:
+        raise ValueError(f"image_size must be 1 to {MAX_IMAGE_SIZE}, got {quoted(fields['image_size'])}")
+    if fields["channels"] != 3:
+        raise ValueError(f"channels must be 3, got {quoted(fields['channels'])}")
+    if not fields["classes"]:
+        raise ValueError("classes is empty")
+    for name in fields["classes"]:
+        _check_type(str, classes=name)
+    skipped = fields.get("skipped", [])
+    _check_type(list, skipped=skipped)
+    for name in skipped:
+        _check_type(str, skipped=name)
+    mean, std = (_three_numbers(name, fields[name]) for name in ("mean", "std"))
+    if min(std) <= 0:
+        raise ValueError(f"std must be positive, got {list(std)}")
+    classes = tuple(fields["classes"])
+    parsed = {"splits": splits, "mean": mean, "std": std, "classes": classes, "skipped": tuple(skipped)}
+    return DatasetInfo(**{**fields, **parsed})
+
+
+def _parse_split(name: str, fields: object) -> SplitInfo:
+    if not isinstance(fields, dict):
+        raise TypeError(f"splits: {name} is {quoted(fields)}")
+    split = SplitInfo(**fields)
+    _check_type(str, file=split.file, sha256=split.sha256)
+    _check_type(int, count=split.count, bytes=split.bytes)
+    if Path(split.file).name != split.file or "\0" in split.file:
+        raise ValueError(f"file must be a name in the same folder, got {quoted(split.file)}")
+    if split.count < 1:
+        raise ValueError(f"count must be positive, got {split.count}")
+    return split
+
+
+def _three_numbers(name: str, values: list[Any]) -> tuple[float, float, float]:
+    for value in values:
+        if type(value) not in (int, float) or not abs(value) < MAX_STATISTIC:
+            raise ValueError(f"{name} holds {quoted(value)}")
+    if len(values) != 3:
+        raise ValueError(f"{name} must hold 3 numbers, got {len(values)}")
+    red, green, blue = map(float, values)
+    return red, green, blue
+
+
+def _check_type(kind: type, **values: object) -> None:
+    """Raises TypeError for a value of another type; True is no number."""
+    for name, value in values.items():
+        if type(value) is not kind:
+            raise TypeError(f"{name} is {quoted(value)}")

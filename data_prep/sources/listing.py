@@ -1,0 +1,197 @@
+"""Which image files a folder of classes holds: ROOT/train/CLASS/** and ROOT/test/CLASS/**.
+
+Nothing below the two splits is left out in silence: an entry is an image, a fault that is named, or it is counted.
+"""
+
+import os
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_prep.errors import InputError, shell_path
+from data_prep.files import open_regular
+from data_prep.sources import NUM_NAMED
+from data_prep.sources.picture import SIGNATURES, SUFFIXES
+
+TEST_NAMES = ("test", "val", "valid", "validation")
+LAYOUT = "expected are ROOT/train/CLASS and ROOT/test/CLASS, with images in them"
+
+
+@dataclass
+class Listing:
+    """The image files of one split, sorted by class and name, and what was found beside them."""
+
+    root: Path
+    classes: dict[str, Path] = field(default_factory=dict)  # name in Unicode form NFC -> folder
+    images: list[tuple[Path, int]] = field(default_factory=list)  # files and their labels
+    other: Counter[str] = field(default_factory=Counter)  # suffixes of files that are not images
+    hidden: int = 0
+
+    def note(self) -> str | None:
+        """One line about what was not taken, or None."""
+        parts = []
+        if self.other:
+            kinds = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in self.other.most_common(NUM_NAMED))
+            more = ", ..." if len(self.other) > NUM_NAMED else ""
+            parts.append(f"{_count(self.other.total(), 'file')} that are not images ({kinds}{more})")
+        if self.hidden:
+            parts.append(f"{self.hidden} hidden")
+        return f"passed over in {shell_path(self.root)}: {', '.join(parts)}" if parts else None
+
+
+def list_splits(root: Path) -> tuple[Listing, Listing, list[str]]:
+    """(train, test, lines about folders that were passed over). Raises InputError for a layout without classes."""
+    if not root.is_dir():
+        raise InputError(f"--root {shell_path(root)}: no such folder; {LAYOUT}")
+    train_root, candidates = root / "train", [root / name for name in TEST_NAMES if (root / name).is_dir()]
+    if not train_root.is_dir() or not candidates:
+        missing = f"test (or {', '.join(TEST_NAMES[1:])})" if train_root.is_dir() else "train"
+        raise InputError(f"--root {shell_path(root)}: it has no folder {missing}; {LAYOUT}")
+    with_classes = [folder for folder in candidates if any(entry.is_dir() for entry in _visible(folder))]
+    test_root = (with_classes or candidates)[0]
+    train, test = Listing(train_root), Listing(test_root)
+    for listing in (train, test):
+        _list_classes(listing)
+    _check_same(train, test)
+    for listing in (train, test):
+        _list_images(listing)
+    notes = [
+        f"passed over: {shell_path(folder)}, since {shell_path(test_root)} is the test split"
+        for folder in candidates
+        if folder != test_root
+    ]
+    if test_root.name != "test":
+        notes.append(f"test split: {shell_path(test_root)}")
+    return train, test, notes
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    """What is not hidden in `folder`, sorted by name. Raises InputError if the folder is not readable."""
+    return [entry for entry in _entries(folder) if not entry.name.startswith(".")]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(f"{shell_path(folder)} cannot be read ({error.strerror}); change its permissions") from None
+
+
+def _list_classes(listing: Listing) -> None:
+    for entry in _entries(listing.root):
+        if entry.name.startswith("."):
+            listing.hidden += 1
+        elif _kind(Path(entry.path)) != "folder":
+            listing.other[_suffix(entry.name)] += 1
+        else:
+            name = _class_name(entry.name, listing.root)
+            if name in listing.classes:
+                pair = f"{listing.classes[name].name!a} and {entry.name!a}"
+                raise InputError(f"{shell_path(listing.root)}: the classes {pair} look alike; rename one")
+            listing.classes[name] = Path(entry.path)
+    if not listing.classes:
+        raise InputError(f"{shell_path(listing.root)}: no class folders in it; {LAYOUT}")
+    if len(listing.classes) == 1:
+        line = f"{shell_path(listing.root)}: one class, so there is nothing to tell apart"
+        raise InputError(f"{line}; is --root one level too high or too low?")
+    listing.classes = dict(sorted(listing.classes.items()))
+
+
+def _class_name(name: str, root: Path) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{shell_path(root)}: the name of class folder {name!a} is not UTF-8; rename it") from None
+    return unicodedata.normalize("NFC", name)  # a Mac writes the decomposed form
+
+
+def _check_same(train: Listing, test: Listing) -> None:
+    here, there = set(train.classes), set(test.classes)
+    if here == there:
+        return
+    folded = {_fold(name): name for name in there - here}
+    alike = [(name, folded[_fold(name)]) for name in sorted(here - there) if _fold(name) in folded]
+    if alike:
+        pairs = name_some([f"{one!a} and {other!a}" for one, other in alike])
+        raise InputError(f"the class folders of train and {test.root.name} differ: {pairs} look alike; rename one")
+    problems = [
+        f"{name_some([shell_path(name) for name in sorted(only)])} only in {shell_path(listing.root)}"
+        for only, listing in ((here - there, train), (there - here, test))
+        if only
+    ]
+    raise InputError(f"the class folders differ: {', '.join(problems)}; both need the same ones")
+
+
+def _fold(name: str) -> str:
+    """Equal for names that a reader takes for the same: without case and white space, in one Unicode form."""
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def _list_images(listing: Listing) -> None:
+    for label, (name, folder) in enumerate(listing.classes.items()):
+        found = sorted(_files_below(folder, listing, ancestors=()), key=lambda path: path.relative_to(folder).parts)
+        if not found:
+            raise InputError(f"{shell_path(folder)}: no images in it; add some, or remove the class {shell_path(name)}")
+        listing.images += [(path, label) for path in found]
+
+
+def _files_below(folder: Path, listing: Listing, ancestors: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    """The image files in `folder` and its subfolders; links are followed."""
+    status = folder.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in ancestors:
+        raise InputError(f"{shell_path(folder)}: this link leads back to a folder above it; remove it")
+    for entry in _entries(folder):
+        path = Path(entry.path)
+        if entry.name.startswith("."):
+            listing.hidden += 1
+        elif _kind(path) == "folder":
+            yield from _files_below(path, listing, (*ancestors, identity))
+        elif looks_like_image(path):
+            yield path
+        else:
+            listing.other[_suffix(entry.name)] += 1
+
+
+def _kind(path: Path) -> str:
+    """ "folder" or "file". Raises InputError for anything else: a dead link, a pipe, a device."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        what = "is a link to something that is not there" if path.is_symlink() else "cannot be read"
+        raise InputError(f"{shell_path(path)} {what} ({error.strerror}); restore or remove it") from None
+    if stat.S_ISDIR(mode):
+        return "folder"
+    if stat.S_ISREG(mode):
+        return "file"
+    raise InputError(f"{shell_path(path)} is not a regular file; remove it")
+
+
+def looks_like_image(path: Path) -> bool:
+    """Whether a file is an image by its name or its first bytes."""
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    try:
+        with open_regular(path) as file:
+            return file.read(8).startswith(SIGNATURES)
+    except OSError:
+        return False
+
+
+def _suffix(name: str) -> str:
+    suffix = Path(name).suffix.lower()
+    return suffix if len(suffix) <= 8 else ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first names, and how many there are besides."""
+    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
+    return ", ".join(names[:NUM_NAMED]) + more

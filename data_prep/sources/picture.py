@@ -1,0 +1,223 @@
+"""One image file -> square RGB pixels, with memory bounded by a constant and a limit on the number of pixels.
+
+A file is refused for its pixels only: metadata that cannot be read is ignored.
+"""
+
+import io
+import os
+import struct
+import threading
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from data_prep.errors import printable
+from data_prep.files import open_regular
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # by content; of an animation, the first picture
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}  # their usual names
+SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"P5", b"P6")
+
+LIMIT_VARIABLE = "DATA_PREP_MAX_PIXELS"
+MAX_PIXELS = int(os.environ.get(LIMIT_VARIABLE) or 100_000_000)  # decoded, of one image
+MAX_SHRINKING = 4  # a JPEG is decoded at a smaller size, so it may have this many times as many
+STRIP_PIXELS = 2**22  # converted at a time
+LARGE_PIXELS = 2**24  # such images are decoded one at a time, whatever the number of threads
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit: `_check_size` has ours
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {  # EXIF orientation -> what turns the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # of a PNG
+_one_large_image = threading.Lock()
+
+
+class Picture(NamedTuple):
+    """The pixels of one image file, and what a dataset of such files has to report."""
+
+    pixels: np.ndarray  # (size, size, 3) uint8
+    metadata_ignored: bool
+    brightest: int | None  # largest value of a 16-bit image
+
+
+def read_image(path: Path, size: int) -> np.ndarray:
+    """(size, size, 3) uint8 pixels of one image file. Raises whatever the decoder raises for damaged files."""
+    return read_picture(path, size).pixels
+
+
+def read_picture(path: Path, size: int) -> Picture:
+    """Reads the center square of one image file at `size` x `size`.
+
+    The picture is turned upright as its EXIF orientation says and resized with an antialiasing filter. Transparent
+    pixels are laid over white, 16-bit values are scaled to 8 bits, and gray, palette and CMYK images become RGB.
+    Raises ValueError or OSError, and for damaged files whatever else the decoder raises.
+    """
+    with open_regular(path) as file:
+        if not file.read(1):
+            raise ValueError("the file is empty")
+        file.seek(0)
+        try:
+            return _decode(file, size, metadata_ignored=False)
+        except (MemoryError, TooLargeError):
+            raise
+        except Exception as error:
+            if "out of memory" in str(error):  # Pillow's words for a decoder that lacks memory
+                raise MemoryError from error
+            file.seek(0)
+            repaired = _pixels_only(file.read(8 * MAX_PIXELS), size)
+            if repaired is None:
+                raise
+        return _decode(io.BytesIO(repaired), size, metadata_ignored=True)
+
+
+def why_unreadable(error: Exception) -> str:
+    """What `read_picture` has raised, in one line."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"not an image of a known kind ({', '.join(FORMATS)})"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return printable(str(error)) or type(error).__name__
+
+
+class TooLargeError(ValueError):
+    """An image has more pixels than the limit."""
+
+
+def _decode(file: BinaryIO | io.BytesIO, size: int, *, metadata_ignored: bool) -> Picture:
+    with Image.open(file, formats=FORMATS) as image:
+        progressive = "progressive" in image.info
+        _check_size(image.size, MAX_SHRINKING if image.format in ("JPEG", "MPO") and not progressive else 1)
+        # A large JPEG is decoded at an eighth to a half of its size, still at least four times as fine as needed.
+        image.draft(image.mode, (4 * size, 4 * size))
+        _check_size(image.size, 1)
+        if image.width * image.height <= LARGE_PIXELS:
+            return _finish(image, size, metadata_ignored)
+        with _one_large_image:
+            return _finish(image, size, metadata_ignored)
+
+
+def _check_size(size: tuple[int, int], factor: int) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS * factor:
+        raise TooLargeError(
+            f"{width}x{height} pixels exceed the limit of {MAX_PIXELS * factor:,}; shrink the image, "
+            f"or raise the limit with {LIMIT_VARIABLE}={-(-width * height // factor)}"
+        )
+
+
+def _finish(image: Image.Image, size: int, metadata_ignored: bool) -> Picture:
+    image.load()
+    if image.mode == "F":
+        raise ValueError("float image: the range of its values is not known; save it with 8 or 16 bits")
+    orientation, readable = _orientation(image)
+    square, brightest = _center_square(image, size)
+    if square.width != size or square.height != size:
+        side = min(image.size) / _factor(image, size)
+        square = square.resize((size, size), Image.Resampling.LANCZOS, box=(0, 0, side, side))
+    if orientation in _UPRIGHT:
+        square = square.transpose(_UPRIGHT[orientation])
+    return Picture(np.array(square), metadata_ignored or not readable, brightest)
+
+
+def _orientation(image: Image.Image) -> tuple[int | None, bool]:
+    """(EXIF orientation, whether the EXIF data could be read)."""
+    try:
+        return image.getexif().get(_ORIENTATION_TAG), True
+    except MemoryError:
+        raise
+    except Exception:  # whatever damaged metadata raises
+        return None, False
+
+
+def _factor(image: Image.Image, size: int) -> int:
+    """By which the image is averaged down before it is resized: at least four times the target remains."""
+    return max(min(image.size) // (4 * size), 1)
+
+
+def _center_square(image: Image.Image, size: int) -> tuple[Image.Image, int | None]:
+    """The center square as RGB, averaged down by `_factor`, and the largest value of a 16-bit image.
+
+    Converts a strip at a time: a conversion of the whole image would need several copies of it.
+    """
+    side, factor = min(image.size), _factor(image, size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    small = -(-side // factor)
+    square, brightest = Image.new("RGB", (small, small)), None
+    rows = max(STRIP_PIXELS // side // factor, 1) * factor
+    for start in range(0, side, rows):
+        strip = image.crop((left, top + start, left + side, top + min(start + rows, side)))
+        if strip.mode == "I" or strip.mode.startswith("I;16"):
+            strip, largest = _scale_to_8_bits(strip)
+            brightest = max(brightest or 0, largest)
+        rgb = _to_rgb(strip)
+        square.paste(rgb.reduce(factor) if factor > 1 else rgb, (0, start // factor))
+    return square, brightest
+
+
+def _scale_to_8_bits(strip: Image.Image) -> tuple[Image.Image, int]:
+    """A 16-bit image as 8 bits, and its largest value. Pillow's own conversion clips at 255 instead of scaling."""
+    values = np.asarray(strip)
+    lowest, largest = int(values.min()), int(values.max())
+    if lowest < 0 or largest > 65535:
+        raise ValueError(f"its values are {lowest} to {largest}; only 0 to 65535 have a known range")
+    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)), largest
+
+
+def _to_rgb(strip: Image.Image) -> Image.Image:
+    if not strip.has_transparency_data:
+        return strip.convert("RGB")
+    strip = strip.convert("RGBA")
+    white = Image.new("RGBA", strip.size, "white")
+    return Image.alpha_composite(white, strip).convert("RGB")
+
+
+def _pixels_only(content: bytes, size: int) -> bytes | None:
+    """The file without what surrounds its pixels, or None if that cannot be done."""
+    if content.startswith(SIGNATURES[0]):
+        return _png_pixels(content)
+    if content.startswith(SIGNATURES[1]):
+        return _jpeg_with_end(content, size)
+    return None
+
+
+def _png_pixels(content: bytes) -> bytes | None:
+    """A PNG without its comments, profiles and other ancillary chunks; checksums of the pixels stay."""
+    kept, position = [content[:8]], 8
+    while position + 12 <= len(content):
+        length, kind = struct.unpack(">I4s", content[position : position + 8])
+        if kind in _PIXEL_CHUNKS:
+            kept.append(content[position : position + 12 + length])
+        position += 12 + length
+    return b"".join(kept) if len(kept) > 2 else None
+
+
+def _jpeg_with_end(content: bytes, size: int) -> bytes | None:
+    """A JPEG that lacks only its end marker, with it. None if pixels are missing too.
+
+    The decoder fills missing pixels from whatever follows the data. So they are complete if two different endings
+    give the same picture. The later scans of a progressive JPEG can be missing unnoticed: those are not repaired.
+    """
+    if content.rstrip(b"\0").endswith(b"\xff\xd9"):
+        return None
+    endings = [content + b"\xff\xd9", content + b"\x35\xa6" * 64 + b"\xff\xd9"]
+    pixels = []
+    for ending in endings:
+        try:
+            with Image.open(io.BytesIO(ending), formats=("JPEG",)) as image:
+                if "progressive" in image.info:
+                    return None
+            pixels.append(_decode(io.BytesIO(ending), size, metadata_ignored=True).pixels)
+        except (MemoryError, TooLargeError):
+            raise
+        except Exception:
+            return None
+    return endings[0] if np.array_equal(*pixels) else None

@@ -1,0 +1,10 @@
+"""`python -m ddp_trainer` names the commands: the package itself is none."""
+
+import sys
+
+COMMANDS = ("train", "evaluate", "predict", "export", "lr_find", "sweep", "report", "model_card", "doctor")
+
+if __name__ == "__main__":
+    words = ", ".join(f"ddp_trainer.{name}" for name in COMMANDS)
+    print(f"error: ddp_trainer is not a command; run python -m with one of {words}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,22 @@
+"""A home directory that cannot be written, as in some containers: libraries would complain about their caches."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+# Where matplotlib, W&B and others keep caches and settings, below the home directory by default.
+FOLDERS = ("MPLCONFIGDIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "XDG_CACHE_HOME")
+
+
+@contextlib.contextmanager
+def writable_home() -> Iterator[None]:
+    """Within the block, caches are in a temporary folder if the home directory cannot be written."""
+    if os.access(Path("~").expanduser(), os.W_OK):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="ddp-trainer-", ignore_cleanup_errors=True) as folder:
+        for name in FOLDERS:
+            os.environ.setdefault(name, folder)
+        yield

@@ -1,0 +1,38 @@
+"""The wait for the other processes, which may be forever: a line says who waits where, and a signal ends it."""
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator
+
+from ddp_trainer.distributed.launch import Launch
+from ddp_trainer.distributed.signals import StopRequest
+
+PATIENCE_SECONDS = 10.0
+
+
+@contextlib.contextmanager
+def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
+    """Around the calls that wait for all processes to join.
+
+    After 10 seconds the first process of each machine says that it waits, and from then on the first signal ends a
+    process: the others may never come, and there is nothing to save.
+    """
+    if launch.world_size == 1:
+        yield
+        return
+
+    def report() -> None:
+        if launch.local_rank == 0:
+            line = f"rank {launch.rank} of {launch.world_size} is waiting for the others at {launch.meeting_point}"
+            print(line, file=sys.stderr, flush=True)
+        stop.end_at_first_signal(True)
+
+    timer = threading.Timer(PATIENCE_SECONDS, report)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        stop.end_at_first_signal(False)

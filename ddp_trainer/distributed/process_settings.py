@@ -1,0 +1,67 @@
+"""What a run changes in its process, and how it is restored: a notebook continues after `main` returns.
+
+Not restored: glibc's allocator, which cannot be asked what it was set to (`host_memory`).
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from ddp_trainer.distributed.home import writable_home
+
+
+@contextlib.contextmanager
+def restored_settings() -> Iterator[None]:
+    """Restores, after the block, torch's settings and generators, Accelerate's state, and the environment."""
+    with _restored_environment(), writable_home(), _restored_torch(), _own_accelerate_state():
+        yield
+
+
+@contextlib.contextmanager
+def _restored_environment() -> Iterator[None]:
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        for name, value in before.items():
+            if os.environ.get(name) != value:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _restored_torch() -> Iterator[None]:
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    deterministic, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.set_float32_matmul_precision(precision)
+            torch.backends.cudnn.benchmark = benchmark
+            if torch.are_deterministic_algorithms_enabled() != deterministic:  # the call imports seconds of compiler
+                torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+@contextlib.contextmanager
+def _own_accelerate_state() -> Iterator[None]:
+    """Accelerate keeps one device and one precision per process: within the block they are this run's own."""
+    holders = (PartialState, AcceleratorState, GradientState)
+    before = [dict(holder._shared_state) for holder in holders]
+    for holder in holders:
+        holder._shared_state.clear()
+    try:
+        yield
+    finally:
+        if not dist.is_initialized():  # else the process ends after a failure, and other ranks may be gone
+            for holder, state in zip(holders, before, strict=True):
+                holder._shared_state.clear()
+                holder._shared_state.update(state)

@@ -1,0 +1,38 @@
+"""All ranks stop after the same step, whichever of them was asked to."""
+
+import torch
+import torch.distributed as dist
+
+from ddp_trainer.distributed.signals import Preempted, StopRequest
+
+
+class StopAgreement:
+    """Exchanges the ranks' stop requests over the control group; None where there is one rank only.
+
+    `announce` and `agreed` are collective operations. What lies between them overlaps with the exchange.
+    """
+
+    def __init__(self, request: StopRequest, group: dist.ProcessGroup | None) -> None:
+        self._request, self._group = request, group
+        self._flag = torch.zeros(1, dtype=torch.int32)
+        self._exchange: dist.Work | None = None
+
+    def announce(self) -> None:
+        """Starts sending the other ranks whether this one was asked to stop."""
+        if self._group is not None:
+            self._flag.fill_(int(self._request.pending))
+            self._exchange = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def agreed(self) -> bool:
+        """Whether any rank had been asked to stop at the last `announce`: the same answer on every rank."""
+        if self._group is None:
+            return self._request.pending
+        assert self._exchange is not None, "announce comes first"
+        self._exchange.wait()
+        return bool(self._flag.item())
+
+    def raise_if_asked(self) -> None:
+        """Raises Preempted on every rank if any was asked to stop."""
+        self.announce()
+        if self.agreed():
+            raise Preempted

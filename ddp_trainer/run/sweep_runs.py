@@ -1,0 +1,78 @@
+"""The runs of a sweep: what has become of each, and how one after another is trained in a process of its own."""
+
+import os
+import re
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from data_prep.errors import require
+from data_prep.files import read_json
+from ddp_trainer.distributed.launch import Launch
+from ddp_trainer.distributed.signals import on_request_to_stop
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a sweep, trained or not."""
+
+    arguments: list[str]  # of the trainer, without --out and --resume
+    out: Path  # its run directory
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.out / "summary.json").exists()
+
+    @property
+    def has_report(self) -> bool:
+        """Whether the run is finished and its report was written too."""
+        return self.is_finished and (read_json(self.out / "status.json") or {}).get("state") == "done"
+
+
+class Runner:
+    """Trains runs until it is asked to stop. Signals to this process are passed on to the current run."""
+
+    def __init__(self, launcher: list[str]) -> None:
+        self.launcher, self.stopped = launcher, False
+        self._process: subprocess.Popen | None = None
+        on_request_to_stop(self._pass_on)
+
+    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
+        self.stopped = True
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def train(self, run: PlannedRun, *, group: str) -> None:
+        """Returns when the run is finished, has failed or was stopped. In the last case `stopped` is set.
+
+        `group`: the W&B group of all runs, unless the environment names one.
+        """
+        environment = {"WANDB_RUN_GROUP": group, **os.environ}
+        environment.pop("WANDB_RUN_ID", None)  # an id belongs to one run
+        command = [*self.launcher, "ddp_trainer.train", *run.arguments, "--out", str(run.out), "--resume"]
+        process = self._process = subprocess.Popen(command, env=environment)
+        if self.stopped:  # the signal came before there was a process to pass it on to
+            process.terminate()
+        status = process.wait()
+        self._process = None
+        if status == 0 and not run.is_finished:  # somebody has stopped the run itself
+            self.stopped = True
+
+
+def count_processes(launcher: list[str]) -> int:
+    """The number of processes that the launcher starts, found by having it start them.
+
+    Raises InputError if it does not start any.
+    """
+    started = subprocess.run([*launcher, "ddp_trainer.run.sweep_runs"], text=True, capture_output=True)
+    world_size = re.search(r"^world_size=(\d+)$", started.stdout, flags=re.MULTILINE)
+    reason = (started.stderr.strip().splitlines() or [f"exit status {started.returncode}"])[-1]
+    require(world_size is not None, f"--launcher {shlex.join(launcher)} does not start a process: {reason}")
+    assert world_size is not None
+    return int(world_size[1])
+
+
+if __name__ == "__main__":  # as a process of the launcher, for `count_processes`
+    print(f"world_size={Launch.from_environment().world_size}")

@@ -1,0 +1,167 @@
+"""Mutated beton files: each is refused, or reads back the same images and the labels that it holds.
+
+The mutations (`beton_mutations`) edit numbers of the header, the fields, the samples and the allocation table, swap and
+copy their rows, move addresses consistently, and change the length. Pixels and labels are content, which only a
+checksum can judge. All reading happens in a child process, so that a crash or a hang of
+FFCV is counted. The same seed gives the same mutations.
+"""
+
+import multiprocessing
+import os
+import random
+import resource
+import time
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.beton import SAMPLE, SAMPLES_START
+from tests.soak.beton_mutations import COUNT, FIRST_IMAGE, IMAGE_SIZE, MUTATIONS, NUM_CLASSES, Patch
+from tests.soak.outcome import Outcome
+
+HANG_SECONDS = 120.0
+
+
+@dataclass
+class FuzzResult:
+    """What became of the mutated files."""
+
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("refused", "same", "different"), 0))
+    crashes: int = 0
+    hangs: int = 0
+    peak_megabytes: int = 0
+    stories: list[str] = field(default_factory=list)  # of broken promises
+
+    @property
+    def tried(self) -> int:
+        return sum(self.counts.values()) + self.crashes + self.hangs
+
+
+def fuzz_betons(folder: Path, cases: int, seed: int) -> FuzzResult:
+    """Puts `cases` mutations of one file in `folder` to the check and, if they pass, to the loader."""
+    original = write_original(folder)
+    result, start = FuzzResult(), 0
+    context = multiprocessing.get_context("spawn")
+    while start < cases:
+        ours, theirs = context.Pipe(duplex=False)
+        child = context.Process(target=read_mutants, args=(original, seed, range(start, cases), theirs), daemon=True)
+        child.start()
+        theirs.close()
+        start = _collect(ours, start, cases, result)
+        child.kill()
+        child.join()
+    return result
+
+
+def _collect(messages: Connection, start: int, cases: int, result: FuzzResult) -> int:
+    """Counts the messages of a child; the number of the case after the last one that is settled."""
+    for number in range(start, cases):
+        if not messages.poll(HANG_SECONDS):
+            result.hangs += 1
+            result.stories.append(f"mutation {number} hangs")
+            return number + 1
+        try:
+            outcome, story, megabytes = messages.recv()
+        except EOFError:
+            result.crashes += 1
+            result.stories.append(f"mutation {number} ends the process")
+            return number + 1
+        result.counts[outcome] += 1
+        result.peak_megabytes = max(result.peak_megabytes, megabytes)
+        if outcome == "different":
+            result.stories.append(f"mutation {number}: {story}")
+    return cases
+
+
+def write_original(folder: Path) -> Path:
+    from data_prep.beton_writer import write_betons
+    from data_prep.sources.synthetic import draw_synthetic
+
+    drawn = draw_synthetic(train_count=COUNT, test_count=NUM_CLASSES, seed=5, size=IMAGE_SIZE)
+    write_betons(folder, {"original": drawn.train})
+    return folder / "original.beton"
+
+
+def read_mutants(original: Path, seed: int, numbers: range, messages: Connection) -> None:
+    """The child process: one message for each mutation."""
+    import torch
+
+    torch.set_num_threads(1)
+    content = original.read_bytes()
+    path = original.with_name(f"mutant-{os.getpid()}.beton")
+    path.write_bytes(content)
+    for number in numbers:
+        rng = random.Random(f"{seed} {number}")
+        kind = rng.choice(list(MUTATIONS))
+        patches, length = MUTATIONS[kind](content, rng)
+        _write(path, patches)
+        os.truncate(path, length)
+        try:
+            outcome, story = _judge(path, original)
+        except BaseException as error:
+            outcome, story = "different", repr(error)
+        _restore(path, patches, length, content)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        messages.send((outcome, f"{kind}: {story}", peak))
+    messages.close()
+
+
+def _judge(path: Path, original: Path) -> tuple[str, str]:
+    from data_prep.beton import check_beton
+    from data_prep.errors import InputError
+
+    try:
+        check_beton(path, count=COUNT, image_size=IMAGE_SIZE, num_classes=NUM_CLASSES)
+    except InputError as error:
+        one_line = str(error).isprintable() and str(path) in str(error)
+        return ("refused", "") if one_line else ("different", f"refused in other words: {error!r}")
+    images, labels = _read(path)
+    wanted = np.fromfile(path, dtype=SAMPLE, count=COUNT, offset=SAMPLES_START)["label"]
+    same = np.array_equal(images, _original_images(original)) and np.array_equal(labels, wanted)
+    return ("same", "") if same else ("different", "accepted, and read back differently")
+
+
+def _original_images(original: Path) -> np.ndarray:
+    """(N, H, W, 3), read without FFCV from the first page."""
+    pixels = np.fromfile(original, dtype=np.uint8, count=COUNT * IMAGE_SIZE**2 * 3, offset=FIRST_IMAGE)
+    return pixels.reshape(COUNT, IMAGE_SIZE, IMAGE_SIZE, 3)
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    import torch
+
+    from data_prep.loader import StreamLoader
+
+    loader = StreamLoader(path, device=torch.device("cpu"), batch_size=COUNT, num_workers=1)
+    (batch,) = loader.batches([np.arange(COUNT)])
+    return batch.images.permute(0, 2, 3, 1).numpy(), batch.labels.numpy()
+
+
+def _write(path: Path, patches: list[Patch]) -> None:
+    with path.open("r+b") as file:
+        for offset, new in patches:
+            file.seek(offset)
+            file.write(new)
+
+
+def _restore(path: Path, patches: list[Patch], length: int, content: bytes) -> None:
+    undo = [(offset, content[offset : offset + len(new)]) for offset, new in patches]
+    _write(path, [*undo, (length, content[length:])])
+    os.truncate(path, len(content))
+
+
+def fuzzed_betons(folder: Path, cases: int, seed: int) -> Outcome:
+    """The row of `fuzz_betons` in the table of the soak tests."""
+    result = fuzz_betons(folder, cases, seed)
+    outcome = Outcome("beton mutated", promise="refused, or reads back the same images")
+    outcome.tried, outcome.losses = result.tried, result.stories
+    outcome.notes = {
+        **result.counts,
+        "crashes": result.crashes,
+        "hangs": result.hangs,
+        "MB of memory at most": result.peak_megabytes,
+    }
+    outcome.seconds = time.monotonic() - outcome.started
+    return outcome

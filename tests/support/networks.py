@@ -1,0 +1,125 @@
+"""Networks as users bring them, by what is special about each. `--network tests.support.networks:NAME`."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def plain(num_classes: int) -> nn.Module:
+    """No normalization at all."""
+    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 8 * 8, num_classes))
+
+
+def small(num_classes: int) -> nn.Module:
+    """BatchNorm of two kinds, dropout and a hidden matrix."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=4, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 8 * 8, 16),
+        nn.BatchNorm1d(16),
+        nn.ReLU(),
+        nn.Dropout(0.25),
+        nn.Linear(16, num_classes),
+    )
+
+
+class Buffers(nn.Module):
+    """Buffers that a forward pass changes, of integers too, parameters that no pass uses, and frozen ones."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.body, self.norm = nn.Conv2d(3, 8, 3, stride=4), nn.GroupNorm(2, 8)
+        self.frozen = nn.Conv2d(8, 8, 1).requires_grad_(False)
+        self.unused = nn.Linear(3, 3)
+        self.head = nn.Linear(8, num_classes)
+        self.steps: Tensor
+        self.average: Tensor
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("average", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.frozen(F.relu(self.norm(self.body(x)))).mean(dim=(2, 3))
+        if self.training:
+            self.steps += 1
+            self.average.lerp_(x.detach().mean(dim=0).float(), 0.1)
+        return self.head(x + self.average)
+
+
+class Tied(nn.Module):
+    """One weight in two layers, and a view that only works in NCHW order."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(48, 48), nn.Linear(48, 48)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(48, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = F.avg_pool2d(x, 8)
+        x = pooled.reshape(len(x), 48)
+        return self.head(F.relu(self.second(F.relu(self.first(x)))))
+
+
+class OnlyContiguous(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(3 * 32 * 32, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.view(len(x), -1))
+
+
+def other_shape(num_classes: int) -> nn.Module:
+    return plain(num_classes + 1)
+
+
+class Endless(nn.Module):
+    """Logits that are no numbers."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.body = plain(num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) * torch.inf
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.body = plain(num_classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.body(x)
+        return logits, logits
+
+
+class Fails(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(7, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1))
+
+
+def cannot_be_built(num_classes: int) -> nn.Module:
+    raise ValueError(f"no weights for {num_classes} classes")
+
+
+def frozen(num_classes: int) -> nn.Module:
+    return plain(num_classes).requires_grad_(False)
+
+
+def half(num_classes: int) -> nn.Module:
+    return plain(num_classes).half()
+
+
+def no_module(num_classes: int) -> str:
+    return f"{num_classes} classes"
+
+
+def on_another_device(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, num_classes, device="meta"))

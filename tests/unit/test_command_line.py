@@ -1,0 +1,132 @@
+"""A wrong command line is explained in one line, and what cannot be printed is no failure."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+
+from data_prep.errors import InputError, printable
+from ddp_trainer.command_line import parse_command_line, run_command
+from ddp_trainer.config import TrainConfig
+from ddp_trainer.recipes import RECIPES
+from tests.support.trainer import REPOSITORY, environment
+
+
+def parse(*arguments: str) -> TrainConfig:
+    return parse_command_line(arguments, RECIPES, prog="train", description="")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--peak-rl", "1"), "Unrecognized options: --peak-rl, 1; did you mean --peak-lr? (--help lists the flags)"),
+        (("--qqq",), "Unrecognized options: --qqq (--help lists the flags)"),
+        (
+            ("--peak-lr", "high"),
+            "Error parsing --peak-lr: could not convert string to float: 'high' (--help lists the flags)",
+        ),
+        (
+            ("--optimizer", "adam"),
+            "invalid choice 'adam' for argument '--optimizer'. Expected one of ('sgd', 'adamw', 'muon') "
+            "(--help lists the flags)",
+        ),
+        (("--peak-lr",), "Missing value for argument '--peak-lr'. Expected 1 values (--help lists the flags)"),
+        (("--peak-lr", "-1"), "--peak-lr must be positive, got -1.0"),
+        (("basline",), "unknown recipe 'basline'; choose from baseline, fast, strong, long, smoke, demo"),
+    ],
+)
+def test_a_wrong_command_line_is_explained_in_one_line(arguments: Sequence[str], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        parse(*arguments)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--sync_bn=True",), "--sync_bn takes no value; write --sync-bn, got --sync_bn=True"),
+        (("--sync-bn", "true"), "--sync-bn takes no value; write --sync-bn, got --sync-bn true"),
+        (("--sync-bn=0",), "--sync-bn takes no value; write --no-sync-bn, got --sync-bn=0"),
+        (("--no-compile=true",), "--no-compile takes no value; write --no-compile, got --no-compile=true"),
+        (("--no-compile", "False"), "--no-compile takes no value; write --compile, got --no-compile False"),
+    ],
+)
+def test_a_switch_with_a_value_is_answered_with_the_right_spelling(arguments: Sequence[str], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        parse(*arguments)
+    assert str(error.value) == message
+
+
+def test_switches_are_set_by_their_names() -> None:
+    runtime = parse("--sync_bn", "--no-channels-last", "--peak-lr=0.1").runtime
+    assert (runtime.sync_bn, runtime.channels_last) == (True, False)
+
+
+@pytest.mark.parametrize(("result", "status"), [(None, 0), (0, 0), (1, 1)])
+def test_the_exit_status_is_what_the_work_returns(result: int | None, status: int) -> None:
+    assert run_command(lambda: result) == status
+
+
+def test_an_input_error_is_one_printable_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise InputError("two\nlines, a \x1b[31mcolor and a byte \udce9")
+
+    assert run_command(work) == 2
+    assert capsys.readouterr().err == "error: two\\nlines, a \\x1b[31mcolor and a byte \\udce9\n"
+
+
+def test_printable_keeps_letters_of_every_script() -> None:
+    assert printable("café 猫 🐈") == "café 猫 🐈"
+    assert printable("tab\t, line\u2028 and right-to-left \u202e") == "tab\\t, line\\u2028 and right-to-left \\u202e"
+
+
+PRINTS = """
+import sys
+from ddp_trainer.command_line import run_command
+def work():
+    for _ in range(10_000):
+        print("é" * 20)
+    print("done", file=sys.stderr)
+    return 3
+sys.exit(run_command(work))
+"""
+
+
+@pytest.mark.parametrize("redirection", ["| head -1", ">/dev/full", ">&-"])
+def test_output_that_cannot_be_written_changes_neither_the_work_nor_its_status(redirection: str) -> None:
+    command = f'set -o pipefail; "$PYTHON" -c "$PROGRAM" {redirection}'
+    found = environment(PYTHON=sys.executable, PROGRAM=PRINTS)
+    done = subprocess.run(
+        ["bash", "-c", command], env=found, cwd=REPOSITORY, text=True, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (3, "done\n")
+
+
+def test_letters_that_the_encoding_lacks_are_printed_as_escapes() -> None:
+    found = environment(PYTHONIOENCODING="ascii")
+    done = subprocess.run([sys.executable, "-c", PRINTS], env=found, cwd=REPOSITORY, capture_output=True, timeout=60)
+    assert done.returncode == 3
+    assert done.stdout.startswith(rb"\xe9" * 20 + b"\n")
+
+
+def test_help_into_a_closed_pipe_is_no_failure() -> None:
+    command = f"set -o pipefail; {sys.executable} -m ddp_trainer.train --help | true"
+    done = subprocess.run(
+        ["bash", "-c", command], env=environment(), cwd=REPOSITORY, text=True, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (os.EX_OK, "")
+
+
+def test_help_works_without_docstrings() -> None:
+    done = subprocess.run(
+        [sys.executable, "-OO", "-m", "ddp_trainer.train", "--help"],
+        env=environment(),
+        cwd=REPOSITORY,
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "baseline" in done.stdout

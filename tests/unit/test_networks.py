@@ -1,0 +1,168 @@
+"""A network of your own: what it may be, and the one line that says what is wrong with it."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from data_prep.errors import InputError
+from ddp_trainer.config import NetworkConfig, OptimConfig
+from ddp_trainer.engine.optim import build_optimizer, parameter_groups
+from ddp_trainer.models import registry
+from ddp_trainer.models.check import check_network
+from ddp_trainer.models.initial_weights import freeze, load_initial_weights
+from ddp_trainer.models.spec import ModelSpec, build_network
+from tests.support import networks
+
+OWN = "tests.support.networks:"
+SPEC = ModelSpec(classes=tuple("abcde"), mean=(0.5,) * 3, std=(0.2,) * 3, image_size=32)  # type: ignore[arg-type]
+
+
+def build(name: str) -> nn.Module:
+    return registry.build(name, num_classes=5, widths=(8, 8, 16, 16), activation="relu")
+
+
+@pytest.mark.parametrize("name", ["custom_resnet", "torchvision:resnet18", f"{OWN}small", f"{OWN}Buffers"])
+def test_a_network_is_found_by_its_name(name: str) -> None:
+    network = build(name)
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+    assert check_network(network, name, num_classes=5, sides=[32]) in ([], ["unused.weight", "unused.bias"])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet18", "torchvision:NAME"),
+        ("torchvision:resnet19", "similar: resnet18"),
+        ("timm:resnet18", "pip install timm"),
+        ("nowhere.to_be_found:build", "there is no module nowhere"),
+        (f"{OWN}nothing", "has no function nothing"),
+        (f"{OWN}cannot_be_built", "ValueError: no weights for 5 classes"),
+        (f"{OWN}no_module", "returned a str"),
+        ("os:abort", "a function of your own"),
+        ("subprocess:Popen", "a function of your own"),
+        (f"{OWN}copy", "has no function copy"),
+    ],
+)
+def test_a_name_that_means_no_network_is_told_in_one_line(name: str, expected: str) -> None:
+    if name.startswith("timm:") and registry.importlib.util.find_spec("timm"):
+        pytest.skip("timm is installed")
+    with pytest.raises(InputError) as caught:
+        build(name)
+    assert expected in str(caught.value)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("other_shape", "must return logits of shape (2, 5)"),
+        ("Endless", "not finite before the first step"),
+        ("TwoOutputs", "must return a tensor of logits while training, got tuple"),
+        ("Fails", "fails on images of shape 2x3x32x32: RuntimeError"),
+        ("OnlyContiguous", "add --no-channels-last"),
+        ("frozen", "no trainable parameter"),
+        ("half", "must have float32 parameters, got torch.float16"),
+        ("on_another_device", "must be built on the CPU"),
+    ],
+)
+def test_what_a_network_gets_wrong_is_told_before_training(name: str, expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_network(build(OWN + name), OWN + name, num_classes=5, sides=[32])
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_check_leaves_no_trace() -> None:
+    network = build(f"{OWN}Buffers").train()
+    before, random = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    assert check_network(network, "own", num_classes=5, sides=[16, 32]) == ["unused.weight", "unused.bias"]
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert network.training
+
+
+def test_muon_groups_parameters_by_what_they_are() -> None:
+    network = networks.small(5)
+    groups = parameter_groups(network, OptimConfig(optimizer="muon", peak_lr=0.1, head_lr=0.2, bias_lr=0.3))
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    by_name = {names[parameter]: group for group in groups for parameter in group["params"]}
+    assert {name: group["muon"] for name, group in by_name.items() if group["muon"]} == {
+        "0.weight": "filters",  # a convolution without bias, before BatchNorm
+        "4.weight": "matrix",
+    }
+    assert {name: group["peak_lr"] for name, group in by_name.items() if group["peak_lr"] != 0.1} == {
+        "1.bias": 0.3,
+        "5.bias": 0.3,
+        "8.weight": 0.2,
+        "8.bias": 0.2,
+    }
+    assert {name for name, group in by_name.items() if group["weight_decay"]} == {"4.weight", "8.weight"}
+
+
+def test_a_weight_that_two_layers_share_is_updated_once() -> None:
+    network = networks.Tied(5)
+    optimizer = build_optimizer(network, OptimConfig(optimizer="muon"))
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert len(parameters) == len(set(parameters)) == len(list(network.parameters()))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_every_optimizer_trains_a_network_of_matrices_and_filters(optimizer: str) -> None:
+    torch.manual_seed(0)
+    network, images, labels = networks.small(5), torch.randn(20, 3, 32, 32), torch.arange(20) % 5
+    built = build_optimizer(network, OptimConfig(optimizer=optimizer, peak_lr=0.01))  # type: ignore[arg-type]
+    losses = []
+    for _ in range(40):
+        loss = nn.functional.cross_entropy(network(images), labels)
+        loss.backward()
+        built.step()
+        built.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_initial_weights_are_taken_where_they_fit(tmp_path: Path) -> None:
+    source, other = networks.small(7), networks.small(5)
+    head = copy.deepcopy(other[8].state_dict())
+    for file in (tmp_path / "weights.safetensors", tmp_path / "weights.pth", tmp_path / "wrapped.pt"):
+        if file.suffix == ".safetensors":
+            save_file(source.state_dict(), file)
+        else:
+            state = {f"module.{name}": value for name, value in source.state_dict().items()}
+            torch.save(state if file.suffix == ".pth" else {"state_dict": state, "epoch": 3}, file)
+        network = copy.deepcopy(other)
+        loaded = load_initial_weights(network, file)
+        assert loaded.fresh == ("8.weight", "8.bias")
+        assert torch.equal(network[0].weight, source[0].weight)
+        assert torch.equal(network[8].weight, head["weight"])
+        assert "new, at random: 8.weight, 8.bias" in loaded.describe(file)
+
+
+def test_initial_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    torch.save({"other": torch.zeros(3)}, tmp_path / "other.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    (tmp_path / "text.safetensors").write_text("no weights")
+    for name, expected in (
+        ("other.pt", "nothing in it fits"),
+        ("list.pt", "holds no weights"),
+        ("text.safetensors", "cannot be read"),
+        ("absent.pt", "there is no file"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            load_initial_weights(networks.small(5), tmp_path / name)
+
+
+def test_what_is_frozen_is_named_by_patterns() -> None:
+    network = build_network(NetworkConfig(freeze="0.*, 4.weight"), replace(SPEC, architecture=f"{OWN}small"))
+    assert {name for name, value in network.named_parameters() if not value.requires_grad} == {"0.weight", "4.weight"}
+    with pytest.raises(InputError, match=r"--freeze stem\.\* matches no parameter; the names begin 0\.weight"):
+        freeze(networks.small(5), ("stem.*",))
+    with pytest.raises(InputError, match="leaves nothing to train"):
+        freeze(networks.small(5), ("*",))

@@ -1,0 +1,210 @@
+"""Image files of every kind become the expected pixels; memory is bounded, and metadata never spoils an image."""
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.sources import picture
+from data_prep.sources.picture import read_image, read_picture
+from tests.support.trainer import REPOSITORY, environment
+
+RED = (255, 0, 0)
+
+
+def save(path: Path, image: Image.Image, **options: Any) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def gradient(size: int) -> np.ndarray:
+    """(size, size) uint8: brighter from left to right."""
+    return np.broadcast_to(np.linspace(0, 255, size).astype(np.uint8), (size, size))
+
+
+def test_a_png_of_the_right_size_is_kept_bit_for_bit(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    assert np.array_equal(read_image(save(tmp_path / "a.png", Image.fromarray(pixels)), 32), pixels)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
+def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    """Left black, right white, whatever the file calls it."""
+    halves = np.zeros((32, 32), dtype=np.uint8)
+    halves[:, 16:] = 255
+    if mode == "I;16":
+        image = Image.fromarray(halves.astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(halves).convert("RGB").convert(mode)
+    found = read_image(save(tmp_path / ("a.jpg" if mode in ("CMYK", "YCbCr") else "a.png"), image), 32)
+    assert (found.shape, found.dtype) == ((32, 32, 3), np.uint8)
+    assert np.abs(found.astype(int) - halves[..., None]).max() <= 3
+
+
+def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
+    deep = (gradient(32).astype(np.uint16)) * 257
+    found = read_image(save(tmp_path / "a.png", Image.fromarray(deep)), 32)
+    assert np.array_equal(found[..., 1], gradient(32))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_transparent_pixels_lie_over_white(mode: str, tmp_path: Path) -> None:
+    clear = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    if mode in ("P", "RGB"):  # one color stands for transparent
+        transparency = 0 if mode == "P" else (0, 0, 0)
+        path = save(tmp_path / "a.png", Image.new(mode, (32, 32), 0), transparency=transparency)
+    else:
+        path = save(tmp_path / "a.png", clear.convert(mode))
+    assert (read_image(path, 32) == 255).all()
+
+
+def test_half_transparent_red_becomes_pink(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", Image.new("RGBA", (32, 32), (255, 0, 0, 128)))
+    assert np.abs(read_image(path, 32)[0, 0].astype(int) - (255, 127, 127)).max() <= 1
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_exif_orientation_is_applied(suffix: str, tmp_path: Path) -> None:
+    """Orientation 6: the camera was turned, the left of the stored pixels is the top of the picture."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.fromarray(gradient(32)).convert("RGB")
+    found = read_image(save(tmp_path / f"a.{suffix}", stored, exif=exif), 32)[..., 0].astype(int)
+    assert found[0].max() < 16
+    assert found[-1].min() > 239
+
+
+@pytest.mark.parametrize("shape", [(32, 96), (96, 32)])
+def test_the_center_square_is_taken(shape: tuple[int, int], tmp_path: Path) -> None:
+    pixels = np.zeros((*shape, 3), dtype=np.uint8)
+    center = tuple(slice((side - 32) // 2, (side + 32) // 2) for side in shape)
+    pixels[center] = RED
+    assert (read_image(save(tmp_path / "a.png", Image.fromarray(pixels)), 32) == RED).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_shrinking_is_antialiased(suffix: str, tmp_path: Path) -> None:
+    """A fine checkerboard becomes gray; picking single pixels would leave black and white."""
+    board = (np.indices((512, 512)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    found = read_image(save(tmp_path / f"a.{suffix}", Image.fromarray(board)), 32)
+    assert np.abs(found.astype(int) - 127).max() <= 8
+
+
+@pytest.mark.parametrize("side", [1, 5, 33, 500])
+def test_any_size_is_resized(side: int, tmp_path: Path) -> None:
+    found = read_image(save(tmp_path / "a.jpeg", Image.new("RGB", (side, side), RED)), 24)
+    assert found.shape == (24, 24, 3)
+    assert np.abs(found.astype(int) - RED).max() <= 3
+
+
+@pytest.mark.parametrize("side", [600, 613])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
+def test_averaging_strips_first_changes_little(mode: str, side: int, tmp_path: Path) -> None:
+    """Images of more than eight times the size are averaged down strip by strip before they are resized."""
+    smooth = gradient(side).astype(np.uint16) * 257
+    image = Image.fromarray(smooth) if mode == "I;16" else Image.fromarray(gradient(side)).convert(mode)
+    found = read_image(save(tmp_path / "a.png", image), 16)
+    expected = np.array(Image.fromarray(gradient(side)).resize((16, 16), Image.Resampling.LANCZOS))
+    assert np.abs(found.astype(int) - expected[..., None]).max() <= 1
+
+
+def png_with(kind: bytes, data: bytes, crc: int | None = None) -> bytes:
+    """A red PNG with one more chunk after its header."""
+    target = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(target, "PNG")
+    whole = target.getvalue()
+    checksum = zlib.crc32(kind + data) if crc is None else crc
+    return whole[:33] + struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum) + whole[33:]
+
+
+LONG = zlib.compress(b"a" * 2**21)
+ODD_PNGS = {
+    "long comment": png_with(b"zTXt", b"Comment\0\0" + LONG),
+    "long profile": png_with(b"iCCP", b"ICC\0\0" + LONG),
+    "broken EXIF": png_with(b"eXIf", b"xxxx"),
+    "wrong checksum of a comment": png_with(b"tEXt", b"Comment\0hi", crc=0),
+    "unknown chunk": png_with(b"abCd", b"whatever", crc=1),
+}
+
+
+@pytest.mark.parametrize("name", ODD_PNGS)
+def test_a_png_is_refused_for_its_pixels_only(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(ODD_PNGS[name])
+    found = read_picture(tmp_path / "a.png", 32)
+    assert (found.pixels == RED).all()
+    assert found.metadata_ignored
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("exif", [b"Exif\0\0xxxx", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0" + b"\xff" * 50])
+def test_a_jpeg_with_broken_exif_is_read(exif: bytes, tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jpg", Image.new("RGB", (64, 64), "red"), exif=exif)
+    assert np.abs(read_image(path, 32).astype(int) - RED).max() <= 3
+
+
+def noise_jpeg(**options: Any) -> bytes:
+    target = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(target, "JPEG", **options)
+    return target.getvalue()
+
+
+def test_a_jpeg_that_lacks_only_its_end_marker_is_read(tmp_path: Path) -> None:
+    (tmp_path / "whole.jpg").write_bytes(noise_jpeg())
+    (tmp_path / "a.jpg").write_bytes(noise_jpeg()[:-2])
+    assert np.array_equal(read_image(tmp_path / "a.jpg", 32), read_image(tmp_path / "whole.jpg", 32))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_lacks_pixels_is_refused(share: float, progressive: bool, tmp_path: Path) -> None:
+    content = noise_jpeg(progressive=progressive)
+    (tmp_path / "a.jpg").write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(OSError, match="truncated"):
+        read_image(tmp_path / "a.jpg", 32)
+
+
+@pytest.mark.parametrize(
+    "values", [np.ones((8, 8), np.float32), np.full((8, 8), 70_000, np.int32), np.full((8, 8), -1, np.int32)]
+)
+def test_an_image_of_unknown_range_is_refused(values: np.ndarray, tmp_path: Path) -> None:
+    path = save(tmp_path / "a.tif", Image.fromarray(values))
+    with pytest.raises(ValueError, match="range"):
+        read_image(path, 8)
+
+
+def test_too_many_pixels_are_refused_and_the_line_says_how_to_raise_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "a.png", Image.new("L", (1000, 1001)))
+    monkeypatch.setattr(picture, "MAX_PIXELS", 1_000_000)
+    with pytest.raises(ValueError, match=r"1000x1001 .* DATA_PREP_MAX_PIXELS=1001000"):
+        read_image(path, 8)
+    monkeypatch.setattr(picture, "MAX_PIXELS", 1_001_000)
+    assert read_image(path, 8).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "I;16", "1", "P"])
+def test_memory_for_one_image_is_little_more_than_its_pixels(mode: str, tmp_path: Path) -> None:
+    """64 million pixels: RGBA is decoded to 256 MB, and converting it as a whole would take several times that."""
+    path = tmp_path / "a.png"
+    Image.new(mode, (8000, 8000)).save(path, compress_level=1)
+    code = f"""
+import resource
+from data_prep.sources.picture import read_image
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+read_image({str(path)!r}, 32)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+""".replace("read_image('", "read_image(__import__('pathlib').Path('").replace("', 32)", "'), 32)")
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), cwd=REPOSITORY, text=True, capture_output=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 420, "MB"

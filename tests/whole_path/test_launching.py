@@ -1,0 +1,195 @@
+"""Whatever stands in the environment: no exit status 0 without results, and no exit status 2 without a line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ddp_trainer.distributed.meeting import PATIENCE_SECONDS
+from tests.support.trainer import NARROW, REPOSITORY, environment, run, start, train
+
+PAIR = {
+    "RANK": "0",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "0",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29731",
+}
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        ("RANK=1", "RANK=1 is set, but this process is alone"),
+        ("RANK=1 WORLD_SIZE=1", "this process is alone (WORLD_SIZE is 1)"),
+        ("LOCAL_RANK=1", "LOCAL_RANK=1 is set, but this process is alone"),
+        ("LOCAL_WORLD_SIZE=2", "LOCAL_WORLD_SIZE=2 is set"),
+        ("WORLD_SIZE=2", "RANK is not"),
+        ("RANK=1 WORLD_SIZE=2", "MASTER_ADDR"),
+        ("RANK=1 WORLD_SIZE=2 MASTER_ADDR=localhost", "MASTER_PORT"),
+        ("RANK=1 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=70000", "MASTER_PORT must be in [1, 65535], got 70000"),
+        ("RANK=2 WORLD_SIZE=2", "RANK must be below WORLD_SIZE"),
+        ("RANK=1 WORLD_SIZE=2 LOCAL_RANK=2 LOCAL_WORLD_SIZE=2", "LOCAL_RANK must be below LOCAL_WORLD_SIZE"),
+        ("RANK=1 WORLD_SIZE=2 LOCAL_WORLD_SIZE=4", "LOCAL_WORLD_SIZE must be at most WORLD_SIZE"),
+        ("RANK= LOCAL_RANK=", "RANK must be a number of at least 0, got ''"),
+        ("RANK=none", "got 'none'"),
+        ("WORLD_SIZE=0", "WORLD_SIZE must be a number of at least 1, got '0'"),
+        ("OMPI_COMM_WORLD_SIZE=2", "2 processes were started (OMPI_COMM_WORLD_SIZE=2)"),
+        ("PMI_SIZE=many", "got 'many'"),
+        ("ACCELERATE_USE_FSDP=true", "asks for FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED=true", "asks for DEEPSPEED"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG=true", "asks for PARALLELISM_CONFIG"),
+        ("ACCELERATE_DYNAMO_BACKEND=INDUCTOR", "pass --compile"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4", "pass --accumulate"),
+        ("ACCELERATE_TORCH_DEVICE=meta", "pass --device"),
+    ],
+)
+def test_an_environment_that_cannot_be_right_is_one_line_before_torch_is_imported(
+    variables: str, problem: str, tiny_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    changes = dict(variable.split("=") for variable in variables.split())
+    words = ("smoke", "--device", "cpu", "--data-dir", str(tiny_dir), "--out", str(tmp_path / "run"))
+    done = subprocess.run(
+        [sys.executable, "-m", "ddp_trainer.train", *words],
+        env=environment(**changes, PYTHONPATH=f"{tmp_path}:{REPOSITORY}"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert problem in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_compiling_without_a_compiler_is_one_line(tiny_dir: Path, tmp_path: Path) -> None:
+    words = ("smoke", "--device", "cpu", "--compile", "--data-dir", tiny_dir, "--out", tmp_path / "run")
+    done = run("ddp_trainer.train", *words, env={"PATH": str(tmp_path)})
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "--compile needs a C++ compiler" in done.stderr
+
+
+def test_what_the_environment_says_to_accelerate_does_not_change_the_weights(tiny_dir: Path, tmp_path: Path) -> None:
+    words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--max-steps", "2")
+    odd = {"PMI_RANK": "1", "LOCAL_RANK": "0", "ACCELERATE_MIXED_PRECISION": "fp16", "ACCELERATE_DEBUG_MODE": "?"}
+    for name, changes in (("plain", {}), ("odd", odd)):
+        done = run(NARROW, *words, "--out", tmp_path / name, env={"OMP_NUM_THREADS": "2", **changes})
+        assert done.returncode == 0, done.stderr
+    plain, other = (tmp_path / name / "model.safetensors" for name in ("plain", "odd"))
+    assert plain.read_bytes() == other.read_bytes()
+
+
+def test_processes_without_local_rank_are_one_per_machine(tiny_dir: Path, tmp_path: Path) -> None:
+    """As Kubernetes starts them: with RANK and WORLD_SIZE only."""
+    words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--max-steps", "2", "--out", tmp_path / "run")
+    pod = {name: PAIR[name] for name in ("WORLD_SIZE", "MASTER_ADDR")} | {"MASTER_PORT": "29732"}
+    pods = [start(NARROW, *words, env={**pod, "RANK": str(rank)}) for rank in range(2)]
+    outputs = [process.communicate(timeout=120)[1] for process in pods]
+    assert [process.returncode for process in pods] == [0, 0], outputs
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["world_size"] == 2
+
+
+def test_a_number_of_threads_that_the_user_gave_is_obeyed(tiny_dir: Path, tmp_path: Path) -> None:
+    words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--max-steps", "1")
+    cores = len(os.sched_getaffinity(0))
+    for name, given, expected in (("given", {"OMP_NUM_THREADS": "1"}, 1), ("free", {}, cores)):
+        env = environment(**given)
+        if not given:
+            del env["OMP_NUM_THREADS"]
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "-m", NARROW]
+        done = subprocess.run(
+            [*launch, *map(str, words), "--out", str(tmp_path / name)],
+            env=env,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads((tmp_path / name / "config.json").read_text())["threads"] == expected
+
+
+def test_waiting_for_a_process_that_never_comes_it_says_so_and_ends_at_the_first_signal(
+    tiny_dir: Path, tmp_path: Path
+) -> None:
+    process = start(NARROW, "smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", tmp_path / "run", env=PAIR)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "rank 0 of 2 is waiting for the others at 127.0.0.1:29731\n"
+    process.send_signal(signal.SIGTERM)
+    sent = time.monotonic()
+    assert process.wait(timeout=10) == 128 + signal.SIGTERM
+    assert time.monotonic() - sent < 1
+    process.communicate()
+
+
+def test_a_second_signal_is_obeyed_while_the_process_is_in_cpp(tiny_dir: Path, tmp_path: Path) -> None:
+    """It waits for another process in torch's C++ code, where Python's own handlers do not run."""
+    env = {**PAIR, "MASTER_PORT": "29733"}
+    process = start(NARROW, "smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", tmp_path / "run", env=env)
+    deadline = time.monotonic() + 60
+    while not _listens(process.pid):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR2)
+    time.sleep(2.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    sent = time.monotonic()
+    assert process.wait(timeout=PATIENCE_SECONDS) == 128 + signal.SIGTERM
+    assert time.monotonic() - sent < 1
+    process.communicate()
+
+
+def _listens(pid: int) -> bool:
+    """Whether a process has a socket that waits for connections."""
+    import psutil
+
+    return any(one.status == psutil.CONN_LISTEN for one in psutil.Process(pid).net_connections())
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU])
+def test_every_signal_that_asks_for_an_end_saves(tiny_dir: Path, tmp_path: Path, number: signal.Signals) -> None:
+    process, out = _endless(tiny_dir, tmp_path / "run")
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    status = json.loads((out / "status.json").read_text())
+    assert status["state"] == "preempted"
+    assert (out / "checkpoints" / f"step-{status['step']:08d}").is_dir()
+
+
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(tiny_dir: Path, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        process, out = _endless(tiny_dir, tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    lines = len((out / "metrics.jsonl").read_text().splitlines())
+    process.send_signal(signal.SIGHUP)
+    while len((out / "metrics.jsonl").read_text().splitlines()) < lines + 5:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def _endless(data: Path, out: Path) -> tuple[subprocess.Popen, Path]:
+    """A run in the middle of its epochs."""
+    words = ("--epochs", "5000", "--batch-size", "16", "--max-steps", "30000")
+    process = start(NARROW, "smoke", "--device", "cpu", "--data-dir", data, "--out", out, *words)
+    while not ((out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return process, out
+
+
+def test_two_processes_of_the_launcher_train(tiny_dir: Path, tmp_path: Path) -> None:
+    train("--data-dir", tiny_dir, "--max-steps", "2", "--out", tmp_path / "run", module=NARROW, processes=2)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["world_size"] == 2

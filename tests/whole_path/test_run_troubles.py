@@ -1,0 +1,346 @@
+"""Troubles of a run in its directory: each is reported by its true reason, and nothing recorded is lost."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddp_trainer.run import checkpoint, directory
+from ddp_trainer.run.checkpoint import MANIFEST, list_checkpoints, write_checkpoint
+from ddp_trainer.run.checkpoint_saver import CheckpointSaver
+from ddp_trainer.run.directory import RunDirectory, changed_settings, new_folder
+from tests.support.trainer import NARROW, Finished, environment, fork, run, start, train
+
+WORDS = ("smoke", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def short_run(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 4 steps, with two checkpoints."""
+    out = tmp_path_factory.mktemp("short") / "run"
+    train("--data-dir", tiny_dir, "--out", out, "--max-steps", "4", "--checkpoint-every-steps", "1", module=NARROW)
+    return out
+
+
+@pytest.fixture
+def copied_run(short_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(short_run, tmp_path / "run"))
+
+
+def resume(data: Path, out: Path, *words: str, steps: int = 6) -> Finished:
+    return fork(*WORDS, "--data-dir", data, "--out", out, "--resume", "--max-steps", str(steps), *words)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_refused(data: Path, out: Path, problem: str, *words: str) -> None:
+    before = contents(out)
+    done = resume(data, out, *words)
+    assert done.returncode == 2, done.stderr
+    assert problem in done.stderr.splitlines()[-1]
+    assert contents(out) == before, "nothing is written over"
+
+
+# A file system that cannot do something, as the module that Python imports at its start.
+WITHOUT_LOCKS = """
+import errno, fcntl, os
+def flock(*arguments): raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+fcntl.flock = flock
+"""
+WITHOUT_FOLDER_SYNC = """
+import errno, os, stat
+real = os.fsync
+def fsync(handle):
+    if stat.S_ISDIR(os.fstat(handle).st_mode): raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    real(handle)
+os.fsync = fsync
+"""
+
+
+@pytest.mark.parametrize("lack", [WITHOUT_LOCKS, WITHOUT_FOLDER_SYNC])
+def test_a_file_system_without_locks_or_folder_sync_is_enough(lack: str, tiny_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(lack)
+    path = f"{tmp_path}:{environment()['PYTHONPATH']}"
+    out = tmp_path / "run"
+    done = run(NARROW, *WORDS, "--data-dir", tiny_dir, "--out", out, "--max-steps", "2", env={"PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("warning:")]
+    if lack == WITHOUT_LOCKS:
+        assert warnings == [
+            f"warning: {out} cannot be locked (Function not implemented); make sure that no other run uses this folder"
+        ]
+    else:
+        assert warnings == []
+    assert len(list_checkpoints(out / "checkpoints")) == 1
+
+
+def test_a_folder_that_another_run_holds_is_refused(tmp_path: Path) -> None:
+    held = RunDirectory(tmp_path / "run", resume=False)
+    with pytest.raises(directory.InputError, match="another run holds this folder"):
+        RunDirectory(tmp_path / "run", resume=False)
+    held.release()
+    RunDirectory(tmp_path / "run", resume=False).release()
+
+
+def test_an_old_checkpoint_that_stays_does_not_fail_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stays(path: Path, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    saver = CheckpointSaver(tmp_path, keep=1)
+    with monkeypatch.context() as patch:
+        for step in (1, 2, 3):
+            saver.save({"step": step}, step=step)
+            saver.wait()
+            patch.setattr(checkpoint.shutil, "rmtree", lambda path, **options: options or stays(path))
+        saver.close()
+    assert list_checkpoints(tmp_path)[0].name == "step-00000003"
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 1
+    assert "cannot be removed" in warnings[0]
+
+
+def test_an_old_checkpoint_that_cannot_be_renamed_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As overlayfs cannot rename a folder of a lower layer."""
+    real = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        if path.name.startswith("step-"):
+            raise OSError(18, "Invalid cross-device link")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    saver = CheckpointSaver(tmp_path, keep=1)
+    for step in (1, 2, 2):
+        saver.save({"step": step}, step=step)
+    saver.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+    assert (tmp_path / "step-00000002" / MANIFEST).exists()
+
+
+def test_a_disk_that_is_full_at_the_weights_is_one_line_and_leaves_no_part(copied_run: Path, tiny_dir: Path) -> None:
+    """The run is resumed at its end, under a limit on the size of files that the weights do not fit in."""
+    for name in ("summary.json", "model.safetensors"):
+        (copied_run / name).unlink()
+
+    def full_disk() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    words = (*WORDS, "--data-dir", str(tiny_dir), "--out", str(copied_run), "--resume", "--max-steps", "4")
+    done = subprocess.run(
+        [sys.executable, "-m", NARROW, *words],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=full_disk,
+    )
+    assert done.returncode == 1, done.stderr
+    assert f"error: cannot write {copied_run / 'model.safetensors'}: " in done.stderr.splitlines()[-1]
+    assert json.loads((copied_run / "status.json").read_text())["state"] == "failed"
+    assert [path.name for path in copied_run.glob(".*")] == [".lock"]
+
+
+def test_a_resume_removes_what_a_killed_process_was_writing(copied_run: Path, tiny_dir: Path) -> None:
+    stray = copied_run / f".model.safetensors.{'0' * 16}"
+    stray.write_bytes(b"part")
+    (copied_run / ".my-notes").write_text("kept")
+    assert resume(tiny_dir, copied_run).returncode == 0
+    assert not stray.exists()
+    assert (copied_run / ".my-notes").exists()
+
+
+def rewrite(run_dir: Path, change: Callable[[dict], object], *, version: int = checkpoint.FORMAT_VERSION) -> None:
+    """Changes every checkpoint of a run into what another release might have written."""
+    before = checkpoint.FORMAT_VERSION
+    for place in list_checkpoints(run_dir / "checkpoints"):
+        state = torch.load(place / "state.pt", weights_only=True)
+        change(state)
+        checkpoint.FORMAT_VERSION = version
+        write_checkpoint(place, state, step=state["step"])
+        checkpoint.FORMAT_VERSION = before
+
+
+def test_a_setting_that_the_release_of_the_run_did_not_have_is_its_default(copied_run: Path, tiny_dir: Path) -> None:
+    rewrite(copied_run, lambda state: state["settings"].pop("freeze_bn_scale"))
+    assert_refused(tiny_dir, copied_run, "freeze_bn_scale False -> True", "--freeze-bn-scale")
+    assert resume(tiny_dir, copied_run).returncode == 0
+    assert changed_settings({}, {"ema_decay": 0.0, "cutmix": 0.5}) == [("cutmix", 0.0, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("change", "version", "problem"),
+    [(lambda state: state.pop("sums"), 2, "has no sums"), (lambda state: None, 1, "has format 1")],
+)
+def test_a_checkpoint_of_another_release_is_refused_by_its_true_reason(
+    copied_run: Path, tiny_dir: Path, change: Callable[[dict], object], version: int, problem: str
+) -> None:
+    rewrite(copied_run, change, version=version)
+    config = json.loads((copied_run / "config.json").read_text())
+    (copied_run / "config.json").write_text(json.dumps({**config, "git_commit": "0123abcd"}))
+    assert_refused(tiny_dir, copied_run, problem)
+    assert_refused(tiny_dir, copied_run, "resume it with the release that began it, commit 0123abcd")
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_started_again(copied_run: Path, tiny_dir: Path) -> None:
+    shutil.rmtree(copied_run / "checkpoints")
+    assert_refused(tiny_dir, copied_run, "has a run of 4 steps, but its checkpoints are gone")
+    for name in ("summary.json", "model.safetensors", "metrics.jsonl"):
+        (copied_run / name).unlink()
+    assert_refused(tiny_dir, copied_run, "has a run of 4 steps, but its checkpoints are gone")  # says status.json
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(copied_run: Path, tiny_dir: Path) -> None:
+    for path in copied_run.iterdir():
+        if path.name not in ("config.json", ".lock"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (copied_run / "status.json").write_text('{"state": "running", "step": 0, "epoch": 0, "message": ""}')
+    assert_refused(tiny_dir, copied_run, "peak_lr 0.1 -> 0.05", "--peak-lr", "0.05")
+    done = resume(tiny_dir, copied_run)
+    assert done.returncode == 0, done.stderr
+    assert f"nothing to resume in {copied_run}: starting from the beginning" in done.stderr
+
+
+@pytest.mark.parametrize("place", ["model.json", "report", "checkpoints/step-00000004/state.pt", "wandb/run-id"])
+def test_a_run_directory_with_symbolic_links_is_refused(copied_run: Path, tiny_dir: Path, place: str) -> None:
+    link, target = copied_run / place, copied_run.parent / "target"
+    link.parent.mkdir(exist_ok=True)
+    shutil.rmtree(link) if link.is_dir() else link.unlink(missing_ok=True)
+    target.write_text("not yours")
+    link.symlink_to(target)
+    assert_refused(tiny_dir, copied_run, f"{link} is a symbolic link")
+    assert target.read_text() == "not yours"
+
+
+@pytest.mark.parametrize("module", ["ddp_trainer.train", "ddp_trainer.lr_find"])
+def test_a_folder_name_with_a_line_break_is_refused(module: str, tmp_path: Path) -> None:
+    done = run(module, *WORDS, "--out", tmp_path / "one\ntwo")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "--out must have no line breaks" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_of_one_second_have_different_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len({new_folder("smoke") for _ in range(4)}) == 4
+    assert len(list((tmp_path / "runs").iterdir())) == 4
+
+
+def test_two_range_tests_do_not_share_a_folder(tiny_dir: Path, tmp_path: Path) -> None:
+    held = directory.lock_folder(tmp_path)
+    done = run("ddp_trainer.lr_find", *WORDS, "--data-dir", tiny_dir, "--out", tmp_path)
+    held.close()
+    assert done.returncode == 2
+    assert "another run holds this folder" in done.stderr
+
+
+CELLS = """
+import os, signal, sys, threading
+import torch
+from ddp_trainer.train import main
+
+base = [*sys.argv[2:], "--widths", "8", "8", "16", "16", "--max-steps", "1", "--out"]
+torch.set_num_threads(1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+def settings():
+    return {
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "benchmark": torch.backends.cudnn.benchmark,
+        "precision": torch.get_float32_matmul_precision(),
+        "random": torch.get_rng_state().sum().item(),
+        "environment": dict(os.environ),
+        "handlers": [signal.getsignal(number) for number in SIGNALS],
+        "wakeup": signal.set_wakeup_fd(-1),
+        "alive": [thread.name for thread in threading.enumerate()],
+    }
+
+before = settings()
+assert main([*base, sys.argv[1] + "/a", "--precision", "fp32", "--deterministic"]) == 0
+assert main([*base, sys.argv[1] + "/b", "--precision", "bf16"]) == 0
+assert main([*base, sys.argv[1] + "/c", "--batch-size", "0"]) == 2
+thread = threading.Thread(target=lambda: codes.append(main([*base, sys.argv[1] + "/d", "--precision", "fp32"])))
+codes = []
+thread.start()
+thread.join()
+assert codes == [0]
+after = settings()
+assert after == before, [(name, before[name], after[name]) for name in before if before[name] != after[name]]
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_main_restores_what_it_changes_and_runs_in_a_thread(tiny_dir: Path, tmp_path: Path) -> None:
+    """As in a notebook: two precisions in one process, then a thread, then an interrupt of a later cell."""
+    done = subprocess.run(
+        [sys.executable, "-c", CELLS, str(tmp_path), *WORDS, "--data-dir", str(tiny_dir)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+    assert done.stderr.count("signals are not handled") == 1
+
+
+def _streaming(data: Path, out: Path) -> subprocess.Popen:
+    words = ("--epochs", "5000", "--batch-size", "16", "--max-steps", "30000", "--data-mode", "stream")
+    process = start(NARROW, *WORDS, "--data-dir", data, "--out", out, *words)
+    wait_for_epochs(out, process, 1)
+    return process
+
+
+def wait_for_epochs(out: Path, process: subprocess.Popen, count: int) -> None:
+    record = out / "metrics.jsonl"
+    while not record.exists() or len(record.read_text().splitlines()) < count:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def test_a_dataset_that_is_only_touched_or_copied_does_not_end_a_run(tiny_dir: Path, tmp_path: Path) -> None:
+    data, out = Path(shutil.copytree(tiny_dir, tmp_path / "data")), tmp_path / "run"
+    process = _streaming(data, out)
+    for change in ("touch", "copy"):
+        for beton in data.glob("*.beton"):
+            if change == "touch":
+                os.utime(beton)
+            else:
+                shutil.copyfile(beton, tmp_path / "copy")
+                (tmp_path / "copy").replace(beton)
+        wait_for_epochs(out, process, len((out / "metrics.jsonl").read_text().splitlines()) + 3)
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+
+
+def test_a_dataset_that_changes_ends_the_run_with_its_state_saved(tiny_dir: Path, tmp_path: Path) -> None:
+    data, out = Path(shutil.copytree(tiny_dir, tmp_path / "data")), tmp_path / "run"
+    process = _streaming(data, out)
+    content = bytearray((data / "train.beton").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "other").write_bytes(content)
+    (tmp_path / "other").replace(data / "train.beton")
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1, stderr
+    assert stderr.splitlines()[-1].startswith("error: ")
+    status = json.loads((out / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert (out / "checkpoints" / f"step-{status['step']:08d}").is_dir()
