@@ -12,7 +12,7 @@ import tyro
 
 from data_prep.dataset import DatasetInfo, read_dataset, verify_dataset
 from data_prep.errors import InputError
-from data_prep.files import read_json
+from data_prep.json_fields import Fields
 from data_prep.loader import build_loader
 from ddp_trainer.command_line import parse_flags, program_name, run_command
 from ddp_trainer.config import RuntimeConfig
@@ -42,8 +42,9 @@ class EvaluateConfig:
 def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
     """The figures that the command prints, on every rank. Raises InputError if run or data cannot be used."""
     model, spec = load_model(config.run_dir)
-    trained = read_json(config.run_dir / "config.json") or {}
-    data_dir = config.data_dir or Path(trained.get("data_dir", "data/cifar10"))
+    trained = Fields.read(config.run_dir / "config.json")
+    recorded = trained.text("data_dir", exact=True) if trained else ""
+    data_dir = config.data_dir or Path(recorded or "data/cifar10")
     dataset = read_dataset(data_dir)
     check_same_images(spec, dataset, data_dir)
     verify_dataset(data_dir, dataset)

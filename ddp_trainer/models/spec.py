@@ -1,20 +1,24 @@
 """model.json: everything needed besides the weights to rebuild and use a trained model."""
 
-import json
+import dataclasses
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+import torch
 from torch import nn
 
 from data_prep.dataset import DatasetInfo
-from data_prep.errors import InputError
+from data_prep.errors import InputError, require
 from data_prep.files import write_json
+from data_prep.json_fields import Fields, short_repr
 from ddp_trainer.config import NetworkConfig
 from ddp_trainer.models import registry
 from ddp_trainer.models.custom_resnet import ACTIVATIONS, WIDTHS
 from ddp_trainer.models.initial_weights import freeze
 
+# Limits of a model.json that was handed over: three poolings leave one pixel of the smallest side, and the first
+# activation takes 4 GB at the largest.
+MIN_SIDE, MAX_SIDE, MAX_WIDTH = 8, 4096, 8192
 FLIPS = ("none", "random", "alternating")
 
 
@@ -54,20 +58,38 @@ class ModelSpec:
 
     @classmethod
     def read(cls, path: Path) -> "ModelSpec":
-        """Raises InputError if the file is missing or is not a model.json of this project."""
-        try:
-            fields: dict[str, Any] = json.loads(path.read_text())
-            values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-            spec = cls(**values)
-            if spec.activation not in ACTIVATIONS:
-                raise ValueError(f"unknown activation {spec.activation}")
-            if spec.flip not in FLIPS:
-                raise ValueError(f"flip must be one of {', '.join(FLIPS)}, got {spec.flip}")
-            return spec
-        except FileNotFoundError:
-            raise InputError(f"{path} is missing: {path.parent} is not a finished run; train it first") from None
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} cannot be read as a model description: {error}") from None
+        """Raises InputError if the file is missing or does not describe a model."""
+        fields = Fields.read(path)
+        if fields is None:
+            raise InputError(f"{path} is missing: {path.parent} is not a finished run; train it first")
+        spec = cls(
+            classes=fields.texts("classes", exact=True),
+            mean=_colors(fields, "mean"),
+            std=_colors(fields, "std"),
+            image_size=fields.whole("image_size", least=MIN_SIDE, most=MAX_SIDE) or 0,
+            widths=fields.wholes("widths", least=1, most=MAX_WIDTH) or WIDTHS,  # type: ignore[arg-type]
+            activation=fields.text("activation", "relu"),
+            architecture=fields.text("architecture", registry.BUILT_IN),
+            flip=fields.text("flip", "random"),
+        )
+        unknown = set(fields.names()) - {field.name for field in dataclasses.fields(cls)}
+        for problem, found in (
+            ("it has no classes", not spec.classes),
+            ("it has no image_size", not spec.image_size),
+            ("std must be positive", min(spec.std) <= 0),
+            ("widths must be four numbers", len(spec.widths) != 4),
+            (f"activation must be one of {', '.join(ACTIVATIONS)}", spec.activation not in ACTIVATIONS),
+            (f"flip must be one of {', '.join(FLIPS)}", spec.flip not in FLIPS),
+            (f"this release does not know its field {short_repr(min(unknown, default=''))}", unknown),
+        ):
+            require(not found, f"{path} cannot be used as a model description: {problem}")
+        return spec
+
+
+def _colors(fields: Fields, name: str) -> tuple[float, float, float]:
+    values = fields.numbers(name)
+    require(len(values) == 3, f"{fields.path}: {name} must be three numbers, got {len(values)}")
+    return values[0], values[1], values[2]
 
 
 def build_model(spec: ModelSpec) -> nn.Module:
@@ -98,16 +120,35 @@ def load_model(run_dir: Path | str) -> tuple[nn.Module, ModelSpec]:
     from safetensors.torch import load_file
 
     run_dir = Path(run_dir)
-    spec = ModelSpec.read(run_dir / "model.json")
-    model = build_model(spec)
-    weights = run_dir / "model.safetensors"
+    spec, weights = ModelSpec.read(run_dir / "model.json"), run_dir / "model.safetensors"
+    if not weights.is_file():
+        raise InputError(f"{weights} is missing: {run_dir} is not a finished run; train it first")
     try:
+        if spec.architecture == registry.BUILT_IN:
+            _check_shapes(weights, spec)
+        model = build_model(spec)
         model.load_state_dict(load_file(weights))
-    except FileNotFoundError:
-        raise InputError(f"{weights} is missing: {run_dir} is not a finished run; train it first") from None
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"{weights} cannot be loaded: {str(error).splitlines()[0]}") from None
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        reason = " ".join((str(error) or type(error).__name__).split())[:300]
+        raise InputError(f"{weights} cannot be loaded: {reason}") from None
     return model.eval(), spec
+
+
+def _check_shapes(weights: Path, spec: ModelSpec) -> None:
+    """Raises InputError unless the file's header has the tensors that `spec` describes.
+
+    Nothing is allocated before: widths in a file that was handed over could ask for any amount of memory.
+    """
+    from safetensors import safe_open
+
+    with torch.device("meta"):
+        expected = {name: list(value.shape) for name, value in build_model(spec).state_dict().items()}
+    with safe_open(weights, framework="pt") as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            wanted, present = (shapes.get(name, "missing") for shapes in (expected, found))
+            raise InputError(f"{weights} does not fit model.json: {short_repr(name)} is {present}, not {wanted}")
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -1,18 +1,17 @@
-"""Curves and the reliability diagram, drawn on given axes in a given theme. No global state of matplotlib is touched.
+"""Curves over epochs and the reliability diagram, drawn on given axes.
 
-Not owned here: which pictures go where (`pictures`), and pictures made of images or matrices (`matrices`).
+Not owned here: the look and the files (`figures`), and pictures of confusion and mistakes (`confusion`, `gallery`).
 """
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ddp_trainer.report.figures import INK, LINE, MUTED, SERIES, new_figure, style
+from ddp_trainer.report.labels import shorten
 from ddp_trainer.report.scores import NUM_BINS, Calibration
 from ddp_trainer.tracking.run_record import Run
 
@@ -20,195 +19,156 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MAX_POINTS = 500  # of a curve; a chart has not many more pixels
 
-@dataclass(frozen=True, kw_only=True)
-class Theme:
-    """Colours of one colour scheme; the page's style sheet has the same."""
-
-    surface: str
-    ink: str
-    muted: str
-    line: str
-    series: tuple[str, ...]
-    cells: tuple[str, str]  # of a matrix, from nothing to everything
+Panel = Callable[["Axes", Sequence[Run]], None]
 
 
-THEMES = {
-    "light": Theme(
-        surface="#ffffff",
-        ink="#22282e",
-        muted="#616b75",
-        line="#e3e5e8",
-        cells=("#ffffff", "#1f5f8b"),
-        series=(
-            "#1f6f9f",
-            "#c2573a",
-            "#3d8062",
-            "#8a5fa6",
-            "#b08518",
-            "#0f8b8d",
-            "#b5467b",
-            "#7a8a2a",
-            "#7d5a44",
-            "#5f6b76",
-        ),
-    ),
-    "dark": Theme(
-        surface="#1c2126",
-        ink="#e4e6e8",
-        muted="#a0a9b2",
-        line="#333b43",
-        cells=("#1c2126", "#78b8e0"),
-        series=(
-            "#78b8e0",
-            "#ea9a7c",
-            "#84c4a4",
-            "#c3a1da",
-            "#dcbb5f",
-            "#6fd0d0",
-            "#ea9cc2",
-            "#c3d06a",
-            "#c9a58d",
-            "#aab3bb",
-        ),
-    ),
-}
-
-Panel = Callable[["Axes", Sequence[Run], Theme], None]
-
-
-def new_figure(width: float, height: float, theme: Theme) -> Figure:
-    """Inches. A figure that no global registry knows."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), facecolor=theme.surface, layout="constrained")
-
-
-def to_png(figure: Figure, dpi: int = 130) -> bytes:
-    """Names in the figure are shown as they are: `$` starts no formula, and a letter the font lacks is no failure.
-
-    Drawn once; `savefig` draws twice.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.text import Text
-    from PIL import Image
-
-    for text in figure.findobj(Text):
-        if isinstance(text, Text):
-            text.set_parse_math(False)
-    figure.set_dpi(dpi)
-    canvas = FigureCanvasAgg(figure)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        canvas.draw()
-    target = io.BytesIO()
-    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(target, format="PNG")
-    return target.getvalue()
-
-
-def shorten(name: str, length: int = 16) -> str:
-    """One short line, for labels in pictures."""
-    line = " ".join(name.split())
-    return line if len(line) <= length else line[: length - 1] + "…"
-
-
-def style(axes: Axes, theme: Theme, *, title: str, x: str, y: str = "") -> None:
-    axes.set_facecolor(theme.surface)
-    axes.set_title(title, loc="left", color=theme.ink, fontsize=11, pad=8)
-    axes.set_xlabel(x, color=theme.muted, fontsize=9)
-    axes.set_ylabel(y, color=theme.muted, fontsize=9)
-    axes.tick_params(colors=theme.muted, labelsize=9, length=0)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(theme.line)
+def thin_out(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most MAX_POINTS points, each the mean of as many neighbors."""
+    size = -(-len(x) // MAX_POINTS)
+    if size <= 1:
+        return x, y
+    starts = np.arange(0, len(x), size)
+    counts = np.diff(np.append(starts, len(x)))
+    return np.add.reduceat(x, starts) / counts, np.add.reduceat(y, starts) / counts
 
 
 def curves(title: str, names: Sequence[str], *, scale: float = 1.0, unit: str = "", from_zero: bool = False) -> Panel:
-    """A panel of figures of the record, for one run or several.
+    """A panel with the curves of these figures.
 
-    One run: a colour for each figure, and a legend. Several: a colour for each run, training figures dashed, and no
-    legend, for which a panel has no room.
+    One run: a color for each figure, a legend, and pale curves of the records within epochs. Several runs: a color
+    for each run, training dashed, and no legend, for which a panel has no room.
     """
 
-    def draw(axes: Axes, runs: Sequence[Run], theme: Theme) -> None:
-        from matplotlib.ticker import MaxNLocator, StrMethodFormatter
-
-        style(axes, theme, title=title, x="epoch", y=unit)
-        axes.grid(axis="y", color=theme.line, linewidth=0.8)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    def draw(axes: Axes, runs: Sequence[Run]) -> None:
+        style(axes, title=title, x="epoch", y=unit)
         several = len(runs) > 1
         for number, run in enumerate(runs):
             for place, name in enumerate(names):
-                epochs, values = run.series(name)
-                is_training = name.startswith("train")
-                dashed = several and is_training
-                dots = len(epochs) < 3
-                (line,) = axes.plot(
-                    epochs,
-                    values * scale,
-                    color=theme.series[(number if several else place) % len(theme.series)],
-                    label="training" if is_training else run.split,
-                    linewidth=1.1 if dashed else 1.8,
-                    linestyle="--" if dashed else "-",
-                    marker="o" if dots else "",
-                    markersize=4,
-                    clip_on=not dots,  # a dot on the axis is to be seen whole
-                )
-                line.set_in_layout(False)
-        last_epoch = max((run.metrics[-1]["epoch"] for run in runs if run.metrics), default=0)
-        if not last_epoch:
-            axes.set(xticks=[], yticks=[])
-            axes.text(0.5, 0.5, "no epoch was finished", transform=axes.transAxes, ha="center", color=theme.muted)
-            return
-        if last_epoch == 1:
-            axes.set(xlim=(0, 2), xticks=[1])
-        if from_zero:
-            axes.set_ylim(bottom=0)
-        if len(names) > 1 and not several:
-            axes.legend(frameon=False, fontsize=9, labelcolor=theme.ink)
+                color = SERIES[(number if several else place) % len(SERIES)]
+                if not several:
+                    _draw_steps(axes, run, name, scale, color)
+                _draw_epochs(axes, run, name, scale, color, dashed=several and name.startswith("train"))
+        _finish_axes(axes, runs, from_zero=from_zero, legend=len(names) > 1 and not several)
 
     return draw
 
 
+def has_steps(run: Run) -> bool:
+    """Whether the records within epochs add something to those of the epochs."""
+    return len(run.step_series("train_loss")[0]) >= 2 * len(run.metrics) > 0
+
+
+def _draw_steps(axes: Axes, run: Run, name: str, scale: float, color: str) -> None:
+    """Nothing unless the records are finer than the epochs."""
+    if not has_steps(run):
+        return
+    x, values = thin_out(*run.step_series(name))
+    (line,) = axes.plot(x, values * scale, color=color, linewidth=1.2, alpha=0.4)
+    line.set_in_layout(False)
+
+
+def _draw_epochs(axes: Axes, run: Run, name: str, scale: float, color: str, *, dashed: bool) -> None:
+    epochs, values = thin_out(*run.series(name))
+    has_dots = len(epochs) < 3
+    (line,) = axes.plot(
+        epochs,
+        values * scale,
+        color=color,
+        label="training" if name.startswith("train") else run.split,
+        linewidth=1.1 if dashed else 1.8,
+        linestyle="--" if dashed else "-",
+        marker="o" if has_dots else "",
+        markersize=4,
+        clip_on=not has_dots,  # a dot on the edge of the axes is shown whole
+    )
+    line.set_in_layout(False)
+
+
+def _finish_axes(axes: Axes, runs: Sequence[Run], *, from_zero: bool, legend: bool) -> None:
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    axes.grid(axis="y", color=LINE, linewidth=0.8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    last_epoch = max((run.metrics[-1]["epoch"] for run in runs if run.metrics), default=0)
+    if not last_epoch:
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, "no epoch is finished", transform=axes.transAxes, ha="center", color=MUTED)
+        return
+    if last_epoch == 1:
+        axes.set(xlim=(0, 2), xticks=[1])
+    if from_zero:
+        axes.set_ylim(0, 1.08 * axes.dataLim.y1 if axes.dataLim.y1 > 0 else 1)
+    if legend:
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+
+
 PANELS: dict[str, Panel] = {
-    "Loss": curves("Loss", ["train_loss", "test_loss"], unit="cross-entropy"),
     "Accuracy": curves("Accuracy", ["train_accuracy", "test_accuracy"], scale=100, unit="%"),
-    "Learning rate": curves("Learning rate at the end of the epoch", ["learning_rate"], from_zero=True),
+    "Loss": curves("Loss", ["train_loss", "test_loss"], unit="cross-entropy"),
+    "Learning rate": curves("Learning rate", ["learning_rate"], from_zero=True),
     "Throughput": curves("Throughput", ["images_per_second"], unit="images per second", from_zero=True),
 }
 
 
-def name_runs(figure: Figure, runs: Sequence[Run], theme: Theme) -> None:
-    """A legend of several runs below all panels of a figure."""
+def panel_figure(name: str, runs: Sequence[Run]) -> Figure:
+    """One of PANELS, of a size that stays readable on a phone."""
+    figure = new_figure(4.8, 2.55)
+    PANELS[name](figure.add_subplot(), runs)
+    return figure
+
+
+def curves_figure(runs: Sequence[Run]) -> Figure:
+    """All panels on one sheet."""
+    figure = new_figure(11, 7)
+    figure.set_layout_engine("constrained", hspace=0.06, wspace=0.04)
+    for place, draw in enumerate(PANELS.values(), 1):
+        draw(figure.add_subplot(2, 2, place), runs)
+    if len(runs) > 1:
+        _name_runs(figure, runs)
+    return figure
+
+
+def _name_runs(figure: Figure, runs: Sequence[Run]) -> None:
+    """A legend of the runs below all panels."""
     from matplotlib.lines import Line2D
 
     lines = [
-        Line2D([], [], color=theme.series[number % len(theme.series)], linewidth=1.8, label=shorten(run.name, 24))
+        Line2D([], [], color=SERIES[number % len(SERIES)], linewidth=1.8, label=shorten(run.name, 24))
         for number, run in enumerate(runs)
     ]
-    lines.append(Line2D([], [], color=theme.muted, linewidth=1.1, linestyle="--", label="training"))
-    figure.legend(handles=lines, loc="outside lower center", ncols=6, frameon=False, fontsize=8, labelcolor=theme.ink)
+    lines.append(Line2D([], [], color=MUTED, linewidth=1.1, linestyle="--", label="training"))
+    figure.legend(handles=lines, loc="outside lower center", ncols=6, frameon=False, fontsize=8, labelcolor=INK)
 
 
-def draw_reliability(axes: Axes, found: Calibration, theme: Theme) -> None:
+def reliability_figure(found: Calibration) -> Figure:
+    figure = new_figure(4.6, 5.2)
+    upper, lower = figure.subplots(2, 1, gridspec_kw={"height_ratios": [1, 4.4]})
+    _draw_counts(upper, found)
+    _draw_reliability(lower, found)
+    return figure
+
+
+def _draw_reliability(axes: Axes, found: Calibration) -> None:
     """Bars: how often the class was right, for each range of the probability it was given."""
     width = 1 / NUM_BINS
     middles = (np.arange(NUM_BINS) + 0.5) * width
     filled = found.counts > 0
-    style(axes, theme, title="Reliability", x="probability of the predicted class", y="share that was right")
-    axes.bar(middles[filled], found.accuracy[filled], width=width * 0.92, color=theme.series[0])
-    axes.plot([0, 1], [0, 1], color=theme.muted, linewidth=1, linestyle="--")
+    style(axes, title="Reliability", x="probability of the predicted class", y="share that was right")
+    axes.bar(middles[filled], found.accuracy[filled], width=width * 0.92, color=SERIES[0])
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--")
     axes.set(xlim=(0, 1), ylim=(0, 1))
 
 
-def draw_confidences(axes: Axes, found: Calibration, theme: Theme) -> None:
+def _draw_counts(axes: Axes, found: Calibration) -> None:
     """How many images there are in each range, on a logarithmic scale."""
     from matplotlib.ticker import NullLocator
 
     width = 1 / NUM_BINS
-    style(axes, theme, title="Images", x="")
-    axes.bar((np.arange(NUM_BINS) + 0.5) * width, found.counts, width=width * 0.92, color=theme.muted)
+    style(axes, title="Images", x="")
+    axes.bar((np.arange(NUM_BINS) + 0.5) * width, found.counts, width=width * 0.92, color=MUTED)
     axes.set_yscale("symlog", linthresh=1)
     decades = [10**power for power in range(0, 8, 2) if 10**power <= max(found.counts.max(), 1)]
     axes.set_yticks([0, *decades], labels=[f"{count:,}" for count in (0, *decades)])

@@ -60,22 +60,22 @@ class LossCurve:
         """PNG of the loss over the learning rate, with the suggestion marked."""
         from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-        from ddp_trainer.report.charts import THEMES, new_figure, style, to_png
+        from ddp_trainer.report.figures import INK, LINE, MUTED, SERIES, new_figure, style, to_png
 
-        theme, suggested = THEMES["light"], self.suggestion()
-        figure = new_figure(8, 4.5, theme)
+        suggested = self.suggestion()
+        figure = new_figure(8, 4.5)
         axes = figure.add_subplot()
-        style(axes, theme, title=title, x="learning rate", y="training loss of the global batch")
+        style(axes, title=title, x="learning rate", y="training loss of the global batch")
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.grid(axis="y", color=theme.line, linewidth=0.8)
-        axes.plot(self.rates, self.losses, color=theme.muted, linewidth=0.9, alpha=0.6, label="each step")
-        axes.plot(self.rates, self.smoothed, color=theme.series[0], linewidth=2, label="smoothed")
+        axes.grid(axis="y", color=LINE, linewidth=0.8)
+        axes.plot(self.rates, self.losses, color=MUTED, linewidth=0.9, alpha=0.6, label="each step")
+        axes.plot(self.rates, self.smoothed, color=SERIES[0], linewidth=2, label="smoothed")
         if self.smoothed:  # the last steps of a diverging loss would flatten the rest of the curve
             low, first = min(self.losses), max(self.losses[: self._first])
             axes.set_ylim(low - 0.1 * (first - low), first + 0.5 * max(first - low, 0.1))
         if suggested is not None:
-            axes.axvline(suggested, color=theme.series[1], linestyle="--", label=f"suggested: {suggested:g}")
-        axes.legend(frameon=False, labelcolor=theme.ink, fontsize=8)
+            axes.axvline(suggested, color=SERIES[1], linestyle="--", label=f"suggested: {suggested:g}")
+        axes.legend(frameon=False, labelcolor=INK, fontsize=8)
         return to_png(figure)

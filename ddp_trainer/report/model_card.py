@@ -1,7 +1,7 @@
-"""The model card: model.md beside the weights, written from the files of a complete run. Also a command.
+"""The model card: model.md beside the weights, written from the files of a finished run.
 
-Owned here: what a person who is handed the weights has to know, and the lines that load them without this package.
-Sections after Mitchell et al., "Model Cards for Model Reporting" (arXiv 1810.03993).
+Owned here: what a person who is handed the weights has to know, and how to load them. Sections after Mitchell et al.,
+"Model Cards for Model Reporting" (arXiv 1810.03993).
 """
 
 from collections.abc import Iterator
@@ -11,56 +11,66 @@ import numpy as np
 
 from data_prep.errors import InputError
 from data_prep.files import replace_file
-from ddp_trainer.models.custom_resnet import LOGIT_SCALE
+from data_prep.json_fields import printable
 from ddp_trainer.report.reproduce import data_command, train_command
-from ddp_trainer.report.scores import calibration, confusion_counts, precision_and_recall, wilson_interval
-from ddp_trainer.tracking.run_record import Run, load_run, mapping
+from ddp_trainer.report.scores import calibration, class_counts, precision_and_recall, wilson_interval
+from ddp_trainer.report.wording import NOTHING, duration, percent, plain, quantity
+from ddp_trainer.tracking.predictions import Predictions
+from ddp_trainer.tracking.run_record import Run, load_run
 
 CARD = "model.md"
 
-# The network of `model.py` once more, in as few lines as can be read; a test holds the two together.
-LOADING = f"""\
-import json, pathlib, torch, torch.nn.functional as F
-from safetensors.torch import load_file
-
-spec, w = json.loads(pathlib.Path("model.json").read_text()), load_file("model.safetensors")
-activation = dict(relu=F.relu, gelu=F.gelu, celu=lambda x: F.celu(x, 0.3))[spec["activation"]]
-def block(x, name, pool=1):  # convolution, pooling, BatchNorm (entry 1, or 2 where there is a pooling), activation
-    x = F.max_pool2d(F.conv2d(x, w[f"{{name}}.0.weight"], padding=1), pool)
-    return activation(F.batch_norm(x, *(w[f"{{name}}.{{pool}}.{{k}}"] for k in ("running_mean", "running_var", "weight", "bias"))))
-def residual(x, name):
-    return x + block(block(x, f"{{name}}.branch.0"), f"{{name}}.branch.1")
-def logits(images):  # uint8 (N, 3, height, width), values 0-255 -> float32 (N, classes)
-    mean, std = torch.tensor([spec["mean"], spec["std"]])[..., None, None]
-    x = block(block((images / 255 - mean) / std, "features.0"), "features.1", pool=2)
-    x = block(block(residual(x, "features.2"), "features.3", pool=2), "features.4", pool=2)
-    return F.linear(residual(x, "features.5").amax((2, 3)), w["head.weight"], w["head.bias"]) * {LOGIT_SCALE}
-"""  # noqa: E501
+WITH_THIS_PACKAGE = """\
+import ddp_trainer, torch
+model, spec = ddp_trainer.load_model(".")  # in evaluation mode, on the CPU
+mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+logits = model((images / 255 - mean) / std)
+"""
+EXPORT = "python -m ddp_trainer.export . --format torch  # or: --format onnx"
+WITHOUT_THIS_PACKAGE = """\
+import torch
+model = torch.export.load("model.pt2").module()
+logits = model(images)
+"""
+# In the order of their names on the card. Settings that a run does not have are left out.
+RECIPE_SETTINGS = (
+    *("network", "optimizer", "peak_lr", "head_lr", "bias_lr", "weight_decay", "label_smoothing", "ema_decay"),
+    *(
+        "widths",
+        "activation",
+        "freeze_bn_scale",
+        "bn_momentum",
+        "crop_padding",
+        "small_crop_fraction",
+        "flip",
+        "cutout",
+    ),
+    *("mixup", "cutmix", "seed"),
+)
 
 
 def write_model_card(run_dir: Path) -> Path:
-    """Writes RUN_DIR/model.md. Raises InputError where the run is not complete or a file of it cannot be used."""
+    """Writes RUN_DIR/model.md. Raises InputError if the run is not finished or a file of it cannot be used."""
     run = load_run(run_dir)
     if run.summary is None or run.counts is None:
-        raise InputError(f"{run_dir / 'summary.json'} is missing: {run_dir} is not a completed run; train it first")
-    replace_file(run_dir / CARD, card(run).encode())
-    return run_dir / CARD
+        raise InputError(f"{run_dir / 'summary.json'} is missing: {run_dir} is not a finished run; train it first")
+    path = run_dir / CARD
+    try:
+        replace_file(path, card(run).encode())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): check permissions and free space") from None
+    return path
 
 
 def card(run: Run) -> str:
-    sections = {
-        "Data": data(run),
-        "Recipe": recipe(run),
-        "Limits": limits(run),
-        "Load it without this package": loading(),
-    }
-    text = f"# {plain(run.name)}: an image classifier\n\n" + "\n".join(headline(run)) + "\n"
+    sections = {"Data": data(run), "Recipe": recipe(run), "Limits": limits(run), "Use": usage()}
+    text = f"# {code(run.name)}: an image classifier\n\n" + "\n".join(headline(run)) + "\n"
     return text + "".join(f"\n## {title}\n\n" + "\n".join(lines) + "\n" for title, lines in sections.items())
 
 
-def plain(value: object) -> str:
-    """On one line, and with nothing in it that ends a piece of code."""
-    return " ".join(str(value).split()).replace("`", "'")
+def code(text: str) -> str:
+    """A text from a file as a piece of code on one line, in which Markdown and HTML mean nothing."""
+    return "`" + printable(text).replace("`", "'") + "`" if text.strip() else "unknown"
 
 
 def headline(run: Run) -> Iterator[str]:
@@ -73,83 +83,70 @@ def headline(run: Run) -> Iterator[str]:
     )
     averaged = run.number("test_accuracy_tta")
     if averaged is not None:
-        yield f"- With six views of each image that is not clear-cut averaged: {averaged:.2%}."
-    size = mapping(run.config.get("dataset")).get("image_size", "?")
+        yield f"- With test-time augmentation of uncertain images: {percent(averaged)}."
+    size = run.dataset.image_size or "?"
     yield f"- Input: RGB images of {size}x{size} pixels. Output: a logit for each of {len(run.classes)} classes."
-    yield f"- Classes, in order: {', '.join(f'`{plain(name)}`' for name in run.classes)}."
-    yield f"- Network: the custom ResNet of ddp-trainer, {run.number('parameters') or 0:,.0f} parameters, float32."
+    yield f"- Classes, in order: {', '.join(map(code, run.classes))}."
+    network = code(plain(run.settings.get("network", "custom_resnet")))
+    yield f"- Network: {network}, {quantity(run.number('parameters'))} parameters, float32."
 
 
 def data(run: Run) -> Iterator[str]:
-    dataset = mapping(run.config.get("dataset"))
-    splits = {name: mapping(split) for name, split in mapping(dataset.get("splits")).items()}
-    counts = ", ".join(f"{split.get('count', '?')} {plain(name)} images" for name, split in splits.items())
-    yield f"- Source: {plain(dataset.get('source', 'unknown'))}; {counts}."
+    dataset = run.dataset
+    counts = ", ".join(f"{quantity(split.count)} {code(name)} images" for name, split in dataset.splits.items())
+    yield f"- Source: {code(dataset.source)}; {counts or 'number of images unknown'}."
     held_out = run.settings.get("validation")
     if held_out:
-        yield f"- {held_out} of the training images were held out, and the accuracy is on them."
-    mean, std = (", ".join(f"{value:.4f}" for value in dataset.get(name) or ()) for name in ("mean", "std"))
-    yield f"- Colours over the training images, 0-1 scale: mean {mean}; standard deviation {std}."
-    for name, split in splits.items():
-        yield f"- sha256 of {plain(split.get('file', name))}: `{plain(split.get('sha256', 'unknown'))}`"
+        yield f"- {code(plain(held_out))} of the training images were held out, and the accuracy is measured on them."
+    mean, std = (", ".join(f"{value:.4f}" for value in values) or NOTHING for values in (dataset.mean, dataset.std))
+    yield f"- Colors of the training images on a scale of 0-1: mean {mean}; standard deviation {std}."
+    for split in dataset.splits.values():
+        yield f"- sha256 of {code(split.file)}: {code(split.sha256)}"
 
 
 def recipe(run: Run) -> Iterator[str]:
-    settings, number = run.settings, run.number
-    batch = settings.get("batch_size", "?")
-    yield f"- `{plain(run.config.get('recipe'))}`: {number('steps') or 0:,.0f} steps of {batch} images."
-    chosen = (
-        "optimizer",
-        "peak_lr",
-        "head_lr",
-        "bias_lr",
-        "weight_decay",
-        "label_smoothing",
-        "ema_decay",
-        "activation",
-        "freeze_bn_scale",
-        "bn_momentum",
-        "crop_padding",
-        "small_crop_fraction",
-        "flip",
-        "cutout",
-        "mixup",
-        "cutmix",
-        "seed",
-    )
-    yield "- " + ", ".join(f"{name} {plain(settings[name])}" for name in chosen if name in settings) + "."
+    settings = run.settings
+    batch = plain(settings.get("batch_size", "?"))
+    yield f"- Recipe {code(run.recipe)}: {quantity(run.number('steps'))} steps of {code(batch)} images."
     yield (
-        f"- Trained in {number('train_seconds') or 0:,.0f} s on {run.config.get('world_size')} x "
-        f"{plain(run.config.get('device_name'))}, {plain(run.config.get('precision'))}: "
-        f"{number('train_pflops') or 0:.3g} PFLOP."
+        "- " + ", ".join(f"{name} {code(plain(settings[name]))}" for name in RECIPE_SETTINGS if name in settings) + "."
     )
-    versions = mapping(run.config.get("versions"))
-    yield f"- Versions: {', '.join(f'{plain(name)} {plain(version)}' for name, version in versions.items())}."
-    yield f"- Code: commit {plain(run.config.get('git_commit') or 'unknown')} (`+`: with changes beside it)."
-    yield from ("", "The same training again:", "", "```bash", *data_command(run), train_command(run), "```")
+    yield (
+        f"- Trained in {duration(run.number('train_seconds'))} on {run.world_size} x {code(run.device)}, "
+        f"{code(run.precision)}: {quantity(run.number('train_pflops'), 'PFLOP')}."
+    )
+    versions = ", ".join(f"{code(name)} {code(version)}" for name, version in run.versions.items())
+    yield f"- Versions: {versions or 'unknown'}."
+    changed = ", with uncommitted changes" if run.git_commit.endswith("+") else ""
+    yield f"- Code: commit {code(run.git_commit.rstrip('+'))}{changed}."
+    yield from ("", "To repeat the run:", "", "```bash", *data_command(run), train_command(run), "```")
 
 
 def limits(run: Run) -> Iterator[str]:
-    yield f"- The interval covers the choice of the {run.split} images alone: it is one run, with one seed."
+    yield f"- The interval covers the choice of the {run.split} images only: this is one run, with one seed."
     if run.split == "test":
-        yield "- Where settings were chosen by this very figure, it flatters; `--validation N` is there to choose by."
+        yield "- If settings were tuned on this number, it is optimistic; `--validation N` holds out images to tune on."
     if run.number("steps") == run.settings.get("max_steps"):
-        yield f"- `--max-steps {run.settings['max_steps']}` ended the training: the full recipe may do better."
+        yield "- `--max-steps` ended the run early: the full recipe may do better."
     if run.predictions is not None:
-        labels, probabilities = run.predictions.labels, run.predictions.probabilities
-        counts = confusion_counts(labels, run.predictions.predicted, len(run.classes))
-        recall = precision_and_recall(counts)[1]
-        worst = int(np.nanargmin(recall))
-        name, images = plain(run.classes[worst]), counts[worst].sum()
-        yield f"- Weakest class: `{name}`, of whose {images} images {recall[worst]:.1%} were recognised."
-        error = calibration(labels, probabilities).error
-        yield f"- Its probabilities are off by {error:.1%} on average (expected calibration error, 15 bins)."
+        yield from measured_limits(run, run.predictions)
     yield "- Every image is given one of the classes above, whatever it shows, and perhaps with a high probability."
     yield "- Images of another size or origin than the training images were not evaluated; nor were corrupted images,"
     yield "  attacks, and differences between groups of people or places."
 
 
-def loading() -> Iterator[str]:
-    yield from ("In this folder, with torch and safetensors installed:", "", "```python", LOADING.rstrip(), "```", "")
-    yield '`logits(images).softmax(1)` gives probabilities in the order of `spec["classes"]`. For graphs that need no'
-    yield "such code, `python -m ddp_trainer.export` writes ONNX and torch.export files."
+def measured_limits(run: Run, found: Predictions) -> Iterator[str]:
+    recall = precision_and_recall(found.labels, found.predicted, len(run.classes))[1]
+    worst = int(np.nanargmin(recall))
+    images = int(class_counts(found.labels, len(run.classes))[worst])
+    yield f"- Weakest class: {code(run.classes[worst])}; {recall[worst]:.1%} of its {images:,} images were recognized."
+    error = calibration(found.labels, found.predicted, found.confidence).error
+    yield f"- Its probabilities are off by {error:.1%} on average (expected calibration error, 15 bins)."
+
+
+def usage() -> Iterator[str]:
+    yield "`images` is a uint8 tensor (N, 3, height, width) with values 0-255; `logits.softmax(1)` gives probabilities"
+    yield "in the order of the classes above. In this folder, with ddp-trainer installed:"
+    yield from ("", "```python", WITH_THIS_PACKAGE.rstrip(), "```", "")
+    yield from ("Without it, from a file that is made once:", "", "```bash", EXPORT, "```", "")
+    yield from ("```python", WITHOUT_THIS_PACKAGE.rstrip(), "```")

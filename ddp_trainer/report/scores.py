@@ -1,4 +1,7 @@
-"""What the report computes from counts and probabilities: numpy alone, no drawing."""
+"""What the report computes from counts and probabilities: NumPy alone, no drawing.
+
+Only `confusion_counts` needs memory for every pair of classes; everything else grows with images plus classes.
+"""
 
 import math
 from typing import NamedTuple
@@ -10,7 +13,7 @@ NUM_BINS = 15
 
 
 class Calibration(NamedTuple):
-    """Equal-width bins of the confidence, (NUM_BINS,) each; empty bins are NaN but in `counts`."""
+    """Bins of equal width over the confidence, (NUM_BINS,) each. Empty bins have a count of 0 and are NaN elsewhere."""
 
     confidence: np.ndarray
     accuracy: np.ndarray
@@ -27,40 +30,43 @@ class Pair(NamedTuple):
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """95% interval of a share. total >= 1."""
+    """95% interval of the share correct / total, with total >= 1 (Wilson, 1927)."""
     share, z2 = correct / total, Z95**2
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    center = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = Z95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def confusion_counts(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """(C, C) int64: row the true class, column the predicted one."""
-    flat = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
-    return flat.reshape(num_classes, num_classes)
+    """(C, C) int64: a row for each true class, a column for each predicted one."""
+    pairs = labels.astype(np.int64) * num_classes + predicted
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def precision_and_recall(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """(C,) int64: images of each class."""
+    return np.bincount(labels.astype(np.int64), minlength=num_classes)
+
+
+def precision_and_recall(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """(C,) each; NaN for a class that was never predicted, or of which there is no image."""
-    hits = confusion.diagonal().astype(float)
-    totals = [confusion.sum(axis=axis) for axis in (0, 1)]
+    hits = class_counts(labels[predicted == labels], num_classes).astype(float)
+    totals = class_counts(predicted, num_classes), class_counts(labels, num_classes)
     precision, recall = (np.divide(hits, n, out=np.full_like(hits, np.nan), where=n > 0) for n in totals)
     return precision, recall
 
 
-def confused_pairs(confusion: np.ndarray, limit: int) -> list[Pair]:
-    """The most frequent mistakes, most frequent first; ties by class number."""
-    mistakes = confusion.copy()
-    np.fill_diagonal(mistakes, 0)
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:limit]
-    pairs = [Pair(int(i) // len(mistakes), int(i) % len(mistakes), int(mistakes.flat[i])) for i in order]
-    return [pair for pair in pairs if pair.images]
+def confused_pairs(labels: np.ndarray, predicted: np.ndarray, limit: int) -> list[Pair]:
+    """The most frequent mistakes, most frequent first; ties in the order of class numbers."""
+    is_wrong = predicted != labels
+    pairs, counts = np.unique(np.stack([labels[is_wrong], predicted[is_wrong]]), axis=1, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:limit]
+    return [Pair(int(pairs[0, place]), int(pairs[1, place]), int(counts[place])) for place in order]
 
 
-def calibration(labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
+def calibration(labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray) -> Calibration:
     """How often the predicted class is right, beside the probability it was given. Bins are (low, high]."""
-    confidence = probabilities.max(axis=1).astype(float)
-    hits = (probabilities.argmax(axis=1) == labels).astype(float)
+    hits = (predicted == labels).astype(float)
     bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
     counts = np.bincount(bins, minlength=NUM_BINS)
     empty = np.full(NUM_BINS, np.nan)

@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from ddp_trainer.config import FREE_ON_RESUME
-from ddp_trainer.report.wording import NOTHING, percent, quantity
+from data_prep.json_fields import Setting, printable
+from ddp_trainer.report.settings import NO_DIFFERENCE
+from ddp_trainer.report.wording import NOTHING, percent, plain, quantity
 from ddp_trainer.tracking.run_record import Run, load_run
 
 TABLE = "table.md"  # in the folder of the sweep
-
-# Settings without influence on the result.
-NO_DIFFERENCE = FREE_ON_RESUME - {"max_steps"}
 HEAD = "| settings | n | mean {} accuracy | standard deviation | with TTA | standard deviation | PFLOP |"
 
 
@@ -24,12 +22,12 @@ def results_table(folders: Sequence[Path]) -> str:
     splits = " and ".join(sorted({run.split for run in runs})) or "test"
     lines = [HEAD.format(splits), "| --- " * HEAD.count(" |") + "|"]
     for label, group in groups.items():
-        plain = _mean_and_spread([run.accuracy for run in group])
+        center = _mean_and_spread([run.accuracy for run in group])
         views = _mean_and_spread([run.number("test_accuracy_tta") for run in group])
         operations = quantity(group[0].number("train_pflops"))
-        lines.append(f"| {label} | {len(group)} | {plain} | {views} | {operations} |")
+        lines.append(f"| {label} | {len(group)} | {center} | {views} | {operations} |")
     finished = {run.path for run in runs}
-    missing = [folder.name for folder in folders if folder.resolve() not in finished]
+    missing = [printable(folder.name) for folder in folders if folder.resolve() not in finished]
     if missing:
         lines += ["", f"Not finished, so not in the table: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
@@ -45,8 +43,8 @@ def _mean_and_spread(values: Sequence[float | None]) -> str:
 
 def labels(runs: Sequence[Run]) -> list[str]:
     """For each run, its values of the settings that differ and influence the result; without the seed."""
-    settings = [{"recipe": run.config.get("recipe"), **run.settings} for run in runs]
+    settings: list[dict[str, Setting]] = [{"recipe": run.recipe, **run.settings} for run in runs]
     unnamed = {*NO_DIFFERENCE, "seed"} - {"data_dir"}  # runs on several datasets get a row for each
     names = dict.fromkeys(name for each in settings for name in each if name not in unnamed)
     names = [name for name in names if len({str(each.get(name)) for each in settings}) > 1]
-    return [", ".join(f"{name} {each.get(name)}" for name in names) or "all alike" for each in settings]
+    return [", ".join(f"{name} {plain(each.get(name))}" for name in names) or "all alike" for each in settings]

@@ -1,7 +1,8 @@
-"""How the page writes figures: shares, times, quantities, and the sign for what is not known."""
+"""How the report writes figures: shares, times, quantities, and a dash for what is not known."""
 
-import json
 import math
+
+from data_prep.json_fields import Setting
 
 NOTHING = "\N{EN DASH}"  # where a figure is not known
 
@@ -30,8 +31,10 @@ def four_digits(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.4f}"
 
 
-def plain(value: object) -> str:
-    """A setting as it stands in a JSON file, without quotation marks around a text."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return value if isinstance(value, str) else json.dumps(value)
+def plain(value: Setting) -> str:
+    """A setting as on a command line: the values of a list side by side."""
+    if isinstance(value, list):
+        return " ".join(map(plain, value))
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "true", False: "false"}[value]
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,38 +1,44 @@
-"""Reads and checks the files of a run directory. What comes out of here fits together and may be drawn without care.
+"""A run read back from its directory, checked: what comes out of here fits together and can be used without care.
 
-Not owned here: who writes these files (`outputs`, `rundir`, `tracking`).
+Not owned here: who writes these files (`run`, `tracking`), the types of single fields (`json_fields`),
+lines of records (`record_lines`) and predictions.npz (`predictions`).
 """
 
-import json
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_prep.errors import InputError
-from data_prep.files import read_json
+from data_prep.json_fields import Fields, Setting, printable
+from ddp_trainer.tracking.predictions import Mistake, Predictions, most_confident_mistakes, read_predictions
+from ddp_trainer.tracking.record_lines import Record, columns, read_epochs, read_steps
 
-Record = dict[str, float]
+FIGURES = (  # of summary.json
+    *("test_accuracy", "test_correct", "test_total", "test_accuracy_tta", "test_loss", "epochs", "steps"),
+    *("train_seconds", "train_pflops", "parameters", "images_per_second"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predictions:
-    """The evaluated images. Every label is a class; every probability is finite."""
+class RecordedSplit:
+    count: int | None
+    file: str
+    sha256: str
 
-    indices: np.ndarray  # (N,) int64, positions in the evaluated file
-    labels: np.ndarray  # (N,) int64
-    probabilities: np.ndarray  # (N, C) float
-    wrong_indices: np.ndarray  # (K,) int64, most confident mistake first
-    wrong_images: np.ndarray  # (K, H, W, 3) uint8
 
-    @property
-    def predicted(self) -> np.ndarray:
-        return self.probabilities.argmax(axis=1)
+@dataclass(frozen=True, kw_only=True)
+class RecordedDataset:
+    """What config.json says of the dataset. Everything may be missing."""
+
+    source: str = ""
+    image_size: int | None = None
+    classes: tuple[str, ...] = ()
+    splits: Mapping[str, RecordedSplit] = field(default_factory=dict)
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,181 +47,162 @@ class Run:
 
     path: Path
     name: str  # the folder's, for the reader
-    config: Mapping[str, Any]
-    metrics: tuple[Record, ...]  # by epoch, each once
-    summary: Mapping[str, Any] | None
+    recipe: str
+    data_dir: str
+    settings: Mapping[str, Setting]
+    versions: Mapping[str, str]
+    git_commit: str  # hexadecimal digits, perhaps with a `+`; empty if unknown
+    world_size: int
+    device: str
+    precision: str
+    dataset: RecordedDataset
+    metrics: tuple[Record, ...]  # one per epoch, in order
+    steps: tuple[Record, ...]  # from within the epochs, in order
+    summary: Mapping[str, float] | None  # the figures of summary.json
+    split: str  # which images were evaluated: test or validation
     classes: tuple[str, ...]
     predictions: Predictions | None
-    status: Mapping[str, Any]
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        return mapping(self.config.get("settings"))
-
-    @property
-    def split(self) -> str:
-        """Which images were evaluated: test or validation."""
-        if self.summary is not None and "evaluation_split" in self.summary:
-            return str(self.summary["evaluation_split"])
-        return "validation" if self.settings.get("validation") else "test"
+    state: str  # of status.json; empty if unknown
+    message: str
 
     @property
     def counts(self) -> tuple[int, int] | None:
-        """(correct, evaluated) of the final model, else of the last finished epoch where it says so."""
-        correct, total = self.number("test_correct"), self.number("test_total")
-        if correct is not None and total is not None:
-            return int(correct), int(total)
-        if self.predictions is not None:
-            labels = self.predictions.labels
-            return int((self.predictions.predicted == labels).sum()), len(labels)
-        last = self.metrics[-1] if self.metrics else {}
-        if 0 <= last.get("test_correct", -1) <= last.get("test_total", -1):
-            return int(last["test_correct"]), int(last["test_total"])
-        return None
+        """(correct, evaluated) of the final model, else of the last finished epoch if it says so."""
+        counts = _counts_in(self.summary or {})
+        if counts is None and self.predictions is not None:
+            return self.predictions.num_correct, len(self.predictions.labels)
+        return counts or _counts_in(self.metrics[-1] if self.metrics else {})
 
     @property
     def accuracy(self) -> float | None:
         """0 to 1."""
-        if self.counts is not None and self.counts[1]:
+        if self.counts is not None:
             return self.counts[0] / self.counts[1]
         return self.metrics[-1].get("test_accuracy") if self.metrics else None
 
     def number(self, name: str) -> float | None:
-        """A finite number of summary.json, else None."""
-        value = (self.summary or {}).get(name)
-        return float(value) if isinstance(value, int | float) and np.isfinite(value) else None
+        """A figure of summary.json, if it has it."""
+        return (self.summary or {}).get(name)
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(epochs, values) of the epochs whose record has this figure."""
-        points = [(record["epoch"], record[name]) for record in self.metrics if name in record]
-        table = np.array(points, dtype=float).reshape(-1, 2)
-        return table[:, 0], table[:, 1]
+        return columns(self.metrics, "epoch", name)
+
+    def step_series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(epochs, values) of the records within epochs; after half of the second epoch, `epochs` is 1.5."""
+        first = self.metrics[0] if self.metrics else {}
+        steps_per_epoch = first.get("step", 0) / first["epoch"] if first else 0
+        steps, values = columns(self.steps, "step", name)
+        return (steps / steps_per_epoch, values) if steps_per_epoch > 0 else (steps[:0], values[:0])
 
 
-def mapping(value: object) -> Mapping[str, Any]:
-    """`value` where it is a JSON object, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-class Mistake(NamedTuple):
-    """One picture of the gallery: what it is and what it was taken for."""
-
-    sample: int  # its position in the evaluated file
-    true: str
-    predicted: str
-    probability: float
-    pixels: np.ndarray  # (H, W, 3) uint8
+def _counts_in(figures: Mapping[str, float]) -> tuple[int, int] | None:
+    correct, total = figures.get("test_correct", -1), figures.get("test_total", -1)
+    return (int(correct), int(total)) if 0 <= correct <= total and total >= 1 else None
 
 
 def list_mistakes(run: Run) -> list[Mistake]:
-    """The most confident ones, in the order of the run's wrong_images; none where there are no predictions."""
-    found = run.predictions
-    if found is None:
-        return []
-    rows = {int(index): row for row, index in enumerate(found.indices)}
-    predicted = found.predicted
-    mistakes = []
-    for sample, pixels in zip(found.wrong_indices.tolist(), found.wrong_images, strict=True):
-        row = rows[sample]
-        true, taken_for = run.classes[found.labels[row]], run.classes[predicted[row]]
-        mistakes.append(Mistake(sample, true, taken_for, float(found.probabilities[row].max()), pixels))
-    return mistakes
+    """The most confident mistakes; none if the run has no predictions."""
+    return [] if run.predictions is None else most_confident_mistakes(run.predictions, run.classes)
 
 
-def load_run(path: Path) -> Run:
-    """Raises InputError, naming the file, where the folder is not a run directory or a file in it is unusable."""
+def load_run(path: Path | str) -> Run:
+    """Raises InputError, which names the file, if `path` is not a run directory or a file in it is unusable."""
+    path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path} is not a folder: name a run directory, such as runs/NAME")
-    config = read_json(path / "config.json")
+    config = Fields.read(path / "config.json")
     if config is None:
         raise InputError(f"{path / 'config.json'} is missing: {path} is not a run directory")
-    model, summary = read_json(path / "model.json"), read_json(path / "summary.json")
-    predictions = read_predictions(path / "predictions.npz")
-    classes = mapping(model).get("classes") or mapping(config.get("dataset")).get("classes") or []
-    num_classes = predictions.probabilities.shape[1] if predictions else len(classes)
-    if classes and len(classes) != num_classes:
-        raise InputError(
-            f"{path}: predictions.npz has {num_classes} classes, model.json {len(classes)}; "
-            "they are of two runs: train again or remove predictions.npz"
-        )
-    counts = [(summary or {}).get(name, 0) for name in ("test_correct", "test_total")]
-    if not (all(isinstance(count, int) for count in counts) and 0 <= counts[0] <= counts[1]):
-        raise InputError(
-            f"{path / 'summary.json'}: test_correct {counts[0]} of test_total {counts[1]} cannot be; "
-            "train again or remove it"
-        )
+    summary, status = Fields.read(path / "summary.json"), Fields.read(path / "status.json") or Fields({}, path)
+    predictions, dataset = read_predictions(path / "predictions.npz"), _read_dataset(config.part("dataset"))
+    settings = config.part("settings")
     return Run(
         path=path.resolve(),
-        name=path.resolve().name,
-        config=config,
-        metrics=read_metrics(path / "metrics.jsonl"),
-        summary=summary,
-        classes=tuple(map(str, classes)) or tuple(f"class {i}" for i in range(num_classes)),
+        name=printable(path.resolve().name),
+        recipe=config.text("recipe"),
+        data_dir=config.text("data_dir"),
+        settings={printable(name): settings.setting(name) for name in settings.names()},
+        versions=_read_texts(config.part("versions")),
+        git_commit=_read_commit(config),
+        world_size=config.whole("world_size", least=1) or 1,
+        device=config.text("device_name") or config.text("device", "unknown device"),
+        precision=(summary.text("precision") if summary else "") or config.text("precision"),
+        dataset=dataset,
+        metrics=read_epochs(path / "metrics.jsonl"),
+        steps=read_steps(path / "steps.jsonl"),
+        summary=None if summary is None else _read_figures(summary, path / "summary.json"),
+        split=_evaluated_split(summary, settings),
+        classes=_read_classes(path, dataset, predictions),
         predictions=predictions,
-        status=read_json(path / "status.json") or {},
+        state=status.text("state"),
+        message=status.text("message"),
     )
 
 
 def load_runs(paths: Sequence[Path]) -> list[Run]:
-    """`load_run` of each, once; folders of the same name get their parent's name before it."""
+    """`load_run` of each path, every run once. Folders of the same name get their parent's name before it."""
     runs = list({run.path: run for run in map(load_run, paths)}.values())
     names = Counter(run.name for run in runs)
-    return [replace(run, name=f"{run.path.parent.name}/{run.name}") if names[run.name] > 1 else run for run in runs]
+    return [
+        replace(run, name=printable(f"{run.path.parent.name}/{run.path.name}")) if names[run.name] > 1 else run
+        for run in runs
+    ]
 
 
-def read_metrics(path: Path) -> tuple[Record, ...]:
-    """One record per epoch, in order. A last line that a crash cut off does not count."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-    records: dict[float, Record] = {}
-    lines = text.split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-            record = {str(name): float(value) for name, value in fields.items() if isinstance(value, int | float)}
-            records[record["epoch"]] = record
-        except (ValueError, AttributeError, KeyError):
-            if number == len(lines):  # the file does not end in a newline
-                break
-            raise InputError(f"{path}, line {number}: not the JSON record of an epoch; remove the line") from None
-    return tuple(records[epoch] for epoch in sorted(records))
+def _read_dataset(fields: Fields) -> RecordedDataset:
+    splits = fields.part("splits")
+    parts = {name: splits.part(name) for name in splits.names()}
+    return RecordedDataset(
+        source=fields.text("source"),
+        image_size=fields.whole("image_size", least=1),
+        classes=fields.texts("classes"),
+        splits={
+            printable(name): RecordedSplit(
+                count=part.whole("count"), file=part.text("file", printable(name)), sha256=part.text("sha256")
+            )
+            for name, part in parts.items()
+        },
+        mean=fields.numbers("mean"),
+        std=fields.numbers("std"),
+    )
 
 
-def read_predictions(path: Path) -> Predictions | None:
-    """None where there is no such file. Raises InputError for arrays that are missing, of wrong shape or range."""
-    names = ("indices", "labels", "probabilities", "wrong_indices", "wrong_images")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = Predictions(**{name: arrays[name] for name in names})
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} cannot be read ({error}); train again or remove it") from None
-    wrong = _mistake(found)
-    if wrong:
-        raise InputError(f"{path}: {wrong}; train again or remove it")
-    return found
+def _read_texts(fields: Fields) -> dict[str, str]:
+    return {printable(name): fields.text(name) for name in fields.names()}
 
 
-def _mistake(found: Predictions) -> str | None:
-    """What does not fit together, in words."""
-    images, probabilities, labels = found.wrong_images, found.probabilities, found.labels
-    if probabilities.ndim != 2 or 0 in probabilities.shape or labels.shape != probabilities.shape[:1]:
-        return f"labels {labels.shape} and probabilities {probabilities.shape} do not fit"
-    if found.indices.shape != labels.shape:
-        return f"indices {found.indices.shape} and labels {labels.shape} do not fit"
-    if not (np.issubdtype(labels.dtype, np.integer) and 0 <= labels.min() <= labels.max() < probabilities.shape[1]):
-        return f"labels are not whole numbers from 0 to {probabilities.shape[1] - 1}"
-    if not np.isfinite(probabilities).all():
-        return "probabilities are not all finite"
-    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or len(images) != len(found.wrong_indices):
-        return f"wrong_images {images.shape} {images.dtype} are not one RGB picture for each wrong index"
-    if not np.isin(found.wrong_indices, found.indices).all():
-        return "wrong_indices name images that were not evaluated"
-    return None
+def _read_commit(config: Fields) -> str:
+    """Only a commit: the report prints it in a command that a reader may paste."""
+    commit = config.text("git_commit")
+    digits = commit.removesuffix("+")
+    is_commit = 7 <= len(digits) <= 64 and set(digits) <= set("0123456789abcdef")
+    return commit if is_commit else ""
+
+
+def _read_figures(summary: Fields, path: Path) -> dict[str, float]:
+    correct, total = (summary.whole(name) for name in ("test_correct", "test_total"))
+    if correct is not None and correct > (total or 0):
+        raise InputError(f"{path}: test_correct must be at most test_total, got {correct} of {total}")
+    figures = {name: summary.number(name) for name in FIGURES}
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _evaluated_split(summary: Fields | None, settings: Fields) -> str:
+    if summary is not None and "evaluation_split" in summary:
+        return "validation" if summary.text("evaluation_split") == "validation" else "test"
+    return "validation" if settings.setting("validation") else "test"
+
+
+def _read_classes(path: Path, dataset: RecordedDataset, predictions: Predictions | None) -> tuple[str, ...]:
+    model = Fields.read(path / "model.json")
+    classes = (model.texts("classes") if model else ()) or dataset.classes
+    if predictions is None:
+        return classes
+    num_classes = predictions.probabilities.shape[1]
+    if classes and len(classes) != num_classes:
+        raise InputError(
+            f"{path}: predictions.npz has {num_classes} classes, model.json has {len(classes)}: they belong to "
+            "different runs; train again or remove predictions.npz"
+        )
+    return classes or tuple(f"class {label}" for label in range(num_classes))

@@ -1,7 +1,7 @@
-"""A headless Chromium for tests that look at a page: opened from a file and measured. No library needed.
+"""A headless Chromium for tests that open a page from a file and measure it. Needs no library.
 
-It is spoken to in its DevTools protocol over two pipes: JSON messages that end in a zero byte, in on descriptor 3, out
-on descriptor 4.
+It is controlled by the DevTools protocol over two pipes: JSON messages that end in a zero byte, which the browser reads
+from descriptor 3 and writes to descriptor 4.
 """
 
 import json
@@ -50,7 +50,7 @@ class Chromium:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        os.close(self._to)  # it ends when nobody speaks to it any more
+        os.close(self._to)  # the browser ends when its input does
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
@@ -59,7 +59,7 @@ class Chromium:
         os.close(self._from)
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The answer to one command. Raises RuntimeError where the browser refuses it."""
+        """The answer to one command. Raises RuntimeError if the browser refuses it."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -75,13 +75,13 @@ class Chromium:
         while b"\0" not in self._buffer:
             received = os.read(self._from, 1 << 20)
             if not received:
-                raise RuntimeError("the browser has gone")
+                raise RuntimeError("the browser has ended")
             self._buffer += received
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
 
     def open(self, page: Path, *, width: int, dark: bool = False, paper: bool = False) -> None:
-        """Shows a file as a window of that width would, and waits until it is loaded."""
+        """Opens a file in a window of that width and waits until it is loaded."""
         self.events.clear()
         self.send(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500
@@ -97,7 +97,7 @@ class Chromium:
         return self.send("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
     def requests(self) -> list[str]:
-        """Everything the page asked for since it was opened, itself included."""
+        """URLs of everything that was loaded since the page was opened, the page included."""
         return [
             event["params"]["request"]["url"]
             for event in self.events
@@ -105,6 +105,6 @@ class Chromium:
         ]
 
     def complaints(self) -> list[str]:
-        """What the console shows."""
+        """Messages and errors in the console."""
         kinds = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
         return [json.dumps(event["params"]) for event in self.events if event.get("method") in kinds]

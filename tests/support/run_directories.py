@@ -14,7 +14,7 @@ def draw_predictions(num_classes: int, count: int = 300, seed: int = 0) -> dict[
     logits[np.arange(count), labels] += 2
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
-    wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:60]
+    wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:48]
     indices = np.arange(count) * 3 + 1  # positions in a file of which not every image was evaluated
     return {
         "indices": indices,
@@ -70,6 +70,7 @@ def make_run(
             "step": 10 * epoch,
             "train_loss": 2 / epoch,
             "train_accuracy": 0.6 * epoch / num_epochs,
+            "split": "test",
             "test_loss": 2.1 / epoch,
             "test_accuracy": 0.57 * epoch / num_epochs,
             "learning_rate": 0.1,
@@ -78,8 +79,13 @@ def make_run(
         }
         for epoch in range(1, num_epochs + 1)
     ]
+    steps = [
+        {"epoch": (step - 1) // 10 + 1, "step": step, "learning_rate": 0.1, "train_loss": 20 / step}
+        for step in range(5, 10 * num_epochs + 1, 5)
+    ]
     for name, content in (("config", config), ("summary", summary), ("model", {"classes": names})):
         (path / f"{name}.json").write_text(json.dumps(content))
-    (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in epochs))
+    for name, records in (("metrics", epochs), ("steps", steps)):
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     np.savez(path / "predictions.npz", **{key: value for key, value in found.items() if np.ndim(value)})
     return found

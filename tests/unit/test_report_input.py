@@ -1,4 +1,4 @@
-"""What the report says of run directories that it cannot use."""
+"""Run directories that the report cannot use: one line that names the file."""
 
 from pathlib import Path
 
@@ -43,7 +43,9 @@ def test_damaged_file_is_named_in_one_line(tmp_path, capsys, name, content):
         ("indices", np.arange(3)),
         ("probabilities", np.full((300, 10), np.nan)),
         ("wrong_images", np.zeros((1, 8, 8, 3), np.uint8)),
-        ("wrong_indices", np.zeros(60, np.int64)),
+        ("wrong_indices", np.zeros(48, np.int64)),
+        ("wrong_images", np.zeros((48, 0, 8, 3), np.uint8)),
+        ("labels", np.zeros(300)),
     ],
 )
 def test_predictions_that_do_not_fit_are_refused(tmp_path, name, value):
@@ -70,7 +72,7 @@ def test_command_line(tmp_path, capsys):
     ids=["compressed data", "encrypted", "unknown compression"],
 )
 def test_predictions_damaged_within_are_named(tmp_path, capsys, found, offset, damage):
-    """The container is whole and what is in it is not."""
+    """The zip file is intact, but its content is not."""
     arrays = make_run(tmp_path / "run")
     path = tmp_path / "run" / "predictions.npz"
     np.savez_compressed(path, **{key: array for key, array in arrays.items() if np.ndim(array)})

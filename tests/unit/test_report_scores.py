@@ -33,13 +33,13 @@ def test_counts_precision_recall_and_pairs_agree_with_loops():
     confusion = confusion_counts(labels, predicted, 8)  # the eighth class does not occur
     assert confusion.sum() == len(labels)
     assert all(confusion[true, other] == seen[true, other] for true in range(8) for other in range(8))
-    precision, recall = precision_and_recall(confusion)
+    precision, recall = precision_and_recall(labels, predicted, 8)
     for label in range(7):
         hits = seen[label, label]
         assert precision[label] == hits / sum(n for (_, other), n in seen.items() if other == label)
         assert recall[label] == hits / sum(n for (true, _), n in seen.items() if true == label)
     assert math.isnan(precision[7]) and math.isnan(recall[7])
-    pairs = confused_pairs(confusion, 100)
+    pairs = confused_pairs(labels, predicted, 100)
     mistakes = {key: n for key, n in seen.items() if key[0] != key[1]}
     assert {(pair.true, pair.predicted): pair.images for pair in pairs} == mistakes
     assert [pair.images for pair in pairs] == sorted((pair.images for pair in pairs), reverse=True)
@@ -54,8 +54,9 @@ def test_calibration_error_agrees_with_a_loop_over_bins():
         inside = (confidence > number / NUM_BINS) & (confidence <= (number + 1) / NUM_BINS)
         if inside.any():
             expected += inside.mean() * abs(confidence[inside].mean() - hits[inside].mean())
-    measured = calibration(found["labels"], found["probabilities"])
+    predicted = found["probabilities"].argmax(axis=1)
+    measured = calibration(found["labels"], predicted, confidence)
     assert measured.error == pytest.approx(expected, abs=1e-12)
     assert measured.counts.sum() == 500
-    sure = calibration(np.zeros(5, np.int64), np.tile(np.array([1, 0], np.float32), (5, 1)))
+    sure = calibration(np.zeros(5, np.int64), np.zeros(5, np.int64), np.ones(5))
     assert sure.error == 0 and sure.counts[-1] == 5

@@ -1,0 +1,135 @@
+"""JSON files that may come from anywhere: every field is read with the type and the range it must have.
+
+Not owned here: opening and parsing (`files`), and which fields a file has.
+"""
+
+import reprlib
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import InputError
+from data_prep.files import read_json
+
+LARGEST = 10**15  # no figure of a run comes near; above it, integers no longer have an exact float
+CONTROL_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, line and paragraph separators
+# They reorder the text around them, so that a reader sees another command than the one that is pasted.
+REORDERING = set(map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+
+Setting = str | int | float | bool | None | list[str | int | float | bool | None]
+
+
+def printable(text: str) -> str:
+    r"""`text` on one line and safe for a terminal: control characters become escapes such as \x1b."""
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in CONTROL_CATEGORIES or char in REORDERING
+        else char
+        for char in text
+    )
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+class Fields:
+    """The fields of one JSON object. A field that is missing or null has no value; one of a wrong type raises
+    InputError, which names the file and the field. Texts come out printable, unless they are read as exact."""
+
+    def __init__(self, content: Mapping[str, Any], path: Path, *, parent: str = "") -> None:
+        self._content, self.path, self._parent = content, path, parent
+
+    @classmethod
+    def read(cls, path: Path) -> "Fields | None":
+        """None if there is no such file."""
+        content = read_json(path)
+        return None if content is None else cls(content, path)
+
+    def __contains__(self, name: str) -> bool:
+        return self._content.get(name) is not None
+
+    def names(self) -> list[str]:
+        return list(self._content)
+
+    def text(self, name: str, default: str = "", *, exact: bool = False) -> str:
+        value = self._content.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            raise self._wrong(name, "a text", value)
+        return value if exact else printable(value)
+
+    def texts(self, name: str, *, exact: bool = False) -> tuple[str, ...]:
+        values = self._list(name)
+        if not all(isinstance(value, str) for value in values):
+            raise self._wrong(name, "a list of texts", values)
+        return tuple(values) if exact else tuple(map(printable, values))
+
+    def whole(self, name: str, *, least: int = 0, most: int = LARGEST) -> int | None:
+        value = self._content.get(name)
+        if value is None:
+            return None
+        if not _is_whole(value, least, most):
+            raise self._wrong(name, f"a whole number from {least} to {most}", value)
+        return value
+
+    def wholes(self, name: str, *, least: int = 0, most: int = LARGEST) -> tuple[int, ...]:
+        values = self._list(name)
+        if not all(_is_whole(value, least, most) for value in values):
+            raise self._wrong(name, f"a list of whole numbers from {least} to {most}", values)
+        return tuple(values)
+
+    def number(self, name: str) -> float | None:
+        """A finite number. NaN and the infinities, which JSON of Python may hold, have no value."""
+        value = self._content.get(name)
+        if value is None:
+            return None
+        if not is_number(value):
+            raise self._wrong(name, "a number", value)
+        return float(value) if -LARGEST <= value <= LARGEST else None
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        values = self._list(name)
+        if not all(is_number(value) and -LARGEST <= value <= LARGEST for value in values):
+            raise self._wrong(name, "a list of numbers", values)
+        return tuple(map(float, values))
+
+    def setting(self, name: str) -> Setting:
+        """A text, a number, true, false or null, or a list of these."""
+        value = self._content.get(name)
+        parts = value if isinstance(value, list) else [value]
+        if not all(part is None or isinstance(part, str | int | float) for part in parts):
+            raise self._wrong(name, "a text, a number, true, false, null or a list of these", value)
+        cleaned = [printable(part) if isinstance(part, str) else part for part in parts]
+        return cleaned if isinstance(value, list) else cleaned[0]
+
+    def part(self, name: str) -> "Fields":
+        """The object in field `name`; one without fields where it is missing."""
+        value = self._content.get(name)
+        if value is not None and not isinstance(value, dict):
+            raise self._wrong(name, "an object", value)
+        return Fields(value or {}, self.path, parent=f"{self._parent}{name}.")
+
+    def _list(self, name: str) -> list[Any]:
+        value = self._content.get(name)
+        if value is not None and not isinstance(value, list):
+            raise self._wrong(name, "a list", value)
+        return value or []
+
+    def _wrong(self, name: str, kind: str, value: object) -> InputError:
+        field = printable(f"{self._parent}{name}")
+        return InputError(f"{self.path}: {field} must be {kind}, got {short_repr(value)}")
+
+
+def short_repr(value: object) -> str:
+    """The beginning of repr(value), on one line."""
+    try:
+        return printable(reprlib.repr(value))
+    except (ValueError, RecursionError):  # a number of thousands of digits
+        return f"one {type(value).__name__}"

@@ -1,0 +1,70 @@
+"""Labels of classes in pictures: short, and never the same for two classes."""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+
+# Fonts with the scripts that matplotlib's own font lacks, as Linux distributions, macOS and Windows call them.
+OTHER_FONTS = (
+    *(
+        "Noto Sans CJK JP",
+        "Noto Sans CJK SC",
+        "Noto Sans",
+        "Noto Sans Thai",
+        "Noto Sans Devanagari",
+        "Noto Sans Hebrew",
+    ),
+    *("WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback", "IPAGothic", "Nanum Gothic", "Unifont"),
+    *("Arial Unicode MS", "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic", "Yu Gothic"),
+)
+
+
+def shorten(name: str, length: int = 16) -> str:
+    """`name` without its middle if it is longer than `length`."""
+    if len(name) <= length:
+        return name
+    head = length // 2
+    return f"{name[:head].rstrip()}…{name[len(name) - (length - head - 1) :].lstrip()}"
+
+
+def distinct_labels(names: Sequence[str], length: int = 16) -> list[str]:
+    """A short label for each class. The number of the class stands in front if labels would be the same, or would
+    look the same on a machine without a font for them."""
+    labels = [shorten(name, length) for name in names]
+    labels = [
+        f"{number}: {shorten(name, length - 4)}" if repeated or not is_drawable(name) else label
+        for number, (name, label, repeated) in enumerate(zip(names, labels, _repeated(labels), strict=True))
+    ]
+    if any(_repeated(labels)):  # a class whose name is another one's label
+        return [f"class {number}" for number in range(len(names))]
+    return labels
+
+
+def drawable_labels(names: Sequence[str], length: int = 16) -> list[str]:
+    """`distinct_labels` for a PNG: a class whose name the fonts of this machine lack is shown by its number."""
+    known = [name if is_drawable(name) else f"class {number}" for number, name in enumerate(names)]
+    return distinct_labels(known, length)
+
+
+def is_drawable(text: str) -> bool:
+    return all(any(ord(char) in font for font in _character_sets()) for char in text)
+
+
+def fonts() -> list[str]:
+    """Families for matplotlib, in order of preference."""
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in OTHER_FONTS if name in installed)]
+
+
+@cache
+def _character_sets() -> list[dict[int, int]]:
+    from matplotlib.font_manager import findfont, get_font
+
+    return [dict(get_font(findfont(name)).get_charmap()) for name in fonts()]
+
+
+def _repeated(labels: Sequence[str]) -> list[bool]:
+    counts = Counter(labels)
+    return [counts[label] > 1 for label in labels]

@@ -1,0 +1,65 @@
+"""metrics.jsonl and steps.jsonl read back as figures. Not owned here: writing them (`metric_files`)."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.errors import InputError
+from data_prep.json_fields import is_number
+
+Record = dict[str, float]
+
+LARGEST_FIGURE = 1e30  # float32 overflows soon after
+
+
+def read_epochs(path: Path) -> tuple[Record, ...]:
+    """One record per epoch, in order. A last line that a crash cut off does not count."""
+    records: dict[float, Record] = {}
+    lines = _read_lines(path)
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        record = _parse_record(line)
+        if record is not None and 1 <= record.get("epoch", 0) <= 1e9:
+            records[record["epoch"]] = record
+        elif number < len(lines):  # else the file does not end in a newline
+            raise InputError(f"{path}, line {number}: not the JSON record of an epoch; remove the line")
+    return tuple(records[epoch] for epoch in sorted(records))
+
+
+def read_steps(path: Path) -> tuple[Record, ...]:
+    """Records of steps, in order. They only refine the curves, so a line that is no record is left out."""
+    records = [record for line in _read_lines(path) if (record := _parse_record(line))]
+    return tuple(sorted((record for record in records if "step" in record), key=lambda record: record["step"]))
+
+
+def columns(records: Sequence[Record], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two columns of the table that the records are; a record that lacks either is left out."""
+    points = [(record[x], record[y]) for record in records if x in record and y in record]
+    table = np.array(points, dtype=float).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def _read_lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    if not path.is_file():
+        raise InputError(f"{path} is not a regular file; remove it")
+    try:
+        return path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+
+
+def _parse_record(line: str) -> Record | None:
+    """The figures of one line; values that are not finite are left out."""
+    try:
+        fields: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(fields, dict):
+        return None
+    return {name: float(value) for name, value in fields.items() if is_number(value) and abs(value) < LARGEST_FIGURE}

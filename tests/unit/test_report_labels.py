@@ -1,0 +1,30 @@
+"""Labels in pictures: short, and never the same for two classes."""
+
+import pytest
+
+from ddp_trainer.report.labels import distinct_labels, drawable_labels, is_drawable, shorten
+
+PLANTS = ["Corn_(maize)___Common_rust_", "Corn_(maize)___Northern_Leaf_Blight", "Corn_(maize)___healthy"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        PLANTS,
+        [f"{'a' * 30}{number}{'z' * 30}" for number in range(100)],
+        ["x" * 40, "x" * 41, "0: xxxxxx…xxxxx", "1: xxxxxx…xxxxx"],
+        ["cat", "cat", "dog"],
+        ["猫", "狗", "ねこ", "\u0e41\u0e21\u0e27", "class 0"],
+        ["class 1", "猫"],
+    ],
+)
+def test_no_two_classes_share_a_label(names: list[str]) -> None:
+    for labels in (distinct_labels(names), drawable_labels(names), distinct_labels(names, 14)):
+        assert len(set(labels)) == len(names) == len(labels)
+        assert max(map(len, labels)) <= 16
+    assert all(map(is_drawable, drawable_labels(names)))
+
+
+def test_short_names_stay_and_long_ones_keep_both_ends() -> None:
+    assert distinct_labels(["cat", "dog"]) == ["cat", "dog"]
+    assert shorten("Corn_(maize)___healthy") == "Corn_(ma…healthy"

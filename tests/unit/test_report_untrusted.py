@@ -1,0 +1,263 @@
+"""Run directories that somebody handed over: hostile content of any file costs one line, never a traceback."""
+
+import json
+import os
+import random
+import re
+import shutil
+import unicodedata
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.dataset import read_dataset
+from data_prep.errors import InputError
+from ddp_trainer import evaluate, export, model_card, predict
+from ddp_trainer.config import NetworkConfig
+from ddp_trainer.models.spec import ModelSpec, build_model, load_model
+from ddp_trainer.report import __main__ as report
+from ddp_trainer.report import write_report
+from ddp_trainer.report.reproduce import reproduce_commands
+from ddp_trainer.run.outputs import write_model
+from ddp_trainer.tracking import predictions
+from ddp_trainer.tracking.predictions import read_predictions
+from ddp_trainer.tracking.run_record import load_run
+from tests.support.mutations import VALUES, mutations, write_text
+from tests.support.run_directories import make_run
+
+JSON_FILES = ("config.json", "model.json", "summary.json", "status.json", "metrics.jsonl", "steps.jsonl")
+
+
+@pytest.fixture(scope="module")
+def narrow_run(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with every file, and a network small enough to be loaded hundreds of times."""
+    run, dataset = tmp_path_factory.mktemp("untrusted") / "run", read_dataset(tiny_dir)
+    make_run(run, classes=tuple(dataset.classes))
+    config = json.loads((run / "config.json").read_text())
+    config |= {"data_dir": str(tiny_dir), "dataset": json.loads((tiny_dir / "dataset.json").read_text())}
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "status.json").write_text('{"state": "done", "step": 30, "epoch": 3, "message": "fine"}')
+    spec = ModelSpec.of(dataset, NetworkConfig(widths=(2, 2, 4, 4)))
+    write_model(run, build_model(spec).eval(), spec)
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(run / "image.png")
+    return run
+
+
+@pytest.fixture
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures show the same whatever the texts are, and drawing them takes most of the time."""
+    monkeypatch.setattr("ddp_trainer.report.html.to_svg", lambda figure: "<svg></svg>")
+    monkeypatch.setattr("ddp_trainer.report.draw_pictures", lambda runs: {})
+
+
+def check(
+    command: Callable[[list[str]], int], arguments: list[str], capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    status = command(arguments)
+    printed = capsys.readouterr()
+    assert status in (0, 2), content[:500]
+    if status == 2:
+        assert printed.err.startswith("error: ") and printed.err.count("\n") == 1, (printed.err, content[:500])
+    assert not controls(printed.err), (printed.err, content[:500])
+
+
+def controls(text: str) -> set[str]:
+    return {char for char in text if unicodedata.category(char) in ("Cc", "Cs")} - {"\n", "\t"}
+
+
+def try_mutations(run: Path, names: tuple[str, ...], count: int, command: Callable[[str], None], seed: int = 0) -> None:
+    """Runs `command` with `count` variants of each file, one file changed at a time."""
+    for name in names:
+        original = (run / name).read_text()
+        try:
+            for content in mutations(original, count, seed):
+                write_text(run / name, content)
+                command(content)
+        finally:
+            (run / name).write_text(original)
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_report_survives_any_json(narrow_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def command(content: str) -> None:
+        check(report.main, [str(narrow_run)], capsys, content)
+        if (narrow_run / "report" / "index.html").exists():
+            assert not controls((narrow_run / "report" / "index.html").read_text())
+            shutil.rmtree(narrow_run / "report")
+
+    try_mutations(narrow_run, JSON_FILES, 40, command)
+
+
+def test_mutations_reach_past_the_parser(narrow_run: Path) -> None:
+    """Else the tests of this file would only show that damaged JSON is refused."""
+    usable = 0
+    for content in mutations((narrow_run / "config.json").read_text(), 100, seed=0):
+        try:
+            json.loads(content)
+            usable += 1
+        except (ValueError, RecursionError):
+            pass
+    assert 50 < usable < 95
+
+
+def test_curves_survive_any_records(narrow_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(narrow_run)]
+    try_mutations(
+        narrow_run, ("metrics.jsonl", "steps.jsonl"), 5, lambda content: check(report.main, arguments, capsys, content)
+    )
+
+
+def test_model_card_survives_any_json(narrow_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def command(content: str) -> None:
+        check(model_card.main, [str(narrow_run)], capsys, content)
+        if (narrow_run / "model.md").exists():
+            card = (narrow_run / "model.md").read_text()
+            outside = re.sub(r"```.*?```|`[^`\n]*`", "", card, flags=re.DOTALL)
+            assert not controls(card) and not re.search(r"[<>]|\]\(|^#{3}", outside, flags=re.MULTILINE), content
+            (narrow_run / "model.md").unlink()
+
+    try_mutations(narrow_run, JSON_FILES[:5], 30, command, seed=1)
+
+
+def test_predict_survives_any_json(narrow_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(narrow_run), str(narrow_run / "image.png")]
+    try_mutations(narrow_run, ("model.json",), 80, lambda content: check(predict.main, arguments, capsys, content), 2)
+
+
+def test_evaluate_survives_any_json(narrow_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("model.json", "model.safetensors"):
+        shutil.copy(narrow_run / name, tmp_path)
+    arguments = [str(narrow_run), "--device", "cpu"]
+    try_mutations(
+        narrow_run,
+        ("model.json", "config.json"),
+        40,
+        lambda content: check(evaluate.main, arguments, capsys, content),
+        seed=3,
+    )
+    for value in VALUES:
+        (tmp_path / "config.json").write_bytes(json.dumps({"data_dir": value}).encode())
+        check(evaluate.main, [str(tmp_path), "--device", "cpu"], capsys, repr(value))
+
+
+def test_export_survives_any_json(
+    narrow_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_only(run_dir: Path) -> None:
+        load_model(run_dir)
+        raise InputError("loaded; the exporter itself takes seconds")
+
+    monkeypatch.setattr(export, "load_model", load_only)
+    arguments = [str(narrow_run), "--format", "torch"]
+    try_mutations(narrow_run, ("model.json",), 40, lambda content: check(export.main, arguments, capsys, content), 4)
+
+
+def test_widths_that_do_not_fit_the_weights_allocate_nothing(narrow_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(narrow_run, tmp_path / "run")
+    fields = json.loads((run / "model.json").read_text())
+    (run / "model.json").write_text(json.dumps({**fields, "widths": [8192] * 4}))  # 9.7 GB
+    with pytest.raises(InputError, match=r"does not fit model\.json"):
+        load_model(run)
+    for changes in ({"widths": [20000] * 4}, {"widths": "abcd"}, {"image_size": 0}, {"image_size": 60000}):
+        (run / "model.json").write_text(json.dumps(fields | changes))
+        with pytest.raises(InputError, match=next(iter(changes))):
+            load_model(run)
+
+
+def test_report_never_follows_a_link_out_of_the_run(tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    make_run(run)
+    elsewhere.mkdir()
+    for name in ("holiday.png", "curves.png", "index.html"):
+        (elsewhere / name).write_text("mine")
+    (run / "report").symlink_to(elsewhere)
+    with pytest.raises(InputError, match="symbolic link"):
+        write_report([run])
+    (run / "report").unlink()
+    (run / "report").mkdir()
+    (run / "report" / "index.html").symlink_to(elsewhere / "index.html")
+    (run / "report" / "holiday.png").symlink_to(elsewhere / "holiday.png")
+    write_report([run])
+    assert {path.read_text() for path in elsewhere.iterdir()} == {"mine"}
+    assert (run / "report" / "holiday.png").is_symlink(), "a file that is not of this program stays"
+
+
+def test_arrays_that_grow_when_they_are_unpacked_are_refused(tmp_path: Path) -> None:
+    arrays = {key: array for key, array in make_run(tmp_path / "run").items() if np.ndim(array)}
+    path = tmp_path / "run" / "predictions.npz"
+    for name, shape in (
+        ("indices", (2**40,)),
+        ("probabilities", (300, 2**30)),
+        ("wrong_images", (48, 2**20, 2**20, 3)),
+    ):
+        np.savez_compressed(path, **arrays)
+        replace_header(path, name, shape)
+        with pytest.raises(InputError, match=r"predictions\.npz"):
+            read_predictions(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match="not a regular file"):
+        read_predictions(path)
+
+
+def replace_header(path: Path, name: str, shape: tuple[int, ...]) -> None:
+    """Makes the header of one array in an npz file claim another shape."""
+    with zipfile.ZipFile(path) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    header = BytesIO()
+    dtype = np.load(BytesIO(members[f"{name}.npy"])).dtype
+    fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, fields)
+    members[f"{name}.npy"] = header.getvalue() + members[f"{name}.npy"][128:]
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, data in members.items():
+            archive.writestr(member, data)
+
+
+def test_array_beyond_the_limit_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zeros, so that the file is a thousandth of the array."""
+    arrays = {key: array for key, array in make_run(tmp_path / "run").items() if np.ndim(array)}
+    arrays["probabilities"] = np.zeros((300, 10_000), np.float32)
+    path = tmp_path / "run" / "predictions.npz"
+    np.savez_compressed(path, **arrays)
+    assert path.stat().st_size < 1e5
+    monkeypatch.setattr(predictions, "MAX_BYTES", 10_000_000)
+    monkeypatch.setattr(np.lib.format, "read_array", lambda *arguments, **options: pytest.fail("it was unpacked"))
+    with pytest.raises(InputError, match=r"take 12\.0 MB; the limit is 10\.0 MB"):
+        read_predictions(path)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_predictions_are_refused_or_fit_together(tmp_path: Path, save: Callable[..., None]) -> None:
+    arrays = {key: array for key, array in make_run(tmp_path / "run").items() if np.ndim(array)}
+    path, rng = tmp_path / "run" / "predictions.npz", random.Random(0)
+    save(path, **arrays)
+    original, messages = path.read_bytes(), []
+    headers = [match.start() for match in re.finditer(rb"PK|NUMPY|descr|shape", original)]
+    for number in range(300):
+        content = bytearray(original)
+        start = rng.choice(headers) + rng.randrange(60) if number % 2 else rng.randrange(len(content))
+        content[start : start + rng.randrange(1, 9)] = rng.randbytes(rng.randrange(9))
+        path.write_bytes(content)
+        try:
+            found = read_predictions(path)
+        except InputError as error:
+            messages.append(str(error))
+        else:
+            assert found is not None and found.labels.shape == (300,)
+    assert len(messages) > 200 and not controls("".join(messages))
+
+
+@pytest.mark.parametrize("commit", ["-f", "HEAD; id", "0000000\x1b[201~", "abc", "G" * 40])
+def test_command_to_paste_takes_no_commit_but_a_hash(tmp_path: Path, commit: str) -> None:
+    make_run(tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "git_commit": commit}))
+    assert not [line for line in reproduce_commands(load_run(tmp_path / "run")) if "git" in line]
