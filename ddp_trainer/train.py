@@ -29,7 +29,7 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
     `observer` is told what happens, besides the recorder. Returns None on every rank but the main one.
     """
     from data_prep.dataset import read_dataset, verify_dataset
-    from ddp_trainer.distributed.launch import Launch, check_machine
+    from ddp_trainer.distributed.launch import Launch
     from ddp_trainer.engine.build import build_trainer, prepare_network
     from ddp_trainer.run.checks import check_settings
     from ddp_trainer.run.directory import claim_run_directory
@@ -39,7 +39,6 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
     from ddp_trainer.run.result import result_of
     from ddp_trainer.run.resume import StartKind, find_start, load_state
 
-    check_machine(config.runtime)
     launch = Launch.from_environment()
     dataset = read_dataset(config.data.data_dir)
     num_images = check_settings(config, dataset, world_size=launch.world_size)
@@ -75,10 +74,12 @@ def train_here(
     `observer` is told what happens, on the main rank: see `ddp_trainer.engine.observer.SilentObserver`, whose methods
     to override. Ctrl-C saves a checkpoint and returns a result whose state is "preempted".
     """
+    from ddp_trainer.distributed.launch import check_machine
     from ddp_trainer.run.api import configure
 
     config, stop = configure(recipe, settings), StopRequest()
-    with stop.listening():
+    check_machine(config.runtime)
+    with stop.listening(), reported_faults():
         return train(config, stop, observer=observer)
 
 
@@ -91,11 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str], stop: StopRequest) -> int:
     from ddp_trainer.command_line import parse_command_line, program_name, run_command
+    from ddp_trainer.distributed.launch import check_machine
     from ddp_trainer.recipes import RECIPES, describe_recipes
 
     def run() -> None:
         program = program_name("ddp_trainer.train")
         config = parse_command_line(argv, RECIPES, prog=program, description=describe_recipes())
+        check_machine(config.runtime)  # before `train` imports torch, which takes seconds
         train(config, stop)
 
     try:
