@@ -28,8 +28,10 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
 
     `observer` is told what happens, besides the recorder. Returns None on every rank but the main one.
     """
-    from data_prep.dataset import read_dataset, verify_dataset
     from ddp_trainer.distributed.launch import Launch, check_machine
+
+    check_machine(config.runtime)  # before torch is imported, which takes seconds
+    from data_prep.dataset import read_dataset, verify_dataset
     from ddp_trainer.engine.build import build_trainer, prepare_network
     from ddp_trainer.run.checks import check_settings
     from ddp_trainer.run.directory import claim_run_directory
@@ -39,7 +41,6 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
     from ddp_trainer.run.result import result_of
     from ddp_trainer.run.resume import StartKind, find_start, load_state
 
-    check_machine(config.runtime)
     launch = Launch.from_environment()
     dataset = read_dataset(config.data.data_dir)
     num_images = check_settings(config, dataset, world_size=launch.world_size)

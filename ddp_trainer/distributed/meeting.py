@@ -24,7 +24,8 @@ def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
 
     def report() -> None:
         if launch.local_rank == 0:
-            line = f"rank {launch.rank} of {launch.world_size} is waiting for the others at {launch.meeting_point}"
+            place = launch.meeting_point
+            line = f"rank {launch.rank} of {launch.world_size} is waiting for the other processes at {place}"
             print(line, file=sys.stderr, flush=True)
         stop.end_at_first_signal(True)
 

@@ -120,7 +120,7 @@ def test_waiting_for_a_process_that_never_comes_it_says_so_and_ends_at_the_first
 ) -> None:
     process = start(NARROW, "smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", tmp_path / "run", env=PAIR)
     assert process.stderr is not None
-    assert process.stderr.readline() == "rank 0 of 2 is waiting for the others at 127.0.0.1:29731\n"
+    assert process.stderr.readline() == "rank 0 of 2 is waiting for the other processes at 127.0.0.1:29731\n"
     process.send_signal(signal.SIGTERM)
     sent = time.monotonic()
     assert process.wait(timeout=10) == 128 + signal.SIGTERM
@@ -155,7 +155,7 @@ def _listens(pid: int) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU])
 def test_every_signal_that_asks_for_an_end_saves(tiny_dir: Path, tmp_path: Path, number: signal.Signals) -> None:
-    process, out = _endless(tiny_dir, tmp_path / "run")
+    process, out = _endless(tiny_dir, tmp_path / "run", number, signal.SIG_DFL)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
@@ -165,11 +165,7 @@ def test_every_signal_that_asks_for_an_end_saves(tiny_dir: Path, tmp_path: Path,
 
 
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(tiny_dir: Path, tmp_path: Path) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    try:
-        process, out = _endless(tiny_dir, tmp_path / "run")
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    process, out = _endless(tiny_dir, tmp_path / "run", signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     lines = len((out / "metrics.jsonl").read_text().splitlines())
     process.send_signal(signal.SIGHUP)
     while len((out / "metrics.jsonl").read_text().splitlines()) < lines + 5:
@@ -180,10 +176,14 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(tiny_dir: Path, tm
     assert process.returncode == 0
 
 
-def _endless(data: Path, out: Path) -> tuple[subprocess.Popen, Path]:
-    """A run in the middle of its epochs."""
+def _endless(data: Path, out: Path, number: signal.Signals, handler: signal.Handlers) -> tuple[subprocess.Popen, Path]:
+    """A run in the middle of its epochs, which inherits what happens at the signal `number`."""
     words = ("--epochs", "5000", "--batch-size", "16", "--max-steps", "30000")
-    process = start(NARROW, "smoke", "--device", "cpu", "--data-dir", data, "--out", out, *words)
+    before = signal.signal(number, handler)
+    try:
+        process = start(NARROW, "smoke", "--device", "cpu", "--data-dir", data, "--out", out, *words)
+    finally:
+        signal.signal(number, before)
     while not ((out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)

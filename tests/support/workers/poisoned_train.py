@@ -13,12 +13,12 @@ from tests.support.workers.narrow_train import narrow_main
 
 def poison(step: int) -> None:
     real, calls = ddp_trainer.engine.trainer.losses_per_image, []
-    rank, _, world_size = Launch.from_environment()
+    launch = Launch.from_environment()
 
     def poisoned(*arguments: torch.Tensor, **options: float) -> torch.Tensor:
         losses = real(*arguments, **options)  # type: ignore[arg-type]
         calls.append(1)
-        if len(calls) == step and rank == world_size - 1:
+        if len(calls) == step and launch.rank == launch.world_size - 1:
             losses = losses.index_fill(0, torch.tensor(1), math.nan)
         return losses
 
