@@ -115,21 +115,6 @@ def test_duplicates_are_counted(photos: Path) -> None:
     )
 
 
-def test_a_single_class_is_refused(photos: Path) -> None:
-    for split in ("train", "test"):
-        (photos / split / "dog").rename(photos / f"{split} dogs")
-    assert "one class" in fails(photos)
-
-
-def test_duplicates_are_counted(photos: Path) -> None:
-    for name in ("train/cat/twin.png", "train/dog/twin.png", "test/dog/twin.png"):
-        save(photos / name, Image.new("RGB", (8, 8), WHITE))
-    assert load_folder(photos, size=8).notes == (
-        "warning: 1 images are in both train and test, so the test accuracy is too high",
-        "warning: 1 images are in more than one class",
-    )
-
-
 @pytest.mark.parametrize("size", [0, -1, 7, 100_000])
 def test_a_size_out_of_range_is_refused(size: int, photos: Path) -> None:
     assert f"--size must be 8 to 1024, got {size}" in fails(photos, size=size)
