@@ -14,6 +14,7 @@ from data_prep.errors import InputError, printable, shell_path
 from data_prep.files import replace_file
 from data_prep.sources import NUM_NAMED, SOURCES, ImageSet
 from data_prep.sources.synthetic import DEFAULT_TEST_COUNT, DEFAULT_TRAIN_COUNT, draw_synthetic
+from data_prep.streams import forgiving_output
 
 DEFAULT_SIZE = 32
 # Flags that only some sources use. Elsewhere they are refused, so that nobody believes that they had an effect.
@@ -210,6 +211,7 @@ class _Stopper:
             raise SystemExit(128 + self.number)
 
 
+@forgiving_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 written, 2 wrong input, 1 the machine failed, 130 or 143 interrupted."""
     stopper = _Stopper()

@@ -180,26 +180,40 @@ class RunConfig:
         require_printable("out", self.out)
 
 
+def is_installed(package: str) -> bool:
+    """True for a package with code. A mere folder of that name, such as W&B's own wandb/, does not count."""
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     trackers: str = "wandb"
     """Comma-separated: wandb, tensorboard. metrics.jsonl and steps.jsonl are always written."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: what WANDB_MODE says, else online with an API key, offline without one. W&B's own variables apply, such
-    as WANDB_PROJECT (default: ddp-trainer), WANDB_NAME (default: the name of the run directory), WANDB_ENTITY,
-    WANDB_RUN_GROUP and WANDB_TAGS."""
+    """auto: what WANDB_MODE or W&B's settings files say, else online with an API key, offline without one. W&B's own
+    variables apply, such as WANDB_PROJECT (default: ddp-trainer), WANDB_NAME (default: the name of the run directory),
+    WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_JOB_TYPE and WANDB_TAGS."""
 
     def __post_init__(self) -> None:
         unknown = ", ".join(sorted(set(self.tracker_names) - {"wandb", "tensorboard"}))
         require(not unknown, f"--trackers must be wandb, tensorboard or both, got {unknown}")
         require(
-            "tensorboard" not in self.tracker_names or importlib.util.find_spec("tensorboard") is not None,
+            "tensorboard" not in self.tracker_names or is_installed("tensorboard"),
             "--trackers tensorboard needs the package tensorboard; run `pip install tensorboard`",
+        )
+        require(
+            self.wandb == "auto" or not self.uses_wandb or is_installed("wandb"),
+            f"--wandb {self.wandb} needs the package wandb; run `pip install wandb`",
         )
 
     @property
     def tracker_names(self) -> tuple[str, ...]:
         return split_names(self.trackers)
+
+    @property
+    def uses_wandb(self) -> bool:
+        return "wandb" in self.tracker_names and self.wandb != "disabled"
 
 
 def split_names(text: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from data_prep.streams import forgiving_output
 from ddp_trainer.distributed.faults import reported_faults
 from ddp_trainer.distributed.signals import Preempted, StopRequest
 
@@ -79,10 +80,11 @@ def train_here(
     from ddp_trainer.run.api import configure
 
     config, stop = configure(recipe, settings), StopRequest()
-    with stop.listening(), reported_faults():
+    with forgiving_output(), stop.listening(), reported_faults():
         return train(config, stop, observer=observer)
 
 
+@forgiving_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status. 0: finished, or preempted with the state saved; 2: the input is wrong; 1: anything else."""
     stop = StopRequest()

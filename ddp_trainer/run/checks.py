@@ -8,6 +8,7 @@ from pathlib import Path
 from data_prep.dataset import DatasetInfo
 from data_prep.errors import require
 from ddp_trainer.config import TrainConfig
+from ddp_trainer.tracking.wandb_service import mode_from_environment
 
 SMALLEST_SIDE = 8  # pixels: three poolings halve it
 
@@ -34,6 +35,8 @@ def check_settings(config: TrainConfig, dataset: DatasetInfo, *, world_size: int
         f"--batch-size {config.schedule.batch_size} leaves one image of {smallest} pixels a side for each forward "
         "pass, too little for BatchNorm; raise --batch-size, or prepare larger images",
     )
+    if config.tracking.uses_wandb:
+        mode_from_environment()  # raises InputError for a mode that W&B does not have
     return num_images
 
 

@@ -195,7 +195,12 @@ def changed_settings(recorded: Mapping[str, Any], requested: Mapping[str, Any]) 
 
 
 def package_versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in PACKAGES}
+    """Versions of PACKAGES; one that is not installed, as wandb may be, is left out."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def git_commit() -> str | None:

@@ -1,14 +1,17 @@
 """What a person watches: a live bar on a terminal, plain lines in a log, nothing on silent ranks.
 
-Everything goes to stderr. What the numbers are is decided by the loop; when they are read and how they look, here.
+Everything goes to stderr. The loop decides what the numbers are; when they are read and how they look is decided here.
 """
 
-import contextlib
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any, Protocol, TextIO
+
+from rich import progress as rich_progress
+from rich.console import Console
 
 Values = Callable[[], Mapping[str, float]]
 
@@ -54,7 +57,7 @@ class SilentProgress:
 
 
 class _Epoch:
-    """The epoch at hand and its clock."""
+    """The current epoch, its clock and its figures as text."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self.stream, self.clock = stream, clock
@@ -68,7 +71,7 @@ class _Epoch:
         self.started = self.drawn = self.clock()
         self.drawn_step = initial_step
 
-    def is_drawn(self, step: int) -> None:
+    def was_drawn(self, step: int) -> None:
         self.drawn, self.drawn_step = self.clock(), step
 
     def figures(self, step: int, values: Values) -> str:
@@ -77,55 +80,68 @@ class _Epoch:
         left = (self.clock() - self.started) / done * (self.total - step)
         return (
             f"loss {read['loss']:.4f}  accuracy {read['accuracy']:.2%}  lr {read['learning_rate']:.4f}  "
-            f"{read['images_per_second']:.0f} images/s  {duration(left)} left"
+            f"{read['images_per_second']:.0f} images/s  {timedelta(seconds=round(left))} left"
         )
 
 
 class BarProgress(_Epoch):
-    """One line that is drawn over and over, and taken away when the epoch ends."""
+    """A bar with figures behind it, drawn by rich and removed when the epoch ends."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(stream, clock)
-        self.visible = False
-        self.colour = "NO_COLOR" not in os.environ
-        self.full, self.empty = ("━", "─") if "utf" in (stream.encoding or "").lower() else ("#", "-")
+        self.console = _CursorStays(file=stream, force_terminal=True)
+        self.column = rich_progress.BarColumn(complete_style="cyan", finished_style="cyan")
+        self.bar: rich_progress.Progress | None = None
 
     def update(self, step: int, values: Values) -> None:
-        if self.visible and self.clock() - self.drawn < DRAW_SECONDS:
+        if self.bar is not None and self.clock() - self.drawn < DRAW_SECONDS:
             return
-        head, tail = f"{self.label} ", f" {step}/{self.total}  {self.figures(step, values)}"
-        room = max(self._width() - len(head) - 1, 0)  # a line that wraps cannot be drawn over
-        # On a narrow terminal the bar gives way to the figures, down to what can still be read as a bar.
-        cells = min(max(room - len(tail), MIN_BAR_CELLS), BAR_CELLS)
-        tail = tail[: max(room - cells, 0)]
-        filled = cells * step // max(self.total, 1)
-        bar, rest = self.full * filled, self.empty * (cells - filled)
-        if self.colour:
-            bar, rest = f"\x1b[36m{bar}\x1b[0m", f"\x1b[2m{rest}\x1b[0m"
-        self.stream.write(f"\r{head}{bar}{rest}{tail}\x1b[K")
-        self.stream.flush()
-        self.visible = True
-        self.is_drawn(step)
+        figures = self._fitted(f"{step}/{self.total}  {self.figures(step, values)}")
+        if self.bar is None:
+            self.bar = self._build_bar()
+            self.bar.add_task(self.label, total=self.total, completed=step, figures=figures)
+            self.bar.start()
+        else:
+            self.bar.update(self.bar.task_ids[0], completed=step, figures=figures, refresh=True)
+        self.was_drawn(step)
 
     def finish(self) -> None:
-        if self.visible:
-            self.stream.write("\r\x1b[K")
-            self.stream.flush()
-            self.visible = False
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
 
     def note(self, line: str) -> None:
         self.finish()
         print_line(line, self.stream)
 
-    def _width(self) -> int:
-        try:
-            return os.get_terminal_size(self.stream.fileno()).columns or 80
-        except (OSError, ValueError):
-            return 80
+    def _fitted(self, figures: str) -> str:
+        """On a narrow terminal the bar gives way to the figures, then the figures are cut off at their end."""
+        room = self.console.width - len(self.label) - 2
+        self.column.bar_width = min(max(room - len(figures), MIN_BAR_CELLS), BAR_CELLS)
+        return figures[: max(room - self.column.bar_width, 0)]
+
+    def _build_bar(self) -> rich_progress.Progress:
+        return rich_progress.Progress(
+            rich_progress.TextColumn("{task.description}", markup=False),
+            self.column,
+            rich_progress.TextColumn("{task.fields[figures]}", markup=False, style=""),
+            console=self.console,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+
+class _CursorStays(Console):
+    """rich hides the cursor while it draws; a process that is killed could not show it again."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        return False
 
 
 class LineProgress(_Epoch):
-    """Now and then a whole line, for files that are read later."""
+    """A whole line now and then, for files that are read later."""
 
     def update(self, step: int, values: Values) -> None:
         shortest, longest = LINE_SECONDS
@@ -133,7 +149,7 @@ class LineProgress(_Epoch):
         is_tenth = (step - self.drawn_step) * 10 >= self.total
         if step < self.total and ((is_tenth and waited >= shortest) or waited >= longest):
             self.note(f"{self.label}  step {step}/{self.total}  {self.figures(step, values)}")
-            self.is_drawn(step)
+            self.was_drawn(step)
 
     def finish(self) -> None:
         pass
@@ -143,9 +159,7 @@ class LineProgress(_Epoch):
 
 
 def print_line(line: str, stream: TextIO) -> None:
-    """Where nobody reads the pipe any more, as `tee` after a Ctrl-C, the training goes on all the same."""
-    with contextlib.suppress(BrokenPipeError):
-        print(line, file=stream, flush=True)
+    print(line, file=stream, flush=True)
 
 
 def build_progress(enabled: bool) -> Progress:
@@ -170,10 +184,3 @@ def epoch_line(record: Mapping[str, Any], *, epochs: int) -> str:
         f"lr {record['learning_rate']:.4f}  |  "
         f"{record['images_per_second']:.0f} images/s  |  {record['seconds']:.1f} s"
     )
-
-
-def duration(seconds: float) -> str:
-    """75 -> 1:15, 3675 -> 1:01:15."""
-    minutes, second = divmod(round(seconds), 60)
-    hour, minute = divmod(minutes, 60)
-    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"

@@ -1,20 +1,29 @@
-"""The records of a run as files: JSON lines, and TensorBoard's event files. When to write them is decided elsewhere."""
+"""The records of a run as files: JSON lines, and TensorBoard's event files. Other files decide when to write them."""
 
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from data_prep.files import replace_file
 
 Record = Mapping[str, float | int | str]
 
 
+class Log(Protocol):
+    """Whatever records are logged to."""
+
+    def log_step(self, record: Record) -> None: ...
+
+    def log_epoch(self, record: Record) -> None: ...
+
+
 class JsonLines:
-    """A file with one JSON object per line; each line is handed to the system before training continues."""
+    """A file with one JSON object per line. Each line is written out before training continues."""
 
     def __init__(self, path: Path, records: Sequence[Record]) -> None:
-        """Starts the file with `records`, in place of what it held."""
+        """Replaces the content of the file with `records`."""
         replace_file(path, "".join(json.dumps(dict(record)) + "\n" for record in records).encode())
         self._file = path.open("a")
 
@@ -27,12 +36,19 @@ class JsonLines:
 
 
 def read_step_records(path: Path, *, last_step: int) -> list[Record]:
-    """Records of steps.jsonl up to `last_step`: what a run that is resumed there keeps."""
-    return [record for record in _readable(path) if isinstance(record["step"], int) and record["step"] <= last_step]
+    """The records of steps.jsonl up to `last_step`: those that a run resumed there keeps."""
+    return [record for record in _readable(path) if int(record["step"]) <= last_step]
+
+
+def replay(log: Log, steps: Sequence[Record], epochs: Sequence[Record]) -> None:
+    """Logs the records in the order in which a run logs them: an epoch follows its last step."""
+    calls = [(record, log.log_step) for record in steps] + [(record, log.log_epoch) for record in epochs]
+    for record, log_record in sorted(calls, key=lambda call: int(call[0]["step"])):
+        log_record(record)
 
 
 def _readable(path: Path) -> Iterator[Record]:
-    """JSON objects with a step. A line that was cut short by a kill is left out."""
+    """JSON objects with a step number. A line that a kill cut short is left out."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:
@@ -42,22 +58,19 @@ def _readable(path: Path) -> Iterator[Record]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and "step" in record:
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
             yield record
 
 
 class TensorBoardMirror:
     """Event files in RUN/tensorboard/, rewritten on resume."""
 
-    def __init__(self, run_dir: Path, steps: Sequence[Record], history: Sequence[Record]) -> None:
+    def __init__(self, run_dir: Path, steps: Sequence[Record], epochs: Sequence[Record]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         shutil.rmtree(run_dir / "tensorboard", ignore_errors=True)
         self._writer = SummaryWriter(str(run_dir / "tensorboard"))
-        for record in steps:
-            self.log_step(record)
-        for record in history:
-            self.log_epoch(record)
+        replay(self, steps, epochs)
 
     def log_step(self, record: Record) -> None:
         self._add(record, prefix="step/")
@@ -68,8 +81,11 @@ class TensorBoardMirror:
 
     def _add(self, record: Record, *, prefix: str) -> None:
         for name, value in record.items():
-            if not isinstance(value, str):
+            if name != "step" and not isinstance(value, str):
                 self._writer.add_scalar(prefix + name, value, global_step=int(record["step"]))
 
     def finish(self, summary: Mapping[str, object] | None, *, failed: bool) -> None:
         self._writer.close()
+
+    def abandon(self) -> None:
+        pass

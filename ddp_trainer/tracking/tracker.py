@@ -1,7 +1,7 @@
 """What is recorded of a run: JSON lines always, W&B and TensorBoard as their mirrors.
 
-Built and called on the main process; the other ranks hold a NullTracker. A mirror that fails is dropped with one line
-on stderr and never stops the training. Environment and command line, where secrets live, are not recorded.
+The main process builds and calls it. A mirror that fails is dropped with one line on stderr and never stops the run.
+The environment and the command line are not recorded: they may hold secrets.
 """
 
 import shutil
@@ -10,34 +10,30 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ddp_trainer.config import TrackingConfig
-from ddp_trainer.tracking.metric_files import JsonLines, Record, TensorBoardMirror, read_step_records
-from ddp_trainer.tracking.wandb_mirror import WandBMirror, forget_wandb
-from ddp_trainer.tracking.wandb_service import choose_run_id, resolve_mode
+from ddp_trainer.config import TrackingConfig, is_installed
+from ddp_trainer.tracking.metric_files import JsonLines, Log, Record, TensorBoardMirror, read_step_records
+from ddp_trainer.tracking.wandb_mirror import WandBMirror, forget_wandb, load_settings
+from ddp_trainer.tracking.wandb_service import choose_run_id, keep_run_id, mode_from_environment, resolve_mode
 
 
-class Tracker(Protocol):
-    def log_step(self, record: Record) -> None: ...
-
-    def log_epoch(self, record: Record) -> None: ...
-
+class Tracker(Log, Protocol):
     def finish(self, summary: Mapping[str, object] | None, *, failed: bool = False) -> None:
-        """Closes everything in bounded time. `summary`: of a complete run."""
+        """Closes everything in bounded time. `summary`: of a finished run, else None."""
         ...
 
     def state(self) -> dict[str, str]:
-        """What a resumed run needs in order to go on in the same place."""
+        """What a resumed run needs to continue in the same W&B run."""
         ...
 
 
-class Mirror(Protocol):
-    """A second place for the same records; it may raise."""
-
-    def log_step(self, record: Record) -> None: ...
-
-    def log_epoch(self, record: Record) -> None: ...
+class Mirror(Log, Protocol):
+    """A second place for the same records; all but `abandon` may raise."""
 
     def finish(self, summary: Mapping[str, object] | None, *, failed: bool) -> None: ...
+
+    def abandon(self) -> None:
+        """Called once, after a call that raised."""
+        ...
 
 
 class RunTracker:
@@ -48,32 +44,29 @@ class RunTracker:
 
     def log_step(self, record: Record) -> None:
         self._steps.write(record)
-        self._in_mirrors(lambda mirror: mirror.log_step(record))
+        self._in_mirrors(lambda mirror: mirror.log_step(record), "disabled for the rest of this run")
 
     def log_epoch(self, record: Record) -> None:
         self._epochs.write(record)
-        self._in_mirrors(lambda mirror: mirror.log_epoch(record))
-
-    def _in_mirrors(self, log: Callable[[Mirror], None]) -> None:
-        for name, mirror in list(self._mirrors.items()):
-            try:
-                log(mirror)
-            except Exception as error:
-                warn(f"{name} disabled for the rest of this run; metrics.jsonl is unaffected ({one_line(error)})")
-                del self._mirrors[name]
+        self._in_mirrors(lambda mirror: mirror.log_epoch(record), "disabled for the rest of this run")
 
     def finish(self, summary: Mapping[str, object] | None, *, failed: bool = False) -> None:
         self._steps.close()
         self._epochs.close()
-        for name, mirror in self._mirrors.items():
-            try:
-                mirror.finish(summary, failed=failed)
-            except Exception as error:
-                warn(f"{name} was not closed properly, metrics.jsonl is complete ({one_line(error)})")
+        self._in_mirrors(lambda mirror: mirror.finish(summary, failed=failed), "was not closed properly")
         self._mirrors = {}
 
     def state(self) -> dict[str, str]:
         return dict(self._state)
+
+    def _in_mirrors(self, call: Callable[[Mirror], None], consequence: str) -> None:
+        for name, mirror in list(self._mirrors.items()):
+            try:
+                call(mirror)
+            except Exception as error:
+                warn(f"{name} {consequence}; metrics.jsonl is unaffected ({one_line(error)})")
+                del self._mirrors[name]
+                mirror.abandon()
 
 
 def build_tracker(
@@ -85,54 +78,69 @@ def build_tracker(
     step: int = 0,
     state: Mapping[str, str] = {},
 ) -> Tracker:
-    """Call it on the main process only.
+    """Starts the records of a run. Call it on the main process only.
 
-    A run that is resumed after `step` keeps the records up to there: `history` in metrics.jsonl, and the steps in
+    A run that is resumed after `step` keeps `history` in metrics.jsonl, and the records up to that step in
     steps.jsonl. `state`: what `Tracker.state` returned when the run was saved.
     """
-    recorded = read_step_records(run_dir / "steps.jsonl", last_step=step)
-    steps = JsonLines(run_dir / "steps.jsonl", recorded)
+    kept = read_step_records(run_dir / "steps.jsonl", last_step=step)
+    steps = JsonLines(run_dir / "steps.jsonl", kept)
     epochs = JsonLines(run_dir / "metrics.jsonl", history)
     mirrors: dict[str, Mirror] = {}
-    kept: dict[str, str] = dict(state)
+    new_state = dict(state)
     if "tensorboard" in settings.tracker_names:
         try:
-            mirrors["TensorBoard"] = TensorBoardMirror(run_dir, recorded, history)
-        except Exception as error:  # also of an installation that cannot be imported
-            warn(f"TensorBoard does not work, going on without it: {one_line(error)}")
-    mode = resolve_mode(settings.wandb) if "wandb" in settings.tracker_names else "disabled"
+            mirrors["TensorBoard"] = TensorBoardMirror(run_dir, kept, history)
+        except Exception as error:  # also that of an installation that cannot be imported
+            warn(f"TensorBoard does not work, continuing without it: {one_line(error)}")
+    mode = choose_wandb_mode(settings, run_dir)
     if mode != "disabled":
-        kept["wandb_run_id"] = choose_run_id(run_dir / "wandb" / "run-id", state.get("wandb_run_id"))
-        mirror = start_wandb(run_dir, kept["wandb_run_id"], mode, settings, config, history)
+        run_id = choose_run_id(run_dir, state.get("wandb_run_id"))
+        mirror = start_wandb(run_dir, run_id, mode, config, kept, history)
         if mirror is not None:
+            keep_run_id(run_dir, run_id)
+            new_state["wandb_run_id"] = run_id
             mirrors["W&B"] = mirror
-    return RunTracker(steps, epochs, mirrors, kept)
+    return RunTracker(steps, epochs, mirrors, new_state)
+
+
+def choose_wandb_mode(settings: TrackingConfig, run_dir: Path) -> str:
+    """online, offline, shared or disabled; a line on stderr if W&B is not installed or does not start."""
+    if not settings.uses_wandb:
+        return "disabled"
+    if not is_installed("wandb"):
+        if mode_from_environment() != "disabled":
+            warn("wandb is not installed, continuing without it; metrics.jsonl is unaffected")
+        return "disabled"
+    try:
+        return resolve_mode(settings.wandb, lambda: load_settings(run_dir))
+    except Exception as error:
+        warn(f"W&B does not work, continuing without it: {one_line(error)}")
+        forget_wandb(run_dir)
+        return "disabled"
 
 
 def start_wandb(
     run_dir: Path,
     run_id: str,
     mode: str,
-    settings: TrackingConfig,
     config: Mapping[str, object],
-    history: Sequence[Record],
+    steps: Sequence[Record],
+    epochs: Sequence[Record],
 ) -> WandBMirror | None:
-    """Online if that is wanted and works, else offline, else not at all; a line says why."""
+    """A W&B run in `mode` if that works, else an offline one, else none; a line on stderr says why."""
     for attempt in dict.fromkeys((mode, "offline")):
         before = set(run_dir.glob("wandb/run-*"))
         try:
-            mirror = WandBMirror(run_dir, run_id, attempt, settings, config)
-            mirror.replay(history)
+            mirror = WandBMirror(run_dir, run_id, attempt, config)
+            mirror.replay(steps, epochs)
             return mirror
         except Exception as error:
-            then = "recording offline" if attempt != "offline" else "going on without it"
+            then = "recording offline" if attempt != "offline" else "continuing without it"
             warn(f"W&B {attempt} does not work, {then}: {one_line(error)}")
             for folder in set(run_dir.glob("wandb/run-*")) - before:
                 shutil.rmtree(folder, ignore_errors=True)
-            try:
-                forget_wandb()
-            except Exception as failure:
-                warn(f"W&B's service did not end: {one_line(failure)}")
+            forget_wandb(run_dir)
     return None
 
 
@@ -141,5 +149,4 @@ def warn(line: str) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return (lines[0] if lines else type(error).__name__)[:300]
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]

@@ -1,9 +1,10 @@
-"""W&B as a mirror of the record: one W&B run for each training. The only file that knows wandb.
+"""W&B as a mirror of the record: one W&B run for each run directory. The only file that imports wandb.
 
 Not owned here: whether to go online, under which id, and how long to wait (`wandb_service`), and what happens when W&B
-fails (`tracking`).
+fails (`tracker`).
 """
 
+import contextlib
 import math
 import os
 import shutil
@@ -12,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddp_trainer.config import TrackingConfig
-from ddp_trainer.tracking.metric_files import Record
+from ddp_trainer.tracking.metric_files import Record, replay
 from ddp_trainer.tracking.run_record import Run, list_mistakes, load_run
 from ddp_trainer.tracking.wandb_service import bounded
 
@@ -29,66 +29,56 @@ MODEL_FILES = ("model.safetensors", "model.json", "model.md")
 class WandBMirror:
     """One W&B run through Accelerate's tracker; its files are in RUN/wandb/.
 
-    W&B's own step is the optimizer step, so a resumed online run drops the steps that its server has already. A
-    resumed offline run is written anew from `history`; the file it replaces goes, so that `wandb sync` sends each
-    epoch once.
+    W&B's own step is the optimizer step, and records that its server has already are skipped. A resumed offline run is
+    written again from the records it kept; the file it replaces is removed, so that `wandb sync` sends each one once.
     """
 
-    def __init__(
-        self, run_dir: Path, run_id: str, mode: str, settings: TrackingConfig, config: Mapping[str, object]
-    ) -> None:
+    def __init__(self, run_dir: Path, run_id: str, mode: str, config: Mapping[str, object]) -> None:
         self._run_dir, self._id = run_dir, run_id
         self._best = -math.inf
-        self._tracker = self._start(mode, settings)
+        self._waiting: Record | None = None
+        self._tracker = self._start(mode)
         run = self._tracker.run
+        self._first_step = run.step  # a resumed online run: the first that its server lacks
         self._tracker.store_init_configuration(dict(config))
-        for axis in ("epoch", "step"):
+        for axis in ("epoch", "step", "step/step"):
             run.define_metric(axis, summary="last")
+        run.define_metric("step/*", step_metric="step/step")
         for name in LAST:
             run.define_metric(name, step_metric="epoch", summary="last")
         run.define_metric(BEST, step_metric="epoch", summary="max")
         if mode == "online":
             print(f"W&B: {run.url}", file=sys.stderr, flush=True)
 
-    def _start(self, mode: str, settings: TrackingConfig) -> Any:
+    def _start(self, mode: str) -> Any:
         import wandb
         from accelerate.tracking import WandBTracker
 
-        # Copies of what is uploaded stay in the run directory: a home folder on a cluster is small.
-        os.environ.setdefault("WANDB_DATA_DIR", str((self._run_dir / "wandb").resolve()))
-        quiet = wandb.Settings(
+        user = load_settings(self._run_dir)
+        ours = wandb.Settings(
             init_timeout=START_SECONDS,
             finish_timeout=FINISH_SECONDS,
             console="off",
             silent=True,
-            x_disable_meta=True,
+            x_disable_meta=True,  # it records the command line, where secrets may be
             disable_git=True,
-            disable_code=True,  # they record the command line and remotes
+            disable_code=True,
         )
-        own = {
-            "name": os.environ.get("WANDB_NAME", self._run_dir.resolve().name),
-            "job_type": os.environ.get("WANDB_JOB_TYPE", "train"),
+        options = {
+            "name": user.run_name or self._run_dir.resolve().name,
+            "job_type": user.run_job_type or "train",
             "resume": "allow" if mode == "online" else None,
         }
         tracker = WandBTracker(
-            os.environ.get("WANDB_PROJECT", "ddp-trainer"),
-            dir=str(self._run_dir),
-            id=self._id,
-            mode=mode,
-            settings=quiet,
-            **own,
+            user.project or "ddp-trainer", dir=str(self._run_dir), id=self._id, mode=mode, settings=ours, **options
         )
         tracker.start()
         return tracker
 
-    def replay(self, history: Sequence[Record]) -> None:
-        """Records the epochs of `history` that the run lacks."""
+    def replay(self, steps: Sequence[Record], epochs: Sequence[Record]) -> None:
+        """Logs the records that the W&B run lacks."""
+        replay(self, steps, epochs)
         run = self._tracker.run
-        for record in history:
-            if record["step"] >= run.step:
-                self.log_epoch(record)
-            else:
-                self._note_best(record)
         if run.settings.mode == "offline":
             current = Path(run.dir).resolve().parent
             for folder in (self._run_dir / "wandb").glob(f"offline-run-*-{self._id}"):
@@ -96,36 +86,66 @@ class WandBMirror:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def log_step(self, record: Record) -> None:
-        """Under names of their own: a chart has one axis, and those of the epochs have theirs."""
-        values = {f"step/{name}": value for name, value in record.items()}
-        self._tracker.log(values, step=int(record["step"]), commit=False)
+        """Under names that begin with step/, since a chart has one axis and the names of the epochs have theirs.
+
+        The record waits for the next one: W&B closes the row of a step when it is sent, and an epoch that ends with
+        this step belongs in the same row.
+        """
+        self._log_waiting()
+        self._waiting = record
 
     def log_epoch(self, record: Record) -> None:
-        """`commit`: else W&B would show an epoch only when the next one comes."""
-        self._tracker.log(dict(record), step=int(record["step"]), commit=True)
+        if self._waiting is not None and self._waiting["step"] == record["step"]:
+            row, self._waiting = {**_step_values(self._waiting), **record}, None
+        else:
+            row = dict(record)
+        self._log_waiting()
+        self._log(row, int(record["step"]))
         self._note_best(record)
 
+    def _log_waiting(self) -> None:
+        if self._waiting is not None:
+            self._log(_step_values(self._waiting), int(self._waiting["step"]))
+            self._waiting = None
+
+    def _log(self, row: Mapping[str, object], step: int) -> None:
+        """`commit`: W&B shows a row only when it is closed."""
+        if step >= self._first_step:
+            bounded(lambda: self._tracker.log(dict(row), step=step, commit=True), GIVE_UP_SECONDS)
+
     def _note_best(self, record: Record) -> None:
-        """As plain figures, by which tables of runs can be sorted."""
-        if record.get(BEST, -math.inf) > self._best:
-            self._best = record[BEST]
-            self._tracker.run.summary.update({f"best_{BEST}": self._best, "best_epoch": record["epoch"]})
+        """As plain numbers, by which tables of runs can be sorted."""
+        accuracy = record.get(BEST)
+        if isinstance(accuracy, float) and accuracy > self._best:
+            self._best = accuracy
+            best = {f"best_{BEST}": accuracy, "best_epoch": record["epoch"]}
+            bounded(lambda: self._tracker.run.summary.update(best), GIVE_UP_SECONDS)
 
     def finish(self, summary: Mapping[str, object] | None, *, failed: bool) -> None:
         def close() -> None:
             run = self._tracker.run
             try:
+                if failed:  # a run that was only stopped logs this record when it is resumed
+                    self._log_waiting()
                 if summary is not None:
                     run.summary.update({f"final/{name}": value for name, value in summary.items()})
                     log_results(run, load_run(self._run_dir))
             finally:
                 run.finish(exit_code=int(failed))
+                release_environment(self._run_dir)
 
         bounded(close, GIVE_UP_SECONDS)
 
+    def abandon(self) -> None:
+        forget_wandb(self._run_dir)
+
+
+def _step_values(record: Record) -> dict[str, object]:
+    return {f"step/{name}": value for name, value in record.items()}
+
 
 def log_results(wandb_run: Any, found: Run) -> None:
-    """What a complete run found, from the files it left: confusion matrix, surest mistakes and the model."""
+    """Logs the results of a finished run from its files: confusion matrix, most confident mistakes, model."""
     import wandb
 
     media: dict[str, Any] = {}
@@ -151,12 +171,33 @@ def log_results(wandb_run: Any, found: Run) -> None:
         wandb_run.log_artifact(artifact, aliases=["final"])
 
 
-def forget_wandb() -> None:
-    """Ends W&B's service process, which else holds on to the id of a run that failed to start."""
+def load_settings(run_dir: Path) -> Any:
+    """`wandb.Settings` of the environment and of W&B's settings files. Starts W&B's service."""
+    import wandb
+
+    # Copies of what is uploaded stay in the run directory: a home folder on a cluster is small.
+    os.environ.setdefault("WANDB_DATA_DIR", _data_dir(run_dir))
+    return wandb.setup().settings
+
+
+def release_environment(run_dir: Path) -> None:
+    """Removes from the environment what `load_settings` set there."""
+    if os.environ.get("WANDB_DATA_DIR") == _data_dir(run_dir):
+        del os.environ["WANDB_DATA_DIR"]
+
+
+def _data_dir(run_dir: Path) -> str:
+    return str((run_dir / "wandb").resolve())
+
+
+def forget_wandb(run_dir: Path) -> None:
+    """Ends W&B's service: it would keep the id of a run that failed to start, and complain when Python exits."""
 
     def teardown() -> None:
         import wandb
 
         wandb.teardown(exit_code=1)
 
-    bounded(teardown, START_SECONDS)
+    release_environment(run_dir)
+    with contextlib.suppress(Exception):  # the reason was reported when W&B failed
+        bounded(teardown, START_SECONDS)

@@ -1,48 +1,97 @@
-"""What surrounds a W&B run: whether to go online, under which id, and for how long to wait. Needs nothing of wandb."""
+"""What surrounds a W&B run: whether to go online, under which id, and how long to wait. Does not import wandb."""
 
 import netrc
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+from data_prep.errors import InputError
 
-def choose_run_id(path: Path, saved: str | None) -> str:
-    """The id in the checkpoint, else that of an attempt that died before its first checkpoint, else a new one."""
-    run_id = saved or (path.read_text().strip() if path.exists() else None) or os.environ.get("WANDB_RUN_ID")
-    if not run_id:
-        run_id = os.urandom(4).hex()
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(run_id + "\n")
-    return run_id
+MODES = {name: name for name in ("online", "offline", "disabled", "shared")} | {"run": "online", "dryrun": "offline"}
 
 
-def resolve_mode(wanted: str) -> str:
-    """-> online, offline or disabled; auto takes WANDB_MODE, else online where there is a key to use."""
+def mode_from_environment() -> str | None:
+    """The mode that WANDB_MODE asks for, None if it is not set. Raises InputError if W&B has no such mode."""
+    name = os.environ.get("WANDB_MODE")
+    if name and name not in MODES:
+        raise InputError(f"WANDB_MODE must be one of {', '.join(MODES)}, got {name}")
+    return MODES[name] if name else None
+
+
+def resolve_mode(wanted: str, load_settings: Callable[[], Any]) -> str:
+    """The mode that `--wandb wanted` comes to: online, offline, shared or disabled.
+
+    auto is what WANDB_MODE says, else what W&B's settings files say, such as the one that `wandb offline` writes, else
+    online if there is a key and offline if not. `load_settings` returns a `wandb.Settings`.
+    """
     if wanted != "auto":
         return wanted
-    named = os.environ.get("WANDB_MODE", "").lower()
-    named = {"dryrun": "offline", "run": "online"}.get(named, named)
-    return named or ("online" if has_credentials() else "offline")
+    named = mode_from_environment()
+    if named:
+        return named
+    settings = load_settings()
+    mode = MODES.get(settings.mode, settings.mode)
+    if mode != "online":  # W&B's default
+        return mode
+    return "online" if settings.api_key or has_credentials(settings.base_url) else "offline"
 
 
-def has_credentials() -> bool:
-    """A key in the environment, or a login in the netrc file, for the server that W&B would talk to."""
+def has_credentials(base_url: str | None = None) -> bool:
+    """True if there is a key in the environment, or a login in the netrc file for the server at `base_url`.
+
+    W&B has no such question in all versions: it would start its service, and ask for a key at the terminal.
+    """
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    base = os.environ.get("WANDB_BASE_URL")
-    hosts = [urlsplit(base).netloc] if base else ["api.wandb.ai", "api.forge.coreweave.com"]
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or base_url or "https://api.wandb.ai").netloc
+    hosts = ["api.wandb.ai", "api.forge.coreweave.com"] if host == "api.wandb.ai" else [host]
     try:
         file = netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc")
     except (OSError, RuntimeError, netrc.NetrcParseError):
         return False
-    return any(file.authenticators(host) for host in hosts)
+    return any(file.authenticators(each) for each in hosts)
+
+
+def choose_run_id(run_dir: Path, saved: str | None) -> str:
+    """The id in the checkpoint, else the one this directory kept, else WANDB_RUN_ID, else a new one.
+
+    An id belongs to one run directory: WANDB_RUN_ID is not used if another directory beside this one has it.
+    """
+    kept = _id_file(run_dir)
+    known = saved or (kept.read_text().strip() if kept.exists() else None)
+    return known or _unused_id_from_environment(run_dir) or os.urandom(4).hex()
+
+
+def keep_run_id(run_dir: Path, run_id: str) -> None:
+    """Call it when W&B has accepted the id: a run that dies before its first checkpoint is resumed under it."""
+    _id_file(run_dir).write_text(run_id + "\n")
+
+
+def _id_file(run_dir: Path) -> Path:
+    return run_dir / "wandb" / "run-id"
+
+
+def _unused_id_from_environment(run_dir: Path) -> str | None:
+    run_id = os.environ.get("WANDB_RUN_ID")
+    for file in run_dir.resolve().parent.glob("*/wandb/run-id") if run_id else ():
+        if file.read_text().strip() == run_id:
+            owner = file.parents[1]
+            print(f"warning: WANDB_RUN_ID={run_id} belongs to {owner}; using a new id", file=sys.stderr, flush=True)
+            return None
+    return run_id
 
 
 def bounded(work: Callable[[], None], seconds: float) -> None:
-    """Runs `work`, and raises what it raises. One that takes longer is left behind, and W&B's service is ended."""
+    """Runs `work` and raises what it raises. After `seconds` it gives up, and kills W&B's service.
+
+    W&B's own limits, such as finish_timeout, are kept by its service process: `finish`, and `log` after some hundred
+    records, wait forever for a service that hangs.
+    """
     raised: list[BaseException] = []
 
     def guarded() -> None:
@@ -55,14 +104,14 @@ def bounded(work: Callable[[], None], seconds: float) -> None:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        end_service()
-        raise TimeoutError(f"no end after {seconds:.0f} s")
+        kill_service()
+        raise TimeoutError(f"no answer after {seconds:.0f} s")
     if raised:
         raise raised[0]
 
 
-def end_service() -> None:
-    """Kills W&B's service among our own children: its clean-up at exit would wait for it for ever."""
+def kill_service() -> None:
+    """Kills W&B's service among our own children: W&B waits for its end when Python exits."""
     for listing in Path("/proc/self/task").glob("*/children"):
         for pid in listing.read_text().split():
             if Path(f"/proc/{pid}/comm").read_text().strip() == "wandb-core":

@@ -1,4 +1,4 @@
-"""A training as far as tracking is concerned, in a process of its own: epochs are logged, nothing is trained."""
+"""A run as far as tracking is concerned, in a process of its own: steps and epochs are logged, nothing is trained."""
 
 import json
 import subprocess
@@ -29,8 +29,12 @@ def record(epoch: int) -> dict[str, float | int]:
     }
 
 
-# A training as far as tracking is concerned: some epochs, after others where it is resumed.
-TRAINING = """
+def step_record(step: int) -> dict[str, float | int]:
+    return {"epoch": (step + 2) // 3, "step": step, "learning_rate": 0.1, "train_loss": 1 / step, "train_accuracy": 0.5}
+
+
+# Logs some epochs, each with a record after its second and its third and last step, after others if it is resumed.
+RUN = """
 import json, os, sys
 from pathlib import Path
 from accelerate import PartialState
@@ -40,9 +44,12 @@ from ddp_trainer.tracking.tracker import build_tracker
 given = json.loads(sys.argv[1])
 tracker = build_tracker(
     TrackingConfig(**given["settings"]), run_dir=Path(given["run_dir"]), config={"settings": {"seed": 7}},
-    history=given["history"], state=given["state"])
-for record in given["records"]:
-    tracker.log_epoch(record)
+    history=given["history"], step=given["step"], state=given["state"])
+for steps, record in given["records"]:
+    for step in steps:
+        tracker.log_step(step)
+    if record:
+        tracker.log_epoch(record)
 print(json.dumps(tracker.state()), flush=True)
 if given["end"] == "crash":
     os._exit(9)
@@ -51,10 +58,11 @@ tracker.finish({"test_accuracy": 0.5} if given["end"] == "complete" else None, f
 
 
 def track(run_dir: Path, epochs: list[int], **given: Any) -> tuple[dict[str, str], str, int]:
-    """-> (tracker's state, stderr, exit code) of a process of its own."""
+    """(tracker's state, stderr, exit status) of a process that logs `epochs`."""
     if not run_dir.exists():
         make_run(run_dir)
         (run_dir / "model.safetensors").write_bytes(b"weights")
+    cwd = given.pop("cwd", None)
     env = {"NETRC": "/nonexistent", **given.pop("env", {})}
     history = [record(epoch) for epoch in given.pop("history", [])]
     job = {
@@ -63,14 +71,16 @@ def track(run_dir: Path, epochs: list[int], **given: Any) -> tuple[dict[str, str
         "state": {},
         "end": "complete",
         "history": history,
-        "records": [record(epoch) for epoch in epochs],
+        "step": 3 * len(history),
+        "records": [([step_record(3 * epoch - 1), step_record(3 * epoch)], record(epoch)) for epoch in epochs],
         **given,
     }
     done = subprocess.run(
-        [sys.executable, "-c", TRAINING, json.dumps(job), f"--secret={MARKER}"],
+        [sys.executable, "-c", RUN, json.dumps(job), f"--secret={MARKER}"],
         capture_output=True,
         text=True,
         env=environment(**env),
+        cwd=cwd,
         timeout=120,
     )
     return json.loads(done.stdout.splitlines()[-1]), done.stderr, done.returncode

@@ -1,20 +1,25 @@
-"""What a person sees of a training: on a terminal, in a log, on silent ranks."""
+"""What a person sees of a run: on a terminal, in a log, on silent ranks."""
 
+import fcntl
 import io
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
+from typing import Any
 
 import pytest
 
-from ddp_trainer.tracking.console import BarProgress, LineProgress, SilentProgress, build_progress, duration, epoch_line
+from ddp_trainer.tracking.console import BarProgress, LineProgress, SilentProgress, build_progress, epoch_line
 from tests.support.trainer import environment
 
 VALUES = {"loss": 0.8123, "accuracy": 0.7152, "learning_rate": 0.312, "images_per_second": 12345.0}
 RECORD = {
     "epoch": 3,
+    "split": "test",
     "train_loss": 0.8123,
     "train_accuracy": 0.7152,
     "test_loss": 0.7012,
@@ -47,7 +52,7 @@ class Reader:
 
 
 def test_the_line_of_an_epoch_has_loss_accuracy_and_counts() -> None:
-    assert epoch_line(RECORD, epochs=24, split="test") == (
+    assert epoch_line(RECORD, epochs=24) == (
         "epoch  3/24  train loss 0.8123  accuracy 71.52%  |  test loss 0.7012  accuracy 7712/10000 (77.12%)  |  "
         "lr 0.3120  |  12345 images/s  |  25.1 s"
     )
@@ -65,28 +70,38 @@ def test_the_bar_reads_the_values_at_most_twice_a_second() -> None:
     assert "71.52%" in stream.getvalue()
 
 
-def test_the_bar_is_gone_after_the_epoch_and_before_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
+def test_the_bar_is_removed_before_a_note_and_the_cursor_is_never_hidden() -> None:
     stream = io.StringIO()
     bar = BarProgress(stream, Clock())
     bar.start(1, 2, 10, 0)
     bar.update(5, Reader())
     bar.note("kept")
-    assert stream.getvalue().endswith("\r\x1b[Kkept\n")
+    assert stream.getvalue().endswith("\x1b[1A\x1b[2Kkept\n"), "up one line, erase it, then the note"
+    assert "\x1b[?25l" not in stream.getvalue(), "a process that is killed could not show the cursor again"
     bar.finish()
-    assert stream.getvalue().endswith("kept\n"), "nothing was drawn, so there is nothing to take away"
+    assert stream.getvalue().endswith("kept\n"), "no bar was drawn, so there is nothing to remove"
 
 
-@pytest.mark.parametrize("no_colour", [True, False])
-def test_colour_is_left_out_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch, no_colour: bool) -> None:
+def test_each_epoch_gets_a_bar_of_its_own() -> None:
+    stream = io.StringIO()
+    bar = BarProgress(stream, Clock())
+    for epoch in (1, 2):
+        bar.start(epoch, 2, 10, 0)
+        bar.update(5, Reader())
+        bar.finish()
+    assert [f"epoch {epoch}/2" in stream.getvalue() for epoch in (1, 2)] == [True, True]
+
+
+@pytest.mark.parametrize("no_color", [True, False])
+def test_no_color_means_no_colors(monkeypatch: pytest.MonkeyPatch, no_color: bool) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
-    if no_colour:
+    if no_color:
         monkeypatch.setenv("NO_COLOR", "1")
     stream = io.StringIO()
     bar = BarProgress(stream, Clock())
     bar.start(1, 2, 10, 0)
     bar.update(5, Reader())
-    assert bool(re.search(r"\x1b\[\d+m", stream.getvalue())) != no_colour
+    assert bool(re.search(r"\x1b\[\d+m", stream.getvalue())) != no_color
 
 
 def test_a_log_gets_about_ten_lines_of_a_long_epoch() -> None:
@@ -98,11 +113,15 @@ def test_a_log_gets_about_ten_lines_of_a_long_epoch() -> None:
         lines.update(step, reader)
     said = stream.getvalue().splitlines()
     assert len(said) == reader.count == 9
-    assert said[0] == ("epoch  3/24  step 10/100  loss 0.8123  accuracy 71.52%  lr 0.3120  12345 images/s  3:00 left")
+    assert said[0] == (
+        "epoch  3/24  step 10/100  loss 0.8123  accuracy 71.52%  lr 0.3120  12345 images/s  0:03:00 left"
+    )
 
 
 @pytest.mark.parametrize(("seconds_per_step", "expected"), [(0.01, 0), (15.0, 49)])
-def test_a_log_is_silent_in_a_short_epoch_and_never_for_long(seconds_per_step: float, expected: int) -> None:
+def test_a_log_gets_no_line_in_a_short_epoch_and_one_every_30_s_in_a_slow_one(
+    seconds_per_step: float, expected: int
+) -> None:
     clock, reader, stream = Clock(), Reader(), io.StringIO()
     lines = LineProgress(stream, clock)
     lines.start(1, 2, 100, 0)
@@ -113,16 +132,16 @@ def test_a_log_is_silent_in_a_short_epoch_and_never_for_long(seconds_per_step: f
 
 
 def test_the_time_left_counts_from_where_a_resumed_epoch_began(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BarProgress, "_width", lambda self: 120)
+    monkeypatch.setenv("COLUMNS", "120")
     clock, stream = Clock(), io.StringIO()
     bar = BarProgress(stream, clock)
     bar.start(1, 2, 100, 90)
     clock.now = 5.0
     bar.update(95, Reader())
-    assert "0:05 left" in stream.getvalue()
+    assert "0:00:05 left" in stream.getvalue()
 
 
-def test_silent_ranks_read_and_say_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_silent_ranks_read_and_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     progress, reader = build_progress(enabled=False), Reader()
     assert isinstance(progress, SilentProgress)
     progress.start(1, 2, 10, 0)
@@ -130,10 +149,6 @@ def test_silent_ranks_read_and_say_nothing(capfd: pytest.CaptureFixture[str]) ->
     progress.note("a line")
     progress.finish()
     assert (reader.count, capfd.readouterr()) == (0, ("", ""))
-
-
-def test_durations() -> None:
-    assert [duration(seconds) for seconds in (0, 75, 3675)] == ["0:00", "1:15", "1:01:15"]
 
 
 DRAW = """
@@ -146,21 +161,23 @@ progress.note("the end")
 """
 
 
-def test_a_terminal_gets_a_bar_that_fits_it() -> None:
+@pytest.mark.parametrize(
+    ("columns", "encoding", "bar"),
+    [(120, "utf-8", "━" * 12), (60, "utf-8", "━━━"), (60, "ascii", "---"), (20, "ascii", "---")],
+)
+def test_a_terminal_gets_a_bar_that_fits_it(columns: int, encoding: str, bar: str) -> None:
     main, terminal = pty.openpty()
-    import fcntl
-    import struct
-    import termios
-
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
-    env = environment(NO_COLOR="1", TERM="xterm", PYTHONIOENCODING="utf-8")
-    subprocess.run([sys.executable, "-c", DRAW], stderr=terminal, env=env, check=True, timeout=60)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    env = environment(NO_COLOR="1", TERM="xterm", PYTHONIOENCODING=encoding)
+    streams: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": terminal}
+    subprocess.run([sys.executable, "-c", DRAW], **streams, env=env, check=True, timeout=60)
     os.close(terminal)
     shown = os.read(main, 10000).decode()
     os.close(main)
-    bar = next(part for part in shown.split("\r") if "5/10" in part).replace("\x1b[K", "")
-    assert "━" in bar
-    assert len(bar) < 60
+    drawn = shown.split("\r")[0]
+    assert drawn.startswith(f"epoch 1/2 {bar} ")
+    assert len(drawn) <= columns
+    assert ("0:00:00 left" in drawn) == (columns == 120)
     assert shown.endswith("the end\r\n")
 
 

@@ -1,73 +1,103 @@
-"""The record of a run, and what happens to it where a mirror fails. W&B itself is tested in test_wandb."""
+"""The records of a run, and what happens to them when a mirror fails. W&B itself is tested in test_wandb."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from data_prep.errors import InputError
-from ddp_trainer.config import TrackingConfig
+from ddp_trainer.config import TrackingConfig, is_installed
+from ddp_trainer.tracking.metric_files import JsonLines
 from ddp_trainer.tracking.tracker import RunTracker, build_tracker
-from tests.support.tracked_runs import record
+from tests.support.tracked_runs import record, step_record
 from tests.support.trainer import environment, read_lines
 
+DISABLED = TrackingConfig(wandb="disabled")
 
-def test_disabled_leaves_the_lines_alone(tmp_path: Path) -> None:
-    tracker = build_tracker(TrackingConfig(wandb="disabled"), run_dir=tmp_path, config={}, history=[record(1)])
+
+def test_without_mirrors_only_the_json_lines_are_written(tmp_path: Path) -> None:
+    tracker = build_tracker(DISABLED, run_dir=tmp_path, config={}, history=[record(1)])
     tracker.log_epoch(record(2))
     assert read_lines(tmp_path / "metrics.jsonl") == [record(1), record(2)], "each line is flushed"
     tracker.finish(None)
-    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["metrics.jsonl", "steps.jsonl"]
     assert tracker.state() == {}
 
 
-def test_a_mirror_that_fails_is_dropped_and_training_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_run_keeps_the_steps_up_to_its_checkpoint_once(tmp_path: Path) -> None:
+    tracker = build_tracker(DISABLED, run_dir=tmp_path, config={})
+    for step in (1, 2, 3):
+        tracker.log_step(step_record(step))
+    tracker.finish(None)
+    with (tmp_path / "steps.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "st')  # cut short by a kill
+    resumed = build_tracker(DISABLED, run_dir=tmp_path, config={}, step=2)
+    resumed.log_step(step_record(3))
+    resumed.finish(None)
+    assert read_lines(tmp_path / "steps.jsonl") == [step_record(step) for step in (1, 2, 3)]
+
+
+def test_a_mirror_that_fails_is_dropped_with_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     class Broken:
-        calls = 0
+        calls: ClassVar[list[str]] = []
+
+        def log_step(self, record: object) -> None:
+            self.calls.append("step")
+            raise ConnectionResetError("Connection\nlost")
 
         def log_epoch(self, record: object) -> None:
-            self.calls += 1
-            raise ConnectionResetError("Connection lost")
+            self.calls.append("epoch")
 
         def finish(self, summary: object, *, failed: bool) -> None:
-            raise AssertionError("it is gone")
+            self.calls.append("finish")
 
-    from ddp_trainer.tracking.metric_files import JsonLines
+        def abandon(self) -> None:
+            self.calls.append("abandon")
 
-    broken = Broken()
-    tracker = RunTracker(JsonLines(tmp_path / "metrics.jsonl", ()), {"W&B": broken}, {})
+    files = {name: JsonLines(tmp_path / f"{name}.jsonl", ()) for name in ("steps", "metrics")}
+    tracker = RunTracker(files["steps"], files["metrics"], {"W&B": Broken()}, {})
+    tracker.log_step(step_record(1))
+    tracker.log_step(step_record(2))
     tracker.log_epoch(record(1))
-    tracker.log_epoch(record(2))
     tracker.finish({})
-    assert broken.calls == 1
-    assert len(read_lines(tmp_path / "metrics.jsonl")) == 2
-    assert capfd.readouterr().err.count("Connection lost") == 1
+    assert Broken.calls == ["step", "abandon"]
+    assert len(read_lines(tmp_path / "steps.jsonl")) == 2
+    assert len(read_lines(tmp_path / "metrics.jsonl")) == 1
+    assert capfd.readouterr().err == (
+        "warning: W&B disabled for the rest of this run; metrics.jsonl is unaffected (Connection lost)\n"
+    )
 
 
-def test_tensorboard_shows_each_epoch_once_after_a_resume(tmp_path: Path) -> None:
+def test_tensorboard_shows_each_step_and_epoch_once_after_a_resume(tmp_path: Path) -> None:
     code = (
         "import sys, json; from pathlib import Path\n"
         "from ddp_trainer.config import TrackingConfig; from ddp_trainer.tracking.tracker import build_tracker\n"
         "settings = TrackingConfig(trackers='tensorboard')\n"
         "jobs = json.loads(sys.argv[2])\n"
-        "for history, records in jobs:\n"
-        "    t = build_tracker(settings, run_dir=Path(sys.argv[1]), config={}, history=history)\n"
-        "    [t.log_epoch(r) for r in records]; t.finish(None)\n"
+        "for history, steps, epoch in jobs:\n"
+        "    kept = {'history': history, 'step': 3 * len(history)}\n"
+        "    t = build_tracker(settings, run_dir=Path(sys.argv[1]), config={}, **kept)\n"
+        "    [t.log_step(r) for r in steps]; t.log_epoch(epoch); t.finish(None)\n"
         "from tensorboard.backend.event_processing.event_accumulator import EventAccumulator\n"
         "events = EventAccumulator(sys.argv[1] + '/tensorboard'); events.Reload()\n"
-        "print([(e.step, round(e.value, 4)) for e in events.Scalars('train_loss')])\n"
+        "print([[(e.step, round(e.value, 4)) for e in events.Scalars(n)] for n in ('train_loss', 'step/train_loss')])\n"
     )
     pytest.importorskip("tensorboard")
-    jobs = json.dumps([[[], [record(1), record(2)]], [[record(1)], [record(2)]]])
+    steps = [step_record(step) for step in range(1, 7)]
+    before, after = [[], steps[:5], record(1)], [[record(1)], steps[3:], record(2)]
+    jobs = json.dumps([before, after])
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path), jobs], capture_output=True, text=True, env=environment(), timeout=60
     )
-    assert done.stdout.splitlines()[-1:] == ["[(3, 2.0), (6, 1.0)]"], done.stderr
+    assert done.stdout.splitlines()[-1:] == [
+        "[[(3, 2.0), (6, 1.0)], [(1, 1.0), (2, 0.5), (3, 0.3333), (4, 0.25), (5, 0.2), (6, 0.1667)]]"
+    ], done.stderr
 
 
-def test_a_tensorboard_that_does_not_start_is_left_out(
+def test_a_tensorboard_that_does_not_start_costs_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object) -> None:
@@ -81,7 +111,22 @@ def test_a_tensorboard_that_does_not_start_is_left_out(
     assert capfd.readouterr().err.count("numpy has another version") == 1
 
 
-def test_missing_tensorboard_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tensorboard_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install tensorboard"):
         TrackingConfig(trackers="tensorboard")
+
+
+def test_a_missing_wandb_is_an_error_only_if_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert TrackingConfig().wandb == "auto"
+    assert TrackingConfig(wandb="online", trackers="").tracker_names == ()
+    with pytest.raises(InputError, match="--wandb offline needs the package wandb; run `pip install wandb`"):
+        TrackingConfig(wandb="offline")
+
+
+def test_a_folder_called_wandb_is_not_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "no_such_package").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not is_installed("no_such_package")
+    assert is_installed("torch")

@@ -7,32 +7,48 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.tracked_runs import KEY, MARKER, holds, record, track
-from tests.support.trainer import read_lines
+from tests.support.tracked_runs import KEY, MARKER, holds, record, step_record, track
+from tests.support.trainer import REPOSITORY, read_lines
 from tests.support.wandb_file import of_kind, read_history, read_records, read_summary
 
 
 def epochs_in(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of W&B's history that are epochs; the results of a complete run are in a row of their own."""
-    return [row for row in read_history(run_dir) if "epoch" in row]
+    """The epochs in W&B's history, without the figures of a step in the same row.
+
+    The results of a finished run are in a row of their own.
+    """
+    rows = [row for row in read_history(run_dir) if "epoch" in row]
+    return [{name: value for name, value in row.items() if not name.startswith("step/")} for row in rows]
+
+
+def steps_in(run_dir: Path) -> list[dict[str, Any]]:
+    """The step records in W&B's history, under their own names."""
+    rows = [row for row in read_history(run_dir) if "step/step" in row]
+    return [{name[5:]: value for name, value in row.items() if name.startswith("step/")} for row in rows]
+
+
+def expected_steps(*epochs: int) -> list[dict[str, Any]]:
+    return [step_record(step) for epoch in epochs for step in (3 * epoch - 1, 3 * epoch)]
 
 
 @pytest.fixture(scope="module")
 def offline_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "offline"
-    settings = {"wandb": "offline", "wandb_group": "five seeds", "wandb_tags": "jpeg, quick,"}
-    env = {"WANDB_JOB_TYPE": "trial", "SOME_TOKEN": MARKER, "WANDB_API_KEY": KEY}
-    state, said, code = track(run_dir, [1, 2, 3], env=env, settings=settings)
+    env = {"WANDB_JOB_TYPE": "trial", "WANDB_RUN_GROUP": "five seeds", "WANDB_TAGS": "jpeg,quick"}
+    secrets = {"SOME_TOKEN": MARKER, "WANDB_API_KEY": KEY}
+    state, said, code = track(run_dir, [1, 2, 3], env=env | secrets)
     assert code == 0
     assert "warning" not in said
     assert state["wandb_run_id"]
     return run_dir
 
 
-def test_every_epoch_is_in_the_lines_and_in_wandb_once(offline_run: Path) -> None:
+def test_every_step_and_epoch_is_in_the_lines_and_in_wandb_once(offline_run: Path) -> None:
     expected = [record(epoch) for epoch in (1, 2, 3)]
     assert read_lines(offline_run / "metrics.jsonl") == expected
     assert epochs_in(offline_run) == expected
+    assert read_lines(offline_run / "steps.jsonl") == expected_steps(1, 2, 3)
+    assert steps_in(offline_run) == expected_steps(1, 2, 3)
 
 
 def test_wandb_knows_axes_names_settings_and_the_end(offline_run: Path) -> None:
@@ -40,7 +56,9 @@ def test_wandb_knows_axes_names_settings_and_the_end(offline_run: Path) -> None:
     metrics = {metric.name: metric for metric in of_kind(entries, "metric")}
     assert metrics["test_accuracy"].summary.max
     assert {name for name, metric in metrics.items() if metric.step_metric == "epoch"} >= {"test_accuracy", "test_loss"}
-    assert {"epoch", "step", "train_loss", "learning_rate"} <= set(metrics)
+    assert {"epoch", "step", "step/step", "train_loss", "learning_rate"} <= set(metrics)
+    globs = {metric.glob_name: metric.step_metric for metric in of_kind(entries, "metric") if metric.glob_name}
+    assert globs == {"step/*": "step/step"}, "charts of steps have the optimizer step as their axis"
     run = of_kind(entries, "run")[0]
     assert (run.project, run.display_name, run.run_group) == ("ddp-trainer", "offline", "five seeds")
     assert (run.job_type, list(run.tags)) == ("trial", ["jpeg", "quick"])
@@ -83,8 +101,9 @@ def test_confusion_matrix_table_and_model_are_those_of_the_files(offline_run: Pa
     assert set(model.aliases) == {"latest", "final"}
 
 
-def test_a_real_training_leaves_the_same(smoke_run: Path) -> None:
+def test_a_real_run_leaves_the_same(smoke_run: Path) -> None:
     assert epochs_in(smoke_run) == read_lines(smoke_run / "metrics.jsonl")
+    assert steps_in(smoke_run) == read_lines(smoke_run / "steps.jsonl")
     summary = read_summary(smoke_run)
     complete = json.loads((smoke_run / "summary.json").read_text())
     assert {name: summary[f"final/{name}"] for name in complete} == complete
@@ -93,8 +112,8 @@ def test_a_real_training_leaves_the_same(smoke_run: Path) -> None:
     assert sorted(artifacts) == ["model", "run_table", "run_table"]
 
 
-@pytest.mark.parametrize("end", ["crash", "complete"])
-def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path, end: str) -> None:
+@pytest.mark.parametrize("end", ["crash", "complete", "stopped"])
+def test_a_resumed_run_continues_in_the_same_wandb_run(tmp_path: Path, end: str) -> None:
     """Epoch 2 was logged before the end but is not in the checkpoint: it is trained and logged again."""
     run_dir = tmp_path / "run"
     state, _, _ = track(run_dir, [1, 2], end=end)
@@ -103,6 +122,7 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path, end: str) -
     expected = [record(epoch) for epoch in (1, 2, 3)]
     assert read_lines(run_dir / "metrics.jsonl") == expected
     assert epochs_in(run_dir) == expected
+    assert read_lines(run_dir / "steps.jsonl") == steps_in(run_dir) == expected_steps(1, 2, 3)
     artifacts = [artifact.type for artifact in of_kind(read_records(run_dir), "artifact")]
     assert sorted(artifacts) == ["model", "run_table", "run_table"]
 
@@ -112,6 +132,58 @@ def test_a_run_that_died_before_its_first_checkpoint_keeps_its_id(tmp_path: Path
     again, _, _ = track(tmp_path / "run", [1, 2])
     assert again == state
     assert epochs_in(tmp_path / "run") == [record(1), record(2)]
+
+
+@pytest.mark.parametrize("end", ["stopped", "failed"])
+def test_a_run_that_ends_within_an_epoch_loses_and_doubles_no_step(tmp_path: Path, end: str) -> None:
+    """The record of step 3 has come, that of its epoch has not: W&B must not close their common row too early."""
+    run_dir = tmp_path / "run"
+    state, _, _ = track(run_dir, [], records=[([step_record(2), step_record(3)], None)], end=end)
+    assert steps_in(run_dir) == [step_record(2), step_record(3)][: 2 if end == "failed" else 1]
+    track(run_dir, [], records=[([], record(1)), ([step_record(5)], record(2))], step=3, state=state)
+    assert steps_in(run_dir) == [step_record(2), step_record(3), step_record(5)]
+    assert epochs_in(run_dir) == [record(1), record(2)]
+
+
+def test_wandb_run_id_belongs_to_one_run_directory(tmp_path: Path) -> None:
+    env = {"WANDB_RUN_ID": "abcd9999"}
+    first, _, _ = track(tmp_path / "a", [1], env=env)
+    second, said, _ = track(tmp_path / "b", [1], env=env)
+    again, _, _ = track(tmp_path / "a", [2], history=[1], state=first, env=env)
+    assert first == again == {"wandb_run_id": "abcd9999"}
+    assert second["wandb_run_id"] != "abcd9999"
+    assert said == f"warning: WANDB_RUN_ID=abcd9999 belongs to {tmp_path / 'a'}; using a new id\n"
+
+
+def test_an_id_that_wandb_refuses_is_reported_and_not_kept(tmp_path: Path) -> None:
+    state, said, code = track(tmp_path / "run", [1], env={"WANDB_RUN_ID": "a/b"})
+    assert (state, code, said.count("\n")) == ({}, 0, 1)
+    assert "Run ID cannot contain" in said
+    resumed, said, _ = track(tmp_path / "run", [2], history=[1])
+    assert (said, bool(resumed["wandb_run_id"])) == ("", True)
+    assert epochs_in(tmp_path / "run") == [record(1), record(2)]
+
+
+def test_auto_obeys_wandbs_own_settings_files(tmp_path: Path) -> None:
+    """As `wandb offline` and `wandb init` write them in the working directory."""
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text("[default]\nmode = offline\nproject = flowers\n")
+    env = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    _, said, code = track(tmp_path / "run", [1], env=env, settings={"wandb": "auto"}, cwd=tmp_path)
+    assert (code, "warning" in said) == (0, False)
+    assert epochs_in(tmp_path / "run") == [record(1)]
+    assert of_kind(read_records(tmp_path / "run"), "run")[0].project == "flowers"
+
+
+def test_without_wandb_installed_a_run_is_recorded_and_a_line_says_so(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['wandb'] = None")
+    path = {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+    for settings, lines in (({"wandb": "auto"}, 1), ({"wandb": "disabled"}, 0)):
+        run_dir = tmp_path / settings["wandb"]
+        state, said, code = track(run_dir, [1], env=path, settings=settings)
+        assert (state, code, said.count("\n")) == ({}, 0, lines), said
+        assert "wandb is not installed" in said or not lines
+        assert read_lines(run_dir / "metrics.jsonl") == [record(1)]
 
 
 def test_no_file_holds_a_key_the_environment_or_the_command_line(offline_run: Path) -> None:

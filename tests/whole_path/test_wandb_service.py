@@ -4,32 +4,53 @@ import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from ddp_trainer.tracking.wandb_service import bounded, choose_run_id, has_credentials, resolve_mode
+from data_prep.errors import InputError
+from ddp_trainer.tracking.wandb_service import bounded, choose_run_id, has_credentials, keep_run_id, resolve_mode
+from tests.support.trainer import run
 
 KEY = "0123456789" * 4
 
 
 @pytest.mark.parametrize(
-    ("env", "wanted", "mode"),
+    ("env", "in_files", "wanted", "mode"),
     [
-        ({}, "auto", "offline"),
-        ({"WANDB_API_KEY": KEY}, "auto", "online"),
-        ({"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, "auto", "offline"),
-        ({"WANDB_MODE": "disabled"}, "auto", "disabled"),
-        ({"WANDB_MODE": "dryrun"}, "auto", "offline"),
-        ({"WANDB_MODE": "disabled"}, "offline", "offline"),
+        ({}, "online", "auto", "offline"),
+        ({"WANDB_API_KEY": KEY}, "online", "auto", "online"),
+        ({"WANDB_API_KEY": KEY}, "offline", "auto", "offline"),
+        ({"WANDB_API_KEY": KEY}, "dryrun", "auto", "offline"),
+        ({}, "disabled", "auto", "disabled"),
+        ({"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, "online", "auto", "offline"),
+        ({"WANDB_MODE": "disabled"}, "online", "auto", "disabled"),
+        ({"WANDB_MODE": "dryrun"}, "online", "auto", "offline"),
+        ({"WANDB_MODE": "online"}, "offline", "auto", "online"),
+        ({"WANDB_MODE": "disabled"}, "disabled", "offline", "offline"),
     ],
 )
-def test_the_mode(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], wanted: str, mode: str) -> None:
+def test_the_mode_is_the_flag_then_wandb_mode_then_the_settings_files_then_whether_there_is_a_key(
+    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], in_files: str, wanted: str, mode: str
+) -> None:
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", "/nonexistent")
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert resolve_mode(wanted) == mode
+    files = SimpleNamespace(mode=in_files, api_key=None, base_url="https://api.wandb.ai")
+    assert resolve_mode(wanted, lambda: files) == mode
+
+
+def test_an_unknown_wandb_mode_is_refused(monkeypatch: pytest.MonkeyPatch, tiny_dir: Path, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_MODE", "bogus")
+    with pytest.raises(InputError, match=r"WANDB_MODE must be one of online, offline, .* got bogus"):
+        resolve_mode("auto", SimpleNamespace)
+    arguments = ("smoke", "--data-dir", tiny_dir, "--wandb", "auto", "--out", tmp_path / "run")
+    finished = run("ddp_trainer.train", *arguments, env={"WANDB_MODE": "bogus"})
+    assert (finished.returncode, finished.stderr.count("\n")) == (2, 1), finished.stderr
+    assert finished.stderr.startswith("error: WANDB_MODE must be one of")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_login_in_the_netrc_file_counts_for_its_own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +77,8 @@ def test_bounded_work_raises_its_own_error_and_gives_up_in_time() -> None:
 
 def test_the_id_of_the_checkpoint_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
-    path = tmp_path / "wandb" / "run-id"
-    first = choose_run_id(path, None)
-    assert choose_run_id(path, None) == first
-    assert choose_run_id(path, "saved") == choose_run_id(path, None) == "saved"
+    (tmp_path / "wandb").mkdir()
+    first = choose_run_id(tmp_path, None)
+    keep_run_id(tmp_path, first)
+    assert choose_run_id(tmp_path, None) == first
+    assert choose_run_id(tmp_path, "saved") == "saved"

@@ -1,0 +1,92 @@
+"""stdout and stderr that cannot fail a command.
+
+Lines are for whoever reads them: a full disk, a closed pipe, a terminal that went away or a stream that was closed from
+the start changes neither what a command does nor its exit status.
+"""
+
+import codecs
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+
+@contextlib.contextmanager
+def forgiving_output() -> Iterator[None]:
+    """Within the block, output errors are ignored: the first one silences its stream.
+
+    Also a decorator for a command's `main`. On stdout, what the encoding lacks is written as an escape, and a file's
+    name that is not valid text as the bytes it has. Streams that are not files, as in a notebook, stay as they are.
+    """
+    for descriptor in (1, 2):
+        _open_if_closed(descriptor)
+    before = sys.stdout, sys.stderr
+    sys.stdout = _unfailing(sys.stdout, errors="ddp_trainer.escape")
+    sys.stderr = _unfailing(sys.stderr, errors="backslashreplace")
+    now = sys.stdout, sys.stderr
+    try:
+        yield
+    finally:
+        for stream in now:
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        sys.stdout, sys.stderr = before[0] or now[0], before[1] or now[1]
+
+
+class _UnfailingFile(io.FileIO):
+    """An open file descriptor whose writes always succeed."""
+
+    _silenced = False
+
+    def write(self, data: Any, /) -> int:
+        if not self._silenced:
+            try:
+                written = super().write(data)
+                return len(data) if written is None else written  # None: a non-blocking pipe is full, drop the data
+            except OSError:
+                self._silenced = True
+        return len(data)
+
+
+def _unfailing(stream: TextIO | None, *, errors: str) -> TextIO:
+    """A stream for the same descriptor as `stream`."""
+    if stream is None or stream.closed:
+        return open(os.devnull, "w", encoding="utf-8", errors=errors)
+    if not isinstance(stream, io.TextIOWrapper) or isinstance(getattr(stream.buffer, "raw", None), _UnfailingFile):
+        return stream
+    with contextlib.suppress(OSError, ValueError):
+        stream.flush()
+    try:
+        raw = _UnfailingFile(stream.fileno(), "w", closefd=False)
+    except (OSError, ValueError):
+        return stream
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors=errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def _open_if_closed(descriptor: int) -> None:
+    """Otherwise the next file to be opened gets this number, and what C code prints ends up in that file."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        opened = os.open(os.devnull, os.O_WRONLY)
+        if opened != descriptor:
+            os.dup2(opened, descriptor)
+            os.close(opened)
+
+
+def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
+codecs.register_error("ddp_trainer.escape", _escape)

@@ -1,0 +1,98 @@
+"""A command whose output cannot be written ends as if it could: in real processes, with the streams users have."""
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.trainer import environment
+
+# Writes much to both streams, then what it was asked for: a file with "done".
+COMMAND = """
+import faulthandler, sys
+from pathlib import Path
+from data_prep.streams import forgiving_output
+
+@forgiving_output()
+def main():
+    faulthandler.enable()
+    for _ in range(3):
+        print("stdout: na\\xefve " + "x" * 100_000)
+        print("stderr: na\\xefve", file=sys.stderr, flush=True)
+    Path(sys.argv[1]).write_text("done")
+    return 0
+
+sys.exit(main())
+"""
+
+
+def run(tmp_path: Path, redirection: str, **streams: Any) -> subprocess.CompletedProcess[bytes]:
+    command = [
+        "bash",
+        "-c",
+        f'exec "$@" {redirection}',
+        "bash",
+        sys.executable,
+        "-c",
+        COMMAND,
+        str(tmp_path / "result"),
+    ]
+    return subprocess.run(command, env=environment(PYTHONIOENCODING="ascii"), timeout=60, **streams)
+
+
+@pytest.mark.parametrize(
+    "redirection",
+    [
+        ">/dev/full",
+        "2>/dev/full",
+        ">/dev/full 2>&1",
+        ">&-",
+        "2>&-",
+        ">&- 2>&-",
+        "<&- >&- 2>&-",
+        "> >(true)",
+        "2> >(true)",
+    ],
+)
+def test_output_that_cannot_be_written_changes_neither_work_nor_exit_status(tmp_path: Path, redirection: str) -> None:
+    finished = run(tmp_path, redirection, capture_output=True)
+    assert (finished.returncode, (tmp_path / "result").read_text()) == (0, "done")
+    assert b"Traceback" not in finished.stderr
+    assert b"Exception ignored" not in finished.stderr
+
+
+def test_a_terminal_that_is_gone_changes_neither_work_nor_exit_status(tmp_path: Path) -> None:
+    main, terminal = pty.openpty()
+    os.close(main)
+    finished = run(tmp_path, "", stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    assert (finished.returncode, (tmp_path / "result").read_text()) == (0, "done")
+
+
+def test_letters_that_the_encoding_lacks_are_written_as_escapes(tmp_path: Path) -> None:
+    finished = run(tmp_path, "", capture_output=True)
+    assert finished.stdout.startswith(b"stdout: na\\xefve x")
+    assert finished.stderr == b"stderr: na\\xefve\n" * 3
+
+
+def test_a_file_name_that_is_not_text_is_printed_as_its_bytes() -> None:
+    code = "from data_prep.streams import forgiving_output\nwith forgiving_output(): print('caf\\udce9.png')"
+    finished = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, timeout=60)
+    assert finished.stdout == b"caf\xe9.png\n"
+
+
+def test_the_streams_are_put_back() -> None:
+    code = (
+        "import sys; from data_prep.streams import forgiving_output\n"
+        "before = sys.stdout, sys.stderr\n"
+        "with forgiving_output():\n"
+        "    assert sys.stdout is not before[0] and sys.stderr is not before[1]\n"
+        "    inside = sys.stdout\n"
+        "    with forgiving_output(): assert sys.stdout is inside\n"
+        "assert (sys.stdout, sys.stderr) == before"
+    )
+    subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=60)
