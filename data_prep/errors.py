@@ -1,6 +1,11 @@
 """The exception for wrong input, and the wording of what it quotes."""
 
 import shlex
+import unicodedata
+
+CONTROL_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, line and paragraph separators
+# They reorder the text around them, so that a reader sees another command than the one that is pasted.
+REORDERING = set(map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
 
 class InputError(Exception):
@@ -17,8 +22,13 @@ def require(condition: bool, message: str) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` in one line, with line breaks, terminal escapes and other control characters as `\\n`, `\\x1b`, ..."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    r"""`text` on one line and safe for a terminal: control characters become escapes such as \x1b."""
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in CONTROL_CATEGORIES or char in REORDERING
+        else char
+        for char in text
+    )
 
 
 def quoted(value: object, limit: int = 60) -> str:

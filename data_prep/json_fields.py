@@ -4,30 +4,16 @@ Not owned here: opening and parsing (`files`), and which fields a file has.
 """
 
 import reprlib
-import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, printable
 from data_prep.files import read_json
 
 LARGEST = 10**15  # no figure of a run comes near; above it, integers no longer have an exact float
-CONTROL_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, line and paragraph separators
-# They reorder the text around them, so that a reader sees another command than the one that is pasted.
-REORDERING = set(map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
 Setting = str | int | float | bool | None | list[str | int | float | bool | None]
-
-
-def printable(text: str) -> str:
-    r"""`text` on one line and safe for a terminal: control characters become escapes such as \x1b."""
-    return "".join(
-        char.encode("unicode_escape").decode()
-        if unicodedata.category(char) in CONTROL_CATEGORIES or char in REORDERING
-        else char
-        for char in text
-    )
 
 
 def is_number(value: object) -> bool:

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import tyro
 
 from data_prep.errors import InputError, printable
+from data_prep.streams import forgiving_output
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.launch import prints_errors
-from ddp_trainer.tracking.terminal import forgiving_output
 
 Section = TypeVar("Section")
 

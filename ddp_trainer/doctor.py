@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.errors import printable
-from ddp_trainer.tracking.terminal import forgiving_output
+from data_prep.streams import forgiving_output
 
 OK, ABSENT, PROBLEM = "ok", "-", "PROBLEM"  # a run works without what is absent
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, printable
 from data_prep.files import replace_file
-from data_prep.json_fields import printable
 from ddp_trainer.report.reproduce import data_command, train_command
 from ddp_trainer.report.scores import calibration, class_counts, precision_and_recall, wilson_interval
 from ddp_trainer.report.wording import NOTHING, duration, percent, plain, quantity

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from data_prep.json_fields import Setting, printable
+from data_prep.errors import printable
+from data_prep.json_fields import Setting
 from ddp_trainer.report.settings import NO_DIFFERENCE
 from ddp_trainer.report.wording import NOTHING, percent, plain, quantity
 from ddp_trainer.tracking.run_record import Run, load_run

@@ -13,8 +13,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from data_prep.errors import InputError
-from data_prep.json_fields import printable
+from data_prep.errors import InputError, printable
 
 MAX_BYTES = 2**30  # of all arrays together: 50,000 images of 5,000 classes in float32
 MAX_MISTAKES = 48

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.errors import InputError
-from data_prep.json_fields import Fields, Setting, printable
+from data_prep.errors import InputError, printable
+from data_prep.json_fields import Fields, Setting
 from ddp_trainer.tracking.predictions import Mistake, Predictions, most_confident_mistakes, read_predictions
 from ddp_trainer.tracking.record_lines import Record, columns, read_epochs, read_steps
 

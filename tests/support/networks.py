@@ -10,7 +10,7 @@ def plain(num_classes: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 8 * 8, num_classes))
 
 
-def small(num_classes: int) -> nn.Module:
+def small(num_classes: int) -> nn.Sequential:
     """BatchNorm of two kinds, dropout and a hidden matrix."""
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=4, bias=False),

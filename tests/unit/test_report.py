@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.json_fields import printable
+from data_prep.errors import printable
 from ddp_trainer.report import write_report
 from ddp_trainer.report.reproduce import reproduce_commands
 from ddp_trainer.report.scores import calibration, wilson_interval
