@@ -28,7 +28,7 @@ fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
 DatasetWriter(str(folder / "images.beton"), fields, num_workers=1).from_indexed_dataset(list(zip(images, range(20))))
 pipelines = {"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]}
 loader = Loader(
-    str(folder / "images.beton"), batch_size=8, num_workers=1, order=OrderOption.SEQUENTIAL, pipelines=pipelines
+    str(folder / "images.beton"), batch_size=10, num_workers=1, order=OrderOption.SEQUENTIAL, pipelines=pipelines
 )
 batches = [np.array(batch) for batch, _ in loader]
 assert np.array_equal(np.concatenate(batches), images)
