@@ -18,28 +18,13 @@ from data_prep.errors import require
 from ddp_trainer.schedule import ScheduleConfig
 
 # Settings that may change when a run is resumed: they decide where and how it runs, not what it learns.
-FREE_ON_RESUME = frozenset(
-    {
-        "out",
-        "resume",
-        "data_dir",
-        "num_workers",
-        "data_mode",
-        "max_steps",
-        "checkpoint_every_steps",
-        "keep_checkpoints",
-        "log_every_steps",
-        "trackers",
-        "wandb",
-        "process_group_timeout",
-        "device",
-        "compile",
-        "profile",
-    }
+FREE_ON_RESUME = (
+    frozenset({"out", "resume", "data_dir", "num_workers", "data_mode", "device", "compile", "max_steps", "profile"})
+    | {"checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "trackers", "wandb"}
+    | {"process_group_timeout"}
 )
 
 WEEK_SECONDS = 7 * 86400
-
 SEED_LIMIT = 2**63
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from ddp_trainer.command_line import parse_flags, program_name, run_command
-from ddp_trainer.report import write_report
+from ddp_trainer.report.write import write_report
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,7 +122,7 @@ def write_model_card_or_warn(run_dir: Path) -> None:
 
 
 def write_report_or_warn(run_dir: Path) -> Path | None:
-    from ddp_trainer.report import write_report
+    from ddp_trainer.report.write import write_report
 
     return _or_warn(lambda path: write_report([path]), run_dir, "report", "ddp_trainer.report")
 

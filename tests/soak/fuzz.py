@@ -9,7 +9,6 @@ FFCV is counted. The same seed gives the same mutations.
 import multiprocessing
 import os
 import random
-import resource
 import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -103,7 +102,7 @@ def read_mutants(original: Path, seed: int, numbers: range, messages: Connection
         except BaseException as error:
             outcome, story = "different", repr(error)
         _restore(path, patches, length, content)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024  # MiB
         messages.send((outcome, f"{kind}: {story}", peak))
     messages.close()
 

@@ -54,7 +54,7 @@ def test_help_lists_every_promised_flag_and_every_recipe(capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["basline"], "unknown recipe 'basline': choose from baseline"),
+        (["basline"], "unknown recipe 'basline'; choose from baseline"),
         (["--peek-lr", "1"], "--peek-lr"),
         (["--epochs", "many"], "many"),
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
@@ -101,7 +101,10 @@ def test_batch_must_be_divisible_by_the_processes_and_fit_the_images(world_size:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--validation", "96"], "--validation must be below the number of training images, 96, got 96"),
+        (
+            ["--validation", "96"],
+            "--validation must leave an image of each class to train on: at most 86",
+        ),
         (["--validation", "80"], "--batch-size must be at most the number of training images, 16, got 32"),
         (["--cutout", "32"], "--cutout must be below the side of the images, 32 pixels, got 32"),
         (["--crop-padding", "32"], "--crop-padding must be below the side of the images, 32 pixels, got 32"),
@@ -129,7 +132,10 @@ def test_small_crops_must_be_large_enough_for_the_network(tiny_dir: Path) -> Non
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
     for processes, fine in ((2, True), (4, False)):
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
         check_machine(RuntimeConfig(device="cpu", precision="fp32"))
         if fine:

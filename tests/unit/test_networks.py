@@ -140,8 +140,8 @@ def test_initial_weights_are_taken_where_they_fit(tmp_path: Path) -> None:
         network = copy.deepcopy(other)
         loaded = load_initial_weights(network, file)
         assert loaded.fresh == ("8.weight", "8.bias")
-        assert torch.equal(network[0].weight, source[0].weight)
-        assert torch.equal(network[8].weight, head["weight"])
+        assert torch.equal(network.state_dict()["0.weight"], source.state_dict()["0.weight"])
+        assert torch.equal(network.state_dict()["8.weight"], head["weight"])
         assert "new, at random: 8.weight, 8.bias" in loaded.describe(file)
 
 

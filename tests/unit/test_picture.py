@@ -14,6 +14,7 @@ from PIL import Image
 
 from data_prep.sources import picture
 from data_prep.sources.picture import read_image, read_picture
+from tests.support.memory import PEAK_MEMORY
 from tests.support.trainer import REPOSITORY, environment
 
 RED = (255, 0, 0)
@@ -215,11 +216,11 @@ def test_memory_for_one_image_is_little_more_than_its_pixels(mode: str, tmp_path
     path = tmp_path / "a.png"
     Image.new(mode, (8000, 8000)).save(path, compress_level=1)
     code = f"""
-import resource
 from data_prep.sources.picture import read_image
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+{PEAK_MEMORY}
+before = peak_memory()
 read_image({str(path)!r}, 32)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print(peak_memory() - before)
 """.replace("read_image('", "read_image(__import__('pathlib').Path('").replace("', 32)", "'), 32)")
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(), cwd=REPOSITORY, text=True, capture_output=True, timeout=120

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from data_prep.errors import printable
-from ddp_trainer.report import write_report
 from ddp_trainer.report.reproduce import reproduce_commands
 from ddp_trainer.report.scores import calibration, wilson_interval
 from ddp_trainer.report.settings import LEFT_OUT
+from ddp_trainer.report.write import write_report
 from ddp_trainer.tracking.run_record import load_run
 from tests.support.run_directories import make_run
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from data_prep.errors import InputError
-from ddp_trainer.report import write_report
 from ddp_trainer.report.__main__ import main
+from ddp_trainer.report.write import write_report
 from tests.support.run_directories import make_run
 
 

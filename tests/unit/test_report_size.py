@@ -10,17 +10,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddp_trainer.report import write_report
+from ddp_trainer.report.write import write_report
+from tests.support.memory import PEAK_MEMORY
 from tests.support.run_directories import make_run
 from tests.support.trainer import environment
 
-MEASURED = """
-import resource, sys, time
+MEASURED = (
+    PEAK_MEMORY
+    + """
+import sys
 from pathlib import Path
-from ddp_trainer.report import write_report
+from ddp_trainer.report.write import write_report
 write_report([Path(sys.argv[1])])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(peak_memory())
 """
+)
 
 
 def test_thousand_classes_take_little_memory(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_any_error_of_the_report_becomes_one_line(
     def fail(run_dirs: list[Path]) -> Path:
         raise error
 
-    monkeypatch.setattr("ddp_trainer.report.write_report", fail)
+    monkeypatch.setattr("ddp_trainer.report.write.write_report", fail)
     assert write_report_or_warn(Path("runs/it is here")) is None
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and type(error).__name__ in said

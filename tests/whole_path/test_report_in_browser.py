@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_trainer.report import write_report
+from ddp_trainer.report.write import write_report
 from tests.support.chromium import PROGRAM, Chromium
 from tests.support.run_directories import make_run
 

@@ -1,0 +1,60 @@
+"""The report of a run: one self-contained HTML page and its pictures, from the run directory's files alone.
+
+Owned here: which files are written and deleted. Not owned here: reading (`tracking.run_record`), arithmetic (`scores`),
+drawing (`charts`, `confusion`, `gallery`) and the page (`page`). Needs no GPU, no data and no W&B.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.errors import InputError
+from data_prep.files import replace_file
+from ddp_trainer.report.charts import curves_figure, reliability_figure
+from ddp_trainer.report.confusion import confusion_png
+from ddp_trainer.report.figures import to_png
+from ddp_trainer.report.gallery import mistakes_figure
+from ddp_trainer.report.labels import drawable_labels
+from ddp_trainer.report.page import build_page
+from ddp_trainer.report.scores import calibration
+from ddp_trainer.tracking.run_record import Run, list_mistakes, load_runs
+
+PICTURES = ("curves.png", "confusion.png", "reliability.png", "misclassified.png")
+
+
+def write_report(run_dirs: Sequence[Path]) -> Path:
+    """Writes RUN_DIR/report/ of the first run and returns the path of its index.html.
+
+    With several runs the page begins with their comparison, followed by the details of the first.
+    Raises InputError if a run directory cannot be used or the report cannot be written.
+    """
+    if not run_dirs:
+        raise InputError("report: no run directory given; name at least one")
+    runs = load_runs([Path(run_dir) for run_dir in run_dirs])
+    folder = runs[0].path / "report"
+    if folder.is_symlink():  # files of ours would be written, and deleted, wherever it leads
+        raise InputError(f"{folder} is a symbolic link; remove it")
+    pictures, page = draw_pictures(runs), build_page(runs)
+    try:
+        folder.mkdir(exist_ok=True)
+        for name in PICTURES:
+            if name in pictures:
+                replace_file(folder / name, pictures[name])
+            else:  # of an earlier report from other files: it would contradict the page
+                (folder / name).unlink(missing_ok=True)
+        replace_file(folder / "index.html", page.encode())
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}): check its permissions") from None
+    return folder / "index.html"
+
+
+def draw_pictures(runs: Sequence[Run]) -> dict[str, bytes]:
+    """Name in PICTURES -> PNG. A run without predictions has its curves only."""
+    run, found = runs[0], runs[0].predictions
+    pictures = {"curves.png": to_png(curves_figure(runs))}
+    if found is not None:
+        measured = calibration(found.labels, found.predicted, found.confidence)
+        labels = dict(zip(run.classes, drawable_labels(run.classes, 14), strict=True))
+        pictures["confusion.png"] = confusion_png(found, run.classes)
+        pictures["reliability.png"] = to_png(reliability_figure(measured))
+        pictures["misclassified.png"] = to_png(mistakes_figure(list_mistakes(run), labels), dpi=110)
+    return pictures

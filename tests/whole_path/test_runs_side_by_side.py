@@ -1,0 +1,138 @@
+"""A run beside others: folder names, one process after another, and data that changes while it is read."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ddp_trainer.run import directory
+from ddp_trainer.run.directory import new_folder
+from tests.support.trainer import NARROW, environment, run, start
+
+WORDS = ("smoke", "--device", "cpu")
+
+
+@pytest.mark.parametrize("module", ["ddp_trainer.train", "ddp_trainer.lr_find"])
+def test_a_folder_name_with_a_line_break_is_refused(module: str, tmp_path: Path) -> None:
+    done = run(module, *WORDS, "--out", tmp_path / "one\ntwo")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "--out must have no line breaks" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_of_one_second_have_different_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len({new_folder("smoke") for _ in range(4)}) == 4
+    assert len(list((tmp_path / "runs").iterdir())) == 4
+
+
+def test_two_range_tests_do_not_share_a_folder(tiny_dir: Path, tmp_path: Path) -> None:
+    held = directory.lock_folder(tmp_path)
+    done = run("ddp_trainer.lr_find", *WORDS, "--data-dir", tiny_dir, "--out", tmp_path)
+    held.close()
+    assert done.returncode == 2
+    assert "another run holds this folder" in done.stderr
+
+
+CELLS = """
+import os, signal, sys, threading
+import torch
+from ddp_trainer.train import main
+
+base = [*sys.argv[2:], "--widths", "8", "8", "16", "16", "--max-steps", "1", "--out"]
+torch.set_num_threads(1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+def settings():
+    return {
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "benchmark": torch.backends.cudnn.benchmark,
+        "precision": torch.get_float32_matmul_precision(),
+        "random": torch.get_rng_state().sum().item(),
+        "environment": dict(os.environ),
+        "handlers": [signal.getsignal(number) for number in SIGNALS],
+        "wakeup": signal.set_wakeup_fd(-1),
+        "alive": [thread.name for thread in threading.enumerate()],
+    }
+
+before = settings()
+assert main([*base, sys.argv[1] + "/a", "--precision", "fp32", "--deterministic"]) == 0
+assert main([*base, sys.argv[1] + "/b", "--precision", "bf16"]) == 0
+assert main([*base, sys.argv[1] + "/c", "--batch-size", "0"]) == 2
+thread = threading.Thread(target=lambda: codes.append(main([*base, sys.argv[1] + "/d", "--precision", "fp32"])))
+codes = []
+thread.start()
+thread.join()
+assert codes == [0]
+after = settings()
+assert after == before, [(name, before[name], after[name]) for name in before if before[name] != after[name]]
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_main_restores_what_it_changes_and_runs_in_a_thread(tiny_dir: Path, tmp_path: Path) -> None:
+    """As in a notebook: two precisions in one process, then a thread, then an interrupt of a later cell."""
+    done = subprocess.run(
+        [sys.executable, "-c", CELLS, str(tmp_path), *WORDS, "--data-dir", str(tiny_dir)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+    assert done.stderr.count("signals are not handled") == 1
+
+
+def _streaming(data: Path, out: Path) -> subprocess.Popen:
+    words = ("--epochs", "5000", "--batch-size", "16", "--max-steps", "30000", "--data-mode", "stream")
+    process = start(NARROW, *WORDS, "--data-dir", data, "--out", out, *words)
+    wait_for_epochs(out, process, 1)
+    return process
+
+
+def wait_for_epochs(out: Path, process: subprocess.Popen, count: int) -> None:
+    record = out / "metrics.jsonl"
+    while not record.exists() or len(record.read_text().splitlines()) < count:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def test_a_dataset_that_is_only_touched_or_copied_does_not_end_a_run(tiny_dir: Path, tmp_path: Path) -> None:
+    data, out = Path(shutil.copytree(tiny_dir, tmp_path / "data")), tmp_path / "run"
+    process = _streaming(data, out)
+    for change in ("touch", "copy"):
+        for beton in data.glob("*.beton"):
+            if change == "touch":
+                os.utime(beton)
+            else:
+                shutil.copyfile(beton, tmp_path / "copy")
+                (tmp_path / "copy").replace(beton)
+        wait_for_epochs(out, process, len((out / "metrics.jsonl").read_text().splitlines()) + 3)
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+
+
+def test_a_dataset_that_changes_ends_the_run_with_its_state_saved(tiny_dir: Path, tmp_path: Path) -> None:
+    data, out = Path(shutil.copytree(tiny_dir, tmp_path / "data")), tmp_path / "run"
+    process = _streaming(data, out)
+    content = bytearray((data / "train.beton").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "other").write_bytes(content)
+    (tmp_path / "other").replace(data / "train.beton")
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1, stderr
+    assert stderr.splitlines()[-1].startswith("error: ")
+    status = json.loads((out / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert (out / "checkpoints" / f"step-{status['step']:08d}").is_dir()
