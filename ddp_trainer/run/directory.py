@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 from data_prep.errors import InputError, require
 from data_prep.files import read_json, write_json
 from ddp_trainer.config import TrainConfig
+from ddp_trainer.distributed.launch import Launch
 
 if TYPE_CHECKING:
     from data_prep.dataset import DatasetInfo
@@ -74,7 +75,7 @@ class RunDirectory:
 
 def _fix_of_held_folder() -> str:
     copies = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if copies != "1" and os.environ.get("WORLD_SIZE", "1") == "1":  # each of them is alone
+    if copies != "1" and Launch.from_environment().world_size == 1:  # each of them is alone
         return f"srun started {copies} copies of this program, but one launcher per node is right: use slurm/train.sh"
     return "choose another, or wait for it"
 
