@@ -4,6 +4,8 @@ Lines are for whoever reads them: a full disk, a closed pipe, a terminal that we
 the start changes neither what a command does nor its exit status.
 """
 
+from __future__ import annotations  # the doctor runs on older Pythons too
+
 import codecs
 import contextlib
 import io

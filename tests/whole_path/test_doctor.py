@@ -1,6 +1,7 @@
 """The doctor, on this machine and on machines that lack something."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,17 @@ def test_a_bare_python_gets_an_answer(tmp_path: Path) -> None:
     assert fixes.count("fix: make setup") >= 2
     own = REPOSITORY / ".venv" / "bin" / "python"
     assert (f"fix: {own} -m ddp_trainer.doctor" in fixes) == own.exists()
+
+
+@pytest.mark.parametrize("version", ["3.8", "3.9", "3.10"])
+def test_an_older_python_is_told_which_one_is_needed(version: str) -> None:
+    python = shutil.which(f"python{version}")
+    if python is None or subprocess.run([python, "--version"], capture_output=True).returncode:
+        pytest.skip(f"there is no Python {version} here")
+    command = [python, "-m", "ddp_trainer.doctor"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment(), text=True, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "but 3.11 to 3.13 is needed" in done.stdout
 
 
 def test_arguments_are_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
