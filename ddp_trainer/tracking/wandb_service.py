@@ -12,7 +12,15 @@ from urllib.parse import urlsplit
 
 from data_prep.errors import InputError
 
-MODES = {name: name for name in ("online", "offline", "disabled", "shared")} | {"run": "online", "dryrun": "offline"}
+# What WANDB_MODE and W&B's settings files may say; the last two are older names.
+MODES = {
+    "online": "online",
+    "offline": "offline",
+    "disabled": "disabled",
+    "shared": "shared",
+    "run": "online",
+    "dryrun": "offline",
+}
 
 
 def mode_from_environment() -> str | None:
@@ -35,7 +43,7 @@ def resolve_mode(wanted: str, load_settings: Callable[[], Any]) -> str:
     if named:
         return named
     settings = load_settings()
-    mode = MODES.get(settings.mode, settings.mode)
+    mode = MODES[settings.mode]
     if mode != "online":  # W&B's default
         return mode
     return "online" if settings.api_key or has_credentials(settings.base_url) else "offline"
