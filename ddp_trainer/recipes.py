@@ -93,6 +93,22 @@ def long() -> TrainConfig:
     )
 
 
+def finetune() -> TrainConfig:
+    """To start from trained weights: 5 epochs at low learning rates, ten times higher for the new linear layer.
+
+    Command:   python -m ddp_trainer.train finetune --init-from RUN --data-dir data/photos
+    Result:    not measured on photographs; docs/results.md has one figure on CIFAR-10
+
+    Add `--network` as the weights need it, and `--freeze PATTERN` to train only a part.
+    """
+    return TrainConfig(
+        recipe="finetune",
+        augment=AugmentConfig(crop_padding=2, flip="random"),
+        schedule=ScheduleConfig(epochs=5, batch_size=64, warmup_fraction=0.2),
+        optim=OptimConfig(peak_lr=0.01, head_lr=0.1, weight_decay=5e-4),
+    )
+
+
 def smoke() -> TrainConfig:
     """A test of the installation: 6 steps, from the data to the report, in seconds on a CPU and without W&B.
 
@@ -127,7 +143,7 @@ def _first_line(recipe: Callable[[], TrainConfig]) -> str:
     return (recipe.__doc__ or "").partition("\n")[0]  # python -OO removes docstrings
 
 
-_ALL = (baseline, fast, strong, long, smoke, demo)
+_ALL = (baseline, fast, strong, long, finetune, smoke, demo)
 RECIPES: dict[str, TrainConfig] = {recipe.__name__: recipe() for recipe in _ALL}
 
 

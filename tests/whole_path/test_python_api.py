@@ -1,0 +1,115 @@
+"""The trainer as functions: `ddp_trainer.train`, `ddp_trainer.launch`, and the notebook that uses both."""
+
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch.distributed as dist
+from nbclient import NotebookClient
+
+import ddp_trainer
+from ddp_trainer.engine.observer import SilentObserver
+from tests.support.trainer import REPOSITORY, environment
+
+NARROW = {"device": "cpu", "widths": (8, 8, 16, 16)}
+
+
+class Listener(SilentObserver):
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+        self.accuracies: list[float] = []
+
+    def step_done(self, step: int) -> None:
+        self.steps.append(step)
+
+    def epoch_done(self, record: dict) -> None:
+        self.accuracies.append(record["test_accuracy"])
+
+
+@pytest.fixture(autouse=True)
+def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than the runs."""
+    monkeypatch.setattr("ddp_trainer.run.outputs.write_report_or_warn", lambda run_dir: None)
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, ddp_trainer; ddp_trainer.RECIPES; assert 'torch' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), cwd=REPOSITORY, text=True, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_train_can_be_called_again_and_leaves_nothing_behind(tiny_dir: Path, tmp_path: Path) -> None:
+    """With another precision, after an exception, with a recipe and an observer of one's own."""
+    handlers, threads = signal.getsignal(signal.SIGTERM), set(threading.enumerate())
+    results = [
+        ddp_trainer.train("smoke", data_dir=tiny_dir, out=tmp_path / precision, precision=precision, **NARROW)
+        for precision in ("fp32", "bf16")
+    ]
+    with pytest.raises(RuntimeError, match="an observer's own"):
+        ddp_trainer.train("smoke", data_dir=tiny_dir, out=tmp_path / "broken", observer=Broken(), **NARROW)
+    gentle = replace(ddp_trainer.RECIPES["smoke"], optim=replace(ddp_trainer.RECIPES["smoke"].optim, peak_lr=0.01))
+    listener = Listener()
+    last = ddp_trainer.train(gentle, data_dir=tiny_dir, out=tmp_path / "own", observer=listener, **NARROW)
+    assert last is not None
+    assert [result.summary["precision"] for result in results if result] == ["fp32", "bf16"]
+    assert listener.steps == [1, 2, 3, 4, 5, 6]
+    assert listener.accuracies[-1] == last.accuracy
+    assert signal.getsignal(signal.SIGTERM) is handlers
+    assert set(threading.enumerate()) <= threads
+    assert not dist.is_initialized()
+
+
+class Broken(SilentObserver):
+    def step_done(self, step: int) -> None:
+        raise RuntimeError("an observer's own")
+
+
+def test_train_works_in_a_thread(tiny_dir: Path, tmp_path: Path) -> None:
+    """Signals are not handled there, which is said once."""
+    found = []
+
+    def work() -> None:
+        found.append(ddp_trainer.train("smoke", data_dir=tiny_dir, out=tmp_path / "run", max_steps=1, **NARROW))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(120)
+    assert found[0].state == "done"
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"epochs": 0}, "--epochs must be at least 1, got 0"),
+        ({"no_such_setting": 1}, "no-such-setting"),
+        ({"precision": "fp8"}, "--precision"),
+    ],
+)
+def test_a_wrong_setting_raises_the_line_of_the_command(tiny_dir: Path, settings: dict, expected: str) -> None:
+    for call in (ddp_trainer.train, lambda *a, **k: ddp_trainer.launch(*a, num_processes=2, **k)):
+        with pytest.raises(ddp_trainer.InputError) as caught:
+            call("smoke", data_dir=tiny_dir, **settings)
+        assert expected in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ddp_trainer.InputError, match="unknown recipe 'slow'"):
+        ddp_trainer.train("slow")
+
+
+def test_the_notebook_runs_from_start_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    notebook = nbformat.read(REPOSITORY / "docs" / "notebook.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [cell.outputs[-1] for cell in notebook.cells if cell.get("outputs")]
+    results = [output["data"]["text/plain"] for output in shown if "data" in output]
+    assert results[0].startswith("('done', ")
+    assert results[1] == "('done', 2)"
+    assert all(not cell.get("outputs") for cell in nbformat.read(REPOSITORY / "docs" / "notebook.ipynb", 4).cells)
