@@ -236,7 +236,10 @@ class TrainConfig:
 
 def require_printable(flag: str, path: Path | None) -> None:
     """Raises InputError for a name with line breaks, which job scripts and logs would take apart."""
-    require(path is None or str(path).isprintable(), f"--{flag} must have no line breaks, got {str(path)!r}")
+    require(
+        path is None or str(path).isprintable(),
+        f"--{flag} must have no line breaks or other unprintable characters, got {str(path)!r}",
+    )
 
 
 def _json_value(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Named, complete configurations. Each docstring states the command, the measured result, the hardware and the time."""
+"""Named, complete configurations. Each docstring gives the command and, where measured, result, hardware and time."""
 
 from collections.abc import Callable
 from dataclasses import replace

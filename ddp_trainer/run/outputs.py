@@ -47,11 +47,13 @@ def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentReco
 
 
 def complete_results(run_dir: RunDirectory | None) -> None:
-    """For a run that has its summary: writes the model card and report that it lacks if it was killed right then."""
+    """Completes a run that has its summary but was killed before its model card or report was written."""
     if run_dir is None:
         return
-    print(f"{run_dir.path} is finished already: nothing to do", file=sys.stderr, flush=True)
-    if run_dir.status.get("state") == "done":
+    is_complete = run_dir.status.get("state") == "done"
+    then = "nothing to do" if is_complete else "writing its model card and report"
+    print(f"{run_dir.path} is finished already: {then}", file=sys.stderr, flush=True)
+    if is_complete:
         return
     summary = run_dir.summary or {}
     write_model_card_or_warn(run_dir.path)

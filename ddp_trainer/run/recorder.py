@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_prep.dataset import DatasetInfo
+from data_prep.errors import shell_path
 from data_prep.files import write_json
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
@@ -98,10 +99,11 @@ class Recorder(SilentRecorder):
     def preempted(self) -> None:
         """Waits until the checkpoint is saved, and says so. Raises CheckpointError if it cannot be saved."""
         self.checkpoints.close()
+        resume = f"--out {shell_path(self.run_dir.path)} --resume"
         if self.has_checkpoint:
-            message = f"stopped after step {self.step}, checkpoint saved; add --resume to continue"
+            message = f"stopped after step {self.step}, checkpoint saved; continue with {resume}"
         else:
-            message = "stopped before the first checkpoint; run the same command to start over"
+            message = f"stopped before the first checkpoint; start from the beginning with {resume}"
         self.run_dir.write_status("preempted", step=self.step, epoch=self.epoch, message=message)
         self.tracker.finish(None, failed=False)
         self.say(message)

@@ -172,7 +172,7 @@ def test_a_name_with_a_line_break_is_refused_by_name(
     arguments = ["smoke", "--device", "cpu", "--data-dir", str(tiny_dir), flag, "two\nlines"]
     assert preflight.main(arguments) == 2
     printed = capsys.readouterr()
-    assert printed.err == f"error: {flag} must have no line breaks, got 'two\\nlines'\n"
+    assert printed.err == f"error: {flag} must have no line breaks or other unprintable characters, got 'two\\nlines'\n"
     assert printed.out == ""
 
 
