@@ -47,7 +47,7 @@ def find_start(run_dir: RunDirectory | None, config: TrainConfig, *, last_step: 
     if run_dir is None or not config.run.resume:
         return Start()
     summary = run_dir.summary
-    if summary is not None and summary.get("steps", 0) >= last_step:
+    if summary is not None and _count(summary.get("steps")) >= last_step:
         return Start(StartKind.FINISHED)
     clean_up(run_dir.checkpoints)
     try:
@@ -68,6 +68,11 @@ def _commit(run_dir: RunDirectory) -> str:
     return f", commit {commit}" if isinstance(commit, str) else ""
 
 
+def _count(value: object) -> int:
+    """A number from a JSON file that may come from anywhere; anything else counts as 0."""
+    return value if isinstance(value, int) else 0
+
+
 def _refuse_lost_checkpoints(run_dir: RunDirectory) -> None:
     """Raises InputError if the run had saved a checkpoint: starting again would remove what is recorded of it.
 
@@ -75,9 +80,9 @@ def _refuse_lost_checkpoints(run_dir: RunDirectory) -> None:
     """
     path, status = run_dir.path, run_dir.status
     epochs = read_step_records(path / "metrics.jsonl", last_step=sys.maxsize)
-    saved = status.get("step", 0) if status.get("state") in ("running", "preempted", "done") else 0
+    saved = _count(status.get("step")) if status.get("state") in ("running", "preempted", "done") else 0
     if len(epochs) > 1 or saved or any((path / name).exists() for name in ("summary.json", "model.safetensors")):
-        steps = max([saved, *(int(record["step"]) for record in epochs)])
+        steps = max([saved, *(_count(record["step"]) for record in epochs)])
         raise InputError(
             f"--resume: {path} has a run of {steps} steps, but its checkpoints are gone; restore them, or choose "
             "another --out"
