@@ -122,7 +122,7 @@ def test_run_stopped_by_a_signal_and_resumed_equals_the_uninterrupted_run(
 def test_finished_run_is_left_unchanged(smoke_run: Path, tiny_dir: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(smoke_run, tmp_path / "run"))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
-    finished = train("--data-dir", tiny_dir, "--out", out, "--resume", module=NARROW)
+    finished = train("--data-dir", tiny_dir, "--out", out, "--resume")
     assert "finished already" in finished.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
