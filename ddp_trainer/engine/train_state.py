@@ -99,10 +99,10 @@ class TrainState:
             self.runtime.set_generator_state(state["generators"][rank])
 
     def start_epoch(self, sums: Tensor) -> None:
-        """Loss, accuracy, seconds and skipped steps are those of one epoch. `sums`: those of all ranks until now."""
+        """Resets what is counted per epoch: loss, hits, seconds, skipped steps. `sums`: those of all ranks so far."""
         self.watch = Stopwatch()
         self.sums.reset()
-        self.logged_sums -= sums  # the next record within the epoch covers the last steps of the epoch before it too
+        self.logged_sums -= sums  # the next record also covers the last steps of the old epoch
         self.guard.start_epoch()
 
     def _buffers(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A run read back from its directory, checked: what comes out of here fits together and can be used without care.
+"""Reads a run back from its directory and checks it: what this module returns is consistent and safe to use.
 
 Not owned here: who writes these files (`run`, `tracking`), the types of single fields (`json_fields`),
 lines of records (`record_lines`) and predictions.npz (`predictions`).
@@ -31,7 +31,7 @@ class RecordedSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedDataset:
-    """What config.json says of the dataset. Everything may be missing."""
+    """What config.json says about the dataset. Every field may be missing."""
 
     source: str = ""
     image_size: int | None = None
@@ -173,7 +173,7 @@ def _read_texts(fields: Fields) -> dict[str, str]:
 
 
 def _read_commit(config: Fields) -> str:
-    """Only a commit: the report prints it in a command that a reader may paste."""
+    """The commit, or "" for any other text: the report prints it in a command that a reader may paste."""
     commit = config.text("git_commit")
     digits = commit.removesuffix("+")
     is_commit = 7 <= len(digits) <= 64 and set(digits) <= set("0123456789abcdef")
