@@ -26,7 +26,7 @@ def _is_whole(value: object, least: int, most: int) -> bool:
 
 class Fields:
     """The fields of one JSON object. A field that is missing or null has no value; one of a wrong type raises
-    InputError, which names the file and the field. Texts are made printable unless `exact` is set."""
+    InputError, which names the file and the field. Strings are made printable unless `exact` is set."""
 
     def __init__(self, content: Mapping[str, Any], path: Path, *, parent: str = "") -> None:
         self._content, self.path, self._parent = content, path, parent
@@ -48,13 +48,13 @@ class Fields:
         if value is None:
             return default
         if not isinstance(value, str):
-            raise self._wrong(name, "a text", value)
+            raise self._wrong(name, "a string", value)
         return value if exact else printable(value)
 
     def texts(self, name: str, *, exact: bool = False) -> tuple[str, ...]:
         values = self._list(name)
         if not all(isinstance(value, str) for value in values):
-            raise self._wrong(name, "a list of texts", values)
+            raise self._wrong(name, "a list of strings", values)
         return tuple(values) if exact else tuple(map(printable, values))
 
     def whole(self, name: str, *, least: int = 0, most: int = LARGEST) -> int | None:
@@ -87,11 +87,11 @@ class Fields:
         return tuple(map(float, values))
 
     def setting(self, name: str) -> Setting:
-        """A text, a number, true, false or null, or a list of these."""
+        """A string, a number, true, false or null, or a list of these."""
         value = self._content.get(name)
         parts = value if isinstance(value, list) else [value]
         if not all(part is None or isinstance(part, str | int | float) for part in parts):
-            raise self._wrong(name, "a text, a number, true, false, null or a list of these", value)
+            raise self._wrong(name, "a string, a number, true, false, null or a list of these", value)
         cleaned = [printable(part) if isinstance(part, str) else part for part in parts]
         return cleaned if isinstance(value, list) else cleaned[0]
 

@@ -22,7 +22,7 @@ LAYOUT = "ROOT must have the folders train/CLASS and test/CLASS, with images in 
 
 @dataclass
 class Listing:
-    """The image files of one split, sorted by class and name, and what was found beside them."""
+    """The image files of one split, sorted by class and name, and what else was found."""
 
     root: Path
     classes: dict[str, Path] = field(default_factory=dict)  # name in Unicode form NFC -> folder

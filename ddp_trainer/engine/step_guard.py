@@ -72,7 +72,7 @@ class StepGuard:
         scaler: torch.amp.GradScaler | None = None,
         clip: Callable[[], None] = lambda: None,
     ) -> None:
-        """`optimizer`: may be wrapped by Accelerate. `changed_by_forward`: tensors besides the model's buffers.
+        """`optimizer`: may be wrapped by Accelerate. `changed_by_forward`: more tensors, in addition to buffers.
 
         `clip`: called before each update, to clip the gradients.
         """

@@ -1,4 +1,4 @@
-"""Everything the rest of a run depends on, by name: the content of a checkpoint.
+"""The content of a checkpoint: everything that the rest of a run depends on, by name.
 
 Order, augmentation and learning rate are pure functions of seed and step, so they need no state. torch's generators
 are kept for networks with dropout. Entries that differ between ranks are stacked along a first dimension: `buffers`

@@ -1,4 +1,4 @@
-"""model.json: everything needed besides the weights to rebuild and use a trained model."""
+"""model.json: everything that is needed, in addition to the weights, to rebuild and use a trained model."""
 
 import dataclasses
 from dataclasses import asdict, dataclass

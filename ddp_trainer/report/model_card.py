@@ -1,4 +1,4 @@
-"""The model card: model.md beside the weights, written from the files of a finished run.
+"""The model card: model.md in the run directory, written from the files of a finished run.
 
 Owned here: what somebody who receives the weights needs to know, and how to load them. Sections after Mitchell et al.,
 "Model Cards for Model Reporting" (arXiv 1810.03993).
@@ -129,7 +129,7 @@ def limits(run: Run) -> Iterator[str]:
         yield "- `--max-steps` ended the run early: the full recipe may do better."
     if run.predictions is not None:
         yield from measured_limits(run, run.predictions)
-    yield "- Every image is given one of the classes above, whatever it shows, and perhaps with a high probability."
+    yield "- Every image gets one of the classes above, whatever it shows, and possibly with a high probability."
     yield "- Images of another size or origin than the training images were not evaluated; nor were corrupted images,"
     yield "  attacks, and differences between groups of people or places."
 

@@ -80,7 +80,7 @@ def notices(run: Run) -> list[str]:
 
 
 def curves(runs: Sequence[Run]) -> Markup:
-    """The curves of one run, beside its confusion matrix if there is room, or of several runs on common axes."""
+    """The curves of one run, next to its confusion matrix if there is room, or of several runs on common axes."""
     whose = " of " + ", ".join(run.name for run in runs) if len(runs) > 1 else ""
     drawn = any(run.metrics for run in runs)
     panels = [chart(panel_figure(name, runs), f"{name} by epoch{whose}") for name in PANELS] if drawn else []

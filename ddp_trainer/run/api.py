@@ -48,7 +48,7 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
     """Trains with `num_processes` processes under `accelerate launch`, shows their output, and returns the result.
 
     A separate process starts them, so this works in a notebook that has already initialized CUDA. Modules that can
-    be imported here, such as one beside your script with a network, can be imported there. Ctrl-C saves a checkpoint
+    be imported here, such as one with a network next to your script, can be imported there. Ctrl-C saves a checkpoint
     and returns. Raises InputError as `ddp_trainer.train` does, and RuntimeError if the run fails.
     """
     require(num_processes >= 1, f"num_processes must be at least 1, got {num_processes}")

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written whole, checked before they are trusted, the newest good one found.
+"""Checkpoints on disk: writes them atomically, checks them before use, and finds the newest good one.
 
 Layout: `checkpoints/step-NNNNNNNN/{state.pt, manifest.json}`. A checkpoint is written into a temporary folder beside
 its final place, flushed to the disk and renamed, so the name exists only when the content does. Everything in it is a

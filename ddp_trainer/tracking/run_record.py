@@ -43,7 +43,7 @@ class RecordedDataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run directory. An interrupted run lacks summary and predictions, perhaps epochs too."""
+    """One run directory. An interrupted run lacks a summary and predictions, and may lack epochs."""
 
     path: Path
     name: str  # the folder's, for the reader
@@ -51,7 +51,7 @@ class Run:
     data_dir: str
     settings: Mapping[str, Setting]
     versions: Mapping[str, str]
-    git_commit: str  # hexadecimal digits, perhaps with a `+`; empty if unknown
+    git_commit: str  # hexadecimal digits, possibly with a `+`; empty if unknown
     world_size: int
     device: str
     precision: str

@@ -1,4 +1,4 @@
-"""What surrounds a W&B run: whether to go online, under which id, and how long to wait. Does not import wandb."""
+"""Decisions about a W&B run: whether to go online, which id to use, and how long to wait. Does not import wandb."""
 
 import netrc
 import os
@@ -68,7 +68,7 @@ def has_credentials(base_url: str | None = None) -> bool:
 def choose_run_id(run_dir: Path, saved: str | None) -> str:
     """The id in the checkpoint, else the one this directory kept, else WANDB_RUN_ID, else a new one.
 
-    An id belongs to one run directory: WANDB_RUN_ID is not used if another directory beside this one has it.
+    An id belongs to one run directory: WANDB_RUN_ID is not used if a directory next to this one already has it.
     """
     kept = _id_file(run_dir)
     known = saved or (kept.read_text().strip() if kept.exists() else None)
