@@ -17,7 +17,7 @@ from data_prep.sources.synthetic import DEFAULT_TEST_COUNT, DEFAULT_TRAIN_COUNT,
 from data_prep.streams import forgiving_output
 
 DEFAULT_SIZE = 32
-# Flags that only some sources use. Elsewhere they are refused, so that nobody believes that they had an effect.
+# Flags that only some sources use. With other sources they are an error, so that nobody believes they had an effect.
 ONLY_FOR = {"size": ("folder", "synthetic"), "skip_unreadable": ("folder",)} | dict.fromkeys(
     ("train_count", "test_count", "seed"), ("synthetic",)
 )
@@ -118,7 +118,7 @@ def prepare(options: argparse.Namespace, check: Callable[[], None]) -> DatasetIn
 
 
 def _load_folder(options: argparse.Namespace, bars: "Bars") -> ImageSet:
-    """Raises InputError; a long list of unreadable files is written to OUT.unreadable.txt as a whole."""
+    """Raises InputError. If many files cannot be read, all of them are listed in OUT.unreadable.txt."""
     from data_prep.sources.folder import UnreadableImagesError, load_folder
 
     reading = partial(bars.update, "reading")
@@ -213,7 +213,7 @@ class _Stopper:
 
 @forgiving_output()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 written, 2 wrong input, 1 the machine failed, 130 or 143 interrupted."""
+    """Exit status. 0: written; 1: the machine failed; 2: the input is wrong; 130 or 143: interrupted."""
     stopper = _Stopper()
     try:
         return _run(argv, stopper)

@@ -25,7 +25,7 @@ from data_prep.batch_ops import (
 from data_prep.random_bits import below, random_bits, uniform
 
 NUM_DRAWS = 10
-# The row of the random bits that each decision uses. A new one goes at the end: the existing images stay the same.
+# The row of the random bits that each decision uses. Add new ones at the end, so that augmented images stay the same.
 CROP_TOP, CROP_LEFT, FLIP, CUTOUT_TOP, CUTOUT_LEFT, BRIGHTNESS, CONTRAST, MIX_WEIGHT, BOX_TOP, BOX_LEFT = range(
     NUM_DRAWS
 )

@@ -12,7 +12,7 @@ class AugmentConfig:
     crop_padding: int = 4
     """Pad each image by this many reflected pixels on every side, then crop it at a random place; 0: no padding."""
     flip: Literal["none", "random", "alternating"] = "random"
-    """Mirror images left to right: each at random, or each in every other epoch."""
+    """Mirror images left to right. random: each with probability 1/2; alternating: each in every other epoch."""
     cutout: int = 0
     """Blank out a square with this side at a random place; 0: none."""
     brightness: float = 0.0

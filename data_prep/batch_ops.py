@@ -1,4 +1,4 @@
-"""Pure functions on whole batches of images, the parts that augmentation is made of. They draw nothing at random.
+"""Pure functions on whole batches of images, the building blocks of augmentation. They draw no random numbers.
 
 Nothing here loops over images or waits for the device.
 """

@@ -1,7 +1,7 @@
 """The format of FFCV's beton files, and the check of a file before FFCV reads it.
 
-Fields: `image` (raw RGB), `label`, `index` (the position in the file, so that a reader can prove what it got). FFCV
-trusts what is in a file; on some files it overwrites its own memory. Nothing is handed to it before `check_beton`.
+Fields: `image` (raw RGB), `label`, `index` (the position in the file, so that a reader can verify what it got). FFCV
+trusts what is in a file; on some files it overwrites its own memory. So `check_beton` checks each file before that.
 
 Given the number of images and their size, our writer can produce only one file, apart from its pixels and labels: one
 header, one description of the fields, one address for each image. So the check compares with that file, byte for byte,
@@ -100,7 +100,7 @@ def _layout(length: int, count: int, image_size: int) -> tuple[np.ndarray | None
 
 
 def _gaps(content: np.ndarray, addresses: np.ndarray, table: int, image_size: int) -> list[np.ndarray]:
-    """The bytes that belong to nothing: before the first image, and at the end of each page."""
+    """The bytes that belong to no image: before the first image, and at the end of each page."""
     size, first = image_size**2 * 3, int(addresses[0])
     samples_end = SAMPLES_START + len(addresses) * SAMPLE.itemsize
     page_ends = content[first:table].reshape(-1, PAGE_SIZE)[:, PAGE_SIZE // size * size :]

@@ -19,8 +19,8 @@ def write_betons(
 ) -> None:
     """Writes each split to `folder`/NAME.beton with FFCV's DatasetWriter; the same input gives the same bytes.
 
-    When FFCV's writer fails it spins forever. So it runs in a child process that exits at the first exception, is
-    killed when it makes no progress, and dies with this process. `progress` gets the name of a split and the number
+    When FFCV's writer fails, it spins forever. So it runs in a child process that exits at the first exception, is
+    killed if it makes no progress, and ends with this process. `progress` gets the name of a split and the number
     of its images written so far. Raises RuntimeError with the writer's last line of output if it fails.
     """
     for split in splits.values():

@@ -102,13 +102,13 @@ def color_statistics(images: np.ndarray) -> tuple[tuple[float, float, float], tu
     for counts in _value_counts(images):
         mean = float(counts @ values / counts.sum())
         means.append(mean)
-        # Images of a single color have a deviation of 0, by which nothing can be divided.
+        # Images of a single color have a deviation of 0, and normalization divides by it.
         deviations.append(max(float(np.sqrt(counts @ (values - mean) ** 2 / counts.sum())), 1 / 255))
     return tuple(means), tuple(deviations)  # type: ignore[return-value]
 
 
 def _value_counts(images: np.ndarray) -> np.ndarray:
-    """(3, 256) counts of each value in each channel, a few megabytes of pixels at a time: bincount copies to int64."""
+    """(3, 256) counts of each value in each channel. Bincount copies to int64, so it gets a few megabytes at a time."""
     counts = np.zeros((3, 256), dtype=np.int64)
     step = max(2**22 // images[0].size, 1)
     for start in range(0, len(images), step):
@@ -141,8 +141,8 @@ def read_dataset(directory: Path) -> DatasetInfo:
 def preparation(directory: Path, dataset: Mapping[str, Any]) -> str:
     """The command that prepares the dataset with these fields of dataset.json again.
 
-    Without fields, the folder's name may tell the source. The seed of drawn images is not recorded, so the command
-    uses the default seed.
+    Without fields, the source is guessed from the folder's name. The seed of drawn images is not recorded, so the
+    command uses the default seed.
     """
     source = dataset.get("source") or directory.name
     source = source if source in SOURCES else "SOURCE"

@@ -1,4 +1,4 @@
-"""The exception for wrong input, and the wording of what it quotes."""
+"""The exception for wrong input, and functions that make values safe to quote in a message."""
 
 import shlex
 import unicodedata

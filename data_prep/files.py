@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and JSON read within limits: nothing in a file that was handed over is trusted."""
+"""Writes files whole or not at all, and reads JSON within limits, because a file may come from somebody else."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # file systems tha
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Replaces `path` in one step, on the disk: a reader sees the old file or the new one, never a part of it.
+    """Replaces `path` atomically and flushes it to the disk: a reader sees the old file or the new one, never a part.
 
     A symbolic link at `path` is replaced, not followed. Raises OSError, with the sizes if the disk is full.
     """
@@ -67,7 +67,7 @@ def sync_folder(folder: Path) -> None:
 
 def open_regular(path: Path) -> BufferedReader:
     """Opens a file for reading. Raises OSError at once for anything else: a pipe would block, a device never ends."""
-    # Before opening too: opening a device can have effects. Non-blocking, in case it is exchanged in between.
+    # Also checked before, because opening a device can have effects. Non-blocking, in case the file is replaced.
     _require_regular(os.stat(path), path)
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     try:

@@ -1,4 +1,4 @@
-"""JSON files that may come from anywhere: every field is read with the type and the range it must have.
+"""Reads JSON files that may come from anywhere: every field must have the right type and be within its range.
 
 Not owned here: opening and parsing (`files`), and which fields a file has.
 """
@@ -11,7 +11,7 @@ from typing import Any
 from data_prep.errors import InputError, printable
 from data_prep.files import read_json
 
-LARGEST = 10**15  # no figure of a run comes near; above it, integers no longer have an exact float
+LARGEST = 10**15  # far above any figure of a run; floats hold integers up to here exactly
 
 Setting = str | int | float | bool | None | list[str | int | float | bool | None]
 
@@ -26,7 +26,7 @@ def _is_whole(value: object, least: int, most: int) -> bool:
 
 class Fields:
     """The fields of one JSON object. A field that is missing or null has no value; one of a wrong type raises
-    InputError, which names the file and the field. Texts come out printable, unless they are read as exact."""
+    InputError, which names the file and the field. Strings are made printable unless `exact` is set."""
 
     def __init__(self, content: Mapping[str, Any], path: Path, *, parent: str = "") -> None:
         self._content, self.path, self._parent = content, path, parent
@@ -48,13 +48,13 @@ class Fields:
         if value is None:
             return default
         if not isinstance(value, str):
-            raise self._wrong(name, "a text", value)
+            raise self._wrong(name, "a string", value)
         return value if exact else printable(value)
 
     def texts(self, name: str, *, exact: bool = False) -> tuple[str, ...]:
         values = self._list(name)
         if not all(isinstance(value, str) for value in values):
-            raise self._wrong(name, "a list of texts", values)
+            raise self._wrong(name, "a list of strings", values)
         return tuple(values) if exact else tuple(map(printable, values))
 
     def whole(self, name: str, *, least: int = 0, most: int = LARGEST) -> int | None:
@@ -72,7 +72,7 @@ class Fields:
         return tuple(values)
 
     def number(self, name: str) -> float | None:
-        """A finite number. NaN and the infinities, which JSON of Python may hold, have no value."""
+        """A finite number. NaN and the infinities, which Python writes to JSON, count as missing."""
         value = self._content.get(name)
         if value is None:
             return None
@@ -87,16 +87,16 @@ class Fields:
         return tuple(map(float, values))
 
     def setting(self, name: str) -> Setting:
-        """A text, a number, true, false or null, or a list of these."""
+        """A string, a number, true, false or null, or a list of these."""
         value = self._content.get(name)
         parts = value if isinstance(value, list) else [value]
         if not all(part is None or isinstance(part, str | int | float) for part in parts):
-            raise self._wrong(name, "a text, a number, true, false, null or a list of these", value)
+            raise self._wrong(name, "a string, a number, true, false, null or a list of these", value)
         cleaned = [printable(part) if isinstance(part, str) else part for part in parts]
         return cleaned if isinstance(value, list) else cleaned[0]
 
     def part(self, name: str) -> "Fields":
-        """The object in field `name`; one without fields where it is missing."""
+        """The object in field `name`; one without fields if it is missing."""
         value = self._content.get(name)
         if value is not None and not isinstance(value, dict):
             raise self._wrong(name, "an object", value)

@@ -39,7 +39,7 @@ class StreamLoader:
     def __init__(
         self, beton: Path, *, device: torch.device, batch_size: int, num_workers: int, sha256: str | None = None
     ) -> None:
-        """`sha256`: of the file. It may then be touched, or replaced by a copy, while it is read."""
+        """`sha256`: of the file. If given, the file may be touched, or replaced by a copy, while it is read."""
         self.beton, self.device, self.batch_size = beton, device, batch_size
         num_workers = min(num_workers, len(os.sched_getaffinity(0)))
         self._loader = _build_ffcv_loader(beton, batch_size, num_workers)

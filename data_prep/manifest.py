@@ -1,4 +1,4 @@
-"""dataset.json, the description of a prepared dataset: its fields and their check."""
+"""dataset.json, the description of a prepared dataset: its fields, and the code that checks them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -96,7 +96,7 @@ def _three_numbers(name: str, values: list[Any]) -> tuple[float, float, float]:
 
 
 def _check_type(kind: type, **values: object) -> None:
-    """Raises TypeError for a value of another type; True is no number."""
+    """Raises TypeError for a value of another type; True does not count as a number."""
     for name, value in values.items():
         if type(value) is not kind:
             raise TypeError(f"{name} is {quoted(value)}")

@@ -1,7 +1,7 @@
 """Which samples each step and rank gets: one global order per epoch, sliced by rank. Pure NumPy.
 
-The images of a step depend on the seed and the epoch, never on the number of processes, so a run can be resumed on
-another number of them and compared with a run of another size.
+The images of a step depend on the seed and the epoch, never on the number of processes, so a run can be resumed with
+another number of processes, and runs with different numbers can be compared.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from data_prep.errors import require
 
 
 def epoch_order(samples: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of `samples` (N,) for `epoch` (from 0).
+    """A permutation of `samples` (N,) for `epoch` (0-based).
 
     Seed and epoch are separate inputs, so seed 0 in epoch 1 has nothing in common with seed 1 in epoch 0.
     """

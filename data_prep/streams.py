@@ -1,6 +1,6 @@
-"""stdout and stderr that cannot fail a command.
+"""stdout and stderr that cannot make a command fail.
 
-Lines are for whoever reads them: a full disk, a closed pipe, a terminal that went away or a stream that was closed from
+Output is only there to be read: a full disk, a closed pipe, a terminal that is gone or a stream that was closed from
 the start changes neither what a command does nor its exit status.
 """
 
@@ -19,8 +19,8 @@ from typing import Any, TextIO
 def forgiving_output() -> Iterator[None]:
     """Within the block, output errors are ignored: the first one silences its stream.
 
-    Also a decorator for a command's `main`. On stdout, what the encoding lacks is written as an escape, and a file's
-    name that is not valid text as the bytes it has. Streams that are not files, as in a notebook, stay as they are.
+    Also a decorator for a command's `main`. On stdout, characters that the encoding lacks are escaped, and a file name
+    that is not valid text is written as its raw bytes. Streams that are not files, as in a notebook, are unchanged.
     """
     for descriptor in (1, 2):
         _open_if_closed(descriptor)
@@ -74,7 +74,7 @@ def _unfailing(stream: TextIO | None, *, errors: str) -> TextIO:
 
 
 def _open_if_closed(descriptor: int) -> None:
-    """Otherwise the next file to be opened gets this number, and what C code prints ends up in that file."""
+    """Opens /dev/null as `descriptor` if it is closed. Else the next file would get this number and C code's output."""
     try:
         os.fstat(descriptor)
     except OSError:

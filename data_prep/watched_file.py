@@ -12,7 +12,7 @@ class WatchedFile:
     """Notices a change cheaply, by size, time and inode, and compares the content only then."""
 
     def __init__(self, path: Path, sha256: str | None = None) -> None:
-        """`sha256`: of the content, if known. The file may then be touched, or replaced by a copy."""
+        """`sha256`: of the content, if known. If given, the file may be touched, or replaced by a copy."""
         self.path, self._sha256 = path, sha256
         self._identity = self._read_identity()
 

@@ -1,6 +1,6 @@
-"""Distributed training of image classifiers: `ddp_trainer.train("fast", data_dir=...)`, or the commands beside it.
+"""Distributed training of image classifiers, from Python (`ddp_trainer.train("fast", data_dir=...)`) or by command.
 
-Importing the package imports nothing else: torch is loaded when something is first used.
+Importing the package is quick: torch and everything else are imported when they are first used.
 """
 
 import importlib
@@ -29,7 +29,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "train":  # the module, which is callable too: see there
+    if name == "train":  # the module, which is also callable: see its last lines
         return importlib.import_module("ddp_trainer.train")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""`python -m ddp_trainer` names the commands: the package itself is none."""
+"""`python -m ddp_trainer` lists the commands: the package itself is not a command."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""From the words of a command line to a checked configuration, and from a command's work to its exit status.
+"""Turns a command line into a checked configuration, and the outcome of a command into its exit status.
 
-tyro makes the flags from the fields and docstrings of a configuration. Whatever is wrong becomes an InputError of one
-line, and `run_command` is the only place that prints it.
+tyro makes the flags from the fields and docstrings of a configuration. Every mistake becomes a one-line InputError,
+and `run_command` is the only place that prints it.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ def parse_command_line(
 
 
 def take_recipe(argv: Sequence[str], recipes: Mapping[str, TrainConfig]) -> tuple[TrainConfig, list[str]]:
-    """The recipe that the first word names (default: baseline), and the other words.
+    """The recipe that the first word names (default: baseline), and the remaining words.
 
     Raises InputError for an unknown recipe.
     """
@@ -55,7 +55,7 @@ def parse_flags(
     description: str | None = None,
     default: Section | None = None,
 ) -> Section:
-    """An instance of the configuration dataclass `section`, from the flags in `argv` (default: the process's own).
+    """An instance of the configuration dataclass `section`, from the flags in `argv` (default: sys.argv[1:]).
 
     Raises InputError for an unknown flag or an impossible value.
     """
@@ -81,7 +81,7 @@ def parse_flags(
 
 
 def _refuse_values_of_switches(section: type, argv: Sequence[str]) -> None:
-    """Raises InputError for `--sync-bn=True`, of which tyro would only say that True is not a flag."""
+    """Raises InputError for `--sync-bn=True`; tyro itself would only say that True is not a flag."""
     switches = set(_switches(section))
     for word, after in zip(argv, [*argv, ""][1:], strict=True):
         flag, equals, value = word.partition("=")
@@ -95,7 +95,7 @@ def _refuse_values_of_switches(section: type, argv: Sequence[str]) -> None:
 
 
 def _switches(section: type) -> Iterator[str]:
-    """The names of the flags that are on or off, such as sync-bn, of a configuration and its sections."""
+    """Names of the on/off flags of a configuration and its sections, such as sync-bn."""
     for field in dataclasses.fields(section):
         kind: Any = field.type
         if kind is bool:
@@ -105,7 +105,7 @@ def _switches(section: type) -> Iterator[str]:
 
 
 def _one_line(report: str) -> str:
-    """The first message of tyro's error report, which has many lines, a frame and a title."""
+    """The first message of tyro's error report, which spans several lines and has a frame and a title."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", report)
     text = " ".join(re.sub(r"^╭.*$|[─-╿]", " ", plain, flags=re.MULTILINE).split())
     text = re.split(" For full helptext| Argument helptext", text)[0]

@@ -34,7 +34,7 @@ class DataConfig:
     """Folder that data_prep wrote."""
     validation: int = 0
     """Hold out this many training images (stratified, fixed by the seed) and evaluate on them instead of the test
-    split. The way to choose settings."""
+    split. Use it to choose settings."""
     data_mode: Literal["auto", "stream", "resident"] = "auto"
     """stream: read every epoch from the file; resident: keep all images in device memory; auto: resident if they are
     small compared with that memory. All three give the same batches."""
@@ -48,7 +48,7 @@ class DataConfig:
 
     @property
     def evaluation_split(self) -> Literal["validation", "test"]:
-        """Name of the images that are evaluated."""
+        """Name of the split that is evaluated."""
         return "validation" if self.validation else "test"
 
 
@@ -65,10 +65,10 @@ class NetworkConfig:
     bn_momentum: float | None = None
     """Weight of a new batch in the running statistics of BatchNorm; default: the network's own, usually 0.1."""
     init_from: Path | None = None
-    """Start from the weights of this run directory or file (.safetensors, .pt, .pth), as far as they fit by name and
-    shape. What does not fit, such as the head for other classes, starts at random and is listed."""
+    """Start from the weights of this run directory or file (.safetensors, .pt, .pth) that fit by name and shape. All
+    others, such as those of the head for other classes, start at random and are listed."""
     freeze: str = ""
-    """Comma-separated patterns of parameter names to leave as they are, such as 'features.*'."""
+    """Do not train the parameters whose names match these comma-separated patterns, such as 'features.*'."""
 
     def __post_init__(self) -> None:
         require(min(self.widths) >= 1, f"--widths must be at least 1, got {' '.join(map(str, self.widths))}")
@@ -88,9 +88,9 @@ class OptimConfig:
     peak_lr: float = 0.4
     """Highest learning rate of the OneCycle schedule."""
     head_lr: float | None = None
-    """Highest learning rate of the linear layer; by default that of --peak-lr."""
+    """Highest learning rate of the linear layer; default: that of --peak-lr."""
     bias_lr: float | None = None
-    """Highest learning rate of the biases of BatchNorm; by default that of --peak-lr."""
+    """Highest learning rate of the biases of BatchNorm; default: that of --peak-lr."""
     weight_decay: float = 5e-4
     """Decay of convolution and linear weights (with muon: linear only). Biases and BatchNorm are never decayed."""
     label_smoothing: float = 0.0
@@ -144,11 +144,12 @@ class RunConfig:
     resume: bool = False
     """Resume from the newest good checkpoint in --out; start from the beginning if there is none."""
     checkpoint_every_steps: int = 0
-    """Save a checkpoint every so many steps, besides the one at the end of each epoch; 0: at epoch ends only."""
+    """Save a checkpoint each time this many steps are done, in addition to the one at the end of each epoch; 0: only at
+    the end of each epoch."""
     keep_checkpoints: int = 2
-    """Number of newest checkpoints to keep."""
+    """How many of the newest checkpoints to keep."""
     log_every_steps: int = 50
-    """Write a record to steps.jsonl every so many steps; 0: none."""
+    """Write a record to steps.jsonl each time this many steps are done; 0: none."""
     profile: int = 0
     """Trace this many steps of the main process with torch's profiler, after a few warm-up steps; 0: off."""
 
@@ -166,7 +167,7 @@ class RunConfig:
 
 
 def is_installed(package: str) -> bool:
-    """True for a package with code. A mere folder of that name, such as W&B's own wandb/, does not count."""
+    """True for a package with code. A folder of that name without code, such as W&B's own wandb/, does not count."""
     found = importlib.util.find_spec(package)
     return found is not None and found.origin is not None
 
@@ -202,7 +203,7 @@ class TrackingConfig:
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """Comma-separated names, without blanks and empty ones."""
+    """The names in a comma-separated list, without surrounding blanks; empty ones are left out."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
@@ -235,7 +236,7 @@ class TrainConfig:
 
 
 def require_printable(flag: str, path: Path | None) -> None:
-    """Raises InputError for a name with line breaks, which job scripts and logs would take apart."""
+    """Raises InputError for a name with line breaks, which would break job scripts and logs."""
     require(
         path is None or str(path).isprintable(),
         f"--{flag} must have no line breaks or other unprintable characters, got {str(path)!r}",

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from data_prep.errors import printable
 from data_prep.streams import forgiving_output
 
-OK, ABSENT, PROBLEM = "ok", "-", "PROBLEM"  # a run works without what is absent
+OK, ABSENT, PROBLEM = "ok", "-", "PROBLEM"  # a run works without the parts that are absent
 REPOSITORY = Path(__file__).resolve().parent.parent
 SET_UP = "make setup"
 INSTALL = f"{sys.executable} -m pip install -c constraints.txt -e"
@@ -78,7 +78,7 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
-            return {}, f"the import did not end in {CHILD_SECONDS} s"
+            return {}, f"the import did not finish within {CHILD_SECONDS} s"
         if self._process.returncode < 0:
             return {}, f"the import crashes (signal {-self._process.returncode})"
         lines = [line.strip() for line in stderr.splitlines() if line.strip()]
@@ -98,7 +98,7 @@ def python() -> Finding:
 
 
 def packages() -> Iterator[Finding]:
-    """What pyproject.toml requires, as the metadata of the installed package says."""
+    """The packages that pyproject.toml requires, read from the metadata of the installed project."""
     try:
         wanted = metadata.requires("ddp-trainer") or []
     except metadata.PackageNotFoundError:
@@ -118,7 +118,7 @@ def packages() -> Iterator[Finding]:
     yield (
         Finding(PROBLEM, "packages", f"missing: {', '.join(needed)}", SET_UP)
         if needed
-        else Finding(OK, "packages", "all that are needed to train")
+        else Finding(OK, "packages", "all required packages are installed")
     )
     for extra, names in missing.items():
         if names:
@@ -128,7 +128,7 @@ def packages() -> Iterator[Finding]:
 
 
 def set_up(name: str) -> str:
-    """The command that fixes a package: if it is installed and still fails, only a new environment does."""
+    """The command that fixes a package. If it is installed and still fails, only a new environment helps."""
     return f"rm -r .venv && {SET_UP}" if is_installed(name) else SET_UP
 
 

@@ -69,7 +69,7 @@ class Exported(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A file that was checked and has its name."""
+    """A file that was checked and has its final name."""
 
     path: Path
     versions: str
@@ -111,7 +111,7 @@ def write_onnx(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path, *
         dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
     )
     assert program is not None
-    written = program.model.opset_imports[""]  # for a version it cannot write, the exporter only logs so
+    written = program.model.opset_imports[""]  # if it cannot write a version, the exporter only logs that
     require(
         written == opset, f"--opset {opset}: torch {torch.__version__} cannot write this network in it; try {written}"
     )
@@ -126,7 +126,7 @@ def write_onnx(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path, *
 
 @contextlib.contextmanager
 def silent_exporters() -> Iterator[None]:
-    """The exporters log warnings about what works, and print whole graphs of what does not."""
+    """Silences the exporters, which warn about what works and print whole graphs of what does not."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -103,7 +103,7 @@ class RangeTestConfig:
         )
 
     def as_train_config(self) -> TrainConfig:
-        """The settings of the trainer: whole images, and no limit of steps but that of the range test."""
+        """The settings of the trainer: whole images, and no limit on the steps but that of the range test."""
         return TrainConfig(
             recipe=self.recipe,
             data=self.data,
@@ -136,7 +136,7 @@ def range_test(trainer: Trainer, sweep: RangeConfig) -> LossCurve:
             if curve.diverged or step == sweep.steps:
                 break
         trainer.guard.settle()
-    except NonFinite as error:  # the loss has diverged beyond all numbers
+    except NonFinite as error:  # the loss has become infinite or NaN
         curve.add(sweep.rate(error.step), math.nan)
     return curve
 

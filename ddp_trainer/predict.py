@@ -73,8 +73,8 @@ class Prediction:
 def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
     """`path` itself, or the files below the folder `path` in the order of their names, hidden ones left out.
 
-    Follows links to folders, except to one of those `above`, given as (device, inode), which would never end. Adds a
-    line to `problems` for each folder that cannot be read.
+    Follows links to folders, but not to those `above`, given as (device, inode), because the search would never end.
+    Adds a line to `problems` for each folder that cannot be read.
     """
     if not path.is_dir():
         yield path

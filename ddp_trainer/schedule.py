@@ -1,4 +1,4 @@
-"""What a run does when: number of steps, learning rate and crop size, as pure functions of step and epoch."""
+"""The schedule of a run: number of steps, learning rate and crop size, as pure functions of step and epoch."""
 
 from dataclasses import dataclass
 
@@ -20,8 +20,8 @@ class ScheduleConfig:
     final_lr_fraction: float = 0.0
     """Learning rate of the last step, as a share of the peak."""
     small_crop_fraction: float = 0.0
-    """Share of the epochs, at the start, that train on small crops: half of them on crops of half the side, the
-    others on three quarters of it."""
+    """Share of the epochs, at the start, that train on small crops: first on crops with half the side of the images,
+    then on crops with three quarters of it."""
     max_steps: int | None = None
     """Stop after this many optimizer steps; the schedule stays that of the full run."""
 
@@ -36,7 +36,7 @@ class ScheduleConfig:
         require(0 <= small < 1, f"--small-crop-fraction must be in [0, 1), got {small}")
 
     def steps_per_epoch(self, num_images: int) -> int:
-        """Number of full batches in an epoch. The leftover images are different ones in each epoch."""
+        """Number of full batches in an epoch. The leftover images differ from epoch to epoch."""
         return num_images // self.batch_size
 
     def last_step(self, num_images: int) -> int:
@@ -64,7 +64,7 @@ class ScheduleConfig:
         return int(self.small_crop_fraction * self.epochs + 1e-9)  # 0.58 * 50 is a little less than 29
 
     def crop_side(self, side: int, *, epoch: int) -> int:
-        """Side of what the network sees of images with `side` pixels, in `epoch` (0-based).
+        """Side in pixels of the crops that the network sees in `epoch` (0-based); `side`: that of the images.
 
         Progressive resizing, by cropping instead of shrinking because the images are small already (after
         github.com/mosaicml/composer, "progressive resizing").

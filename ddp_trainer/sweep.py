@@ -73,7 +73,7 @@ def _flags_of(recipe: str) -> argparse.ArgumentParser:
     add("--launcher", metavar="COMMAND", help=text)
     actions = parser.add_mutually_exclusive_group()
     for action, text in (
-        ("list", "print the arguments of each run on a line, quoted for the shell, and train nothing"),
+        ("list", "print the arguments of each run, one run per line and quoted for the shell, and train nothing"),
         ("table", "write the table of the runs that are finished, and train nothing"),
     ):
         actions.add_argument(
@@ -115,7 +115,7 @@ def plan_runs(recipe: str, settings: Sequence[str], seeds: int, common: Sequence
 
 
 def _flag_name(word: str) -> str:
-    """peak-lr, of --peak_lr=1."""
+    """The name of a flag: peak-lr for --peak_lr=1."""
     return word.removeprefix("--").partition("=")[0].replace("_", "-")
 
 
@@ -155,7 +155,7 @@ def list_lines(sweep: Sweep) -> list[str]:
 
 
 def train_all(sweep: Sweep) -> int:
-    """Trains what is not finished, and writes the table. Exit status: 1 if a run failed."""
+    """Trains the runs that are not finished, and writes the table. Exit status: 1 if a run failed, else 0."""
     runner = Runner(sweep.launcher)
     for number, run in enumerate(sweep.runs, 1):
         if not run.has_report and not runner.stopped:
@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         return run_command(work)
-    except KeyboardInterrupt:  # while the settings are checked; later it is a request to stop
+    except KeyboardInterrupt:  # only while the settings are checked; later it is a request to stop
         return 130
 
 

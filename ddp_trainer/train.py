@@ -1,7 +1,7 @@
 """Train: `accelerate launch -m ddp_trainer.train [RECIPE] [--flag value ...]`, or one process by `python -m`.
 
 Read `train` as a table of contents; each line's work is done in the file it is imported from. Imports that take
-seconds stand inside functions, so that a signal that arrives meanwhile is already a request to stop.
+seconds are inside functions, so that a signal that arrives during them already counts as a request to stop.
 """
 
 import errno
@@ -15,7 +15,7 @@ from data_prep.streams import forgiving_output
 from ddp_trainer.distributed.faults import reported_faults
 from ddp_trainer.distributed.signals import Preempted, StopRequest
 
-# What a disk does that no setting can prevent.
+# Errors of a disk, which no setting can prevent.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | None" = None) -> "RunResult | None":
-    """One run, or the rest of one. Raises InputError before any work is done.
+    """Trains one run, or the rest of one. Raises InputError before any work is done.
 
-    `observer` is told what happens, besides the recorder. Returns None on every rank but the main one.
+    `observer` is told what happens, in addition to the recorder. Returns None on every rank but the main one.
     """
     from ddp_trainer.distributed.launch import Launch, check_machine
 
@@ -74,8 +74,8 @@ def train_here(
 ) -> "RunResult | None":
     """Trains in this process and returns the result. None on every rank but the main one.
 
-    `observer` is told what happens, on the main rank: see `ddp_trainer.engine.observer.SilentObserver`, whose methods
-    to override. Ctrl-C saves a checkpoint and returns a result whose state is "preempted".
+    `observer` is told what happens, on the main rank: override methods of `ddp_trainer.engine.observer.SilentObserver`.
+    Ctrl-C saves a checkpoint and returns a result whose state is "preempted".
     """
     from ddp_trainer.run.api import configure
 
@@ -130,7 +130,7 @@ def print_error(error: Exception) -> None:
 
 
 class _CallableModule(types.ModuleType):
-    """`ddp_trainer.train` is this module, and as a function the Python API: `ddp_trainer.train("fast", ...)`."""
+    """`ddp_trainer.train` is this module. Called as a function, it is the API: `ddp_trainer.train("fast", ...)`."""
 
     def __call__(self, *args: Any, **settings: Any) -> "RunResult | None":
         return train_here(*args, **settings)

@@ -1,7 +1,7 @@
 """Rewrites constraints.txt with the newest versions that pyproject.toml allows: .venv/bin/python scripts/lock.py
 
 It needs uv (pip install uv), which resolves for every Python and platform at once and lists each file of each version.
-Kept are the wheels that `make setup` can install: Python 3.11 to 3.13 on Linux with glibc, x86_64 and aarch64.
+It keeps the wheels that `make setup` can install: Python 3.11 to 3.13 on Linux with glibc, x86_64 and aarch64.
 """
 
 import re
@@ -49,7 +49,7 @@ def resolve(folder: Path) -> list[dict[str, Any]]:
 
 
 def entry(package: dict[str, Any]) -> str | None:
-    """The lines of one package, or None where no machine needs it."""
+    """The lines of one package, or None if no machine needs it."""
     marker = Marker(package.get("marker", "python_version > '0'"))
     needed = [marker.evaluate(machine) for machine in MACHINES]
     if not any(needed):

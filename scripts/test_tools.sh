@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What the tests use beside Python: a real SLURM (3 MB), and ip to make machines of network namespaces.
-# Called by `make test`; takes a moment where they are there.
-# Root gets them installed; for others, and where that fails, their tests are skipped, or fail if CI=true.
+# Installs what the tests use besides Python: a real SLURM (3 MB), and ip, which makes machines of network namespaces.
+# Called by `make test`; takes only a moment if they are already there.
+# Installs them only as root. Otherwise, or if that fails, the tests that need them are skipped, or fail if CI=true.
 set -euo pipefail
 
 packages=()

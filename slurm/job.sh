@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What every job script needs first: messages, the settings of this cluster, the Python environment. It is sourced in
-# the repository.
+# What every job script needs first: messages, the settings of this cluster, the Python environment. The scripts source
+# it in the repository.
 
 say() { echo "slurm: $*" >&2; }
 stop() {
@@ -14,7 +14,7 @@ stat_of() { stat --format='%i %y' "$1" 2>/dev/null || true; }
 # Whether $1 is a whole number. Bash would run code in anything else that reaches its arithmetic.
 is_number() { [[ $1 =~ ^(0|[1-9][0-9]{0,8})$ ]]; }
 
-# Modules and conda are not written for -e and -u.
+# The scripts of modules and conda fail under -e and -u.
 if [[ -f slurm/cluster.env ]]; then
   ! grep -q $'\r' slurm/cluster.env ||
     stop "slurm/cluster.env has Windows line endings, which would become part of its values;" \

@@ -10,8 +10,8 @@ source slurm/job.sh
 
 stop_requested='' child='' interrupted=''
 
-# SLURM signals every process of the step, so the trainer has received the signal too. Before the trainer has started
-# there is nothing to save, and it does not listen yet: then this ends it.
+# SLURM signals every process of the step, so the trainer has received the signal too. Before the trainer has started,
+# it does not listen yet and there is nothing to save, so this function ends it.
 on_request() {
   stop_requested=yes interrupted=yes
   if [[ $child && $(stat_of "$STATUS") == "$STATUS_BEFORE" ]]; then kill -HUP -- "-$child" 2>/dev/null || true; fi
@@ -31,7 +31,7 @@ run() {
   while true; do
     interrupted='' status=0
     wait "$child" || status=$?
-    [[ $interrupted ]] || break # else the signal has ended the wait, not the child
+    [[ $interrupted ]] || break # else a signal ended the wait, but not the child
   done
   child=''
   if [[ $stop_requested && $(stat_of "$STATUS") == "$STATUS_BEFORE" ]]; then status=0; fi
@@ -64,7 +64,7 @@ else
     --main_process_ip "$RENDEZVOUS_HOST" --main_process_port "$RENDEZVOUS_PORT"
     --rdzv_backend static --rdzv_conf timeout=600) # c10d would unpickle what it receives: docs/security.md
   # Flags of torchrun that Accelerate does not pass on: ignore TERM, the name by which the other nodes know this one, and
-  # the rendezvous of a single node, whose default is a port that all jobs share.
+  # the rendezvous of a single node, which by default uses the same port for all jobs.
   export PET_SIGNALS_TO_HANDLE=SIGHUP PET_LOCAL_ADDR=$SLURMD_NODENAME
   export PET_RDZV_ENDPOINT=$RENDEZVOUS_HOST:$RENDEZVOUS_PORT
   # Seconds that the other workers of a node get after one has died: there is nothing that they could save.

@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     """Exit status. 0: the job can start; 2: the input is wrong."""
 
     def work() -> None:
-        with contextlib.redirect_stdout(sys.stderr):  # the output of --help must not be taken for the three lines
+        with contextlib.redirect_stdout(sys.stderr):  # the output of --help must not be read as the three lines
             config, processes = check(argv)
         print(config.run.out, config.data.data_dir, processes, sep="\n")
 

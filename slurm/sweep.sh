@@ -2,7 +2,7 @@
 # Submits a sweep: a job array with one run for each task, and a job that writes the table when all have ended.
 # Run it (without sbatch) in the repository, on the machine where you would call sbatch:
 #   bash slurm/sweep.sh [RECIPE] [--seeds N] [--set FLAG=V1,V2] [--out DIR] [--flag value ...] [-- sbatch flags]
-# What stands before -- is described by python -m ddp_trainer.sweep --help. Default of --out: RUNS/sweep-TIME.
+# python -m ddp_trainer.sweep --help describes everything before the --. Default of --out: RUNS/sweep-TIME.
 set -euo pipefail
 
 if [[ ! -f slurm/job.sh ]]; then
@@ -13,7 +13,7 @@ source slurm/job.sh
 [[ -z ${SLURM_JOB_ID:-} ]] ||
   stop "this script submits jobs itself; leave job $SLURM_JOB_ID and run it on the login node: bash slurm/sweep.sh ..."
 
-# This cluster's settings stand before the user's: if a flag is given twice, the last one counts.
+# This cluster's settings come before the user's: if a flag is given twice, the last one counts.
 words=()
 if [[ $# -gt 0 && $1 != -* ]]; then
   words+=("$1")

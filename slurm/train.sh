@@ -17,7 +17,7 @@
 #SBATCH --signal=USR2@180
 set -euo pipefail
 
-# sbatch runs a copy of this file, so its own path does not help: the folder of the job does.
+# sbatch runs a copy of this file, so its own path does not lead to the repository; the working directory must be it.
 if [[ ! -f slurm/job.sh ]]; then
   echo "error: $PWD on $(uname -n) is not the repository; go there and sbatch slurm/train.sh, or name it with" \
     "sbatch --chdir; every node has to see that folder" >&2
@@ -37,7 +37,7 @@ is_number "$max_stalled" || stop "DDP_MAX_STALLED must be a whole number, got $m
 given=
 (($# == 0)) || given=$(printf ' %q' "$@")
 
-# --sweep FILE: the arguments of task N stand on line N of FILE, as `python -m ddp_trainer.sweep --list` prints them.
+# --sweep FILE: the arguments of task N are on line N of FILE, as `python -m ddp_trainer.sweep --list` prints them.
 if [[ ${1:-} == --sweep ]]; then
   [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] || stop "--sweep needs an array job; submit the sweep with bash slurm/sweep.sh"
   line=$(sed -n "${SLURM_ARRAY_TASK_ID}p" "${2:-}") || stop "--sweep needs the file of a sweep, such as SWEEP/runs.txt"
@@ -50,7 +50,7 @@ fi
 job=$SLURM_JOB_ID
 [[ -z ${SLURM_ARRAY_TASK_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
-# This cluster's settings stand before the user's: if a flag is given twice, the last one counts.
+# This cluster's settings come before the user's: if a flag is given twice, the last one counts.
 arguments=()
 if [[ $# -gt 0 && $1 != -* ]]; then
   arguments+=("$1")
@@ -82,7 +82,7 @@ if ((attempt > 1)) && [[ $(state_of_run) == "done" ]]; then
 fi
 
 # `attempts` in the run directory: the checkpoint that the last attempt started from, and how many attempts in a row
-# before it had ended where they started. SLURM's own requeues, after a preemption or a lost node, count like ours.
+# before it ended where they started. SLURM's own requeues, after a preemption or a lost node, count like ours.
 began_with=$(newest_checkpoint) stalled=0
 if [[ $attempt -gt 1 && -f $out/attempts ]]; then
   IFS=, read -r before stalled <"$out/attempts" || true
@@ -122,7 +122,7 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per
   ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} --kill-on-bad-exit=1 --wait=0 \
   bash slurm/node.sh "${arguments[@]}" || result=$?
 
-# The launchers turn every failure into exit status 1, but status.json knows what happened. Written on another node, it
+# The launchers turn every failure into exit status 1, but status.json says what happened. If another node wrote it, it
 # may become visible late. `none`: this attempt wrote nothing. With exit status 0, it was stopped before the first step.
 for ((waited = 0; waited < 30; waited++)); do
   state=$(state_of_run)

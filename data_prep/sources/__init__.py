@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 SOURCES = ("cifar10", "cifar100", "folder", "synthetic")
-NUM_NAMED = 5  # names that a message lists; it counts the others
+NUM_NAMED = 5  # names that a message lists; the others are only counted
 
 
 class Split(NamedTuple):

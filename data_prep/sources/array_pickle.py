@@ -1,4 +1,4 @@
-"""Reads the pickles of CIFAR, which hold arrays, lists, numbers and text, and refuses all others.
+"""Reads the pickles of CIFAR, which hold arrays, lists, numbers and text, and rejects all others.
 
 An ordinary unpickler calls whatever function a pickle names. This one knows only those that rebuild a NumPy array.
 """

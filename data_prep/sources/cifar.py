@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: found or downloaded, verified, and read without unpacking anything.
+"""Finds or downloads CIFAR-10 and CIFAR-100, verifies them, and reads them without unpacking anything to the disk.
 
 The archive must have the sha256 below, an extracted file the md5 that torchvision lists. Contents are verified in
 memory and read from there, so that a file cannot change in between, and the folder need not be writable.
@@ -27,9 +27,9 @@ from data_prep.sources.array_pickle import read_arrays
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
 
-TIMEOUT_SECONDS = 20.0  # of silence from the server
+TIMEOUT_SECONDS = 20.0  # without an answer from the server
 CHUNK_BYTES = 2**18
-MAX_ARCHIVE_BYTES = 2**28  # the archives have 170 MB
+MAX_ARCHIVE_BYTES = 2**28  # each archive has about 170 MB
 SHA256 = {  # of the archives, by the md5 that torchvision lists
     "c58f30108f718f92721af3b95e74349a": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
     "eb9058c3a382ffc7106e4002c42a8d85": "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
@@ -123,7 +123,7 @@ def _genuine(path: Path, content: bytes, md5: str) -> bytes:
 
 
 def _download(kind: type["CIFAR10"], root: Path, progress: Progress) -> None:
-    """Downloads the archive. It gets its name when it is complete; an interrupted download leaves nothing."""
+    """Downloads the archive. It gets its name only when it is complete; an interrupted download leaves nothing."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

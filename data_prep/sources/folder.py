@@ -1,6 +1,6 @@
-"""Image files in folders named after their classes, read into memory in a fixed mixed order.
+"""Reads image files from folders named after their classes into memory, in a fixed shuffled order.
 
-Which files those are is the concern of `listing`; how one becomes pixels, that of `picture`.
+Not owned here: which files those are (`listing`), and how one of them becomes pixels (`picture`).
 """
 
 import hashlib
@@ -36,7 +36,7 @@ class UnreadableImagesError(InputError):
 
 @dataclass
 class _Findings:
-    """What reading the files has shown besides their pixels."""
+    """What was found while the files were read, besides their pixels."""
 
     unreadable: dict[int, str] = field(default_factory=dict)  # position -> file and reason
     metadata_ignored: int = 0
@@ -111,12 +111,12 @@ def _read_all(paths: Sequence[Path], size: int, progress: Progress) -> tuple[np.
     pool = ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # decoders warn of oddities that do no harm
+            warnings.simplefilter("ignore")  # decoders warn about harmless oddities
             starts = range(0, len(paths), CHUNK)
             for start, _ in zip(starts, pool.map(read, starts), strict=True):
                 progress(min(start + CHUNK, len(paths)), len(paths))
     finally:
-        pool.shutdown(cancel_futures=True)  # after an interruption nothing more is begun
+        pool.shutdown(cancel_futures=True)  # after an interruption, no more reads are started
     return images, findings
 
 
@@ -137,7 +137,7 @@ def _read_one(path: Path, target: np.ndarray, position: int, findings: _Findings
 
 
 def _split(images: np.ndarray, labels: np.ndarray, unreadable: dict[int, str], num_train: int) -> tuple[Split, Split]:
-    """Train and test without the unreadable images, which are closed up in place: a copy would double the memory."""
+    """Train and test without the unreadable images. The others move up in place: a copy would double the memory."""
     if not unreadable:
         return Split(images[:num_train], labels[:num_train]), Split(images[num_train:], labels[num_train:])
     kept = np.setdiff1d(np.arange(len(labels)), np.fromiter(unreadable, dtype=np.int64))

@@ -1,6 +1,6 @@
 """Which image files a folder of classes holds: ROOT/train/CLASS/** and ROOT/test/CLASS/**.
 
-Nothing below the two splits is left out in silence: an entry is an image, a fault that is named, or it is counted.
+Nothing below the two splits is skipped silently: every entry is taken as an image, reported as an error, or counted.
 """
 
 import os
@@ -17,12 +17,12 @@ from data_prep.sources import NUM_NAMED
 from data_prep.sources.picture import SIGNATURES, SUFFIXES
 
 TEST_NAMES = ("test", "val", "valid", "validation")
-LAYOUT = "expected are ROOT/train/CLASS and ROOT/test/CLASS, with images in them"
+LAYOUT = "ROOT must have the folders train/CLASS and test/CLASS, with images in them"
 
 
 @dataclass
 class Listing:
-    """The image files of one split, sorted by class and name, and what was found beside them."""
+    """The image files of one split, sorted by class and name, and what else was found."""
 
     root: Path
     classes: dict[str, Path] = field(default_factory=dict)  # name in Unicode form NFC -> folder
@@ -31,7 +31,7 @@ class Listing:
     hidden: int = 0
 
     def note(self) -> str | None:
-        """One line about what was not taken, or None."""
+        """One line about the files that were ignored, or None."""
         parts = []
         if self.other:
             kinds = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in self.other.most_common(NUM_NAMED))
@@ -39,11 +39,11 @@ class Listing:
             parts.append(f"{count_of(self.other.total(), 'file')} without an image ({kinds}{more})")
         if self.hidden:
             parts.append(f"{self.hidden} hidden")
-        return f"passed over in {shell_path(self.root)}: {', '.join(parts)}" if parts else None
+        return f"ignored in {shell_path(self.root)}: {', '.join(parts)}" if parts else None
 
 
 def list_splits(root: Path) -> tuple[Listing, Listing, list[str]]:
-    """(train, test, lines about folders that were passed over). Raises InputError for a layout without classes."""
+    """(train, test, lines about folders that were ignored). Raises InputError for a layout without classes."""
     if not root.is_dir():
         raise InputError(f"--root {shell_path(root)}: no such folder; {LAYOUT}")
     train_root, candidates = root / "train", [root / name for name in TEST_NAMES if (root / name).is_dir()]
@@ -59,7 +59,7 @@ def list_splits(root: Path) -> tuple[Listing, Listing, list[str]]:
     for listing in (train, test):
         _list_images(listing)
     notes = [
-        f"passed over: {shell_path(folder)}, since {shell_path(test_root)} is the test split"
+        f"ignored {shell_path(folder)}, because {shell_path(test_root)} is the test split"
         for folder in candidates
         if folder != test_root
     ]
@@ -127,7 +127,7 @@ def _check_same(train: Listing, test: Listing) -> None:
 
 
 def _fold(name: str) -> str:
-    """Equal for names that a reader takes for the same: without case and white space, in one Unicode form."""
+    """The same text for names that look alike: without case and white space, in one Unicode form."""
     return "".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
@@ -162,7 +162,7 @@ def _kind(path: Path) -> str:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        what = "is a link to something that is not there" if path.is_symlink() else "cannot be read"
+        what = "is a link to something that does not exist" if path.is_symlink() else "cannot be read"
         raise InputError(f"{shell_path(path)} {what} ({error.strerror}); restore or remove it") from None
     if stat.S_ISDIR(mode):
         return "folder"
@@ -192,6 +192,6 @@ def count_of(number: int, noun: str) -> str:
 
 
 def name_some(names: Sequence[str]) -> str:
-    """The first names, and how many there are besides."""
+    """The first names, and how many more there are."""
     more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
     return ", ".join(names[:NUM_NAMED]) + more

@@ -1,6 +1,6 @@
-"""One image file -> square RGB pixels, with memory bounded by a constant and a limit on the number of pixels.
+"""Turns an image file into square RGB pixels, with bounded memory and a limit on the number of pixels.
 
-A file is refused for its pixels only: metadata that cannot be read is ignored.
+A file is rejected only because of its pixels: metadata that cannot be read is ignored.
 """
 
 import io
@@ -72,7 +72,7 @@ def read_picture(path: Path, size: int) -> Picture:
         except (MemoryError, TooLargeError):
             raise
         except Exception as error:
-            if "out of memory" in str(error):  # Pillow's words for a decoder that lacks memory
+            if "out of memory" in str(error):  # Pillow's message if a decoder lacks memory
                 raise MemoryError from error
             file.seek(0)
             repaired = _pixels_only(file.read(8 * MAX_PIXELS), size)
@@ -82,7 +82,7 @@ def read_picture(path: Path, size: int) -> Picture:
 
 
 def why_unreadable(error: Exception) -> str:
-    """What `read_picture` has raised, in one line."""
+    """One line that explains the error which `read_picture` raised."""
     if isinstance(error, Image.UnidentifiedImageError):
         return f"not an image of a known kind ({', '.join(FORMATS)})"
     if isinstance(error, OSError) and error.strerror:
@@ -141,7 +141,7 @@ def _orientation(image: Image.Image) -> tuple[int | None, bool]:
 
 
 def _factor(image: Image.Image, size: int) -> int:
-    """By which the image is averaged down before it is resized: at least four times the target remains."""
+    """Factor by which the image is averaged down before it is resized; at least four times the target size remains."""
     return max(min(image.size) // (4 * size), 1)
 
 
@@ -204,7 +204,7 @@ def _png_pixels(content: bytes) -> bytes | None:
 
 
 def _jpeg_pixels(content: bytes) -> bytes:
-    """A JPEG without its comments, profiles and EXIF data; JFIF and Adobe markers stay, since they tell the colors."""
+    """A JPEG without its comments, profiles and EXIF data; JFIF and Adobe markers stay, as they define the colors."""
     kept, position = [content[:2]], 2
     while content[position : position + 1] == b"\xff" and content[position + 1 : position + 2] != b"\xda":
         marker, length = content[position + 1], int.from_bytes(content[position + 2 : position + 4], "big")
@@ -215,10 +215,10 @@ def _jpeg_pixels(content: bytes) -> bytes:
 
 
 def _jpeg_with_end(content: bytes, size: int) -> bytes | None:
-    """A JPEG that lacks only its end marker, with it. None if pixels are missing too.
+    """A JPEG that lacks only its end marker, with the marker added. None if pixels are missing too.
 
     The decoder fills missing pixels from whatever follows the data. So they are complete if two different endings
-    give the same picture. The later scans of a progressive JPEG can be missing unnoticed: those are not repaired.
+    give the same picture. The later scans of a progressive JPEG can be missing unnoticed, so it is not repaired.
     """
     if content.rstrip(b"\0").endswith(b"\xff\xd9"):
         return None

@@ -1,4 +1,4 @@
-"""Ten classes of drawn images, made from a seed: the data of demos and tests.
+"""Ten classes of drawn images, generated from a seed, for demos and tests.
 
 A class is a shape. Its colors, position, size, tilt and background are random, so that no single pixel says much about
 it and a linear classifier stays far below a network.

@@ -1,8 +1,8 @@
-"""What Accelerate's own environment variables may decide: nothing that the weights depend on.
+"""Accelerate's own environment variables must not decide anything that the weights depend on.
 
 `accelerate launch` sets them from its flags and from the file that `accelerate config` wrote. A run's config.json must
-name everything its weights depend on, so what would change the training is refused by name, and the rest is kept away
-from Accelerate.
+name everything its weights depend on. So a variable that would change the weights is reported as an error, and the
+others are hidden from Accelerate.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ THREADS = "OMP_NUM_THREADS"  # without it, Accelerate would choose a number and 
 
 
 def check_accelerate_settings(config: RuntimeConfig) -> None:
-    """Raises InputError if Accelerate's configuration asks for a training that the flags do not ask for."""
+    """Raises InputError if Accelerate's configuration asks for something that the trainer's flags do not ask for."""
     for name in sorted(os.environ):
         if name.startswith("ACCELERATE_USE_") and name != "ACCELERATE_USE_CPU" and os.environ[name].lower() in TRUE:
             feature = name.removeprefix("ACCELERATE_USE_")
             raise InputError(
-                f"your Accelerate configuration asks for {feature} ({name}={os.environ[name]}), and this trainer uses "
-                "plain DDP: take one of launch/*.yaml with --config_file, or unset the variable"
+                f"your Accelerate configuration asks for {feature} ({name}={os.environ[name]}), but this trainer uses "
+                "plain DDP: use one of launch/*.yaml with --config_file, or unset the variable"
             )
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     require(
@@ -46,7 +46,7 @@ def check_accelerate_settings(config: RuntimeConfig) -> None:
 
 @contextlib.contextmanager
 def environment_of(launch: Mapping[str, str]) -> Iterator[None]:
-    """Within the block Accelerate finds the `launch` variables in the environment, and no settings of its own."""
+    """Within the block, the environment has the `launch` variables, and Accelerate's own settings are hidden."""
     hidden = {name: value for name, value in os.environ.items() if _is_hidden(name)}
     try:
         for name in hidden:

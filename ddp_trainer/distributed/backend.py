@@ -12,8 +12,8 @@ from ddp_trainer.distributed.launch import Launch
 def use_all_cores(launch: Launch) -> None:
     """Undoes the OMP_NUM_THREADS=1 that launchers set for every process, even for a single one.
 
-    A launched process then computes with as many threads as one started by `python -m`, and so the same sums. A number
-    that the user gave is obeyed.
+    A launched process then uses as many threads as one that `python -m` started, so it computes the same sums. A number
+    that the user has set is kept.
     """
     threads = os.environ.get("OMP_NUM_THREADS")
     set_by_launcher = threads == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ and not _given_to_the_launcher()
@@ -35,7 +35,7 @@ def _given_to_the_launcher() -> bool:
 def set_backend_flags(config: RuntimeConfig) -> None:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if config.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports seconds of compiler
+    if config.deterministic != torch.are_deterministic_algorithms_enabled():  # the call takes seconds of imports
         torch.use_deterministic_algorithms(config.deterministic)
     torch.backends.cudnn.benchmark = not config.deterministic
     torch.set_float32_matmul_precision("highest" if config.deterministic else "high")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 def reported_faults() -> Iterator[None]:
     """Within the block, a fault that ends the process prints the line of Python it happened in."""
     was_enabled = faulthandler.is_enabled()
-    with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):  # a standard error that is no file
+    with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):  # stderr may not be a file
         faulthandler.enable()
     try:
         yield

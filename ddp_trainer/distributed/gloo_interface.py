@@ -1,4 +1,4 @@
-"""On which network interface gloo listens. Whoever reaches it can take part in a run: see docs/security.md."""
+"""Chooses the network interface on which gloo listens. Anyone who can reach it can join a run: see docs/security.md."""
 
 import os
 import socket
@@ -10,12 +10,12 @@ BRIDGES = ("docker", "veth", "virbr", "br-")
 
 
 def choose_interface() -> None:
-    """Chooses the loopback if all processes are on this machine, and else an interface that the others can reach.
+    """Chooses the loopback if all processes are on this machine, otherwise an interface that the others can reach.
 
-    Among several machines a choice is needed only if this machine's own name resolves to the loopback, or not at all:
+    With several machines, a choice is needed only if this machine's own name resolves to the loopback or not at all:
     gloo listens at the address of that name, which is 127.0.1.1 in the /etc/hosts of Debian's installer, or else at
-    the loopback. The other machines would then look for it on themselves. NCCL skips the loopback by itself.
-    GLOO_SOCKET_IFNAME is obeyed if it is set.
+    the loopback. Each of the other machines would then try to reach itself. NCCL skips the loopback on its own.
+    GLOO_SOCKET_IFNAME is left unchanged if it is set.
     """
     if "GLOO_SOCKET_IFNAME" in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         return

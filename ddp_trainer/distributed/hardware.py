@@ -1,6 +1,6 @@
 """Which device and precision a run uses on this machine. Starts nothing.
 
-torch takes seconds to import, so it is imported only where CUDA has to be asked about.
+torch takes seconds to import, so it is imported only where the code must ask whether there is a GPU.
 """
 
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from data_prep.errors import InputError, require
 from ddp_trainer.config import RuntimeConfig
 
-# What Accelerate takes for yes in an environment variable.
+# The values of an environment variable that Accelerate reads as true.
 TRUE = ("1", "true", "t", "yes", "y", "on")
 
 
@@ -21,7 +21,7 @@ def _cpu_info() -> str:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bf16 itself; emulated, it would be slower than fp32."""
+    """Whether the processor has instructions for bf16. Emulated bf16 would be slower than fp32."""
     flags = _cpu_info().split()
     return any(flag in flags for flag in ("avx512_bf16", "amx_bf16"))
 
@@ -49,7 +49,7 @@ def resolve_device(config: RuntimeConfig) -> str:
 
 
 def resolve_precision(config: RuntimeConfig) -> str:
-    """fp32, bf16 or fp16. Raises InputError for fp16 on a CPU, which has no gradient scaling there."""
+    """fp32, bf16 or fp16. Raises InputError for fp16 on the CPU, where gradients cannot be scaled."""
     on_cuda = resolve_device(config) == "cuda"
     if config.precision == "fp16" and not on_cuda:
         raise InputError("--precision fp16 works on CUDA only; use --precision bf16 or fp32 on the CPU")

@@ -1,4 +1,4 @@
-"""A home directory that cannot be written, as in some containers: libraries would complain about their caches."""
+"""Temporary caches for a home directory that cannot be written, as in some containers; libraries would complain."""
 
 import contextlib
 import os

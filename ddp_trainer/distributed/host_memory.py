@@ -2,7 +2,7 @@
 
 import ctypes
 
-# Of mallopt(3), from glibc's malloc.h.
+# Parameters of mallopt(3), from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 

@@ -1,6 +1,6 @@
-"""Who this process is among those that were launched, as the environment variables of the launcher say.
+"""The place of this process among those that were launched, read from the launcher's environment variables.
 
-Owned here: rank, local rank and world size, the one source of truth for them, and the checks that they fit together.
+Owned here: rank, local rank and world size, which are read nowhere else, and the checks that they fit together.
 Starts nothing. Not owned here: the process group (`runtime`).
 """
 
@@ -13,7 +13,7 @@ from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.accelerate_settings import check_accelerate_settings
 from ddp_trainer.distributed.hardware import resolve_device, resolve_precision
 
-# Set by mpirun and by srun --mpi. Accelerate obeys them on CPUs.
+# Set by mpirun and by srun --mpi. Accelerate uses them on CPUs.
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
@@ -46,11 +46,11 @@ class Launch(NamedTuple):
 
     @property
     def meeting_point(self) -> str:
-        """Where the processes meet, HOST:PORT."""
+        """Address at which the processes meet, as HOST:PORT."""
         return f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
 
     def variables(self) -> dict[str, str]:
-        """The environment variables that say this; none for a single process."""
+        """These numbers as environment variables; empty for a single process."""
         if self.world_size == 1:
             return {}
         return {
@@ -78,7 +78,7 @@ class Launch(NamedTuple):
 
 
 def prints_errors() -> bool:
-    """Whether this process prints what every process finds: the first one of each machine, and any that is alone."""
+    """Whether this process prints errors that every process finds: True for the first process of each machine."""
     try:
         return Launch.from_environment().local_rank == 0
     except InputError:
@@ -86,7 +86,7 @@ def prints_errors() -> bool:
 
 
 def check_machine(config: RuntimeConfig) -> None:
-    """Raises InputError if this launch, device or precision cannot be what the settings ask for."""
+    """Raises InputError if this launch or machine does not offer what the settings ask for."""
     _check_launch(config)
     check_accelerate_settings(config)
     resolve_precision(config)
@@ -95,7 +95,7 @@ def check_machine(config: RuntimeConfig) -> None:
 
 
 def _number(name: str, *, least: int = 0) -> int | None:
-    """The environment variable as a number; None where it is not set."""
+    """The environment variable as a number; None if it is not set."""
     text = os.environ.get(name)
     if text is None:
         return None

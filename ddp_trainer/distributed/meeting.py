@@ -1,4 +1,4 @@
-"""The wait for the other processes, which may be forever: a line says who waits where, and a signal ends it."""
+"""Waiting for the other processes, which may never come: a line says which rank waits where, and a signal ends it."""
 
 import contextlib
 import sys
@@ -13,10 +13,10 @@ PATIENCE_SECONDS = 10.0
 
 @contextlib.contextmanager
 def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
-    """Around the calls that wait for all processes to join.
+    """Context for the calls that wait for all processes to join.
 
-    After 10 seconds the first process of each machine says that it waits, and from then on the first signal ends a
-    process: the others may never come, and there is nothing to save.
+    After 10 seconds, the first process of each machine prints that it is waiting. From then on, the first signal ends
+    a process: the others may never come, and there is nothing to save.
     """
     if launch.world_size == 1:
         yield

@@ -1,6 +1,6 @@
-"""What a run changes in its process, and how it is restored: a notebook continues after `main` returns.
+"""Restores what a run changes in its process, because a notebook keeps running after `main` returns.
 
-Not restored: glibc's allocator, which cannot be asked what it was set to (`host_memory`).
+The settings of glibc's allocator are not restored, because they cannot be read (`host_memory`).
 """
 
 import contextlib
@@ -47,13 +47,13 @@ def _restored_torch() -> Iterator[None]:
             torch.set_num_threads(threads)
             torch.set_float32_matmul_precision(precision)
             torch.backends.cudnn.benchmark = benchmark
-            if torch.are_deterministic_algorithms_enabled() != deterministic:  # the call imports seconds of compiler
+            if torch.are_deterministic_algorithms_enabled() != deterministic:  # the call takes seconds of imports
                 torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
 @contextlib.contextmanager
 def _own_accelerate_state() -> Iterator[None]:
-    """Accelerate keeps one device and one precision per process: within the block they are this run's own."""
+    """Within the block, Accelerate's device and precision, which it keeps once per process, are those of this run."""
     holders = (PartialState, AcceleratorState, GradientState)
     before = [dict(holder._shared_state) for holder in holders]
     for holder in holders:

@@ -1,4 +1,4 @@
-"""Where the run runs: ranks, devices, precision, seeds, collectives. The only file that sees Accelerator.
+"""Ranks, devices, precision, seeds and collectives of a run. The only file that uses Accelerator.
 
 Not owned here: what is computed, and what is logged or saved.
 """
@@ -31,7 +31,7 @@ from ddp_trainer.models.blank_pass import blank_passes
 # Until training begins the processes may be minutes apart: one may read a dataset or wait for a service.
 STARTUP_SECONDS = 300.0
 
-# NCCL's watchdog kills the process. gloo must raise its exception earlier, so that pending files and W&B are finished.
+# NCCL's watchdog kills the process. gloo must raise its exception before that, so that files and W&B can be closed.
 NCCL_MARGIN = 60.0
 
 # In one backward pass DDP records the order of the gradients; at the start of the next it orders its buckets by it.
@@ -108,16 +108,16 @@ class Runtime:
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The model on its device under DDP, and the optimizer behind the gradient scaler. Call `place` first."""
-        self._accelerator.free_memory()  # of what was prepared before, whose gradients it would unscale too
+        self._accelerator.free_memory()  # else it would also unscale the gradients of an earlier model
         if self.config.compile:  # in place, inside DDP: names in the state dict stay as they are
-            model.compile(dynamic=False)  # for each size of batches and crops by itself
+            model.compile(dynamic=False)  # one compilation for each size of batches and crops
         with warnings.catch_warnings():
             # torch 2.15 renames broadcast_buffers, which Accelerate's settings do not know yet.
             warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
             return self._accelerator.prepare(model, optimizer)
 
     def warm_up(self, model: nn.Module, images: Tensor) -> None:
-        """Runs the model forward and backward on blank `images`, of the batch size of a step: one compilation for both.
+        """Runs the model forward and backward on blank `images` of a step's shape, so that it is compiled only once.
 
         DDP reorders its buckets after the first passes, and with three ranks or more the order of the elements changes
         the order of summation. Without this, a resumed run would take its first step with the first order, while the
@@ -132,21 +132,21 @@ class Runtime:
         self.synchronize()
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Moves the model to the device in the chosen memory format; before DDP, whose buckets copy the strides."""
+        """Moves the model to the device in the chosen memory format. Call it before DDP, whose buckets copy strides."""
         if self.config.sync_bn and self.world_size > 1:
             model = synchronize_batchnorm(model, self.device)
         memory_format = torch.channels_last if self.config.channels_last else torch.contiguous_format
         return model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
 
     def laid_out(self, images: Tensor) -> Tensor:
-        """channels_last images in the model's memory format: every layer takes on that of its input."""
+        """channels_last images in the model's memory format, which each layer takes over from its input."""
         return images if self.config.channels_last else images.contiguous()
 
     def backward(self, loss: Tensor) -> None:
         self._accelerator.backward(loss)
 
     def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager:
-        """Gradients of this backward pass stay on this rank: all but the last of an accumulated batch."""
+        """Keeps the gradients of a backward pass on this rank; for all parts of an accumulated batch but the last."""
         return self._accelerator.no_sync(model)
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -193,7 +193,7 @@ class Runtime:
         return box.tolist()
 
     def end_of_startup(self) -> None:
-        """Waits for the other processes; from here on, one that hangs is given up after --process-group-timeout."""
+        """Waits for the other processes. From here on, one that hangs is an error after --process-group-timeout."""
         if self._control is not None:
             dist.barrier(group=self._control)
             for group, margin in ((self._control, 0.0), (None, NCCL_MARGIN if self.device.type == "cuda" else 0.0)):
@@ -218,12 +218,12 @@ class Runtime:
                 torch.cuda.set_rng_state(own[1], self.device)
 
     def synchronize(self) -> None:
-        """Waits for the device, so that clocks are honest."""
+        """Waits for the device, so that measured times include its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def close(self) -> None:
-        """Leaves the process group; only after every rank has done its last collective operation."""
+        """Leaves the process group. Call it only after every rank has done its last collective operation."""
         if dist.is_initialized():
             dist.destroy_process_group()
 

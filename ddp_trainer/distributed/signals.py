@@ -1,6 +1,6 @@
-"""Signals as a request to stop after the current step. The loop decides when that is.
+"""Turns signals into a request to stop, which the training loop obeys after the current step.
 
-Light on purpose: `train` listens before it imports anything that takes seconds.
+Imports little on purpose: `train` listens for signals before it imports anything that takes seconds.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-# The two that this project promises to obey. A job script may start the launcher with them ignored, so that only the
-# training processes react: an inherited "ignored" does not count for them.
+# The two that this project always handles, even if they were ignored at the start: a job script may start the launcher
+# with them ignored, so that only the training processes react.
 PROMISED_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 # Others that ask a process to end: Ctrl-C, a closed terminal, a batch system's warning, the end of the CPU time. They
@@ -22,8 +22,8 @@ PROMISED_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 OTHER_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
 SIGNALS = (*PROMISED_SIGNALS, *OTHER_SIGNALS)
 
-# A launcher and its workers are often signaled together, and the launcher then passes its own signal on: what arrives
-# within this time of the first signal is the same request, not a second one.
+# A launcher and its workers are often signaled together, and the launcher then passes its own signal on: a signal that
+# arrives within this time of the first one is the same request, not a second one.
 SAME_REQUEST_SECONDS = 2.0
 
 # One of these is set for a process that accelerate or torchrun started.
@@ -63,13 +63,13 @@ class StopRequest:
             yield
 
     def end_at_first_signal(self, enabled: bool) -> None:
-        """Whether the first signal, or one that has arrived already, ends the process: nothing is there to save."""
+        """While enabled, the first signal ends the process, even one that has already arrived: nothing needs saving."""
         self._first_is_enough = enabled
         if enabled and self._number is not None:
             os._exit(128 + self._number)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        """Python calls this in the main thread, but not before that thread is back from C++."""
+        """Python calls this in the main thread, but only after that thread has returned from C++."""
         if self._first_at is None:
             self._first_at = time.monotonic()
 
@@ -82,7 +82,7 @@ class StopRequest:
             os._exit(128 + number)
         if self._number is None:
             self._number = number
-            if number == signal.SIGINT and os.environ.get("LOCAL_RANK", "0") == "0":  # who pressed it is watching
+            if number == signal.SIGINT and os.environ.get("LOCAL_RANK", "0") == "0":  # a person is watching
                 with contextlib.suppress(OSError):  # a pipe whose reader got the Ctrl-C too
                     os.write(2, CTRL_C_MESSAGE)
 
@@ -96,7 +96,7 @@ def handle_signals(handler: Handler) -> Iterator[None]:
         yield
     finally:
         for number, before in previous.items():
-            if before is not None:  # one that C code installed
+            if before is not None:  # None: C code installed it
                 signal.signal(number, before)
 
 
@@ -153,12 +153,12 @@ def stopping_with_the_launcher() -> Iterator[None]:
 
 
 def _signal_on_death_of_parent(number: int) -> None:
-    """Which signal the kernel sends to this process when its parent ends; 0: none."""
+    """Sets the signal that the kernel sends to this process when its parent ends; 0: none."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def exit_process(status: int) -> None:
-    """Ends this process. After a failure at once: waiting for another rank that is gone may take forever."""
+    """Ends this process. After a failure, it ends at once: waiting for a rank that is gone may take forever."""
     if status:
         sys.stdout.flush()
         sys.stderr.flush()

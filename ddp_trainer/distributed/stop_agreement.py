@@ -7,9 +7,9 @@ from ddp_trainer.distributed.signals import Preempted, StopRequest
 
 
 class StopAgreement:
-    """Exchanges the ranks' stop requests over the control group; None where there is one rank only.
+    """Exchanges the ranks' stop requests over the control group, which is None if there is only one rank.
 
-    `announce` and `agreed` are collective operations. What lies between them overlaps with the exchange.
+    `announce` and `agreed` are collective operations. The work between the two overlaps with the exchange.
     """
 
     def __init__(self, request: StopRequest, group: dist.ProcessGroup | None) -> None:

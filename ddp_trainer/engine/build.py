@@ -1,4 +1,4 @@
-"""One way to put a trainer together, for a run, the range test, the benchmarks and the tests."""
+"""Builds a trainer, in the same way for runs, the range test, the benchmarks and the tests."""
 
 from torch import nn
 
@@ -16,7 +16,7 @@ from ddp_trainer.models.spec import ModelSpec, build_network
 
 
 def prepare_network(config: TrainConfig, dataset: DatasetInfo, *, load_weights: bool) -> tuple[nn.Module, list[str]]:
-    """The network of the settings, and lines about it for the user.
+    """The network that the settings describe, and lines about it for the user.
 
     `load_weights`: whether to apply --init-from; a resumed run has its own weights. Raises InputError if the network
     cannot be built or does not do what training needs.
@@ -49,8 +49,8 @@ def build_trainer(
 ) -> Trainer:
     """A trainer at step 0, on this rank's device.
 
-    `network`: maps normalized (N, 3, H, W) images to (N, num_classes) logits; by default the network of the settings.
-    `data`: by default the training images of `dataset` and its evaluated split.
+    `network`: maps normalized (N, 3, H, W) images to (N, num_classes) logits; default: the network of the settings.
+    `data`: default: the training images of `dataset` and its evaluated split.
     """
     data = data or build_data(config, runtime, dataset)
     if network is None:

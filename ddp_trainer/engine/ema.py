@@ -1,6 +1,6 @@
 """An exponential moving average of a model's weights, updated without waiting for the device.
 
-torch's AveragedModel asks the device in each update how many there were before, and cannot leave one out.
+torch's AveragedModel waits for the device in each update, to read the number of updates, and cannot skip one.
 """
 
 import copy
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Ema(nn.Module):
-    """`module` is the average of parameters and buffers; the first update takes the model's as they are."""
+    """`module` is the average of parameters and buffers; the first update copies those of the model."""
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         """`decay`: share of the old average that each update keeps."""
@@ -23,7 +23,7 @@ class Ema(nn.Module):
 
     @torch.no_grad()
     def update(self, model: nn.Module, *, skip: Tensor) -> None:
-        """One step towards `model`; none where `skip` () bool, on the device."""
+        """Moves the average one step towards `model`, unless `skip` is True; `skip`: () bool, on the device."""
         pairs = list(zip(self._tensors(self.module), self._tensors(model), strict=True))
         averages = [average for average, _ in pairs if average.is_floating_point()]
         current = [value.detach() for _, value in pairs if value.is_floating_point()]

@@ -42,7 +42,7 @@ def averages(sums: Tensor) -> Averages:
 
 
 class Stopwatch:
-    """Seconds while it runs, over several starts and stops: evaluation is left out by stopping it."""
+    """Seconds that it has run, over several starts and stops. It is stopped during an evaluation."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

@@ -39,12 +39,11 @@ def _gpu_has_bf16() -> bool:
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups say by `muon` how their parameters are updated.
+    """Updates the parameters of a group as the group's entry `muon` says.
 
     "filters": (O, I, H, W) filters that a normalization follows. Taken as a matrix of O rows, they are rescaled to norm
-    sqrt(O) before each step, so that `lr` is the share by which they turn, whatever their size. The normalization takes
-    no notice of the norm, and there is no weight decay for that reason. After airbench94_muon
-    (github.com/KellerJordan/cifar10-airbench).
+    sqrt(O) before each step, so that `lr` is the share by which they turn, whatever their size. The normalization
+    cancels the norm, so there is no weight decay. After airbench94_muon (github.com/KellerJordan/cifar10-airbench).
 
     "matrix": any other weights of at least two dimensions, as a matrix of as many rows as outputs. They keep their norm
     and are decayed; a step is longer by sqrt(rows / columns) for tall matrices. After Jordan et al. (see COEFFICIENTS).

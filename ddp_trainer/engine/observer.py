@@ -16,21 +16,21 @@ class Observer(Protocol):
     progress: Progress
 
     def step_done(self, step: int) -> None:
-        """After each optimizer step, `step` of them being done. The device may still be busy with the last ones."""
+        """Called after each optimizer step; `step`: number of steps done. The device may still be working."""
         ...
 
     def step_record(self, record: Record) -> None:
-        """Mean figures since the record before, every `--log-every-steps` steps, a step late."""
+        """Called every `--log-every-steps` steps, one step late, with mean figures since the previous record."""
         ...
 
     def epoch_done(self, record: Record) -> None: ...
 
     def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:
-        """Keeps the state, which the trainer goes on to change: copy it before returning."""
+        """Saves the state. The trainer changes it afterwards, so copy it before returning."""
         ...
 
     def check(self) -> None:
-        """Raises what went wrong in the background since the last call."""
+        """Raises the error, if any, that occurred in the background since the last call."""
         ...
 
     def skipped(self, report: dict[str, Any], *, step: int) -> None:
@@ -39,7 +39,7 @@ class Observer(Protocol):
 
 
 class SilentObserver:
-    """For every rank but the main one, and for whoever only wants the steps."""
+    """For every rank but the main one, and for callers that need no reports."""
 
     def __init__(self) -> None:
         self.progress: Progress = build_progress(enabled=False)

@@ -18,7 +18,7 @@ class Kind(NamedTuple):
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Trainable parameters, grouped by peak learning rate, weight decay and, with muon, by what they are.
+    """Trainable parameters, grouped by peak learning rate, weight decay and, with muon, by the kind of update.
 
     Weights of convolutions and linear layers are decayed, unless Muon keeps their norm; biases and the parameters of
     normalization layers are not.
@@ -45,7 +45,7 @@ def _kind_of(layer: nn.Module, name: str, parameter: nn.Parameter, head: nn.Modu
     own_rate = config.head_lr if layer is head else config.bias_lr if is_bn_bias else None
     muon: Literal["filters", "matrix"] | None = None
     if config.optimizer == "muon" and name == "weight" and layer is not head:
-        # A convolution without a bias is followed by a normalization, which takes no notice of the filters' norm.
+        # A convolution without a bias is followed by a normalization, which cancels the filters' norm.
         if isinstance(layer, nn.Conv2d) and layer.bias is None and layer.groups == 1:
             muon = "filters"
         elif isinstance(layer, nn.Linear | nn.Conv2d):

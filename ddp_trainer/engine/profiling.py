@@ -1,7 +1,7 @@
 """`--profile N`: N training steps under torch's profiler, as a trace file and a table. On the main rank only.
 
-The other ranks do the same work at the same time, so their traces would say the same. Without the flag none of this
-is in the loop.
+The other ranks do the same work at the same time, so their traces would look the same. Without the flag, the loop
+contains none of this.
 """
 
 import os
@@ -22,7 +22,7 @@ class StepProfiler:
 
     @classmethod
     def start(cls, steps: int, *, steps_left: int, folder: Path) -> Self | None:
-        """Leaves trace.json.gz in `folder` and a table on stderr when the last traced step is done.
+        """Writes trace.json.gz to `folder` and prints a table on stderr when the last traced step is done.
 
         Traces fewer than `steps` if the run has fewer left, and returns None if only one is left or `steps` is 0. An
         evaluation between two traced steps is traced too.
@@ -49,7 +49,7 @@ class StepProfiler:
 
 
 def write_profile(profiler: Any, steps: int, folder: Path) -> None:
-    """A profile that cannot be written is reported and never ends the run."""
+    """Writes the trace and prints the table. A profile that cannot be written is reported and never ends the run."""
     temporary = folder / f".{os.getpid()}-{TRACE}"
     try:
         profiler.export_chrome_trace(str(temporary))
@@ -61,7 +61,7 @@ def write_profile(profiler: Any, steps: int, folder: Path) -> None:
 
 
 def table(profiler: Any) -> str:
-    """The operations with the most time of their own, on the device if that is not the CPU."""
+    """The operations that take the most time themselves, on the device if that is not the CPU."""
     # Host events: each has the device time of its kernels, which are listed a second time by themselves.
     averages = [event for event in profiler.key_averages() if event.device_type.name == "CPU"]
     on_device = any(event.self_device_time_total for event in averages)

@@ -18,7 +18,7 @@ from torch.nn.utils import get_total_norm
 from ddp_trainer.engine.host_copy import PendingValues
 from ddp_trainer.engine.reversible import Reversible
 
-FP16_PATIENCE = 10  # skipped steps in a row: the loss scale was halved ten times, and it did not help
+FP16_PATIENCE = 10  # skipped steps in a row: halving the loss scale ten times did not help
 
 
 class NonFinite(Exception):
@@ -72,7 +72,7 @@ class StepGuard:
         scaler: torch.amp.GradScaler | None = None,
         clip: Callable[[], None] = lambda: None,
     ) -> None:
-        """`optimizer`: may be wrapped by Accelerate. `changed_by_forward`: tensors besides the model's buffers.
+        """`optimizer`: may be wrapped by Accelerate. `changed_by_forward`: more tensors, in addition to buffers.
 
         `clip`: called before each update, to clip the gradients.
         """
@@ -86,7 +86,7 @@ class StepGuard:
 
     @contextlib.contextmanager
     def attempt(self, step: int, indices: Tensor) -> Iterator[Attempt]:
-        """`step`: 0-based. In the block: forward and backward. Raises NonFinite because of the step before it."""
+        """`step`: 0-based. In the block: forward and backward. Raises NonFinite for the previous step."""
         attempt = Attempt(step, indices)
         self._recent.append(attempt)
         self._forward.remember()
@@ -114,10 +114,10 @@ class StepGuard:
         return next(recent for recent in self._recent if recent.step == error.step)
 
     def _decide(self) -> Tensor:
-        """() bool: whether to skip this step. A norm that overflows counts as much as a gradient that does."""
+        """() bool: whether to skip this step. A norm that overflows counts too, even if each gradient is finite."""
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         skipped = ~get_total_norm(gradients).isfinite()
-        gradients[-1].add_(torch.where(skipped, math.nan, 0.0))  # a gradient scaler then decides the same
+        gradients[-1].add_(torch.where(skipped, math.nan, 0.0))  # so that a gradient scaler decides the same
         return skipped
 
     def _update(self, skipped: Tensor) -> None:
@@ -137,7 +137,7 @@ class StepGuard:
 
 
 def nan_gradient_if_not_finite(loss: Tensor) -> Tensor:
-    """`loss` (), with a gradient of NaN where it is not finite: the all-reduce of gradients then tells every rank.
+    """`loss` (), with a gradient of NaN if it is not finite: the all-reduce of gradients then tells every rank.
 
     Without this, an infinite loss may have finite gradients, and only its own rank would know.
     """

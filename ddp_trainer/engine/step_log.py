@@ -1,4 +1,4 @@
-"""Figures within an epoch: every few steps the means since the record before, read without waiting for the device."""
+"""Figures within an epoch: means since the previous record, every few steps, read without waiting for the device."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from ddp_trainer.tracking.metric_files import Record
 
 
 class StepLog:
-    """Turns running sums into records. A record is on its way to the host while the next step runs."""
+    """Turns running sums into records. A record is copied to the host while the next step runs."""
 
     def __init__(self, every: int) -> None:
         """`every`: steps between two records; 0: none."""
@@ -20,11 +20,11 @@ class StepLog:
         return bool(self._every) and step % self._every == 0
 
     def add(self, position: Record, sums: Tensor) -> None:
-        """`position`: what is known already of the record. `sums`: (3,), as in `RunningSums`, of all ranks."""
+        """`position`: entries of the record that are already known. `sums`: (3,), as in `RunningSums`, of all ranks."""
         self._pending = (position, PendingValues(sums))
 
     def take(self) -> Record | None:
-        """The record that is on its way, if any and unless each of its steps was skipped.
+        """The pending record; None if there is none, or if all of its steps were skipped.
 
         Call it a step after `add`, or before the state is saved.
         """

@@ -1,4 +1,4 @@
-"""Everything the rest of a run depends on, by name: the content of a checkpoint.
+"""The content of a checkpoint: everything that the rest of a run depends on, by name.
 
 Order, augmentation and learning rate are pure functions of seed and step, so they need no state. torch's generators
 are kept for networks with dropout. Entries that differ between ranks are stacked along a first dimension: `buffers`
@@ -99,10 +99,10 @@ class TrainState:
             self.runtime.set_generator_state(state["generators"][rank])
 
     def start_epoch(self, sums: Tensor) -> None:
-        """Loss, accuracy, seconds and skipped steps are those of one epoch. `sums`: those of all ranks until now."""
+        """Resets what is counted per epoch: loss, hits, seconds, skipped steps. `sums`: those of all ranks so far."""
         self.watch = Stopwatch()
         self.sums.reset()
-        self.logged_sums -= sums  # the next record within the epoch covers the last steps of the epoch before it too
+        self.logged_sums -= sums  # the next record also covers the last steps of the old epoch
         self.guard.start_epoch()
 
     def _buffers(self) -> dict[str, Tensor]:

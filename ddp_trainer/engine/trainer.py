@@ -128,7 +128,7 @@ class Trainer:
         self.state.step += 1
 
     def _backward(self, part: AugmentedBatch) -> Tensor:
-        """Adds this part's gradients and counts its images; its losses, (N,)."""
+        """Adds this part's gradients, counts its images, and returns its losses, (N,)."""
         logits = self.wrapped(self.runtime.laid_out(part.images))
         losses = losses_per_image(
             logits,
@@ -145,7 +145,7 @@ class Trainer:
     def finish_epoch(self, epoch: int) -> Evaluation:
         """Evaluation, record and checkpoint after the steps of `epoch`.
 
-        An epoch that --max-steps cut short is saved as unfinished, so that a resumed run with more steps completes it.
+        An epoch that --max-steps cut short is saved as unfinished, so that a resumed run with more steps finishes it.
         """
         state = self.state
         cut_short = state.step < (epoch + 1) * self.steps_per_epoch
@@ -193,7 +193,7 @@ class Trainer:
         return bool(every) and step % every == 0 and step % self.steps_per_epoch != 0
 
     def _log_step(self, epoch: int) -> None:
-        """Passes on the record that is on its way, and sends the next one if it is due."""
+        """Reports the pending record, and starts to copy the next one if it is due."""
         self._flush_step_log()
         step = self.state.step
         if self.step_log.is_due(step):
@@ -225,7 +225,7 @@ class Trainer:
         return self.runtime.laid_out(images.permute(0, 3, 1, 2))
 
     def _progress_values(self) -> dict[str, float]:
-        """For the bar of the main rank: its own images only, so that drawing needs no other rank."""
+        """Figures for the main rank's progress bar: those of its own images, so that drawing needs no other rank."""
         own = averages(self.state.sums.values)
         done = self.runtime.world_size * own.num_images
         return {

@@ -1,7 +1,7 @@
-"""Does a network do what training needs? Asked with a forward and a backward pass before the first step.
+"""Checks with a forward and a backward pass, before the first step, that a network does what training needs.
 
-Everything a network of your own can get wrong is told here, in one line, instead of by a traceback from the middle of
-a step or by an accuracy of zero.
+Whatever is wrong with a network of your own is reported here in one line. Otherwise you would see a traceback from the
+middle of a step, or an accuracy of zero.
 """
 
 import torch
@@ -16,9 +16,9 @@ NUM_IMAGES = 2  # the fewest with which BatchNorm has a variance
 def check_network(network: nn.Module, name: str, *, num_classes: int, sides: list[int]) -> list[str]:
     """Names of trainable parameters that a pass does not use; usually none.
 
-    `sides`: of the square images the network will see. Raises InputError if parameters are missing, of a wrong type
-    or spread over devices, or if the output is not (N, num_classes) finite logits. Leaves no trace in the network and
-    draws nothing from the global generator.
+    `sides`: sides of the square images that the network will see. Raises InputError if parameters are missing, of a
+    wrong type or spread over devices, or if the output is not (N, num_classes) finite logits. Leaves the network and
+    the global generator unchanged.
     """
     _check_parameters(network, name)
     with torch.random.fork_rng(devices=[]), blank_passes(network):
@@ -36,7 +36,7 @@ def _check_parameters(network: nn.Module, name: str) -> None:
     devices = {str(tensor.device) for tensor in (*network.parameters(), *network.buffers())}
     require(
         devices == {"cpu"},
-        f"--network {name} must be built on the CPU, from where the trainer moves it; got {', '.join(sorted(devices))}",
+        f"--network {name} must be built on the CPU (the trainer moves it), got {', '.join(sorted(devices))}",
     )
     types = {parameter.dtype for parameter in trainable}
     require(
@@ -46,7 +46,7 @@ def _check_parameters(network: nn.Module, name: str) -> None:
 
 
 def _run(network: nn.Module, name: str, images: Tensor) -> object:
-    """The output for a training batch. Networks that only work in NCHW order are told apart from those that fail."""
+    """The output for a training batch. Networks that only work in NCHW order get an error message of their own."""
     was_training = network.training
     try:
         return network.train()(images)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 WIDTHS = (64, 128, 256, 512)
 
-# The head sees 512 maxima of several units each, so its logits are steep: unscaled, learning rates that suit the
-# convolutions make it diverge. The value is Page's.
+# The head sees 512 maxima, each of which is several units large, so its logits are large too. Without this factor it
+# diverges at learning rates that suit the convolutions. The value is Page's.
 LOGIT_SCALE = 1 / 8
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {

@@ -1,4 +1,4 @@
-"""--init-from and --freeze: weights of another run or file to start from, and what of the network stays as it is."""
+"""--init-from and --freeze: the weights of another run or file to start from, and the parameters that stay fixed."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -56,7 +56,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
 
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # neither reader has a common type for what it cannot read
+    except Exception as error:  # no exception type covers all that the readers raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"--init-from {source} cannot be read: {reason}") from None
     for key in ("state_dict", "model"):  # what training scripts wrap their weights in
@@ -68,7 +68,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
         else {}
     )
     require(bool(weights), f"--init-from {source} holds no weights: expected a dictionary of tensors by name")
-    return {name.removeprefix("module."): value for name, value in weights.items()}  # of a network saved under DDP
+    return {name.removeprefix("module."): value for name, value in weights.items()}  # added by DDP
 
 
 def freeze(network: nn.Module, patterns: tuple[str, ...]) -> None:
@@ -80,7 +80,7 @@ def freeze(network: nn.Module, patterns: tuple[str, ...]) -> None:
     for pattern in patterns:
         matching = [name for name in parameters if fnmatchcase(name, pattern)]
         some = ", ".join(list(parameters)[:3])
-        require(bool(matching), f"--freeze {pattern} matches no parameter; the names begin {some}, ...")
+        require(bool(matching), f"--freeze {pattern} matches no parameter; the first names are {some}, ...")
         for name in matching:
             parameters[name].requires_grad_(False)
     trains = any(parameter.requires_grad for parameter in parameters.values())

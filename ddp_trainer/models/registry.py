@@ -1,6 +1,6 @@
 """Networks by name: the built-in one, those of torchvision and timm, and functions of your own.
 
-Owned here: what a name means, and how it is told in one line when it means nothing. Not owned here: whether the
+Owned here: what a name means, and the one-line error for a name that means nothing. Not owned here: whether the
 network does what training needs (`check`), and which settings it was built from (`spec`).
 """
 
@@ -20,7 +20,7 @@ BUILT_IN = "custom_resnet"
 
 
 def build(name: str, *, num_classes: int, widths: tuple[int, int, int, int], activation: str) -> nn.Module:
-    """A fresh network from normalized (N, 3, H, W) images to (N, num_classes) logits, weights at random.
+    """A fresh network from normalized (N, 3, H, W) images to (N, num_classes) logits, with random weights.
 
     `name`: custom_resnet, torchvision:NAME, timm:NAME or MODULE:FUNCTION. `widths` and `activation` are those of
     custom_resnet. Raises InputError if there is no such network, or if its function fails.
@@ -58,9 +58,9 @@ def _from_timm(name: str, model: str) -> Callable[..., nn.Module]:
 
 
 def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
-    """A function or class that is defined in a module of the user's.
+    """A function or class that is defined in one of the user's modules.
 
-    A run directory that was handed over names a function too, so nothing of Python's own library is ever called.
+    A run directory that comes from somebody else names a function too, so nothing in Python's own library is called.
     """
     module_name = name.partition(":")[0]
     own = module_name.split(".")[0] not in sys.stdlib_module_names

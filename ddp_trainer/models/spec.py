@@ -1,4 +1,4 @@
-"""model.json: everything needed besides the weights to rebuild and use a trained model."""
+"""model.json: everything that is needed, in addition to the weights, to rebuild and use a trained model."""
 
 import dataclasses
 from dataclasses import asdict, dataclass
@@ -16,8 +16,8 @@ from ddp_trainer.models import registry
 from ddp_trainer.models.custom_resnet import ACTIVATIONS, WIDTHS
 from ddp_trainer.models.initial_weights import freeze
 
-# Limits of a model.json that was handed over: three poolings leave one pixel of the smallest side, and the first
-# activation takes 4 GB at the largest.
+# Limits for a model.json that comes from somebody else: three poolings leave one pixel of the smallest side, and the
+# first activation takes 4 GB at the largest.
 MIN_SIDE, MAX_SIDE, MAX_WIDTH = 8, 4096, 8192
 FLIPS = ("none", "random", "alternating")
 
@@ -137,7 +137,7 @@ def load_model(run_dir: Path | str) -> tuple[nn.Module, ModelSpec]:
 def _check_shapes(weights: Path, spec: ModelSpec) -> None:
     """Raises InputError unless the file's header has the tensors that `spec` describes.
 
-    Nothing is allocated before: widths in a file that was handed over could ask for any amount of memory.
+    Nothing is allocated before that: widths in a file from somebody else could ask for any amount of memory.
     """
     from safetensors import safe_open
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_POINTS = 500  # of a curve; a chart has not many more pixels
+MAX_POINTS = 500  # of a curve; a chart is not much wider than that
 
 Panel = Callable[["Axes", Sequence[Run]], None]
 
@@ -61,7 +61,7 @@ def has_steps(run: Run) -> bool:
 
 
 def _draw_steps(axes: Axes, run: Run, name: str, scale: float, color: str) -> None:
-    """Nothing unless the records are finer than the epochs."""
+    """Draws nothing unless the records are finer than the epochs."""
     if not has_steps(run):
         return
     x, values = thin_out(*run.step_series(name))

@@ -1,4 +1,4 @@
-"""What the page says of several runs: a table with mean and spread over seeds, what differs, and common curves."""
+"""What the page says about several runs: a table with mean and spread over seeds, what differs, and common curves."""
 
 from collections.abc import Callable, Sequence
 from statistics import mean, stdev
@@ -35,7 +35,7 @@ FIGURES = (
 
 
 class Row(NamedTuple):
-    """A run, or mean or spread of several."""
+    """One run, or the mean or spread of several runs."""
 
     name: str
     cells: list[str]

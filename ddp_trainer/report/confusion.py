@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_NUMBERED = 20  # with more classes a cell has no room for a number
-MAX_LABELED = 100  # and with more than these a row has no room for a label
+MAX_LABELED = 100  # with more classes a row has no room for a label
 MAX_SIDE = 2000  # pixels
 STRONGEST = 0.7  # opacity of a full cell, so that a number in it can be read
 
@@ -106,7 +106,7 @@ def cells_png(found: Predictions, *, transparent: bool) -> bytes:
 
 
 def _palette(*, transparent: bool) -> bytes:
-    """256 colors from the background to the color of a full cell; only that color if opacity tells them apart."""
+    """256 colors from the background to the color of a full cell; only that color if the opacity varies instead."""
     full, background = (np.frombuffer(bytes.fromhex(color[1:]), np.uint8).astype(float) for color in (CELL, SURFACE))
     shares = np.ones((256, 1)) if transparent else np.linspace(0, 1, 256)[:, None]
     return np.rint(background + shares * (full - background)).astype(np.uint8).tobytes()

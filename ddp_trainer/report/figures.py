@@ -30,7 +30,7 @@ _VARIABLE_OF = {color: f"var(--{name})" for name, color in VARIABLES.items()}
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of `width` x `height` inches that no global registry knows."""
+    """A figure of `width` x `height` inches, without an entry in pyplot's global list."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), facecolor=SURFACE, layout="constrained")
@@ -48,7 +48,7 @@ def style(axes: Axes, *, title: str, x: str, y: str = "") -> None:
 
 
 def to_png(figure: Figure, dpi: int = 130) -> bytes:
-    """Drawn once; `savefig` draws twice."""
+    """PNG of the figure, which is drawn only once; `savefig` draws it twice."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image

@@ -30,7 +30,7 @@ def thumbnail(pixels: np.ndarray) -> Image:
 
 
 def image_url(pixels: np.ndarray) -> str:
-    """A data URL of the thumbnail. Of a large image it is a JPEG, so that the page stays small."""
+    """A data URL of the thumbnail. For a large image it is a JPEG, so that the page stays small."""
     image, target = thumbnail(pixels), io.BytesIO()
     if max(image.size) < MAX_SIDE:
         image.save(target, format="PNG")

@@ -28,8 +28,8 @@ def shorten(name: str, length: int = 16) -> str:
 
 
 def distinct_labels(names: Sequence[str], length: int = 16) -> list[str]:
-    """A short label for each class. The number of the class stands in front if labels would be the same, or would
-    look the same on a machine without a font for them."""
+    """A short label for each class. It begins with the number of the class if labels would otherwise be the same, or
+    would look the same on a machine without a font for them."""
     labels = [shorten(name, length) for name in names]
     labels = [
         f"{number}: {shorten(name, length - 4)}" if repeated or not is_drawable(name) else label

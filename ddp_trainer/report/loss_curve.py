@@ -36,7 +36,7 @@ class LossCurve:
     def lowest(self) -> int | None:
         """The step with the lowest smoothed loss after the first steps.
 
-        None if the loss did not fall below that of the first steps: its lowest point is chance then.
+        None if the loss did not fall below that of the first steps: then its lowest point means nothing.
         """
         later = range(self._first, len(self.smoothed))
         if not later:

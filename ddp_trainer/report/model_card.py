@@ -1,6 +1,6 @@
-"""The model card: model.md beside the weights, written from the files of a finished run.
+"""The model card: model.md in the run directory, written from the files of a finished run.
 
-Owned here: what a person who is handed the weights has to know, and how to load them. Sections after Mitchell et al.,
+Owned here: what somebody who receives the weights needs to know, and how to load them. Sections after Mitchell et al.,
 "Model Cards for Model Reporting" (arXiv 1810.03993).
 """
 
@@ -68,7 +68,7 @@ def card(run: Run) -> str:
 
 
 def code(text: str) -> str:
-    """A text from a file as a piece of code on one line, in which Markdown and HTML mean nothing."""
+    """`text`, which comes from a file, as inline code on one line, in which Markdown and HTML have no effect."""
     return "`" + printable(text).replace("`", "'") + "`" if text.strip() else "unknown"
 
 
@@ -129,7 +129,7 @@ def limits(run: Run) -> Iterator[str]:
         yield "- `--max-steps` ended the run early: the full recipe may do better."
     if run.predictions is not None:
         yield from measured_limits(run, run.predictions)
-    yield "- Every image is given one of the classes above, whatever it shows, and perhaps with a high probability."
+    yield "- Every image gets one of the classes above, whatever it shows, and possibly with a high probability."
     yield "- Images of another size or origin than the training images were not evaluated; nor were corrupted images,"
     yield "  attacks, and differences between groups of people or places."
 
@@ -147,5 +147,5 @@ def usage() -> Iterator[str]:
     yield "`images` is a uint8 tensor (N, 3, height, width) with values 0-255; `logits.softmax(1)` gives probabilities"
     yield "in the order of the classes above. In this folder, with ddp-trainer installed:"
     yield from ("", "```python", WITH_THIS_PACKAGE.rstrip(), "```", "")
-    yield from ("Without it, from a file that is made once:", "", "```bash", EXPORT, "```", "")
+    yield from ("Without ddp-trainer, from a file that you export once:", "", "```bash", EXPORT, "```", "")
     yield from ("```python", WITHOUT_THIS_PACKAGE.rstrip(), "```")

@@ -33,7 +33,7 @@ def data_command(run: Run) -> list[str]:
 
 
 def train_command(run: Run) -> str:
-    """The launch, with the flags that differ from the recipe; with all flags if this code has no such recipe."""
+    """The command that trains, with the flags that differ from the recipe, or with all flags if there is no recipe."""
     launcher = LAUNCHER.format(run.world_size) if run.world_size != 1 else "python"
     usual = recipe_settings(run.recipe)
     words = [launcher, "-m ddp_trainer.train"]

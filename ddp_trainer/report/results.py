@@ -35,7 +35,7 @@ class ClassRow(NamedTuple):
 
 
 def results(run: Run, *, is_detail: bool = False) -> Markup:
-    """`is_detail`: the page is about several runs, so no confusion matrix stands beside the curves."""
+    """`is_detail`: the page is about several runs, so there is no confusion matrix next to the curves."""
     found = run.predictions
     if found is None:
         return Markup("")

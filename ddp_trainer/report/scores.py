@@ -65,7 +65,7 @@ def confused_pairs(labels: np.ndarray, predicted: np.ndarray, limit: int) -> lis
 
 
 def calibration(labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray) -> Calibration:
-    """How often the predicted class is right, beside the probability it was given. Bins are (low, high]."""
+    """How often the predicted class is right, compared with the probability it was given. Bins are (low, high]."""
     hits = (predicted == labels).astype(float)
     bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
     counts = np.bincount(bins, minlength=NUM_BINS)

@@ -1,6 +1,6 @@
-"""What the page says of one run: headline, curves, configuration, and how to repeat it.
+"""What the page says about one run: headline, curves, configuration, and how to repeat it.
 
-Not owned here: what its predictions tell (`results`) and the comparison of several runs (`comparison`).
+Not owned here: what its predictions show (`results`) and the comparison of several runs (`comparison`).
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def train_seconds(run: Run) -> float | None:
-    """Of all finished epochs if the run is not finished."""
+    """Training time of the run, or of its finished epochs if the run is not finished."""
     _, seconds = run.series("seconds")
     return run.number("train_seconds") or (float(seconds.sum()) if len(seconds) else None)
 
 
 def latest(run: Run, name: str) -> float | None:
-    """From the summary, else from the last finished epoch."""
+    """A figure from the summary, or from the last finished epoch if there is no summary."""
     return run.number(name) if run.summary is not None else (run.metrics[-1].get(name) if run.metrics else None)
 
 
@@ -80,7 +80,7 @@ def notices(run: Run) -> list[str]:
 
 
 def curves(runs: Sequence[Run]) -> Markup:
-    """Of one run, beside its confusion matrix if there is room; or of several on common axes."""
+    """The curves of one run, next to its confusion matrix if there is room, or of several runs on common axes."""
     whose = " of " + ", ".join(run.name for run in runs) if len(runs) > 1 else ""
     drawn = any(run.metrics for run in runs)
     panels = [chart(panel_figure(name, runs), f"{name} by epoch{whose}") for name in PANELS] if drawn else []

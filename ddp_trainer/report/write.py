@@ -31,7 +31,7 @@ def write_report(run_dirs: Sequence[Path]) -> Path:
         raise InputError("report: no run directory given; name at least one")
     runs = load_runs([Path(run_dir) for run_dir in run_dirs])
     folder = runs[0].path / "report"
-    if folder.is_symlink():  # files of ours would be written, and deleted, wherever it leads
+    if folder.is_symlink():  # files would be written and deleted wherever it leads
         raise InputError(f"{folder} is a symbolic link; remove it")
     pictures, page = draw_pictures(runs), build_page(runs)
     try:
@@ -48,7 +48,7 @@ def write_report(run_dirs: Sequence[Path]) -> Path:
 
 
 def draw_pictures(runs: Sequence[Run]) -> dict[str, bytes]:
-    """Name in PICTURES -> PNG. A run without predictions has its curves only."""
+    """Name in PICTURES -> PNG. A run without predictions has only its curves."""
     run, found = runs[0], runs[0].predictions
     pictures = {"curves.png": to_png(curves_figure(runs))}
     if found is not None:

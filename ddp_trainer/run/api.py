@@ -1,7 +1,7 @@
-"""The trainer as a function, for scripts and notebooks: `ddp_trainer.launch`. `ddp_trainer.train` stands in train.py.
+"""The trainer as a function, for scripts and notebooks: `ddp_trainer.launch`. `ddp_trainer.train` is in train.py.
 
 Both take a recipe, by name or as a value, and settings by the names of the command line's flags. A wrong setting
-raises InputError with the line that the command prints.
+raises InputError with the same line that the command prints.
 """
 
 import dataclasses
@@ -47,8 +47,8 @@ def as_flags(settings: Mapping[str, Any]) -> list[str]:
 def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **settings: Any) -> RunResult:
     """Trains with `num_processes` processes under `accelerate launch`, shows their output, and returns the result.
 
-    A process of its own starts them, so this works in a notebook that has initialized CUDA already. Modules that can
-    be imported here, such as one beside your script with a network, can be imported there. Ctrl-C saves a checkpoint
+    A separate process starts them, so this works in a notebook that has already initialized CUDA. Modules that can
+    be imported here, such as one with a network next to your script, can be imported there. Ctrl-C saves a checkpoint
     and returns. Raises InputError as `ddp_trainer.train` does, and RuntimeError if the run fails.
     """
     require(num_processes >= 1, f"num_processes must be at least 1, got {num_processes}")
@@ -67,7 +67,7 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
 
 
 def _changes(config: TrainConfig) -> dict[str, Any]:
-    """The settings that make the named recipe into `config`."""
+    """The settings that turn the named recipe into `config`."""
     require(
         config.recipe in RECIPES,
         f"recipe '{config.recipe}' has no name that a launched process knows: "
@@ -78,7 +78,7 @@ def _changes(config: TrainConfig) -> dict[str, Any]:
 
 
 def _run_shown(command: list[str]) -> int:
-    """Exit status of `command`, whose output is printed as it comes. Ctrl-C asks it to stop and waits for its end."""
+    """Exit status of `command`, whose output is printed as it arrives. Ctrl-C asks it to stop and waits for it."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, ["", *sys.path]))}
     process = subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True

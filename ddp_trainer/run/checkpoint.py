@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written whole, checked before they are trusted, the newest good one found.
+"""Checkpoints on disk: writes them atomically, checks them before use, and finds the newest good one.
 
 Layout: `checkpoints/step-NNNNNNNN/{state.pt, manifest.json}`. A checkpoint is written into a temporary folder beside
 its final place, flushed to the disk and renamed, so the name exists only when the content does. Everything in it is a
@@ -32,7 +32,7 @@ class CheckpointError(Exception):
 
 
 class OtherRelease(CheckpointError):
-    """A checkpoint that is whole, but was written by a release with another format."""
+    """An intact checkpoint that was written by a release with another format."""
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -74,7 +74,7 @@ def write_checkpoint(place: Path, state: dict[str, Any], *, step: int, score: fl
         sync_folder(temporary)
         if place.exists():
             _move_away(place, REPLACED)
-        temporary.rename(place)  # which replaces an empty folder
+        temporary.rename(place)  # an empty folder of that name is replaced
         sync_folder(place.parent)
         shutil.rmtree(place.with_name(REPLACED + place.name), ignore_errors=True)
     except BaseException:
@@ -117,8 +117,8 @@ def remove_old(folder: Path, *, keep: int, step: int) -> None:
 def _move_away(path: Path, prefix: str) -> Path:
     """Renames a checkpoint, so that a half-deleted folder is never taken for one; returns where it is now.
 
-    Some file systems cannot rename a folder, such as overlayfs one of a lower layer. There it is emptied in place,
-    beginning with its manifest, without which it is no checkpoint.
+    Some file systems cannot rename some folders, such as overlayfs those of a lower layer. There the folder is emptied
+    in place, beginning with its manifest, because a folder without a manifest is not a checkpoint.
     """
     try:
         return path.rename(path.with_name(prefix + path.name))
@@ -163,7 +163,7 @@ def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any
         raise OtherRelease(f"{path} has format {version}, and this release reads format {FORMAT_VERSION}")
     try:
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's reader has no common type for what it cannot read
+    except Exception as error:  # no exception type covers all that torch's reader raises
         raise CheckpointError(f"{path / STATE}: cannot be loaded ({_name(error)})") from None
     missing = set(required) - set(state) if isinstance(state, dict) else set(required) or {"everything"}
     if missing:

@@ -65,7 +65,7 @@ class CheckpointSaver:
         score: float | None = None,
         when_saved: Callable[[], object] = lambda: None,
     ) -> None:
-        """Copies the state and returns. The disk is written while training continues, and then `when_saved` is called.
+        """Copies the state and returns. The copy is saved while training continues, and then `when_saved` is called.
 
         Raises CheckpointError if the previous save failed.
         """
@@ -101,7 +101,7 @@ class CheckpointSaver:
         self._remove_old(step)
 
     def _remove_old(self, step: int) -> None:
-        """The checkpoint is saved: failing to remove an older one must not fail the run."""
+        """The new checkpoint is saved already, so failing to remove an older one must not fail the run."""
         try:
             remove_old(self.folder, keep=self.keep, step=step)
         except OSError as error:
@@ -122,7 +122,7 @@ class CheckpointSaver:
 
 
 def size_in_bytes(value: Any) -> int:
-    """Size of all tensors in a state. What surrounds them in the file is small."""
+    """Size of all tensors in a state. The rest of the file is small."""
     if isinstance(value, torch.Tensor):
         return value.nbytes
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

@@ -1,4 +1,4 @@
-"""Do the settings fit the dataset and the number of processes? Asked before anything is written or started."""
+"""Checks that the settings fit the dataset and the number of processes, before anything is written or started."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ def check_settings(config: TrainConfig, dataset: DatasetInfo, *, world_size: int
 
 
 def can_compile() -> bool:
-    """Whether this machine has what torch.compile calls: $CXX or g++, and Python.h."""
+    """Whether this machine has what torch.compile needs: $CXX or g++, and Python.h."""
     header = Path(sysconfig.get_path("include"), "Python.h")
     return shutil.which(os.environ.get("CXX", "g++")) is not None and header.exists()
 

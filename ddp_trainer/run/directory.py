@@ -66,7 +66,7 @@ class RunDirectory:
         write_json(self.path / "status.json", {"state": state, "step": step, "epoch": epoch, "message": message})
 
     def write_failure(self, error: BaseException, *, step: int = 0, epoch: int = 0) -> None:
-        """Records in status.json why the run failed. Never raises: the error that led here must be seen."""
+        """Records in status.json why the run failed. Never raises, so that the error that led here stays visible."""
         try:
             self.write_status("failed", step=step, epoch=epoch, message=f"{type(error).__name__}: {error}")
         except OSError as other:
@@ -101,7 +101,7 @@ def lock_folder(path: Path) -> IO[bytes]:
 def refuse_links(path: Path) -> None:
     """Raises InputError for a symbolic link in a run directory: writing through it would change another file.
 
-    W&B makes its own, which are never written through.
+    W&B creates links of its own, which the trainer never writes through.
     """
     for folder, folders, files in os.walk(path):
         if Path(folder) == path / "wandb":
@@ -135,7 +135,7 @@ def claim_run_directory(config: TrainConfig, *, is_main: bool) -> Iterator[RunDi
 
 
 def new_folder(name: str) -> Path:
-    """Creates runs/NAME-TIMESTAMP, with a number behind it if another run of the same second has that name."""
+    """Creates runs/NAME-TIMESTAMP, with a number at the end if another run of the same second has that name."""
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
     for number in itertools.count(1):
         suffix = f"-{number}" if number > 1 else ""

@@ -47,7 +47,7 @@ def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentReco
 
 
 def complete_results(run_dir: RunDirectory | None) -> None:
-    """Completes a run that has its summary but was killed before its model card or report was written."""
+    """For a finished run: writes the model card and the report if the run was killed before it had written them."""
     if run_dir is None:
         return
     is_complete = run_dir.status.get("state") == "done"
@@ -91,7 +91,7 @@ def write_model(run_dir: Path, model: nn.Module, spec: ModelSpec) -> None:
     """model.safetensors and model.json."""
     from safetensors.torch import save
 
-    # Copies, because the file format has no tensors that share memory, as those of tied layers do.
+    # Copies, because the file format does not support tensors that share memory, such as those of tied layers.
     weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
     replace_file(run_dir / "model.safetensors", save(weights))  # `save_file` would make it readable by its owner only
     spec.write(run_dir / "model.json")

@@ -1,4 +1,4 @@
-"""Joining the other processes of a run, and agreeing with them where it starts."""
+"""Joins the other processes of a run, and agrees with them on where the run starts."""
 
 import contextlib
 from collections.abc import Iterator

@@ -35,7 +35,7 @@ class SilentRecorder(SilentObserver):
 
 
 class Recorder(SilentRecorder):
-    """Writes to the run directory and its mirrors what the trainer reports. Opened by `open_recorder`."""
+    """Writes what the trainer reports to the run directory and its mirrors. Opened by `open_recorder`."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Recorder(SilentRecorder):
         self.say(message)
 
     def failed(self, error: BaseException) -> None:
-        """Never raises: the error that led here must be seen."""
+        """Records the failure. Never raises, so that the error that led here stays visible."""
         try:
             self.checkpoints.close()
         except (CheckpointError, OSError) as other:
@@ -130,7 +130,7 @@ class Recorder(SilentRecorder):
 
 
 def describe_plan(trainer: Trainer) -> str:
-    """What is going to be trained, and on what, in one line."""
+    """One line that says what is going to be trained, and on which hardware."""
     schedule, runtime = trainer.config.schedule, trainer.runtime
     leftover = len(trainer.data.samples) % schedule.batch_size
     dropped = f" ({leftover} leftover images are dropped each epoch, different ones every time)" if leftover else ""
@@ -173,7 +173,7 @@ def _build_recorder(
     run_dir: RunDirectory, config: TrainConfig, dataset: DatasetInfo, runtime: Runtime, state: dict[str, Any] | None
 ) -> Recorder:
     step, history = (state["step"], state["history"]) if state else (0, [])
-    for name in ("summary.json", "predictions.npz"):  # of fewer --max-steps: they no longer describe the whole run
+    for name in ("summary.json", "predictions.npz"):  # left by a run with fewer --max-steps
         (run_dir.path / name).unlink(missing_ok=True)
     description = describe_run(config, dataset, runtime.describe())
     write_json(run_dir.path / "config.json", description)

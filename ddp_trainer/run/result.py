@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A run directory, and what its files say of the run."""
+    """A run directory, and what its files say about the run."""
 
     path: Path
     state: str  # of status.json: done, or preempted by Ctrl-C or a signal with a checkpoint saved

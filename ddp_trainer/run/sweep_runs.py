@@ -1,4 +1,4 @@
-"""The runs of a sweep: what has become of each, and how one after another is trained in a process of its own."""
+"""The runs of a sweep: the state of each, and a runner that trains each of them in a process of its own."""
 
 import os
 import re
@@ -58,7 +58,7 @@ class Runner:
             process.terminate()
         status = process.wait()
         self._process = None
-        if status == 0 and not run.is_finished:  # somebody has stopped the run itself
+        if status == 0 and not run.is_finished:  # somebody stopped this run directly
             self.stopped = True
 
 

@@ -32,11 +32,11 @@ class Progress(Protocol):
     def update(self, step: int, values: Values) -> None: ...
 
     def finish(self) -> None:
-        """Leaves nothing half-drawn; harmless where nothing was started."""
+        """Leaves nothing half-drawn; harmless if nothing was started."""
         ...
 
     def note(self, line: str) -> None:
-        """A line that stays."""
+        """Prints a line that stays on the screen."""
         ...
 
 

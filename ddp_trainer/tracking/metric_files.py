@@ -36,7 +36,7 @@ class JsonLines:
 
 
 def read_step_records(path: Path, *, last_step: int) -> list[Record]:
-    """The records of steps.jsonl up to `last_step`: those that a run resumed there keeps."""
+    """The records of steps.jsonl up to `last_step`, which a run that resumes after that step keeps."""
     return [record for record in _readable(path) if int(record["step"]) <= last_step]
 
 
@@ -48,7 +48,7 @@ def replay(log: Log, steps: Sequence[Record], epochs: Sequence[Record]) -> None:
 
 
 def _readable(path: Path) -> Iterator[Record]:
-    """JSON objects with a step number. A line that a kill cut short is left out."""
+    """JSON objects with a step number. A line that is cut off, because the run was killed, is left out."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:

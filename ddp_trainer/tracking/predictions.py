@@ -1,4 +1,4 @@
-"""predictions.npz of a run: read, checked, and the mistakes in it.
+"""Reads and checks predictions.npz of a run, and lists the mistakes in it.
 
 The file may come from anywhere: the header of every array is checked before the array is allocated.
 Not owned here: who writes it (`run.outputs`).
@@ -105,13 +105,13 @@ def _read_arrays(path: Path) -> Predictions:
 
 
 def _read_header(archive: zipfile.ZipFile, name: str) -> Header:
-    """Shape and type of an array, which says no more bytes than its member has."""
+    """Shape and type of an array, after a check that they match the size of the array's file."""
     with archive.open(f"{name}.npy") as member:
         shape, dtype = _parse_header(member, name)
         length = member.tell()
     size = dtype.itemsize * int(np.prod(shape, dtype=object))
     if archive.getinfo(f"{name}.npy").file_size != length + size:
-        raise _Misfit(f"{name} has not the size that its header says")
+        raise _Misfit(f"{name} does not have the size that its header says")
     return Header(shape, dtype)
 
 

@@ -31,7 +31,7 @@ def read_epochs(path: Path) -> tuple[Record, ...]:
 
 
 def read_steps(path: Path) -> tuple[Record, ...]:
-    """Records of steps, in order. They only refine the curves, so a line that is no record is left out."""
+    """Records of steps, in order. They only refine the curves, so a line that is not a record is left out."""
     records = [record for line in _read_lines(path) if (record := _parse_record(line))]
     return tuple(sorted((record for record in records if "step" in record), key=lambda record: record["step"]))
 

@@ -1,4 +1,4 @@
-"""A run read back from its directory, checked: what comes out of here fits together and can be used without care.
+"""Reads a run back from its directory and checks it: what this module returns is consistent and safe to use.
 
 Not owned here: who writes these files (`run`, `tracking`), the types of single fields (`json_fields`),
 lines of records (`record_lines`) and predictions.npz (`predictions`).
@@ -31,7 +31,7 @@ class RecordedSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedDataset:
-    """What config.json says of the dataset. Everything may be missing."""
+    """What config.json says about the dataset. Every field may be missing."""
 
     source: str = ""
     image_size: int | None = None
@@ -43,7 +43,7 @@ class RecordedDataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run directory. An interrupted run lacks summary and predictions, perhaps epochs too."""
+    """One run directory. An interrupted run lacks a summary and predictions, and may lack epochs."""
 
     path: Path
     name: str  # the folder's, for the reader
@@ -51,7 +51,7 @@ class Run:
     data_dir: str
     settings: Mapping[str, Setting]
     versions: Mapping[str, str]
-    git_commit: str  # hexadecimal digits, perhaps with a `+`; empty if unknown
+    git_commit: str  # hexadecimal digits, possibly with a `+`; empty if unknown
     world_size: int
     device: str
     precision: str
@@ -173,7 +173,7 @@ def _read_texts(fields: Fields) -> dict[str, str]:
 
 
 def _read_commit(config: Fields) -> str:
-    """Only a commit: the report prints it in a command that a reader may paste."""
+    """The commit, or "" for any other text: the report prints it in a command that a reader may paste."""
     commit = config.text("git_commit")
     digits = commit.removesuffix("+")
     is_commit = 7 <= len(digits) <= 64 and set(digits) <= set("0123456789abcdef")

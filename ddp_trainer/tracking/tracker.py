@@ -91,7 +91,7 @@ def build_tracker(
     if "tensorboard" in settings.tracker_names:
         try:
             mirrors["TensorBoard"] = TensorBoardMirror(run_dir, kept, history)
-        except Exception as error:  # also that of an installation that cannot be imported
+        except Exception as error:  # including one from an installation that cannot be imported
             warn(f"TensorBoard does not work, continuing without it: {one_line(error)}")
     mode = choose_wandb_mode(settings, run_dir)
     if mode != "disabled":

@@ -86,7 +86,7 @@ class WandBMirror:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def log_step(self, record: Record) -> None:
-        """Under names that begin with step/, since a chart has one axis and the names of the epochs have theirs.
+        """Logs the record under names that begin with step/, because the names of the epochs have another axis.
 
         The record waits for the next one: W&B closes the row of a step when it is sent, and an epoch that ends with
         this step belongs in the same row.
@@ -109,12 +109,12 @@ class WandBMirror:
             self._waiting = None
 
     def _log(self, row: Mapping[str, object], step: int) -> None:
-        """`commit`: W&B shows a row only when it is closed."""
+        """Logs a row and closes it (`commit`): W&B shows only closed rows."""
         if step >= self._first_step:
             bounded(lambda: self._tracker.log(dict(row), step=step, commit=True), GIVE_UP_SECONDS)
 
     def _note_best(self, record: Record) -> None:
-        """As plain numbers, by which tables of runs can be sorted."""
+        """Writes the best accuracy and its epoch to the summary, as plain numbers by which tables can be sorted."""
         accuracy = record.get(BEST)
         if isinstance(accuracy, float) and accuracy > self._best:
             self._best = accuracy
@@ -167,7 +167,7 @@ def log_results(wandb_run: Any, found: Run) -> None:
     if files:
         artifact = wandb.Artifact(f"model-{wandb_run.id}", type="model", metadata=dict(found.summary or {}))
         for file in files:
-            artifact.add_file(str(file), policy="immutable")  # uploaded from where it is, not from a copy
+            artifact.add_file(str(file), policy="immutable")  # uploaded directly, without a copy
         wandb_run.log_artifact(artifact, aliases=["final"])
 
 

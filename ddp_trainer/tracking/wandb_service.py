@@ -1,4 +1,4 @@
-"""What surrounds a W&B run: whether to go online, under which id, and how long to wait. Does not import wandb."""
+"""Decisions about a W&B run: whether to go online, which id to use, and how long to wait. Does not import wandb."""
 
 import netrc
 import os
@@ -32,7 +32,7 @@ def mode_from_environment() -> str | None:
 
 
 def resolve_mode(wanted: str, load_settings: Callable[[], Any]) -> str:
-    """The mode that `--wandb wanted` comes to: online, offline, shared or disabled.
+    """The mode that `--wandb wanted` stands for: online, offline, shared or disabled.
 
     auto is what WANDB_MODE says, else what W&B's settings files say, such as the one that `wandb offline` writes, else
     online if there is a key and offline if not. `load_settings` returns a `wandb.Settings`.
@@ -52,7 +52,7 @@ def resolve_mode(wanted: str, load_settings: Callable[[], Any]) -> str:
 def has_credentials(base_url: str | None = None) -> bool:
     """True if there is a key in the environment, or a login in the netrc file for the server at `base_url`.
 
-    W&B has no such question in all versions: it would start its service, and ask for a key at the terminal.
+    Not every version of W&B can answer this: some would start the service, and ask for a key at the terminal.
     """
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
@@ -68,7 +68,7 @@ def has_credentials(base_url: str | None = None) -> bool:
 def choose_run_id(run_dir: Path, saved: str | None) -> str:
     """The id in the checkpoint, else the one this directory kept, else WANDB_RUN_ID, else a new one.
 
-    An id belongs to one run directory: WANDB_RUN_ID is not used if another directory beside this one has it.
+    An id belongs to one run directory: WANDB_RUN_ID is not used if a directory next to this one already has it.
     """
     kept = _id_file(run_dir)
     known = saved or (kept.read_text().strip() if kept.exists() else None)
@@ -97,7 +97,7 @@ def _unused_id_from_environment(run_dir: Path) -> str | None:
 def bounded(work: Callable[[], None], seconds: float) -> None:
     """Runs `work` and raises what it raises. After `seconds` it gives up, and kills W&B's service.
 
-    W&B's own limits, such as finish_timeout, are kept by its service process: `finish`, and `log` after some hundred
+    W&B's own limits, such as finish_timeout, are enforced by its service: `finish`, and `log` after some hundred
     records, wait forever for a service that hangs.
     """
     raised: list[BaseException] = []
@@ -119,7 +119,7 @@ def bounded(work: Callable[[], None], seconds: float) -> None:
 
 
 def kill_service() -> None:
-    """Kills W&B's service among our own children: W&B waits for its end when Python exits."""
+    """Kills W&B's service, a child of this process: W&B would wait until it ends when Python exits."""
     for listing in Path("/proc/self/task").glob("*/children"):
         for pid in listing.read_text().split():
             if Path(f"/proc/{pid}/comm").read_text().strip() == "wandb-core":

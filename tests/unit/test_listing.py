@@ -31,7 +31,7 @@ def test_a_test_folder_without_classes_is_passed_over_for_val(photos: Path) -> N
     (photos / "test").rename(photos / "val")
     (photos / "test").mkdir()
     save(photos / "test" / "0.png", Image.new("RGB", (8, 8)))
-    assert any(f"passed over: {photos}/test" in note for note in load_folder(photos, size=8).notes)
+    assert any(f"ignored {photos}/test" in note for note in load_folder(photos, size=8).notes)
 
 
 def test_what_is_not_an_image_is_counted(photos: Path) -> None:
@@ -42,7 +42,7 @@ def test_what_is_not_an_image_is_counted(photos: Path) -> None:
     found = load_folder(photos, size=8)
     assert (found.classes, len(found.train.labels)) == (("cat", "dog"), 12)
     (line,) = found.notes
-    assert line.startswith(f"passed over in {photos}/train: 4 files without an image (.txt 2, ")
+    assert line.startswith(f"ignored in {photos}/train: 4 files without an image (.txt 2, ")
     assert ".md 1" in line
     assert ".db 1" in line
     assert line.endswith("3 hidden")
@@ -62,7 +62,7 @@ def test_kinds_are_told_by_content_and_subfolders_are_read(photos: Path) -> None
 
 def test_a_dead_link_is_named(photos: Path) -> None:
     (photos / "train" / "bird").symlink_to("/nowhere/bird")
-    assert f"{photos}/train/bird is a link to something that is not there" in fails(photos)
+    assert f"{photos}/train/bird is a link to something that does not exist" in fails(photos)
 
 
 def test_a_link_back_to_a_folder_above_is_named(photos: Path) -> None:

@@ -162,7 +162,7 @@ def test_initial_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None
 def test_what_is_frozen_is_named_by_patterns() -> None:
     network = build_network(NetworkConfig(freeze="0.*, 4.weight"), replace(SPEC, architecture=f"{OWN}small"))
     assert {name for name, value in network.named_parameters() if not value.requires_grad} == {"0.weight", "4.weight"}
-    with pytest.raises(InputError, match=r"--freeze stem\.\* matches no parameter; the names begin 0\.weight"):
+    with pytest.raises(InputError, match=r"--freeze stem\.\* matches no parameter; the first names are 0\.weight"):
         freeze(networks.small(5), ("stem.*",))
     with pytest.raises(InputError, match="leaves nothing to train"):
         freeze(networks.small(5), ("*",))
