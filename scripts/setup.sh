@@ -2,7 +2,8 @@
 # Makes .venv ready: a virtual environment, the packages of constraints.txt, FFCV, and this project.
 # It needs Python with venv, and neither root nor a compiler. A second call changes nothing and takes a moment.
 # Called by `make setup`; PYTHON names the interpreter.
-# Exit status: 0 ready; 2 something is missing that only the user can provide, named in one line; else the failed command's.
+# Exit status. 0: ready; 2: something is missing that only the user can provide, and one line names it; else that of the
+# failed command.
 set -euo pipefail
 shopt -s globstar
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -17,8 +18,8 @@ stop() { echo "error: $*" >&2; exit 2; }
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2] + sys.abiflags)' 2>/dev/null || true; }
 is_supported() { [[ $1 == 3.11 || $1 == 3.12 || $1 == 3.13 ]]; }
 
-# The interpreter asked for. Without one: that of .venv, which somebody may have chosen, else the default or, where that is
-# of another version, one that Debian and Ubuntu name by version.
+# The interpreter that PYTHON names. Without it: that of .venv, which somebody may have chosen, else python3 or, if that
+# has another version, one that Debian and Ubuntu name by version.
 find_python() {
   local wanted=${PYTHON:-python3} candidate candidates present
   candidates=("$wanted")
@@ -46,15 +47,15 @@ check_venv() {
     stop "$python cannot make virtual environments; as root, install: apt-get install python$version-venv"
 }
 
-# Nothing is installed but files whose hashes are known: constraints.txt is complete, so pip never looks for dependencies.
+# Installs only files whose hashes are known: constraints.txt is complete, so pip never looks for dependencies.
 install() {
   local pip=(.venv/bin/python -m pip --disable-pip-version-check)
-  # A virtual environment contains its own path, so one that was moved or copied has to be made again.
+  # A virtual environment contains its own path, so one that was moved or copied must be made again.
   if [[ $(version_of .venv/bin/python) != "$version" ]] || ! grep -qsF "$PWD/.venv" .venv/bin/activate; then
     say "making .venv with Python $version"
     "$python" -m venv --clear .venv
   fi
-  say "installing the Python packages (6.5 GB with torch and its CUDA libraries: 2-3 minutes and more on a slow line)"
+  say "installing the Python packages (6.5 GB with torch and its CUDA libraries: 2-3 minutes, or more on a slow connection)"
   "${pip[@]}" install --require-hashes --only-binary :all: --no-deps --requirement constraints.txt
   say "building FFCV"
   bash scripts/ffcv/build.sh .venv

@@ -1,4 +1,4 @@
-// The part of Python's stable ABI that libffcv.cpp uses: a module without functions, as FFCV calls its library by ctypes.
+// The part of Python's stable ABI that libffcv.cpp uses: a module without functions, because FFCV calls it by ctypes.
 // The layout is that of every CPython since 3.2 with a global interpreter lock (docs.python.org/3/c-api/stable.html), so
 // that neither python3-dev nor a build for each version is needed.
 #pragma once
