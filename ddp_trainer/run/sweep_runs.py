@@ -51,7 +51,6 @@ class Runner:
         """
         environment = {"WANDB_RUN_GROUP": group, **os.environ}
         environment.pop("WANDB_RUN_ID", None)  # an id belongs to one run
-        environment.pop("WANDB_RUN_ID", None)  # an id belongs to one run
         command = [*self.launcher, "ddp_trainer.train", *run.arguments, "--out", str(run.out), "--resume"]
         process = self._process = subprocess.Popen(command, env=environment)
         if self.stopped:  # the signal came before there was a process to pass it on to
