@@ -1,14 +1,16 @@
 """`python -m data_prep`: writes the images of one source as a dataset for the trainer. Only the command line."""
 
 import argparse
+import math
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import NoReturn
 
+from data_prep.bars import Bars
 from data_prep.dataset import DatasetInfo, write_dataset
 from data_prep.errors import InputError, printable, shell_path
 from data_prep.files import replace_file
@@ -16,6 +18,7 @@ from data_prep.sources import NUM_NAMED, SOURCES, ImageSet
 from data_prep.sources.synthetic import DEFAULT_TEST_COUNT, DEFAULT_TRAIN_COUNT, draw_synthetic
 from data_prep.streams import forgiving_output
 
+BATCH_SIZE, PEAK_LR = 512, 0.4  # of the default recipe
 DEFAULT_SIZE = 32
 # Flags that only some sources use. With other sources they are an error, so that nobody believes they had an effect.
 ONLY_FOR = {"size": ("folder", "synthetic"), "skip_unreadable": ("folder",)} | dict.fromkeys(
@@ -117,7 +120,7 @@ def prepare(options: argparse.Namespace, check: Callable[[], None]) -> DatasetIn
         return write_dataset(image_set, options.out, progress=show)
 
 
-def _load_folder(options: argparse.Namespace, bars: "Bars") -> ImageSet:
+def _load_folder(options: argparse.Namespace, bars: Bars) -> ImageSet:
     """Raises InputError. If many files cannot be read, all of them are listed in OUT.unreadable.txt."""
     from data_prep.sources.folder import UnreadableImagesError, load_folder
 
@@ -142,7 +145,7 @@ def _check_out(out: Path) -> None:
         raise InputError(f"--out {shell_path(out)}: {shell_path(nearest)} is not writable; use another folder")
 
 
-def _load(options: argparse.Namespace, bars: "Bars") -> ImageSet:
+def _load(options: argparse.Namespace, bars: Bars) -> ImageSet:
     if options.source == "synthetic":
         return draw_synthetic(
             train_count=options.train_count, test_count=options.test_count, seed=options.seed, size=options.size
@@ -154,38 +157,25 @@ def _load(options: argparse.Namespace, bars: "Bars") -> ImageSet:
     return load_cifar(options.source, options.root, progress=partial(bars.update, "downloading"))
 
 
-class Bars:
-    """Progress bars on a terminal, one for each kind of work; a context manager. Logs get no bars."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import Progress, TaskID
-
-        self._progress = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def update(self, work: str, done: int, total: int) -> None:
-        """Shows that `done` of `total` is finished; a total of 0 is unknown."""
-        if work not in self._tasks:
-            self._tasks[work] = self._progress.add_task(work, total=None)
-        self._progress.update(self._tasks[work], completed=done, total=total or None)
-
-
 def describe(info: DatasetInfo, out: Path) -> str:
     """What was written, and the next command."""
     side, size = info.image_size, sum(split.bytes for split in info.splits.values()) / 1e6
     counts = " and ".join(f"{split.count} {name}" for name, split in info.splits.items())
     return (
         f"{shell_path(out)}: {counts} images, {len(info.classes)} classes, {side}x{side}, {size:.1f} MB\n"
-        f"next: python -m ddp_trainer.train --data-dir {shell_path(out)}"
+        f"next: python -m ddp_trainer.train --data-dir {shell_path(out)}{_flags_for(info.splits['train'].count)}"
     )
+
+
+def _flags_for(num_images: int) -> str:
+    """Flags that make the default recipe fit a small dataset; its batches have 512 images.
+
+    The learning rate falls with the batch size (linear scaling, Goyal et al., arXiv 1706.02677).
+    """
+    if num_images >= BATCH_SIZE:
+        return ""
+    batch_size = 2 ** int(math.log2(max(num_images // 4, 2)))
+    return f" --batch-size {batch_size} --peak-lr {PEAK_LR * batch_size / BATCH_SIZE:g}"
 
 
 class _Stopper:

@@ -148,7 +148,7 @@ def preparation(directory: Path, dataset: Mapping[str, Any]) -> str:
     source = source if source in SOURCES else "SOURCE"
     words = ["python", "-m", "data_prep", "--source", source, "--out", str(directory)]
     if source == "folder":
-        words += ["--root", "FOLDER"]
+        words += ["--root", "FOLDER", *(["--skip-unreadable"] if dataset.get("skipped") else [])]
     if source in ("folder", "synthetic") and "image_size" in dataset:
         words += ["--size", str(dataset["image_size"])]
     if source == "synthetic":

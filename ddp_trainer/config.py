@@ -18,12 +18,11 @@ from data_prep.errors import require
 from ddp_trainer.schedule import ScheduleConfig
 
 # Settings that may change when a run is resumed: they decide where and how it runs, not what it learns.
-FREE_ON_RESUME = (
-    frozenset({"out", "resume", "data_dir", "num_workers", "data_mode", "device", "compile", "max_steps", "profile"})
-    | {"checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "trackers", "wandb"}
-    | {"process_group_timeout"}
-)
+FREE_ON_RESUME = frozenset(
+    {"out", "resume", "data_dir", "num_workers", "data_mode", "device", "compile", "max_steps", "profile"}
+) | {"checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "trackers", "wandb", "process_group_timeout"}
 
+DEFAULT_WIDTHS = (64, 128, 256, 512)
 WEEK_SECONDS = 7 * 86400
 SEED_LIMIT = 2**63
 
@@ -56,7 +55,7 @@ class DataConfig:
 class NetworkConfig:
     network: str = "custom_resnet"
     """custom_resnet, torchvision:NAME, timm:NAME, or MODULE:FUNCTION, called as FUNCTION(num_classes=N)."""
-    widths: tuple[int, int, int, int] = (64, 128, 256, 512)
+    widths: tuple[int, int, int, int] = DEFAULT_WIDTHS
     """Channels of the stem and of the three stages of custom_resnet."""
     activation: Literal["relu", "gelu", "celu"] = "relu"
     """Activation of custom_resnet after each BatchNorm; celu has alpha 0.3."""
@@ -71,6 +70,8 @@ class NetworkConfig:
     """Do not train the parameters whose names match these comma-separated patterns, such as 'features.*'."""
 
     def __post_init__(self) -> None:
+        applies = self.network == "custom_resnet" or self.widths == DEFAULT_WIDTHS
+        require(applies, f"--widths is for --network custom_resnet, got --network {self.network}")
         require(min(self.widths) >= 1, f"--widths must be at least 1, got {' '.join(map(str, self.widths))}")
         momentum = self.bn_momentum
         require(momentum is None or 0 < momentum <= 1, f"--bn-momentum must be in (0, 1], got {momentum}")

@@ -9,7 +9,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-WIDTHS = (64, 128, 256, 512)
+from ddp_trainer.config import DEFAULT_WIDTHS
 
 # The head sees 512 maxima, each of which is several units large, so its logits are large too. Without this factor it
 # diverges at learning rates that suit the convolutions. The value is Page's.
@@ -51,7 +51,7 @@ class CustomResNet(nn.Module):
     The last pooling takes the maximum over the whole remaining map (4x4 for 32x32 images), so larger images work too.
     """
 
-    def __init__(self, num_classes: int = 10, widths: Sequence[int] = WIDTHS, activation: str = "relu") -> None:
+    def __init__(self, num_classes: int = 10, widths: Sequence[int] = DEFAULT_WIDTHS, activation: str = "relu") -> None:
         super().__init__()
         stem, first, second, third = widths
         self.features = nn.Sequential(

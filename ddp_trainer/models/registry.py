@@ -35,7 +35,8 @@ def build(name: str, *, num_classes: int, widths: tuple[int, int, int, int], act
     except InputError:
         raise
     except Exception as error:  # whatever the function raises
-        raise InputError(f"--network {name} cannot be built: {_describe(error)}") from error
+        call = f"{name.rpartition(':')[2]}(num_classes={num_classes})"
+        raise InputError(f"--network {name} cannot be built with {call}: {_describe(error)}") from error
     require(isinstance(network, nn.Module), f"--network {name} returned {_kind(network)}, not a torch.nn.Module")
     return network
 
@@ -65,6 +66,9 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
     module_name = name.partition(":")[0]
     own = module_name.split(".")[0] not in sys.stdlib_module_names
     require(own, f"--network {name}: name a function of your own, not one of Python's library")
+    dotted = module_name.removesuffix(".py").strip("/").replace("/", ".")
+    is_path = "/" in module_name or module_name.endswith(".py")
+    require(not is_path, f"--network needs the name of a module, not of a file; use {dotted}:{function}, got {name}")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from data_prep.dataset import DatasetInfo
-from data_prep.errors import InputError, require
-from data_prep.files import write_json
+from data_prep.errors import InputError, require, shell_path
+from data_prep.files import read_json, write_json
 from data_prep.json_fields import Fields, short_repr
-from ddp_trainer.config import NetworkConfig
+from ddp_trainer.config import DEFAULT_WIDTHS, NetworkConfig
 from ddp_trainer.models import registry
-from ddp_trainer.models.custom_resnet import ACTIVATIONS, WIDTHS
+from ddp_trainer.models.custom_resnet import ACTIVATIONS
 from ddp_trainer.models.initial_weights import freeze
 
 # Limits for a model.json that comes from somebody else: three poolings leave one pixel of the smallest side, and the
@@ -30,7 +30,7 @@ class ModelSpec:
     mean: tuple[float, float, float]  # of the training images, 0-1 scale
     std: tuple[float, float, float]
     image_size: int  # pixels a side
-    widths: tuple[int, int, int, int] = WIDTHS
+    widths: tuple[int, int, int, int] = DEFAULT_WIDTHS
     activation: str = "relu"
     architecture: str = registry.BUILT_IN  # as in --network
     flip: str = "random"  # --flip of the run: after "none", test-time augmentation must not mirror images either
@@ -61,13 +61,13 @@ class ModelSpec:
         """Raises InputError if the file is missing or does not describe a model."""
         fields = Fields.read(path)
         if fields is None:
-            raise InputError(f"{path} is missing: {path.parent} is not a finished run; train it first")
+            raise InputError(f"{path} is missing: {_why_unfinished(path.parent)}")
         spec = cls(
             classes=fields.texts("classes", exact=True),
             mean=_colors(fields, "mean"),
             std=_colors(fields, "std"),
             image_size=fields.whole("image_size", least=MIN_SIDE, most=MAX_SIDE) or 0,
-            widths=fields.wholes("widths", least=1, most=MAX_WIDTH) or WIDTHS,  # type: ignore[arg-type]
+            widths=fields.wholes("widths", least=1, most=MAX_WIDTH) or DEFAULT_WIDTHS,  # type: ignore[arg-type]
             activation=fields.text("activation", "relu"),
             architecture=fields.text("architecture", registry.BUILT_IN),
             flip=fields.text("flip", "random"),
@@ -122,7 +122,7 @@ def load_model(run_dir: Path | str) -> tuple[nn.Module, ModelSpec]:
     run_dir = Path(run_dir)
     spec, weights = ModelSpec.read(run_dir / "model.json"), run_dir / "model.safetensors"
     if not weights.is_file():
-        raise InputError(f"{weights} is missing: {run_dir} is not a finished run; train it first")
+        raise InputError(f"{weights} is missing: {_why_unfinished(run_dir)}")
     try:
         if spec.architecture == registry.BUILT_IN:
             _check_shapes(weights, spec)
@@ -153,3 +153,12 @@ def _check_shapes(weights: Path, spec: ModelSpec) -> None:
 
 def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _why_unfinished(run_dir: Path) -> str:
+    """What became of the run in `run_dir`, and what to do, for the end of a message."""
+    status = read_json(run_dir / "status.json") or {}
+    if status.get("state") == "preempted":
+        resume = f"--out {shell_path(run_dir)} --resume"
+        return f"the run stopped after step {status.get('step')}; continue it with {resume}"
+    return f"{shell_path(run_dir)} is not a finished run; train it first"

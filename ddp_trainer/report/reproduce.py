@@ -26,7 +26,7 @@ def data_command(run: Run) -> list[str]:
     if not dataset.source or not run.data_dir:
         return []
     splits = {name: {"count": split.count} for name, split in dataset.splits.items() if split.count is not None}
-    fields: dict[str, Any] = {"source": dataset.source, "splits": splits}
+    fields: dict[str, Any] = {"source": dataset.source, "splits": splits, "skipped": dataset.skipped}
     if dataset.image_size is not None:
         fields["image_size"] = dataset.image_size
     return [preparation(Path(run.data_dir), fields)]

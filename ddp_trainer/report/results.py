@@ -99,6 +99,7 @@ def reliability(found: Predictions) -> Markup:
         error=measured.error,
         confidence=confidence,
         accuracy=accuracy,
+        num_images=len(found.labels),
         num_bins=NUM_BINS,
     )
 

@@ -134,8 +134,9 @@ def describe_plan(trainer: Trainer) -> str:
     schedule, runtime = trainer.config.schedule, trainer.runtime
     leftover = len(trainer.data.samples) % schedule.batch_size
     dropped = f" ({leftover} leftover images are dropped each epoch, different ones every time)" if leftover else ""
+    end = f", ends after step {schedule.max_steps} (--max-steps)" if schedule.max_steps else ""
     return (
-        f"{trainer.config.recipe}: {schedule.epochs} epochs x {trainer.steps_per_epoch} steps, "
+        f"{trainer.config.recipe}: {schedule.epochs} epochs x {trainer.steps_per_epoch} steps{end}, "
         f"batch {schedule.batch_size}{dropped}, {runtime.world_size} x {runtime.device_name}, {runtime.precision}"
     )
 

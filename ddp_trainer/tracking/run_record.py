@@ -39,6 +39,7 @@ class RecordedDataset:
     splits: Mapping[str, RecordedSplit] = field(default_factory=dict)
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    skipped: tuple[str, ...] = ()  # unreadable files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +166,7 @@ def _read_dataset(fields: Fields) -> RecordedDataset:
         },
         mean=fields.numbers("mean"),
         std=fields.numbers("std"),
+        skipped=fields.texts("skipped"),
     )
 
 

@@ -75,7 +75,9 @@ def test_a_folder_becomes_a_dataset(prepared: tuple[Path, str]) -> None:
     assert {name: split.count for name, split in info.splits.items()} == {"train": 12, "test": 4}
     assert "12 train and 4 test images, 2 classes" in printed
     assert printed.splitlines()[0].startswith("test split: ")
-    assert printed.splitlines()[-1] == "next: python -m ddp_trainer.train --data-dir new/set"
+    assert printed.splitlines()[-1] == (
+        "next: python -m ddp_trainer.train --data-dir new/set --batch-size 2 --peak-lr 0.0015625"
+    )
 
 
 def test_the_same_input_gives_the_same_bytes_and_a_failure_changes_nothing(

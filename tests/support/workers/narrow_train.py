@@ -13,7 +13,7 @@ NARROW = ("--widths", "8", "8", "16", "16")
 def narrow_main(argv: Sequence[str]) -> int:
     """`main` without the report, which takes longer to draw than the run takes."""
     ddp_trainer.run.outputs.write_report_or_warn = lambda run_dir: None
-    return main([*argv, *NARROW])
+    return main([*argv, *(() if "--network" in argv else NARROW)])
 
 
 if __name__ == "__main__":

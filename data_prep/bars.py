@@ -1,0 +1,28 @@
+"""Progress bars of data preparation, drawn by rich."""
+
+import sys
+from typing import Self
+
+
+class Bars:
+    """Progress bars on a terminal, one for each kind of work; a context manager. Logs get no bars."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import Progress, TaskID
+
+        self._progress = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, work: str, done: int, total: int) -> None:
+        """Shows that `done` of `total` is finished; a total of 0 is unknown."""
+        if work not in self._tasks:
+            self._tasks[work] = self._progress.add_task(work, total=None)
+        self._progress.update(self._tasks[work], completed=done, total=total or None)
