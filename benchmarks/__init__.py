@@ -1,1 +1,1 @@
-"""Speed beside other loops and loaders, and what safety costs. Never imported by the packages."""
+"""Benchmarks: the speed of training and loading compared with plain PyTorch, and the cost of checkpoints and guards."""

@@ -1,14 +1,15 @@
-"""images/s of the stream loader with augmentation beside torchvision's DataLoader with the same transforms.
+"""Compares the speed of our loaders, augmentation included, with a DataLoader and torchvision's transforms.
 
     python -m benchmarks.loading [--data-dir DIR] [--batch-size N] [--images N] [--rounds N] [--result FILE]
 
-stream:      StreamLoader and Augmenter with the settings of `baseline`: FFCV reads the file, the batch is augmented.
-resident:    the same, from images that were read once.
-torchvision: DataLoader over an in-memory dataset of PIL images, like torchvision's CIFAR10, with RandomCrop,
+stream:      StreamLoader and Augmenter with the settings of `baseline`. FFCV reads each batch from the file.
+resident:    ResidentLoader and Augmenter with the settings of `baseline`. All images are in memory.
+torchvision: a DataLoader over an in-memory dataset of PIL images, like torchvision's CIFAR10, with RandomCrop,
              RandomHorizontalFlip, ToTensor, Normalize and RandomErasing as an 8x8 cutout, and one worker per core.
 
-All give normalized float32 batches of the same images. They take turns over several rounds; the figures are medians of
-the rounds' rates and of the round-by-round ratios. Starting the workers and the first pass do not count.
+All three produce normalized float32 batches of the same images. They run alternately for several rounds. The results
+are images/s and ratios of images/s, each as the median over rounds. The first round, in which the workers start, does
+not count.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from ddp_trainer.recipes import baseline
 
 
 class PilImages(Dataset):
-    """(image, label) with torchvision's transforms, from arrays in memory."""
+    """A dataset of (image, label) from arrays in memory, with torchvision's transforms."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, info: DatasetInfo) -> None:
         from torchvision import transforms
@@ -62,7 +63,7 @@ class PilImages(Dataset):
 
 
 class OurEpochs:
-    """Epochs of augmented batches in our own global order."""
+    """Produces one epoch of augmented batches per call, in the trainer's global order."""
 
     def __init__(self, loader: StreamLoader | ResidentLoader, augmenter: Augmenter, samples: np.ndarray) -> None:
         self.loader, self.augmenter, self.samples, self.epoch = loader, augmenter, samples, 0
@@ -75,7 +76,7 @@ class OurEpochs:
 
 
 def rate(batches: Iterable[torch.Tensor], device: torch.device) -> float:
-    """images/s from the request for the first batch to the last batch on the device."""
+    """Returns images/s, measured from the request for the first batch until the last batch is on the device."""
     start, count = time.perf_counter(), 0
     for images in batches:
         count += len(images.to(device))
@@ -117,7 +118,7 @@ def main() -> None:
     for number in range(options.rounds + 1):
         rates = {name: rate(epochs(options.batch_size), device) for name, epochs in ours.items()}
         rates["torchvision"] = rate((batch for batch, _ in theirs), device)
-        if number:  # the first is the warm-up
+        if number:  # round 0 is the warm-up
             rounds.append(rates)
             print(f"round {number}: " + "  ".join(f"{name} {value:9.0f}" for name, value in rates.items()), flush=True)
     figures = {f"{name}_images_per_second": statistics.median(r[name] for r in rounds) for name in rounds[0]}

@@ -1,15 +1,15 @@
-"""What safety costs the loop: saving, agreeing on a stop, and the guard against steps that are not finite.
+"""Measures the time that checkpoints, the agreement on a stop, and the guard against NaN add to the training loop.
 
     {python | accelerate launch ...} -m benchmarks.reliability [--data-dir DIR] [--batch-size N] [--rounds N]
                                                                [--result FILE]
 
-save:   seconds that `Trainer.save` stops the loop, while the state is copied and then written in the background; and
-        the seconds until the checkpoint is on the disk.
-stop:   seconds of announcing and agreeing on a stop with nothing in between. In the loop there is a step in between,
-        so this is the most that it can cost. It matters with several processes only.
-guard:  seconds that a step without forward and backward takes longer than with a guard that checks nothing.
+save:   the time that `Trainer.save` stops the loop to copy the state, and the time until the background thread has
+        written the checkpoint to the disk.
+stop:   the time of `announce` and `agreed`, one directly after the other. In the training loop, a step lies between
+        them and hides part of that time, so this is an upper bound. It is relevant only with several processes.
+guard:  the additional time of a step without forward and backward, compared with a guard that checks nothing.
 
-Medians over the rounds, with the seconds of a whole step for comparison.
+The results are medians over rounds, in milliseconds. The time of a whole step is printed for comparison.
 """
 
 import argparse
@@ -56,7 +56,7 @@ class Guard(Protocol):
 
 
 class PlainGuard:
-    """Checks nothing: takes every optimizer step."""
+    """A guard that checks nothing and takes every optimizer step."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -69,7 +69,7 @@ class PlainGuard:
 
 
 def settings(data_dir: Path, batch_size: int) -> TrainConfig:
-    """With an average of the weights, which makes the state as large as it gets."""
+    """Returns `baseline` with a moving average of the weights, which makes the checkpoint as large as possible."""
     config = baseline()
     return replace(
         config,
@@ -88,7 +88,7 @@ def seconds_of(work: Callable[[], object], runtime: Runtime) -> float:
 
 
 def measure_round(trainer: Trainer, batch: Batch, saver: CheckpointSaver | None) -> dict[str, float]:
-    """Seconds of each thing, once or as a median of several times."""
+    """Returns the seconds of each measured part, by name."""
     runtime = trainer.runtime
 
     def stop() -> None:

@@ -1,4 +1,4 @@
-"""Writes figures together with date, hardware, versions and conditions."""
+"""Writes the figures of a benchmark with date, hardware, versions and conditions."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from ddp_trainer.run.directory import git_commit, package_versions
 
 
 def write_result(path: Path, figures: Mapping[str, float], **conditions: Any) -> None:
-    """`figures` and the `conditions` they were measured under, as JSON."""
+    """Writes `figures` and the `conditions` of their measurement to `path` as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
     content = {

@@ -1,14 +1,14 @@
-"""images/s of the trainer's step beside a bare PyTorch loop and the loop that a newcomer would write.
+"""Compares the speed of the trainer's step with that of two plain PyTorch loops.
 
     python -m benchmarks.training_step [--data-dir DIR] [--batch-size N] [--rounds N] [--steps N] [--result FILE]
 
-ours:     Trainer.train_step with everything around it: augmentation, schedule, sums, guard, and asking for a stop.
-bare:     the same model, precision and memory format; only forward, backward and step, on a ready batch.
-newcomer: fp32, NCHW, not fused, `.item()` in each step: the loop of most tutorials.
+ours:     Trainer.train_step with all its parts: augmentation, schedule, metrics, guard, and the agreement on a stop.
+bare:     the same model, precision and memory format, but only forward, backward and optimizer step on a fixed batch.
+newcomer: the loop of most tutorials: fp32, NCHW, an optimizer that is not fused, and `.item()` in each step.
 
-Each runs in its own process, so that settings of the memory allocator stay apart. They take turns, a few steps each,
-over several rounds; the figures are medians of the rounds' rates and of the round-by-round ratios, so that a machine
-whose speed drifts favors none of them.
+Each loop runs in its own process, so that they do not share settings of the memory allocator. In each round, every loop
+runs a few steps. The results are images/s and ratios of images/s, each as the median over rounds, so that a change in
+the machine's speed does not favor one of the loops.
 """
 
 import argparse
@@ -96,7 +96,7 @@ LOOPS = {"ours": our_step, "bare": bare_step, "newcomer": newcomer_step}
 
 
 def load(data_dir: Path, batch_size: int) -> tuple[ModelSpec, ResidentLoader | StreamLoader]:
-    """What the model must know about the dataset, and its training images on the device."""
+    """Returns the model's specification for the dataset, and a loader of its training images on the device."""
     dataset = read_dataset(data_dir)
     spec = ModelSpec(classes=dataset.classes, mean=dataset.mean, std=dataset.std, image_size=dataset.image_size)
     beton = data_dir / dataset.splits["train"].file
@@ -109,7 +109,7 @@ def first_batch(loader: ResidentLoader | StreamLoader) -> Batch:
 
 
 def ready(data_dir: Path, batch_size: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """The model, normalized images and labels, on the device."""
+    """Returns the model, normalized images and labels, all on the device."""
     spec, loader = load(data_dir, batch_size)
     batch = first_batch(loader)
     images = batch_normalize(batch.images, spec.mean, spec.std, torch.float32)
@@ -117,14 +117,14 @@ def ready(data_dir: Path, batch_size: int) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def serve(name: str, data_dir: Path, batch_size: int, requests: Connection) -> None:
-    """Runs in its own process: answers each number of steps with their images/s, and ends at 0."""
+    """Runs in its own process: receives numbers of steps, sends back images/s for each, and ends at 0."""
     step = LOOPS[name](data_dir, batch_size)
     while steps := requests.recv():
         requests.send(rate(step, batch_size, steps))
 
 
 def rate(step: Step, batch_size: int, steps: int) -> float:
-    """images/s over `steps` steps."""
+    """Returns images/s over `steps` steps."""
     synchronize()
     start = time.perf_counter()
     for _ in range(steps):
@@ -139,20 +139,20 @@ def synchronize() -> None:
 
 
 def measure(data_dir: Path, batch_size: int, *, rounds: int, steps: int) -> list[dict[str, float]]:
-    """The loops' images/s, round by round."""
+    """Returns the images/s of each loop, by name, for each round."""
     context = get_context("spawn")
     loops: dict[str, Connection] = {}
     for name in LOOPS:
         loops[name], theirs = context.Pipe()
         context.Process(target=serve, args=(name, data_dir, batch_size, theirs), daemon=True).start()
-        theirs.close()  # so that a loop that dies is not waited for
+        theirs.close()  # so that `recv` raises if the process of a loop dies
     measured: list[dict[str, float]] = []
     for number in range(rounds + 1):
         rates = {}
         for name, loop in loops.items():
             loop.send(steps)
             rates[name] = loop.recv()
-        if number > 0:  # the first warms up
+        if number > 0:  # round 0 is the warm-up
             measured.append(rates)
             print(f"round {number}: " + "  ".join(f"{name} {value:8.1f}" for name, value in rates.items()), flush=True)
     for loop in loops.values():
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("data/synthetic"))
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
-    steps = 100 if torch.cuda.is_available() else 2  # a GPU has to run full before its rate means anything
+    steps = 100 if torch.cuda.is_available() else 2  # a GPU needs many queued steps for a meaningful rate
     parser.add_argument("--steps", type=int, default=steps, help="steps of each loop in a round")
     parser.add_argument("--result", type=Path, help="write the figures here as JSON")
     options = parser.parse_args()

@@ -1,7 +1,8 @@
 """Rewrites constraints.txt with the newest versions that pyproject.toml allows: .venv/bin/python scripts/lock.py
 
-It needs uv (pip install uv), which resolves for every Python and platform at once and lists each file of each version.
-It keeps the wheels that `make setup` can install: Python 3.11 to 3.13 on Linux with glibc, x86_64 and aarch64.
+It needs uv (pip install uv), which resolves versions for all Pythons and platforms together and lists the files of each
+version. This script keeps the wheels that `make setup` can install: those for Python 3.11 to 3.13 on Linux with glibc,
+x86_64 and aarch64.
 """
 
 import re
@@ -35,7 +36,7 @@ MACHINES = [
 
 
 def resolve(folder: Path) -> list[dict[str, Any]]:
-    """The packages of uv's resolution, FFCV's dependencies included."""
+    """Resolves the versions with uv and returns its list of packages, which includes FFCV's dependencies."""
     override = folder / "override.txt"
     override.write_text(f"ffcv @ {(REPOSITORY / 'scripts' / 'ffcv').as_uri()}\n")
     extra = folder / "extra.in"
@@ -49,7 +50,7 @@ def resolve(folder: Path) -> list[dict[str, Any]]:
 
 
 def entry(package: dict[str, Any]) -> str | None:
-    """The lines of one package, or None if no machine needs it."""
+    """Returns the lines of one package, or None if no supported machine needs it."""
     marker = Marker(package.get("marker", "python_version > '0'"))
     needed = [marker.evaluate(machine) for machine in MACHINES]
     if not any(needed):

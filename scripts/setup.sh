@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# Makes .venv ready: a virtual environment, the packages of constraints.txt, FFCV, and this project.
-# It needs Python with venv, and neither root nor a compiler. A second call changes nothing and takes a moment.
-# Called by `make setup`; PYTHON names the interpreter.
-# Exit status. 0: ready; 2: something is missing that only the user can provide, and one line names it; else that of the
-# failed command.
+# Creates .venv and installs the packages of constraints.txt, FFCV, and this project.
+# It needs Python with venv, but neither root nor a compiler. A second call changes nothing and takes a moment.
+# `make setup` calls it; PYTHON names the interpreter.
+# Exit status: 0 if .venv is ready; 2 if something is missing that only the user can provide, with one line that names it;
+# otherwise the status of the command that failed.
 set -euo pipefail
 shopt -s globstar
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 stamp=.venv/.setup-done
-export PIP_USER=0 # some clusters set 1, which pip refuses in a virtual environment
+export PIP_USER=0 # some clusters set it to 1, and pip then fails in a virtual environment
 
 say() { echo "setup: $*"; }
 stop() { echo "error: $*" >&2; exit 2; }
 
-# 3.11, or 3.13t for a build without the global interpreter lock, which FFCV does not run on.
+# Prints a version such as 3.11. For a build without the global interpreter lock, which FFCV does not support, it is 3.13t.
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2] + sys.abiflags)' 2>/dev/null || true; }
 is_supported() { [[ $1 == 3.11 || $1 == 3.12 || $1 == 3.13 ]]; }
 
-# The interpreter that PYTHON names. Without it: that of .venv, which somebody may have chosen, else python3 or, if that
-# has another version, one that Debian and Ubuntu name by version.
+# Sets `python` and `version`. If PYTHON names an interpreter, that one is used. Otherwise the first supported one of these
+# is used: the interpreter of .venv, which somebody may have chosen; python3; and Debian's and Ubuntu's python3.XX.
 find_python() {
   local wanted=${PYTHON:-python3} candidate candidates present
   candidates=("$wanted")
@@ -36,21 +36,21 @@ find_python() {
     "install one and name it, as in make setup PYTHON=python3.12"
 }
 
-# What the set-up depends on: when any of it changes, the set-up runs again.
+# Prints a hash of everything that the set-up depends on. If the hash changes, the set-up runs again.
 fingerprint() {
   { cat pyproject.toml constraints.txt scripts/setup.sh scripts/ffcv/**/*.*; echo "$PWD $version"; } | sha256sum
 }
 
-# Debian and Ubuntu have Python without venv, which needs ensurepip.
+# On Debian and Ubuntu, ensurepip, which venv needs, is a separate package.
 check_venv() {
   "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     stop "$python cannot make virtual environments; as root, install: apt-get install python$version-venv"
 }
 
-# Installs only files whose hashes are known: constraints.txt is complete, so pip never looks for dependencies.
+# Installs only files with a known hash. constraints.txt is complete, so pip never has to look for dependencies.
 install() {
   local pip=(.venv/bin/python -m pip --disable-pip-version-check)
-  # A virtual environment contains its own path, so one that was moved or copied must be made again.
+  # A virtual environment contains its own path, so it has to be created again after it was moved or copied.
   if [[ $(version_of .venv/bin/python) != "$version" ]] || ! grep -qsF "$PWD/.venv" .venv/bin/activate; then
     say "making .venv with Python $version"
     "$python" -m venv --clear .venv

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs what the tests use besides Python: a real SLURM (3 MB), and ip, which makes machines of network namespaces.
-# Called by `make test`; takes only a moment if they are already there.
-# Installs them only as root. Otherwise, or if that fails, the tests that need them are skipped, or fail if CI=true.
+# Installs the system packages that some tests need: SLURM (3 MB), and iproute2, whose program ip creates network
+# namespaces. `make test` calls this script, which takes a moment if both are installed already.
+# It installs only as root. If a package is missing afterwards, the tests that need it are skipped, or fail if CI=true.
 set -euo pipefail
 
 packages=()

@@ -1,6 +1,6 @@
-// The part of Python's stable ABI that libffcv.cpp uses: a module without functions, because FFCV calls it by ctypes.
-// The layout is that of every CPython since 3.2 with a global interpreter lock (docs.python.org/3/c-api/stable.html), so
-// that neither python3-dev nor a build for each version is needed.
+// Declares the part of Python's stable ABI that libffcv.cpp uses: a module without functions, because FFCV calls its
+// library through ctypes. Every CPython since 3.2 with a global interpreter lock has this layout
+// (docs.python.org/3/c-api/stable.html), so python3-dev is not needed, and one build works with every version.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

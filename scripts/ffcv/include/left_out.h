@@ -1,9 +1,10 @@
-// What this build of FFCV leaves out, and how it says so.
+// Defines `left_out`, which is called instead of functions that this build of FFCV does not have.
 #pragma once
 #include <stdio.h>
 #include <unistd.h>
 
-// Ends the process. FFCV ignores what these calls return, so training would continue with images that were never filled.
+// Prints an error and ends the process. FFCV ignores the return values of these functions, so without this, training
+// would continue with uninitialized images.
 [[noreturn]] static inline void left_out(const char *what) {
     fprintf(stderr, "error: this build of FFCV cannot %s: it reads and writes raw images only\n", what);
     _exit(1);

@@ -1,5 +1,5 @@
-// The part of TurboJPEG that libffcv.cpp names. Decoding begins with tjInitDecompress or tjInitTransform, which end the
-// process, so that the functions after them are declared only to compile.
+// Declares the part of TurboJPEG that libffcv.cpp uses. Decoding starts with tjInitDecompress or tjInitTransform, which
+// end the process. The other functions are never called and only make the code compile.
 #pragma once
 #include "left_out.h"
 

@@ -1,4 +1,4 @@
-// The part of OpenCV that libffcv.cpp names. Everything before cv::resize does nothing, and cv::resize ends the process.
+// Declares the part of OpenCV that libffcv.cpp uses. cv::resize ends the process; everything else here does nothing.
 #pragma once
 #include "../left_out.h"
 
