@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: a small real dataset and a finished run."""
+"""Fixtures that several test files share: small datasets and a finished run."""
 
 import fcntl
 import os
@@ -11,11 +11,11 @@ import pytest
 if TYPE_CHECKING:
     import torch
 
-# A script that runs the tests in the background ignores SIGINT, and so would this process and all that it starts.
+# A shell starts background jobs with SIGINT ignored, and this process and all that it starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Many processes share the cores, and threads that spin while they wait would waste them. Set before torch is imported.
+# Many processes share the cores, so waiting threads must not spin. This must be set before torch is imported.
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-# The slowest files are started first: at the end, a single worker would be left with them.
+# The slowest files start first. Otherwise a single worker would still run them after all others have finished.
 LONGEST = (
     "test_slurm",
     "test_faults",
@@ -55,7 +55,7 @@ def synthetic_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """96 training and 40 test images, for runs of seconds."""
+    """96 training and 40 test images of ten drawn classes, for runs that take seconds."""
     from data_prep.dataset import write_dataset
     from data_prep.sources.synthetic import draw_synthetic
 
@@ -66,7 +66,7 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def jpeg_cifar_dir() -> Path:
-    """The real images as JPEG files, if the machine has them."""
+    """The folder of real CIFAR-10 images as JPEG files. The test is skipped if the machine does not have them."""
     root = os.environ.get("CIFAR10_JPEG_ROOT")
     if not root:
         pytest.skip("CIFAR10_JPEG_ROOT names no folder of real images")

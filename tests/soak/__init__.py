@@ -1,1 +1,1 @@
-"""Fault injection: the trainer is killed, signalled, frozen and fed damaged files. `python -m tests.soak`."""
+"""Fault injection: kills, signals, frozen processes and damaged files. Run it with `python -m tests.soak`."""

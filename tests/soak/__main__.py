@@ -1,7 +1,7 @@
-"""`python -m tests.soak [--kills N ...] [--result FILE]`: stops, damaged files and broken ranks, tried many times.
+"""Injects faults many times: kills, signals, damaged files and broken ranks. `python -m tests.soak [--kills N ...]`
 
-Prints a table of what was tried, how often, and what was lost; the exit status is 1 if anything was. `make soak` runs
-it in full, `make test` in a short form.
+Prints a table with a row for each kind of fault: how often it was tried, and how often the promise was broken ("lost").
+The exit status is 1 if any promise was broken. `make soak` runs all of it, `make test` a short form.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from tests.soak import damage, fuzz, launchers, ranks, stops
 from tests.soak.outcome import Outcome, table, write_outcomes
 
 PARTS = ("damage", "fuzz", "kills", "signals", "launchers", "ranks", "counts")
-PROCESSES = {"kills": (1, 2), "signals": (1, 2, 4)}  # of four, because the order of summation matters
+PROCESSES = {"kills": (1, 2), "signals": (1, 2, 4)}  # with four ranks, the order of summation matters
 
 
 def main() -> int:
     options = parse()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
     rng = random.Random(options.seed)
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -37,12 +37,19 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kills", type=int, default=25, help="of one process, and as many of two")
-    parser.add_argument("--signals", type=int, default=10, help="to one process, to one of two and to one of four")
-    parser.add_argument("--launched", type=int, default=6, help="signals to real launchers")
-    parser.add_argument("--damages", type=int, default=210, help="of the newest checkpoint, and as many of datasets")
-    parser.add_argument("--mutations", type=int, default=20_000, help="of a beton file")
-    parser.add_argument("--ranks", type=int, default=2, help="times that one of two ranks dies, hangs and raises")
+    parser.add_argument("--kills", type=int, default=25, help="number of kills for each number of processes")
+    parser.add_argument(
+        "--signals",
+        type=int,
+        default=10,
+        help="number of signals to one process, again to one of two, and again to one of four",
+    )
+    parser.add_argument("--launched", type=int, default=6, help="number of signals to real launchers")
+    parser.add_argument(
+        "--damages", type=int, default=210, help="number of damaged checkpoints, and of damaged datasets"
+    )
+    parser.add_argument("--mutations", type=int, default=20_000, help="number of mutations of a beton file")
+    parser.add_argument("--ranks", type=int, default=2, help="number of times that a rank dies, hangs or raises")
     parser.add_argument("--world-sizes", type=int, nargs="*", default=[1, 2, 3, 4, 7])
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--seed", type=int, default=0)
@@ -51,7 +58,7 @@ def parse() -> argparse.Namespace:
 
 
 def prepare(folder: Path) -> Path:
-    """96 training and 40 test images, and everything that is imported and compiled before the first fork."""
+    """Writes a dataset of 96 training and 40 test images; imports and compiles everything before the first fork."""
     import tests.support.workers.preloaded  # noqa: F401
     from data_prep.dataset import write_dataset
     from data_prep.sources.synthetic import draw_synthetic
@@ -63,7 +70,7 @@ def prepare(folder: Path) -> Path:
 
 @functools.cache
 def scene_of(data: Path, folder: Path, processes: int) -> stops.Scene:
-    """The uninterrupted run is trained once."""
+    """Returns the scene for this number of processes. It is cached, so the uninterrupted run is trained only once."""
     return stops.Scene(data, folder, processes)
 
 

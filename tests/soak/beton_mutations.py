@@ -1,4 +1,4 @@
-"""Mutations of a beton file that know its structure: what `fuzz` puts to the check and to the loader."""
+"""Mutations of a beton file that use its structure. `fuzz` gives each mutated file to the check and to the loader."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ import numpy as np
 
 from data_prep.beton import ALLOCATION, FIELD, FIELDS, HEADER, PAGE_SIZE, SAMPLE, SAMPLES_START
 
-COUNT, IMAGE_SIZE, NUM_CLASSES = 40, 16, 10  # of the file that is mutated
+COUNT, IMAGE_SIZE, NUM_CLASSES = 40, 16, 10  # of the original file
 SAMPLES_END = SAMPLES_START + COUNT * SAMPLE.itemsize
 FIRST_IMAGE = -(-SAMPLES_END // PAGE_SIZE) * PAGE_SIZE
 Patch = tuple[int, bytes]  # offset, new bytes
@@ -71,7 +71,7 @@ def _copy_row(content: bytes, rng: random.Random) -> Mutation:
 
 
 def _move_addresses(content: bytes, rng: random.Random) -> Mutation:
-    """In samples and table alike: all shifted, all the same, or some exchanged."""
+    """Changes the image addresses in the samples and in the allocation table: shifts, equalizes or permutes them."""
     samples = np.frombuffer(content, SAMPLE, COUNT, SAMPLES_START).copy()
     table_at = len(content) - COUNT * ALLOCATION.itemsize
     table = np.frombuffer(content, ALLOCATION, COUNT, table_at).copy()
@@ -88,7 +88,7 @@ def _move_addresses(content: bytes, rng: random.Random) -> Mutation:
 
 
 def _change_length(content: bytes, rng: random.Random) -> Mutation:
-    """Cut or lengthened, half of the time with a header that agrees."""
+    """Truncates or lengthens the file; half of the time, the header has a matching or the old number of samples."""
     table_at, rows = len(content) - COUNT * ALLOCATION.itemsize, rng.randrange(0, 2 * COUNT)
     length = rng.choice([rng.randrange(len(content)), table_at + rows * ALLOCATION.itemsize, SAMPLES_START, 0])
     header = np.frombuffer(content, HEADER, 1).copy()

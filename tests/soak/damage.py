@@ -1,4 +1,4 @@
-"""Damaged files: the newest checkpoint, a beton, dataset.json. In one process, by the functions the trainer calls."""
+"""Damages checkpoints, beton files and dataset.json, and reads them with the functions that the trainer uses."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ def _truncated(content: bytearray, rng: random.Random) -> None:
 def _zeroed(content: bytearray, rng: random.Random) -> None:
     start = rng.randrange(len(content))
     length = rng.randrange(1, len(content) - start + 1)
-    if not any(content[start : start + length]):  # zeros already
+    if not any(content[start : start + length]):  # already zeros
         start, length = 0, len(content)
     content[start : start + length] = bytes(length)
 
@@ -60,7 +60,7 @@ def damage_checkpoint(place: Path, file: str, damage: str, rng: random.Random) -
 
 
 def damaged_checkpoints(real: Path, cases: int, rng: random.Random) -> Outcome:
-    """`real`: a run's folder of at least two checkpoints. The newest is damaged in a copy, many times."""
+    """Damages copies of the newest of at least two checkpoints in the folder `real`, `cases` times."""
     from ddp_trainer.run.checkpoint import list_checkpoints, newest_good_checkpoint
     from ddp_trainer.run.resume import REQUIRED
 
@@ -83,7 +83,7 @@ def damaged_checkpoints(real: Path, cases: int, rng: random.Random) -> Outcome:
 
 
 def damaged_datasets(real: Path, cases: int, rng: random.Random) -> Outcome:
-    """`real`: a prepared dataset. A file is damaged in a copy, and the trainer's checks must notice."""
+    """Damages one file in copies of the dataset `real`, `cases` times. The trainer's checks must detect each damage."""
     from data_prep.dataset import read_dataset, verify_dataset
     from data_prep.errors import InputError
 
@@ -115,10 +115,10 @@ def _damage_data(path: Path, damage: str, rng: random.Random) -> None:
         harm(path, damage, rng)
     elif path.suffix == ".json":
         _edit_manifest(path, rng)
-    else:  # whole 8-byte numbers of the tables: what FFCV would follow out of the file
+    else:  # 8-byte numbers of the tables, which FFCV would use as addresses outside the file
         before = path.read_bytes()
         content = bytearray(before)
-        while content == before:  # a number may be there already
+        while content == before:  # the new number may equal the old one
             for _ in range(rng.randrange(1, 4)):
                 start = rng.choice([rng.randrange(0, 24), rng.randrange(len(content) - 2000, len(content) - 8)])
                 content[start : start + 8] = rng.choice([0, 2**31, 2**63, rng.getrandbits(64)]).to_bytes(8, "little")
@@ -137,7 +137,7 @@ def _edit_manifest(path: Path, rng: random.Random) -> None:
 
 
 def _same_meaning(folder: Path, real: Path) -> bool:
-    """Whether the damage changed free text only, such as the name of a class."""
+    """Returns whether the damage changed only free text, such as the name of a class."""
     from data_prep.dataset import read_dataset
 
     ours, theirs = read_dataset(folder), read_dataset(real)

@@ -1,9 +1,9 @@
-"""Mutated beton files: each is refused, or reads back the same images and the labels that it holds.
+"""Mutates a beton file many times. Each mutated file must be refused, or the original images must be read back.
 
-The mutations (`beton_mutations`) edit numbers of the header, the fields, the samples and the allocation table, swap and
-copy their rows, move addresses consistently, and change the length. Pixels and labels are content, which only a
-checksum can judge. All reading happens in a child process, so that a crash or a hang of
-FFCV is counted. The same seed gives the same mutations.
+The mutations (`beton_mutations`) edit numbers in the header, the fields, the samples and the allocation table, swap and
+copy rows of these tables, move addresses consistently, and change the length. They do not change pixels, and a changed
+label must be read back as it is in the file, because only a checksum can detect changed content. A child process reads
+the files, so that a crash or a hang of FFCV can be counted. The same seed gives the same mutations.
 """
 
 import multiprocessing
@@ -25,13 +25,13 @@ HANG_SECONDS = 120.0
 
 @dataclass
 class FuzzResult:
-    """What became of the mutated files."""
+    """How many mutated files were refused, read back, or made the reader crash or hang."""
 
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("refused", "same", "different"), 0))
     crashes: int = 0
     hangs: int = 0
     peak_megabytes: int = 0
-    stories: list[str] = field(default_factory=list)  # of broken promises
+    stories: list[str] = field(default_factory=list)  # one for each broken promise
 
     @property
     def tried(self) -> int:
@@ -39,7 +39,7 @@ class FuzzResult:
 
 
 def fuzz_betons(folder: Path, cases: int, seed: int) -> FuzzResult:
-    """Puts `cases` mutations of one file in `folder` to the check and, if they pass, to the loader."""
+    """Writes a beton file to `folder` and reads `cases` mutations of it: first `check_beton`, then the loader."""
     original = write_original(folder)
     result, start = FuzzResult(), 0
     context = multiprocessing.get_context("spawn")
@@ -55,7 +55,7 @@ def fuzz_betons(folder: Path, cases: int, seed: int) -> FuzzResult:
 
 
 def _collect(messages: Connection, start: int, cases: int, result: FuzzResult) -> int:
-    """Counts the messages of a child; the number of the case after the last one that is settled."""
+    """Counts the results that a child process sends; returns the number of the next case to try."""
     for number in range(start, cases):
         if not messages.poll(HANG_SECONDS):
             result.hangs += 1
@@ -84,7 +84,7 @@ def write_original(folder: Path) -> Path:
 
 
 def read_mutants(original: Path, seed: int, numbers: range, messages: Connection) -> None:
-    """The child process: one message for each mutation."""
+    """Runs in the child process: tries the mutations and sends one message for each."""
     import torch
 
     torch.set_num_threads(1)
@@ -123,7 +123,7 @@ def _judge(path: Path, original: Path) -> tuple[str, str]:
 
 
 def _original_images(original: Path) -> np.ndarray:
-    """(N, H, W, 3), read without FFCV from the first page."""
+    """Returns the images (N, H, W, 3), read without FFCV."""
     pixels = np.fromfile(original, dtype=np.uint8, count=COUNT * IMAGE_SIZE**2 * 3, offset=FIRST_IMAGE)
     return pixels.reshape(COUNT, IMAGE_SIZE, IMAGE_SIZE, 3)
 
@@ -152,7 +152,7 @@ def _restore(path: Path, patches: list[Patch], length: int, content: bytes) -> N
 
 
 def fuzzed_betons(folder: Path, cases: int, seed: int) -> Outcome:
-    """The row of `fuzz_betons` in the table of the soak tests."""
+    """Runs `fuzz_betons` and returns its row in the table of the soak tests."""
     result = fuzz_betons(folder, cases, seed)
     outcome = Outcome("beton mutated", promise="refused, or reads back the same images")
     outcome.tried, outcome.losses = result.tried, result.stories

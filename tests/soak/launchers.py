@@ -1,4 +1,4 @@
-"""A signal to the real launcher or to one of its workers: the state is saved and no process is left."""
+"""Sends a signal to a real launcher or to one of its workers: a checkpoint must be saved and all processes must end."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def launch(launcher: str, data: Path, out: Path) -> subprocess.Popen:
 
 
 def workers(out: Path) -> list[int]:
-    """The trainers of this run, without the launcher."""
+    """Returns the process ids of the training processes of this run, without the launcher."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -93,7 +93,7 @@ def signalled_launchers(data: Path, folder: Path, times: int, rng: random.Random
 
 
 def signal_launcher(launcher: str, data: Path, out: Path, rng: random.Random, outcome: Outcome) -> str:
-    """What went wrong, or ""."""
+    """Starts a run with `launcher`, sends one signal, and returns the problem, or "" if there is none."""
     process = launch(launcher, data, out)
     try:
         if not _until(lambda: (out / "checkpoints" / "step-00000002").exists(), 240, process):

@@ -1,6 +1,6 @@
-"""Trainer processes that start in a second: forked from this one, which has imported everything and computed nothing.
+"""Starts trainer processes in one second, by forking this process, which has imported everything but computed nothing.
 
-From the fork on each is a process of its own, with its own session, log file and environment, and runs the real `main`.
+A forked process has its own session, log file and environment, and runs the real `main`.
 """
 
 import ctypes
@@ -15,8 +15,8 @@ from pathlib import Path
 from types import FrameType
 
 PR_SET_PDEATHSIG = 1
-GRACE_SECONDS = 30.0  # a launcher's, between SIGTERM and SIGKILL
-RAISES = signal.SIGUSR1  # becomes an exception in a child, wherever it is
+GRACE_SECONDS = 30.0  # time between SIGTERM and SIGKILL of a launcher
+RAISES = signal.SIGUSR1  # raises an exception in a child, whatever it is doing
 SMOKE = ("smoke", "--device", "cpu")
 
 
@@ -47,7 +47,7 @@ def _raise(number: int, _frame: FrameType | None) -> None:
 
 
 def _become(work: Callable[[], int], log: Path, env: dict[str, str]) -> None:
-    """In the child: never returns."""
+    """Runs `work` in the child and ends the process. Never returns."""
     code = 1
     try:
         os.setsid()
@@ -72,7 +72,7 @@ def _become(work: Callable[[], int], log: Path, env: dict[str, str]) -> None:
 
 
 class Job:
-    """One run of one or more ranks, as under a launcher: a rank that fails ends the others."""
+    """One run with one or more ranks. As under a launcher, all ranks are ended if one of them fails."""
 
     def __init__(self, arguments: Sequence[str | Path], log: Path, *, processes: int = 1) -> None:
         from tests.support.workers.narrow_train import narrow_main
@@ -92,7 +92,7 @@ class Job:
         return any(rank.poll() is None for rank in self.ranks)
 
     def wait(self, seconds: float = 240.0) -> list[int | None]:
-        """Exit statuses, when all ranks have ended; None for one that had to be killed."""
+        """Waits until all ranks have ended; returns their exit statuses, or None for a rank that had to be killed."""
         deadline, doomed_at = time.monotonic() + seconds, 0.0
         while self.running() and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -132,7 +132,7 @@ def _free_port() -> int:
 
 
 def wait_until(true: Callable[[], bool], job: Job, seconds: float = 120.0) -> bool:
-    """Whether `true()` held before the job ended."""
+    """Waits until `true()` holds, the job ends or `seconds` have passed; returns whether it held."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if true():

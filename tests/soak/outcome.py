@@ -1,4 +1,4 @@
-"""What was tried, how often, and what was lost."""
+"""Counts injected faults and broken promises, and prints them as a table."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass
 class Outcome:
-    """One row of the table."""
+    """One row of the table: a kind of fault."""
 
     fault: str
     promise: str
@@ -46,7 +46,7 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 def write_outcomes(path: Path, outcomes: list[Outcome], *, seed: int) -> None:
-    """The table as JSON, with date, hardware and versions."""
+    """Writes the table as JSON, with date, hardware and versions."""
     from benchmarks.results import write_result
 
     rows = [

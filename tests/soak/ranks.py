@@ -1,4 +1,4 @@
-"""One of two ranks is killed, frozen or raises, and all processes end in time. And evaluation counts exactly."""
+"""Kills or freezes one of two ranks, or makes it raise: all processes must end in time. Also tests exact evaluation."""
 
 import json
 import random
@@ -36,7 +36,7 @@ def _broken(fault: str, data: Path, folder: Path, times: int, rng: random.Random
             started = time.monotonic()
             codes = job.wait(PROMISED[fault])
             outcome.took(time.monotonic() - started)
-            # A launcher ends a frozen rank with SIGKILL; the other one must end by itself.
+            # A launcher kills a frozen rank with SIGKILL; the other rank must end without help.
             good = training and all(code != 0 for code in codes)
             good &= fault == "frozen" or None not in codes
             outcome.count(good, f"rank {number % 2} {fault}: {codes}")
@@ -44,7 +44,7 @@ def _broken(fault: str, data: Path, folder: Path, times: int, rng: random.Random
 
 
 def exact_counts(data: Path, folder: Path, world_sizes: Sequence[int]) -> Outcome:
-    """40 test images: not a multiple of 3 or 7."""
+    """Evaluates 40 test images with each number of ranks; 40 is not a multiple of 3 or 7."""
     outcome = Outcome(
         "evaluation at 1, 2, 3, 4 and 7 ranks",
         promise="each test image counted once, the same result everywhere",

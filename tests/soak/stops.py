@@ -1,4 +1,4 @@
-"""Runs that are killed or asked to stop at random moments, resumed, and compared with an uninterrupted run."""
+"""Kills or signals runs at random moments, resumes them, and compares them with an uninterrupted run."""
 
 import json
 import random
@@ -14,7 +14,7 @@ from ddp_trainer.distributed.signals import SIGNALS
 from tests.soak.nursery import GRACE_SECONDS, Job, wait_until
 from tests.soak.outcome import Outcome
 
-# Four epochs of 6 steps with an evaluation after each, and a checkpoint at every second step.
+# Four epochs of 6 steps, with an evaluation after each epoch and a checkpoint after every second step.
 PLAN = (
     "--epochs",
     "4",
@@ -37,7 +37,7 @@ VOLATILE = {"seconds", "images_per_second", "train_seconds", "epoch_seconds"}
 
 
 class Scene:
-    """One dataset and one number of processes: the uninterrupted run, and the runs that must equal it."""
+    """Runs on one dataset with one number of processes: the uninterrupted run, and those that must equal it."""
 
     def __init__(self, data: Path, folder: Path, processes: int) -> None:
         self.data, self.folder, self.processes = data, folder, processes
@@ -58,7 +58,7 @@ class Scene:
 
 
 def compare_runs(one: Path, other: Path) -> list[str]:
-    """What differs between two finished runs: weights, checkpoint, metrics, steps, summary."""
+    """Returns the names of what differs between two finished runs: weights, checkpoint, metrics, steps, summary."""
     from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint
 
     found = [name for name in ("model.safetensors",) if (one / name).read_bytes() != (other / name).read_bytes()]
@@ -86,19 +86,20 @@ def _differs(one: Any, other: Any) -> bool:
     return one != other
 
 
-# Starts or resumes a run in the folder and interrupts it once; returns what was done, and what went wrong or "".
+# A function that starts or resumes a run in a folder and interrupts it once. It returns the kind of interruption and the
+# problem ("" if there is none).
 Interruption = Callable[[Scene, Path, random.Random, Outcome], tuple[str, str]]
 
 
 def killed_runs(scene: Scene, kills: int, rng: random.Random) -> Outcome:
-    """SIGKILL to all ranks or to one; every other one while a checkpoint is being written."""
+    """Sends SIGKILL to all ranks or to one, about every third time while a checkpoint is being written."""
     size = "one process" if scene.processes == 1 else f"{scene.processes} processes"
     outcome = Outcome(f"SIGKILL, {size}", promise="resumed, the result is bit-identical")
     return _interrupted_runs(scene, _kill, kills, rng, outcome)
 
 
 def signalled_runs(scene: Scene, signals: int, rng: random.Random) -> Outcome:
-    """SIGTERM, SIGUSR2 or SIGINT to one rank."""
+    """Sends each stop signal in turn to one rank."""
     size = "the process" if scene.processes == 1 else f"one of {scene.processes} ranks"
     outcome = Outcome(f"a stop signal to {size}", promise="saved, all gone in 30 s, the result is bit-identical")
     return _interrupted_runs(scene, _signal, signals, rng, outcome)
@@ -109,7 +110,7 @@ def _interrupted_runs(
 ) -> Outcome:
     """Interrupts each run several times, lets it finish, and compares it with the uninterrupted run.
 
-    An interruption that came too late, after the end of the run, does not count.
+    An interruption after the end of the run does not count.
     """
     with tempfile.TemporaryDirectory(dir=scene.folder) as scratch:
         while outcome.tried < times:
@@ -143,7 +144,7 @@ def _kill(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tupl
         time.sleep(rng.uniform(0, 8.0))
     if not job.running():
         kind = TOO_LATE
-    victims = job.ranks if rng.random() < 0.7 else [rng.choice(job.ranks)]  # as a job, or a rank, is killed
+    victims = job.ranks if rng.random() < 0.7 else [rng.choice(job.ranks)]  # a whole job, or one rank
     for victim in victims:
         victim.send(signal.SIGKILL)
     started = time.monotonic()
@@ -154,7 +155,7 @@ def _kill(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tupl
 
 
 def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tuple[str, str]:
-    """Two of four in the middle of the run, the others at any moment, also while it starts."""
+    """Sends two of four signals in the middle of the run, and the others at any moment, even during the start."""
     sent = sum(outcome.notes.get(number.name, 0) for number in SIGNALS)
     number, in_the_middle = SIGNALS[sent % len(SIGNALS)], sent % 4 < 2
     before = set(out.glob("checkpoints/step-*"))
@@ -179,7 +180,7 @@ def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tu
 
 
 def saved_at_the_end(out: Path) -> str:
-    """What is wrong, or "": the state of the last step must be saved, if there was one."""
+    """Returns the problem, or "" if a checkpoint of the last step is saved, or no step was taken."""
     from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint
 
     step = json.loads((out / "status.json").read_text())["step"]

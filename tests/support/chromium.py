@@ -1,7 +1,7 @@
-"""A headless Chromium for tests that open a page from a file and measure it. Needs no library.
+"""Controls a headless Chromium, for tests that open a page from a file and measure it.
 
-It is controlled by the DevTools protocol over two pipes: JSON messages that end in a zero byte, which the browser reads
-from descriptor 3 and writes to descriptor 4.
+It uses the DevTools protocol over two pipes: JSON messages, each followed by a zero byte. The browser reads them from
+file descriptor 3 and writes them to file descriptor 4.
 """
 
 import json
@@ -21,10 +21,10 @@ FLAGS = (
 
 
 class Chromium:
-    """One tab. `events` collects what the page did: requests, console messages, errors."""
+    """One browser tab. `events` collects the requests, console messages and errors of the page."""
 
     def __init__(self, profile: Path) -> None:
-        """`profile`: an empty folder for this browser alone."""
+        """Starts the browser. `profile` is an empty folder for its data."""
         assert PROGRAM is not None
         read_end, self._to = os.pipe()
         self._from, write_end = os.pipe()
@@ -50,7 +50,7 @@ class Chromium:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        os.close(self._to)  # the browser ends when its input does
+        os.close(self._to)  # the browser ends when its input is closed
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
@@ -59,7 +59,7 @@ class Chromium:
         os.close(self._from)
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The answer to one command. Raises RuntimeError if the browser refuses it."""
+        """Sends one command and returns the answer. Raises RuntimeError if the answer is an error."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -81,7 +81,7 @@ class Chromium:
         return json.loads(message)
 
     def open(self, page: Path, *, width: int, dark: bool = False, paper: bool = False) -> None:
-        """Opens a file in a window of that width and waits until it is loaded."""
+        """Opens a file in a window of `width` pixels and waits until the page is loaded."""
         self.events.clear()
         self.send(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500
@@ -97,7 +97,7 @@ class Chromium:
         return self.send("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
     def requests(self) -> list[str]:
-        """URLs of everything that was loaded since the page was opened, the page included."""
+        """URLs of all requests since the page was opened, including the page itself."""
         return [
             event["params"]["request"]["url"]
             for event in self.events

@@ -1,6 +1,7 @@
-"""The narrow trainer in a process forked from one that has imported everything, so it starts in one second, not nine.
+"""Runs the trainer with a narrow network in a forked process, so that it starts in one second instead of nine.
 
-For tests of what a run does. Tests of how a process starts, stops or is launched start a real one.
+The process is forked from a server process that has already imported everything. Tests of how a process starts, stops
+or is launched start a new interpreter instead.
 """
 
 import multiprocessing
@@ -13,7 +14,10 @@ CONTEXT.set_forkserver_preload(["tests.support.workers.preloaded"])
 
 
 def train(arguments: Sequence[str], folder: Path, *, env: Mapping[str, str], timeout: float) -> int | None:
-    """Its exit status, or None if it had to be killed. It prints to the files stdout and stderr in `folder`."""
+    """Runs the trainer; returns its exit status, or None if it was killed after `timeout` seconds.
+
+    Its output goes to the files stdout and stderr in `folder`.
+    """
     process = CONTEXT.Process(target=_train, args=(list(arguments), folder, dict(env)))
     process.start()
     process.join(timeout)
@@ -25,7 +29,7 @@ def train(arguments: Sequence[str], folder: Path, *, env: Mapping[str, str], tim
 
 
 def _train(arguments: list[str], folder: Path, env: dict[str, str]) -> None:
-    """In the forked process."""
+    """Runs in the forked process."""
     from ddp_trainer.distributed.signals import exit_process
     from tests.support.workers.narrow_train import narrow_main
 

@@ -1,4 +1,4 @@
-"""Damaged and hostile variants of JSON files, the same ones each time."""
+"""Makes damaged and hostile variants of JSON files. The same seed gives the same variants."""
 
 import copy
 import json
@@ -26,7 +26,7 @@ VALUES: tuple[Any, ...] = (
 
 
 def mutations(content: str, count: int, seed: int) -> Iterator[str]:
-    """`count` variants of the text of a JSON or JSON-lines file."""
+    """Yields `count` variants of the text of a JSON or JSON-lines file."""
     rng = random.Random(seed)
     for _ in range(count):
         change = rng.choice([_replace_value, _replace_value, _replace_value, _remove, _damage_text, _nest])
@@ -42,7 +42,7 @@ def _remove(content: str, rng: random.Random) -> str:
 
 
 def _nest(content: str, rng: random.Random) -> str:
-    """Deeper than any parser recurses."""
+    """Replaces a value by nested lists, sometimes more deeply nested than a parser can recurse."""
     depth = rng.choice([40, 100_000])
     return _edit(content, rng, lambda holder, key: holder.__setitem__(key, "NESTED")).replace(
         '"NESTED"', "[" * depth + "]" * depth
@@ -56,7 +56,7 @@ def _damage_text(content: str, rng: random.Random) -> str:
 
 
 def _edit(content: str, rng: random.Random, change: Any) -> str:
-    """Changes one line's object at a random place, at any depth."""
+    """Applies `change` to a random value, at any depth, in one random line."""
     lines = content.splitlines() if content.count("\n{") else [content]
     number = rng.randrange(len(lines))
     parsed = {"": json.loads(lines[number])}
@@ -67,7 +67,7 @@ def _edit(content: str, rng: random.Random, change: Any) -> str:
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """(container, key) of every value below `value`."""
+    """Yields (container, key) for every value inside `value`."""
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in list(children):
         yield value, key
@@ -75,5 +75,5 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Lone surrogates included, as bytes that are not UTF-8."""
+    """Writes `content`; lone surrogates become bytes that are not valid UTF-8."""
     path.write_bytes(content.encode("utf-8", errors="surrogatepass"))

@@ -1,4 +1,4 @@
-"""A real trainer in this process, with a network so narrow that a step takes milliseconds."""
+"""Builds a real trainer in this process, with a network so narrow that a step takes milliseconds."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ WIDTHS = (8, 8, 16, 16)
 
 
 def narrow_settings(data_dir: Path) -> TrainConfig:
-    """The recipe smoke without its limit of steps."""
+    """Returns the recipe `smoke` with a narrow network and without a limit of steps."""
     config = smoke()
     return replace(
         config,
@@ -33,7 +33,7 @@ def narrow_settings(data_dir: Path) -> TrainConfig:
 
 
 def single_runtime(*, device: str = "cpu", accumulate: int = 1, stop: StopRequest | None = None) -> Runtime:
-    """This process alone, in fp32. It installs no signal handlers."""
+    """Returns a runtime of one process in fp32 that installs no signal handlers."""
     config = RuntimeConfig(device=device, precision="fp32")  # type: ignore[arg-type]
     return Runtime(config, accumulate=accumulate, stop=stop or StopRequest())
 
@@ -46,7 +46,7 @@ def narrow_trainer(
     network: nn.Module | None = None,
     observer: Observer | None = None,
 ) -> Trainer:
-    """`build_trainer` with weights and images of `dtype`."""
+    """Calls `build_trainer` with weights and images of type `dtype`."""
     dataset = read_dataset(config.data.data_dir)
     spec, data = ModelSpec.of(dataset, config.network), build_data(config, runtime, dataset)
     augmenter = Augmenter(config.augment, mean=spec.mean, std=spec.std, seed=config.runtime.seed, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Networks as users bring them, by what is special about each. `--network tests.support.networks:NAME`."""
+"""Networks that a user could write, good and bad ones, for `--network tests.support.networks:NAME`."""
 
 import torch
 from torch import Tensor, nn
@@ -6,12 +6,12 @@ from torch.nn import functional as F
 
 
 def plain(num_classes: int) -> nn.Module:
-    """No normalization at all."""
+    """A network without normalization."""
     return nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 8 * 8, num_classes))
 
 
 def small(num_classes: int) -> nn.Sequential:
-    """BatchNorm of two kinds, dropout and a hidden matrix."""
+    """A network with two kinds of BatchNorm, dropout and a hidden linear layer."""
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=4, bias=False),
         nn.BatchNorm2d(8),
@@ -26,7 +26,7 @@ def small(num_classes: int) -> nn.Sequential:
 
 
 class Buffers(nn.Module):
-    """Buffers that a forward pass changes, of integers too, parameters that no pass uses, and frozen ones."""
+    """Has buffers that a forward pass changes (one is an integer), unused parameters and frozen parameters."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Buffers(nn.Module):
 
 
 class Tied(nn.Module):
-    """One weight in two layers, and a view that only works in NCHW order."""
+    """Two layers share one weight."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def other_shape(num_classes: int) -> nn.Module:
 
 
 class Endless(nn.Module):
-    """Logits that are no numbers."""
+    """Returns logits that are not finite."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

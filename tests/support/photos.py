@@ -17,7 +17,7 @@ def save(path: Path, image: Image.Image, **options: Any) -> Path:
 
 
 def draw_photos(root: Path) -> Path:
-    """Twelve training and four test images of two classes; the red value tells which is which."""
+    """Writes twelve training and four test images of two classes; the red value encodes class and number."""
     for split, count in (("train", 6), ("test", 2)):
         for label, kind in enumerate(("cat", "dog")):
             for number in range(count):
@@ -27,7 +27,7 @@ def draw_photos(root: Path) -> Path:
 
 
 def fails(root: Path, **options: Any) -> str:
-    """The one line that `load_folder` refuses `root` with."""
+    """Returns the message, one line, of the InputError that `load_folder` must raise for `root`."""
     with pytest.raises(InputError) as caught:
         load_folder(root, **options)
     assert len(str(caught.value).splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Finds processes by what stands in /proc, and waits for what they do."""
+"""Finds processes in /proc, and waits for conditions."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def read(pid: int, name: str) -> bytes:
-    """A file of /proc/PID; empty for a process that has ended."""
+    """Returns the content of /proc/PID/`name`; empty if the process has ended."""
     try:
         return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
@@ -14,7 +14,7 @@ def read(pid: int, name: str) -> bytes:
 
 
 def processes_with(*words: str) -> list[int]:
-    """Living processes, zombies left out, with each of `words` in their environment or command line."""
+    """Returns the ids of running processes that have each of `words` in their environment or command line."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -27,7 +27,7 @@ def processes_with(*words: str) -> list[int]:
 def wait_until(
     true: Callable[[], object], what: str | Callable[[], str], seconds: float = 400, pause: float = 0.2
 ) -> None:
-    """Raises TimeoutError, saying `what`, unless `true()` holds within `seconds`."""
+    """Waits until `true()` holds. After `seconds`, raises TimeoutError with the message `what`."""
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""Run directories as a run leaves them, made of random figures in milliseconds."""
+"""Writes directories of finished runs from random figures, in milliseconds and without training."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ def draw_predictions(num_classes: int, count: int = 300, seed: int = 0) -> dict[
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
     wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:48]
-    indices = np.arange(count) * 3 + 1  # positions in a file of which not every image was evaluated
+    indices = np.arange(count) * 3 + 1  # positions in the dataset; only some of its images were evaluated
     return {
         "indices": indices,
         "labels": labels,

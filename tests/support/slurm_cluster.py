@@ -1,7 +1,7 @@
-"""A real SLURM for tests: slurmctld, munged and a slurmd for each emulated node, all on this machine and in one folder.
+"""Starts a real SLURM for tests: slurmctld, munged and a slurmd for each emulated node, on this machine, in one folder.
 
-It needs the programs of SLURM, but neither root nor namespaces: the nodes are called 127.0.0.1, 127.0.0.2, ..., so that
-their names are addresses at which they reach each other. slurm_keeper.py ends all of it.
+It needs the programs of SLURM, but neither root nor namespaces. The nodes are called 127.0.0.1, 127.0.0.2, ..., so each
+name is also an address at which other nodes can reach the node. slurm_keeper.py ends all processes of the cluster.
 """
 
 import os
@@ -25,16 +25,16 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "squ
 PATH = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin"
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
 NUM_NODES, NUM_GPUS = 5, 8
-# main: two nodes without preemption. On the others, a job in `urgent` preempts those of lower tiers: in `graceful` they
-# get a minute, in `abrupt` they are requeued at once and get KillWait to end.
+# Jobs in `main` (two nodes) are never preempted. On the other nodes, a job in `urgent` preempts the running jobs. Those
+# in `graceful` have a minute to end. Those in `abrupt` are requeued immediately and killed after KillWait seconds.
 PARTITIONS = """
 PartitionName=main Nodes=127.0.0.[1-2] Default=YES PriorityTier=1 PreemptMode=OFF
 PartitionName=graceful Nodes=127.0.0.[3-4] PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
 PartitionName=abrupt Nodes=127.0.0.5 PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
 PartitionName=urgent Nodes=127.0.0.[3-5] PriorityTier=10 PreemptMode=OFF
 """
-# cred_expire is also how long a requeued job waits (less than 5 s counts as 2 minutes). With config_overrides a
-# node may have more CPUs than the machine.
+# A requeued job waits for cred_expire seconds before it starts (a value below 5 means 2 minutes). With
+# config_overrides, a node may have more CPUs than the machine.
 CONFIGURATION = """
 ClusterName=tests
 FirstJobId={first_job}
@@ -114,7 +114,7 @@ class Job:
 
     @property
     def log(self) -> str:
-        """What the job has printed so far."""
+        """The output of the job so far."""
         try:
             return self.output.read_text()
         except FileNotFoundError:
@@ -129,16 +129,16 @@ class Job:
         return self
 
     def end(self, seconds: float = 400) -> str:
-        """The state of the job after its end, which this waits for."""
+        """Waits until the job has ended, and returns its state."""
         return self.wait_for(*ENDED, seconds=seconds).state
 
     def processes(self, *words: str) -> list[int]:
-        """The job's processes whose environment or command line holds each of `words`."""
+        """Returns the ids of the job's processes that have each of `words` in environment or command line."""
         return processes_with(f"SLURM_JOB_ID={self.number}", f"SLURM_CONF={self.cluster.conf}", *words)
 
     @property
     def workers(self) -> list[int]:
-        """The training processes, without their launchers."""
+        """Process ids of the training processes, without their launchers."""
         found = self.processes("ddp_trainer.train")
         commands = {pid: read(pid, "cmdline") for pid in found}
         return [pid for pid in found if b"-m\0ddp_trainer.train\0" in commands[pid] and b"launch" not in commands[pid]]
@@ -155,7 +155,7 @@ class Cluster:
         return {**kept, "PATH": PATH, "SLURM_CONF": str(self.conf), **changes}
 
     def call(self, *command: str | Path, cwd: Path | None = None, **environment: str) -> str:
-        """The standard output of a client command. Raises ClusterError if it fails."""
+        """Runs a client command and returns its standard output. Raises ClusterError if it fails."""
         command, variables = tuple(map(str, command)), self.environment(**environment)
         done = subprocess.run(command, cwd=cwd, env=variables, text=True, capture_output=True, timeout=60)
         if done.returncode:
@@ -174,13 +174,13 @@ class Cluster:
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(128))
         user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
-        # Jobs derive a port from their number: two clusters on one machine should not share numbers.
+        # Jobs derive a port from their job id, so two clusters on one machine should not share ids.
         first_job = 1000 + os.getpid() % 10000
         text = CONFIGURATION.format(folder=folder, host=host, user=user, port=ports[0], first_job=first_job)
         for number, port in enumerate(ports[1:], 1):
             text += NODE.format(number=number, host=host, port=port, gpus=NUM_GPUS)
         self.conf.write_text(text + PARTITIONS)
-        for number in range(NUM_GPUS):  # a declared GPU: SLURM counts it, and assigns its number
+        for number in range(NUM_GPUS):  # a GPU that exists only for SLURM, which assigns its number to jobs
             (folder / f"gpu{number}").symlink_to("/dev/null")
         gpus = f"NodeName=127.0.0.[1-{NUM_NODES}] Name=gpu File={folder}/gpu[0-{NUM_GPUS - 1}]\n"
         (folder / "gres.conf").write_text(gpus)
@@ -208,7 +208,7 @@ class Cluster:
 
 
 def running_cluster() -> Iterator[Cluster]:
-    """A running cluster, of which nothing is left afterwards. Without SLURM, the test is skipped; in CI it fails."""
+    """Yields a running cluster and removes it completely afterwards. Without SLURM, skips the test, or fails in CI."""
     absent = [name for name in PROGRAMS if not shutil.which(name, path=PATH)]
     if absent:
         unavailable(f"no SLURM here: {', '.join(absent)} not found; `make test` installs it as root")

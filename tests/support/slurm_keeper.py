@@ -1,6 +1,6 @@
-"""`python -m tests.support.slurm_keeper FOLDER` ends every process of a test cluster when its standard input closes.
+"""Ends every process of a test cluster when standard input closes: `python -m tests.support.slurm_keeper FOLDER`.
 
-So nothing of the cluster outlives the tests, however they end, even by SIGKILL.
+So no process of the cluster outlives the tests, even if the tests are killed with SIGKILL.
 """
 
 import os

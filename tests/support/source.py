@@ -1,4 +1,4 @@
-"""The repository's own source files, and what stands in them."""
+"""Lists and parses the repository's own source files."""
 
 import ast
 import functools
@@ -13,12 +13,12 @@ SOURCES = sorted([*MODULES, *(file for folder in AROUND for file in (REPOSITORY 
 
 
 def name_of(file: Path) -> str:
-    """Path from the repository's root, such as data_prep/order.py."""
+    """Returns the path relative to the repository's root, such as data_prep/order.py."""
     return file.relative_to(REPOSITORY).as_posix()
 
 
 def module_name(file: Path) -> str:
-    """Dotted name, such as data_prep.order; that of a folder for its __init__."""
+    """Returns the dotted name, such as data_prep.order; for an __init__.py, the name of the package."""
     return name_of(file).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
@@ -29,7 +29,10 @@ def tree_of(file: Path) -> ast.Module:
 
 @functools.cache
 def imports_of(file: Path) -> set[str]:
-    """Dotted names of all that `file` imports, inside functions too: `from a.b import c` gives a.b and a.b.c."""
+    """Returns the dotted names of all imports in `file`, including those in functions.
+
+    `from a.b import c` gives a.b and a.b.c.
+    """
     found: set[str] = set()
     for node in ast.walk(tree_of(file)):
         if isinstance(node, ast.Import):

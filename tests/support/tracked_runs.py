@@ -1,4 +1,4 @@
-"""A run as far as tracking is concerned, in a process of its own: steps and epochs are logged, nothing is trained."""
+"""Starts a process that logs steps and epochs as a run does, without training."""
 
 import json
 import subprocess
@@ -33,7 +33,8 @@ def step_record(step: int) -> dict[str, float | int]:
     return {"epoch": (step + 2) // 3, "step": step, "learning_rate": 0.1, "train_loss": 1 / step, "train_accuracy": 0.5}
 
 
-# Logs some epochs, each with a record after its second and its third and last step, after others if it is resumed.
+# Logs epochs of three steps each, with a step record after the second and the third step. `history` has the epochs that
+# were logged before a resume.
 RUN = """
 import json, os, sys
 from pathlib import Path
@@ -58,7 +59,7 @@ tracker.finish({"test_accuracy": 0.5} if given["end"] == "complete" else None, f
 
 
 def track(run_dir: Path, epochs: list[int], **given: Any) -> tuple[dict[str, str], str, int]:
-    """(tracker's state, stderr, exit status) of a process that logs `epochs`."""
+    """Logs `epochs` in a new process; returns (state of the tracker, stderr, exit status)."""
     if not run_dir.exists():
         make_run(run_dir)
         (run_dir / "model.safetensors").write_bytes(b"weights")

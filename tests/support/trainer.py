@@ -1,4 +1,4 @@
-"""The trainer as a real process, alone or under the real launcher, and what it printed."""
+"""Starts the trainer as a real process, directly or with the real launcher, and returns its output."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.support import forked
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# What `accelerate launch` needs to start several CPU processes.
+# Flags with which `accelerate launch` starts several CPU processes.
 SEVERAL = (
     "--multi_gpu",
     "--num_machines",
@@ -28,7 +28,7 @@ SEVERAL = (
     "0",
 )
 
-# The trainer with a network so narrow that a step takes milliseconds, for tests of everything but the network.
+# A module that runs the trainer with a network so narrow that a step takes milliseconds.
 NARROW = "tests.support.workers.narrow_train"
 
 
@@ -44,7 +44,7 @@ SECRET = "of-the-environment-and-not-to-be-recorded"
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment without the variables that a launcher or W&B would read."""
+    """Returns the environment of this process without the variables of launchers and W&B, but with `changes`."""
     unwanted = ("WANDB_", "ACCELERATE_", "TORCHELASTIC_", "SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     return {**kept, "PYTHONPATH": str(REPOSITORY), "SOME_TOKEN": SECRET, **changes}
@@ -53,7 +53,7 @@ def environment(**changes: str) -> dict[str, str]:
 def start(
     module: str, *arguments: str | Path, processes: int = 1, env: Mapping[str, str] = {}, cwd: Path | None = None
 ) -> subprocess.Popen:
-    """Starts one of our modules as a real process, or as several under the real launcher."""
+    """Starts a module as a real process, or as several processes with the real launcher."""
     launcher = [sys.executable, "-m"]
     if processes > 1:
         launcher += ["accelerate.commands.launch", *SEVERAL, "--num_processes", str(processes), "-m"]
@@ -68,7 +68,7 @@ def start(
 
 
 def run(module: str, *arguments: str | Path, processes: int = 1, timeout: float = 240, **options: Any) -> Finished:
-    """`start`, then wait until it has ended."""
+    """Starts a module as `start` does, and waits until it has ended."""
     process = start(module, *arguments, processes=processes, **options)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
@@ -80,7 +80,7 @@ def run(module: str, *arguments: str | Path, processes: int = 1, timeout: float 
 
 
 def train(*arguments: str | Path, module: str = "ddp_trainer.train", processes: int = 1) -> Finished:
-    """`ddp_trainer.train smoke ...` on the CPU; it must succeed."""
+    """Runs `ddp_trainer.train smoke ...` on the CPU; it must succeed."""
     words = ("smoke", "--device", "cpu", *arguments)
     finished = fork(*words) if (module, processes) == (NARROW, 1) else run(module, *words, processes=processes)
     assert finished.returncode == 0, finished.stderr
@@ -88,7 +88,7 @@ def train(*arguments: str | Path, module: str = "ddp_trainer.train", processes: 
 
 
 def fork(*arguments: str | Path, timeout: float = 240) -> Finished:
-    """`run` for the narrow trainer in one process, without the seconds that imports take."""
+    """Runs the narrow trainer in one forked process, which saves the time of its imports."""
     with tempfile.TemporaryDirectory() as folder:
         code = forked.train([*map(str, arguments)], Path(folder), env=environment(), timeout=timeout)
         stdout, stderr = ((Path(folder) / name).read_text() for name in ("stdout", "stderr"))

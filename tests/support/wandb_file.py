@@ -1,4 +1,4 @@
-"""What a W&B run left in its own file, read back with W&B's own message types."""
+"""Reads the file of an offline W&B run with W&B's own message types."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,10 @@ BLOCK, FILE_HEADER, HEADER = 32768, 7, 7
 
 
 def read_records(run_dir: Path) -> list[Any]:
-    """The records of the only W&B file below `run_dir`.
+    """Returns the records of the only W&B file below `run_dir`.
 
-    The file: a header, then LevelDB's log format, blocks with pieces of records behind a header of checksum, length
-    and type (1 whole, 2 first, 3 middle, 4 last).
+    The file has a header and then LevelDB's log format: blocks that contain pieces of records. Each piece has a header
+    with checksum, length and type (1: whole record, 2: first, 3: middle, 4: last piece).
     """
     parse = wandb_internal_pb2.Record.FromString  # type: ignore[attr-defined]
     (file,) = run_dir.rglob("*.wandb")
@@ -36,18 +36,18 @@ def of_kind(records: list[Any], kind: str) -> list[Any]:
 
 
 def value_of(item: Any) -> tuple[str, Any]:
-    """(name, value) of one figure; a name of several parts is joined by dots."""
+    """Returns (name, value) of one figure; the parts of a nested name are joined by dots."""
     return item.key or ".".join(item.nested_key), json.loads(item.value_json)
 
 
 def read_history(run_dir: Path) -> list[dict[str, Any]]:
-    """What was logged, row by row, without W&B's own columns."""
+    """Returns the logged rows, without W&B's own columns."""
     rows = [dict(map(value_of, row.item)) for row in of_kind(read_records(run_dir), "history")]
     return [{name: value for name, value in row.items() if not name.startswith("_")} for row in rows]
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
-    """The summary as it was in the end."""
+    """Returns the final summary."""
     found: dict[str, Any] = {}
     for change in of_kind(read_records(run_dir), "summary"):
         found |= dict(map(value_of, change.update))

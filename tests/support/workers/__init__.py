@@ -1,1 +1,1 @@
-"""Programs that tests start under the real launcher."""
+"""Programs that tests start as processes, most of them with the real launcher."""

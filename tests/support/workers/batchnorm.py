@@ -1,4 +1,7 @@
-"""`OUT DEVICE`: a rank's share of a batch through synchronised BatchNorm, forward and backward, in float64."""
+"""Runs a rank's share of a batch forward and backward through synchronized BatchNorm, in float64.
+
+Arguments: OUT DEVICE.
+"""
 
 import sys
 from pathlib import Path
@@ -11,7 +14,7 @@ from ddp_trainer.distributed.runtime import Runtime
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:
-    """(12, 3, 5, 5) images far from zero, and what their outputs are weighed with."""
+    """Returns images (12, 3, 5, 5) with a mean of 100, and the weights of their outputs in the loss."""
     generator = torch.Generator().manual_seed(0)
     shape = (12, 3, 5, 5)
     return 100 + 3 * torch.randn(shape, generator=generator).double(), torch.randn(shape, generator=generator).double()

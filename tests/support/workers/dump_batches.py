@@ -1,4 +1,4 @@
-"""Writes every augmented image of this rank: `DATA_DIR OUT MODE EPOCHS`, started by the launcher or alone."""
+"""Writes every augmented image of this rank to a file. Arguments: DATA_DIR OUT MODE EPOCHS."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Writes the loss of the global batch at each step: `DATA_DIR OUT DTYPE=STEPS ...`, alone or under the launcher.
+"""Writes the loss of the global batch at each step. Arguments: DATA_DIR OUT DTYPE=STEPS ...
 
-BatchNorm is synchronized. A narrow network, so that float64 on a CPU takes seconds.
+BatchNorm is synchronized. The network is narrow, so that float64 on a CPU takes only seconds.
 """
 
 import itertools
@@ -19,10 +19,10 @@ from tests.support.narrow import narrow_settings, narrow_trainer
 
 
 def settings(data_dir: Path, dtype: torch.dtype) -> TrainConfig:
-    """In float32 the learning rate is low.
+    """Returns the settings, with a low learning rate for float32.
 
-    There, rounding sometimes makes another element the maximum of a pooling window: a jump that a high rate amplifies
-    from step to step. In float64 that does not happen, and the recipe's rate is kept.
+    In float32, rounding sometimes changes which element is the maximum of a pooling window. A high learning rate would
+    amplify that difference from step to step. In float64 this does not happen, so the recipe's learning rate is kept.
     """
     config = narrow_settings(data_dir)
     peak_lr = config.optim.peak_lr if dtype == torch.float64 else 0.001
@@ -30,7 +30,7 @@ def settings(data_dir: Path, dtype: torch.dtype) -> TrainConfig:
 
 
 def losses_of(trainer: Trainer, steps: int) -> list[float]:
-    """The loss of each of the first `steps` steps, over the images of all ranks."""
+    """Returns the loss of each of the first `steps` steps, averaged over the images of all ranks."""
     losses: list[float] = []
     for _ in itertools.chain.from_iterable(map(trainer.steps, range(trainer.config.schedule.epochs))):
         losses.append(averages(trainer.runtime.sum_over_ranks(trainer.state.sums.values.clone())).loss)

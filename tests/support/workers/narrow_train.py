@@ -1,4 +1,4 @@
-"""`ddp_trainer.train` with a network so narrow that a step takes milliseconds: for tests of what surrounds it."""
+"""Runs `ddp_trainer.train` with a network so narrow that a step takes milliseconds."""
 
 import sys
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ NARROW = ("--widths", "8", "8", "16", "16")
 
 
 def narrow_main(argv: Sequence[str]) -> int:
-    """`main` without the report, which takes longer to draw than the run takes."""
+    """Calls `main` without the report, which takes longer than the run itself."""
     ddp_trainer.run.outputs.write_report_or_warn = lambda run_dir: None
     return main([*argv, *(() if "--network" in argv else NARROW)])
 

@@ -1,4 +1,4 @@
-"""Prints how many pages of memory the system hands out for a block that is freed and allocated again ten times."""
+"""Allocates and frees a block of memory ten times, and prints the number of page faults."""
 
 import ctypes
 import resource
@@ -10,7 +10,7 @@ from ddp_trainer.distributed.runtime import Runtime
 
 BLOCK = 64 * 2**20  # bytes
 
-PR_SET_THP_DISABLE = 41  # huge pages would make few of many
+PR_SET_THP_DISABLE = 41  # huge pages would reduce the number of page faults
 
 if __name__ == "__main__":
     ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)

@@ -1,4 +1,7 @@
-"""`STEP`, then the trainer's arguments: in that step the loss of the last rank's second image is NaN."""
+"""Runs the narrow trainer with a NaN loss for the last rank's second image in one step.
+
+Arguments: the 1-based number of the step, then those of the trainer.
+"""
 
 import math
 import sys

@@ -1,6 +1,6 @@
-"""What every trainer imports and compiles, for seven seconds: done here once, before trainers are forked.
+"""Imports and compiles, in seven seconds, everything that a trainer needs, before trainers are forked.
 
-Nothing is computed: a pool of threads would not survive the fork.
+It must not compute anything with torch, because a pool of threads would not survive the fork.
 """
 
 import tempfile
@@ -17,7 +17,7 @@ from data_prep.sources.synthetic import draw_synthetic
 
 
 def compile_readers() -> None:
-    """FFCV compiles them at the first reading, for all loaders of the process."""
+    """Reads one small dataset, because FFCV compiles its readers at the first read, once per process."""
     with tempfile.TemporaryDirectory() as folder:
         write_dataset(draw_synthetic(train_count=10, test_count=10, seed=0), Path(folder))
         beton = Path(folder) / "train.beton"

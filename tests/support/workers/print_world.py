@@ -1,4 +1,4 @@
-"""Started by a launcher in tests: joins its process group on the CPU, and says as one JSON line who is there."""
+"""Joins the launcher's process group on the CPU, and prints rank, world size and reached processes as a JSON line."""
 
 import json
 import sys
