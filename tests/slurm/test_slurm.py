@@ -1,6 +1,6 @@
 """Jobs on a real SLURM: several nodes, preemption, time limits, lost processes, cancelling, staging, sweeps.
 
-The interrupted job waits most of the time, so it goes through its stages in the background, beside the other tests.
+The interrupted job mostly waits, so a thread takes it through its stages while the other tests run.
 """
 
 import filecmp
@@ -24,7 +24,7 @@ from tests.support.processes import read, wait_until
 from tests.support.slurm_cluster import Cluster, Job, running_cluster
 from tests.support.trainer import REPOSITORY, read_lines
 
-# 32 training images in batches of 8: two epochs of 4 steps, each of them saved.
+# 32 training images in batches of 8 give two epochs of 4 steps, with a checkpoint after each step.
 PLAN = ("--epochs", "2", "--batch-size", "8", "--max-steps", "8", "--checkpoint-every-steps", "1")
 NUM_TRAIN, NUM_TEST, DATA_SEED = 32, 18, 1
 CPU = ("--gpus-per-node=0", "--cpus-per-task=1")
@@ -38,7 +38,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def checkout(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository as a user would have it, with settings of this cluster, and with a space in its path."""
+    """A copy of the repository with settings for this cluster and a space in its path."""
     folder, data = tmp_path_factory.mktemp("slurm") / "a checkout", tmp_path_factory.mktemp("data")
     write_dataset(draw_synthetic(train_count=NUM_TRAIN, test_count=NUM_TEST, seed=DATA_SEED), data)
     for name in ("slurm", "launch"):
@@ -52,13 +52,13 @@ def checkout(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def submit(cluster: Cluster, checkout: Path, *flags: str, arguments: tuple[str, ...] = (), **environment: str) -> Job:
-    """sbatch FLAGS slurm/train.sh smoke ..., on CPUs."""
+    """Submits `sbatch FLAGS slurm/train.sh smoke ...`, on CPUs."""
     script = ("slurm/train.sh", "smoke", "--device", "cpu", *PLAN, *arguments)
     return cluster.submit(*CPU, *flags, *script, cwd=checkout, **environment)
 
 
 def run_of(checkout: Path, job: Job) -> Path:
-    """The default run directory of a job."""
+    """Returns the default run directory of a job."""
     return checkout / "runs" / f"train-{job.number}"
 
 
@@ -71,8 +71,8 @@ def newest_step(out: Path) -> int:
 
 
 def freeze(job: Job, out: Path, step: int) -> None:
-    """Stops the job's training processes as they stand, once they have saved a later step than `step`."""
-    # SLURM's own lines on a requeue hold the word too, within the line.
+    """Freezes the training processes of the job once they have saved a checkpoint after `step`."""
+    # SLURM's own lines about a requeue contain the word, too, but not at the start.
     failed = re.compile("^error:", flags=re.MULTILINE).search
     wait_until(lambda: newest_step(out) > step or bool(failed(job.log)), lambda: "nothing saved", pause=0.02)
     assert newest_step(out) > step, job.log
@@ -81,9 +81,10 @@ def freeze(job: Job, out: Path, step: int) -> None:
 
 
 def interrupt(job: Job, out: Path) -> list[tuple[int, int]]:
-    """By its time limit, then by a job with more rights to its nodes. (step frozen at, step saved) of each.
+    """Interrupts a job by its time limit, then by a job of higher priority; returns (frozen step, saved step) of each.
 
-    Either comes when the job is ready for it, however slow the machine; with its signal, SLURM sends a SIGCONT.
+    The job is frozen first, so the moment does not depend on the speed of the machine. SLURM sends SIGCONT with
+    its signal.
     """
     stops = []
     for number, bring_about in enumerate((near_the_time_limit, take_the_nodes), 1):
@@ -91,7 +92,7 @@ def interrupt(job: Job, out: Path) -> list[tuple[int, int]]:
         frozen = newest_step(out)
         bring_about(job)
         wait_until(lambda number=number: job.restarts == number, lambda: f"not requeued\n{job.log}")
-        job.wait_for("PENDING", "RUNNING")  # on its way back it counts as finished, and cannot be changed
+        job.wait_for("PENDING", "RUNNING")  # while it is requeued, it counts as finished and cannot be changed
         job.cluster.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
         stops.append((frozen, newest_step(out)))
     job.end()
@@ -99,7 +100,7 @@ def interrupt(job: Job, out: Path) -> list[tuple[int, int]]:
 
 
 def near_the_time_limit(job: Job) -> None:
-    """Less than the script's 180 s of notice are left, and what SLURM adds to it for looking every 30 s only."""
+    """Sets a time limit that is nearer than the script's 180 s of notice plus SLURM's polling interval of 30 s."""
     hours, minutes, _ = map(int, job.fields["RunTime"].split(":"))
     job.cluster.call("scontrol", "update", f"JobId={job.number}", f"TimeLimit={60 * hours + minutes + 3}")
 
@@ -111,11 +112,11 @@ def take_the_nodes(job: Job) -> None:
 
 @pytest.fixture(scope="module")
 def interrupted(cluster: Cluster, checkout: Path) -> Iterator[tuple[Job, "Future[list[tuple[int, int]]]"]]:
-    """A job of two nodes with a process each, and the result of `interrupt`."""
+    """A job of two nodes with one process each, and the result of `interrupt`."""
     job = submit(cluster, checkout, "--partition=graceful", "--nodes=2", arguments=("--wandb", "offline"))
     with ThreadPoolExecutor(1) as background:
         fate = background.submit(interrupt, job, run_of(checkout, job))
-        # Until it is frozen, it needs the machine for itself.
+        # No other job may use the machine until this one is frozen.
         wait_until(lambda: fate.done() or newest_step(run_of(checkout, job)), lambda: job.log)
         yield job, fate
         cluster.call("scancel", job.number)
@@ -132,7 +133,7 @@ def two_nodes(interrupted: object, cluster: Cluster, checkout: Path) -> tuple[Jo
 
 @pytest.fixture(scope="module")
 def uninterrupted(cluster: Cluster, checkout: Path) -> Path:
-    """The run directory of a finished job of two nodes with a process each."""
+    """The run directory of a finished job of two nodes with one process each."""
     job = submit(cluster, checkout, "--nodes=2")
     assert job.end() == "COMPLETED", job.log
     return run_of(checkout, job)
@@ -140,7 +141,7 @@ def uninterrupted(cluster: Cluster, checkout: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def staged(cluster: Cluster, checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    """A job of one process that waits for its data, copies them to its node, and is preempted without grace time."""
+    """A job of one process that waits for its data, copies it to its node, and is preempted without grace time."""
     disk, data = tmp_path_factory.mktemp("disk of the node"), checkout / "data" / "from prep"
     counts = ("--train-count", str(NUM_TRAIN), "--test-count", str(NUM_TEST), "--seed", str(DATA_SEED))
     source = ("--source", "synthetic", *counts)
@@ -150,7 +151,7 @@ def staged(cluster: Cluster, checkout: Path, tmp_path_factory: pytest.TempPathFa
     return job, prep, disk
 
 
-def test_two_nodes_with_two_processes_each(two_nodes: tuple[Job, Path], checkout: Path) -> None:
+def test_two_nodes_with_two_processes_each_train(two_nodes: tuple[Job, Path], checkout: Path) -> None:
     job, out = two_nodes
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["world_size"], summary["steps"]) == (4, 8)
@@ -171,7 +172,7 @@ def test_a_killed_process_ends_the_job_on_both_nodes(two_nodes: object, cluster:
     assert "error: the run failed" in job.log
 
 
-def test_staged_data_go_when_the_job_is_preempted(
+def test_staged_data_is_removed_when_the_job_is_preempted(
     staged: tuple[Job, Job, Path], cluster: Cluster, checkout: Path
 ) -> None:
     job, prep, disk = staged
@@ -190,7 +191,7 @@ def test_staged_data_go_when_the_job_is_preempted(
     assert status(out)["state"] == "preempted"
 
 
-def test_cancelling_is_final(staged: tuple[Job, Job, Path], cluster: Cluster, checkout: Path) -> None:
+def test_a_cancelled_job_is_not_requeued(staged: tuple[Job, Job, Path], cluster: Cluster, checkout: Path) -> None:
     job, _, disk = staged
     out = run_of(checkout, job)
     freeze(job, out, newest_step(out))
@@ -204,7 +205,7 @@ def test_cancelling_is_final(staged: tuple[Job, Job, Path], cluster: Cluster, ch
 
 @pytest.fixture(scope="module")
 def sweep(cluster: Cluster, checkout: Path) -> Path:
-    """The folder of a finished sweep of four runs of two processes each."""
+    """The folder of a finished sweep of four runs with two processes each."""
     words = ("smoke", "--device", "cpu", *PLAN, "--seeds", "2", "--set", "peak-lr=0.1,0.05")
     cluster.call("bash", "slurm/sweep.sh", *words, "--", *CPU, cwd=checkout, DDP_PROCESSES_PER_NODE="2")
     (folder,) = (checkout / "runs").glob("sweep-*")
@@ -229,14 +230,14 @@ def test_two_processes_keep_the_schedule_of_four(sweep: Path, two_nodes: tuple[J
     assert [record["learning_rate"] for record in two] == [record["learning_rate"] for record in four]
 
 
-def test_an_interrupted_job_ends_as_one_that_was_not(
+def test_an_interrupted_job_has_the_results_of_an_uninterrupted_one(
     interrupted: tuple[Job, "Future[list[tuple[int, int]]]"], uninterrupted: Path, checkout: Path
 ) -> None:
     job, fate = interrupted
     stops = fate.result(timeout=400)
     assert job.state == "COMPLETED", job.log
     assert job.restarts == 2
-    # The step on its way to the disk, the current one, and the one in which the ranks agree to stop.
+    # The step that is being saved, the current step, and the step in which the ranks agree to stop.
     assert all(1 <= saved - frozen <= 3 for frozen, saved in stops), stops
     out = run_of(checkout, job)
     assert filecmp.cmp(out / "model.safetensors", uninterrupted / "model.safetensors", shallow=False)

@@ -1,4 +1,4 @@
-"""The shell scripts and their settings, as far as no cluster is needed."""
+"""The shell scripts of slurm/ and their settings, tested without a cluster."""
 
 import os
 import re
@@ -21,13 +21,13 @@ EXAMPLE = REPOSITORY / "slurm" / "cluster.env.example"
 
 
 def test_the_example_explains_every_setting_and_no_other() -> None:
-    """DDP_STAGED_FROM is between a script and the trainer."""
+    """DDP_STAGED_FROM is internal: a script sets it for the trainer."""
     files = [path for path in (REPOSITORY / "slurm").iterdir() if path.suffix in {".sh", ".py"}]
     used = {name for path in files for name in re.findall(r"\bDDP_\w+", path.read_text())} - {"DDP_STAGED_FROM"}
     assert set(re.findall(r"^# export (DDP_\w+)", EXAMPLE.read_text(), flags=re.MULTILINE)) == used
 
 
-def test_the_example_as_it_is_sets_nothing_and_gives_way_to_the_environment(tmp_path: Path) -> None:
+def test_the_unchanged_example_sets_nothing_and_the_environment_has_priority(tmp_path: Path) -> None:
     show = 'set -a; source "$0"; env | grep -E "^(DDP|SBATCH)_" | sort'
 
     def settings(file: Path, **environment: str) -> dict[str, str]:
@@ -49,7 +49,7 @@ def test_a_script_can_be_run_as_a_program(script: Path) -> None:
     assert script.read_text().startswith("#!/usr/bin/env bash\n")
 
 
-def test_nothing_of_one_cluster_is_in_the_scripts() -> None:
+def test_scripts_contain_no_settings_of_a_particular_cluster() -> None:
     for script in SCRIPTS:
         assert not re.search(r"^#SBATCH.*(partition|account|qos|constraint|mail)", script.read_text(), re.MULTILINE)
 
@@ -57,7 +57,7 @@ def test_nothing_of_one_cluster_is_in_the_scripts() -> None:
 def script(
     name: str, *arguments: str, cwd: Path = REPOSITORY, variables: Mapping[str, str] = {}
 ) -> subprocess.CompletedProcess[str]:
-    """A script as somebody might start it, in an environment without SLURM."""
+    """Runs a script in an environment without SLURM."""
     found = environment(DDP_VENV=sys.prefix, **variables)
     command = ["bash", f"slurm/{name}", *arguments]
     return subprocess.run(command, cwd=cwd, env=found, text=True, capture_output=True, timeout=60)
@@ -88,7 +88,7 @@ def script(
         ("sweep.sh", ("smoke", "--out"), {}, "expected one argument"),
     ],
 )
-def test_a_script_that_is_started_wrongly_says_how_it_is_started(
+def test_a_script_that_is_started_wrongly_prints_the_right_command(
     name: str, arguments: tuple[str, ...], variables: dict[str, str], message: str
 ) -> None:
     done = script(name, *arguments, variables=variables)
@@ -124,8 +124,8 @@ def test_windows_line_endings_in_the_settings_are_refused_with_their_fix(tmp_pat
 
 
 @pytest.mark.parametrize("content", [",BASH_VERSINFO[$(touch PWNED)0]", ",09", ",x", "", ",-1", ",1,2", ",99999999999"])
-def test_what_stands_in_the_file_of_attempts_is_not_evaluated(content: str, tmp_path: Path) -> None:
-    """Bash evaluates a variable in its arithmetic, and runs the commands in it."""
+def test_the_content_of_the_attempts_file_is_not_evaluated(content: str, tmp_path: Path) -> None:
+    """In arithmetic, bash evaluates the content of a variable and would run commands in it."""
     folder = checkout(tmp_path)
     answers = {
         "python": "printf '%s\\n' out data 1",
@@ -150,10 +150,10 @@ def test_what_stands_in_the_file_of_attempts_is_not_evaluated(content: str, tmp_
     assert (folder / "out" / "attempts").read_text() == ",1\n", "an attempt that started where the last one did"
 
 
-def test_a_listed_run_reaches_the_trainer_word_by_word(
+def test_the_arguments_of_a_listed_run_reach_the_trainer_unchanged(
     tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As slurm/train.sh reads a line."""
+    """The test reads a line of the list as slurm/train.sh does."""
     data = Path(shutil.copytree(tiny_dir, tmp_path / 'it\'s "odd" $(touch x) * \\ `y`'))
     assert sweep.main(["smoke", "--seeds", "2", "--data-dir", str(data), "--out", str(tmp_path / "a b"), "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -164,10 +164,10 @@ def test_a_listed_run_reaches_the_trainer_word_by_word(
 
 
 @pytest.mark.parametrize("flag", ["--out", "--data-dir"])
-def test_a_name_with_a_line_break_is_refused_by_name(
+def test_a_name_with_a_line_break_is_refused(
     flag: str, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The job script reads the answer line by line."""
+    """The job script reads the output of preflight.py line by line."""
     monkeypatch.setenv("DDP_PROCESSES_PER_NODE", "1")
     arguments = ["smoke", "--device", "cpu", "--data-dir", str(tiny_dir), flag, "two\nlines"]
     assert preflight.main(arguments) == 2
@@ -196,13 +196,13 @@ def test_a_batch_that_the_nodes_cannot_share_is_refused(
     assert dict(os.environ) == before
 
 
-def test_help_is_not_taken_for_an_answer_to_the_job() -> None:
+def test_help_is_not_mistaken_for_output_to_the_job_script() -> None:
     finished = run("slurm.preflight", "smoke", "--help")
     assert "--batch-size" in finished.stderr
     assert finished.stdout == ""
 
 
-def test_copies_that_srun_started_are_the_reason_of_a_held_folder(
+def test_a_locked_folder_is_explained_by_copies_that_srun_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")

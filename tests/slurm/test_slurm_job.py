@@ -1,4 +1,4 @@
-"""What slurm/train.sh does around a run, on a real SLURM with declared GPUs and a fake launcher.
+"""Tests slurm/train.sh on a real SLURM with declared GPUs and a fake launcher.
 
 The launcher records how it was called and writes the status.json that the test needs, so a job takes seconds.
 """
@@ -30,7 +30,7 @@ if ((SLURM_NODEID == 0)); then
 fi
 exit "${EXIT_STATUS:-0}"
 """
-# The real Python, but torch sees as many GPUs as SLURM has given.
+# The real Python, except that torch reports the number of GPUs that SLURM has assigned.
 PYTHON = """#!/usr/bin/env bash
 [[ $* == "-m slurm.preflight "* ]] || exec REAL "$@"
 exec REAL -c 'import os, sys, torch
@@ -46,7 +46,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 class Desk:
-    """The folder that jobs are submitted from: the scripts of the repository and a fake environment."""
+    """The folder from which jobs are submitted, with the scripts of the repository and a fake environment."""
 
     def __init__(self, cluster: Cluster, folder: Path, data: Path) -> None:
         self.cluster, self.folder, self.records = cluster, folder, folder / "records"
@@ -67,7 +67,7 @@ class Desk:
         )
 
     def launched(self, job: Job, node: int = 0) -> list[str]:
-        """The GPUs that the launcher of a node saw, and its arguments."""
+        """Returns the GPUs that the launcher of a node saw, and its arguments."""
         return (self.records / f"{job.number}-{node}").read_text().split("\0")[:-1]
 
 
@@ -78,7 +78,7 @@ def desk(cluster: Cluster, tiny_dir: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def requeued(desk: Desk) -> dict[str, Job]:
-    """Jobs that are requeued, or might be. They start together, because they mostly wait."""
+    """Jobs that are requeued, or that must not be. They run at the same time, because they mostly wait."""
     states, limit = "preempted preempted preempted done", "2"
     jobs = {
         "stands still": desk.submit(ENDS_AS=states, DDP_MAX_STALLED=limit),
@@ -96,7 +96,7 @@ def requeued(desk: Desk) -> dict[str, Job]:
 ODD = ("smoke", "--trackers", "wandb, tensorboard", "--out", "runs/with 'single' and \"double\" quotes, $HOME and a *")
 
 
-def test_each_node_launches_a_process_for_each_gpu_with_the_arguments_whole(requeued: object, desk: Desk) -> None:
+def test_each_node_launches_a_process_for_each_gpu_with_unchanged_arguments(requeued: object, desk: Desk) -> None:
     from accelerate.commands.launch import launch_command_parser
 
     job = desk.submit("--nodes=2", "--gpus-per-node=3", arguments=(*ODD, "--batch-size", "96"), ENDS_AS="done")
@@ -115,7 +115,7 @@ def test_each_node_launches_a_process_for_each_gpu_with_the_arguments_whole(requ
         assert given[given.index("--trackers") :] == [*ODD[1:], "--batch-size", "96"]
 
 
-def test_one_gpu_is_one_plain_process(requeued: object, desk: Desk) -> None:
+def test_one_gpu_starts_one_process(requeued: object, desk: Desk) -> None:
     job = desk.submit(arguments=("smoke", "--seed", "3"), ENDS_AS="done")
     assert job.end() == "COMPLETED", job.log
     gpus, *command = desk.launched(job)
@@ -124,7 +124,7 @@ def test_one_gpu_is_one_plain_process(requeued: object, desk: Desk) -> None:
     assert command[6:8] == ["--out", f"runs/train-{job.number}"]
 
 
-# What is wrong: flags of sbatch, arguments, settings, and a part of the message.
+# Wrong input: flags of sbatch, arguments, settings, and a part of the expected message.
 FAULTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, str], str]] = {
     "environment": ((), ("smoke",), {"DDP_VENV": "/nowhere"}, "run make setup"),
     "dataset": ((), ("smoke",), {"DDP_DATA_DIR": "/nowhere"}, "sbatch slurm/prep.sh"),
@@ -181,8 +181,8 @@ def test_a_run_without_progress_is_not_requeued_forever(requeued: dict[str, Job]
     assert "error: 2 attempts in a row saved nothing new" in job.log
 
 
-def test_each_task_of_an_array_is_requeued_by_itself(requeued: object, desk: Desk) -> None:
-    """The one too whose number is that of the array, while the other is running."""
+def test_each_task_of_an_array_requeues_only_itself(requeued: object, desk: Desk) -> None:
+    """This includes the task whose job id equals that of the array, while the other task is running."""
     array = desk.submit("--array=1-2", ENDS_AS="preempted done", STARTS_FOR="3")
     tasks = [Job(desk.cluster, f"{array.number}_{task}") for task in (1, 2)]
     for task in tasks:
@@ -215,7 +215,7 @@ def test_a_run_with_progress_is_requeued_until_it_is_finished(requeued: dict[str
     assert job.log.count("is finished") == 1
 
 
-def test_nothing_is_left_of_a_cluster_whose_tests_were_killed(cluster: Cluster) -> None:
+def test_killed_tests_leave_no_process_of_their_cluster(cluster: Cluster) -> None:
     code = "from tests.support.slurm_cluster import running_cluster\n"
     code += "for cluster in running_cluster(): print(cluster.folder, flush=True); input()"
     tests = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The copy of a dataset on a node's own disk."""
+"""Copying a dataset to the local disk of a node."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-def test_damage_of_staged_data_is_reported_of_the_original(tiny_dir: Path, tmp_path: Path, copy: Path) -> None:
+def test_damage_of_staged_data_names_the_original(tiny_dir: Path, tmp_path: Path, copy: Path) -> None:
     data = Path(shutil.copytree(tiny_dir, tmp_path / "data"))
     (data / "train.beton").write_bytes(b"")
     with pytest.raises(InputError) as caught:
@@ -28,7 +28,7 @@ def test_damage_of_staged_data_is_reported_of_the_original(tiny_dir: Path, tmp_p
     assert str(copy) not in str(caught.value)
 
 
-def test_a_copy_that_a_disk_damaged_is_not_used(tiny_dir: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_copy_is_not_used(tiny_dir: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "copyfile", lambda source, target: target.write_bytes(source.read_bytes()[:-1] + b" "))
     with pytest.raises(InputError, match=rf"{tiny_dir} is intact, but its copy in {copy} .* DDP_STAGE_DIR"):
         stage(tiny_dir, copy)

@@ -86,8 +86,8 @@ def _differs(one: Any, other: Any) -> bool:
     return one != other
 
 
-# A function that starts or resumes a run in a folder and interrupts it once. It returns the kind of interruption and the
-# problem ("" if there is none).
+# A function that starts or resumes a run in a folder and interrupts it once. It returns the kind of interruption, and
+# the problem ("" if there is none).
 Interruption = Callable[[Scene, Path, random.Random, Outcome], tuple[str, str]]
 
 

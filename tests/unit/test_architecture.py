@@ -1,4 +1,4 @@
-"""The rules of the house: who may import whom, what may be called where, and how large a file may be."""
+"""The rules of the code base: allowed imports and calls, and the maximum size of files and functions."""
 
 import ast
 import sys
@@ -31,7 +31,7 @@ LAYER_OF = {name: number for number, names in enumerate(LADDER) for name in name
 
 
 def layer_of(module: str) -> str:
-    """The layer's name: `data_prep` for all of data_prep, `engine` for ddp_trainer.engine.loss."""
+    """Returns the name of a module's layer: `data_prep` for all of data_prep, `engine` for ddp_trainer.engine.loss."""
     package, _, rest = module.partition(".")
     return package if package == "data_prep" else rest.partition(".")[0] or "__init__"
 
@@ -58,7 +58,7 @@ def calls_in(file: Path) -> Iterator[tuple[ast.Call, str, str]]:
             yield node, owner.id if isinstance(owner, ast.Name) else "", node.func.attr
 
 
-def test_no_import_runs_up_the_ladder() -> None:
+def test_no_module_imports_from_a_higher_layer() -> None:
     upwards = {
         f"{name_of(file)} -> {target}"
         for file in MODULES
@@ -68,7 +68,7 @@ def test_no_import_runs_up_the_ladder() -> None:
     assert upwards == set()
 
 
-def test_no_import_leads_back_in_a_circle() -> None:
+def test_no_imports_are_circular() -> None:
     arrows = {(module_name(file), target) for file in MODULES for target in modules_imported_by(file)}
     while True:
         starts, ends = ({arrow[end] for arrow in arrows} for end in (0, 1))
@@ -89,8 +89,8 @@ def test_the_top_of_the_package_has_few_names() -> None:
     assert len(names) <= MAX_NAMES
 
 
-def test_folders_import_nothing_by_themselves() -> None:
-    """Signals and settings are imported before torch, and importing them imports their folder."""
+def test_init_files_of_folders_import_nothing() -> None:
+    """Signals and settings are imported before torch, and importing them runs the __init__.py of their folder."""
     folders = [file for file in MODULES if file.name == "__init__.py" and file.parts[-3] != "data_prep"]
     imported = {name_of(file): names for file in folders if (names := top_imports_of(file) - sys.stdlib_module_names)}
     assert imported == {}
@@ -103,16 +103,16 @@ def top_imports_of(file: Path) -> set[str]:
     return {name.split(".")[0] for name in (*plain, *(n.module or "" for n in body if isinstance(n, ast.ImportFrom)))}
 
 
-def test_packages_do_not_import_what_is_around_them() -> None:
+def test_packages_import_nothing_from_benchmarks_slurm_scripts_or_tests() -> None:
     outsiders = ("benchmarks", "slurm", "tests", "conftest", "pytest")
     assert {outsider: importers_of(outsider) for outsider in outsiders} == {outsider: set() for outsider in outsiders}
 
 
-def test_one_file_sees_accelerator() -> None:
+def test_only_one_file_uses_accelerator() -> None:
     assert importers_of("accelerate.Accelerator") == {"ddp_trainer/distributed/runtime.py"}
 
 
-def test_one_file_imports_wandb() -> None:
+def test_only_one_file_imports_wandb() -> None:
     assert importers_of("wandb") == {"ddp_trainer/tracking/wandb_mirror.py"}
 
 
@@ -120,7 +120,7 @@ def test_only_data_prep_imports_ffcv() -> None:
     assert {name.split("/")[0] for name in importers_of("ffcv")} == {"data_prep"}
 
 
-def test_one_function_builds_trainers() -> None:
+def test_only_one_function_builds_trainers() -> None:
     users = {name_of(file) for file in SOURCES for call in ast.walk(tree_of(file)) if builds(call)}
     assert users == {"ddp_trainer/engine/build.py"}
 
@@ -130,7 +130,7 @@ def builds(node: ast.AST) -> bool:
 
 
 def test_backward_is_called_in_few_files() -> None:
-    """By the trainer, through the runtime; and on blank images, to check a network and to count its operations."""
+    """The trainer calls it through the runtime; the check of a network and the operation count call it directly."""
     callers = {name_of(file) for file in MODULES for _, _, name in calls_in(file) if name == "backward"}
     assert callers == {
         "ddp_trainer/engine/trainer.py",
@@ -153,7 +153,7 @@ def test_environment_of_the_launcher_is_read_in_one_folder() -> None:
     assert readers <= allowed
 
 
-def test_nothing_of_ours_unpickles() -> None:
+def test_no_code_of_this_repository_unpickles() -> None:
     """Tensors load with weights_only=True, arrays without pickles. One file reads the pickles of CIFAR, arrays only."""
     picklers = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
     offenders = [name_of(file) for file in MODULES if imports_of(file) & picklers]
@@ -183,17 +183,17 @@ def test_report_needs_neither_device_nor_tracker() -> None:
     assert (importers, on_device) == ([], [])
 
 
-def test_every_file_says_what_it_is() -> None:
+def test_every_file_has_a_docstring() -> None:
     assert [name_of(file) for file in SOURCES if not ast.get_docstring(tree_of(file))] == []
 
 
 def test_files_stay_small() -> None:
-    """In a larger one, a concern wants a file of its own."""
+    """A larger file should be split."""
     lines = {name_of(file): len(file.read_text().splitlines()) for file in SOURCES}
     assert {name: count for name, count in lines.items() if count > MAX_LINES} == {}
 
 
-def test_file_names_say_what_is_inside() -> None:
+def test_file_names_are_not_vague() -> None:
     vague = {"utils", "util", "helpers", "helper", "common", "misc"}
     assert [name_of(file) for file in SOURCES if file.stem in vague] == []
 

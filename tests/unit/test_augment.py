@@ -1,4 +1,4 @@
-"""Every operation, image by image, against a slow and obvious one; and independence of batch and rank."""
+"""Augmentation: each operation equals a slow, simple reference, and does not depend on batch or rank."""
 
 import itertools
 from dataclasses import replace
@@ -37,7 +37,7 @@ def batch_of(count: int, *, first: int = 0) -> Batch:
 
 @pytest.mark.parametrize("size", [(32, 32), (8, 12), (9, 7)])
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_crop(size: tuple[int, int], channels_last: bool) -> None:
+def test_crop_equals_a_slow_crop(size: tuple[int, int], channels_last: bool) -> None:
     images = pictures(81, *size, channels_last=channels_last)
     top, left = torch.arange(81) // 9, torch.arange(81) % 9
     for padding, (height, width) in ((4, size), (3, (size[0] - 2, size[1] - 2)), (0, (1, size[1] - 6))):
@@ -52,7 +52,7 @@ def test_crop(size: tuple[int, int], channels_last: bool) -> None:
 
 @pytest.mark.parametrize("size", [(32, 32), (8, 12), (9, 7)])
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_flip(size: tuple[int, int], channels_last: bool) -> None:
+def test_flip_equals_a_slow_flip(size: tuple[int, int], channels_last: bool) -> None:
     images = pictures(6, *size, channels_last=channels_last)
     flipped = torch.tensor([True, False, False, True, True, False])
     for image, source, mirrored in zip(batch_flip(images, flipped), images, flipped, strict=True):
@@ -60,7 +60,7 @@ def test_flip(size: tuple[int, int], channels_last: bool) -> None:
 
 
 @pytest.mark.parametrize("side", [1, 8, 32, 40])
-def test_cutout(side: int) -> None:
+def test_cutout_equals_a_slow_cutout(side: int) -> None:
     images = torch.randn(5, 3, 32, 32)
     top, left = torch.tensor([0, 3, 24, 31, 10]), torch.tensor([0, 30, 24, 0, 5])
     for i, image in enumerate(batch_cutout(images, top, left, side=side)):
@@ -69,7 +69,7 @@ def test_cutout(side: int) -> None:
         assert torch.equal(image, expected)
 
 
-def test_normalize() -> None:
+def test_normalize_equals_its_formula() -> None:
     images = pictures(3)
     expected = (images.double() / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     normalized = batch_normalize(images, MEAN, STD, torch.float32)
@@ -78,7 +78,7 @@ def test_normalize() -> None:
     torch.testing.assert_close(batch_normalize(images, MEAN, STD, torch.float64), expected, rtol=1e-6, atol=1e-7)
 
 
-def test_jitter_and_mixes() -> None:
+def test_jitter_mixup_and_cutmix_equal_slow_references() -> None:
     images = torch.randn(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     shift, stretch = torch.tensor([0.0, 1.0, -1.0, 0.5]), torch.tensor([1.0, 2.0, 0.5, 1.0])
     for i, image in enumerate(batch_jitter(images.clone(), shift, stretch)):
@@ -161,7 +161,7 @@ def augmented(config: AugmentConfig, batch: Batch) -> AugmentedBatch:
     return Augmenter(config, mean=MEAN, std=STD, seed=3)(batch, epoch=0)
 
 
-def test_cutout_brightness_and_contrast_change_what_they_should() -> None:
+def test_cutout_brightness_and_contrast_have_their_documented_effects() -> None:
     batch = batch_of(64)
     plain = augmented(PLAIN, batch).images
     cut = augmented(replace(PLAIN, cutout=8), batch).images
@@ -180,7 +180,7 @@ def test_cutout_brightness_and_contrast_change_what_they_should() -> None:
 
 
 @pytest.mark.parametrize("mix", ["mixup", "cutmix"])
-def test_labels_and_weights_describe_what_was_mixed(mix: str) -> None:
+def test_labels_and_weights_match_the_mixed_images(mix: str) -> None:
     batch = batch_of(64)
     plain, mixed = augmented(PLAIN, batch).images, augmented(replace(PLAIN, **{mix: 1.0}), batch)  # type: ignore[arg-type]
     partner = torch.arange(64) ^ 1
@@ -235,7 +235,7 @@ def test_small_crops_come_from_every_position(side: int) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_small_batches(count: int) -> None:
+def test_small_batches_can_be_augmented(count: int) -> None:
     augmented = Augmenter(AugmentConfig(cutout=8), mean=MEAN, std=STD, seed=0)(batch_of(count), epoch=0)
     assert augmented.images.shape == (count, 3, 32, 32)
 

@@ -1,4 +1,4 @@
-"""Beton files: what FFCV reads back, what the check refuses, and a writer that cannot hang."""
+"""Beton files: valid ones are read back, damaged ones are refused, and the writer never hangs."""
 
 import filecmp
 import itertools
@@ -41,7 +41,7 @@ def whole(split: Split, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def edit(part: str, dtype: np.dtype, offset: int, row: int, value: int) -> Callable[[bytearray], None]:
-    """A damage that replaces one number in a table of the file."""
+    """Returns a function that replaces one number in a table of the file."""
 
     def harm(content: bytearray) -> None:
         place = len(content) + offset if offset < 0 else offset
@@ -59,7 +59,7 @@ def keep(share: float) -> Callable[[bytearray], None]:
 
 
 def place_all_at(content: bytearray, address: int, step: int = 0) -> None:
-    """Moves all images, in the samples and in the table alike."""
+    """Changes the addresses of all images, in the samples and in the allocation table."""
     addresses = address + step * np.arange(60, dtype=np.uint64)
     np.frombuffer(content, SAMPLE, 60, SAMPLES_AT)["image"]["ptr"][:] = addresses
     np.frombuffer(content, ALLOCATION, 60, len(content) + TABLE_AT)["ptr"][:] = addresses
@@ -114,7 +114,7 @@ def test_a_damaged_file_is_refused_in_one_line(whole: bytes, tmp_path: Path, dam
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3)))[1:])
 def test_fields_in_another_order_are_refused(whole: bytes, tmp_path: Path, order: tuple[int, ...]) -> None:
-    """FFCV lays out its samples in the order of the file, and would follow addresses made of labels."""
+    """FFCV assumes the order of the fields in the file, and would read labels as addresses."""
     content = bytearray(whole)
     fields = np.frombuffer(content, FIELD, 3, HEADER.itemsize)
     fields[:] = fields[list(order)]
@@ -130,7 +130,7 @@ def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
 
 
 def test_images_that_fill_several_pages_pass_the_check(tmp_path: Path) -> None:
-    """Pages of 8 MB, each of which has room at its end that holds no whole image."""
+    """A page has 8 MB, which is not a multiple of the size of an image."""
     images = np.random.default_rng(0).integers(0, 256, (7, 1000, 1000, 3), dtype=np.uint8)
     write_betons(tmp_path, {"train": Split(images, np.zeros(7, np.int64))})
     check_beton(tmp_path / "train.beton", count=7, image_size=1000, num_classes=1)
@@ -141,7 +141,7 @@ def test_labels_are_read_without_ffcv(whole: bytes, split: Split, tmp_path: Path
     assert np.array_equal(read_labels(tmp_path / "train.beton"), split.labels)
 
 
-def test_our_types_are_those_of_ffcv() -> None:
+def test_numpy_types_equal_those_of_ffcv() -> None:
     from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType
 
     for ours, theirs in ((HEADER, HeaderType), (FIELD, FieldDescType), (ALLOCATION, ALLOC_TABLE_TYPE)):
@@ -169,8 +169,8 @@ def shared_memory() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
 
 
-def test_a_writer_that_fails_ends_and_leaves_nothing(tmp_path: Path) -> None:
-    """Images larger than a page: FFCV's worker raises, and its parent would wait forever."""
+def test_a_failed_writer_ends_and_leaves_no_files_or_shared_memory(tmp_path: Path) -> None:
+    """The images are larger than a page: FFCV's worker raises, and its parent would wait forever."""
     before = shared_memory()
     huge = Split(np.zeros((2, 2000, 4000, 3), np.uint8), np.zeros(2, np.int64))
     with pytest.raises(RuntimeError, match=r"FFCV's writer failed: .*Tried allocating"):

@@ -1,4 +1,4 @@
-"""A few hundred of the mutations that `make soak` tries by the thousands."""
+"""Tries a few hundred mutations of a beton file; `make soak` tries thousands."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent, and a damaged one is never loaded."""
+"""Checkpoints are saved completely or not at all, and a damaged one is never loaded."""
 
 import os
 import random
@@ -51,14 +51,16 @@ def test_loaded_state_equals_the_saved_one_and_the_newest_are_kept(tmp_path: Pat
 
 def test_best_checkpoint_is_kept_besides_the_newest(tmp_path: Path) -> None:
     for step, score in enumerate((0.5, 0.9, None, 0.9, 0.7, None), start=1):
-        checkpoint_saver = CheckpointSaver(tmp_path, keep=1)  # a new one each time: the best is known from the disk
+        checkpoint_saver = CheckpointSaver(
+            tmp_path, keep=1
+        )  # a new saver each time, so that it must find the best checkpoint on the disk
         checkpoint_saver.save(state(step), step=step, score=score)
         checkpoint_saver.close()
     assert names(tmp_path) == ["step-00000002", "step-00000006"]
 
 
 def test_checkpoint_saved_after_a_damaged_one_replaces_it(tmp_path: Path) -> None:
-    """That of step 30 is damaged, so the run was resumed from step 20 and saves again at 25."""
+    """The checkpoint of step 30 is damaged, so the run resumes from step 20 and saves again at step 25."""
     for step, score in ((10, 0.9), (20, 0.5), (30, 0.5)):
         write_checkpoint(tmp_path / f"step-{step:08d}", state(step), step=step, score=score)
     checkpoint_saver = CheckpointSaver(tmp_path, keep=1)
@@ -67,7 +69,7 @@ def test_checkpoint_saved_after_a_damaged_one_replaces_it(tmp_path: Path) -> Non
     assert names(tmp_path) == ["step-00000010", "step-00000025"], "the best and the newest"
 
 
-def test_next_steps_do_not_change_what_is_being_saved(tmp_path: Path, device: torch.device) -> None:
+def test_later_steps_do_not_change_the_state_that_is_being_saved(tmp_path: Path, device: torch.device) -> None:
     weight = torch.zeros(1000, 1000, device=device)
     checkpoint_saver = CheckpointSaver(tmp_path, keep=1)
     checkpoint_saver.save({"weight": weight}, step=1)
@@ -88,7 +90,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     assert "step-00000002" in capsys.readouterr().err
 
 
-def test_renamed_checkpoint_is_damaged_and_one_without_a_part_is_of_another_release(tmp_path: Path) -> None:
+def test_renamed_checkpoint_counts_as_damaged_and_one_with_a_missing_part_as_another_release(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "step-00000001", state(1), step=1)
     with pytest.raises(OtherRelease, match="has no optimizer"):
         read_checkpoint(tmp_path / "step-00000001", {"step", "optimizer"})
@@ -97,7 +99,7 @@ def test_renamed_checkpoint_is_damaged_and_one_without_a_part_is_of_another_rele
         read_checkpoint(tmp_path / "step-00000002")
 
 
-# Forks a writer for each moment and kills it at the nth call of a function that changes the disk.
+# Forks one writer for each n, and kills it at the nth call of a function that changes the disk.
 KILLED_WRITERS = """
 import os, shutil, sys, torch
 from pathlib import Path
@@ -141,7 +143,7 @@ MOMENTS = [
 
 
 def test_save_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    """Between any two changes of the disk, when saving the next step and when saving the same step again."""
+    """The writer is killed between any two changes of the disk, while saving the next or the same step."""
     folders = [tmp_path / f"{step}-{moment}" for step in (1, 2) for moment in MOMENTS]
     done = subprocess.run(
         [sys.executable, "-c", KILLED_WRITERS, *map(str, folders)],
@@ -162,7 +164,7 @@ def test_save_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> 
 
 
 def test_failed_save_keeps_the_checkpoint_before_it_and_raises(tmp_path: Path) -> None:
-    """A limit on the size of files acts like a full disk: torch.save fails halfway."""
+    """With a limit on the size of files, torch.save fails halfway, as on a full disk."""
     checkpoint_saver = CheckpointSaver(tmp_path, keep=1)
     checkpoint_saver.save(state(1), step=1)
     checkpoint_saver.wait()
@@ -180,7 +182,7 @@ def test_failed_save_keeps_the_checkpoint_before_it_and_raises(tmp_path: Path) -
     assert names(tmp_path) == ["step-00000001"]
 
 
-def test_state_that_runs_code_is_not_loaded(tmp_path: Path) -> None:
+def test_checkpoint_with_code_in_its_pickle_is_not_loaded(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.system, ("touch " + str(tmp_path / "ran"),)

@@ -1,4 +1,4 @@
-"""CIFAR's files: only genuine ones are read, without writing anything; a missing network is one clear line."""
+"""CIFAR's files: only files with the right checksum are read, and a missing network is reported in one line."""
 
 import hashlib
 import io
@@ -31,7 +31,7 @@ class Trap:
 
 
 class Response(io.BytesIO):
-    """What a server sends."""
+    """The response of a server."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
@@ -81,7 +81,7 @@ def md5(content: bytes) -> str:
 
 @pytest.fixture
 def archive(monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """A small archive with checksums that pass for the genuine ones."""
+    """A small archive, with its checksums in place of the real ones."""
     files, kind = make_files(), datasets.CIFAR10
     content = pack(files)
     monkeypatch.setattr(kind, "train_list", [[name, md5(files[name])] for name, _ in kind.train_list])
@@ -96,8 +96,8 @@ def left_in(root: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
-def test_a_false_extracted_file_is_not_unpickled(name: str, tmp_path: Path, archive: bytes) -> None:
-    """Even if all the others are genuine."""
+def test_an_extracted_file_with_a_wrong_checksum_is_not_unpickled(name: str, tmp_path: Path, archive: bytes) -> None:
+    """All other files have the right checksum."""
     folder, marker = tmp_path / "cifar-10-batches-py", tmp_path / "marker"
     folder.mkdir()
     for file, content in make_files().items():
@@ -107,12 +107,12 @@ def test_a_false_extracted_file_is_not_unpickled(name: str, tmp_path: Path, arch
     assert not marker.exists()
 
 
-def test_the_trap_works(tmp_path: Path) -> None:
+def test_unpickling_the_trap_creates_its_file(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Trap(tmp_path / "marker")))
     assert (tmp_path / "marker").exists()
 
 
-def test_a_false_archive_is_not_opened(tmp_path: Path) -> None:
+def test_an_archive_with_a_wrong_checksum_is_not_opened(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     path = tmp_path / "cifar-10-python.tar.gz"
     path.write_bytes(pack(dict.fromkeys(make_files(), pickle.dumps(Trap(marker)))))
@@ -121,7 +121,7 @@ def test_a_false_archive_is_not_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("source", "file"), [("cifar10", "cifar-10-python"), ("cifar100", "cifar-100-python")])
-def test_without_network_one_line_says_what_to_fetch(source: Any, file: str, tmp_path: Path) -> None:
+def test_without_network_one_line_says_what_to_download(source: Any, file: str, tmp_path: Path) -> None:
     start = time.perf_counter()
     with pytest.raises(InputError) as caught:
         load_cifar(source, tmp_path / "raw")
@@ -134,7 +134,7 @@ def test_without_network_one_line_says_what_to_fetch(source: Any, file: str, tmp
     assert time.perf_counter() - start < 10
 
 
-def test_an_archive_that_was_copied_there_is_loaded(tmp_path: Path, archive: bytes) -> None:
+def test_an_archive_that_was_copied_into_the_root_is_loaded(tmp_path: Path, archive: bytes) -> None:
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)
     found = load_cifar("cifar10", tmp_path)
     assert found.classes == tuple(f"class {number}" for number in range(10))
@@ -173,7 +173,7 @@ def test_the_real_archives_must_have_their_sha256() -> None:
     assert {datasets.CIFAR10.tgz_md5, datasets.CIFAR100.tgz_md5} == set(SHA256)
 
 
-def test_a_pickle_in_a_genuine_archive_still_runs_nothing(
+def test_a_pickle_in_an_archive_with_the_right_checksum_runs_no_code(
     tmp_path: Path, archive: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marker, files = tmp_path / "marker", make_files()
@@ -210,6 +210,6 @@ def test_an_interrupted_download_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     assert left_in(tmp_path) == set()
 
 
-def test_a_root_that_is_another_file_is_named(tmp_path: Path) -> None:
+def test_a_root_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "raw").write_text("")
     assert f"{tmp_path}/raw is incomplete or not genuine" in fails(tmp_path / "raw")

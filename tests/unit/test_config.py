@@ -1,4 +1,4 @@
-"""From the command line to a checked, frozen configuration."""
+"""The command line is parsed into a checked, frozen configuration, or refused in one line."""
 
 import dataclasses
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_help_lists_every_promised_flag_and_every_recipe(capsys: pytest.CaptureF
         (["--process-group-timeout", "inf"], "--process-group-timeout must be in (0, 604800] seconds, got inf"),
     ],
 )
-def test_bad_flag_is_refused_in_one_line_that_names_it(arguments: list[str], expected: str) -> None:
+def test_wrong_flag_is_named_in_one_line(arguments: list[str], expected: str) -> None:
     with pytest.raises(InputError) as caught:
         parse(*arguments)
     assert expected in str(caught.value)

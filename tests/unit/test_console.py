@@ -1,4 +1,4 @@
-"""What a person sees of a run: on a terminal, in a log, on silent ranks."""
+"""The output of a run: a bar on a terminal, plain lines in a log, nothing on other ranks."""
 
 import fcntl
 import io
@@ -41,7 +41,7 @@ class Clock:
 
 
 class Reader:
-    """Counts how often the values are read, since each time waits for the device."""
+    """Counts how often the values are read, because each read waits for the device."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -131,7 +131,7 @@ def test_a_log_gets_no_line_in_a_short_epoch_and_one_every_30_s_in_a_slow_one(
     assert reader.count == expected
 
 
-def test_the_time_left_counts_from_where_a_resumed_epoch_began(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_remaining_time_of_a_resumed_epoch_counts_only_its_new_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     clock, stream = Clock(), io.StringIO()
     bar = BarProgress(stream, clock)

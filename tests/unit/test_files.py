@@ -1,4 +1,4 @@
-"""Small files: written whole or not at all, read within limits, and every fault is one line."""
+"""Small files: a write is complete or has no effect, reads are limited in size, and each error is one line."""
 
 import errno
 import json
@@ -114,7 +114,7 @@ ODD_VALUES = [
 
 
 def mutated(fields: dict, rng: random.Random) -> None:
-    """Replaces, removes or adds values anywhere in `fields`."""
+    """Replaces, removes or adds random values anywhere in `fields`."""
     for _ in range(rng.randrange(1, 4)):
         place: dict = fields
         while True:

@@ -1,4 +1,4 @@
-"""Folders of real image files: all of them are read, or one clear line says what was not and why."""
+"""Folders of image files: all images are read, or one line says which could not be read and why."""
 
 import os
 import time
@@ -18,7 +18,7 @@ WHITE = (255, 255, 255)
 
 
 def gradient(size: int) -> np.ndarray:
-    """(size, size) uint8: brighter from left to right."""
+    """Returns (size, size) uint8 pixels that get brighter from left to right."""
     return np.broadcast_to(np.linspace(0, 255, size).astype(np.uint8), (size, size))
 
 
@@ -60,7 +60,7 @@ def test_progress_ends_at_the_number_of_images(photos: Path) -> None:
 
 
 def spoil(photos: Path) -> None:
-    """Eight damaged files: cut, empty, or only a signature."""
+    """Writes eight damaged files: truncated, empty, or with only a signature."""
     good = save(photos / "a.jpg", Image.fromarray(gradient(64))).read_bytes()
     (photos / "train" / "cat" / "cut.jpg").write_bytes(good[: len(good) // 2])
     (photos / "test" / "dog" / "two  spaces\n.png").write_bytes(b"")
@@ -120,7 +120,7 @@ def test_a_size_out_of_range_is_refused(size: int, photos: Path) -> None:
     assert f"--size must be 8 to 1024, got {size}" in fails(photos, size=size)
 
 
-def test_what_the_machine_lacks_is_not_blamed_on_the_files(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lack_of_memory_is_not_reported_as_a_damaged_file(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lack(*_: object) -> None:
         raise MemoryError
 
@@ -138,7 +138,7 @@ def test_five_thousand_real_images_take_seconds(jpeg_cifar_dir: Path, tmp_path: 
 
 
 def test_dark_16_bit_images_and_ignored_metadata_are_reported(photos: Path) -> None:
-    """Twelve-bit values in 16-bit files would be nearly black."""
+    """Images with 12-bit values in 16-bit files look almost black."""
     for split in ("train", "test"):
         values = np.random.default_rng(len(split)).integers(0, 4096, (8, 8)).astype(np.uint16)
         path = save(photos / split / "cat" / "12bit.png", Image.fromarray(values))

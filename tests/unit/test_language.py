@@ -28,14 +28,14 @@ SUFFIXES = {".py", ".sh", ".md", ".toml", ".yaml", ".yml", ".html", ".css", ".j2
 
 
 def texts() -> Iterator[Path]:
-    """Every text that a person reads; this file, which lists the words, is left out."""
+    """Yields every file that a person reads, except this one, which lists the words."""
     yield from (REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml"))
     for root in ROOTS:
         yield from (file for file in sorted((REPOSITORY / root).rglob("*")) if file.suffix in SUFFIXES)
 
 
 def as_one_line(text: str) -> str:
-    """A phrase may be wrapped, in a comment too."""
+    """Joins wrapped lines, also those of comments."""
     return re.sub(r"\s*\n\s*(#\s*)?", " ", text)
 
 

@@ -1,4 +1,4 @@
-"""Which files a folder of classes holds: names of splits and classes, links, and what is not an image."""
+"""Listing the image files of a folder: names of splits and classes, links, and files that are not images."""
 
 import os
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_a_test_folder_without_classes_is_passed_over_for_val(photos: Path) -> N
     assert any(f"ignored {photos}/test" in note for note in load_folder(photos, size=8).notes)
 
 
-def test_what_is_not_an_image_is_counted(photos: Path) -> None:
+def test_files_that_are_not_images_are_counted(photos: Path) -> None:
     (photos / "train" / ".cache").mkdir()
     (photos / "train" / "README.md").write_text("about")
     for name in (".DS_Store", "._0.png", "Thumbs.db", "notes.txt", "more.txt"):
@@ -48,7 +48,7 @@ def test_what_is_not_an_image_is_counted(photos: Path) -> None:
     assert line.endswith("3 hidden")
 
 
-def test_kinds_are_told_by_content_and_subfolders_are_read(photos: Path) -> None:
+def test_images_are_recognized_by_content_and_subfolders_are_read(photos: Path) -> None:
     cat = photos / "train" / "cat"
     names = {"a.webp": "WEBP", "b.bmp": "BMP", "c.tif": "TIFF", "d.gif": "GIF", "e.jfif": "JPEG", "f.jpg?w=1": "JPEG"}
     for number, (name, kind) in enumerate({**names, "g": "JPEG", "LOUD.JPG": "JPEG", "h.png": "JPEG"}.items()):

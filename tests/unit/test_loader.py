@@ -1,4 +1,4 @@
-"""The loader delivers exactly the requested samples in both modes, and FFCV's defects are guarded against."""
+"""The loader delivers exactly the requested samples in both modes, and handles known defects of FFCV."""
 
 import os
 import shutil
@@ -60,7 +60,7 @@ def test_both_modes_give_the_written_images_in_the_requested_order(
     images, labels, _ = image_set_and_beton
     plan = plans()[name]
     for loader in (stream, resident):
-        batches = list(loader.batches(plan))  # all of them are kept: views of a ring buffer would be overwritten
+        batches = list(loader.batches(plan))  # keep all batches: views of a ring buffer would be overwritten
         assert len(batches) == len(plan)
         for batch, indices in zip(batches, plan, strict=True):
             assert np.array_equal(batch.indices.numpy(), indices)
@@ -86,7 +86,7 @@ def test_the_iterator_ends_after_the_last_batch(stream: StreamLoader) -> None:
 
 
 def test_ffcv_is_imported_without_compiling_a_dictionary() -> None:
-    """Numba's typed dictionary would cost seconds at every start."""
+    """Compiling Numba's typed dictionary would take seconds at every start."""
     code = """
 from data_prep.ffcv_import import import_ffcv
 import_ffcv()
@@ -97,7 +97,7 @@ assert type(rgb_image.IMAGE_MODES) is dict
 
 
 def test_loaders_share_compiled_code_but_not_data(stream: StreamLoader, tmp_path: Path) -> None:
-    """Two loaders with different image sizes, labels and threads, read in turns."""
+    """Two loaders with different image sizes, labels and threads are read alternately."""
     from ffcv.pipeline.compiler import Compiler
 
     image_set = draw_synthetic(train_count=60, test_count=10, seed=4, size=48)
@@ -149,7 +149,7 @@ def test_a_stalled_thread_ends_the_run(stream: StreamLoader, monkeypatch: pytest
         list(stream.batches(plans()["full batches"]))
 
 
-def test_wrong_samples_are_noticed(stream: StreamLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_samples_raise_an_error(stream: StreamLoader, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = stream._iterate
     monkeypatch.setattr(stream, "_iterate", lambda order: asked(order[::-1].copy()))
     with pytest.raises(RuntimeError, match="other samples"):

@@ -1,4 +1,4 @@
-"""The custom ResNet: its size, its structure, its operations, and its file."""
+"""The custom ResNet: number of parameters, structure, operation count, and files."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_evaluation_batch_shrinks_with_larger_images() -> None:
 
 
 def test_network_equals_its_structure_written_out_by_hand() -> None:
-    """In the order convolution, pooling, BatchNorm, activation."""
+    """The order of layers is convolution, pooling, BatchNorm, activation."""
     model = CustomResNet().eval()
     convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
     norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
@@ -67,7 +67,7 @@ def test_counting_operations_leaves_the_model_unchanged() -> None:
     [(30, 1 / 4), (200, 1 / 4), (400, (2 / 4 + 2 * 9 / 16) / 4), (700, (2 / 4 + 3 * 9 / 16 + 2) / 7)],
 )
 def test_small_crops_take_fewer_operations(steps: int, share: float) -> None:
-    """Half the side is a quarter of the pixels. The last layer always has one, but is too small to matter."""
+    """Half the side means a quarter of the pixels, and so about a quarter of the operations."""
     large = replace(RECIPES["baseline"], schedule=replace(RECIPES["baseline"].schedule, epochs=7, batch_size=500))
     small = replace(large, schedule=replace(large.schedule, small_crop_fraction=0.75))
     counted, whole = (training_flops(config, SPEC, steps=steps, num_images=50_000) for config in (small, large))

@@ -1,4 +1,4 @@
-"""The model card: true figures, and code that gives the logits of the model with and without this package."""
+"""The model card has the figures of the run, and code that computes the logits with and without this package."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Muon's step compared with its formula in singular values, and the rest of the optimizer with torch's SGD."""
+"""Muon's step equals its formula in singular values, and other parameters take the step of torch's SGD."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from ddp_trainer.engine.muon import COEFFICIENTS, Muon, orthogonalize
 
 
 def reference(matrix: Tensor, steps: int) -> Tensor:
-    """The same polynomial, applied to the singular values."""
+    """Applies the polynomial of `orthogonalize` to the singular values."""
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     a, b, c = COEFFICIENTS
     s = s / s.norm()
@@ -34,7 +34,7 @@ def filters_and_gradients(count: int = 3) -> tuple[Tensor, list[Tensor]]:
 
 
 def filters_after(start: Tensor, gradients: list[Tensor]) -> Tensor:
-    """Filters after a step of Muon for each gradient."""
+    """Returns the filters after one step of Muon for each gradient."""
     filters = nn.Parameter(start.clone(memory_format=torch.preserve_format))
     optimizer = Muon([{"params": [filters], "muon": "filters"}], lr=0.24)
     for gradient in gradients:
@@ -62,7 +62,7 @@ def test_memory_format_of_the_filters_does_not_matter() -> None:
 
 
 def test_gradient_scale_is_divided_out() -> None:
-    """Scaled as by a gradient scaler, with a scale that changes from step to step."""
+    """The gradients are scaled as by a gradient scaler, with a scale that changes from step to step."""
     start, gradients = filters_and_gradients()
 
     def state(scales: list[float]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""A network of your own: what it may be, and the one line that says what is wrong with it."""
+"""Networks by name: valid ones can be trained, and one line says what is wrong with the others."""
 
 import copy
 from dataclasses import replace
@@ -48,7 +48,7 @@ def test_a_network_is_found_by_its_name(name: str) -> None:
         (f"{OWN}copy", "has no function copy"),
     ],
 )
-def test_a_name_that_means_no_network_is_told_in_one_line(name: str, expected: str) -> None:
+def test_an_unknown_network_name_is_reported_in_one_line(name: str, expected: str) -> None:
     if name.startswith("timm:") and registry.importlib.util.find_spec("timm"):
         pytest.skip("timm is installed")
     with pytest.raises(InputError) as caught:
@@ -71,14 +71,14 @@ def test_a_name_that_means_no_network_is_told_in_one_line(name: str, expected: s
         ("on_another_device", "must be built on the CPU"),
     ],
 )
-def test_what_a_network_gets_wrong_is_told_before_training(name: str, expected: str) -> None:
+def test_a_faulty_network_is_reported_before_training(name: str, expected: str) -> None:
     with pytest.raises(InputError) as caught:
         check_network(build(OWN + name), OWN + name, num_classes=5, sides=[32])
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_the_check_leaves_no_trace() -> None:
+def test_the_check_leaves_the_network_unchanged() -> None:
     network = build(f"{OWN}Buffers").train()
     before, random = copy.deepcopy(network.state_dict()), torch.get_rng_state()
     assert check_network(network, "own", num_classes=5, sides=[16, 32]) == ["unused.weight", "unused.bias"]
@@ -88,7 +88,7 @@ def test_the_check_leaves_no_trace() -> None:
     assert network.training
 
 
-def test_muon_groups_parameters_by_what_they_are() -> None:
+def test_muon_groups_parameters_by_kind() -> None:
     network = networks.small(5)
     groups = parameter_groups(network, OptimConfig(optimizer="muon", peak_lr=0.1, head_lr=0.2, bias_lr=0.3))
     names = {parameter: name for name, parameter in network.named_parameters()}
@@ -128,7 +128,7 @@ def test_every_optimizer_trains_a_network_of_matrices_and_filters(optimizer: str
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_initial_weights_are_taken_where_they_fit(tmp_path: Path) -> None:
+def test_initial_weights_with_matching_names_and_shapes_are_loaded(tmp_path: Path) -> None:
     source, other = networks.small(7), networks.small(5)
     head = copy.deepcopy(other[8].state_dict())
     for file in (tmp_path / "weights.safetensors", tmp_path / "weights.pth", tmp_path / "wrapped.pt"):
@@ -159,7 +159,7 @@ def test_initial_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None
             load_initial_weights(networks.small(5), tmp_path / name)
 
 
-def test_what_is_frozen_is_named_by_patterns() -> None:
+def test_freeze_accepts_patterns_of_parameter_names() -> None:
     network = build_network(NetworkConfig(freeze="0.*, 4.weight"), replace(SPEC, architecture=f"{OWN}small"))
     assert {name for name, value in network.named_parameters() if not value.requires_grad} == {"0.weight", "4.weight"}
     with pytest.raises(InputError, match=r"--freeze stem\.\* matches no parameter; the first names are 0\.weight"):

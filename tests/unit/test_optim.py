@@ -1,4 +1,4 @@
-"""Parameter groups and optimizers."""
+"""Parameter groups and optimizers: weight decay, learning rates and frozen parameters."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_learning_rate_reaches_every_group(device: torch.device, name: str) -> N
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-def test_frozen_parameters_stay_and_all_others_are_learned() -> None:
+def test_frozen_parameters_stay_unchanged_and_all_others_are_trained() -> None:
     torch.manual_seed(0)
     spec = ModelSpec(
         classes=tuple("0123456789"), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), image_size=32, widths=(8, 8, 16, 16)

@@ -1,4 +1,4 @@
-"""One global order, sliced by rank: no sample lost, none repeated, the same at every number of processes."""
+"""The order of samples: global, sliced by rank, without lost or repeated samples, for any number of processes."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def test_an_epoch_is_a_permutation_that_depends_on_seed_and_epoch_only() -> None
     assert np.array_equal(order, epoch_order(SAMPLES, seed=3, epoch=5))
 
 
-def test_neighboring_seeds_and_epochs_have_nothing_in_common() -> None:
+def test_neighboring_seeds_and_epochs_have_unrelated_orders() -> None:
     orders = [epoch_order(SAMPLES, seed=seed, epoch=epoch) for seed in range(3) for epoch in range(3)]
     for i, one in enumerate(orders):
         for other in orders[:i]:
@@ -70,7 +70,7 @@ def test_held_out_images_are_stratified(count: int) -> None:
 @pytest.mark.parametrize("images_per_class", [1, 2, 5])
 @pytest.mark.parametrize("count", [1, 8, 39])
 def test_validation_leaves_every_class_an_image_to_train_on(images_per_class: int, count: int) -> None:
-    """One large class beside forty small ones, which would be held out as a whole."""
+    """There are one large and forty small classes, which a simple split would hold out completely."""
     labels = np.concatenate([np.repeat(np.arange(40), images_per_class), np.full(60, 40)])
     kept, held_out = hold_out(labels, count=count, seed=0)
     assert len(held_out) == count

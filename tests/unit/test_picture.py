@@ -1,4 +1,4 @@
-"""Image files of every kind become the expected pixels; memory is bounded, and metadata never spoils an image."""
+"""Image files of every kind give the expected pixels; memory is limited, and damaged metadata is ignored."""
 
 import io
 import struct
@@ -26,7 +26,7 @@ def save(path: Path, image: Image.Image, **options: Any) -> Path:
 
 
 def gradient(size: int) -> np.ndarray:
-    """(size, size) uint8: brighter from left to right."""
+    """Returns (size, size) uint8 pixels that get brighter from left to right."""
     return np.broadcast_to(np.linspace(0, 255, size).astype(np.uint8), (size, size))
 
 
@@ -37,7 +37,7 @@ def test_a_png_of_the_right_size_is_kept_bit_for_bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
 def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
-    """Left black, right white, whatever the file calls it."""
+    """The left side is black and the right side is white in every mode."""
     halves = np.zeros((32, 32), dtype=np.uint8)
     halves[:, 16:] = 255
     if mode == "I;16":
@@ -49,14 +49,14 @@ def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
     assert np.abs(found.astype(int) - halves[..., None]).max() <= 3
 
 
-def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
+def test_sixteen_bit_values_are_scaled_to_eight_bits(tmp_path: Path) -> None:
     deep = (gradient(32).astype(np.uint16)) * 257
     found = read_image(save(tmp_path / "a.png", Image.fromarray(deep)), 32)
     assert np.array_equal(found[..., 1], gradient(32))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
-def test_transparent_pixels_lie_over_white(mode: str, tmp_path: Path) -> None:
+def test_transparent_pixels_become_white(mode: str, tmp_path: Path) -> None:
     clear = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
     if mode in ("P", "RGB"):  # one color stands for transparent
         transparency = 0 if mode == "P" else (0, 0, 0)
@@ -73,7 +73,7 @@ def test_half_transparent_red_becomes_pink(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_exif_orientation_is_applied(suffix: str, tmp_path: Path) -> None:
-    """Orientation 6: the camera was turned, the left of the stored pixels is the top of the picture."""
+    """With orientation 6, the left side of the stored pixels is the top of the picture."""
     exif = Image.Exif()
     exif[0x0112] = 6
     stored = Image.fromarray(gradient(32)).convert("RGB")
@@ -92,14 +92,14 @@ def test_the_center_square_is_taken(shape: tuple[int, int], tmp_path: Path) -> N
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_shrinking_is_antialiased(suffix: str, tmp_path: Path) -> None:
-    """A fine checkerboard becomes gray; picking single pixels would leave black and white."""
+    """A fine checkerboard becomes gray. Without antialiasing it would stay black and white."""
     board = (np.indices((512, 512)).sum(axis=0) % 2 * 255).astype(np.uint8)
     found = read_image(save(tmp_path / f"a.{suffix}", Image.fromarray(board)), 32)
     assert np.abs(found.astype(int) - 127).max() <= 8
 
 
 @pytest.mark.parametrize("side", [1, 5, 33, 500])
-def test_any_size_is_resized(side: int, tmp_path: Path) -> None:
+def test_images_of_any_size_are_resized(side: int, tmp_path: Path) -> None:
     found = read_image(save(tmp_path / "a.jpeg", Image.new("RGB", (side, side), RED)), 24)
     assert found.shape == (24, 24, 3)
     assert np.abs(found.astype(int) - RED).max() <= 3
@@ -108,7 +108,7 @@ def test_any_size_is_resized(side: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("side", [600, 613])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
 def test_averaging_strips_first_changes_little(mode: str, side: int, tmp_path: Path) -> None:
-    """Images of more than eight times the size are averaged down strip by strip before they are resized."""
+    """Images of at least eight times the size are averaged down strip by strip before they are resized."""
     smooth = gradient(side).astype(np.uint16) * 257
     image = Image.fromarray(smooth) if mode == "I;16" else Image.fromarray(gradient(side)).convert(mode)
     found = read_image(save(tmp_path / "a.png", image), 16)
@@ -117,7 +117,7 @@ def test_averaging_strips_first_changes_little(mode: str, side: int, tmp_path: P
 
 
 def png_with(kind: bytes, data: bytes, crc: int | None = None) -> bytes:
-    """A red PNG with one more chunk after its header."""
+    """Returns a red PNG with an additional chunk after its header."""
     target = io.BytesIO()
     Image.new("RGB", (64, 64), "red").save(target, "PNG")
     whole = target.getvalue()
@@ -136,7 +136,7 @@ ODD_PNGS = {
 
 
 @pytest.mark.parametrize("name", ODD_PNGS)
-def test_a_png_is_refused_for_its_pixels_only(name: str, tmp_path: Path) -> None:
+def test_a_png_is_refused_only_if_its_pixels_are_damaged(name: str, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(ODD_PNGS[name])
     found = read_picture(tmp_path / "a.png", 32)
     assert (found.pixels == RED).all()
@@ -161,7 +161,7 @@ ODD_SEGMENTS = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ODD_SEGMENTS)
 @pytest.mark.parametrize("end", [None, -2])
-def test_a_jpeg_is_refused_for_its_pixels_only(name: str, end: int | None, tmp_path: Path) -> None:
+def test_a_jpeg_is_refused_only_if_its_pixels_are_damaged(name: str, end: int | None, tmp_path: Path) -> None:
     whole = noise_jpeg()
     (tmp_path / "whole.jpg").write_bytes(whole)
     (tmp_path / "a.jpg").write_bytes(whole[:2] + ODD_SEGMENTS[name] + whole[2:end])
@@ -193,7 +193,7 @@ def test_a_jpeg_that_lacks_pixels_is_refused(share: float, progressive: bool, tm
 @pytest.mark.parametrize(
     "values", [np.ones((8, 8), np.float32), np.full((8, 8), 70_000, np.int32), np.full((8, 8), -1, np.int32)]
 )
-def test_an_image_of_unknown_range_is_refused(values: np.ndarray, tmp_path: Path) -> None:
+def test_an_image_with_values_of_unknown_range_is_refused(values: np.ndarray, tmp_path: Path) -> None:
     path = save(tmp_path / "a.tif", Image.fromarray(values))
     with pytest.raises(ValueError, match="range"):
         read_image(path, 8)
@@ -212,7 +212,7 @@ def test_too_many_pixels_are_refused_and_the_line_says_how_to_raise_the_limit(
 
 @pytest.mark.parametrize("mode", ["RGBA", "I;16", "1", "P"])
 def test_memory_for_one_image_is_little_more_than_its_pixels(mode: str, tmp_path: Path) -> None:
-    """64 million pixels: RGBA is decoded to 256 MB, and converting it as a whole would take several times that."""
+    """RGBA with 64 million pixels has 256 MB, and converting the whole image would take several times that."""
     path = tmp_path / "a.png"
     Image.new(mode, (8000, 8000)).save(path, compress_level=1)
     code = f"""

@@ -1,4 +1,4 @@
-"""predictions.npz from anywhere: refused, or arrays that fit together and within a limit."""
+"""An untrusted predictions.npz is refused, or gives arrays of matching shapes and limited size."""
 
 import os
 import random
@@ -22,7 +22,7 @@ def controls(text: str) -> set[str]:
     return {char for char in text if unicodedata.category(char) in ("Cc", "Cs")} - {"\n", "\t"}
 
 
-def test_arrays_that_grow_when_they_are_unpacked_are_refused(tmp_path: Path) -> None:
+def test_arrays_that_are_huge_after_decompression_are_refused(tmp_path: Path) -> None:
     arrays = {key: array for key, array in make_run(tmp_path / "run").items() if np.ndim(array)}
     path = tmp_path / "run" / "predictions.npz"
     for name, shape in (
@@ -57,7 +57,7 @@ def replace_header(path: Path, name: str, shape: tuple[int, ...]) -> None:
 def test_array_beyond_the_limit_is_refused_before_it_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Zeros, so that the file is a thousandth of the array."""
+    """The array contains zeros, so the compressed file is a thousand times smaller."""
     arrays = {key: array for key, array in make_run(tmp_path / "run").items() if np.ndim(array)}
     arrays["probabilities"] = np.zeros((300, 10_000), np.float32)
     path = tmp_path / "run" / "predictions.npz"

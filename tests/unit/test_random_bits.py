@@ -1,4 +1,4 @@
-"""Keyed random numbers: a fixed function of the key, and statistically random."""
+"""Keyed random numbers are a fixed function of their key, and statistically random."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ MASK = (1 << 64) - 1
 
 
 def reference(index: int, seed: int, epoch: int, draw: int) -> int:
-    """The same with Python's unbounded integers."""
+    """Computes the 64 bits of one draw with Python's unbounded integers."""
 
     def mix(z: int) -> int:
         z &= MASK
@@ -22,7 +22,7 @@ def reference(index: int, seed: int, epoch: int, draw: int) -> int:
     return mix(mix(mix(index * golden + key)) + draw * golden)
 
 
-def test_it_is_the_published_finalizer() -> None:
+def test_random_bits_match_the_published_finalizer_of_splitmix64() -> None:
     indices = torch.tensor([0, 1, 2, 49_999, 2**40])
     bits = random_bits(indices, seed=2**62 + 5, epoch=17, num_draws=3)
     for row in range(3):
@@ -30,7 +30,7 @@ def test_it_is_the_published_finalizer() -> None:
             assert int(bits[row, column].item()) & MASK == reference(index, 2**62 + 5, 17, row + 1)
 
 
-def test_an_image_draws_the_same_in_any_batch() -> None:
+def test_the_draws_of_an_image_do_not_depend_on_its_batch() -> None:
     indices = torch.arange(1000)
     whole = random_bits(indices, seed=1, epoch=2, num_draws=4)
     some = torch.tensor([7, 3, 999])

@@ -1,4 +1,4 @@
-"""The page of the report against the files it was made from."""
+"""The page of the report agrees with the files of the run."""
 
 import json
 import re
@@ -32,7 +32,7 @@ HOSTILE = (
 
 
 class Page(HTMLParser):
-    """Checks the nesting and collects what the tests ask about."""
+    """Checks that the tags are nested correctly, and collects tags and texts for the tests."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(convert_charrefs=True)
@@ -91,7 +91,7 @@ def test_page_loads_nothing_and_describes_every_picture(complete):
         assert (run / "report" / name).read_bytes().startswith(b"\x89PNG\r\n")
 
 
-def test_page_says_what_the_files_say(complete):
+def test_page_shows_the_figures_of_the_files(complete):
     _, found, page = complete
     low, high = wilson_interval(found["correct"], found["total"])
     predicted = found["probabilities"].argmax(axis=1)
@@ -151,7 +151,7 @@ def test_interrupted_run_is_described_by_its_epochs(tmp_path):
     assert "No epoch is finished" in Page(write_report([run])).text
 
 
-def test_sheet_says_that_there_are_no_mistakes(complete, tmp_path):
+def test_picture_of_mistakes_says_that_there_are_none(complete, tmp_path):
     run = shutil.copytree(complete[0], tmp_path / "perfect")
     with np.load(run / "predictions.npz") as found:
         kept = dict(found)
@@ -178,7 +178,7 @@ def test_hostile_names_are_shown_as_they_are(tmp_path):
     assert "<b>$run$" in page.text
 
 
-def test_commands_to_run_it_again_are_understood(smoke_run):
+def test_commands_that_repeat_the_run_can_be_parsed(smoke_run):
     from data_prep.__main__ import parse
     from ddp_trainer.command_line import parse_command_line
     from ddp_trainer.recipes import RECIPES
@@ -232,7 +232,7 @@ def test_runs_on_another_number_of_processes_are_not_averaged(tmp_path):
     assert Page(write_report(runs)).text.count("standard deviation") == 1, "the note below the table"
 
 
-def test_settings_that_do_not_change_the_result_do_not_tell_runs_apart(tmp_path):
+def test_runs_that_differ_in_settings_without_effect_on_the_result_are_averaged(tmp_path):
     runs = [tmp_path / "one", tmp_path / "two"]
     for seed, run in enumerate(runs):
         make_run(run, seed=seed)

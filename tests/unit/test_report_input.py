@@ -1,4 +1,4 @@
-"""Run directories that the report cannot use: one line that names the file."""
+"""If the report cannot use a run directory, one line names the file."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def test_predictions_that_do_not_fit_are_refused(tmp_path, name, value):
         write_report([tmp_path / "run"])
 
 
-def test_command_line(tmp_path, capsys):
+def test_command_prints_the_path_of_the_report_or_one_line_of_error(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert "not a run directory" in capsys.readouterr().err
     assert main([]) == 2

@@ -1,4 +1,4 @@
-"""Labels in pictures: short, and never the same for two classes."""
+"""Labels in pictures are short, and no two classes have the same one."""
 
 import pytest
 

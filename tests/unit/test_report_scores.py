@@ -1,4 +1,4 @@
-"""The arithmetic of the report, against slow references."""
+"""The figures of the report equal slow references."""
 
 import math
 from collections import Counter

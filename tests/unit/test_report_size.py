@@ -1,4 +1,4 @@
-"""Time, memory and size of a report stay bounded, and its files are found wherever the package lies."""
+"""Memory and size of a report are limited, and its templates are part of the package."""
 
 import shutil
 import subprocess
@@ -70,7 +70,7 @@ def test_page_stays_small_whatever_the_size_of_images(tmp_path: Path, shape: tup
 
 
 def test_wheel_has_the_templates(tmp_path: Path) -> None:
-    """The package as pip installs it, imported from the wheel itself."""
+    """The package is imported from a wheel."""
     source, repository = tmp_path / "source", Path(__file__).resolve().parents[2]
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):

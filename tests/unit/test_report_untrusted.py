@@ -1,4 +1,4 @@
-"""Run directories that somebody handed over: hostile content of any file costs one line, never a traceback."""
+"""Untrusted run directories: hostile content in any file gives one line, never a traceback."""
 
 import json
 import re
@@ -29,7 +29,7 @@ JSON_FILES = ("config.json", "model.json", "summary.json", "status.json", "metri
 
 @pytest.fixture(scope="module")
 def narrow_run(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory with every file, and a network small enough to be loaded hundreds of times."""
+    """A run directory with all files, and with a network so small that it can be loaded hundreds of times."""
     run, dataset = tmp_path_factory.mktemp("untrusted") / "run", read_dataset(tiny_dir)
     make_run(run, classes=tuple(dataset.classes))
     config = json.loads((run / "config.json").read_text())
@@ -44,7 +44,7 @@ def narrow_run(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures show the same whatever the texts are, and drawing them takes most of the time."""
+    """Leaves out the pictures, because drawing them takes most of the time."""
     monkeypatch.setattr("ddp_trainer.report.html.to_svg", lambda figure: "<svg></svg>")
     monkeypatch.setattr("ddp_trainer.report.write.draw_pictures", lambda runs: {})
 
@@ -87,8 +87,8 @@ def test_report_survives_any_json(narrow_run: Path, capsys: pytest.CaptureFixtur
     try_mutations(narrow_run, JSON_FILES, 40, command)
 
 
-def test_mutations_reach_past_the_parser(narrow_run: Path) -> None:
-    """Else the tests of this file would only show that damaged JSON is refused."""
+def test_many_mutations_are_valid_json(narrow_run: Path) -> None:
+    """Otherwise the tests of this file would only show that invalid JSON is refused."""
     usable = 0
     for content in mutations((narrow_run / "config.json").read_text(), 100, seed=0):
         try:
@@ -182,7 +182,7 @@ def test_report_never_follows_a_link_out_of_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("commit", ["-f", "HEAD; id", "0000000\x1b[201~", "abc", "G" * 40])
-def test_command_to_paste_takes_no_commit_but_a_hash(tmp_path: Path, commit: str) -> None:
+def test_command_to_paste_contains_a_commit_only_if_it_is_a_hash(tmp_path: Path, commit: str) -> None:
     make_run(tmp_path / "run")
     path = tmp_path / "run" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "git_commit": commit}))

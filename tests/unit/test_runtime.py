@@ -1,4 +1,4 @@
-"""What a process makes of the machine it runs on."""
+"""The runtime keeps freed memory for the next allocation."""
 
 import platform
 
@@ -8,7 +8,7 @@ from tests.support.trainer import run
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="concerns glibc's allocator")
-def test_freed_memory_is_used_again_without_asking_the_system() -> None:
+def test_freed_memory_is_reused_without_page_faults() -> None:
     finished = run("tests.support.workers.page_faults")
     assert finished.returncode == 0, finished.stderr
-    assert int(finished.stdout) < 5 * 16384  # pages, of ten blocks; something small may settle in a freed one
+    assert int(finished.stdout) < 5 * 16384  # ten blocks have 163,840 pages; a few blocks may not be reused

@@ -1,4 +1,4 @@
-"""The learning rate compared with torch's own, and the growing crops."""
+"""The learning rate equals that of torch's OneCycleLR, and crops grow during a run."""
 
 import pytest
 import torch

@@ -22,7 +22,7 @@ from tests.support.narrow import WIDTHS, narrow_settings, narrow_trainer, single
 
 
 class ScaledOptimizer:
-    """An optimizer behind a gradient scaler, as the trainer has it under fp16."""
+    """An optimizer that is wrapped with a gradient scaler, as the trainer's is with fp16."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
         self.optimizer, self.scaler = optimizer, scaler
@@ -34,7 +34,7 @@ class ScaledOptimizer:
 
 
 class Step:
-    """A small model with everything that a step may change. Call it to take a step."""
+    """A small model with optimizer, moving average and guard. Call the object to take a step."""
 
     def __init__(self, device: torch.device, optimizer: str = "sgd", *, fp16_like: bool = False) -> None:
         torch.manual_seed(0)
@@ -50,7 +50,7 @@ class Step:
         self.number = 0
 
     def __call__(self, images: Tensor, *, factor: float = 1.0, overflow: bool = False) -> None:
-        """`overflow`: one number of one gradient becomes infinite while the loss is finite, as under fp16."""
+        """With `overflow`, one element of a gradient becomes infinite while the loss is finite, as with fp16."""
         labels = torch.zeros(len(images), dtype=torch.int64, device=self.device)
         with self.guard.attempt(self.number, torch.arange(len(images), device=self.device)) as attempt:
             losses = nn.functional.cross_entropy(self.model(images.to(self.device)), labels, reduction="none")
@@ -95,7 +95,7 @@ BAD: dict[str, dict[str, Any]] = {
 def test_run_with_a_skipped_step_equals_the_run_without_it(
     device: torch.device, optimizer: str, bad: str, at: int
 ) -> None:
-    """Bit for bit. Under a gradient scaler, where a skipped step does not end the run."""
+    """The runs are equal bit for bit. With a gradient scaler, a skipped step does not end the run."""
     with_it, without = (Step(device, optimizer, fp16_like=True) for _ in range(2))
     for number in range(4):
         if number == at:
@@ -131,7 +131,7 @@ def test_host_learns_of_a_skipped_step_one_step_later(device: torch.device) -> N
 
 
 def test_fp16_run_ends_after_ten_skipped_steps_in_a_row(device: torch.device) -> None:
-    """One good step starts the count again."""
+    """A good step resets the count."""
     step = Step(device, fp16_like=True)
     for _ in range(2):
         for _ in range(FP16_PATIENCE - 1):
@@ -145,7 +145,7 @@ def test_fp16_run_ends_after_ten_skipped_steps_in_a_row(device: torch.device) ->
 
 
 def test_infinite_loss_with_finite_gradients_gets_a_nan_gradient() -> None:
-    """So that the all-reduce of gradients tells the other ranks."""
+    """The all-reduce of gradients then passes the NaN to the other ranks."""
     value = torch.tensor(2.0, requires_grad=True)
     (value + math.inf).backward()
     assert value.grad == 1
@@ -180,7 +180,7 @@ class SettableStop(StopRequest):
 
 
 class SpoiledNetwork(CustomResNet):
-    """Its logits are NaN in the pass number `at` (from 1), in which a request to stop arrives too."""
+    """A network whose logits are NaN in forward pass `at` (1-based), in which a request to stop arrives, too."""
 
     def __init__(self, stop: SettableStop, *, at: int) -> None:
         super().__init__(widths=WIDTHS)
@@ -206,7 +206,7 @@ class SkipReports(SilentObserver):
 
 
 def test_stop_in_the_step_of_a_bad_batch_does_not_hide_it(tiny_dir: Path) -> None:
-    """No state is saved, and the images of the step are reported as they are without the stop."""
+    """No checkpoint is saved, and the images of the step are reported."""
     config, stop, observer = narrow_settings(tiny_dir), SettableStop(), SkipReports()
     config = replace(config, schedule=replace(config.schedule, batch_size=8))
     network = SpoiledNetwork(stop, at=5)

@@ -1,4 +1,4 @@
-"""A command whose output cannot be written ends as if it could: in real processes, with the streams users have."""
+"""If its output cannot be written, a command still does its work and exits with the usual status."""
 
 import os
 import pty
@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.trainer import environment
 
-# Writes much to both streams, then what it was asked for: a file with "done".
+# Writes a lot to both streams, and then its result: a file that contains "done".
 COMMAND = """
 import faulthandler, sys
 from pathlib import Path
@@ -65,7 +65,7 @@ def test_output_that_cannot_be_written_changes_neither_work_nor_exit_status(tmp_
     assert b"Exception ignored" not in finished.stderr
 
 
-def test_a_terminal_that_is_gone_changes_neither_work_nor_exit_status(tmp_path: Path) -> None:
+def test_a_closed_terminal_changes_neither_work_nor_exit_status(tmp_path: Path) -> None:
     main, terminal = pty.openpty()
     os.close(main)
     finished = run(tmp_path, "", stdout=terminal, stderr=terminal)
@@ -85,7 +85,7 @@ def test_a_file_name_that_is_not_text_is_printed_as_its_bytes() -> None:
     assert finished.stdout == b"caf\xe9.png\n"
 
 
-def test_the_streams_are_put_back() -> None:
+def test_the_streams_are_restored() -> None:
     code = (
         "import sys; from data_prep.streams import forgiving_output\n"
         "before = sys.stdout, sys.stderr\n"

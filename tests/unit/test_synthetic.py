@@ -1,4 +1,4 @@
-"""The drawn classes: reproducible, balanced, and too hard for a linear classifier."""
+"""The synthetic images are reproducible, balanced, and too hard for a linear classifier."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_a_linear_classifier_stays_far_below_the_network() -> None:
 
 
 def test_the_linear_classifier_of_this_test_can_learn() -> None:
-    """A bright band that tells the class is an easy task. Without this check the test above might never fail."""
+    """Here a bright band encodes the class. This shows that the classifier of the test above can succeed."""
     drawn = draw_synthetic(train_count=400, test_count=200, seed=0)
     for split in (drawn.train, drawn.test):
         for image, label in zip(split.images, split.labels, strict=True):

@@ -1,4 +1,4 @@
-"""The records of a run, and what happens to them when a mirror fails. W&B itself is tested in test_wandb."""
+"""The records of a run in JSON lines and TensorBoard, and failures of a tracker. test_wandb.py tests W&B itself."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ from tests.support.trainer import environment, read_lines
 DISABLED = TrackingConfig(wandb="disabled")
 
 
-def test_without_mirrors_only_the_json_lines_are_written(tmp_path: Path) -> None:
+def test_without_trackers_only_the_json_lines_are_written(tmp_path: Path) -> None:
     tracker = build_tracker(DISABLED, run_dir=tmp_path, config={}, history=[record(1)])
     tracker.log_epoch(record(2))
     assert read_lines(tmp_path / "metrics.jsonl") == [record(1), record(2)], "each line is flushed"
@@ -40,7 +40,7 @@ def test_a_resumed_run_keeps_the_steps_up_to_its_checkpoint_once(tmp_path: Path)
     assert read_lines(tmp_path / "steps.jsonl") == [step_record(step) for step in (1, 2, 3)]
 
 
-def test_a_mirror_that_fails_is_dropped_with_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_tracker_is_dropped_with_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     class Broken:
         calls: ClassVar[list[str]] = []
 
@@ -97,7 +97,7 @@ def test_tensorboard_shows_each_step_and_epoch_once_after_a_resume(tmp_path: Pat
     ], done.stderr
 
 
-def test_a_tensorboard_that_does_not_start_costs_one_line(
+def test_a_tensorboard_that_does_not_start_is_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object) -> None:

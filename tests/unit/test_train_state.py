@@ -1,4 +1,4 @@
-"""The state of a run by name: what is saved is restored, and another network's state is refused."""
+"""The training state: a saved state is restored exactly, and the state of another network is refused."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +17,7 @@ BUFFER = "model.features.0.1.running_mean"
 
 
 def trainer_with_average(data_dir: Path) -> Trainer:
-    """A narrow trainer with an average of the weights, and so with twice as many buffers."""
+    """Returns a narrow trainer with a moving average of the weights, which doubles the number of buffers."""
     config = narrow_settings(data_dir)
     return narrow_trainer(replace(config, optim=replace(config.optim, ema_decay=0.9)), single_runtime())
 
@@ -45,14 +45,14 @@ def test_restored_state_equals_the_saved_one(saved: dict[str, Any], tiny_dir: Pa
 
 
 def rename(buffers: dict[str, torch.Tensor]) -> None:
-    """The order stays, so that by position everything would still fit."""
+    """Renames a buffer but keeps the order, so loading by position would still succeed."""
     renamed = {name.replace(BUFFER, "model.features.0.1.other"): rows for name, rows in buffers.items()}
     buffers.clear()
     buffers.update(renamed)
 
 
 def reshape(buffers: dict[str, torch.Tensor]) -> None:
-    """One value, which would be copied to every channel."""
+    """Replaces a buffer by a single value, which copying would broadcast to every channel."""
     buffers[BUFFER] = buffers[BUFFER][:, :1]
 
 

@@ -1,4 +1,4 @@
-"""Wrong input to the trainer: exit status 2, one line that says what is wrong and the fix, nothing written over."""
+"""Wrong input to the trainer: exit status 2, one line with the problem and its fix, and no file is overwritten."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ SMOKE = ("smoke", "--device", "cpu")
 
 
 def refused(*arguments: str | Path, **options: object) -> str:
-    """The line on stderr of a run that must be refused."""
+    """Runs the trainer, which must refuse the input, and returns its line on stderr."""
     finished = run("ddp_trainer.train", *arguments, **options)  # type: ignore[arg-type]
     lines = [line for line in finished.stderr.splitlines() if line]
     assert finished.returncode == 2, finished.stderr
@@ -106,7 +106,7 @@ def test_impossible_settings_are_refused(tiny_dir: Path, tmp_path: Path) -> None
 
 
 def test_single_small_image_in_a_forward_pass_is_refused(tiny_dir: Path) -> None:
-    """Three poolings leave one pixel of it, so BatchNorm would have one value."""
+    """Three poolings reduce the image to one pixel, and BatchNorm needs more than one value per channel."""
     small = replace(read_dataset(tiny_dir), image_size=15)
     config = parse_command_line([*SMOKE, "--batch-size", "4", "--accumulate", "4"], RECIPES, prog="", description="")
     with pytest.raises(InputError, match="leaves one image of 15 pixels a side"):
@@ -148,7 +148,7 @@ def test_directory_with_a_run_is_refused_without_resume(smoke_run: Path, tiny_di
     assert (out / "config.json").read_bytes() == before
 
 
-def test_directory_that_another_run_holds_is_refused(tiny_dir: Path, tmp_path: Path) -> None:
+def test_directory_that_another_run_is_using_is_refused(tiny_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = start(
         "ddp_trainer.train", *SMOKE, "--data-dir", tiny_dir, "--out", out, "--epochs", "50", "--max-steps", "1000"
@@ -174,8 +174,8 @@ def test_run_with_only_damaged_checkpoints_is_refused(tiny_dir: Path, tmp_path: 
     assert "damaged" in finished.stderr
 
 
-def test_process_launched_for_two_but_alone_is_refused(tiny_dir: Path, tmp_path: Path) -> None:
-    """`--cpu` makes Accelerate start a single process, whatever --num_processes says."""
+def test_single_process_of_a_launch_for_two_is_refused(tiny_dir: Path, tmp_path: Path) -> None:
+    """With `--cpu`, Accelerate starts a single process and ignores --num_processes."""
     finished = subprocess.run(
         [
             sys.executable,

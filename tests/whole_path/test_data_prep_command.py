@@ -1,4 +1,4 @@
-"""`python -m data_prep` as a real process: what it writes and prints; a mistake is one line and exit status 2."""
+"""`python -m data_prep` as a real process: its files and output. Wrong input gives one line and exit status 2."""
 
 import filecmp
 import os
@@ -30,7 +30,7 @@ def prepare(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def refused(*arguments: object, cwd: Path) -> str:
-    """The line on stderr of a command that must exit with status 2."""
+    """Runs the command, which must exit with status 2, and returns its line on stderr."""
     done = prepare(*arguments, cwd=cwd)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert done.stderr.startswith("error: ")
@@ -136,7 +136,7 @@ def test_synthetic_counts_and_size_have_an_effect(tmp_path: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_a_mistake_is_one_line(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+def test_wrong_input_is_reported_in_one_line(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     before = left_in(tmp_path)
     assert words in refused(*arguments, cwd=tmp_path)
@@ -153,7 +153,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sign", [".writing-*", ".writing-*/train.beton"], ids=["at the start", "halfway"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_interrupted_run_leaves_nothing_incomplete(number: int, code: int, sign: str, tmp_path: Path) -> None:
-    """Interrupted while it writes, which takes seconds with so many images."""
+    """The signal arrives while the command writes, which takes seconds with this number of images."""
     arguments = ("--source", "synthetic", "--train-count", "20000", "--size", "16", "--out", "set")
     process = subprocess.Popen(
         [*COMMAND, *arguments], cwd=tmp_path, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -179,7 +179,7 @@ def test_help_shows_sources_and_examples(tmp_path: Path) -> None:
 
 
 def test_each_source_has_its_own_default_folder() -> None:
-    """Drawn images never replace CIFAR-10."""
+    """So drawn images never overwrite CIFAR-10."""
     assert parse([]).out == Path("data/cifar10")
     assert parse([]).source == "cifar10"
     assert parse(["--source", "synthetic"]).out == Path("data/synthetic")

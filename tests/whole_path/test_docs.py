@@ -1,7 +1,7 @@
-"""README and docs tell the truth: their commands run, and their flags, paths, links, tree and error texts exist.
+"""README and docs are correct: their commands run, and their flags, paths, links, tree and error texts exist.
 
-Blocks marked bash and python are run here, in the order of the pages, in one folder, as a reader would. Blocks marked
-console and pycon are only read.
+These tests run the bash and python blocks in the order of the pages, in one folder, as a reader would. They only parse
+the console and pycon blocks.
 """
 
 import ast
@@ -37,14 +37,14 @@ class Block(NamedTuple):
 
 
 def blocks(*languages: str) -> list[Block]:
-    """The code blocks of all pages in these languages."""
+    """Returns the code blocks of all pages that are marked with one of `languages`."""
     fence = re.compile(r"^```(\w+)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
     found = [Block(page, *match) for page in PAGES for match in fence.findall(page.read_text())]
     return [block for block in found if block.language in languages]
 
 
 def commands() -> list[str]:
-    """Every command of the bash and console blocks, without prompt, comment and continued lines.
+    """Returns every command of the bash and console blocks, without prompt and comment, continued lines joined.
 
     In a console block, lines without a prompt are output.
     """
@@ -57,13 +57,13 @@ def commands() -> list[str]:
 
 
 def arguments_after(command: str, *programs: str) -> list[str]:
-    """The words of `command` that follow the first of `programs` in it."""
+    """Returns the words of `command` after the first word that is one of `programs`."""
     words = shlex.split(command)
     return words[next(number for number, word in enumerate(words) if word in programs) + 1 :]
 
 
 def tree() -> list[str]:
-    """The paths in the tree of the architecture page; folders end in a slash."""
+    """Returns the paths in the tree of the architecture page; folders end in a slash."""
     paths, parents = [], [""]
     (text,) = (block.text for block in blocks("text") if block.page.name == "architecture.md")
     for line in text.splitlines():
@@ -76,8 +76,8 @@ def tree() -> list[str]:
 
 
 def repository_paths() -> Iterator[str]:
-    """Files and folders of the repository, without __init__.py; folders end in a slash."""
-    listing = ["git", "ls-files"]
+    """Yields files and folders of the repository, without __init__.py; folders end in a slash."""
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     try:
         listed = subprocess.run(listing, cwd=REPOSITORY, text=True, capture_output=True)
     except FileNotFoundError:
@@ -92,7 +92,7 @@ def repository_paths() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a reader stands: the folder `launch`, and some photos of cats and dogs (noise of two colors)."""
+    """The folder in which the blocks run: it has `launch`, and photos of cats and dogs (noise of two colors)."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("reader")
@@ -181,16 +181,16 @@ def test_modules_named_exist(module: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_paths_named_exist(page: Path) -> None:
-    """In prose and in commands: of the repository's own files, not of what a reader makes."""
+    """Checks paths in prose and in commands, except for files that the reader creates."""
     named = set(re.findall(rf"(?<![\w./-])(?:{FOLDERS})/[\w./-]*\w", page.read_text())) - MADE_BY_THE_READER
     assert [path for path in named if not (REPOSITORY / path).exists() and not (page.parent / path).exists()] == []
 
 
-def test_the_tree_names_nothing_that_is_not_there() -> None:
+def test_every_path_in_the_tree_exists() -> None:
     assert set(tree()) - set(repository_paths()) == set()
 
 
-def test_the_tree_lists_a_folder_whole_or_not_at_all() -> None:
+def test_the_tree_lists_all_files_of_a_folder_or_none() -> None:
     named = set(tree())
     listed = {str(Path(path).parent) for path in named}
     inside = {path for path in repository_paths() if str(Path(path).parent) in listed}
@@ -198,7 +198,7 @@ def test_the_tree_lists_a_folder_whole_or_not_at_all() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_existing_targets(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if "://" not in target:
             path, _, heading = target.partition("#")
@@ -208,12 +208,12 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def headings(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """Returns the anchors of a page's headings, as GitHub generates them."""
     lines = [line.lstrip("# ") for line in page.read_text().splitlines() if line.startswith("#")]
     return {re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in lines}
 
 
-def test_every_page_is_reached_from_readme() -> None:
+def test_every_page_can_be_reached_from_readme() -> None:
     reached, waiting = set(), [REPOSITORY / "README.md"]
     while waiting:
         page = waiting.pop()
@@ -228,7 +228,7 @@ def test_readme_is_short() -> None:
 
 
 def test_error_texts_are_printed_by_the_code() -> None:
-    """Those that begin with `error:` are printed by this repository, in these words; … stands for what varies."""
+    """This repository prints the texts that begin with `error:` in the same words; … stands for what varies."""
     files = [
         *(file for folder in ("data_prep", "ddp_trainer", "slurm") for file in (REPOSITORY / folder).rglob("*.py")),
         *(REPOSITORY / "slurm").glob("*.sh"),

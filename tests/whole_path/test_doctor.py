@@ -1,4 +1,4 @@
-"""The doctor, on this machine and on machines that lack something."""
+"""The doctor command, on this machine and on machines where something is missing."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from tests.support.trainer import REPOSITORY, environment
 
 
 def ask(*, path: Path | None = None, **changes: str) -> tuple[int, str]:
-    """Exit status and output. `path` has modules that shadow the real ones."""
+    """Runs the doctor and returns its exit status and output. Modules in `path` shadow the real ones."""
     found = environment(PYTHONPATH=os.pathsep.join(map(str, filter(None, [path, REPOSITORY]))), **changes)
     done = subprocess.run(
         [sys.executable, "-m", "ddp_trainer.doctor"],
@@ -50,7 +50,7 @@ def test_this_machine_is_ready_and_no_key_is_printed() -> None:
         ("import os; os.abort()", "crashes (signal 6)"),
     ],
 )
-def test_what_cannot_be_imported_is_named_with_its_fix(torch: str, reason: str, tmp_path: Path) -> None:
+def test_a_package_that_cannot_be_imported_is_named_with_its_fix(torch: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text(torch)
     status, answer = ask(path=tmp_path)
     lines = answer.splitlines()
@@ -62,8 +62,8 @@ def test_what_cannot_be_imported_is_named_with_its_fix(torch: str, reason: str, 
     assert (status, lines[-1]) == (1, "not ready: torch, FFCV")
 
 
-def test_a_bare_python_gets_an_answer(tmp_path: Path) -> None:
-    """Without site-packages, so nothing that the project needs is installed."""
+def test_it_runs_without_installed_packages(tmp_path: Path) -> None:
+    """Python starts without site-packages, so none of the project's requirements can be imported."""
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
     bare.chmod(0o755)
@@ -79,7 +79,7 @@ def test_a_bare_python_gets_an_answer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", ["3.8", "3.9", "3.10"])
-def test_an_older_python_is_told_which_one_is_needed(version: str) -> None:
+def test_an_older_python_gets_the_supported_versions(version: str) -> None:
     python = shutil.which(f"python{version}")
     if python is None or subprocess.run([python, "--version"], capture_output=True).returncode:
         pytest.skip(f"there is no Python {version} here")

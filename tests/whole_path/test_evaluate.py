@@ -1,4 +1,4 @@
-"""The evaluate command: every test image once at any number of processes, and one line for a mistake."""
+"""The evaluate command counts every test image once at any number of processes, and reports errors in one line."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from tests.support.trainer import NARROW, run, train
 
 
 def test_three_processes_count_every_image_once(smoke_run: Path) -> None:
-    """40 images on 3 ranks: shards of unequal size."""
+    """40 images on 3 ranks give shards of different sizes."""
     summary = json.loads((smoke_run / "summary.json").read_text())
     finished = run("ddp_trainer.evaluate", smoke_run, "--device", "cpu", "--tta", processes=3)
     assert finished.returncode == 0, finished.stderr
@@ -49,7 +49,7 @@ def test_other_images_than_those_of_the_run_are_refused(
 
 
 def mean_of_views(model: nn.Module, image: Tensor, *, mirror: bool) -> Tensor:
-    """(C, H, W) -> (classes,): one image, view by view."""
+    """Returns the logits (classes,) of one image (C, H, W), averaged over its views one by one."""
     padded = F.pad(image[None], (1, 1, 1, 1), mode="reflect")[0]
     height, width = image.shape[1:]
     weights = {(1, 1): 0.5, (0, 0): 0.25, (2, 2): 0.25}
@@ -83,7 +83,7 @@ def test_only_uncertain_images_are_averaged_over_their_views(device: torch.devic
 
 
 class SideDetector(nn.Module):
-    """Tells images that are bright on the left from those that are bright on the right, without certainty."""
+    """Classifies images by their brighter side, left or right, with uncertain predictions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class SideDetector(nn.Module):
 
 @pytest.mark.parametrize(("flip", "accuracy"), [("none", 1.0), ("random", 0.5), ("alternating", 0.5)])
 def test_a_run_that_never_mirrored_images_is_not_evaluated_on_mirror_images(flip: str, accuracy: float) -> None:
-    """The classes differ in the side that is bright, so the average with the mirror image is a tie."""
+    """The classes differ in their bright side, so an average with the mirrored image would be a tie."""
     images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
     images[:2, :, :, :16] = images[2:, :, :, 16:] = 255
     batch = Batch(images, torch.tensor([0, 0, 1, 1]), torch.arange(4))

@@ -1,4 +1,4 @@
-"""Exported files give the model's own predictions where neither this package nor its data code can be imported."""
+"""Exported files give the model's predictions in a process that cannot import this package."""
 
 import importlib
 import json
@@ -20,7 +20,7 @@ from ddp_trainer.models.spec import ModelSpec, build_model, load_model
 from ddp_trainer.run.outputs import write_model
 from tests.support.trainer import environment, start
 
-# Knows the file and the name of its input, and can import nothing of this package.
+# A program that knows only the exported file and the name of its input, and cannot import this package.
 FOREIGNER = """
 import sys
 sys.modules["ddp_trainer"] = sys.modules["data_prep"] = None
@@ -49,7 +49,7 @@ np.savez(
 
 @pytest.fixture(scope="module")
 def test_images(tiny_dir: Path) -> Tensor:
-    """(40, 3, 32, 32) uint8: the whole test split."""
+    """The whole test split, (40, 3, 32, 32) uint8."""
     loader = StreamLoader(tiny_dir / "test.beton", device=torch.device("cpu"), batch_size=40, num_workers=1)
     return next(iter(loader.batches([np.arange(40)]))).images.contiguous()
 
@@ -62,7 +62,7 @@ def exported_run(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def foreign(exported_run: Path, test_images: Tensor, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """What a process computes from both exported files if it cannot import this package."""
+    """The results of both exported files in a process that cannot import this package."""
     folder = tmp_path_factory.mktemp("foreign")
     np.save(folder / "images.npy", test_images.numpy())
     formats = {"onnx": "; ONNX IR 10, opset 18; checked", "torch": f"; torch {torch.__version__}; checked"}
@@ -125,13 +125,13 @@ def small_run(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("format", ["onnx", "torch"])
 def test_another_activation_is_exported_too(small_run: Path, format: str) -> None:
-    """The command itself compares the logits."""
+    """The export command itself compares the logits."""
     assert export.main([str(small_run), "--format", format]) == 0
 
 
 @pytest.mark.parametrize("opset", [17, 21])
 def test_the_file_has_the_requested_opset(small_run: Path, opset: int, capfd: pytest.CaptureFixture[str]) -> None:
-    """torch's exporter converts to 17, and logs a warning about it."""
+    """For opset 17, torch's exporter converts the file and logs a warning."""
     import onnx
 
     assert export.main([str(small_run), "--format", "onnx", "--opset", str(opset)]) == 0
@@ -156,7 +156,7 @@ def test_the_file_has_the_requested_opset(small_run: Path, opset: int, capfd: py
 def test_an_impossible_opset_is_refused_in_one_line(
     small_run: Path, flags: tuple[str, ...], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """For 13, torch's exporter writes 18 and logs a traceback."""
+    """For opset 13, torch's exporter would write opset 18 and log a traceback."""
     assert export.main([str(small_run), *flags]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert message in line
@@ -164,7 +164,7 @@ def test_an_impossible_opset_is_refused_in_one_line(
 
 
 class Unexportable(nn.Module):
-    """Its control flow depends on the pixels."""
+    """A network whose control flow depends on the pixels."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ def test_a_missing_package_is_named_with_its_fix(
     assert not (small_run / "model.onnx").exists()
 
 
-def test_the_fix_installs_what_is_imported() -> None:
+def test_the_fix_installs_every_imported_package() -> None:
     declared = tomllib.loads((Path(export.__file__).parents[1] / "pyproject.toml").read_text())
     extra = declared["project"]["optional-dependencies"]["export"]
     assert {line.split(">=")[0] for line in extra} == set(export.PACKAGES["onnx"])
@@ -212,10 +212,10 @@ def test_the_fix_installs_what_is_imported() -> None:
         importlib.import_module(name)
 
 
-def test_a_file_that_computes_something_else_is_not_kept(
+def test_an_exported_file_with_other_logits_is_not_kept(
     small_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As if the exporter had lost the normalization."""
+    """The logits differ as if the exporter had lost the normalization."""
     monkeypatch.setattr(export.NormalizingModel, "forward", lambda self, images: self.network(images / 255))
     (small_run / "model.pt2").write_text("an older export")
     assert export.main([str(small_run), "--format", "torch"]) == 1

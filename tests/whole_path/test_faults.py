@@ -1,4 +1,4 @@
-"""The fault-injection suite in its short form; `make soak` runs it in full."""
+"""Runs a short form of the fault injection of tests/soak; `make soak` runs all of it."""
 
 import os
 import random
@@ -15,7 +15,7 @@ from tests.support.trainer import NARROW, REPOSITORY, environment, read_lines, r
 PLAN = ("--epochs", "2", "--max-steps", "12", "--batch-size", "16", "--checkpoint-every-steps", "2")
 
 
-def test_faults_of_every_kind_lose_nothing(tmp_path: Path) -> None:
+def test_faults_of_every_kind_break_no_promise(tmp_path: Path) -> None:
     seed = str(random.randrange(10**6))
     sizes = ("--kills", "2", "--signals", "2", "--launched", "1", "--damages", "42", "--ranks", "1")
     done = subprocess.run(
@@ -33,7 +33,7 @@ def test_faults_of_every_kind_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_full_disk_ends_the_run_with_one_line_and_keeps_the_checkpoint_before(tiny_dir: Path, tmp_path: Path) -> None:
-    """A run of 4 steps is resumed under a limit on the size of files, which its next state exceeds."""
+    """A run of 4 steps is resumed with a limit on the size of files, which its next checkpoint exceeds."""
     out = tmp_path / "run"
     arguments = ("smoke", "--device", "cpu", *PLAN, "--data-dir", str(tiny_dir), "--out", str(out))
     train(*arguments[3:], "--max-steps", "4", module=NARROW)
@@ -62,7 +62,7 @@ def test_full_disk_ends_the_run_with_one_line_and_keeps_the_checkpoint_before(ti
 
 
 def test_run_resumed_with_more_processes_trains_on_the_remaining_images(tiny_dir: Path, tmp_path: Path) -> None:
-    """One process, then two, with synchronized BatchNorm: the losses of one, so no image is missed or repeated."""
+    """The losses equal those of one process, so no image is missed or repeated. BatchNorm is synchronized."""
     same = (*PLAN, "--data-dir", tiny_dir, "--sync-bn", "--precision", "fp32")
     train(*same, "--out", tmp_path / "alone", module=NARROW)
     train(*same, "--out", tmp_path / "moved", "--max-steps", "4", module=NARROW)
@@ -75,7 +75,7 @@ def test_run_resumed_with_more_processes_trains_on_the_remaining_images(tiny_dir
 
 
 def test_run_ends_if_its_beton_file_disappears(tiny_dir: Path, tmp_path: Path) -> None:
-    """A truncated file may kill its reader (SIGBUS), a removed one is an error. Neither hangs."""
+    """A truncated file may kill the process (SIGBUS), and a removed file is an error. The run never hangs."""
     children = []
     for harm in ("remove", "truncate"):
         data, out = tmp_path / f"{harm}-data", tmp_path / harm
@@ -114,7 +114,7 @@ def test_run_ends_if_its_beton_file_disappears(tiny_dir: Path, tmp_path: Path) -
 
 
 def test_second_signal_ends_the_process_at_once() -> None:
-    """The first is Ctrl-C, which prints a line for whoever pressed it."""
+    """The first signal is Ctrl-C, which prints a line on the terminal."""
     code = """
 import os, signal, time
 from ddp_trainer.distributed import signals

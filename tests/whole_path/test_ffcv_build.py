@@ -1,4 +1,4 @@
-"""The installed FFCV, built by scripts/ffcv without OpenCV and TurboJPEG: it does what a full build does."""
+"""The installed FFCV, which scripts/ffcv builds without OpenCV and TurboJPEG, gives the same files as a full build."""
 
 import shutil
 import subprocess
@@ -36,7 +36,7 @@ assert np.array_equal(np.concatenate(batches), images)
 
 
 def full_build(folder: Path) -> None:
-    """Copies the installed FFCV to `folder` and compiles its library with the real libraries."""
+    """Copies the installed FFCV to `folder` and compiles it with the real OpenCV and TurboJPEG."""
     flags = subprocess.run(["pkg-config", "--cflags", "--libs", *LIBRARIES], text=True, capture_output=True, check=True)
     python = subprocess.run(["python3-config", "--includes"], text=True, capture_output=True, check=True)
     library = shutil.copytree(INSTALLED, folder / "ffcv") / "_libffcv.abi3.so"
@@ -72,7 +72,7 @@ def test_files_are_the_same_as_those_of_a_full_build(tmp_path: Path) -> None:
         ("imdecode(images, images, 4, 4, 4, 4, do_flip=True)", "decode JPEG"),
     ],
 )
-def test_what_the_build_leaves_out_ends_the_process_in_one_line(call: str, left_out: str) -> None:
+def test_functions_that_the_build_lacks_end_the_process_with_one_line(call: str, left_out: str) -> None:
     code = f"import numpy as np; from ffcv.libffcv import *; images = np.zeros((4, 4, 3), np.uint8); {call}"
     finished = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, timeout=60)
     assert finished.returncode == 1

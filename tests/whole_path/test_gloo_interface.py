@@ -1,4 +1,7 @@
-"""Two machines, as network namespaces with a cable between them; the name of each leads to its own loopback."""
+"""gloo's choice of a network interface on two machines, emulated by connected network namespaces.
+
+The host name of each machine resolves to its own loopback interface.
+"""
 
 import json
 import os
@@ -26,7 +29,7 @@ def succeeds(*command: str) -> bool:
 
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[list[list[str]]]:
-    """For each of two machines the words that have a command run there. Each is there while a process sleeps in it."""
+    """For each of two machines, the command prefix that runs a command there. A sleeping process keeps each alive."""
     keepers = [
         subprocess.Popen(
             ["unshare", "--net", "--uts", "--mount", "sh", "-c", KEEP],
@@ -58,10 +61,10 @@ def machines(tmp_path: Path) -> Iterator[list[list[str]]]:
         yield there
     finally:
         for keeper in keepers:
-            keeper.communicate()  # the end of its input ends it, and with it the machine
+            keeper.communicate()  # closing its input ends the process, and with it the namespace
 
 
-def test_two_machines_meet_though_the_name_of_each_is_its_loopback(
+def test_two_machines_connect_although_their_names_resolve_to_the_loopback(
     machines: list[list[str]], tiny_dir: Path, tmp_path: Path
 ) -> None:
     run = ("--data-dir", tiny_dir, "--out", tmp_path / "run")
@@ -86,7 +89,7 @@ def test_two_machines_meet_though_the_name_of_each_is_its_loopback(
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["world_size"] == 2
 
 
-def test_an_interface_is_named_only_where_it_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interface_is_chosen_only_if_the_default_would_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     own = {
         one.address: name
         for name, addresses in psutil.net_if_addrs().items()

@@ -1,4 +1,4 @@
-"""Whole runs on a GPU: in every precision, a resumed run equals the uninterrupted one."""
+"""Whole runs on a GPU: with every precision, a resumed run equals the uninterrupted one."""
 
 import filecmp
 import json

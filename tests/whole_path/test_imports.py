@@ -1,4 +1,4 @@
-"""Importing a module does nothing, and a wrong command line costs no import of torch."""
+"""Importing a module has no side effects, and a wrong command line is refused before torch is imported."""
 
 import json
 import os
@@ -31,8 +31,8 @@ print(json.dumps({
 """
 
 
-def test_importing_does_nothing(tmp_path: Path) -> None:
-    """It loads no heavy library, and prints, writes, starts and sets nothing."""
+def test_importing_has_no_side_effects(tmp_path: Path) -> None:
+    """An import loads no heavy library, prints and writes nothing, starts no process and changes no setting."""
     code = IMPORT_EVERYTHING.replace("PACKAGES", repr(PACKAGES))
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(

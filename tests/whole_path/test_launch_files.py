@@ -1,4 +1,4 @@
-"""launch/*.yaml start what they promise, as far as a CPU can show, and have no setting that Accelerate ignores."""
+"""launch/*.yaml start the promised processes, as far as a CPU can show, and Accelerate uses all of their settings."""
 
 import json
 import os
@@ -17,7 +17,7 @@ WORKER = "tests.support.workers.print_world"
 
 
 def start(file: str, *flags: str, port: int | None = None) -> subprocess.Popen[str]:
-    """The worker under `accelerate launch --config_file launch/FILE`, seeing no GPU."""
+    """Starts the worker with `accelerate launch --config_file launch/FILE`, with all GPUs hidden."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / file), *flags]
     if port is not None:
         command += ["--main_process_port", str(port)]
@@ -34,7 +34,7 @@ def start(file: str, *flags: str, port: int | None = None) -> subprocess.Popen[s
 
 
 def worlds(*processes: subprocess.Popen[str]) -> list[tuple[int, int, int]]:
-    """(rank, world size, processes reached) of every worker that the launchers started, by rank."""
+    """Returns (rank, world size, number of reached processes) of every started worker, sorted by rank."""
     found = []
     for process in processes:
         stdout, stderr = process.communicate(timeout=120)
@@ -45,7 +45,7 @@ def worlds(*processes: subprocess.Popen[str]) -> list[tuple[int, int, int]]:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_setting_reaches_the_launcher(file: Path) -> None:
-    """Accelerate ignores some settings of a file without a word: those whose flag has a default."""
+    """Accelerate silently ignores a setting in a file if the flag of that setting has a default."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
     settings = yaml.safe_load(file.read_text())
@@ -75,7 +75,7 @@ def test_all_gpus_starts_the_requested_number_of_processes() -> None:
 
 
 def test_all_gpus_starts_a_process_for_each_gpu() -> None:
-    """torchrun counts them. Without a GPU it fails, and does not fall back to one process."""
+    """torchrun counts the GPUs. Without a GPU it fails instead of falling back to one process."""
     process = start("all_gpus.yaml")
     _, stderr = process.communicate(timeout=120)
     assert process.returncode != 0
@@ -83,7 +83,7 @@ def test_all_gpus_starts_a_process_for_each_gpu() -> None:
 
 
 def test_multi_node_joins_the_machines() -> None:
-    """Two launchers on this machine stand for two machines of one process each."""
+    """Two launchers on this machine emulate two machines with one process each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

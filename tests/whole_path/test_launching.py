@@ -1,4 +1,4 @@
-"""Whatever stands in the environment: no exit status 0 without results, and no exit status 2 without a line."""
+"""With any environment variables, exit status 0 means results, and exit status 2 comes with a line of explanation."""
 
 import json
 import os
@@ -50,7 +50,7 @@ PAIR = {
         ("ACCELERATE_TORCH_DEVICE=meta", "pass --device"),
     ],
 )
-def test_an_environment_that_cannot_be_right_is_one_line_before_torch_is_imported(
+def test_an_impossible_environment_is_reported_in_one_line_before_torch_is_imported(
     variables: str, problem: str, tiny_dir: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
@@ -68,14 +68,14 @@ def test_an_environment_that_cannot_be_right_is_one_line_before_torch_is_importe
     assert not (tmp_path / "run").exists()
 
 
-def test_compiling_without_a_compiler_is_one_line(tiny_dir: Path, tmp_path: Path) -> None:
+def test_compiling_without_a_compiler_is_one_line_of_error(tiny_dir: Path, tmp_path: Path) -> None:
     words = ("smoke", "--device", "cpu", "--compile", "--data-dir", tiny_dir, "--out", tmp_path / "run")
     done = run("ddp_trainer.train", *words, env={"PATH": str(tmp_path)})
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
     assert "--compile needs a C++ compiler" in done.stderr
 
 
-def test_what_the_environment_says_to_accelerate_does_not_change_the_weights(tiny_dir: Path, tmp_path: Path) -> None:
+def test_variables_of_accelerate_do_not_change_the_weights(tiny_dir: Path, tmp_path: Path) -> None:
     words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--max-steps", "2")
     odd = {"PMI_RANK": "1", "LOCAL_RANK": "0", "ACCELERATE_MIXED_PRECISION": "fp16", "ACCELERATE_DEBUG_MODE": "?"}
     for name, changes in (("plain", {}), ("odd", odd)):
@@ -85,8 +85,8 @@ def test_what_the_environment_says_to_accelerate_does_not_change_the_weights(tin
     assert plain.read_bytes() == other.read_bytes()
 
 
-def test_processes_without_local_rank_are_one_per_machine(tiny_dir: Path, tmp_path: Path) -> None:
-    """As Kubernetes starts them: with RANK and WORLD_SIZE only."""
+def test_without_local_rank_each_process_counts_as_one_machine(tiny_dir: Path, tmp_path: Path) -> None:
+    """Kubernetes starts processes with RANK and WORLD_SIZE only."""
     words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--max-steps", "2", "--out", tmp_path / "run")
     pod = {name: PAIR[name] for name in ("WORLD_SIZE", "MASTER_ADDR")} | {"MASTER_PORT": "29732"}
     pods = [start(NARROW, *words, env={**pod, "RANK": str(rank)}) for rank in range(2)]
@@ -95,7 +95,7 @@ def test_processes_without_local_rank_are_one_per_machine(tiny_dir: Path, tmp_pa
     assert json.loads((tmp_path / "run" / "config.json").read_text())["world_size"] == 2
 
 
-def test_a_number_of_threads_that_the_user_gave_is_obeyed(tiny_dir: Path, tmp_path: Path) -> None:
+def test_a_number_of_threads_set_by_the_user_is_kept(tiny_dir: Path, tmp_path: Path) -> None:
     words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--max-steps", "1")
     cores = len(os.sched_getaffinity(0))
     for name, given, expected in (("given", {"OMP_NUM_THREADS": "1"}, 1), ("free", {}, cores)):
@@ -115,7 +115,7 @@ def test_a_number_of_threads_that_the_user_gave_is_obeyed(tiny_dir: Path, tmp_pa
         assert json.loads((tmp_path / name / "config.json").read_text())["threads"] == expected
 
 
-def test_waiting_for_a_process_that_never_comes_it_says_so_and_ends_at_the_first_signal(
+def test_a_process_that_waits_for_a_missing_one_says_so_and_ends_at_the_first_signal(
     tiny_dir: Path, tmp_path: Path
 ) -> None:
     process = start(NARROW, "smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", tmp_path / "run", env=PAIR)
@@ -128,8 +128,8 @@ def test_waiting_for_a_process_that_never_comes_it_says_so_and_ends_at_the_first
     process.communicate()
 
 
-def test_a_second_signal_is_obeyed_while_the_process_is_in_cpp(tiny_dir: Path, tmp_path: Path) -> None:
-    """It waits for another process in torch's C++ code, where Python's own handlers do not run."""
+def test_a_second_signal_ends_a_process_that_is_in_cpp_code(tiny_dir: Path, tmp_path: Path) -> None:
+    """The process waits for another one in torch's C++ code, where Python's own handlers do not run."""
     env = {**PAIR, "MASTER_PORT": "29733"}
     process = start(NARROW, "smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", tmp_path / "run", env=env)
     deadline = time.monotonic() + 60
@@ -147,14 +147,14 @@ def test_a_second_signal_is_obeyed_while_the_process_is_in_cpp(tiny_dir: Path, t
 
 
 def _listens(pid: int) -> bool:
-    """Whether a process has a socket that waits for connections."""
+    """Returns whether a process has a listening socket."""
     import psutil
 
     return any(one.status == psutil.CONN_LISTEN for one in psutil.Process(pid).net_connections())
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU])
-def test_every_signal_that_asks_for_an_end_saves(tiny_dir: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_every_stop_signal_saves_a_checkpoint(tiny_dir: Path, tmp_path: Path, number: signal.Signals) -> None:
     process, out = _endless(tiny_dir, tmp_path / "run", number, signal.SIG_DFL)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
@@ -177,7 +177,7 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(tiny_dir: Path, tm
 
 
 def _endless(data: Path, out: Path, number: signal.Signals, handler: signal.Handlers) -> tuple[subprocess.Popen, Path]:
-    """A run in the middle of its epochs, which inherits what happens at the signal `number`."""
+    """Starts a run with the given disposition of the signal `number`, and waits until it is in the middle."""
     words = ("--epochs", "5000", "--batch-size", "16", "--max-steps", "30000")
     before = signal.signal(number, handler)
     try:

@@ -1,4 +1,4 @@
-"""The learning rate range test: its suggestion, that ranks stop together, and that a run in its folder is kept."""
+"""The learning rate range test: its suggestion is right, ranks stop together, and a run in its folder is kept."""
 
 import hashlib
 import itertools
@@ -30,7 +30,7 @@ TINY = ("smoke", "--device", "cpu", "--batch-size", "8")
 
 
 def curve_with_valley(at: float, *, sweep: RangeConfig) -> LossCurve:
-    """A loss that falls until the rate `at` and explodes after it."""
+    """Returns losses that fall until the learning rate `at` and explode after it."""
     curve = LossCurve(sweep.steps)
     for step in range(sweep.steps):
         rate = sweep.rate(step)
@@ -40,14 +40,14 @@ def curve_with_valley(at: float, *, sweep: RangeConfig) -> LossCurve:
     return curve
 
 
-def test_rates_grow_by_one_factor_from_first_to_last() -> None:
+def test_rates_grow_by_a_constant_factor() -> None:
     sweep = RangeConfig(start_lr=1e-4, end_lr=10, steps=21)
     rates = [sweep.rate(step) for step in range(21)]
     assert (rates[0], rates[-1]) == (1e-4, pytest.approx(10))
     assert np.allclose(np.diff(np.log(rates)), math.log(1e5) / 20)
 
 
-def test_it_trains_on_whole_images_even_if_the_recipe_starts_with_crops() -> None:
+def test_it_trains_on_whole_images_even_if_the_recipe_starts_with_small_crops() -> None:
     test = parse(["baseline", "--small-crop-fraction", "0.5", "--batch-size", "8"])
     assert test.as_train_config().schedule.crop_sides(32) == [32]
     assert test.as_train_config().schedule.batch_size == 8
@@ -75,7 +75,7 @@ def test_a_loss_that_is_not_finite_ends_the_test_and_is_left_out() -> None:
 
 
 def narrow_trainer(data_dir: Path, *, not_finite_in: Container[int] = ()) -> Trainer:
-    """A trainer on one process whose network returns NaN in some of its forward passes, counted from 1."""
+    """Returns a trainer whose network returns NaN in the given forward passes (1-based)."""
     recipe = smoke()
     recipe = replace(
         recipe,
@@ -91,7 +91,7 @@ def narrow_trainer(data_dir: Path, *, not_finite_in: Container[int] = ()) -> Tra
 
 
 def test_each_step_is_taken_at_its_rate_over_as_many_epochs_as_needed(tiny_dir: Path) -> None:
-    """96 images in batches of 8: 30 steps are two epochs and a half."""
+    """With 96 images in batches of 8, 30 steps are two and a half epochs."""
     trainer, sweep = narrow_trainer(tiny_dir), RangeConfig(start_lr=1e-4, end_lr=1e-2, steps=30)
     used: list[float] = []
     step = trainer.train_step
@@ -120,7 +120,7 @@ def test_it_ends_as_soon_as_the_loss_diverges(tiny_dir: Path) -> None:
 def test_skipped_steps_are_divergence_unless_fp16_is_searching_a_loss_scale(
     tiny_dir: Path, skipped: range, patience: int, kept: int
 ) -> None:
-    """The last case: a step is known to be skipped one step late, and the last step has none after it."""
+    """In the last case, the last step is skipped; the host learns of a skipped step only one step later."""
     trainer = narrow_trainer(tiny_dir, not_finite_in=skipped)
     trainer.guard._patience = patience  # a CPU has no fp16
     curve = range_test(trainer, RangeConfig(start_lr=1e-6, end_lr=1e-5, steps=30))

@@ -9,7 +9,7 @@ from ddp_trainer.run.outputs import write_report_or_warn
 from tests.support.trainer import train
 
 
-def test_run_is_complete_without_its_report(tiny_dir: Path, tmp_path: Path) -> None:
+def test_run_finishes_without_its_report(tiny_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
     (out / "report").write_text("a file where the folder belongs")
@@ -21,7 +21,7 @@ def test_run_is_complete_without_its_report(tiny_dir: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("error", [MemoryError(), ZeroDivisionError("division by zero")])
-def test_any_error_of_the_report_becomes_one_line(
+def test_any_error_of_the_report_is_one_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
     def fail(run_dirs: list[Path]) -> Path:

@@ -1,4 +1,4 @@
-"""Networks of torchvision and of your own through the whole path: trained, stopped, resumed, evaluated, exported."""
+"""Networks of torchvision and of the user can be trained, stopped, resumed, evaluated and exported."""
 
 import filecmp
 import json
@@ -21,7 +21,7 @@ OWN = "tests.support.networks:"
 
 
 def train(*arguments: str | Path, processes: int = 1) -> Finished:
-    """`ddp_trainer.train smoke ...` without the report; it must succeed."""
+    """Runs `ddp_trainer.train smoke ...` without the report; it must succeed."""
     return trainer.train(*arguments, module=NARROW, processes=processes)
 
 
@@ -38,10 +38,10 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
         (f"{OWN}Tied", 1, ("--optimizer", "muon", "--peak-lr", "0.02")),
     ],
 )
-def test_a_resumed_run_is_the_uninterrupted_one(
+def test_a_resumed_run_equals_the_uninterrupted_one(
     tiny_dir: Path, tmp_path: Path, network: str, processes: int, flags: tuple[str, ...]
 ) -> None:
-    """Dropout's random numbers, buffers and averages included, bit for bit."""
+    """The runs are equal bit for bit, including buffers, averages and the random numbers of dropout."""
     arguments = ("--data-dir", tiny_dir, "--network", network, "--batch-size", "16", "--deterministic", *flags)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(*arguments, "--out", whole, processes=processes)
@@ -51,7 +51,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
 
 def test_unused_and_frozen_parameters_stay_as_they_were_built(tiny_dir: Path, tmp_path: Path) -> None:
-    """Weight decay must not reach them, with one process or two."""
+    """They are not decayed either, with one process or two."""
     runs = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
@@ -68,7 +68,7 @@ def test_unused_and_frozen_parameters_stay_as_they_were_built(tiny_dir: Path, tm
 
 
 @pytest.mark.parametrize("network", ["torchvision:mobilenet_v3_small", f"{OWN}small"])
-def test_every_command_knows_the_network_of_a_run(tiny_dir: Path, tmp_path: Path, network: str) -> None:
+def test_every_command_rebuilds_the_network_of_a_run(tiny_dir: Path, tmp_path: Path, network: str) -> None:
     out = tmp_path / "run"
     train("--data-dir", tiny_dir, "--network", network, "--out", out, "--max-steps", "2", "--batch-size", "16")
     summary = json.loads((out / "summary.json").read_text())
@@ -91,7 +91,7 @@ def test_every_command_knows_the_network_of_a_run(tiny_dir: Path, tmp_path: Path
     assert network in card
 
 
-def test_initial_weights_help_and_the_new_head_is_named(tiny_dir: Path, tmp_path: Path) -> None:
+def test_initial_weights_lower_the_loss_and_the_new_head_is_listed(tiny_dir: Path, tmp_path: Path) -> None:
     shared = ("--data-dir", tiny_dir, "--network", f"{OWN}small", "--batch-size", "16", "--peak-lr", "0.05")
     source, tuned, fresh = (tmp_path / name for name in ("source", "tuned", "fresh"))
     train(*shared, "--out", source, "--max-steps", "12", "--epochs", "2")
@@ -137,7 +137,7 @@ def build(num_classes):
 
 
 def test_a_network_beside_the_users_script_is_found_from_anywhere(tiny_dir: Path, tmp_path: Path) -> None:
-    """Not installed, and the working directory is another one."""
+    """The network is not installed, and the working directory is another folder."""
     scripts, elsewhere, out = tmp_path / "scripts", tmp_path / "elsewhere", tmp_path / "run"
     scripts.mkdir()
     elsewhere.mkdir()

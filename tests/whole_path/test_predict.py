@@ -1,4 +1,4 @@
-"""The predict command: the predictions of the model itself, whatever the files are."""
+"""The predict command gives the model's own predictions for image files of any kind."""
 
 import json
 import os
@@ -110,7 +110,7 @@ def test_a_name_that_the_encoding_cannot_express_is_printed_with_escapes(run_dir
         ("RGB", "ppm", (31, 32)),
     ],
 )
-def test_any_size_and_mode(run_dir, tmp_path, capsys, mode, suffix, size):
+def test_images_of_any_size_and_mode_are_classified(run_dir, tmp_path, capsys, mode, suffix, size):
     assert main([str(run_dir), str(draw(tmp_path / f"x.{suffix}", mode, size))]) == 0
     assert capsys.readouterr().out.count("\n") == 1
 
@@ -120,7 +120,7 @@ def answer_for(run_dir, path, capsys):
     return {name: value for name, value in json.loads(capsys.readouterr().out).items() if name != "path"}
 
 
-def test_sixteen_bits_and_a_camera_held_sideways_change_nothing(run_dir, tmp_path, capsys):
+def test_sixteen_bits_and_exif_orientation_do_not_change_the_prediction(run_dir, tmp_path, capsys):
     grey = np.random.default_rng(0).integers(256, size=(32, 32), dtype=np.uint8)
     Image.fromarray(grey).save(tmp_path / "grey.png")
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
@@ -138,7 +138,7 @@ def paths_in(output: str) -> list[str]:
     return [json.loads(line)["path"] for line in output.splitlines()]
 
 
-def test_a_folder_stands_for_the_images_below_it(run_dir, tmp_path, capsys):
+def test_a_folder_means_all_images_below_it(run_dir, tmp_path, capsys):
     expected = [str(draw(tmp_path / name)) for name in ("a/1.png", "b.jpeg", "c/d/2.JPG")]
     draw(tmp_path / ".hidden/3.png")
     (tmp_path / "notes.txt").write_text("not an image")
@@ -174,7 +174,7 @@ def test_unreadable_images_are_named_and_the_others_classified(run_dir, tmp_path
 
 @pytest.mark.parametrize("given", ["pipe.png", "."])
 def test_a_pipe_is_refused_and_not_waited_for(run_dir, tmp_path, capsys, given):
-    """In a folder too, where a pipe without an image's suffix is no image."""
+    """A pipe in a folder is refused too, unless its name has no suffix of an image; then it is passed over."""
     os.mkfifo(tmp_path / "pipe.png")
     os.mkfifo(tmp_path / "pipe")
     assert main([str(run_dir), str(tmp_path / given)]) == 1
@@ -193,7 +193,7 @@ def test_an_image_whose_range_is_unknown_is_refused(run_dir, tmp_path, capsys, m
     assert printed.err.startswith(f"error: {path}: ") and "range" in printed.err
 
 
-def test_bad_input_is_one_line_and_exit_2(run_dir, tmp_path, capsys):
+def test_wrong_input_is_one_line_and_exit_status_2(run_dir, tmp_path, capsys):
     for arguments in ([str(tmp_path), "x.png"], [str(run_dir)], []):
         assert main(arguments) == 2
         printed = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""--profile traces as many steps as asked for, and at most as many as the run has."""
+"""--profile N traces N steps, and is refused if the run has fewer steps."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""The trainer as functions: `ddp_trainer.train`, `ddp_trainer.launch`, and the notebook that uses both."""
+"""The Python API: `ddp_trainer.train`, `ddp_trainer.launch`, and the notebook that uses both."""
 
 import signal
 import subprocess
@@ -34,7 +34,7 @@ class Listener(SilentObserver):
 
 @pytest.fixture(autouse=True)
 def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than the runs."""
+    """Leaves out the reports, which take longer than the runs."""
     monkeypatch.setattr("ddp_trainer.run.outputs.write_report_or_warn", lambda run_dir: None)
 
 
@@ -46,8 +46,8 @@ def test_importing_the_package_imports_no_torch() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_train_can_be_called_again_and_leaves_nothing_behind(tiny_dir: Path, tmp_path: Path) -> None:
-    """With another precision, after an exception, with a recipe and an observer of one's own."""
+def test_train_can_be_called_again_and_restores_the_process(tiny_dir: Path, tmp_path: Path) -> None:
+    """It is called with another precision, after an exception, and with the caller's own recipe and observer."""
     handlers, threads = signal.getsignal(signal.SIGTERM), set(threading.enumerate())
     results = [
         ddp_trainer.train("smoke", data_dir=tiny_dir, out=tmp_path / precision, precision=precision, **NARROW)
@@ -73,7 +73,7 @@ class Broken(SilentObserver):
 
 
 def test_train_works_in_a_thread(tiny_dir: Path, tmp_path: Path) -> None:
-    """Signals are not handled there, which is said once."""
+    """Signals are not handled in a thread, and one line says so."""
     found = []
 
     def work() -> None:
@@ -93,7 +93,7 @@ def test_train_works_in_a_thread(tiny_dir: Path, tmp_path: Path) -> None:
         ({"precision": "fp8"}, "--precision"),
     ],
 )
-def test_a_wrong_setting_raises_the_line_of_the_command(tiny_dir: Path, settings: dict, expected: str) -> None:
+def test_a_wrong_setting_raises_the_error_message_of_the_command(tiny_dir: Path, settings: dict, expected: str) -> None:
     for call in (ddp_trainer.train, lambda *a, **k: ddp_trainer.launch(*a, num_processes=2, **k)):
         with pytest.raises(ddp_trainer.InputError) as caught:
             call("smoke", data_dir=tiny_dir, **settings)

@@ -1,4 +1,4 @@
-"""The report in a real browser, if there is one: nothing is loaded, broken or cut off."""
+"""The report in a real browser, if one is installed: no requests, no errors, and nothing is cut off."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -16,7 +16,7 @@ import pytest
 from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
 from tests.support.trainer import NARROW, fork, read_lines, run, start, train
 
-# 96 training images in batches of 16: ten epochs of 6 steps, with a checkpoint at every second step.
+# 96 training images in batches of 16 give ten epochs of 6 steps, with a checkpoint after every second step.
 PLAN = (
     "--epochs",
     "10",
@@ -31,7 +31,7 @@ PLAN = (
     "--ema-decay",
     "0.9",
 )
-# What `fast` has and `smoke` does not, for two processes. The soak runs `smoke` alone.
+# Settings of `fast` that `smoke` does not have, for runs with two processes. tests/soak uses the settings of `smoke`.
 OF_FAST = (
     "--optimizer",
     "muon",
@@ -57,7 +57,7 @@ def plan(processes: int) -> tuple[str, ...]:
 
 
 def wait_for_an_epoch(out: Path, process: subprocess.Popen, seconds: float = 120) -> None:
-    """Returns when the first epoch is recorded, in the middle of the run."""
+    """Waits until the first epoch is recorded; the run is then in the middle."""
     record, deadline = out / "metrics.jsonl", time.monotonic() + seconds
     while not (record.exists() and record.stat().st_size):
         if process.poll() is not None or time.monotonic() > deadline:
@@ -68,7 +68,7 @@ def wait_for_an_epoch(out: Path, process: subprocess.Popen, seconds: float = 120
 
 
 def same_run(one: Path, other: Path) -> None:
-    # Comparing the bytes themselves, pytest would look for their differences for hours.
+    # If an assertion compared the bytes, pytest would take hours to show the differences.
     assert filecmp.cmp(one / "model.safetensors", other / "model.safetensors", shallow=False)
     ours, theirs = (
         [
@@ -84,7 +84,7 @@ def same_run(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """Run directories of runs that nobody stopped, by number of processes."""
+    """The directories of uninterrupted runs, by number of processes."""
 
     @functools.cache
     def run_directory(processes: int) -> Path:
@@ -95,7 +95,7 @@ def uninterrupted(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> C
     return run_directory
 
 
-# The soak tries more signals, moments and numbers of processes, without a launcher.
+# tests/soak tries more signals, moments and numbers of processes, but without a launcher.
 @pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGINT), (1, signal.SIGKILL), (2, signal.SIGUSR2)])
 def test_run_stopped_by_a_signal_and_resumed_equals_the_uninterrupted_run(
     uninterrupted: Callable[[int], Path], tiny_dir: Path, tmp_path: Path, processes: int, number: signal.Signals
@@ -127,8 +127,8 @@ def test_finished_run_is_left_unchanged(smoke_run: Path, tiny_dir: Path, tmp_pat
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_changed_setting_is_refused_by_its_name(tiny_dir: Path, tmp_path: Path) -> None:
-    """Whether there are steps left to train or not."""
+def test_changed_setting_is_refused_and_named(tiny_dir: Path, tmp_path: Path) -> None:
+    """It is refused whether steps are left to train or not."""
     out = tmp_path / "run"
     train("--data-dir", tiny_dir, "--out", out, "--max-steps", "2", module=NARROW)
     arguments = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", out, "--resume")
@@ -143,7 +143,7 @@ def test_changed_setting_is_refused_by_its_name(tiny_dir: Path, tmp_path: Path) 
 
 
 def test_resumed_run_has_no_results_until_it_is_finished_again(tiny_dir: Path, tmp_path: Path) -> None:
-    """It fails in the first of the added steps."""
+    """The resumed run fails in the first of the added steps."""
     arguments = ("--data-dir", tiny_dir, "--out", tmp_path / "run", "--max-steps")
     train(*arguments, "3", module=NARROW)
     results = [tmp_path / "run" / name for name in ("summary.json", "predictions.npz")]
@@ -180,7 +180,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def workers(launcher: subprocess.Popen) -> list[int]:
-    """The launcher's worker processes, oldest first."""
+    """Returns the process ids of the launcher's workers, oldest first."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     pids = [int(pid) for pid in children if NARROW.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
     return pids or [launcher.pid]

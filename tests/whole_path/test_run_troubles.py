@@ -1,4 +1,4 @@
-"""Troubles of a run in its directory: each is reported by its true reason, and nothing recorded is lost."""
+"""Problems with a run directory: the message gives the true reason, and no record is lost."""
 
 import json
 import resource
@@ -50,7 +50,7 @@ def assert_refused(data: Path, out: Path, problem: str, *words: str) -> None:
     assert contents(out) == before, "nothing is written over"
 
 
-# A file system that cannot do something, as the module that Python imports at its start.
+# Modules that Python imports at its start; they emulate a file system without locks, or without fsync of folders.
 WITHOUT_LOCKS = """
 import errno, fcntl, os
 def flock(*arguments): raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -83,7 +83,7 @@ def test_a_file_system_without_locks_or_folder_sync_is_enough(lack: str, tiny_di
     assert len(list_checkpoints(out / "checkpoints")) == 1
 
 
-def test_a_folder_that_another_run_holds_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_another_run_is_using_is_refused(tmp_path: Path) -> None:
     held = RunDirectory(tmp_path / "run", resume=False)
     with pytest.raises(directory.InputError, match="another run holds this folder"):
         RunDirectory(tmp_path / "run", resume=False)
@@ -111,7 +111,7 @@ def test_an_old_checkpoint_that_stays_does_not_fail_a_save(
 
 
 def test_an_old_checkpoint_that_cannot_be_renamed_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As overlayfs cannot rename a folder of a lower layer."""
+    """overlayfs, for example, cannot rename a folder of a lower layer."""
     real = Path.rename
 
     def rename(path: Path, target: Path) -> Path:
@@ -128,8 +128,8 @@ def test_an_old_checkpoint_that_cannot_be_renamed_is_removed(tmp_path: Path, mon
     assert (tmp_path / "step-00000002" / MANIFEST).exists()
 
 
-def test_a_disk_that_is_full_at_the_weights_is_one_line_and_leaves_no_part(copied_run: Path, tiny_dir: Path) -> None:
-    """The run is resumed at its end, under a limit on the size of files that the weights do not fit in."""
+def test_a_full_disk_while_saving_the_weights_is_one_line_and_leaves_no_part(copied_run: Path, tiny_dir: Path) -> None:
+    """The run is resumed at its end, with a limit on the size of files that the weights exceed."""
     for name in ("summary.json", "model.safetensors"):
         (copied_run / name).unlink()
 
@@ -152,7 +152,7 @@ def test_a_disk_that_is_full_at_the_weights_is_one_line_and_leaves_no_part(copie
     assert [path.name for path in copied_run.glob(".*")] == [".lock"]
 
 
-def test_a_resume_removes_what_a_killed_process_was_writing(copied_run: Path, tiny_dir: Path) -> None:
+def test_a_resume_removes_the_temporary_files_of_a_killed_process(copied_run: Path, tiny_dir: Path) -> None:
     stray = copied_run / f".model.safetensors.{'0' * 16}"
     stray.write_bytes(b"part")
     (copied_run / ".my-notes").write_text("kept")
@@ -162,7 +162,7 @@ def test_a_resume_removes_what_a_killed_process_was_writing(copied_run: Path, ti
 
 
 def rewrite(run_dir: Path, change: Callable[[dict], object], *, version: int = checkpoint.FORMAT_VERSION) -> None:
-    """Changes every checkpoint of a run into what another release might have written."""
+    """Changes every checkpoint of a run into one that another release might have written."""
     before = checkpoint.FORMAT_VERSION
     for place in list_checkpoints(run_dir / "checkpoints"):
         state = torch.load(place / "state.pt", weights_only=True)
@@ -172,7 +172,7 @@ def rewrite(run_dir: Path, change: Callable[[dict], object], *, version: int = c
         checkpoint.FORMAT_VERSION = before
 
 
-def test_a_setting_that_the_release_of_the_run_did_not_have_is_its_default(copied_run: Path, tiny_dir: Path) -> None:
+def test_a_setting_that_an_older_run_did_not_have_counts_as_its_default(copied_run: Path, tiny_dir: Path) -> None:
     rewrite(copied_run, lambda state: state["settings"].pop("freeze_bn_scale"))
     assert_refused(tiny_dir, copied_run, "freeze_bn_scale False -> True", "--freeze-bn-scale")
     assert resume(tiny_dir, copied_run).returncode == 0
@@ -183,7 +183,7 @@ def test_a_setting_that_the_release_of_the_run_did_not_have_is_its_default(copie
     ("change", "version", "problem"),
     [(lambda state: state.pop("sums"), 2, "has no sums"), (lambda state: None, 1, "has format 1")],
 )
-def test_a_checkpoint_of_another_release_is_refused_by_its_true_reason(
+def test_a_checkpoint_of_another_release_is_refused_with_the_true_reason(
     copied_run: Path, tiny_dir: Path, change: Callable[[dict], object], version: int, problem: str
 ) -> None:
     rewrite(copied_run, change, version=version)

@@ -1,4 +1,4 @@
-"""A run beside others: folder names, one process after another, and data that changes while it is read."""
+"""Several runs: names of their folders, several runs in one process, and a dataset that changes during a run."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def test_a_folder_name_with_a_line_break_is_refused(module: str, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
-def test_folders_of_one_second_have_different_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_created_in_the_same_second_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert len({new_folder("smoke") for _ in range(4)}) == 4
     assert len(list((tmp_path / "runs").iterdir())) == 4
@@ -81,7 +81,7 @@ except KeyboardInterrupt:
 
 
 def test_main_restores_what_it_changes_and_runs_in_a_thread(tiny_dir: Path, tmp_path: Path) -> None:
-    """As in a notebook: two precisions in one process, then a thread, then an interrupt of a later cell."""
+    """Emulates a notebook: runs with two precisions, then a run in a thread, then an interrupt of a later cell."""
     done = subprocess.run(
         [sys.executable, "-c", CELLS, str(tmp_path), *WORDS, "--data-dir", str(tiny_dir)],
         env=environment(),
@@ -123,7 +123,7 @@ def test_a_dataset_that_is_only_touched_or_copied_does_not_end_a_run(tiny_dir: P
     assert process.returncode == 0, stderr
 
 
-def test_a_dataset_that_changes_ends_the_run_with_its_state_saved(tiny_dir: Path, tmp_path: Path) -> None:
+def test_a_dataset_that_changes_ends_the_run_with_a_checkpoint_saved(tiny_dir: Path, tmp_path: Path) -> None:
     data, out = Path(shutil.copytree(tiny_dir, tmp_path / "data")), tmp_path / "run"
     process = _streaming(data, out)
     content = bytearray((data / "train.beton").read_bytes())

@@ -1,6 +1,6 @@
-"""scripts/setup.sh with a recorder in place of pip, venv and FFCV's build: what it asks for, when, and what it says.
+"""scripts/setup.sh with fake pip, venv and FFCV build, which only record their calls: the right calls and messages.
 
-That the real set-up works on a bare machine is shown by .ci/run on one, not here.
+These tests do not run the real set-up; .ci/run does, on a bare machine.
 """
 
 import os
@@ -22,7 +22,7 @@ TOOLS = ("bash", "dirname", "uname", "cat", "sha256sum", "rm", "mkdir", "cp", "e
 STEPS = ["venv", "pip", "ffcv", "pip", "imports"]
 INTO_THE_SAME_VENV = STEPS[1:]
 
-# A Python that is really one for what is asked of it, but only writes down what would change the machine.
+# A Python that answers questions like the real one, but only records the commands that would change the machine.
 RECORDING_PYTHON = """#!/usr/bin/env bash
 case "$1 $2" in
   "-m venv") echo "venv $3 $4" >>"$CALLS"; mkdir -p .venv/bin
@@ -37,7 +37,7 @@ esac
 
 
 class Machine(NamedTuple):
-    """A pretended machine: a project folder, and a PATH with nothing on it but what the test put there."""
+    """An emulated machine: a project folder, and a PATH with only the programs of the test."""
 
     project: Path
     path: Path
@@ -57,7 +57,7 @@ class Machine(NamedTuple):
         )
 
     def recorded(self) -> list[str]:
-        """What was called since the last time this was asked."""
+        """Returns the calls since the last call of this method."""
         lines = self.calls.read_text().splitlines()
         self.calls.write_text("")
         return lines
@@ -82,7 +82,7 @@ def machine(tmp_path: Path) -> Machine:
     return machine
 
 
-def test_first_call_does_all_second_call_nothing(machine: Machine) -> None:
+def test_first_call_installs_everything_and_second_call_nothing(machine: Machine) -> None:
     first = machine.set_up()
     assert first.returncode == 0, first.stderr
     calls = machine.recorded()
@@ -113,7 +113,7 @@ def test_a_failed_install_is_tried_again(machine: Machine) -> None:
     text = constraints.read_text()
     constraints.write_text(text + "# changed\n")
     assert machine.set_up(PIP_STATUS="7").returncode == 7
-    constraints.write_text(text)  # this was installed once, but what is installed now is unknown
+    constraints.write_text(text)  # this version was installed before, but the failed call may have changed it
     machine.recorded()
     assert machine.set_up().returncode == 0
     assert machine.recorded_steps()[-1] == "imports"
@@ -137,7 +137,7 @@ def test_a_python_without_venv_is_named_with_the_command_that_installs_it(machin
 
 
 @pytest.mark.parametrize("version", ["3.10", "3.13t", "3.14", ""])
-def test_an_unfit_python_is_named(version: str, machine: Machine) -> None:
+def test_an_unsupported_python_is_named(version: str, machine: Machine) -> None:
     machine.add("python3", f"#!/usr/bin/env bash\necho {version}\n")
     done = machine.set_up()
     assert done.returncode == 2
@@ -145,27 +145,27 @@ def test_an_unfit_python_is_named(version: str, machine: Machine) -> None:
     assert f"python3 is {version or 'not there'}:" in done.stderr
 
 
-def test_a_fit_python_is_found_beside_an_unfit_default(machine: Machine) -> None:
+def test_a_supported_python_is_found_if_the_default_is_not_supported(machine: Machine) -> None:
     machine.add("python3.12", (machine.path / "python3").read_text())
     machine.add("python3", "#!/usr/bin/env bash\necho 3.10\n")
     assert machine.set_up().returncode == 0
-    asked = machine.set_up(PYTHON=str(machine.path / "python3"))  # but one that was named is taken at the word
+    asked = machine.set_up(PYTHON=str(machine.path / "python3"))  # a named interpreter is never replaced
     assert asked.returncode == 2
 
 
 def test_an_interpreter_that_was_named_is_kept(machine: Machine) -> None:
-    """Also where the default is unfit."""
+    """It is kept even if the default is not supported."""
     named = machine.path / "elsewhere python"
     machine.add(named.name, (machine.path / "python3").read_text())
     machine.add("python3", "#!/usr/bin/env bash\necho 3.10\n")
     assert machine.set_up(PYTHON=str(named)).returncode == 0
     machine.recorded()
-    again = machine.set_up(PYTHON="python3")  # as the Makefile has it by default
+    again = machine.set_up(PYTHON="python3")  # the default of the Makefile
     assert (again.returncode, again.stdout, machine.recorded()) == (0, "setup: .venv is up to date\n", [])
 
 
 def test_constraints_satisfy_every_requirement() -> None:
-    """pip is told to look for no dependencies, so a forgotten `scripts/lock.py` would leave one out."""
+    """pip installs with --no-deps, so a package that is missing in constraints.txt would not be installed."""
     pinned = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (REPOSITORY / "constraints.txt").read_text(), flags=re.MULTILINE))
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     ffcv = tomllib.loads((REPOSITORY / "scripts/ffcv/pyproject.toml").read_text())["project"]
@@ -198,7 +198,7 @@ def test_torch_compile_without_a_compiler_is_refused_in_one_line(tiny_dir: Path,
     assert not (tmp_path / "run").exists()
 
 
-def test_ci_runs_make_test_with_real_images_only_where_they_are(tmp_path: Path) -> None:
+def test_ci_runs_make_test_with_real_images_only_if_they_exist(tmp_path: Path) -> None:
     project = tmp_path / "project"
     (project / ".ci").mkdir(parents=True)
     shutil.copy(REPOSITORY / ".ci" / "run", project / ".ci" / "run")

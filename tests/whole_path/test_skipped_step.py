@@ -1,4 +1,4 @@
-"""A step that is not finite ends the run, names its images, and leaves the checkpoint before it."""
+"""A loss that is not finite ends the run; the images of the step are listed, and the previous checkpoint stays."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ POISONED = "tests.support.workers.poisoned_train"
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_nan_loss_of_one_image_ends_the_run_and_is_reported(tiny_dir: Path, tmp_path: Path, processes: int) -> None:
-    """In the last rank only, in step 5, right after the checkpoint of step 4."""
+    """The NaN occurs only on the last rank, in step 5, right after the checkpoint of step 4."""
     out = tmp_path / "run"
     plan = ("--batch-size", "16", "--epochs", "2", "--max-steps", "12", "--checkpoint-every-steps", "2")
     arguments = (*plan, "--data-dir", tiny_dir, "--out", out)

@@ -1,4 +1,4 @@
-"""The whole path as a user walks it: prepare, train, look at the run directory, evaluate."""
+"""The whole path of a user: prepare a dataset, train, read the run directory, evaluate."""
 
 import filecmp
 import json

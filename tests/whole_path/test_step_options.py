@@ -1,4 +1,4 @@
-"""What the options of a training step do, each compared with the step without it. A narrow network in float64."""
+"""The effects of the options of a training step, compared with a step without them, on a narrow network in float64."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +24,7 @@ Take = Callable[..., Trainer]
 
 @pytest.fixture
 def stepped(tiny_dir: Path, device: torch.device) -> Take:
-    """Trainers that have taken one step on one batch of 32, whose second half repeats the first."""
+    """Returns trainers after one step on a batch of 32 images, in which the second half repeats the first."""
 
     def take(*, accumulate: int = 1, **optim: float) -> Trainer:
         config = narrow_settings(tiny_dir)
@@ -47,12 +47,12 @@ def weights(trainer: Trainer) -> Tensor:
 
 
 def momentum(trainer: Trainer) -> Tensor:
-    """After one step it is the gradient."""
+    """Returns the gradient, which equals the momentum after one step."""
     return torch.cat([slot["momentum_buffer"].flatten() for slot in trainer.state.optimizer.state.values()])
 
 
 def test_accumulated_parts_give_the_gradient_of_the_whole_batch(stepped: Take) -> None:
-    """BatchNorm sees the same statistics in either half as in both."""
+    """The halves of the batch are equal, so BatchNorm has the same statistics for a half as for the whole batch."""
     whole, parts = stepped(), stepped(accumulate=2)
     torch.testing.assert_close(momentum(parts), momentum(whole), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-9, atol=1e-12)
@@ -92,7 +92,7 @@ def test_loss_of_mixed_images_is_the_weighted_sum_over_both_labels() -> None:
     torch.testing.assert_close(losses_per_image(logits, labels, partners, share, label_smoothing=0.2), expected)
 
 
-def test_run_leaves_the_averaged_weights_if_there_are_any(tiny_dir: Path, tmp_path: Path) -> None:
+def test_run_with_ema_decay_saves_the_averaged_weights(tiny_dir: Path, tmp_path: Path) -> None:
     train("--data-dir", tiny_dir, "--out", tmp_path / "run", "--ema-decay", "0.5", module=NARROW)
     state = read_checkpoint(list_checkpoints(tmp_path / "run" / "checkpoints")[0])
     left = load_file(tmp_path / "run" / "model.safetensors")

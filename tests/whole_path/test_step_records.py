@@ -1,4 +1,4 @@
-"""steps.jsonl: the mean figures of every few steps."""
+"""steps.jsonl has a record with mean figures every N steps."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def records(data_dir: Path, out: Path, *flags: str, processes: int = 1) -> list[
 
 
 def test_records_are_means_of_the_steps_since_the_record_before(tiny_dir: Path, tmp_path: Path) -> None:
-    """At the start of an epoch too. Every step has the same number of images."""
+    """This also holds at the start of an epoch. Every step has the same number of images."""
     each = records(tiny_dir, tmp_path / "each", "--log-every-steps", "1")
     assert [record["step"] for record in each] == list(range(1, 13))
     assert [record["epoch"] for record in each] == [1] * 6 + [2] * 6

@@ -1,4 +1,4 @@
-"""Sweeps: which runs they consist of, what they leave, and that the same command continues them."""
+"""Sweeps: the list of runs, the table of results, and continuing with the same command."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def test_listing_runs_trains_nothing(tiny_dir: Path, tmp_path: Path, capsys: pyt
 
 
 def test_a_stopped_sweep_continues_and_ends_with_its_table(tiny_dir: Path, tmp_path: Path) -> None:
-    """The folder of the second run cannot be created."""
+    """The sweep stops because the folder of the second run cannot be created."""
     small = ("--device", "cpu", "--batch-size", "8", "--data-dir", tiny_dir)
     sweep = ("smoke", "--seeds", "2", *small, "--max-steps", "3", "--out", tmp_path)
     (tmp_path / "seed=1").write_text("in the way")
@@ -134,7 +134,7 @@ def test_a_stopped_sweep_continues_and_ends_with_its_table(tiny_dir: Path, tmp_p
 
 
 def test_runs_that_differ_in_the_seed_only_share_a_row(smoke_run: Path, tmp_path: Path) -> None:
-    """The number of steps makes a difference, the number of kept checkpoints does not."""
+    """Runs with another number of steps get another row; the number of kept checkpoints is ignored."""
     folders = []
     for number, changes in enumerate(({}, {"keep_checkpoints": 9, "seed": 1}, {"max_steps": 5})):
         folders.append(Path(shutil.copytree(smoke_run, tmp_path / str(number), ignore=shutil.ignore_patterns("wandb"))))

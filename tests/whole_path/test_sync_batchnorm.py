@@ -1,4 +1,4 @@
-"""Synchronised BatchNorm over the ranks' shares is plain BatchNorm over the whole batch, forward and backward."""
+"""Synchronized BatchNorm on several ranks equals plain BatchNorm on the whole batch, forward and backward."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from tests.support.workers.batchnorm import inputs
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_it_is_plain_batchnorm_over_the_whole_batch(tmp_path: Path, device: str) -> None:
-    """Ours on the CPU, torch's on CUDA."""
+def test_synchronized_batchnorm_equals_batchnorm_on_the_whole_batch(tmp_path: Path, device: str) -> None:
+    """The CPU uses this project's implementation, and CUDA torch's."""
     if device == "cuda" and torch.cuda.device_count() < 3:
         pytest.skip("three GPUs are needed")
     finished = run("tests.support.workers.batchnorm", tmp_path, device, processes=3)
@@ -34,7 +34,7 @@ def test_it_is_plain_batchnorm_over_the_whole_batch(tmp_path: Path, device: str)
             assert torch.allclose(rank[name], plain.state_dict()[name], rtol=1e-9)
 
 
-def test_in_bf16_its_statistics_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_with_bf16_equal_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.distributed.all_reduce", lambda values: None)  # one process
     ours, plain = CpuSyncBatchNorm2d(3), nn.BatchNorm2d(3)
     images = inputs()[0].bfloat16()

@@ -1,4 +1,4 @@
-"""One process or several, under the real launcher: the same images and the same losses."""
+"""One process and several processes with the real launcher train on the same images, with the same losses."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.support.trainer import run
 
 
 def global_batches(folder: Path, world_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, batch, ...) images and indices, joined from the ranks' files in rank order."""
+    """Returns images and indices (steps, batch, ...), joined from the files of the ranks in rank order."""
     ranks = [np.load(folder / f"rank-{rank}-of-{world_size}.npz") for rank in range(world_size)]
     return tuple(np.concatenate([rank[name] for rank in ranks], axis=1) for name in ("images", "indices"))  # type: ignore[return-value]
 
@@ -44,7 +44,7 @@ STEPS = {"float64": 50, "float32": 20}
 
 @pytest.fixture(scope="module")
 def losses(synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files DTYPE-PROCESSES.json: the loss at each step, with synchronized BatchNorm."""
+    """A folder of files DTYPE-PROCESSES.json with the loss at each step, with synchronized BatchNorm."""
     folder = tmp_path_factory.mktemp("losses")
     for world_size in (1, 2, 4):
         parts = [f"{dtype}={steps}" for dtype, steps in STEPS.items()]
@@ -58,7 +58,7 @@ def test_losses_with_synchronized_batchnorm_are_the_same(losses: Path, dtype: st
     one, two, four = (json.loads((losses / f"{dtype}-{size}.json").read_text()) for size in (1, 2, 4))
     assert len(one) == STEPS[dtype]
     assert len(set(one)) == len(one), "every step has its own images and weights"
-    if dtype == "float64":  # 20 steps of float32 at its low rate are too few
+    if dtype == "float64":  # in float32, the loss hardly falls in 20 steps at the low learning rate
         assert np.mean(one[-10:]) < np.mean(one[:10])
     assert two == pytest.approx(one, rel=tolerance)
     assert four == pytest.approx(one, rel=tolerance)

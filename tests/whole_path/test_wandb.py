@@ -1,4 +1,4 @@
-"""W&B as its users expect it: real offline runs, read back from their files."""
+"""W&B receives all records of a run: the tests read the files of real offline runs."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def epochs_in(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def steps_in(run_dir: Path) -> list[dict[str, Any]]:
-    """The step records in W&B's history, under their own names."""
+    """Returns the step records in W&B's history, with their original names."""
     rows = [row for row in read_history(run_dir) if "step/step" in row]
     return [{name[5:]: value for name, value in row.items() if name.startswith("step/")} for row in rows]
 
@@ -51,7 +51,7 @@ def test_every_step_and_epoch_is_in_the_lines_and_in_wandb_once(offline_run: Pat
     assert steps_in(offline_run) == expected_steps(1, 2, 3)
 
 
-def test_wandb_knows_axes_names_settings_and_the_end(offline_run: Path) -> None:
+def test_wandb_has_axes_names_settings_and_exit_status(offline_run: Path) -> None:
     entries = read_records(offline_run)
     metrics = {metric.name: metric for metric in of_kind(entries, "metric")}
     assert metrics["test_accuracy"].summary.max
@@ -101,7 +101,7 @@ def test_confusion_matrix_table_and_model_are_those_of_the_files(offline_run: Pa
     assert set(model.aliases) == {"latest", "final"}
 
 
-def test_a_real_run_leaves_the_same(smoke_run: Path) -> None:
+def test_a_real_run_has_the_same_records(smoke_run: Path) -> None:
     assert epochs_in(smoke_run) == read_lines(smoke_run / "metrics.jsonl")
     assert steps_in(smoke_run) == read_lines(smoke_run / "steps.jsonl")
     summary = read_summary(smoke_run)
@@ -114,7 +114,7 @@ def test_a_real_run_leaves_the_same(smoke_run: Path) -> None:
 
 @pytest.mark.parametrize("end", ["crash", "complete", "stopped"])
 def test_a_resumed_run_continues_in_the_same_wandb_run(tmp_path: Path, end: str) -> None:
-    """Epoch 2 was logged before the end but is not in the checkpoint: it is trained and logged again."""
+    """Epoch 2 was logged but is not in the checkpoint, so it is trained and logged again."""
     run_dir = tmp_path / "run"
     state, _, _ = track(run_dir, [1, 2], end=end)
     again, _, code = track(run_dir, [2, 3], history=[1], state=state)
@@ -135,8 +135,8 @@ def test_a_run_that_died_before_its_first_checkpoint_keeps_its_id(tmp_path: Path
 
 
 @pytest.mark.parametrize("end", ["stopped", "failed"])
-def test_a_run_that_ends_within_an_epoch_loses_and_doubles_no_step(tmp_path: Path, end: str) -> None:
-    """The record of step 3 has come, that of its epoch has not: W&B must not close their common row too early."""
+def test_a_run_that_ends_within_an_epoch_has_every_step_once(tmp_path: Path, end: str) -> None:
+    """Step 3 is logged, but its epoch is not. Both share a row, which W&B must not close too early."""
     run_dir = tmp_path / "run"
     state, _, _ = track(run_dir, [], records=[([step_record(2), step_record(3)], None)], end=end)
     assert steps_in(run_dir) == [step_record(2), step_record(3)][: 2 if end == "failed" else 1]
@@ -155,7 +155,7 @@ def test_wandb_run_id_belongs_to_one_run_directory(tmp_path: Path) -> None:
     assert said == f"warning: WANDB_RUN_ID=abcd9999 belongs to {tmp_path / 'a'}; using a new id\n"
 
 
-def test_an_id_that_wandb_refuses_is_reported_and_not_kept(tmp_path: Path) -> None:
+def test_an_id_that_wandb_refuses_is_reported_and_discarded(tmp_path: Path) -> None:
     state, said, code = track(tmp_path / "run", [1], env={"WANDB_RUN_ID": "a/b"})
     assert (state, code, said.count("\n")) == ({}, 0, 1)
     assert "Run ID cannot contain" in said
@@ -164,8 +164,8 @@ def test_an_id_that_wandb_refuses_is_reported_and_not_kept(tmp_path: Path) -> No
     assert epochs_in(tmp_path / "run") == [record(1), record(2)]
 
 
-def test_auto_obeys_wandbs_own_settings_files(tmp_path: Path) -> None:
-    """As `wandb offline` and `wandb init` write them in the working directory."""
+def test_mode_auto_reads_wandbs_own_settings_files(tmp_path: Path) -> None:
+    """`wandb offline` and `wandb init` write these files in the working directory."""
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "settings").write_text("[default]\nmode = offline\nproject = flowers\n")
     env = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}
@@ -186,5 +186,5 @@ def test_without_wandb_installed_a_run_is_recorded_and_a_line_says_so(tmp_path: 
         assert read_lines(run_dir / "metrics.jsonl") == [record(1)]
 
 
-def test_no_file_holds_a_key_the_environment_or_the_command_line(offline_run: Path) -> None:
+def test_no_file_contains_a_key_the_environment_or_the_command_line(offline_run: Path) -> None:
     assert holds(offline_run, KEY) + holds(offline_run, MARKER) == []

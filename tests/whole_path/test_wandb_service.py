@@ -1,4 +1,4 @@
-"""Around a W&B run: online or not, its id, and never waiting for long."""
+"""The mode and the id of a W&B run, and limits on waiting for W&B."""
 
 import os
 import threading
@@ -65,7 +65,7 @@ def test_a_login_in_the_netrc_file_counts_for_its_own_server(tmp_path: Path, mon
     assert not has_credentials()
 
 
-def test_bounded_work_raises_its_own_error_and_gives_up_in_time() -> None:
+def test_work_with_a_time_limit_raises_its_own_error_or_gives_up_in_time() -> None:
     with pytest.raises(ZeroDivisionError):
         bounded(lambda: print(1 / 0), 5)
     started, release = time.monotonic(), threading.Event()
@@ -75,7 +75,7 @@ def test_bounded_work_raises_its_own_error_and_gives_up_in_time() -> None:
     assert time.monotonic() - started < 5
 
 
-def test_the_id_of_the_checkpoint_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_id_of_the_checkpoint_has_priority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     (tmp_path / "wandb").mkdir()
     first = choose_run_id(tmp_path, None)
