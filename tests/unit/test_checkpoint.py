@@ -51,9 +51,7 @@ def test_loaded_state_equals_the_saved_one_and_the_newest_are_kept(tmp_path: Pat
 
 def test_best_checkpoint_is_kept_besides_the_newest(tmp_path: Path) -> None:
     for step, score in enumerate((0.5, 0.9, None, 0.9, 0.7, None), start=1):
-        checkpoint_saver = CheckpointSaver(
-            tmp_path, keep=1
-        )  # a new saver each time, so that it must find the best checkpoint on the disk
+        checkpoint_saver = CheckpointSaver(tmp_path, keep=1)  # a new saver must find the best checkpoint on the disk
         checkpoint_saver.save(state(step), step=step, score=score)
         checkpoint_saver.close()
     assert names(tmp_path) == ["step-00000002", "step-00000006"]

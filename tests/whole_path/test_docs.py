@@ -77,7 +77,7 @@ def tree() -> list[str]:
 
 def repository_paths() -> Iterator[str]:
     """Yields files and folders of the repository, without __init__.py; folders end in a slash."""
-    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listing = ["git", "ls-files"]
     try:
         listed = subprocess.run(listing, cwd=REPOSITORY, text=True, capture_output=True)
     except FileNotFoundError:
