@@ -14,11 +14,11 @@ export PIP_USER=0 # some clusters set it to 1, and pip then fails in a virtual e
 say() { echo "setup: $*"; }
 stop() { echo "error: $*" >&2; exit 2; }
 
-# Prints a version such as 3.11. For a build without the global interpreter lock, which FFCV does not support, it is 3.13t.
+# Prints a version: 3.11, or 3.13t for a build without the global interpreter lock, which FFCV does not support.
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2] + sys.abiflags)' 2>/dev/null || true; }
 is_supported() { [[ $1 == 3.11 || $1 == 3.12 || $1 == 3.13 ]]; }
 
-# Sets `python` and `version`. If PYTHON names an interpreter, that one is used. Otherwise the first supported one of these
+# Sets `python` and `version`. If PYTHON names an interpreter, it is used. Otherwise the first supported one of these
 # is used: the interpreter of .venv, which somebody may have chosen; python3; and Debian's and Ubuntu's python3.XX.
 find_python() {
   local wanted=${PYTHON:-python3} candidate candidates present

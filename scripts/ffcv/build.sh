@@ -3,7 +3,7 @@
 #
 # FFCV's setup.py requires OpenCV, TurboJPEG and pkg-config, which only root can install. FFCV's C++ library (150 lines)
 # uses OpenCV to resize images and TurboJPEG to decode JPEG. This project stores raw images only, which need neither. So
-# the library is compiled with the headers in include/: they declare the functions of OpenCV and TurboJPEG, and print one
+# it is compiled with the headers in include/: they declare the functions of OpenCV and TurboJPEG, and print one
 # line and end the process if one of them is called. These headers are used even if the real libraries are installed, so
 # that every machine runs the same build. The script uses the machine's C++ compiler if there is one (this takes seconds).
 # Otherwise it downloads ziglang, a compiler in a wheel of 100 MB, for the build, and removes it afterwards.
@@ -15,7 +15,7 @@ trap 'rm -rf "$work"' EXIT
 
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
 
-# pip runs setup.py to read the metadata of a source archive, and setup.py runs pkg-config; bin/ has a replacement for it.
+# pip runs setup.py to read the metadata of an archive, and setup.py runs pkg-config; bin/ has a replacement for it.
 fetch_source() {
   PATH=$here/bin:$PATH pip download --no-deps --no-build-isolation --no-binary ffcv --require-hashes \
     --requirement "$here/source.txt" --dest "$work"
@@ -47,7 +47,7 @@ find_compiler
 "${link[@]}" -shared "$work/libffcv.o" -o "$work/ffcv/_libffcv.abi3.so"
 cp "$work/libffcv/libffcv.cpp" "$work/ffcv/" # a test compiles it again with the real libraries
 
-# pyproject.toml replaces setup.py, which would compile the library and requires a package that needs the system's libGL.
+# pyproject.toml replaces setup.py, which would compile and requires a package that needs the system's libGL.
 # FFCV's benchmarks are removed, because they import three packages that nothing else needs.
 rm -r "$work"/{setup.py,setup.cfg,ffcv.egg-info,ffcv/benchmarks}
 cp "$here/pyproject.toml" "$work/"
