@@ -32,6 +32,14 @@ RECORD = {
 }
 
 
+@pytest.fixture(autouse=True)
+def usual_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the terminal, or the lack of one, that the tests are started from."""
+    monkeypatch.setenv("TERM", "xterm")
+    for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 0.0
