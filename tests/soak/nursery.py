@@ -16,7 +16,7 @@ from types import FrameType
 
 PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 30.0  # time between SIGTERM and SIGKILL of a launcher
-RAISES = signal.SIGUSR1  # raises an exception in a child, whatever it is doing
+RAISES = signal.SIGALRM  # raises an exception in a child, whatever it is doing; the trainer does not handle it
 SMOKE = ("smoke", "--device", "cpu")
 
 
