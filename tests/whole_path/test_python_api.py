@@ -14,6 +14,7 @@ from nbclient import NotebookClient
 
 import ddp_trainer
 from ddp_trainer.engine.observer import SilentObserver
+from ddp_trainer.tracking.metric_files import Record
 from tests.support.trainer import REPOSITORY, environment
 
 NARROW = {"device": "cpu", "widths": (8, 8, 16, 16)}
@@ -28,8 +29,8 @@ class Listener(SilentObserver):
     def step_done(self, step: int) -> None:
         self.steps.append(step)
 
-    def epoch_done(self, record: dict) -> None:
-        self.accuracies.append(record["test_accuracy"])
+    def epoch_done(self, record: Record) -> None:
+        self.accuracies.append(float(record["test_accuracy"]))
 
 
 @pytest.fixture(autouse=True)
