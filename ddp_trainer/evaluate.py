@@ -17,6 +17,7 @@ from data_prep.loader import build_loader
 from ddp_trainer.command_line import parse_flags, program_name, run_command
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.launch import Launch
+from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.evaluation import Evaluator
 from ddp_trainer.models.spec import ModelSpec, load_model
@@ -39,6 +40,7 @@ class EvaluateConfig:
     """auto: bf16 if the hardware has it, else fp16 on CUDA, else fp32."""
 
 
+@restored_settings()
 def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
     """The figures that the command prints, on every rank. Raises InputError if run or data cannot be used."""
     model, spec = load_model(config.run_dir)
