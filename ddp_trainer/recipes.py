@@ -97,7 +97,7 @@ def finetune() -> TrainConfig:
     """To start from trained weights: 5 epochs at low learning rates, ten times higher for the new linear layer.
 
     Command:   python -m ddp_trainer.train finetune --init-from RUN --data-dir data/photos
-    Result:    not measured on photographs; docs/results.md has one figure on CIFAR-10
+    Result:    not measured
 
     Add `--network` as the weights need it, and `--freeze PATTERN` to train only a part.
     """

@@ -158,8 +158,12 @@ def _signal_on_death_of_parent(number: int) -> None:
 
 
 def exit_process(status: int) -> None:
-    """Ends this process. After a failure, it ends at once: waiting for a rank that is gone may take forever."""
-    if status:
+    """Ends this process; at once after a failure, because waiting for a rank that is gone may take forever.
+
+    Every rank but the main one ends at once in any case: it has nothing left to write, and a thread of torch's that
+    outlives the interpreter may abort the process, which the launcher would take for a failed run.
+    """
+    if status or os.environ.get("RANK", "0") != "0":
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
