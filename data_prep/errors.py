@@ -4,7 +4,7 @@ import shlex
 import unicodedata
 
 CONTROL_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, line and paragraph separators
-# They reorder the text around them, so that a reader sees another command than the one that is pasted.
+# Characters that reorder the text around them: a reader would see a different command from the one they paste.
 REORDERING = set(map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
 

@@ -27,7 +27,7 @@ class Listing:
     root: Path
     classes: dict[str, Path] = field(default_factory=dict)  # name in Unicode form NFC -> folder
     images: list[tuple[Path, int]] = field(default_factory=list)  # files and their labels
-    other: Counter[str] = field(default_factory=Counter)  # suffixes of files without an image
+    other: Counter[str] = field(default_factory=Counter)  # suffixes of files that are not images
     hidden: int = 0
 
     def note(self) -> str | None:

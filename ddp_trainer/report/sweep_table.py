@@ -15,7 +15,10 @@ HEAD = "| settings | n | mean {} accuracy | standard deviation | with TTA | stan
 
 
 def results_table(folders: Sequence[Path]) -> str:
-    """A row for all finished runs with the same settings. Raises InputError if a run directory is damaged."""
+    """The table: finished runs that differ only in their seed share one row.
+
+    Raises InputError if a run directory is damaged.
+    """
     runs = [load_run(folder) for folder in folders if (folder / "summary.json").exists()]
     groups: dict[str, list[Run]] = {}
     for run, label in zip(runs, labels(runs), strict=True):

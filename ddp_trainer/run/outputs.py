@@ -65,7 +65,7 @@ def summarize(trainer: Trainer, evaluation: Evaluation) -> dict[str, Any]:
     """Content of summary.json."""
     config, state, spec = trainer.config, trainer.state, trainer.data.evaluator.spec
     flops = training_flops(config, spec, steps=state.step, num_images=len(trainer.data.samples))
-    unfinished = state.watch.read()  # the epoch that --max-steps has cut short
+    unfinished = state.watch.read()  # seconds spent in the epoch that --max-steps has cut short
     seconds = sum(float(record["seconds"]) for record in state.history) + unfinished
     assert evaluation.correct_tta is not None
     return {

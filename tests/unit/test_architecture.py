@@ -148,7 +148,7 @@ def test_environment_of_the_launcher_is_read_in_one_folder() -> None:
         for node in ast.walk(tree_of(file))
         if isinstance(node, ast.Constant) and node.value in variables
     }
-    # FFCV's loader shares this machine's memory with the other processes on it.
+    # It reads LOCAL_WORLD_SIZE to divide the free memory among the processes on this machine.
     allowed = {name for name in readers if name.startswith("ddp_trainer/distributed/")} | {"data_prep/loader.py"}
     assert readers <= allowed
 
