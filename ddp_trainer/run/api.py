@@ -19,7 +19,7 @@ from ddp_trainer.recipes import RECIPES
 from ddp_trainer.run.directory import new_folder
 from ddp_trainer.run.result import RunResult
 
-CPU_LAUNCHER = ("--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+ONE_MACHINE = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
 
 
 def configure(recipe: str | TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
@@ -55,10 +55,9 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
     config = configure(recipe, settings)
     out = config.run.out or new_folder(config.recipe)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, out=out))
-    several = ("--num_processes", str(num_processes), "--main_process_port", "0")
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *CPU_LAUNCHER[1:], *several]
-    if num_processes > 1:
-        launcher.insert(3, CPU_LAUNCHER[0])
+    several = ("--multi_gpu",) if num_processes > 1 else ()
+    processes = (*several, "--num_processes", str(num_processes))
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *ONE_MACHINE, *processes]
     changed = _changes(config)
     status = _run_shown([*launcher, "-m", "ddp_trainer.train", config.recipe, *as_flags(changed)])
     if status == 0:

@@ -15,28 +15,14 @@ from ddp_trainer.distributed.signals import SIGNALS
 from tests.soak.nursery import GRACE_SECONDS
 from tests.soak.outcome import Outcome
 from tests.soak.stops import PLAN, saved_at_the_end
+from tests.support.trainer import NARROW, REPOSITORY, SEVERAL
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
-SEVERAL = (
-    "--multi_gpu",
-    "--num_machines",
-    "1",
-    "--mixed_precision",
-    "no",
-    "--dynamo_backend",
-    "no",
-    "--num_processes",
-    "2",
-    "--main_process_port",
-    "0",
-)
 ALONE = ("--num_machines", "1", "--num_processes", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--cpu")
 LAUNCHERS = {
     "accelerate launch of one": ("accelerate.commands.launch", *ALONE, "-m"),
-    "accelerate launch of two": ("accelerate.commands.launch", *SEVERAL, "-m"),
+    "accelerate launch of two": ("accelerate.commands.launch", *SEVERAL, "--num_processes", "2", "-m"),
     "torchrun": ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"),
 }
-TRAINER = "tests.support.workers.narrow_train"
 
 
 def launch(launcher: str, data: Path, out: Path) -> subprocess.Popen:
@@ -47,7 +33,7 @@ def launch(launcher: str, data: Path, out: Path) -> subprocess.Popen:
                 sys.executable,
                 "-m",
                 *LAUNCHERS[launcher],
-                TRAINER,
+                NARROW,
                 "smoke",
                 "--device",
                 "cpu",
@@ -76,7 +62,7 @@ def workers(out: Path) -> list[int]:
         except OSError:
             continue
         launcher = any(name in words for name in ("accelerate.commands.launch", "torch.distributed.run"))
-        if TRAINER in words and str(out) in words and not launcher and state != "Z":
+        if NARROW in words and str(out) in words and not launcher and state != "Z":
             found.append(int(entry.parent.name))
     return sorted(found)
 
