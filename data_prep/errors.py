@@ -2,6 +2,7 @@
 
 import shlex
 import unicodedata
+from pathlib import Path
 
 CONTROL_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, line and paragraph separators
 # Characters that reorder the text around them: a reader would see a different command from the one they paste.
@@ -19,6 +20,14 @@ def require(condition: bool, message: str) -> None:
     """Raises InputError(message) unless `condition` holds."""
     if not condition:
         raise InputError(message)
+
+
+def require_printable(flag: str, path: Path | None) -> None:
+    """Raises InputError for a name with line breaks, which would break job scripts and logs."""
+    require(
+        path is None or str(path).isprintable(),
+        f"--{flag} must have no line breaks or other unprintable characters, got {str(path)!r}",
+    )
 
 
 def printable(text: str) -> str:

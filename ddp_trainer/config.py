@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from data_prep.augment_config import AugmentConfig
-from data_prep.errors import require
+from data_prep.data_config import DataConfig
+from data_prep.errors import require, require_printable
 from ddp_trainer.schedule import ScheduleConfig
 
 # Settings that may change when a run is resumed: they decide where and how it runs, not what it learns.
@@ -25,30 +26,6 @@ FREE_ON_RESUME = frozenset(
 DEFAULT_WIDTHS = (64, 128, 256, 512)
 WEEK_SECONDS = 7 * 86400
 SEED_LIMIT = 2**63
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    data_dir: Path = Path("data/cifar10")
-    """Folder that data_prep wrote."""
-    validation: int = 0
-    """Hold out this many training images (stratified, fixed by the seed) and evaluate on them instead of the test
-    split. Use it to choose settings."""
-    data_mode: Literal["auto", "stream", "resident"] = "auto"
-    """stream: read every epoch from the file; resident: keep all images in device memory; auto: resident if they are
-    small compared with that memory. All three give the same batches."""
-    num_workers: int = 1
-    """Data-loading threads of each process."""
-
-    def __post_init__(self) -> None:
-        require_printable("data-dir", self.data_dir)
-        require(self.validation >= 0, f"--validation must be at least 0, got {self.validation}")
-        require(self.num_workers >= 1, f"--num-workers must be at least 1, got {self.num_workers}")
-
-    @property
-    def evaluation_split(self) -> Literal["validation", "test"]:
-        """Name of the split that is evaluated."""
-        return "validation" if self.validation else "test"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,14 +211,6 @@ class TrainConfig:
     def fixed_on_resume(self) -> dict[str, Any]:
         """The settings that must not change when a run is resumed."""
         return {name: value for name, value in self.flat().items() if name not in FREE_ON_RESUME}
-
-
-def require_printable(flag: str, path: Path | None) -> None:
-    """Raises InputError for a name with line breaks, which would break job scripts and logs."""
-    require(
-        path is None or str(path).isprintable(),
-        f"--{flag} must have no line breaks or other unprintable characters, got {str(path)!r}",
-    )
 
 
 def _json_value(value: Any) -> Any:

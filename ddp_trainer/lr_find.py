@@ -22,19 +22,12 @@ from typing import Annotated
 import tyro
 
 from data_prep.augment_config import AugmentConfig
+from data_prep.data_config import DataConfig
 from data_prep.dataset import read_dataset, verify_dataset
-from data_prep.errors import require
+from data_prep.errors import require, require_printable
 from data_prep.files import replace_file, write_json
 from ddp_trainer.command_line import parse_flags, program_name, run_command, take_recipe
-from ddp_trainer.config import (
-    DataConfig,
-    NetworkConfig,
-    OptimConfig,
-    RunConfig,
-    RuntimeConfig,
-    TrainConfig,
-    require_printable,
-)
+from ddp_trainer.config import NetworkConfig, OptimConfig, RunConfig, RuntimeConfig, TrainConfig
 from ddp_trainer.distributed.launch import Launch, check_machine
 from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.distributed.runtime import Runtime

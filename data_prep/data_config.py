@@ -1,0 +1,31 @@
+"""Settings of the data of a run: which images are read, how, and which of them are evaluated."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from data_prep.errors import require, require_printable
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    data_dir: Path = Path("data/cifar10")
+    """Folder that data_prep wrote."""
+    validation: int = 0
+    """Hold out this many training images (stratified, fixed by the seed) and evaluate on them instead of the test
+    split. Use it to choose settings."""
+    data_mode: Literal["auto", "stream", "resident"] = "auto"
+    """stream: read every epoch from the file; resident: keep all images in device memory; auto: resident if they are
+    small compared with that memory. All three give the same batches."""
+    num_workers: int = 1
+    """Data-loading threads of each process."""
+
+    def __post_init__(self) -> None:
+        require_printable("data-dir", self.data_dir)
+        require(self.validation >= 0, f"--validation must be at least 0, got {self.validation}")
+        require(self.num_workers >= 1, f"--num-workers must be at least 1, got {self.num_workers}")
+
+    @property
+    def evaluation_split(self) -> Literal["validation", "test"]:
+        """Name of the split that is evaluated."""
+        return "validation" if self.validation else "test"
