@@ -1,5 +1,5 @@
-# PYTHON: the interpreter that .venv is made with (3.11 to 3.13).
-# RUN: what starts the training; RUN=".venv/bin/accelerate launch --config_file launch/all_gpus.yaml" for all GPUs.
+# PYTHON: the interpreter for .venv (3.11 to 3.13).
+# RUN: the command that starts training, such as ".venv/bin/accelerate launch --config_file launch/all_gpus.yaml".
 PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= $(BIN)/python
