@@ -1,126 +1,52 @@
-"""Compares the speed of the trainer's step with that of two plain PyTorch loops.
+"""Compares the speed of the trainer's step with that of plain PyTorch loops.
 
-    python -m benchmarks.training_step [--data-dir DIR] [--batch-size N] [--rounds N] [--steps N] [--result FILE]
+    python -m benchmarks.training_step [--recipe NAME] [--side N] [--loops NAME ...] [--rounds N] [--steps N]
+                                       [--result FILE] [flags of the trainer, such as --network or --batch-size]
 
-ours:     Trainer.train_step with all its parts: augmentation, schedule, metrics, guard, and the agreement on a stop.
-bare:     the same model, precision and memory format, but only forward, backward and optimizer step on a fixed batch.
-newcomer: the loop of most tutorials: fp32, NCHW, an optimizer that is not fused, and `.item()` in each step.
+ours:       Trainer.train_step with all its parts: augmentation, schedule, metrics, guard, and the agreement on a stop.
+bare:       the same model, precision and memory format, but only forward, backward and a step of SGD, whatever the
+            optimizer of the recipe, on a fixed batch.
+bare_graph: the bare loop replayed as one CUDA graph, on a GPU only.
+newcomer:   the loop of most tutorials: fp32, NCHW, an optimizer that is not fused, and `.item()` in each step.
 
 Each loop runs in its own process, so that they do not share settings of the memory allocator. In each round, every loop
 runs a few steps. The results are images/s and ratios of images/s, each as the median over rounds, so that a change in
-the machine's speed does not favor one of the loops.
+the machine's speed does not favor one of the loops. On a GPU, they are followed by the milliseconds of the host and of
+the GPU, and the operations on the GPU, for one step of each loop.
 """
 
 import argparse
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
+from benchmarks.gpu_cost import gpu_cost
+from benchmarks.loops import LOOPS, Step, available_loops, first_epoch
 from benchmarks.results import write_result
-from data_prep.batch_ops import batch_normalize
 from data_prep.dataset import read_dataset
-from data_prep.loader import Batch, ResidentLoader, StreamLoader, build_loader
-from ddp_trainer.distributed.backend import set_backend_flags
+from data_prep.errors import InputError
+from ddp_trainer.command_line import parse_flags, run_command
+from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.hardware import resolve_device, resolve_precision
-from ddp_trainer.distributed.runtime import Runtime
-from ddp_trainer.distributed.signals import StopRequest
-from ddp_trainer.engine.build import build_trainer
-from ddp_trainer.models.spec import ModelSpec, build_model
-from ddp_trainer.recipes import baseline
-
-Step = Callable[[], object]
+from ddp_trainer.recipes import RECIPES
+from ddp_trainer.run.checks import check_batch
 
 
-def our_step(data_dir: Path, batch_size: int) -> Step:
-    config = baseline()
-    config = replace(
-        config,
-        data=replace(config.data, data_dir=data_dir, data_mode="resident"),
-        schedule=replace(config.schedule, batch_size=batch_size),
-    )
-    runtime = Runtime(config.runtime, stop=StopRequest())
-    trainer = build_trainer(config, runtime, read_dataset(data_dir))
-    batch = first_batch(trainer.data.loader)
-
-    def step() -> None:
-        runtime.stop.announce()
-        trainer.train_step(batch, epoch=0)
-        runtime.stop.agreed()
-
-    return step
-
-
-def bare_step(data_dir: Path, batch_size: int) -> Step:
-    set_backend_flags(baseline().runtime)
-    model, images, labels = ready(data_dir, batch_size)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
-    precision = resolve_precision(baseline().runtime)
-    amp_type = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-    def step() -> None:
-        with torch.autocast(images.device.type, amp_type, enabled=amp_type is not None):
-            logits = model(images)
-        F.cross_entropy(logits.float(), labels).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-def newcomer_step(data_dir: Path, batch_size: int) -> Step:
-    model, images, labels = ready(data_dir, batch_size)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
-    images = images.contiguous()
-
-    def step() -> float:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return step
-
-
-LOOPS = {"ours": our_step, "bare": bare_step, "newcomer": newcomer_step}
-
-
-def load(data_dir: Path, batch_size: int) -> tuple[ModelSpec, ResidentLoader | StreamLoader]:
-    """Returns the model's specification for the dataset, and a loader of its training images on the device."""
-    dataset = read_dataset(data_dir)
-    spec = ModelSpec(classes=dataset.classes, mean=dataset.mean, std=dataset.std, image_size=dataset.image_size)
-    beton = data_dir / dataset.splits["train"].file
-    device = torch.device(resolve_device(baseline().runtime))
-    return spec, build_loader(beton, mode="resident", device=device, batch_size=batch_size, num_workers=1)
-
-
-def first_batch(loader: ResidentLoader | StreamLoader) -> Batch:
-    return next(iter(loader.batches([np.arange(loader.batch_size)])))
-
-
-def ready(data_dir: Path, batch_size: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """Returns the model, normalized images and labels, all on the device."""
-    spec, loader = load(data_dir, batch_size)
-    batch = first_batch(loader)
-    images = batch_normalize(batch.images, spec.mean, spec.std, torch.float32)
-    return build_model(spec).to(images.device), images, batch.labels
-
-
-def serve(name: str, data_dir: Path, batch_size: int, requests: Connection) -> None:
-    """Runs in its own process: receives numbers of steps, sends back images/s for each, and ends at 0."""
-    step = LOOPS[name](data_dir, batch_size)
+def serve(name: str, config: TrainConfig, side: int, requests: Connection) -> None:
+    """Runs in its own process: receives numbers of steps, and sends back images/s for each. At 0, it sends the costs
+    of a step on the GPU and ends."""
+    step = LOOPS[name](config, side)
     while steps := requests.recv():
-        requests.send(rate(step, batch_size, steps))
+        requests.send(rate(step, config.schedule.batch_size, steps))
+    requests.send(gpu_cost(step) if resolve_device(config.runtime) == "cuda" else {})
 
 
 def rate(step: Step, batch_size: int, steps: int) -> float:
@@ -138,47 +64,93 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def measure(data_dir: Path, batch_size: int, *, rounds: int, steps: int) -> list[dict[str, float]]:
-    """Returns the images/s of each loop, by name, for each round."""
+def measure(
+    config: TrainConfig, side: int, *, loops: Sequence[str], rounds: int, steps: int
+) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """Images/s of each loop, by name, for each round; and the costs of a step on the GPU, if it runs on one.
+
+    Raises InputError if a loop fails.
+    """
     context = get_context("spawn")
-    loops: dict[str, Connection] = {}
-    for name in LOOPS:
-        loops[name], theirs = context.Pipe()
-        context.Process(target=serve, args=(name, data_dir, batch_size, theirs), daemon=True).start()
+    running: dict[str, Connection] = {}
+    for name in loops:
+        running[name], theirs = context.Pipe()
+        context.Process(target=serve, args=(name, config, side, theirs), daemon=True).start()
         theirs.close()  # so that `recv` raises if the process of a loop dies
     measured: list[dict[str, float]] = []
     for number in range(rounds + 1):
-        rates = {}
-        for name, loop in loops.items():
-            loop.send(steps)
-            rates[name] = loop.recv()
+        rates = {name: ask(name, loop, steps) for name, loop in running.items()}
         if number > 0:  # round 0 is the warm-up
             measured.append(rates)
             print(f"round {number}: " + "  ".join(f"{name} {value:8.1f}" for name, value in rates.items()), flush=True)
-    for loop in loops.values():
-        loop.send(0)
-    return measured
+    costs = {}
+    for name, loop in running.items():
+        costs |= {f"{name}_{kind}": value for kind, value in ask(name, loop, 0).items()}
+    return measured, costs
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data-dir", type=Path, default=Path("data/synthetic"))
-    parser.add_argument("--batch-size", type=int, default=512)
+def ask(name: str, loop: Connection, steps: int) -> Any:
+    """What the process of a loop answers. Raises InputError if it has ended."""
+    try:
+        loop.send(steps)
+        return loop.recv()
+    except (EOFError, OSError):
+        raise InputError(f"the loop {name} has failed; its error is above") from None
+
+
+def summarize(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Medians over rounds: images/s of each loop, and the ratio of ours to each other one."""
+    names = list(rounds[0])
+    figures = {f"{name}_images_per_second": statistics.median(r[name] for r in rounds) for name in names}
+    for other in names if "ours" in names else []:
+        if other != "ours":
+            figures[f"ours_beside_{other}"] = statistics.median(r["ours"] / r[other] for r in rounds)
+    return figures
+
+
+def parse_options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, TrainConfig]:
+    """Our own options, and the recipe with the trainer's flags applied."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        epilog="All other flags are those of the trainer, such as --network, --batch-size, --data-dir or --precision.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--recipe", choices=RECIPES, default="baseline")
+    parser.add_argument("--side", type=int, help="side of the crops, one of those of the recipe; default: the largest")
+    parser.add_argument("--loops", nargs="+", choices=LOOPS, help="default: all that this device can run")
     parser.add_argument("--rounds", type=int, default=5)
     steps = 100 if torch.cuda.is_available() else 2  # a GPU needs many queued steps for a meaningful rate
     parser.add_argument("--steps", type=int, default=steps, help="steps of each loop in a round")
     parser.add_argument("--result", type=Path, help="write the figures here as JSON")
-    options = parser.parse_args()
-    rounds = measure(options.data_dir, options.batch_size, rounds=options.rounds, steps=options.steps)
-    figures = {f"{name}_images_per_second": statistics.median(r[name] for r in rounds) for name in LOOPS}
-    figures["ours_beside_bare"] = statistics.median(r["ours"] / r["bare"] for r in rounds)
-    figures["ours_beside_newcomer"] = statistics.median(r["ours"] / r["newcomer"] for r in rounds)
+    options, flags = parser.parse_known_args(argv)
+    recipe = RECIPES[options.recipe]
+    recipe = replace(recipe, data=replace(recipe.data, data_dir=Path("data/synthetic"), data_mode="resident"))
+    return options, parse_flags(TrainConfig, flags, prog="python -m benchmarks.training_step", default=recipe)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options, config = parse_options(argv)
+    dataset = read_dataset(config.data.data_dir)
+    side = options.side or max(config.schedule.crop_sides(dataset.image_size))
+    first_epoch(config, image_size=dataset.image_size, side=side)  # raises InputError if no epoch has such crops
+    check_batch(config, num_images=dataset.splits["train"].count, world_size=1)
+    loops = options.loops or available_loops(config)
+    rounds, costs = measure(config, side, loops=loops, rounds=options.rounds, steps=options.steps)
+    figures = summarize(rounds) | costs
     for name, value in figures.items():
         print(f"{name:32} {value:10.3f}")
     if options.result:
-        precision = resolve_precision(baseline().runtime)
-        write_result(options.result, figures, batch_size=options.batch_size, rounds=len(rounds), precision=precision)
+        write_result(
+            options.result,
+            figures,
+            recipe=config.recipe,
+            network=config.network.network,
+            batch_size=config.schedule.batch_size,
+            side=side,
+            rounds=len(rounds),
+            precision=resolve_precision(config.runtime),
+        )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

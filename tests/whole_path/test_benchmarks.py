@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import training_step
+from data_prep.errors import InputError
 from tests.support.trainer import run
+
+SHORT = ("--batch-size", "4", "--steps", "1")
 
 
 @pytest.mark.gpu
@@ -14,7 +18,7 @@ from tests.support.trainer import run
     ("name", "flags"),
     [
         ("loading", ("--batch-size", "32", "--images", "64")),
-        ("training_step", ("--batch-size", "4", "--steps", "1")),
+        ("training_step", ("--recipe", "fast", "--side", "16", "--widths", "8", "8", "8", "8", *SHORT)),
         ("reliability", ("--batch-size", "4")),
     ],
 )
@@ -28,3 +32,19 @@ def test_benchmark_runs_and_writes_its_figures(
     assert {"versions", "git_commit"} < written.keys()
     assert written["figures"]
     assert all(map(math.isfinite, written["figures"].values()))
+
+
+def test_training_step_takes_the_flags_of_the_trainer() -> None:
+    options, config = training_step.parse_options(["--recipe", "fast", "--network", "torchvision:resnet18", *SHORT])
+    assert options.steps == 1
+    assert config.network.network == "torchvision:resnet18"
+    assert (config.recipe, config.schedule.batch_size) == ("fast", 4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(("--side", "20"), "--side must be one of"), (("--batch-size", "97"), "--batch-size must be at most")],
+)
+def test_training_step_refuses_what_it_cannot_measure(flags: tuple[str, ...], message: str, tiny_dir: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        training_step.main(["--recipe", "fast", "--data-dir", str(tiny_dir), *flags])

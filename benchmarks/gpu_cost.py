@@ -1,0 +1,36 @@
+"""What one step costs the host and the GPU, and how many operations it launches."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+STEPS = 20  # for the time of the host
+TRACED_STEPS = 5
+
+
+def gpu_cost(step: Callable[[], object]) -> dict[str, float]:
+    """Milliseconds of the host and of the GPU, and operations on the GPU, for one step."""
+    from torch.profiler import ProfilerActivity, profile
+
+    host = statistics.median(_host_seconds(step) for _ in range(STEPS))
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as traced:
+        for _ in range(TRACED_STEPS):
+            step()
+        torch.cuda.synchronize()
+    operations = [event for event in traced.events() or () if event.device_type.name == "CUDA"]
+    device = sum(event.self_device_time_total for event in operations) / 1000
+    return {
+        "host_milliseconds": 1000 * host,
+        "device_milliseconds": device / TRACED_STEPS,
+        "operations": len(operations) / TRACED_STEPS,
+    }
+
+
+def _host_seconds(step: Callable[[], object]) -> float:
+    """Time until the host has launched a step on an idle GPU, without waiting for the GPU."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
