@@ -64,9 +64,30 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     return torch.optim.SGD(groups, lr=config.peak_lr, momentum=0.9, nesterov=True, fused=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, share_of_peak: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = share_of_peak * group["peak_lr"]
+class LearningRates:
+    """The learning rates of an optimizer's groups, set before each step.
+
+    On a GPU they are scalars on the device that keep their place in memory, so that a captured graph reads new values.
+    Create the object when the parameters are on their final device.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        groups = optimizer.param_groups
+        device = groups[0]["params"][0].device
+        self._on_device = device.type != "cpu"
+        self._peaks = torch.tensor([group["peak_lr"] for group in groups], dtype=torch.float64).to(device)
+        self._rates = torch.zeros(len(groups), device=device)  # one kernel fills the scalars of all groups
+
+    def set(self, share_of_peak: float) -> None:
+        groups = self._optimizer.param_groups  # another list after each load_state_dict
+        if self._on_device:
+            torch.mul(self._peaks, share_of_peak, out=self._rates)
+            for group, rate in zip(groups, self._rates.unbind(), strict=True):
+                group["lr"] = rate
+        else:
+            for group in groups:
+                group["lr"] = share_of_peak * group["peak_lr"]
 
 
 def zero_momentum(optimizer: torch.optim.Optimizer) -> None:

@@ -23,7 +23,7 @@ from ddp_trainer.engine.evaluation import Evaluation
 from ddp_trainer.engine.loss import losses_per_image
 from ddp_trainer.engine.metrics import averages
 from ddp_trainer.engine.observer import Observer
-from ddp_trainer.engine.optim import set_learning_rate, zero_momentum
+from ddp_trainer.engine.optim import LearningRates, zero_momentum
 from ddp_trainer.engine.skipped_step import describe_step
 from ddp_trainer.engine.step_guard import NonFinite, nan_gradient_if_not_finite
 from ddp_trainer.engine.step_log import StepLog
@@ -50,6 +50,7 @@ class Trainer:
         for side in config.schedule.crop_sides(data.evaluator.spec.image_size):
             runtime.warm_up(self.wrapped, self._blank_images(side))
         zero_momentum(optimizer)
+        self.rates = LearningRates(optimizer)
         self.state = TrainState(self.model, wrapped_optimizer, ema, runtime, clip=self._clip_gradients)
         self.guard = self.state.guard
         self.steps_per_epoch = config.schedule.steps_per_epoch(len(data.samples))
@@ -117,7 +118,7 @@ class Trainer:
         """One optimizer step, or none at all if the loss or a gradient is not finite. Never waits for the device."""
         side = self.config.schedule.crop_side(batch.images.size(2), epoch=epoch)
         augmented = self.data.augmenter(batch, epoch=epoch, side=side)
-        set_learning_rate(self.state.optimizer, self.share_of_peak(self.state.step))
+        self.rates.set(self.share_of_peak(self.state.step))
         with self.guard.attempt(self.state.step, batch.indices) as attempt:
             parts = list(split_batch(augmented, self.config.schedule.accumulate))
             for part in parts:  # gradients are averaged over the ranks in the last backward pass only

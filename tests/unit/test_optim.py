@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ddp_trainer.config import NetworkConfig, OptimConfig
-from ddp_trainer.engine.optim import build_optimizer, parameter_groups, set_learning_rate
+from ddp_trainer.engine.optim import LearningRates, build_optimizer, parameter_groups
 from ddp_trainer.models.custom_resnet import CustomResNet
 from ddp_trainer.models.spec import ModelSpec, build_model, build_network, count_parameters
 
@@ -23,7 +23,7 @@ def test_only_weights_are_decayed() -> None:
 def test_head_and_biases_have_their_own_learning_rates() -> None:
     model = CustomResNet(widths=(8, 8, 16, 16))
     optimizer = build_optimizer(model, OptimConfig(peak_lr=0.5, head_lr=1.0, bias_lr=32.0))
-    set_learning_rate(optimizer, 0.25)
+    LearningRates(optimizer).set(0.25)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for layer in model.modules():
         for parameter in layer.parameters(recurse=False):
@@ -37,10 +37,43 @@ def test_learning_rate_reaches_every_group(device: torch.device, name: str) -> N
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).to(device)
     optimizer = build_optimizer(model, OptimConfig(optimizer=name, peak_lr=0.1))  # type: ignore[arg-type]
     before = [p.detach().clone() for p in model.parameters()]
-    set_learning_rate(optimizer, 0.0)
+    LearningRates(optimizer).set(0.0)
     model(torch.randn(8, 4, device=device)).square().sum().backward()
     optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_rates_on_a_device_keep_their_place_in_memory(name: str) -> None:
+    """A captured graph reads them from there. A loaded state has other rates, which the next call replaces."""
+    with torch.device("meta"):
+        model = CustomResNet(widths=(8, 8, 16, 16))
+    optimizer = build_optimizer(model, OptimConfig(optimizer=name, bias_lr=32.0))  # type: ignore[arg-type]
+    rates = LearningRates(optimizer)
+    rates.set(0.5)
+    first = [group["lr"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(optimizer.state_dict())
+    rates.set(0.25)
+    for rate, group in zip(first, optimizer.param_groups, strict=True):
+        assert (group["lr"].shape, group["lr"].device.type) == ((), "meta")
+        assert group["lr"].untyped_storage()._cdata == rate.untyped_storage()._cdata
+        assert group["lr"].storage_offset() == rate.storage_offset()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_rate_may_be_a_tensor(name: str) -> None:
+    def weights_after_a_step(rate: float | torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 5)
+        model = nn.Sequential(*layers)
+        optimizer = build_optimizer(model, OptimConfig(optimizer=name))  # type: ignore[arg-type]
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        model(torch.randn(8, 3, 6, 6)).square().sum().backward()
+        optimizer.step()
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+    torch.testing.assert_close(weights_after_a_step(torch.tensor(0.25)), weights_after_a_step(0.25))
 
 
 def test_frozen_parameters_stay_unchanged_and_all_others_are_trained() -> None:
