@@ -1,2 +1,4 @@
-"""From image files to augmented batches on the device; `python -m data_prep` is the first half. Never imports
-`ddp_trainer`."""
+"""Turns image files into a dataset (`python -m data_prep`), and the dataset into augmented batches on the device.
+
+Never imports `ddp_trainer`.
+"""

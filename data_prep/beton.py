@@ -1,11 +1,12 @@
 """The format of FFCV's beton files, and the check of a file before FFCV reads it.
 
-Fields: `image` (raw RGB), `label`, `index` (the position in the file, so that a reader can verify what it got). FFCV
-trusts what is in a file; on some files it overwrites its own memory. So `check_beton` checks each file before that.
+Each sample has three fields: `image` (raw RGB), `label`, and `index` (its position in the file, by which a reader can
+verify what it got). FFCV trusts the content of a file, and some damaged files make it overwrite its own memory. So
+`check_beton` checks every file before FFCV reads it.
 
-Given the number of images and their size, our writer can produce only one file, apart from its pixels and labels: one
-header, one description of the fields, one address for each image. So the check compares with that file, byte for byte,
-instead of judging which deviations are harmless. It takes milliseconds and does not import FFCV.
+For a given number and size of images, our writer always writes the same bytes, except for pixels and labels. So the
+check compares all other bytes with the expected ones, instead of judging which deviations are harmless. It takes
+milliseconds and does not import FFCV.
 """
 
 from pathlib import Path
@@ -24,13 +25,13 @@ FIELD = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("ptr", "<u8")])
 SAMPLE = np.dtype([("image", IMAGE), ("label", "<i8"), ("index", "<i8")], align=True)
-FIELDS = {"image": 2, "label": 1, "index": 1}  # name -> FFCV's number of the type, in the order of the file
+FIELDS = {"image": 2, "label": 1, "index": 1}  # name -> FFCV's type number, in the order of the file
 VERSION, RAW, PAGE_SIZE = 2, 1, 2**23
 SAMPLES_START = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
 
 
 def check_beton(path: Path, *, count: int, image_size: int, num_classes: int) -> None:
-    """Raises InputError unless `path` has the structure of a beton file that our writer made for these numbers."""
+    """Raises InputError unless `path` has exactly the structure that our writer produces for these numbers."""
     try:
         with open_regular(path) as file:
             content = np.memmap(file, dtype=np.uint8, mode="r")
@@ -58,14 +59,14 @@ def _find_problem(content: np.ndarray, *, count: int, image_size: int, num_class
     if (header["version"], header["num_fields"], header["page_size"]) != (VERSION, len(FIELDS), PAGE_SIZE):
         return "is not a beton file of this project"
     if header["num_samples"] != count:
-        return f"holds {header['num_samples']} images instead of {count}"
+        return f"has {header['num_samples']} images instead of {count}"
     addresses, table = _layout(len(content), count, image_size)
     if addresses is None or header["table"] != table:
         return "is incomplete: it was truncated, or writing it was interrupted"
     samples_end = SAMPLES_START + count * SAMPLE.itemsize
     labels = content[SAMPLES_START:samples_end].view(SAMPLE)["label"]
     if not np.all((labels >= 0) & (labels < num_classes)):
-        return f"holds labels outside 0 to {num_classes - 1}"
+        return f"has labels outside the range 0 to {num_classes - 1}"
     for what, start, expected in (
         ("header", 0, _header(count, table)),
         ("description of the fields", HEADER.itemsize, _fields()),
@@ -74,17 +75,18 @@ def _find_problem(content: np.ndarray, *, count: int, image_size: int, num_class
     ):
         wanted = expected.view(np.uint8).reshape(-1)
         if not np.array_equal(content[start : start + len(wanted)], wanted):
-            return f"holds a {what} that this project does not write"
+            return f"has an unexpected {what}"
     if any(gap.any() for gap in _gaps(content, addresses, table, image_size)):
-        return "holds data between its images that belongs to none of them"
+        return "has unexpected data between its images"
     return None
 
 
 def _layout(length: int, count: int, image_size: int) -> tuple[np.ndarray | None, int]:
-    """Addresses of `count` images (N,) uint64 and of the table behind them; (None, 0) if `length` does not fit them.
+    """(addresses of the `count` images (N,) uint64, address of the table after them).
 
-    FFCV fills pages of PAGE_SIZE with whole images, one after the other. `count` and `image_size` come from another
-    file, so nothing is allocated before they agree with the length of this one.
+    (None, 0) if a file with these images does not have `length` bytes. FFCV fills pages of PAGE_SIZE with whole images,
+    one after the other. `count` and `image_size` come from dataset.json, so nothing is allocated until they are known
+    to match the length of this file.
     """
     size = image_size**2 * 3
     if not (0 < size <= PAGE_SIZE and 0 < count <= length):

@@ -20,8 +20,8 @@ def write_betons(
     """Writes each split to `folder`/NAME.beton with FFCV's DatasetWriter; the same input gives the same bytes.
 
     When FFCV's writer fails, it spins forever. So it runs in a child process that exits at the first exception, is
-    killed if it makes no progress, and ends with this process. `progress` gets the name of a split and the number
-    of its images written so far. Raises RuntimeError with the writer's last line of output if it fails.
+    killed if it makes no progress, and ends when this process ends. `progress` is called with the name of a split and
+    the number of its images written so far. Raises RuntimeError with the writer's last line of output if it fails.
     """
     for split in splits.values():
         check_split(split)

@@ -41,9 +41,9 @@ def printable(text: str) -> str:
 
 
 def quoted(value: object, limit: int = 60) -> str:
-    """`value`, which comes from a file, for use in a message: like `repr`, at most `limit` characters long."""
+    """`value`, which comes from a file, for use in a message: like `repr`, but cut off after `limit` characters."""
     if isinstance(value, (dict, list)):
-        return f"a {'JSON object' if isinstance(value, dict) else 'list'} of {len(value)}"
+        return f"a {'JSON object' if isinstance(value, dict) else 'list'} of length {len(value)}"
     if isinstance(value, str) and len(value) > limit:
         value = value[:limit]
         return f"{value!r}..."
@@ -57,7 +57,7 @@ def shell_path(path: object) -> str:
     text = str(path)
     if text.isprintable():
         return shlex.quote(text)
-    # Bash, zsh and newer POSIX shells read $'...'. The bytes are written out, so the name need not be valid UTF-8.
+    # Bash, zsh and newer POSIX shells understand $'...'. Bytes are escaped, so the name need not be valid UTF-8.
     return "$'" + "".join(map(_in_dollar_quotes, text)) + "'"
 
 

@@ -10,7 +10,7 @@ import torch
 
 @functools.cache
 def import_ffcv() -> None:
-    """Makes later `import ffcv...` statements cheap and harmless. Call it before any of them, only inside functions."""
+    """Makes later `import ffcv...` statements cheap and harmless. Call it before the first one, inside a function."""
     threads = torch.get_num_threads()
     try:
         # FFCV keeps two numbers in a typed dictionary that only plain Python reads. Numba would spend 5 seconds at each
@@ -39,7 +39,7 @@ def import_ffcv() -> None:
         compile_always, compiled = Compiler.compile, {}
 
         def compile_once(code: Any, signature: Any = None) -> Any:
-            """FFCV's version compiles each field of each loader again, mostly the same code, for two seconds in all."""
+            """FFCV's version spends two seconds on compiling mostly the same code again for each field and loader."""
             captured = tuple(cell.cell_contents for cell in code.__closure__ or ())
             in_parallel = Compiler.num_threads > 1 and getattr(code, "is_parallel", False)
             key = (code.__module__, code.__code__, captured, signature, in_parallel)
@@ -49,7 +49,7 @@ def import_ffcv() -> None:
 
         Compiler.set_num_threads = set_num_threads
         Compiler.compile = compile_once
-        OSCacheManager.compile_reader = compile_reader  # the search takes two seconds to compile
+        OSCacheManager.compile_reader = compile_reader  # FFCV's version takes two seconds to compile
         # Our pipelines end on the host. On a machine with a GPU, FFCV's thread would still select a stream for each
         # batch, and so open a context on the first GPU in every process.
         epoch_iterator.IS_CUDA = False

@@ -1,7 +1,7 @@
 """The child process of `beton_writer.write_betons`: takes `ARRAYS FOLDER NAME...` and prints its progress to stdout.
 
-FFCV's DatasetWriter waits forever when its worker process raises, and a killed writer leaves that worker running. Here
-the worker is a thread of this process: its first exception ends the process, so no orphaned worker can remain.
+FFCV's DatasetWriter waits forever if its worker process raises, and a killed writer leaves that worker running. Here
+the worker is a thread of this process. Its first exception ends the process, so no orphaned worker can remain.
 """
 
 import ctypes
@@ -64,7 +64,7 @@ def main(arrays: Path, folder: Path, names: list[str]) -> None:
     ffcv.writer.tqdm = _Silent  # type: ignore[attr-defined]
     for name in names:
         fields = {"image": RGBImageField(write_mode="raw"), "label": IntField(), "index": IntField()}
-        # One worker: with more of them, the order of the pages, and so the bytes of the file, change from run to run.
+        # One worker: with more, the order of the pages changes from run to run, and the bytes of the file with it.
         writer = ffcv.writer.DatasetWriter(str(folder / f"{name}.beton"), fields, num_workers=1)
         writer.from_indexed_dataset(_Samples(arrays, name))
 

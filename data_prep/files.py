@@ -1,4 +1,4 @@
-"""Writes files whole or not at all, and reads JSON within limits, because a file may come from somebody else."""
+"""Writes files atomically, and limits the size and depth of the JSON it reads, which may come from somebody else."""
 
 import errno
 import json
@@ -16,13 +16,14 @@ from data_prep.errors import InputError
 MAX_JSON_BYTES = 64 * 2**20
 MAX_JSON_DEPTH = 32
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # file systems that cannot sync a folder
+NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # errors of file systems that cannot sync a folder
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Replaces `path` atomically and flushes it to the disk: a reader sees the old file or the new one, never a part.
+    """Replaces `path` atomically and flushes it to the disk: a reader sees either the old file or the new one.
 
-    A symbolic link at `path` is replaced, not followed. Raises OSError, with the sizes if the disk is full.
+    A symbolic link at `path` is replaced, not followed. Raises OSError; if the disk is full, it states how many bytes
+    are needed and free.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
@@ -57,7 +58,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flushes the names in `folder` to the disk, as far as its file system can do that. Raises OSError if it fails."""
+    """Flushes the entries of `folder` to the disk, if the file system supports that. Raises OSError if it fails."""
     try:
         sync_file(folder)
     except OSError as error:
@@ -66,8 +67,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Opens a file for reading. Raises OSError at once for anything else: a pipe would block, a device never ends."""
-    # Also checked before, because opening a device can have effects. Non-blocking, in case the file is replaced.
+    """Opens a regular file. Raises OSError for anything else: reading a pipe may block, and a device may never end."""
+    # Checked before it is opened too, because opening a device can have side effects. O_NONBLOCK, because a pipe may
+    # take the file's place in between.
     _require_regular(os.stat(path), path)
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     try:
@@ -112,7 +114,7 @@ def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any] 
 
 
 def _check_values(content: dict[str, Any]) -> None:
-    """Raises ValueError for nesting beyond the limit, and for text that cannot be printed or written again."""
+    """Raises ValueError for nesting beyond the limit, and for text that cannot be encoded as UTF-8."""
     level: list[Any] = [content]
     for _ in range(MAX_JSON_DEPTH):
         below: list[Any] = []

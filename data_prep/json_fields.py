@@ -1,6 +1,6 @@
 """Reads JSON files that may come from anywhere: every field must have the right type and be within its range.
 
-Not owned here: opening and parsing (`files`), and which fields a file has.
+Elsewhere: opening and parsing (`files`), and which fields a file has.
 """
 
 import reprlib
@@ -11,7 +11,7 @@ from typing import Any
 from data_prep.errors import InputError, printable
 from data_prep.files import read_json
 
-LARGEST = 10**15  # far above any figure of a run; floats hold integers up to here exactly
+LARGEST = 10**15  # far above any figure of a run; a float represents every integer up to here exactly
 
 Setting = str | int | float | bool | None | list[str | int | float | bool | None]
 
@@ -25,8 +25,11 @@ def _is_whole(value: object, least: int, most: int) -> bool:
 
 
 class Fields:
-    """The fields of one JSON object. A field that is missing or null has no value; one of a wrong type raises
-    InputError, which names the file and the field. Strings are made printable unless `exact` is set."""
+    """The fields of one JSON object.
+
+    A missing or null field has no value. A field of the wrong type raises InputError, which names the file and the
+    field. Strings are made printable unless `exact` is set.
+    """
 
     def __init__(self, content: Mapping[str, Any], path: Path, *, parent: str = "") -> None:
         self._content, self.path, self._parent = content, path, parent
@@ -96,7 +99,7 @@ class Fields:
         return cleaned if isinstance(value, list) else cleaned[0]
 
     def part(self, name: str) -> "Fields":
-        """The object in field `name`; one without fields if it is missing."""
+        """The object in field `name`; an empty one if the field is missing."""
         value = self._content.get(name)
         if value is not None and not isinstance(value, dict):
             raise self._wrong(name, "an object", value)
@@ -117,5 +120,5 @@ def short_repr(value: object) -> str:
     """The beginning of repr(value), on one line."""
     try:
         return printable(reprlib.repr(value))
-    except (ValueError, RecursionError):  # a number of thousands of digits
-        return f"one {type(value).__name__}"
+    except (ValueError, RecursionError):  # such as an integer with thousands of digits
+        return f"a value of type {type(value).__name__}"

@@ -11,7 +11,8 @@ FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
 SPLITS = ("train", "test")
 MAX_IMAGE_SIZE = 1024
-MAX_STATISTIC = 1e6  # far beyond any mean or standard deviation on a scale of 0-1
+MAX_STATISTIC = 1e6  # far above any mean or standard deviation on a 0-1 scale
+KINDS = {str: "a string", int: "a whole number", list: "a list", dict: "a JSON object"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class SplitInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """The content of dataset.json. mean and std: of each color channel over the training images, 0-1 scale."""
+    """The content of dataset.json. `mean` and `std` are those of each color of the training images, on a 0-1 scale."""
 
     format_version: int
     source: str
@@ -37,7 +38,7 @@ class DatasetInfo:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     ffcv_version: str
-    skipped: tuple[str, ...] = ()  # files that --skip-unreadable left out; absent from the file if there are none
+    skipped: tuple[str, ...] = ()  # files that --skip-unreadable left out; not written if there are none
 
     def as_json(self) -> dict[str, Any]:
         fields = asdict(self)
@@ -48,22 +49,20 @@ class DatasetInfo:
 
 def parse_manifest(fields: dict[str, Any]) -> DatasetInfo:
     """Raises KeyError, TypeError or ValueError for fields that do not describe a dataset."""
+    _check_type(dict, splits=fields["splits"])
     splits = {name: _parse_split(name, fields["splits"][name]) for name in SPLITS}
     _check_type(str, source=fields["source"], ffcv_version=fields["ffcv_version"])
     _check_type(int, image_size=fields["image_size"], channels=fields["channels"])
-    _check_type(list, classes=fields["classes"], mean=fields["mean"], std=fields["std"])
+    _check_type(list, mean=fields["mean"], std=fields["std"])
     if not 1 <= fields["image_size"] <= MAX_IMAGE_SIZE:
         raise ValueError(f"image_size must be 1 to {MAX_IMAGE_SIZE}, got {quoted(fields['image_size'])}")
     if fields["channels"] != 3:
         raise ValueError(f"channels must be 3, got {quoted(fields['channels'])}")
-    if not fields["classes"]:
-        raise ValueError("classes is empty")
-    for name in fields["classes"]:
-        _check_type(str, classes=name)
     skipped = fields.get("skipped", [])
-    _check_type(list, skipped=skipped)
-    for name in skipped:
-        _check_type(str, skipped=name)
+    _check_strings("classes", fields["classes"])
+    _check_strings("skipped", skipped)
+    if not fields["classes"]:
+        raise ValueError("classes must not be empty")
     mean, std = (_three_numbers(name, fields[name]) for name in ("mean", "std"))
     if min(std) <= 0:
         raise ValueError(f"std must be positive, got {list(std)}")
@@ -74,7 +73,7 @@ def parse_manifest(fields: dict[str, Any]) -> DatasetInfo:
 
 def _parse_split(name: str, fields: object) -> SplitInfo:
     if not isinstance(fields, dict):
-        raise TypeError(f"splits: {name} is {quoted(fields)}")
+        raise TypeError(f"splits: {name} must be a JSON object, got {quoted(fields)}")
     split = SplitInfo(**fields)
     _check_type(str, file=split.file, sha256=split.sha256)
     _check_type(int, count=split.count, bytes=split.bytes)
@@ -88,9 +87,9 @@ def _parse_split(name: str, fields: object) -> SplitInfo:
 def _three_numbers(name: str, values: list[Any]) -> tuple[float, float, float]:
     for value in values:
         if type(value) not in (int, float) or not abs(value) < MAX_STATISTIC:
-            raise ValueError(f"{name} holds {quoted(value)}")
+            raise ValueError(f"{name} must have 3 numbers below {MAX_STATISTIC:,.0f}, got {quoted(value)}")
     if len(values) != 3:
-        raise ValueError(f"{name} must hold 3 numbers, got {len(values)}")
+        raise ValueError(f"{name} must have 3 numbers, got {len(values)}")
     red, green, blue = map(float, values)
     return red, green, blue
 
@@ -99,4 +98,12 @@ def _check_type(kind: type, **values: object) -> None:
     """Raises TypeError for a value of another type; True does not count as a number."""
     for name, value in values.items():
         if type(value) is not kind:
-            raise TypeError(f"{name} is {quoted(value)}")
+            raise TypeError(f"{name} must be {KINDS[kind]}, got {quoted(value)}")
+
+
+def _check_strings(name: str, values: list[Any]) -> None:
+    """Raises TypeError unless `values` is a list of strings."""
+    _check_type(list, **{name: values})
+    for value in values:
+        if type(value) is not str:
+            raise TypeError(f"{name} must be a list of strings, got {quoted(value)} in it")

@@ -1,7 +1,7 @@
 """stdout and stderr that cannot make a command fail.
 
-Output is only there to be read: a full disk, a closed pipe, a terminal that is gone or a stream that was closed from
-the start changes neither what a command does nor its exit status.
+What a command prints is only for its reader. So a full disk, a closed pipe, a terminal that is gone or a stream that
+was closed from the start changes neither what the command does nor its exit status.
 """
 
 from __future__ import annotations  # the doctor runs on older Pythons too
@@ -19,8 +19,9 @@ from typing import Any, TextIO
 def forgiving_output() -> Iterator[None]:
     """Within the block, output errors are ignored: the first one silences its stream.
 
-    Also a decorator for a command's `main`. On stdout, characters that the encoding lacks are escaped, and a file name
-    that is not valid text is written as its raw bytes. Streams that are not files, as in a notebook, are unchanged.
+    Also works as a decorator for a command's `main`. On stdout, characters that the encoding lacks are escaped, and a
+    file name that is not valid text is written as its raw bytes. Streams that are not files, as in a notebook, are left
+    unchanged.
     """
     for descriptor in (1, 2):
         _open_if_closed(descriptor)
@@ -46,7 +47,7 @@ class _UnfailingFile(io.FileIO):
         if not self._silenced:
             try:
                 written = super().write(data)
-                return len(data) if written is None else written  # None: a non-blocking pipe is full, drop the data
+                return len(data) if written is None else written  # None: a non-blocking pipe is full; data is dropped
             except OSError:
                 self._silenced = True
         return len(data)
@@ -74,7 +75,10 @@ def _unfailing(stream: TextIO | None, *, errors: str) -> TextIO:
 
 
 def _open_if_closed(descriptor: int) -> None:
-    """Opens /dev/null as `descriptor` if it is closed. Else the next file would get this number and C code's output."""
+    """Opens /dev/null as `descriptor` if it is closed.
+
+    Otherwise, the next file to be opened would get this descriptor, and C code would print into that file.
+    """
     try:
         os.fstat(descriptor)
     except OSError:

@@ -1,23 +1,23 @@
-"""A file that must keep its content while a run reads it."""
+"""Detects that a file changes while a run reads it."""
 
 import hashlib
 from pathlib import Path
 
 
 class DatasetChanged(RuntimeError):
-    """The file does not have the content it had at the start of the run."""
+    """The file no longer has the content that it had at the start of the run."""
 
 
 class WatchedFile:
-    """Notices a change cheaply, by size, time and inode, and compares the content only then."""
+    """A file that must not change. Its content is read again only if its size, modification time or inode changes."""
 
     def __init__(self, path: Path, sha256: str | None = None) -> None:
-        """`sha256`: of the content, if known. If given, the file may be touched, or replaced by a copy."""
+        """With the `sha256` of the content, the file may be touched, or replaced by an identical copy."""
         self.path, self._sha256 = path, sha256
         self._identity = self._read_identity()
 
     def check(self) -> None:
-        """Raises DatasetChanged if the file is gone or has other content."""
+        """Raises DatasetChanged if the file is gone or its content has changed."""
         identity = self._read_identity()
         if identity == self._identity:
             return

@@ -1,6 +1,6 @@
-"""Reads the pickles of CIFAR, which hold arrays, lists, numbers and text, and rejects all others.
+"""Reads CIFAR's pickles, which contain only arrays, lists, numbers and text, and rejects all other pickles.
 
-An ordinary unpickler calls whatever function a pickle names. This one knows only those that rebuild a NumPy array.
+An ordinary unpickler calls any function that a pickle names. This one calls only those that rebuild a NumPy array.
 """
 
 import io

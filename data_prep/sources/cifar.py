@@ -1,7 +1,7 @@
 """Finds or downloads CIFAR-10 and CIFAR-100, verifies them, and reads them without unpacking anything to the disk.
 
-The archive must have the sha256 below, an extracted file the md5 that torchvision lists. Contents are verified in
-memory and read from there, so that a file cannot change in between, and the folder need not be writable.
+The archive must have the sha256 below, and an extracted file the md5 that torchvision lists. Each file is read into
+memory once, verified there and parsed from there, so it cannot change in between, and the folder need not be writable.
 """
 
 import hashlib
@@ -41,10 +41,11 @@ Progress = Callable[[int, int], object]  # bytes loaded so far, total (0: unknow
 def load_cifar(
     source: Literal["cifar10", "cifar100"], root: Path, *, progress: Progress = lambda done, total: None
 ) -> ImageSet:
-    """The dataset in torchvision's order, in which the classes are mixed; CIFAR-100 with its 100 fine classes.
+    """The dataset in torchvision's order, in which the classes are mixed. CIFAR-100 has its 100 fine classes.
 
-    `root` is a folder with the extracted files or the archive, or one of those two itself; otherwise the archive is
-    downloaded into it. Raises InputError for files that are not genuine, and if there is neither file nor network.
+    `root` is the archive, the folder of the extracted files, or a folder that contains one of the two; if it contains
+    neither, the archive is downloaded into it. Raises InputError if a file is not genuine, or is absent and cannot be
+    downloaded.
     """
     from torchvision import datasets
 
@@ -87,7 +88,7 @@ def _extracted_files(kind: type["CIFAR10"], root: Path) -> dict[str, bytes] | No
 
 
 def _archived_files(kind: type["CIFAR10"], root: Path, progress: Progress) -> dict[str, bytes]:
-    """Contents of the files in the archive, which is downloaded if it is not there."""
+    """Contents of the files in the archive, which is downloaded if it is absent."""
     path = root / kind.filename if root.is_dir() or not root.exists() else root
     if not path.exists():
         _download(kind, root, progress)
@@ -97,7 +98,7 @@ def _archived_files(kind: type["CIFAR10"], root: Path, progress: Progress) -> di
         for name in _checksums(kind):
             member = members.extractfile(f"{kind.base_folder}/{name}")
             if member is None:
-                raise InputError(f"{shell_path(path)}: {name} in it is not a file; download {kind.url} again")
+                raise InputError(f"{shell_path(path)}: its member {name} is not a file; download {kind.url} again")
             contents[name] = member.read()
     return contents
 
@@ -123,7 +124,7 @@ def _genuine(path: Path, content: bytes, md5: str) -> bytes:
 
 
 def _download(kind: type["CIFAR10"], root: Path, progress: Progress) -> None:
-    """Downloads the archive. It gets its name only when it is complete; an interrupted download leaves nothing."""
+    """Downloads the archive. It gets its name only once it is complete; an interrupted download leaves nothing."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Which image files a folder of classes holds: ROOT/train/CLASS/** and ROOT/test/CLASS/**.
+"""Lists the image files in a folder of classes: ROOT/train/CLASS/** and ROOT/test/CLASS/**.
 
 Nothing below the two splits is skipped silently: every entry is taken as an image, reported as an error, or counted.
 """
@@ -36,7 +36,7 @@ class Listing:
         if self.other:
             kinds = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in self.other.most_common(NUM_NAMED))
             more = ", ..." if len(self.other) > NUM_NAMED else ""
-            parts.append(f"{count_of(self.other.total(), 'file')} without an image ({kinds}{more})")
+            parts.append(f"{count_of(self.other.total(), 'non-image file')} ({kinds}{more})")
         if self.hidden:
             parts.append(f"{self.hidden} hidden")
         return f"ignored in {shell_path(self.root)}: {', '.join(parts)}" if parts else None
@@ -96,7 +96,7 @@ def _list_classes(listing: Listing) -> None:
     if not listing.classes:
         raise InputError(f"{shell_path(listing.root)}: no class folders in it; {LAYOUT}")
     if len(listing.classes) == 1:
-        line = f"{shell_path(listing.root)}: one class, so there is nothing to tell apart"
+        line = f"{shell_path(listing.root)}: only one class folder, but at least two are needed"
         raise InputError(f"{line}; is --root one level too high or too low?")
     listing.classes = dict(sorted(listing.classes.items()))
 
@@ -123,11 +123,11 @@ def _check_same(train: Listing, test: Listing) -> None:
         for only, listing in ((here - there, train), (there - here, test))
         if only
     ]
-    raise InputError(f"the class folders differ: {', '.join(problems)}; both need the same ones")
+    raise InputError(f"the class folders differ: {', '.join(problems)}; both splits need the same classes")
 
 
 def _fold(name: str) -> str:
-    """The same text for names that look alike: without case and white space, in one Unicode form."""
+    """Maps names that look alike to the same text: ignores case and white space, and uses one Unicode form."""
     return "".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
@@ -158,7 +158,7 @@ def _files_below(folder: Path, listing: Listing, ancestors: tuple[tuple[int, int
 
 
 def _kind(path: Path) -> str:
-    """ "folder" or "file". Raises InputError for anything else: a dead link, a pipe, a device."""
+    """Returns "folder" or "file". Raises InputError for anything else: a dead link, a pipe, a device."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -172,7 +172,7 @@ def _kind(path: Path) -> str:
 
 
 def looks_like_image(path: Path) -> bool:
-    """Whether a file is an image by its name or its first bytes."""
+    """Whether a file's name or its first bytes are those of an image."""
     if path.suffix.lower() in SUFFIXES:
         return True
     try:
@@ -192,6 +192,6 @@ def count_of(number: int, noun: str) -> str:
 
 
 def name_some(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first few names, and how many more there are."""
     more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
     return ", ".join(names[:NUM_NAMED]) + more

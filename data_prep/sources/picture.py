@@ -1,6 +1,6 @@
 """Turns an image file into square RGB pixels, with bounded memory and a limit on the number of pixels.
 
-A file is rejected only because of its pixels: metadata that cannot be read is ignored.
+A file is rejected only if its pixels cannot be read; damaged metadata is ignored.
 """
 
 import io
@@ -16,20 +16,21 @@ from PIL import Image
 from data_prep.errors import printable
 from data_prep.files import open_regular
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # by content; of an animation, the first picture
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}  # their usual names
+# Recognized by content, whatever the file's name. Of an animation, only the first frame is used.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"P5", b"P6")
 
 LIMIT_VARIABLE = "DATA_PREP_MAX_PIXELS"
 _limit = os.environ.get(LIMIT_VARIABLE, "")
 MAX_PIXELS = int(_limit) if _limit.isdecimal() else 100_000_000  # of one image, as it is decoded
-MAX_SHRINKING = 4  # times as many for a JPEG, which is decoded at a smaller size
+MAX_SHRINKING = 4  # a JPEG may have this many times as many pixels, because it can be decoded at a smaller size
 STRIP_PIXELS = 2**22  # converted at a time
-LARGE_PIXELS = 2**24  # such images are decoded one at a time, whatever the number of threads
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit: `_check_size` has ours
+LARGE_PIXELS = 2**24  # larger images are decoded one at a time, whatever the number of threads
+Image.MAX_IMAGE_PIXELS = None  # turns off Pillow's own limit; `_check_size` enforces ours
 
 _ORIENTATION_TAG = 0x0112
-_UPRIGHT = {  # EXIF orientation -> what turns the picture upright
+_UPRIGHT = {  # EXIF orientation -> operation that turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -39,12 +40,12 @@ _UPRIGHT = {  # EXIF orientation -> what turns the picture upright
     8: Image.Transpose.ROTATE_90,
 }
 _PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # of a PNG
-_ANCILLARY_MARKERS = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # of a JPEG: all APPn but JFIF and Adobe, and comments
+_ANCILLARY_MARKERS = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # of a JPEG: comments, and all APPn except JFIF and Adobe
 _one_large_image = threading.Lock()
 
 
 class Picture(NamedTuple):
-    """The pixels of one image file, and what a dataset of such files has to report."""
+    """The pixels of one image file, and facts about it that data preparation reports."""
 
     pixels: np.ndarray  # (size, size, 3) uint8
     metadata_ignored: bool
@@ -59,9 +60,9 @@ def read_image(path: Path, size: int) -> np.ndarray:
 def read_picture(path: Path, size: int) -> Picture:
     """Reads the center square of one image file at `size` x `size`.
 
-    The picture is turned upright as its EXIF orientation says and resized with an antialiasing filter. Transparent
-    pixels are laid over white, 16-bit values are scaled to 8 bits, and gray, palette and CMYK images become RGB.
-    Raises ValueError or OSError, and for damaged files whatever else the decoder raises.
+    The picture is turned upright according to its EXIF orientation, and resized with an antialiasing filter.
+    Transparent pixels are laid over white, 16-bit values are scaled to 8 bits, and gray, palette and CMYK images
+    become RGB. Raises ValueError or OSError, and for damaged files whatever else the decoder raises.
     """
     with open_regular(path) as file:
         if not file.read(1):
@@ -72,7 +73,7 @@ def read_picture(path: Path, size: int) -> Picture:
         except (MemoryError, TooLargeError):
             raise
         except Exception as error:
-            if "out of memory" in str(error):  # Pillow's message if a decoder lacks memory
+            if "out of memory" in str(error):  # Pillow's message when a decoder runs out of memory
                 raise MemoryError from error
             file.seek(0)
             repaired = _pixels_only(file.read(8 * MAX_PIXELS), size)
@@ -82,7 +83,7 @@ def read_picture(path: Path, size: int) -> Picture:
 
 
 def why_unreadable(error: Exception) -> str:
-    """One line that explains the error which `read_picture` raised."""
+    """One line that explains an error that `read_picture` raised."""
     if isinstance(error, Image.UnidentifiedImageError):
         return f"not an image of a known kind ({', '.join(FORMATS)})"
     if isinstance(error, OSError) and error.strerror:
@@ -98,7 +99,7 @@ def _decode(file: BinaryIO | io.BytesIO, size: int, *, metadata_ignored: bool) -
     with Image.open(file, formats=FORMATS) as image:
         progressive = "progressive" in image.info
         _check_size(image.size, MAX_SHRINKING if image.format in ("JPEG", "MPO") and not progressive else 1)
-        # A large JPEG is decoded at an eighth to a half of its size, still at least four times as fine as needed.
+        # A large JPEG is decoded at 1/8 to 1/2 of its size, which is still at least four times the target size.
         image.draft(image.mode, (4 * size, 4 * size))
         _check_size(image.size, 1)
         if image.width * image.height <= LARGE_PIXELS:
@@ -119,7 +120,7 @@ def _check_size(size: tuple[int, int], factor: int) -> None:
 def _finish(image: Image.Image, size: int, metadata_ignored: bool) -> Picture:
     image.load()
     if image.mode == "F":
-        raise ValueError("float image: the range of its values is not known; save it with 8 or 16 bits")
+        raise ValueError("float image: the range of its values is unknown; save it with 8 or 16 bits")
     orientation, readable = _orientation(image)
     square, brightest = _center_square(image, size)
     if square.width != size or square.height != size:
@@ -148,7 +149,7 @@ def _factor(image: Image.Image, size: int) -> int:
 def _center_square(image: Image.Image, size: int) -> tuple[Image.Image, int | None]:
     """The center square as RGB, averaged down by `_factor`, and the largest value of a 16-bit image.
 
-    Converts a strip at a time: a conversion of the whole image would need several copies of it.
+    Converts one strip at a time, because converting the whole image would need several copies of it.
     """
     side, factor = min(image.size), _factor(image, size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -170,7 +171,7 @@ def _scale_to_8_bits(strip: Image.Image) -> tuple[Image.Image, int]:
     values = np.asarray(strip)
     lowest, largest = int(values.min()), int(values.max())
     if lowest < 0 or largest > 65535:
-        raise ValueError(f"its values are {lowest} to {largest}; only 0 to 65535 have a known range")
+        raise ValueError(f"its values range from {lowest} to {largest}; only 0 to 65535 are supported")
     return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)), largest
 
 
@@ -183,7 +184,7 @@ def _to_rgb(strip: Image.Image) -> Image.Image:
 
 
 def _pixels_only(content: bytes, size: int) -> bytes | None:
-    """The file without what surrounds its pixels, or None if that cannot be done."""
+    """The file without its metadata, or None if the metadata cannot be removed."""
     if content.startswith(SIGNATURES[0]):
         return _png_pixels(content)
     if content.startswith(SIGNATURES[1]):
@@ -193,7 +194,7 @@ def _pixels_only(content: bytes, size: int) -> bytes | None:
 
 
 def _png_pixels(content: bytes) -> bytes | None:
-    """A PNG without its comments, profiles and other ancillary chunks; checksums of the pixels stay."""
+    """A PNG without its comments, profiles and other ancillary chunks. The checksums of its pixels are kept."""
     kept, position = [content[:8]], 8
     while position + 12 <= len(content):
         length, kind = struct.unpack(">I4s", content[position : position + 8])
@@ -204,7 +205,7 @@ def _png_pixels(content: bytes) -> bytes | None:
 
 
 def _jpeg_pixels(content: bytes) -> bytes:
-    """A JPEG without its comments, profiles and EXIF data; JFIF and Adobe markers stay, as they define the colors."""
+    """A JPEG without its comments, profiles and EXIF data. JFIF and Adobe markers are kept: they define the colors."""
     kept, position = [content[:2]], 2
     while content[position : position + 1] == b"\xff" and content[position + 1 : position + 2] != b"\xda":
         marker, length = content[position + 1], int.from_bytes(content[position + 2 : position + 4], "big")
@@ -217,8 +218,8 @@ def _jpeg_pixels(content: bytes) -> bytes:
 def _jpeg_with_end(content: bytes, size: int) -> bytes | None:
     """A JPEG that lacks only its end marker, with the marker added. None if pixels are missing too.
 
-    The decoder fills missing pixels from whatever follows the data. So they are complete if two different endings
-    give the same picture. The later scans of a progressive JPEG can be missing unnoticed, so it is not repaired.
+    The decoder makes up missing pixels from whatever follows the data. So no pixels are missing if two different
+    endings give the same picture. A progressive JPEG is not repaired, because its last scans may be missing unnoticed.
     """
     if content.rstrip(b"\0").endswith(b"\xff\xd9"):
         return None

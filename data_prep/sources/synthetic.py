@@ -1,7 +1,7 @@
 """Ten classes of drawn images, generated from a seed, for demos and tests.
 
-A class is a shape. Its colors, position, size, tilt and background are random, so that no single pixel says much about
-it and a linear classifier stays far below a network.
+A class is a shape. Its colors, position, size, tilt and background are random, so no single pixel says much about the
+class, and a linear classifier is far less accurate than a network.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def _box(u: Plane, v: Plane) -> Plane:
     return np.maximum(np.abs(u), np.abs(v))
 
 
-# Distance from the point (u, v) to the edge of the shape, in units of half its width; negative outside.
+# Distance from the point (u, v) to the edge of the shape, in units of half the shape's width; negative outside.
 SHAPES: dict[str, Callable[[Plane, Plane], Plane]] = {
     "bow tie": lambda u, v: np.minimum(0.85 - np.abs(v), 0.9 * np.abs(v) - np.abs(u) + 0.06),
     "checkerboard": lambda u, v: np.minimum(0.9 - _box(u, v), 0.25 * np.sin(3.5 * u) * np.sin(3.5 * v)),

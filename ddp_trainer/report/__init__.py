@@ -1,1 +1,1 @@
-"""The report of a run, its pictures and the model card, from the run directory's files alone."""
+"""The report of a run, its pictures and the model card, made from nothing but the files in the run directory."""

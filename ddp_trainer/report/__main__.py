@@ -1,4 +1,4 @@
-"""`python -m ddp_trainer.report RUN_DIR...`: rebuild the report; several runs side by side."""
+"""`python -m ddp_trainer.report RUN_DIR...`: rebuilds the report of a run, or compares several runs."""
 
 import sys
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Curves over epochs and the reliability diagram, drawn on given axes.
 
-Not owned here: the look and the files (`figures`), and pictures of confusion and mistakes (`confusion`, `gallery`).
+Elsewhere: the style and the image files (`figures`), and pictures of confusion and mistakes (`confusion`, `gallery`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_POINTS = 500  # of a curve; a chart is not much wider than that
+MAX_POINTS = 500  # per curve; a chart is not much wider than this many pixels
 
 Panel = Callable[["Axes", Sequence[Run]], None]
 
 
 def thin_out(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most MAX_POINTS points, each the mean of as many neighbors."""
+    """The curve with at most MAX_POINTS points: each is the mean of a group of neighboring points."""
     size = -(-len(x) // MAX_POINTS)
     if size <= 1:
         return x, y
@@ -35,10 +35,11 @@ def thin_out(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def curves(title: str, names: Sequence[str], *, scale: float = 1.0, unit: str = "", from_zero: bool = False) -> Panel:
-    """A panel with the curves of these figures.
+    """A panel with a curve for each of the figures `names`.
 
-    One run: a color for each figure, a legend, and pale curves of the records within epochs. Several runs: a color
-    for each run, training dashed, and no legend, for which a panel has no room.
+    With one run, each figure has its own color, there is a legend, and pale curves show the records within epochs.
+    With several runs, each run has its own color, and training curves are dashed. A panel has no room for a legend of
+    the runs.
     """
 
     def draw(axes: Axes, runs: Sequence[Run]) -> None:
@@ -56,12 +57,12 @@ def curves(title: str, names: Sequence[str], *, scale: float = 1.0, unit: str = 
 
 
 def has_steps(run: Run) -> bool:
-    """Whether the records within epochs add something to those of the epochs."""
+    """Whether there are enough records within epochs to draw them, at least two per epoch."""
     return len(run.step_series("train_loss")[0]) >= 2 * len(run.metrics) > 0
 
 
 def _draw_steps(axes: Axes, run: Run, name: str, scale: float, color: str) -> None:
-    """Draws nothing unless the records are finer than the epochs."""
+    """Draws the records within epochs, if there are enough of them."""
     if not has_steps(run):
         return
     x, values = thin_out(*run.step_series(name))
@@ -81,7 +82,7 @@ def _draw_epochs(axes: Axes, run: Run, name: str, scale: float, color: str, *, d
         linestyle="--" if dashed else "-",
         marker="o" if has_dots else "",
         markersize=4,
-        clip_on=not has_dots,  # a dot on the edge of the axes is shown whole
+        clip_on=not has_dots,  # so that a dot on the edge of the axes is not cut in half
     )
     line.set_in_layout(False)
 
@@ -114,14 +115,14 @@ PANELS: dict[str, Panel] = {
 
 
 def panel_figure(name: str, runs: Sequence[Run]) -> Figure:
-    """One of PANELS, of a size that stays readable on a phone."""
+    """One of PANELS, in a size that is readable on a phone."""
     figure = new_figure(4.8, 2.55)
     PANELS[name](figure.add_subplot(), runs)
     return figure
 
 
 def curves_figure(runs: Sequence[Run]) -> Figure:
-    """All panels on one sheet."""
+    """All panels in one figure."""
     figure = new_figure(11, 7)
     figure.set_layout_engine("constrained", hspace=0.06, wspace=0.04)
     for place, draw in enumerate(PANELS.values(), 1):
@@ -152,18 +153,18 @@ def reliability_figure(found: Calibration) -> Figure:
 
 
 def _draw_reliability(axes: Axes, found: Calibration) -> None:
-    """Bars: how often the class was right, for each range of the probability it was given."""
+    """Draws one bar for each range of probabilities: how often a class predicted with such a probability was right."""
     width = 1 / NUM_BINS
     middles = (np.arange(NUM_BINS) + 0.5) * width
     filled = found.counts > 0
-    style(axes, title="Reliability", x="probability of the predicted class", y="share that was right")
+    style(axes, title="Reliability", x="probability of the predicted class", y="share of correct predictions")
     axes.bar(middles[filled], found.accuracy[filled], width=width * 0.92, color=SERIES[0])
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--")
     axes.set(xlim=(0, 1), ylim=(0, 1))
 
 
 def _draw_counts(axes: Axes, found: Calibration) -> None:
-    """How many images there are in each range, on a logarithmic scale."""
+    """Draws the number of images in each range, on a logarithmic scale."""
     from matplotlib.ticker import NullLocator
 
     width = 1 / NUM_BINS

@@ -1,4 +1,4 @@
-"""What the page says about several runs: a table with mean and spread over seeds, what differs, and common curves."""
+"""The comparison of several runs: mean and standard deviation over seeds, settings that differ, and common curves."""
 
 from collections.abc import Callable, Sequence
 from statistics import mean, stdev
@@ -35,7 +35,7 @@ FIGURES = (
 
 
 class Row(NamedTuple):
-    """One run, or the mean or spread of several runs."""
+    """One run, or the mean or standard deviation of several runs."""
 
     name: str
     cells: list[str]
@@ -64,7 +64,7 @@ def compare(runs: Sequence[Run]) -> Markup:
 
 
 def same_configuration(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs in groups that differ in their seed only. A run that is not finished stays alone."""
+    """Groups of runs that differ only in their seed. An unfinished run is in a group of its own."""
     groups: dict[object, list[Run]] = {}
     for run in runs:
         settings = {name: value for name, value in run.settings.items() if name not in {*NO_DIFFERENCE, "seed"}}
@@ -75,7 +75,7 @@ def same_configuration(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _shares_of_one_configuration(runs: Sequence[Run]) -> list[float]:
-    """Accuracies of all finished runs if they differ in their seed only; else none."""
+    """Accuracies of all finished runs if they differ only in their seed; otherwise an empty list."""
     groups = same_configuration([run for run in runs if run.summary is not None])
     if len(groups) != 1:
         return []
@@ -90,7 +90,7 @@ def _run_row(run: Run, number: int) -> Row:
 
 
 def _spread_row(runs: Sequence[Run], name: str, over: Callable[[Sequence[float]], float]) -> Row:
-    """A dash where a run lacks the figure."""
+    """Each figure over all `runs`; a dash if a run lacks the figure."""
     cells = []
     for figure in FIGURES:
         values = [value for run in runs if (value := figure.value(run)) is not None]

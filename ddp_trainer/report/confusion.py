@@ -1,7 +1,7 @@
 """The confusion matrix as a picture whose size is bounded, whatever the number of classes.
 
-Up to MAX_LABELED classes it is drawn with their labels. Beyond that each cell is a few pixels, and beyond MAX_SIDE
-classes a pixel stands for several. Not owned here: counting (`scores`).
+With up to MAX_LABELED classes, the picture has their labels. With more, each cell is a few pixels wide; with more than
+MAX_SIDE classes, one pixel stands for several classes. Elsewhere: counting (`scores`).
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 MAX_NUMBERED = 20  # with more classes a cell has no room for a number
 MAX_LABELED = 100  # with more classes a row has no room for a label
 MAX_SIDE = 2000  # pixels
-STRONGEST = 0.7  # opacity of a full cell, so that a number in it can be read
+STRONGEST = 0.7  # opacity of a full cell; a number in it must be readable
 
 
 def confusion_png(found: Predictions, classes: Sequence[str]) -> bytes:
-    """The picture as a file of its own."""
+    """The content of confusion.png."""
     if len(classes) > MAX_LABELED:
         return cells_png(found, transparent=False)
     return to_png(confusion_figure(found, drawable_labels(classes)), dpi=150)
 
 
 def confusion_figure(found: Predictions, labels: Sequence[str]) -> Figure:
-    """At most MAX_LABELED classes."""
+    """The matrix with labels, for at most MAX_LABELED classes."""
     num_classes = len(labels)
     counts = confusion_counts(found.labels, found.predicted, num_classes)
     numbered = num_classes <= MAX_NUMBERED
@@ -55,12 +55,12 @@ def confusion_figure(found: Predictions, labels: Sequence[str]) -> Figure:
 
 
 def opacity(counts: np.ndarray) -> np.ndarray:
-    """(C, C) in [0, 1]: share of the true class, on a square-root scale so that rare mistakes show."""
+    """(C, C) in [0, 1]: share of the true class, on a square-root scale so that rare mistakes are visible."""
     return np.sqrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
 
 
 def _draw_cells(axes: Axes, counts: np.ndarray) -> None:
-    """In one color of varying opacity, which suits a light and a dark background."""
+    """Draws the cells in one color of varying opacity, which suits light and dark backgrounds."""
     from matplotlib.colors import to_rgb
 
     cells = np.empty((*counts.shape, 4))
@@ -89,7 +89,7 @@ def _draw_numbers(axes: Axes, counts: np.ndarray) -> None:
 
 
 def cells_png(found: Predictions, *, transparent: bool) -> bytes:
-    """Cells of a few pixels without labels, at most MAX_SIDE pixels a side. Transparent: for any background."""
+    """PNG without labels, at most MAX_SIDE pixels a side. With `transparent`, it suits any background."""
     from PIL import Image
 
     num_classes = found.probabilities.shape[1]
@@ -106,7 +106,7 @@ def cells_png(found: Predictions, *, transparent: bool) -> bytes:
 
 
 def _palette(*, transparent: bool) -> bytes:
-    """256 colors from the background to the color of a full cell; only that color if the opacity varies instead."""
+    """256 colors from the background to the color of a full cell. With `transparent`, all are the latter color."""
     full, background = (np.frombuffer(bytes.fromhex(color[1:]), np.uint8).astype(float) for color in (CELL, SURFACE))
     shares = np.ones((256, 1)) if transparent else np.linspace(0, 1, 256)[:, None]
     return np.rint(background + shares * (full - background)).astype(np.uint8).tobytes()

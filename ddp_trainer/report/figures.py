@@ -1,7 +1,7 @@
-"""Figures of matplotlib in the report's look, as SVG for the page and as PNG files. No global state is changed.
+"""matplotlib figures in the report's style, as SVG for the page and as PNG files. No global state is changed.
 
-The SVG names its colors by the variables of the page's style sheet, so one drawing serves the light and the dark
-scheme. Its text stays text, in the page's font.
+The SVG refers to colors by the variables of the page's style sheet, so one drawing works in the light and in the dark
+scheme. Text in the SVG is real text, in the page's font.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SERIES = (
     *("#1f6f9f", "#c2573a", "#3d8062", "#8a5fa6", "#b08518"),
     *("#0f8b8d", "#b5467b", "#7a8a2a", "#7d5a44", "#5f6b76"),
 )
-# The light scheme. The style sheet gives the same variables other values in the dark one.
+# Values for the light scheme. The style sheet sets the same variables to other values for the dark scheme.
 VARIABLES = {"card": SURFACE, "ink": INK, "muted": MUTED, "line": LINE} | {
     f"series-{number}": color for number, color in enumerate(SERIES)
 }
@@ -82,7 +82,7 @@ def to_svg(figure: Figure) -> str:
 
 
 def _prepare_texts(figure: Figure) -> None:
-    """Names are shown as they are: `$` starts no formula, and a letter that one font lacks may come from another."""
+    """Shows names literally: `$` does not start a formula, and a letter that one font lacks comes from another font."""
     from matplotlib.text import Text
 
     families = fonts()

@@ -1,4 +1,4 @@
-"""Pictures of the most confident mistakes: small ones for the page, and a sheet of them as a file."""
+"""Pictures of the most confident mistakes: thumbnails for the page, and one sheet of them as a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHEET_COLUMNS = 8
 
 
 def thumbnail(pixels: np.ndarray) -> Image:
-    """(H, W, 3) uint8 as it is, or shrunk to MAX_SIDE pixels."""
+    """The (H, W, 3) uint8 image, shrunk to MAX_SIDE pixels a side if it is larger."""
     from PIL import Image
 
     image = Image.fromarray(pixels)
@@ -30,7 +30,7 @@ def thumbnail(pixels: np.ndarray) -> Image:
 
 
 def image_url(pixels: np.ndarray) -> str:
-    """A data URL of the thumbnail. For a large image it is a JPEG, so that the page stays small."""
+    """Data URL of the thumbnail. A large image becomes a JPEG, so that the page stays small."""
     image, target = thumbnail(pixels), io.BytesIO()
     if max(image.size) < MAX_SIDE:
         image.save(target, format="PNG")
@@ -44,13 +44,13 @@ def data_url(content: bytes, kind: str = "png") -> str:
 
 
 def mistakes_figure(mistakes: Sequence[Mistake], labels: Mapping[str, str]) -> Figure:
-    """A sheet with the true class above the predicted class, or one that says that there are none.
+    """A sheet of the misclassified images, captioned with true class, predicted class and its probability.
 
-    `labels`: short label of each class.
+    If there are no mistakes, the sheet says so. `labels`: a short label for each class.
     """
     columns = min(SHEET_COLUMNS, max(len(mistakes), 2))
     rows = max(-(-len(mistakes) // columns), 1)
-    width, height = 1.35, 1.85  # inches; one pair of axes for all images, since a pair for each is slow
+    width, height = 1.35, 1.85  # inches per image; all images share one Axes, because an Axes for each would be slow
     figure = new_figure(width * columns, height * rows)
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))

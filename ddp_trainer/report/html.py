@@ -1,6 +1,6 @@
-"""The report's HTML vocabulary: templates, filled with values that are escaped unless they are Markup.
+"""Renders the report's HTML templates. Values are escaped unless they are Markup.
 
-Templates and the style sheet are files in `templates/`. Not owned here: what the sections say.
+Templates and the style sheet are files in `templates/`. Elsewhere: what the sections say.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @cache
 def environment() -> jinja2.Environment:
-    """The templates of this package. A value that a template lacks is an error."""
+    """The templates of this package. It is an error if a template uses a value that was not passed."""
     found = jinja2.Environment(
         loader=jinja2.PackageLoader("ddp_trainer.report"),
         autoescape=True,
@@ -44,7 +44,7 @@ def render(template: str, **values: object) -> Markup:
 
 
 def chart(figure: Figure, description: str) -> Markup:
-    """A drawing in the colors of the reader's scheme, described for those who cannot see it."""
+    """`figure` as inline SVG in the colors of the reader's scheme, with `description` for screen readers."""
     svg = Markup(to_svg(figure))  # matplotlib escapes the texts in it
     return Markup('<div role="img" aria-label="{}">{}</div>').format(description, svg)
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 
-# Fonts with the scripts that matplotlib's own font lacks, as Linux distributions, macOS and Windows call them.
+# Fonts for scripts that matplotlib's own font lacks, by their names on Linux, macOS and Windows.
 OTHER_FONTS = (
     *(
         "Noto Sans CJK JP",
@@ -28,20 +28,23 @@ def shorten(name: str, length: int = 16) -> str:
 
 
 def distinct_labels(names: Sequence[str], length: int = 16) -> list[str]:
-    """A short label for each class. It begins with the number of the class if labels would otherwise be the same, or
-    would look the same on a machine without a font for them."""
+    """A short label for each class.
+
+    It begins with the number of the class if it would otherwise equal another label, or if no font on this machine can
+    show it.
+    """
     labels = [shorten(name, length) for name in names]
     labels = [
         f"{number}: {shorten(name, length - 4)}" if repeated or not is_drawable(name) else label
         for number, (name, label, repeated) in enumerate(zip(names, labels, _repeated(labels), strict=True))
     ]
-    if any(_repeated(labels)):  # a class whose name is another one's label
+    if any(_repeated(labels)):  # the name of one class is the label of another
         return [f"class {number}" for number in range(len(names))]
     return labels
 
 
 def drawable_labels(names: Sequence[str], length: int = 16) -> list[str]:
-    """`distinct_labels` for a PNG: a class whose name the fonts of this machine lack is shown by its number."""
+    """`distinct_labels` for a PNG: if no font on this machine can show a name, the label is the class's number."""
     known = [name if is_drawable(name) else f"class {number}" for number, name in enumerate(names)]
     return distinct_labels(known, length)
 

@@ -2,14 +2,15 @@
 
 import math
 
-DIVERGED = 4.0  # times the lowest smoothed loss, as in fastai
-SHARE = 0.1  # of all steps: how many the average covers, and how many count as the first steps
+DIVERGED = 4.0  # the loss has diverged above this multiple of its lowest smoothed value, as in fastai
+SHARE = 0.1  # share of all steps that the average covers, and that count as the first steps
 
 
 class LossCurve:
-    """Losses by learning rate, raw and smoothed by an exponential average that is corrected for its start.
+    """Losses by learning rate, raw and smoothed by an exponential average with bias correction.
 
-    The average covers a fixed share of the steps, so it lags by the same factor of the rate at any number of steps.
+    The average covers a fixed share of the steps, so it lags behind by the same factor of the learning rate, however
+    many steps there are.
     """
 
     def __init__(self, steps: int) -> None:
@@ -22,7 +23,10 @@ class LossCurve:
         self._average = 0.0
 
     def add(self, rate: float, loss: float) -> None:
-        """Sets `diverged` if the loss is far above its lowest value or not finite; in the latter case leaves it out."""
+        """Adds a step. Sets `diverged` if the loss is far above its lowest value or not finite.
+
+        A loss that is not finite is left out of the curve.
+        """
         if not math.isfinite(loss):
             self.diverged = True
             return
@@ -36,7 +40,7 @@ class LossCurve:
     def lowest(self) -> int | None:
         """The step with the lowest smoothed loss after the first steps.
 
-        None if the loss did not fall below that of the first steps: then its lowest point means nothing.
+        None if the loss did not fall below the mean of the first steps, because its minimum then means nothing.
         """
         later = range(self._first, len(self.smoothed))
         if not later:

@@ -1,7 +1,7 @@
 """The model card: model.md in the run directory, written from the files of a finished run.
 
-Owned here: what somebody who receives the weights needs to know, and how to load them. Sections after Mitchell et al.,
-"Model Cards for Model Reporting" (arXiv 1810.03993).
+It tells somebody who receives the weights what they need to know, and how to load them. The sections follow Mitchell
+et al., "Model Cards for Model Reporting" (arXiv 1810.03993).
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ import torch
 model = torch.export.load("model.pt2").module()
 logits = model(images)
 """
-# In the order of their names on the card. Settings that a run does not have are left out.
+# In the order in which the card lists them. Settings that a run does not have are left out.
 RECIPE_SETTINGS = (
     *("network", "optimizer", "peak_lr", "head_lr", "bias_lr", "weight_decay", "label_smoothing", "ema_decay"),
     *(
@@ -122,7 +122,7 @@ def recipe(run: Run) -> Iterator[str]:
 
 
 def limits(run: Run) -> Iterator[str]:
-    yield f"- The interval covers the choice of the {run.split} images only: this is one run, with one seed."
+    yield f"- The interval reflects only the choice of the {run.split} images, not that of the seed: this is one run."
     if run.split == "test":
         yield "- If settings were tuned on this number, it is optimistic; `--validation N` holds out images to tune on."
     if run.number("steps") == run.settings.get("max_steps"):
@@ -130,8 +130,8 @@ def limits(run: Run) -> Iterator[str]:
     if run.predictions is not None:
         yield from measured_limits(run, run.predictions)
     yield "- Every image gets one of the classes above, whatever it shows, and possibly with a high probability."
-    yield "- Images of another size or origin than the training images were not evaluated; nor were corrupted images,"
-    yield "  attacks, and differences between groups of people or places."
+    yield "- Not evaluated: images of another size or origin than the training images, corrupted images, attacks, and"
+    yield "  differences between groups of people or places."
 
 
 def measured_limits(run: Run, found: Predictions) -> Iterator[str]:

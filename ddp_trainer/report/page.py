@@ -1,4 +1,4 @@
-"""The page as a whole. It has no scripts and loads nothing. Not owned here: its sections."""
+"""The page as a whole. It has no scripts and loads nothing. Elsewhere: its sections."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from ddp_trainer.tracking.run_record import Run
 
 
 def build_page(runs: Sequence[Run]) -> str:
-    """HTML: for several runs their comparison first, then the details of the first run."""
+    """HTML of the page. With several runs, it shows their comparison, then the details of the first run."""
     run, several = runs[0], len(runs) > 1
     sections = [headline(run, is_detail=several), results(run, is_detail=several), configuration(run), reproduce(run)]
     if several:

@@ -1,4 +1,4 @@
-"""The commands that repeat a run, from its config.json. Not owned here: what the flags mean (`config`)."""
+"""The commands that repeat a run, from its config.json. Elsewhere: what the flags mean (`config`)."""
 
 import shlex
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ def reproduce_commands(run: Run) -> list[str]:
 
 
 def data_command(run: Run) -> list[str]:
-    """Empty if the dataset is not known."""
+    """The command that prepares the data; empty if the dataset is not known."""
     dataset = run.dataset
     if not dataset.source or not run.data_dir:
         return []
@@ -33,7 +33,7 @@ def data_command(run: Run) -> list[str]:
 
 
 def train_command(run: Run) -> str:
-    """The command that trains, with the flags that differ from the recipe, or with all flags if there is no recipe."""
+    """The command that trains, with the flags that differ from the recipe, or all flags if the recipe is unknown."""
     launcher = LAUNCHER.format(run.world_size) if run.world_size != 1 else "python"
     usual = recipe_settings(run.recipe)
     words = [launcher, "-m ddp_trainer.train"]

@@ -1,6 +1,6 @@
-"""What the network learned, from its predictions: confusion, classes, calibration, mistakes.
+"""The sections of the page about a run's predictions: confusion, classes, calibration, mistakes.
 
-Not owned here: arithmetic (`scores`) and drawing (`confusion`, `charts`, `gallery`).
+Elsewhere: arithmetic (`scores`) and drawing (`confusion`, `charts`, `gallery`).
 """
 
 import math
@@ -20,7 +20,7 @@ from ddp_trainer.tracking.predictions import Predictions
 from ddp_trainer.tracking.run_record import Run, list_mistakes
 
 NUM_PAIRS = 12
-NUM_PAIRS_OF_MANY = 30  # where the picture has no labels
+NUM_PAIRS_OF_MANY = 30  # if there are too many classes for labels in the picture
 MAX_ROWS = 1000  # of the table of classes
 ROWS_PER_TABLE = 25
 MAX_TABLES = 3  # side by side, if there is room
@@ -35,7 +35,7 @@ class ClassRow(NamedTuple):
 
 
 def results(run: Run, *, is_detail: bool = False) -> Markup:
-    """`is_detail`: the page is about several runs, so there is no confusion matrix next to the curves."""
+    """All sections. With `is_detail`, the page compares several runs, and has no confusion matrix beside the curves."""
     found = run.predictions
     if found is None:
         return Markup("")
@@ -44,7 +44,7 @@ def results(run: Run, *, is_detail: bool = False) -> Markup:
 
 
 def confusion_picture(run: Run) -> Markup:
-    """Empty if the run has no predictions."""
+    """The confusion matrix; empty if the run has no predictions."""
     found = run.predictions
     if found is None:
         return Markup("")
@@ -74,7 +74,7 @@ def confusion(run: Run, found: Predictions, *, show_matrix: bool) -> Markup:
 
 
 def classes(run: Run, found: Predictions) -> Markup:
-    """A row for each class; of very many classes, those with the lowest recall."""
+    """A row for each class. Of more than MAX_ROWS classes, only those with the lowest recall are listed."""
     rows = class_rows(run.classes, found)
     if len(rows) > MAX_ROWS:
         rows = sorted(rows, key=lambda row: (math.isnan(row.recall), row.recall))[:MAX_ROWS]

@@ -1,6 +1,6 @@
-"""What the report computes from counts and probabilities: NumPy alone, no drawing.
+"""The arithmetic of the report, in NumPy.
 
-Only `confusion_counts` needs memory for every pair of classes; everything else grows with images plus classes.
+`confusion_counts` needs memory for every pair of classes; everything else, only for every image and every class.
 """
 
 import math
@@ -49,7 +49,7 @@ def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def precision_and_recall(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """(C,) each; NaN for a class that was never predicted, or of which there is no image."""
+    """(C,) each. Precision is NaN for a class that was never predicted, and recall for a class without images."""
     hits = class_counts(labels[predicted == labels], num_classes).astype(float)
     totals = class_counts(predicted, num_classes), class_counts(labels, num_classes)
     precision, recall = (np.divide(hits, n, out=np.full_like(hits, np.nan), where=n > 0) for n in totals)
@@ -65,7 +65,7 @@ def confused_pairs(labels: np.ndarray, predicted: np.ndarray, limit: int) -> lis
 
 
 def calibration(labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray) -> Calibration:
-    """How often the predicted class is right, compared with the probability it was given. Bins are (low, high]."""
+    """Compares how often predictions are right with the probabilities they were given. Bins are (low, high]."""
     hits = (predicted == labels).astype(float)
     bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
     counts = np.bincount(bins, minlength=NUM_BINS)

@@ -1,6 +1,6 @@
-"""What the page says about one run: headline, curves, configuration, and how to repeat it.
+"""The sections of the page about one run: headline, curves, configuration, and how to repeat it.
 
-Not owned here: what its predictions show (`results`) and the comparison of several runs (`comparison`).
+Elsewhere: what its predictions show (`results`) and the comparison of several runs (`comparison`).
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def hardware(run: Run) -> str:
 
 
 def headline(run: Run, *, is_detail: bool = False) -> Markup:
-    """The result in large figures. `is_detail`: the page is about several runs, and this one follows."""
+    """The result in large figures. With `is_detail`, it follows the comparison of several runs."""
     interval = wilson_interval(*run.counts) if run.counts else None
     facts = {name: value for name, value in _facts(run).items() if value != NOTHING}
     return render("headline.html", run=run, interval=interval, facts=facts, notices=notices(run), is_detail=is_detail)
@@ -66,7 +66,7 @@ def notices(run: Run) -> list[str]:
     if run.summary is None:
         state, epochs = run.state or "unknown", len(run.metrics)
         note = f"This run has no summary. Its state is {state}; finished epochs: {epochs}."
-        notes.append(note + (" The figures are those of the last one." if epochs else ""))
+        notes.append(note + (" The figures are those of the last finished epoch." if epochs else ""))
         if run.message:
             notes.append(run.message)
     if run.split == "validation":
@@ -74,13 +74,13 @@ def notices(run: Run) -> list[str]:
     found, counts = run.predictions, run.counts
     if found is not None and counts is not None and (found.num_correct, len(found.labels)) != counts:
         notes.append(
-            f"predictions.npz belongs to another evaluation: it has {found.num_correct} of {len(found.labels)} right."
+            f"predictions.npz is from another evaluation: {found.num_correct} of its {len(found.labels)} are right."
         )
     return notes
 
 
 def curves(runs: Sequence[Run]) -> Markup:
-    """The curves of one run, next to its confusion matrix if there is room, or of several runs on common axes."""
+    """The curves of one run, beside its confusion matrix if there is room, or of several runs on common axes."""
     whose = " of " + ", ".join(run.name for run in runs) if len(runs) > 1 else ""
     drawn = any(run.metrics for run in runs)
     panels = [chart(panel_figure(name, runs), f"{name} by epoch{whose}") for name in PANELS] if drawn else []

@@ -1,10 +1,11 @@
-"""Which recorded settings distinguish two runs, derived from those that a resumed run may change."""
+"""Decides which recorded settings distinguish two runs, based on those that may change on --resume."""
 
 from ddp_trainer.config import FREE_ON_RESUME
 
-# Two runs that differ only in these learn the same weights. `max_steps` ends a run early, so it counts.
+# Two runs that differ only in these settings learn the same weights. `max_steps` is not one of them, because it can end
+# a run early.
 NO_DIFFERENCE = FREE_ON_RESUME - {"max_steps"}
 
-# The report leaves these out when it compares runs or says how to repeat one: they decide where a run is stored, how
-# it is tracked and how fast it loads data. `device` and `compile` change the last digits of a result.
+# The report leaves these out when it compares runs or says how to repeat one: they decide where a run is stored, how it
+# is tracked and how fast it loads data. It does show `device` and `compile`, which change the last digits of a result.
 LEFT_OUT = NO_DIFFERENCE - {"device", "compile"}

@@ -1,4 +1,4 @@
-"""The table of a sweep, in Markdown: mean, standard deviation and n over runs that differ in their seed only."""
+"""The table of a sweep, in Markdown: mean, standard deviation and n over runs that differ only in their seed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ def results_table(folders: Sequence[Path]) -> str:
 
 
 def _mean_and_spread(values: Sequence[float | None]) -> str:
-    """Two cells; dashes if a run lacks the figure."""
+    """Two cells of the table; dashes if a run lacks the figure."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return f"{NOTHING} | {NOTHING}"
@@ -46,9 +46,9 @@ def _mean_and_spread(values: Sequence[float | None]) -> str:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """For each run, its values of the settings that differ and influence the result; without the seed."""
+    """A label for each run: its values of the settings, except seed, that differ between runs and affect the result."""
     settings: list[dict[str, Setting]] = [{"recipe": run.recipe, **run.settings} for run in runs]
-    unnamed = {*NO_DIFFERENCE, "seed"} - {"data_dir"}  # runs on several datasets get a row for each
+    unnamed = {*NO_DIFFERENCE, "seed"} - {"data_dir"}  # runs on different datasets must not share a row
     names = dict.fromkeys(name for each in settings for name in each if name not in unnamed)
     names = [name for name in names if len({str(each.get(name)) for each in settings}) > 1]
-    return [", ".join(f"{name} {plain(each.get(name))}" for name in names) or "all alike" for each in settings]
+    return [", ".join(f"{name} {plain(each.get(name))}" for name in names) or "same for all" for each in settings]

@@ -1,10 +1,10 @@
-"""How the report writes figures: shares, times, quantities, and a dash for what is not known."""
+"""How the report formats figures: percentages, durations, quantities, and a dash for an unknown value."""
 
 import math
 
 from data_prep.json_fields import Setting
 
-NOTHING = "\N{EN DASH}"  # where a figure is not known
+NOTHING = "\N{EN DASH}"  # shown in place of an unknown figure
 
 
 def percent(share: float | None, digits: int = 2) -> str:
@@ -32,7 +32,7 @@ def four_digits(value: float | None) -> str:
 
 
 def plain(value: Setting) -> str:
-    """A setting as on a command line: the values of a list side by side."""
+    """A setting as on a command line; the values of a list are separated by spaces."""
     if isinstance(value, list):
         return " ".join(map(plain, value))
     if value is None or isinstance(value, bool):

@@ -1,7 +1,7 @@
-"""The report of a run: one self-contained HTML page and its pictures, from the run directory's files alone.
+"""Writes the report of a run: one self-contained HTML page and its pictures.
 
-Owned here: which files are written and deleted. Not owned here: reading (`tracking.run_record`), arithmetic (`scores`),
-drawing (`charts`, `confusion`, `gallery`) and the page (`page`). Needs no GPU, no data and no W&B.
+It is made from the files in the run directory alone, without GPU, data or W&B. Elsewhere: reading
+(`tracking.run_record`), arithmetic (`scores`), drawing (`charts`, `confusion`, `gallery`) and the page (`page`).
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ PICTURES = ("curves.png", "confusion.png", "reliability.png", "misclassified.png
 def write_report(run_dirs: Sequence[Path]) -> Path:
     """Writes RUN_DIR/report/ of the first run and returns the path of its index.html.
 
-    With several runs the page begins with their comparison, followed by the details of the first.
+    With several runs, the page begins with their comparison, followed by the details of the first run.
     Raises InputError if a run directory cannot be used or the report cannot be written.
     """
     if not run_dirs:
@@ -39,7 +39,7 @@ def write_report(run_dirs: Sequence[Path]) -> Path:
         for name in PICTURES:
             if name in pictures:
                 replace_file(folder / name, pictures[name])
-            else:  # of an earlier report from other files: it would contradict the page
+            else:  # left by an earlier report, a picture would contradict the page
                 (folder / name).unlink(missing_ok=True)
         replace_file(folder / "index.html", page.encode())
     except OSError as error:

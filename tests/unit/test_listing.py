@@ -27,7 +27,7 @@ def test_other_common_names_of_the_test_split_are_accepted(name: str, photos: Pa
     assert f"test split: {photos / name}" in after.notes
 
 
-def test_a_test_folder_without_classes_is_passed_over_for_val(photos: Path) -> None:
+def test_val_is_the_test_split_if_the_test_folder_has_no_classes(photos: Path) -> None:
     (photos / "test").rename(photos / "val")
     (photos / "test").mkdir()
     save(photos / "test" / "0.png", Image.new("RGB", (8, 8)))
@@ -42,7 +42,7 @@ def test_files_that_are_not_images_are_counted(photos: Path) -> None:
     found = load_folder(photos, size=8)
     assert (found.classes, len(found.train.labels)) == (("cat", "dog"), 12)
     (line,) = found.notes
-    assert line.startswith(f"ignored in {photos}/train: 4 files without an image (.txt 2, ")
+    assert line.startswith(f"ignored in {photos}/train: 4 non-image files (.txt 2, ")
     assert ".md 1" in line
     assert ".db 1" in line
     assert line.endswith("3 hidden")
@@ -81,7 +81,7 @@ def test_a_missing_root_or_split_is_named(photos: Path) -> None:
     assert "train" in fails(photos)
 
 
-def test_classes_that_differ_are_named(photos: Path) -> None:
+def test_classes_that_exist_in_only_one_split_are_named(photos: Path) -> None:
     (photos / "test" / "dog").rename(photos / "test" / "hound")
     line = fails(photos)
     assert f"dog only in {photos}/train" in line
@@ -121,4 +121,4 @@ def test_an_empty_class_or_split_is_named(photos: Path) -> None:
 def test_a_single_class_is_refused(photos: Path) -> None:
     for split in ("train", "test"):
         (photos / split / "dog").rename(photos / f"{split} dogs")
-    assert "one class" in fails(photos)
+    assert "only one class folder" in fails(photos)

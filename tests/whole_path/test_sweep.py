@@ -115,7 +115,7 @@ def test_a_stopped_sweep_continues_and_ends_with_its_table(tiny_dir: Path, tmp_p
     found = read_json(first / "summary.json") or {}
     table = finished.stdout.splitlines()
     assert table == (tmp_path / "table.md").read_text().splitlines()
-    assert table[2].startswith(f"| all alike | 1 | {found['test_accuracy']:.2%} | {NOTHING} | ")
+    assert table[2].startswith(f"| same for all | 1 | {found['test_accuracy']:.2%} | {NOTHING} | ")
     assert table[-1] == "Not finished, so not in the table: seed=1."
 
     shown = run("ddp_trainer.sweep", *sweep, "--table")
