@@ -1,4 +1,4 @@
-"""Compares the speed of our loaders, augmentation included, with a DataLoader and torchvision's transforms.
+"""Compares the speed of our loaders and augmentation with that of a DataLoader and torchvision's transforms.
 
     python -m benchmarks.loading [--data-dir DIR] [--batch-size N] [--images N] [--rounds N] [--result FILE]
 
@@ -89,7 +89,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data/synthetic"))
     parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--images", type=int, default=20_000, help="images per epoch, at most those in the dataset")
+    parser.add_argument(
+        "--images", type=int, default=20_000, help="images per epoch; at most all images of the dataset"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--result", type=Path, help="write the figures here as JSON")
     options = parser.parse_args()

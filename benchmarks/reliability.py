@@ -5,8 +5,8 @@
 
 save:   the time that `Trainer.save` stops the loop to copy the state, and the time until the background thread has
         written the checkpoint to the disk.
-stop:   the time of `announce` and `agreed`, one directly after the other. In the training loop, a step lies between
-        them and hides part of that time, so this is an upper bound. It is relevant only with several processes.
+stop:   the time of `announce` and `agreed`, one directly after the other. In the training loop, a step runs between the
+        two and hides part of that time, so this is an upper bound. It is relevant only with several processes.
 guard:  the additional time of a step without forward and backward, compared with a guard that checks nothing.
 
 The results are medians over rounds, in milliseconds. The time of a whole step is printed for comparison.
@@ -69,7 +69,7 @@ class PlainGuard:
 
 
 def settings(data_dir: Path, batch_size: int) -> TrainConfig:
-    """Returns `baseline` with a moving average of the weights, which makes the checkpoint as large as possible."""
+    """Returns `baseline` with a moving average of the weights, so that the checkpoint is as large as possible."""
     config = baseline()
     return replace(
         config,

@@ -1,4 +1,4 @@
-"""Distributed training of image classifiers, from Python (`ddp_trainer.train("fast", data_dir=...)`) or by command.
+"""Distributed training of image classifiers, from Python (`ddp_trainer.train("fast", ...)`) or the command line.
 
 Importing the package is quick: torch and everything else are imported when they are first used.
 """

@@ -1,7 +1,7 @@
 """Turns a command line into a checked configuration, and the outcome of a command into its exit status.
 
-tyro makes the flags from the fields and docstrings of a configuration. Every mistake becomes a one-line InputError,
-and `run_command` is the only place that prints it.
+tyro generates the flags from the fields and docstrings of a configuration. Every mistake becomes a one-line InputError,
+which only `run_command` prints.
 """
 
 import contextlib
@@ -116,7 +116,7 @@ def _one_line(report: str) -> str:
 def run_command(work: Callable[[], int | None]) -> int:
     """Exit status of a command: what `work` returns (None: 0), or 2 after an InputError, which is printed as one line.
 
-    Every process finds the same fault, so only the first process of each machine prints it.
+    Every process finds the same mistake, so only the first process of each machine prints it.
     """
     with forgiving_output():
         try:

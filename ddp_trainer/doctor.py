@@ -1,7 +1,7 @@
-"""Doctor: `python -m ddp_trainer.doctor` checks this machine, and prints a fix for whatever is missing.
+"""Doctor: `python -m ddp_trainer.doctor` checks this machine, and prints a fix for anything missing.
 
-It runs on a bare Python: torch and FFCV are imported by child processes, so that a package that is missing, broken or
-crashes is reported like anything else. Exit status 0: ready to train; 1: not ready. No secret is printed.
+It needs only Python itself. Child processes import torch and FFCV, so a package that is missing, broken or crashing is
+reported like any other problem. Exit status 0: ready to train; 1: not ready. No secret is printed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import NamedTuple
 from data_prep.errors import printable
 from data_prep.streams import forgiving_output
 
-OK, ABSENT, PROBLEM = "ok", "-", "PROBLEM"  # a run works without the parts that are absent
+OK, ABSENT, PROBLEM = "ok", "-", "PROBLEM"  # training works without parts that are marked as absent
 REPOSITORY = Path(__file__).resolve().parent.parent
 SET_UP = "make setup"
 INSTALL = f"{sys.executable} -m pip install -c constraints.txt -e"
@@ -51,7 +51,7 @@ print('{"version": "%s"}' % metadata.version("ffcv"))
 
 
 class Finding(NamedTuple):
-    """What was found about one part of the machine, and the command that fixes it."""
+    """The state of one part of the machine, and a command that fixes it if it is missing."""
 
     state: str
     name: str
@@ -60,7 +60,7 @@ class Finding(NamedTuple):
 
 
 class Child:
-    """A Python program that prints one JSON object. It starts at once, and its result is awaited later."""
+    """A Python program that prints one JSON object. It starts immediately; `result` waits for it."""
 
     def __init__(self, code: str) -> None:
         self._process = subprocess.Popen(
@@ -128,7 +128,7 @@ def packages() -> Iterator[Finding]:
 
 
 def set_up(name: str) -> str:
-    """The command that fixes a package. If it is installed and still fails, only a new environment helps."""
+    """The command that fixes a package. If it is installed but fails, the environment must be created again."""
     return f"rm -r .venv && {SET_UP}" if is_installed(name) else SET_UP
 
 
@@ -154,7 +154,7 @@ def torch_and_devices(child: Child) -> Iterator[Finding]:
 
 
 def gpus(found: dict) -> Finding:
-    """GPUs that torch can use. A driver without any is reported, because a run on the CPU would hide it."""
+    """GPUs that torch can use. A driver without a usable GPU is reported, because runs would silently use the CPU."""
     if found["devices"]:
         return Finding(OK, "GPUs", "; ".join(found["devices"]) + f"; {'bf16' if found['bf16'] else 'no bf16, so fp16'}")
     driver = Path("/proc/driver/nvidia/version")
@@ -162,7 +162,7 @@ def gpus(found: dict) -> Finding:
         if not found["built_for"]:
             detail = "there is an NVIDIA driver, but torch is built for the CPU only"
             return Finding(ABSENT, "GPUs", detail, set_up("torch"))
-        detail = f"an NVIDIA driver, but no GPU that torch for CUDA {found['built_for']} can use; it may be too old"
+        detail = f"no GPU that torch for CUDA {found['built_for']} can use; the NVIDIA driver may be too old"
         return Finding(ABSENT, "GPUs", detail, "nvidia-smi && env | grep CUDA_VISIBLE_DEVICES")
     return Finding(ABSENT, "GPUs", "none; runs use the CPU")
 
@@ -200,7 +200,7 @@ def disk() -> Finding:
 
 
 def shared_memory() -> Finding:
-    """/dev/shm, through which the processes of several GPUs on one machine talk."""
+    """/dev/shm, through which the processes of several GPUs on one machine communicate."""
     try:
         size = shutil.disk_usage("/dev/shm").total / 1e9
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Evaluate: `python -m ddp_trainer.evaluate RUN_DIR [--tta]`, alone or on several processes under the launcher."""
+"""Evaluate: `python -m ddp_trainer.evaluate RUN_DIR [--tta]`, or several processes with `accelerate launch`."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ from ddp_trainer.models.spec import ModelSpec, load_model
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Evaluate a finished run on its test split, every image exactly once at any number of processes."""
+    """Evaluate a finished run on its test split. Every image is counted exactly once, on any number of processes."""
 
     run_dir: tyro.conf.Positional[Path]
     """Run directory with model.safetensors and model.json."""
@@ -50,7 +50,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
     dataset = read_dataset(data_dir)
     check_same_images(spec, dataset, data_dir)
     verify_dataset(data_dir, dataset)
-    # Nothing is saved here, so a signal may end the process at once: it listens for none.
+    # Signals are not handled, because a signal may end the process at once: nothing is saved here.
     runtime = Runtime(RuntimeConfig(device=config.device, precision=config.precision))
     split = dataset.splits["test"]
     loader = build_loader(
@@ -71,11 +71,11 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
 def check_same_images(spec: ModelSpec, dataset: DatasetInfo, data_dir: Path) -> None:
     """Raises InputError if the dataset has other classes or another image size than the model was trained on."""
     if tuple(dataset.classes) != spec.classes:
-        raise InputError(f"{data_dir} has other classes than the run was trained on; name its data with --data-dir")
+        raise InputError(f"{data_dir} has other classes than the run was trained on; pass its dataset as --data-dir")
     if dataset.image_size != spec.image_size:
         raise InputError(
             f"{data_dir} has images of {dataset.image_size} pixels, but the run was trained on {spec.image_size}; "
-            "name its data with --data-dir"
+            "pass its dataset as --data-dir"
         )
 
 

@@ -1,8 +1,8 @@
 """Export: `python -m ddp_trainer.export RUN_DIR --format {onnx,torch}` writes the model as one file for other programs.
 
-Owned here: what the file contains, and that it is checked before it gets its name. The input is uint8 (N, 3, H, W)
-with values 0-255, as every decoder returns them; the output is float32 (N, num_classes) logits. Normalization is
-inside. The file refuses float input, because [0, 1] and [0, 255] could be confused silently.
+The input of the exported model is uint8 (N, 3, H, W) with values 0-255, as decoders return them; the output is float32
+(N, num_classes) logits. Normalization is part of the model. Float input is rejected, because [0, 1] could silently be
+mistaken for [0, 255]. The file gets its final name only after it has been checked.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 OPSET = 18  # the lowest version that torch's exporter writes without a conversion
 CHECKED_BATCHES = (1, 2, 33)  # a graph with a fixed batch size could not take all of them
-TOLERANCE = 1e-4  # of the largest logit: only the order of summation may differ
+TOLERANCE = 1e-4  # relative to the largest logit; only the order of summation may differ
 
 
 class ExportError(Exception):
@@ -62,10 +62,10 @@ class ExportConfig:
 
 
 class Exported(NamedTuple):
-    """A file just written, loaded again."""
+    """A file that was just written, loaded again."""
 
     classify: Classifier
-    versions: str  # what a program needs to read it
+    versions: str  # of the format, which a program must support to read the file
 
 
 class Result(NamedTuple):
@@ -73,11 +73,11 @@ class Result(NamedTuple):
 
     path: Path
     versions: str
-    difference: float  # largest, between its logits and the model's own, as a share of the largest logit
+    difference: float  # largest difference between its logits and the model's own, relative to the largest logit
 
 
 class NormalizingModel(nn.Module):
-    """The network behind the normalization of its input, so that users need not know mean and std."""
+    """The network with normalization in front of it, so that users need not know mean and std."""
 
     scale: Tensor
     shift: Tensor
@@ -111,7 +111,7 @@ def write_onnx(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path, *
         dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
     )
     assert program is not None
-    written = program.model.opset_imports[""]  # if it cannot write a version, the exporter only logs that
+    written = program.model.opset_imports[""]  # the exporter only logs it if it cannot write the requested version
     require(
         written == opset, f"--opset {opset}: torch {torch.__version__} cannot write this network in it; try {written}"
     )
@@ -126,7 +126,7 @@ def write_onnx(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path, *
 
 @contextlib.contextmanager
 def silent_exporters() -> Iterator[None]:
-    """Silences the exporters, which warn about what works and print whole graphs of what does not."""
+    """Silences the exporters, which print warnings if they succeed and whole graphs if they fail."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -148,9 +148,9 @@ def write_torch(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path) 
 
 @torch.inference_mode()
 def largest_difference(exported: Classifier, model: nn.Module, spec: ModelSpec) -> float:
-    """The largest difference between the logits of `exported` and of `model` on noise, as a share of the largest logit.
+    """The largest difference between the logits of `exported` and `model` on noise, relative to the largest logit.
 
-    Raises ExportError if it is more than rounding explains.
+    Raises ExportError if the difference is too large to be a rounding error.
     """
     generator, worst = torch.Generator().manual_seed(0), 0.0
     for count in CHECKED_BATCHES:
@@ -160,7 +160,8 @@ def largest_difference(exported: Classifier, model: nn.Module, spec: ModelSpec) 
         expected = model(batch_normalize(images, spec.mean, spec.std, torch.float32))
         found = exported(images)
         if found.shape != expected.shape or not bool(found.isfinite().all()):
-            raise ExportError(f"the exported model gives {tuple(found.shape)} for {count} images, not finite logits")
+            wanted, got = tuple(expected.shape), tuple(found.shape)
+            raise ExportError(f"the exported model must return finite logits of shape {wanted}, got shape {got}")
         worst = max(worst, ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item())
     if worst > TOLERANCE:
         raise ExportError(f"the logits of the exported model differ from the model's own by {worst:.1e} of the largest")
@@ -168,7 +169,7 @@ def largest_difference(exported: Classifier, model: nn.Module, spec: ModelSpec) 
 
 
 def check_packages(format: str) -> None:
-    """Raises InputError, with the command that installs them, if packages that the format needs are missing."""
+    """Raises InputError, which contains the install command, if packages that the format needs are missing."""
     missing = []
     for name in PACKAGES[format]:
         try:
@@ -201,7 +202,7 @@ def export_run(config: ExportConfig) -> Result:
         raise
     except OSError as error:
         raise InputError(f"{target} cannot be written ({error.strerror}); check permissions and free space") from None
-    except Exception as error:  # the exporters refuse a network of the user's own with nearly any exception
+    except Exception as error:  # the exporters raise nearly anything for a network that they do not support
         reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n")[0]
         raise ExportError(f"--format {config.format}: torch cannot export {spec.architecture}: {reason}") from None
     return Result(target, exported.versions, difference)

@@ -5,7 +5,8 @@ the exponential form of Gugger, "How Do You Find A Good Learning Rate" (sgugger.
 Lightning: the rate rises by a constant factor per step until the smoothed loss exceeds four times its lowest value.
 The suggestion is a tenth of the rate with the lowest smoothed loss (`report.loss_curve`).
 
-The steps are those of a run: a trainer from `build_trainer`, with another schedule. Its network is thrown away.
+The steps are those of a normal run: the trainer comes from `build_trainer` and only has another schedule. The trained
+network is discarded.
 """
 
 import contextlib
@@ -72,7 +73,7 @@ class RangeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RangeTestConfig:
-    """A recipe without the settings of a run directory. Of its schedule, only batch size and --accumulate matter."""
+    """A recipe without the settings of a run directory. Its schedule gives only --batch-size and --accumulate."""
 
     sweep: RangeConfig = field(default_factory=RangeConfig)
     recipe: Annotated[str, tyro.conf.Suppress] = "custom"
@@ -96,7 +97,7 @@ class RangeTestConfig:
         )
 
     def as_train_config(self) -> TrainConfig:
-        """The settings of the trainer: whole images, and no limit on the steps but that of the range test."""
+        """The trainer's settings: no small crops, and no limit on the number of steps except that of the range test."""
         return TrainConfig(
             recipe=self.recipe,
             data=self.data,
@@ -110,9 +111,9 @@ class RangeTestConfig:
 
 
 def range_test(trainer: Trainer, sweep: RangeConfig) -> LossCurve:
-    """The loss at each learning rate, which rises to its last value unless the loss diverges earlier.
+    """Trains with a rising learning rate, until the last rate or until the loss diverges. Returns the losses.
 
-    Trains `trainer`. All ranks stop at the same step, because the loss is that of the global batch. Raises Preempted.
+    All ranks stop at the same step, because the loss is that of the global batch. Raises Preempted.
     """
     peak_lr = trainer.config.optim.peak_lr
     trainer.share_of_peak = lambda step: sweep.rate(step) / peak_lr
@@ -143,7 +144,7 @@ def write_results(out: Path, curve: LossCurve, config: TrainConfig, runtime: Run
     """Writes lr_find.png, then lr_find.json, and prints the suggestion."""
     replace_file(out / "lr_find.png", curve.draw(f"Learning rate range test, {config.recipe}"))
     suggested, others = curve.suggestion(), {}
-    if suggested is not None:  # the test has changed the other rates in proportion to --peak-lr
+    if suggested is not None:  # during the test, the other rates stayed in proportion to --peak-lr
         rates = {"head_lr": config.optim.head_lr, "bias_lr": config.optim.bias_lr}
         others = {name: rate / config.optim.peak_lr * suggested for name, rate in rates.items() if rate is not None}
     content = {
@@ -192,8 +193,8 @@ def find_learning_rate(test: RangeTestConfig, stop: StopRequest) -> None:
 def parse(argv: Sequence[str]) -> RangeTestConfig:
     recipe, arguments = take_recipe(argv, RECIPES)
     description = (
-        "Find a good --peak-lr for a recipe: train with a rising learning rate, write lr_find.png and lr_find.json. Of "
-        "the schedule, only --batch-size and --accumulate matter."
+        "Find a good --peak-lr for a recipe: train with a rising learning rate, then write lr_find.png and "
+        "lr_find.json. Of the schedule, only --batch-size and --accumulate are used."
     )
     prog = f"{program_name('ddp_trainer.lr_find')} [RECIPE]"
     return parse_flags(
@@ -214,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def main_process() -> None:
-    """`main` as this process's only work: `python -m ddp_trainer.lr_find` and `ddp-lr-find`."""
+    """Runs `main` and ends the process. The entry point of `python -m ddp_trainer.lr_find` and `ddp-lr-find`."""
     exit_process(main())
 
 

@@ -1,7 +1,7 @@
 """Predict: `python -m ddp_trainer.predict RUN_DIR IMAGE...` classifies image files with the model of a finished run.
 
-Owned here: which files are read, and how the predictions are printed. Not owned here: how an image file of any size
-and mode becomes the input of the network (`data_prep`), and the model.
+It finds the files and prints the predictions. Elsewhere: how an image file of any size and mode becomes the input of
+the network (`data_prep`), and the model (`models`).
 """
 
 import json
@@ -35,8 +35,8 @@ class PredictConfig:
     run_dir: tyro.conf.Positional[Path]
     """Run directory with model.safetensors and model.json."""
     images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE ...")]
-    """PNG, JPEG, WebP, BMP, GIF, TIFF or PPM files of any size and mode, or folders of them. A folder is searched
-    with its subfolders; hidden files and folders are left out."""
+    """PNG, JPEG, WebP, BMP, GIF, TIFF or PPM files of any size and mode, or folders of them. Subfolders are searched,
+    too; hidden files and folders are left out."""
     json: bool = False
     """Print a JSON object per image instead of tab-separated text."""
 
@@ -71,10 +71,10 @@ class Prediction:
 
 
 def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
-    """`path` itself, or the files below the folder `path` in the order of their names, hidden ones left out.
+    """`path` itself, or all files below the folder `path`, sorted by name and without hidden files.
 
-    Follows links to folders, but not to those `above`, given as (device, inode), because the search would never end.
-    Adds a line to `problems` for each folder that cannot be read.
+    Follows links to folders, but not to the folders `above`, given as (device, inode), because the search would never
+    end. Adds a line to `problems` for each folder that cannot be read.
     """
     if not path.is_dir():
         yield path
@@ -92,9 +92,9 @@ def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]
 
 
 def find_images(given: Path) -> tuple[list[Path], list[str]]:
-    """The image files that `given`, a file or a folder, stands for, and a line for each problem.
+    """The image `given`, or all images in the folder `given`, and a line for each problem.
 
-    A dead link counts as an image, so that it is reported.
+    A dead link counts as an image, so that it is reported later.
     """
     if not given.is_dir():
         return [given], []
@@ -130,7 +130,7 @@ def predict(model: nn.Module, spec: ModelSpec, paths: Sequence[Path], pixels: np
 
 
 def predict_files(config: PredictConfig) -> int:
-    """Prints a line for each image, and on stderr what cannot be read. Exit status: 0, or 1 if there was a problem.
+    """Prints a line for each image, and a line on stderr for each problem. Exit status: 0, or 1 if there was a problem.
 
     Raises InputError if the run has no usable model.
     """

@@ -1,8 +1,8 @@
 """Sweep: `python -m ddp_trainer.sweep RECIPE --seeds N [--set FLAG=V1,V2]` trains a recipe several times.
 
-Every combination of the values is trained with every seed, one run after another, each in a process and a run directory
-of its own, so that a failure ends only one of them. The same command continues a sweep that was stopped. With `--list`
-it prints the runs, which `slurm/sweep.sh` submits as jobs, and with `--table` the results so far.
+Every combination of the values is trained with every seed, one run after another. Each run has its own process and run
+directory, so a failure ends only that run. The same command continues a sweep that was stopped. With `--list`, it only
+prints the runs, which `slurm/sweep.sh` submits as jobs; with `--table`, it only prints the results so far.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from ddp_trainer.run.directory import changed_settings, recorded_settings
 from ddp_trainer.run.sweep_runs import PlannedRun, Runner, count_processes
 from ddp_trainer.tracking.console import print_line
 
-OWN_FLAGS = {"seed", "out", "resume"}  # flags of the trainer that the sweep sets for each run
+OWN_FLAGS = {"seed", "out", "resume"}  # trainer flags that the sweep sets for each run
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """All runs, in the order they are trained."""
+    """All runs, in the order in which they are trained."""
 
     out: Path
     launcher: list[str]
@@ -65,7 +65,7 @@ def _flags_of(recipe: str) -> argparse.ArgumentParser:
     )
     add, out = parser.add_argument, Path("runs") / f"sweep-{recipe}"
     add("--seeds", type=int, default=3, metavar="N", help="train with seeds 0 to N - 1 (default: 3)")
-    text = "values of a flag of the trainer; true and false for switches; may be repeated"
+    text = "values to try for a trainer flag (true and false for a switch); may be repeated"
     add("--set", action="append", default=[], dest="settings", metavar="FLAG=V1,V2", help=text)
     text = "folder of the run directories and table.md (default: runs/sweep-RECIPE)"
     add("--out", type=Path, default=out, metavar="DIR", help=text)
@@ -73,8 +73,8 @@ def _flags_of(recipe: str) -> argparse.ArgumentParser:
     add("--launcher", metavar="COMMAND", help=text)
     actions = parser.add_mutually_exclusive_group()
     for action, text in (
-        ("list", "print the arguments of each run, one run per line and quoted for the shell, and train nothing"),
-        ("table", "write the table of the runs that are finished, and train nothing"),
+        ("list", "only print the arguments of each run, one run per line and quoted for the shell"),
+        ("table", "only write the table of the finished runs"),
     ):
         actions.add_argument(
             f"--{action}", action="store_const", const=action, default="train", dest="action", help=text
@@ -95,7 +95,7 @@ def _launcher_words(command: str | None) -> list[str]:
 
 
 def plan_runs(recipe: str, settings: Sequence[str], seeds: int, common: Sequence[str], out: Path) -> list[PlannedRun]:
-    """The seeds of a combination follow each other, so that its mean is known early. Raises InputError."""
+    """All runs. The seeds of a combination follow each other, so that its mean is known early. Raises InputError."""
     columns = []
     for setting in settings:
         flag, _, values = setting.partition("=")
@@ -149,7 +149,7 @@ def list_lines(sweep: Sweep) -> list[str]:
     commands = [[*run.arguments, "--out", str(run.out)] for run in sweep.runs]
     for word in itertools.chain.from_iterable(commands):
         require(
-            "\n" not in word, f"{word!r} has a line break, and --list prints one run per line; choose another value"
+            "\n" not in word, f"{word!r} has a line break, but --list prints one run per line; choose another value"
         )
     return [shlex.join(words) for words in commands]
 
@@ -176,7 +176,7 @@ def write_table(sweep: Sweep) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status. 0: all runs are finished, or it was stopped; 1: a run failed; 2: the input is wrong."""
+    """Exit status. 0: all runs are finished, or the sweep was stopped; 1: a run failed; 2: the input is wrong."""
 
     def work() -> int:
         sweep = parse(sys.argv[1:] if argv is None else argv)
@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         return run_command(work)
-    except KeyboardInterrupt:  # only while the settings are checked; later it is a request to stop
+    except KeyboardInterrupt:  # only while the settings are checked; later, Ctrl-C is a request to stop
         return 130
 
 

@@ -1,6 +1,6 @@
-"""Train: `accelerate launch -m ddp_trainer.train [RECIPE] [--flag value ...]`, or one process by `python -m`.
+"""Train: `accelerate launch -m ddp_trainer.train [RECIPE] [--flag value ...]`, or `python -m` for one process.
 
-Read `train` as a table of contents; each line's work is done in the file it is imported from. Imports that take
+`train` shows all stages of a run in order; each is implemented in the file that it is imported from. Imports that take
 seconds are inside functions, so that a signal that arrives during them already counts as a request to stop.
 """
 
@@ -15,7 +15,7 @@ from data_prep.streams import forgiving_output
 from ddp_trainer.distributed.faults import reported_faults
 from ddp_trainer.distributed.signals import Preempted, StopRequest
 
-# Errors of a disk, which no setting can prevent.
+# Disk errors, which no setting can prevent.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | None" = None) -> "RunResult | None":
     """Trains one run, or the rest of one. Raises InputError before any work is done.
 
-    `observer` is told what happens, in addition to the recorder. Returns None on every rank but the main one.
+    `observer` is called in addition to the recorder. Returns None on every rank but the main one.
     """
     from ddp_trainer.distributed.launch import Launch, check_machine
 
@@ -74,8 +74,8 @@ def train_here(
 ) -> "RunResult | None":
     """Trains in this process and returns the result. None on every rank but the main one.
 
-    `observer` is told what happens, on the main rank: override methods of `ddp_trainer.engine.observer.SilentObserver`.
-    Ctrl-C saves a checkpoint and returns a result whose state is "preempted".
+    `observer` is called on the main rank; derive it from `ddp_trainer.engine.observer.SilentObserver`. Ctrl-C saves a
+    checkpoint and returns a result whose state is "preempted".
     """
     from ddp_trainer.run.api import configure
 
@@ -109,14 +109,14 @@ def _main(argv: Sequence[str], stop: StopRequest) -> int:
 
 
 def main_process() -> None:
-    """`main` as this process's only work: `python -m ddp_trainer.train` and `ddp-train`."""
+    """Runs `main` and ends the process. The entry point of `python -m ddp_trainer.train` and `ddp-train`."""
     from ddp_trainer.distributed.signals import exit_process
 
     exit_process(main())
 
 
 def print_error(error: Exception) -> None:
-    """One line if the error explains itself, else the whole traceback."""
+    """Prints one line if the error explains itself, otherwise the whole traceback."""
     from data_prep.watched_file import DatasetChanged
     from ddp_trainer.engine.step_guard import NonFinite
     from ddp_trainer.run.checkpoint import CheckpointError
@@ -130,7 +130,7 @@ def print_error(error: Exception) -> None:
 
 
 class _CallableModule(types.ModuleType):
-    """`ddp_trainer.train` is this module. Called as a function, it is the API: `ddp_trainer.train("fast", ...)`."""
+    """Makes this module callable, because `ddp_trainer.train("fast", ...)` is also a function of the Python API."""
 
     def __call__(self, *args: Any, **settings: Any) -> "RunResult | None":
         return train_here(*args, **settings)

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What every job script needs first: messages, the settings of this cluster, the Python environment. The scripts source
-# it in the repository.
+# Common to all job scripts: messages, the settings of this cluster, and the Python environment. The scripts source this
+# file in the repository.
 
 say() { echo "slurm: $*" >&2; }
 stop() {
@@ -8,10 +8,10 @@ stop() {
   exit 2
 }
 
-# Changes whenever the file is replaced; empty if there is none.
+# Prints a text that changes whenever the file $1 is replaced; nothing if there is no such file.
 stat_of() { stat --format='%i %y' "$1" 2>/dev/null || true; }
 
-# Whether $1 is a whole number. Bash would run code in anything else that reaches its arithmetic.
+# Whether $1 is a whole number. If anything else reached Bash's arithmetic, Bash would run code in it.
 is_number() { [[ $1 =~ ^(0|[1-9][0-9]{0,8})$ ]]; }
 
 # The scripts of modules and conda fail under -e and -u.

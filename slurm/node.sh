@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a training job does on each of its nodes: copy the data, start the launcher, clean up. train.sh starts it with
-# srun, once per node and with the trainer's arguments, and exports the other settings.
+# The part of a training job that runs on each node: copies the data, starts the launcher, cleans up. train.sh starts it
+# with srun, once per node and with the trainer's arguments, and exports the other settings.
 set -euo pipefail
 if [[ ! -f slurm/job.sh || -z ${STATUS:-} || -z ${DATA_DIR:-} || -z ${PROCESSES:-} ]]; then
   echo "error: slurm/node.sh is a part of the job script; submit that one: sbatch slurm/train.sh ..." >&2
@@ -10,8 +10,8 @@ source slurm/job.sh
 
 stop_requested='' child='' interrupted=''
 
-# SLURM signals every process of the step, so the trainer has received the signal too. Before the trainer has started,
-# it does not listen yet and there is nothing to save, so this function ends it.
+# SLURM signals every process of the step, so the trainer has received the signal, too. But if the trainer has not yet
+# started to listen, there is nothing to save either, so this function ends it.
 on_request() {
   stop_requested=yes interrupted=yes
   if [[ $child && $(stat_of "$STATUS") == "$STATUS_BEFORE" ]]; then kill -HUP -- "-$child" 2>/dev/null || true; fi
@@ -42,8 +42,8 @@ staged=''
 if [[ -n ${DDP_STAGE_DIR:-} ]]; then
   folder=$DDP_STAGE_DIR
   [[ $folder != tmpdir ]] || folder=${TMPDIR:-/tmp}
-  # Nobody else can take an unpredictable name first, or read a folder of mode 0700. An attempt of this job that was
-  # killed may have left its copy here.
+  # Nobody else can guess the name of the copy, or read a folder with mode 0700. A killed attempt of this job may have
+  # left a copy, which is removed.
   prefix=ddp-trainer-$SLURM_JOB_ID-$SLURM_NODEID
   mkdir -p "$folder" && find "$folder" -maxdepth 1 -type d -user "$(id -u)" -name "$prefix-*" -exec rm -rf {} +
   staged=$(mktemp -d "$folder/$prefix-XXXXXXXX") ||
@@ -63,11 +63,11 @@ else
     --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$world_size" --machine_rank "$SLURM_NODEID"
     --main_process_ip "$RENDEZVOUS_HOST" --main_process_port "$RENDEZVOUS_PORT"
     --rdzv_backend static --rdzv_conf timeout=600) # c10d would unpickle what it receives: docs/security.md
-  # Flags of torchrun that Accelerate does not pass on: ignore TERM, the name by which the other nodes know this one, and
-  # the rendezvous of a single node, which by default uses the same port for all jobs.
+  # Settings of torchrun that Accelerate has no flag for: ignore TERM; the name by which the other nodes know this one;
+  # and the rendezvous of a single node, which would use the same port in all jobs.
   export PET_SIGNALS_TO_HANDLE=SIGHUP PET_LOCAL_ADDR=$SLURMD_NODENAME
   export PET_RDZV_ENDPOINT=$RENDEZVOUS_HOST:$RENDEZVOUS_PORT
-  # Seconds that the other workers of a node get after one has died: there is nothing that they could save.
+  # Seconds until the other workers of a node are killed after one has died. They have nothing to save.
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=10
 fi
 run "${launcher[@]}" -m ddp_trainer.train "$@"

@@ -1,4 +1,4 @@
-"""Checks arguments, dataset, GPUs and run directory of a job before it keeps its nodes busy.
+"""Checks a job's arguments, dataset, GPUs and run directory before the job keeps its nodes busy.
 
 `python -m slurm.preflight [RECIPE] [--flag value ...]`, run in the job, prints the run directory, the folder of the
 dataset and the number of processes per node, one per line. If something is wrong, it prints one line on stderr and ends
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     """Exit status. 0: the job can start; 2: the input is wrong."""
 
     def work() -> None:
-        with contextlib.redirect_stdout(sys.stderr):  # the output of --help must not be read as the three lines
+        with contextlib.redirect_stdout(sys.stderr):  # the job script must not read the output of --help
             config, processes = check(argv)
         print(config.run.out, config.data.data_dir, processes, sep="\n")
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A job that prepares a dataset, and that a training job can wait for. Submit it in the repository:
+# A job that prepares a dataset. A training job can wait for it. Submit it in the repository:
 #   job=$(sbatch --parsable slurm/prep.sh --source cifar10)
 #   sbatch --dependency=afterok:$job slurm/train.sh baseline
 # Its arguments are those of python -m data_prep. If compute nodes have no network, download on the login node first.

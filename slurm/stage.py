@@ -1,4 +1,4 @@
-"""`python -m slurm.stage DATA_DIR COPY` copies a dataset to this node's own disk, and checks the copy by its sha256."""
+"""`python -m slurm.stage DATA_DIR COPY` copies a dataset to this node's own disk, and verifies the copy by sha256."""
 
 import os
 import shutil

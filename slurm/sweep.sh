@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Submits a sweep: a job array with one run for each task, and a job that writes the table when all have ended.
+# Submits a sweep: a job array with one run per task, and a job that writes the table when all tasks have ended.
 # Run it (without sbatch) in the repository, on the machine where you would call sbatch:
 #   bash slurm/sweep.sh [RECIPE] [--seeds N] [--set FLAG=V1,V2] [--out DIR] [--flag value ...] [-- sbatch flags]
 # python -m ddp_trainer.sweep --help describes everything before the --. Default of --out: RUNS/sweep-TIME.
@@ -48,4 +48,4 @@ by_hand=$(printf '%q ' "$python" -m ddp_trainer.sweep "${words[@]}" --table)
 table=$(sbatch --parsable --job-name=sweep-table --output=logs/%x_%j.out --nodes=1 --ntasks=1 --time=00:10:00 \
   --dependency="afterany:$array" --wrap="$by_hand") ||
   stop "the job for the table was rejected; when the runs have ended, use: $by_hand"
-say "job ${table%%;*}: writes $sweep/table.md when all have ended; before that, use: $by_hand"
+say "job ${table%%;*}: writes $sweep/table.md when all runs have ended; to write it earlier, use: $by_hand"

@@ -13,7 +13,7 @@
 #SBATCH --time=02:00:00
 #SBATCH --requeue
 #SBATCH --kill-on-invalid-dep=yes
-# Three minutes before the time limit, to the processes of the step and not to this script (that would be B:USR2).
+# Send USR2 three minutes before the time limit, to the processes of the step and not to this script (which is B:USR2).
 #SBATCH --signal=USR2@180
 set -euo pipefail
 
@@ -46,7 +46,7 @@ if [[ ${1:-} == --sweep ]]; then
   set -- "${line[@]}" "${@:3}"
 fi
 
-# One task of an array has the number of the whole array as its SLURM_JOB_ID.
+# In a job array, the SLURM_JOB_ID of one task equals the id of the whole array.
 job=$SLURM_JOB_ID
 [[ -z ${SLURM_ARRAY_TASK_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
@@ -62,7 +62,7 @@ arguments+=("$@")
 attempt=$((${SLURM_RESTART_COUNT:-0} + 1))
 ((attempt == 1)) || arguments+=(--resume)
 
-# Reports in one line what is wrong, before any node is kept busy.
+# Reports wrong input in one line, before any node is kept busy.
 { IFS= read -r out && IFS= read -r data_dir && read -r processes; } < <(
   "$python" -m slurm.preflight "${arguments[@]}"
 ) || exit 2
@@ -81,8 +81,8 @@ if ((attempt > 1)) && [[ $(state_of_run) == "done" ]]; then
   exit 0
 fi
 
-# `attempts` in the run directory: the checkpoint that the last attempt started from, and how many attempts in a row
-# before it ended where they started. SLURM's own requeues, after a preemption or a lost node, count like ours.
+# `attempts` in the run directory has the checkpoint that the last attempt started from, and the number of attempts in a
+# row before it that saved no new checkpoint. Requeues by SLURM itself, after a preemption or a lost node, count, too.
 began_with=$(newest_checkpoint) stalled=0
 if [[ $attempt -gt 1 && -f $out/attempts ]]; then
   IFS=, read -r before stalled <"$out/attempts" || true
@@ -100,7 +100,7 @@ mkdir -p "$out"
 echo "$began_with,$stalled" >"$out/attempts"
 
 requeue() {
-  # A job that is being cancelled must not come back, and one that SLURM requeues comes back by itself.
+  # A job that is being cancelled must not be requeued, and a job that SLURM is requeuing need not be.
   local state
   state=$(squeue --noheader --jobs="$job" --format=%T) || stop "squeue does not report the state of this job; $resume"
   [[ $state == RUNNING ]] || exit 0
@@ -116,14 +116,15 @@ export RENDEZVOUS_HOST RENDEZVOUS_PORT STATUS_BEFORE DATA_DIR=$data_dir PROCESSE
 say "job $SLURM_JOB_ID, attempt $attempt: $SLURM_JOB_NUM_NODES x $processes processes on $SLURM_JOB_NODELIST, in $out"
 ((attempt > 1)) || say "if it fails or is cancelled, $resume"
 
-# --export and --wait override what an sbatch flag or the site may have set.
+# --export and --wait override values that an sbatch flag or the site may have set.
 result=0
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --export=ALL \
   ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} --kill-on-bad-exit=1 --wait=0 \
   bash slurm/node.sh "${arguments[@]}" || result=$?
 
 # The launchers turn every failure into exit status 1, but status.json says what happened. If another node wrote it, it
-# may become visible late. `none`: this attempt wrote nothing. With exit status 0, it was stopped before the first step.
+# may become visible late. `none` means that this attempt wrote nothing: with exit status 0, it was stopped before the
+# first step.
 for ((waited = 0; waited < 30; waited++)); do
   state=$(state_of_run)
   [[ $(stat_of "$STATUS") != "$STATUS_BEFORE" || $state:$result == done:0 ]] || state=none # done:0: it was finished already

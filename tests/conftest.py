@@ -11,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     import torch
 
-# A shell starts background jobs with SIGINT ignored, and this process and all that it starts would inherit that.
+# A shell starts background jobs with SIGINT ignored. This process and all processes that it starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Many processes share the cores, so waiting threads must not spin. This must be set before torch is imported.
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
@@ -44,7 +44,7 @@ def device(request: pytest.FixtureRequest) -> "torch.device":
 
 @pytest.fixture(scope="session")
 def synthetic_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """640 training and 200 test images of ten drawn classes."""
+    """A synthetic dataset of 640 training and 200 test images."""
     from data_prep.dataset import write_dataset
     from data_prep.sources.synthetic import draw_synthetic
 
@@ -55,7 +55,7 @@ def synthetic_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """96 training and 40 test images of ten drawn classes, for runs that take seconds."""
+    """A synthetic dataset of 96 training and 40 test images, for runs that take seconds."""
     from data_prep.dataset import write_dataset
     from data_prep.sources.synthetic import draw_synthetic
 

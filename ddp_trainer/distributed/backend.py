@@ -1,4 +1,4 @@
-"""Settings of torch itself: threads, determinism, precision of matrix products."""
+"""Settings of torch itself: threads, determinism, and the precision of matrix products."""
 
 import os
 from pathlib import Path
@@ -12,8 +12,8 @@ from ddp_trainer.distributed.launch import Launch
 def use_all_cores(launch: Launch) -> None:
     """Undoes the OMP_NUM_THREADS=1 that launchers set for every process, even for a single one.
 
-    A launched process then uses as many threads as one that `python -m` started, so it computes the same sums. A number
-    that the user has set is kept.
+    A launched process then uses as many threads as one started with `python -m`, so it computes the same sums. A number
+    of threads that the user has set is kept.
     """
     threads = os.environ.get("OMP_NUM_THREADS")
     set_by_launcher = threads == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ and not _given_to_the_launcher()

@@ -10,12 +10,12 @@ BRIDGES = ("docker", "veth", "virbr", "br-")
 
 
 def choose_interface() -> None:
-    """Chooses the loopback if all processes are on this machine, otherwise an interface that the others can reach.
+    """Chooses the loopback if all processes are on this machine, otherwise an interface that other machines can reach.
 
-    With several machines, a choice is needed only if this machine's own name resolves to the loopback or not at all:
-    gloo listens at the address of that name, which is 127.0.1.1 in the /etc/hosts of Debian's installer, or else at
-    the loopback. Each of the other machines would then try to reach itself. NCCL skips the loopback on its own.
-    GLOO_SOCKET_IFNAME is left unchanged if it is set.
+    With several machines, a choice is needed only if this machine's own name resolves to the loopback or not at all.
+    gloo listens at the address of that name, which Debian's installer sets to 127.0.1.1 in /etc/hosts, or else at the
+    loopback. Each of the other machines would then try to reach itself. NCCL skips the loopback on its own. If
+    GLOO_SOCKET_IFNAME is set, it is left unchanged.
     """
     if "GLOO_SOCKET_IFNAME" in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         return
@@ -26,13 +26,14 @@ def choose_interface() -> None:
     if _address_of(socket.gethostname()) in found:
         return
     towards_main = _address_towards(os.environ.get("MASTER_ADDR", ""))
-    name = found.get(towards_main) or next(iter(found.values()), None)  # on the main machine it may be the loopback
+    # On the main machine, the address may be the loopback, which is not in `found`.
+    name = found.get(towards_main) or next(iter(found.values()), None)
     if name:
         os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
 def _interfaces() -> dict[str, str]:
-    """IPv4 address -> name of the interface, for those that another machine may reach."""
+    """IPv4 address -> name of the interface, for all interfaces that another machine may be able to reach."""
     up = {name for name, state in psutil.net_if_stats().items() if state.isup and not name.startswith(BRIDGES)}
     return {
         one.address: name

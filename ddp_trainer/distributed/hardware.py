@@ -1,4 +1,4 @@
-"""Which device and precision a run uses on this machine. Starts nothing.
+"""Decides which device and precision a run uses on this machine.
 
 torch takes seconds to import, so it is imported only where the code must ask whether there is a GPU.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 from data_prep.errors import InputError, require
 from ddp_trainer.config import RuntimeConfig
 
-# The values of an environment variable that Accelerate reads as true.
+# Values of an environment variable that Accelerate takes for true.
 TRUE = ("1", "true", "t", "yes", "y", "on")
 
 

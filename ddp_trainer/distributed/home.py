@@ -1,4 +1,4 @@
-"""Temporary caches for a home directory that cannot be written, as in some containers; libraries would complain."""
+"""Handles a home directory that is not writable, as in some containers. Otherwise, libraries would print warnings."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ FOLDERS = ("MPLCONFIGDIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DI
 
 @contextlib.contextmanager
 def writable_home() -> Iterator[None]:
-    """Within the block, caches are in a temporary folder if the home directory cannot be written."""
+    """Within the block, caches are in a temporary folder if the home directory is not writable."""
     if os.access(Path("~").expanduser(), os.W_OK):
         yield
         return

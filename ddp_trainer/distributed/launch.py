@@ -1,7 +1,7 @@
 """The place of this process among those that were launched, read from the launcher's environment variables.
 
-Owned here: rank, local rank and world size, which are read nowhere else, and the checks that they fit together.
-Starts nothing. Not owned here: the process group (`runtime`).
+Rank, local rank and world size are read only here, and checked for consistency. Elsewhere: the process group
+(`runtime`).
 """
 
 import os
@@ -18,7 +18,7 @@ MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 class Launch(NamedTuple):
-    """A process among `world_size`, of which `local_world_size` share its machine."""
+    """One of `world_size` processes, of which `local_world_size` run on this machine."""
 
     rank: int = 0
     local_rank: int = 0
@@ -27,7 +27,7 @@ class Launch(NamedTuple):
 
     @classmethod
     def from_environment(cls) -> "Launch":
-        """Raises InputError if the variables are not numbers or do not fit together."""
+        """Raises InputError if the variables are not numbers or contradict each other."""
         world_size = _number("WORLD_SIZE", least=1)
         rank, local_rank = _number("RANK"), _number("LOCAL_RANK")
         local_world_size = _number("LOCAL_WORLD_SIZE", least=1)
@@ -78,7 +78,7 @@ class Launch(NamedTuple):
 
 
 def prints_errors() -> bool:
-    """Whether this process prints errors that every process finds: True for the first process of each machine."""
+    """True on the first process of each machine. Only that process prints an error that every process finds."""
     try:
         return Launch.from_environment().local_rank == 0
     except InputError:
@@ -86,7 +86,7 @@ def prints_errors() -> bool:
 
 
 def check_machine(config: RuntimeConfig) -> None:
-    """Raises InputError if this launch or machine does not offer what the settings ask for."""
+    """Raises InputError if the settings ask for something that this launch or machine does not offer."""
     _check_launch(config)
     check_accelerate_settings(config)
     resolve_precision(config)
@@ -128,9 +128,9 @@ def _fix(name: str) -> str:
 
 
 def _check_launch(config: RuntimeConfig) -> None:
-    """Raises InputError if this process was launched as one of several and finds itself alone.
+    """Raises InputError if this process was launched as one of several, but is alone.
 
-    `accelerate launch --cpu --num_processes 2` starts a single process. It differs from a real single process in
+    `accelerate launch --cpu --num_processes 2` starts a single process. It differs from an intended single process in
     one way: Accelerate's launcher sets an address to meet at, but no world size.
     """
     launch = Launch.from_environment()

@@ -1,4 +1,4 @@
-"""Waiting for the other processes, which may never come: a line says which rank waits where, and a signal ends it."""
+"""Waits for the other processes, which may never join. Prints which rank is waiting; a signal ends the wait."""
 
 import contextlib
 import sys
@@ -16,7 +16,7 @@ def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
     """Context for the calls that wait for all processes to join.
 
     After 10 seconds, the first process of each machine prints that it is waiting. From then on, the first signal ends
-    a process: the others may never come, and there is nothing to save.
+    a process, because the others may never join, and there is nothing to save.
     """
     if launch.world_size == 1:
         yield

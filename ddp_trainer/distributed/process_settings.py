@@ -16,7 +16,7 @@ from ddp_trainer.distributed.home import writable_home
 
 @contextlib.contextmanager
 def restored_settings() -> Iterator[None]:
-    """Restores, after the block, torch's settings and generators, Accelerate's state, and the environment."""
+    """After the block, restores torch's settings and generators, Accelerate's state, and the environment."""
     with _restored_environment(), writable_home(), _restored_torch(), _own_accelerate_state():
         yield
 
@@ -53,7 +53,7 @@ def _restored_torch() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_accelerate_state() -> Iterator[None]:
-    """Within the block, Accelerate's device and precision, which it keeps once per process, are those of this run."""
+    """Within the block, Accelerate's device and precision, which are global to a process, are those of this run."""
     holders = (PartialState, AcceleratorState, GradientState)
     before = [dict(holder._shared_state) for holder in holders]
     for holder in holders:
@@ -61,7 +61,7 @@ def _own_accelerate_state() -> Iterator[None]:
     try:
         yield
     finally:
-        if not dist.is_initialized():  # else the process ends after a failure, and other ranks may be gone
+        if not dist.is_initialized():  # if it is, the run has failed and the process is about to end
             for holder, state in zip(holders, before, strict=True):
                 holder._shared_state.clear()
                 holder._shared_state.update(state)

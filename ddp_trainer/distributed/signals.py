@@ -13,20 +13,20 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-# The two that this project always handles, even if they were ignored at the start: a job script may start the launcher
+# These two are always handled, even if they were ignored when the process started: a job script may start the launcher
 # with them ignored, so that only the training processes react.
 PROMISED_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
-# Others that ask a process to end: Ctrl-C, a closed terminal, a batch system's warning, the end of the CPU time. They
-# stay ignored if they were ignored at the start, as under nohup or in a script's background job.
+# Other signals that ask a process to end: Ctrl-C, a closed terminal, a batch system's warning, an exceeded CPU time. If
+# they were ignored when the process started, as under nohup or in a script's background job, they stay ignored.
 OTHER_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
 SIGNALS = (*PROMISED_SIGNALS, *OTHER_SIGNALS)
 
-# A launcher and its workers are often signaled together, and the launcher then passes its own signal on: a signal that
-# arrives within this time of the first one is the same request, not a second one.
+# A launcher and its workers are often signaled together, and the launcher then passes its own signal on. So a signal
+# that arrives within this time of the first one counts as the same request, not as a second one.
 SAME_REQUEST_SECONDS = 2.0
 
-# One of these is set for a process that accelerate or torchrun started.
+# One of these variables is set in a process that accelerate or torchrun started.
 LAUNCHER_VARIABLES = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 PR_SET_PDEATHSIG = 1
 
@@ -63,7 +63,7 @@ class StopRequest:
             yield
 
     def end_at_first_signal(self, enabled: bool) -> None:
-        """While enabled, the first signal ends the process, even one that has already arrived: nothing needs saving."""
+        """While enabled, a single signal ends the process, even if it arrived before: there is nothing to save."""
         self._first_is_enough = enabled
         if enabled and self._number is not None:
             os._exit(128 + self._number)
@@ -74,7 +74,7 @@ class StopRequest:
             self._first_at = time.monotonic()
 
     def _on_arrival(self, number: int) -> None:
-        """Called in a thread of its own as soon as a signal arrives, whatever the main thread does."""
+        """Called in a separate thread as soon as a signal arrives, whatever the main thread is doing."""
         now = time.monotonic()
         if self._first_at is None:
             self._first_at = now
@@ -111,8 +111,8 @@ def on_request_to_stop(handler: Handler) -> None:
 def _signal_numbers(receive: Callable[[int], None]) -> Iterator[None]:
     """Calls `receive` in a thread with the number of each signal that arrives within the block.
 
-    The C half of Python's signal handling writes the number to a pipe at once; the Python half would wait for the
-    main thread to come back from C++, for instance from waiting for another process.
+    The C part of Python's signal handling writes the number to a pipe immediately. The Python part would run only after
+    the main thread has returned from C++, where it may be waiting for another process.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -137,10 +137,10 @@ def _signal_numbers(receive: Callable[[int], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopping_with_the_launcher() -> Iterator[None]:
-    """Within the block the kernel sends this process SIGTERM if the launcher that started it is gone.
+    """Within the block, the kernel sends SIGTERM to this process when the launcher that started it ends.
 
-    `accelerate launch` with one process passes no signal on, and torchrun only SIGTERM and a few others: a launcher
-    that dies would leave its workers behind. A process started by hand may outlive its shell.
+    `accelerate launch` with one process does not pass signals on, and torchrun passes on only SIGTERM and a few others.
+    So a launcher that dies would leave its workers behind. A process started by hand may outlive its shell.
     """
     launched = any(name in os.environ for name in LAUNCHER_VARIABLES)
     if launched:
@@ -158,10 +158,10 @@ def _signal_on_death_of_parent(number: int) -> None:
 
 
 def exit_process(status: int) -> None:
-    """Ends this process; at once after a failure, because waiting for a rank that is gone may take forever.
+    """Ends this process. After a failure, skips all clean-up, because waiting for a rank that is gone may take forever.
 
-    Every rank but the main one ends at once in any case: it has nothing left to write, and a thread of torch's that
-    outlives the interpreter may abort the process, which the launcher would take for a failed run.
+    All ranks but the main one always skip it. They have nothing left to write, and a thread of torch that outlives the
+    interpreter may abort the process, which the launcher would take for a failed run.
     """
     if status or os.environ.get("RANK", "0") != "0":
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""All ranks stop after the same step, whichever of them was asked to."""
+"""Makes all ranks stop after the same step, no matter which of them was asked to stop."""
 
 import torch
 import torch.distributed as dist
@@ -9,7 +9,7 @@ from ddp_trainer.distributed.signals import Preempted, StopRequest
 class StopAgreement:
     """Exchanges the ranks' stop requests over the control group, which is None if there is only one rank.
 
-    `announce` and `agreed` are collective operations. The work between the two overlaps with the exchange.
+    `announce` and `agreed` are collective operations. The exchange overlaps with the work between the two calls.
     """
 
     def __init__(self, request: StopRequest, group: dist.ProcessGroup | None) -> None:
@@ -24,7 +24,7 @@ class StopAgreement:
             self._exchange = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def agreed(self) -> bool:
-        """Whether any rank had been asked to stop at the last `announce`: the same answer on every rank."""
+        """Whether any rank had been asked to stop at the last `announce`. The answer is the same on every rank."""
         if self._group is None:
             return self._request.pending
         assert self._exchange is not None, "announce comes first"

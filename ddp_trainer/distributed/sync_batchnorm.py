@@ -1,4 +1,4 @@
-"""BatchNorm across processes: statistics over the global batch in training, and averaged ones for an evaluation.
+"""BatchNorm across processes: statistics over the global batch in training, and averaged statistics for evaluation.
 
 torch's SyncBatchNorm does not accept CPU tensors, so CPU processes use `CpuSyncBatchNorm2d`; `synchronize_batchnorm`
 chooses.
@@ -32,13 +32,13 @@ class _SumOverRanks(torch.autograd.Function):
 class CpuSyncBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d whose training statistics are those of all ranks' images together. (N, C, H, W) -> same shape.
 
-    Two passes, mean before variance: E[x^2] - E[x]^2 would lose the digits that make 1 and 4 processes agree.
+    The mean is computed before the variance: E[x^2] - E[x]^2 would lose the digits that make 1 and 4 processes agree.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        values = input.to(torch.promote_types(input.dtype, torch.float32))  # as torch sums bf16
+        values = input.to(torch.promote_types(input.dtype, torch.float32))  # torch sums bf16 in float32, too
         count = torch.tensor(input.numel() / input.shape[1], dtype=torch.float64)
         dist.all_reduce(count)
         mean = _sum_over_ranks(values.sum(dim=(0, 2, 3))) / count.item()
@@ -79,7 +79,7 @@ def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
 
 @contextlib.contextmanager
 def averaged_batchnorm(model: nn.Module, sum_over_ranks: Callable[[Tensor], Tensor], world_size: int) -> Iterator[None]:
-    """Within the context the running statistics are those over all ranks' images; after it, each rank's own.
+    """Within the context, the running statistics are those over all ranks' images; after it, each rank's own again.
 
     The variance is that of the ranks' images together: mean(var + mean^2) - mean(mean)^2. The context restores the
     running statistics, so evaluation does not change the state of training.

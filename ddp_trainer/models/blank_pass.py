@@ -1,4 +1,4 @@
-"""Passes over blank images that leave nothing behind: to warm a network up, or to count its operations."""
+"""Runs a network on blank images without lasting effects, to check it or to count its operations."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def blank_passes(model: nn.Module) -> Iterator[None]:
-    """Forward and backward passes in the block leave neither gradients nor changed buffers behind."""
+    """After the block, removes the gradients and restores the buffers that forward and backward passes have changed."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     yield
     model.zero_grad(set_to_none=True)

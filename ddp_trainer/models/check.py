@@ -1,6 +1,6 @@
-"""Checks with a forward and a backward pass, before the first step, that a network does what training needs.
+"""Checks before the first step, with one forward and one backward pass, that a network can be trained.
 
-Whatever is wrong with a network of your own is reported here in one line. Otherwise you would see a traceback from the
+Any problem with a network of your own is reported here in one line. Otherwise, you would see a traceback from the
 middle of a step, or an accuracy of zero.
 """
 
@@ -46,7 +46,7 @@ def _check_parameters(network: nn.Module, name: str) -> None:
 
 
 def _run(network: nn.Module, name: str, images: Tensor) -> object:
-    """The output for a training batch. Networks that only work in NCHW order get an error message of their own."""
+    """The output for a training batch. For networks that work only in NCHW order, the error message says so."""
     was_training = network.training
     try:
         return network.train()(images)
@@ -63,7 +63,7 @@ def _run(network: nn.Module, name: str, images: Tensor) -> object:
 
 
 def _logits_of(logits: object, name: str, *, num_classes: int, side: int) -> Tensor:
-    """`logits`, if they are what a loss can be computed from."""
+    """`logits`, if a loss can be computed from them. Raises InputError otherwise."""
     if not isinstance(logits, Tensor):
         raise InputError(f"--network {name} must return a tensor of logits while training, got {type(logits).__name__}")
     expected, found = (NUM_IMAGES, num_classes), tuple(logits.shape)

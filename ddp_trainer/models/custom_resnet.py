@@ -1,7 +1,7 @@
-"""The custom ResNet: torch only. It knows no rank, device, optimizer or logger; it is wrapped from outside.
+"""The built-in ResNet. It needs only torch, and does not depend on rank, device or optimizer.
 
-Structure (conv-pool-BN-activation, two residual pairs) after David Page's ResNet-9 of "How to train your ResNet"
-(github.com/davidcpage/cifar10-fast); 6,573,130 parameters for ten classes.
+Its structure (conv-pool-BN-activation, two residual pairs) follows David Page's ResNet-9 in "How to train your ResNet"
+(github.com/davidcpage/cifar10-fast). For ten classes, it has 6,573,130 parameters.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ddp_trainer.config import DEFAULT_WIDTHS
 
-# The head sees 512 maxima, each of which is several units large, so its logits are large too. Without this factor it
-# diverges at learning rates that suit the convolutions. The value is Page's.
+# The head's input is 512 maxima, each of which is several units large, so its logits are large too. Without this
+# factor, the head diverges at learning rates that suit the convolutions. The value is Page's.
 LOGIT_SCALE = 1 / 8
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
@@ -33,7 +33,7 @@ class ConvBlock(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """x + block(block(x)), both blocks keeping the width."""
+    """x + block(block(x)); both blocks keep the number of channels."""
 
     def __init__(self, channels: int, activation: str) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Residual(nn.Module):
 
 
 class CustomResNet(nn.Module):
-    """(N, 3, H, W) normalized images -> (N, num_classes) raw logits. H and W: at least 8.
+    """(N, 3, H, W) normalized images -> (N, num_classes) logits. H and W must be at least 8.
 
     The last pooling takes the maximum over the whole remaining map (4x4 for 32x32 images), so larger images work too.
     """

@@ -15,13 +15,13 @@ class Loaded:
     """Which entries of a network came from a file, and which did not fit."""
 
     fitting: tuple[str, ...]
-    fresh: tuple[str, ...]  # of the network, not in the file or of another shape there: they start at random
-    unused: tuple[str, ...]  # of the file, not in the network
+    fresh: tuple[str, ...]  # entries that the file lacks or has in another shape; they keep their random values
+    unused: tuple[str, ...]  # entries of the file that the network lacks
 
     def describe(self, source: Path) -> str:
         line = f"starting from {source}: {len(self.fitting)} of {len(self.fitting) + len(self.fresh)} tensors"
         if self.fresh:
-            line += f"; new, at random: {', '.join(self.fresh)}"
+            line += f"; randomly initialized: {', '.join(self.fresh)}"
         if self.unused:
             line += f"; not used: {', '.join(self.unused)}"
         return line
@@ -47,7 +47,7 @@ def load_initial_weights(network: nn.Module, source: Path) -> Loaded:
 
 
 def read_weights(source: Path) -> dict[str, Tensor]:
-    """{name: tensor} in host memory. Raises InputError if `source` is missing or holds anything else."""
+    """{name: tensor} in host memory. Raises InputError if `source` is missing or contains no tensors."""
     file = source / "model.safetensors" if source.is_dir() else source
     require(file.is_file(), f"--init-from {source}: there is no file {file}")
     try:
@@ -59,7 +59,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     except Exception as error:  # no exception type covers all that the readers raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"--init-from {source} cannot be read: {reason}") from None
-    for key in ("state_dict", "model"):  # what training scripts wrap their weights in
+    for key in ("state_dict", "model"):  # keys under which training scripts store their weights
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     weights = (
@@ -67,8 +67,8 @@ def read_weights(source: Path) -> dict[str, Tensor]:
         if isinstance(content, dict)
         else {}
     )
-    require(bool(weights), f"--init-from {source} holds no weights: expected a dictionary of tensors by name")
-    return {name.removeprefix("module."): value for name, value in weights.items()}  # added by DDP
+    require(bool(weights), f"--init-from {source} must contain a dictionary of tensors by name, but has none")
+    return {name.removeprefix("module."): value for name, value in weights.items()}  # DDP adds this prefix
 
 
 def freeze(network: nn.Module, patterns: tuple[str, ...]) -> None:

@@ -1,7 +1,7 @@
 """Networks by name: the built-in one, those of torchvision and timm, and functions of your own.
 
-Owned here: what a name means, and the one-line error for a name that means nothing. Not owned here: whether the
-network does what training needs (`check`), and which settings it was built from (`spec`).
+A name that cannot be resolved is reported in one line. Elsewhere: whether the network can be trained (`check`), and
+which settings it was built from (`spec`).
 """
 
 import difflib
@@ -61,7 +61,7 @@ def _from_timm(name: str, model: str) -> Callable[..., nn.Module]:
 def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
     """A function or class that is defined in one of the user's modules.
 
-    A run directory that comes from somebody else names a function too, so nothing in Python's own library is called.
+    A run directory from somebody else may also name a function, so functions of Python's own library are refused.
     """
     module_name = name.partition(":")[0]
     own = module_name.split(".")[0] not in sys.stdlib_module_names

@@ -1,4 +1,4 @@
-"""model.json: everything that is needed, in addition to the weights, to rebuild and use a trained model."""
+"""model.json: what is needed, in addition to the weights, to rebuild and use a trained model."""
 
 import dataclasses
 from dataclasses import asdict, dataclass
@@ -16,8 +16,8 @@ from ddp_trainer.models import registry
 from ddp_trainer.models.custom_resnet import ACTIVATIONS
 from ddp_trainer.models.initial_weights import freeze
 
-# Limits for a model.json that comes from somebody else: three poolings leave one pixel of the smallest side, and the
-# first activation takes 4 GB at the largest.
+# Limits for a model.json that comes from somebody else. Three poolings reduce the smallest side to one pixel; at the
+# largest side, the first activation takes 4 GB.
 MIN_SIDE, MAX_SIDE, MAX_WIDTH = 8, 4096, 8192
 FLIPS = ("none", "random", "alternating")
 
@@ -33,7 +33,7 @@ class ModelSpec:
     widths: tuple[int, int, int, int] = DEFAULT_WIDTHS
     activation: str = "relu"
     architecture: str = registry.BUILT_IN  # as in --network
-    flip: str = "random"  # --flip of the run: after "none", test-time augmentation must not mirror images either
+    flip: str = "random"  # --flip of the run; if it is "none", test-time augmentation must not mirror images either
 
     @classmethod
     def of(cls, dataset: DatasetInfo, network: NetworkConfig, *, flip: str = "random") -> "ModelSpec":
@@ -100,7 +100,7 @@ def build_model(spec: ModelSpec) -> nn.Module:
 
 
 def build_network(config: NetworkConfig, spec: ModelSpec) -> nn.Module:
-    """A fresh network to train. Parameters are frozen before DDP sees them, or it would wait for their gradients."""
+    """A fresh network to train. Parameters are frozen here, before DDP, which would wait for their gradients."""
     network = build_model(spec)
     for norm in (layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)):
         if config.bn_momentum is not None:
@@ -137,7 +137,7 @@ def load_model(run_dir: Path | str) -> tuple[nn.Module, ModelSpec]:
 def _check_shapes(weights: Path, spec: ModelSpec) -> None:
     """Raises InputError unless the file's header has the tensors that `spec` describes.
 
-    Nothing is allocated before that: widths in a file from somebody else could ask for any amount of memory.
+    Nothing is allocated before that, because widths in a file from somebody else could ask for any amount of memory.
     """
     from safetensors import safe_open
 
@@ -156,7 +156,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def _why_unfinished(run_dir: Path) -> str:
-    """What became of the run in `run_dir`, and what to do, for the end of a message."""
+    """Why the run in `run_dir` has no model, and what to do, as the end of a message."""
     status = read_json(run_dir / "status.json") or {}
     if status.get("state") == "preempted":
         resume = f"--out {shell_path(run_dir)} --resume"

@@ -1,7 +1,7 @@
-"""The trainer as a function, for scripts and notebooks: `ddp_trainer.launch`. `ddp_trainer.train` is in train.py.
+"""`ddp_trainer.launch`, which starts the trainer from scripts and notebooks. (`ddp_trainer.train` is in train.py.)
 
-Both take a recipe, by name or as a value, and settings by the names of the command line's flags. A wrong setting
-raises InputError with the same line that the command prints.
+Both functions take a recipe, by name or as a value, and settings as keyword arguments with the names of the flags. A
+wrong setting raises InputError with the line that the command would print.
 """
 
 import dataclasses
@@ -47,9 +47,9 @@ def as_flags(settings: Mapping[str, Any]) -> list[str]:
 def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **settings: Any) -> RunResult:
     """Trains with `num_processes` processes under `accelerate launch`, shows their output, and returns the result.
 
-    A separate process starts them, so this works in a notebook that has already initialized CUDA. Modules that can
-    be imported here, such as one with a network next to your script, can be imported there. Ctrl-C saves a checkpoint
-    and returns. Raises InputError as `ddp_trainer.train` does, and RuntimeError if the run fails.
+    They are new processes, so this works in a notebook that has already initialized CUDA. They can import every module
+    that this process can import, such as one with a network next to your script. Ctrl-C saves a checkpoint and returns.
+    Raises InputError as `ddp_trainer.train` does, and RuntimeError if the run fails.
     """
     require(num_processes >= 1, f"num_processes must be at least 1, got {num_processes}")
     config = configure(recipe, settings)
@@ -66,10 +66,10 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
 
 
 def _changes(config: TrainConfig) -> dict[str, Any]:
-    """The settings that turn the named recipe into `config`."""
+    """The settings in which `config` differs from the recipe of its name."""
     require(
         config.recipe in RECIPES,
-        f"recipe '{config.recipe}' has no name that a launched process knows: "
+        f"a launched process does not know the recipe '{config.recipe}': "
         f"start from one of {', '.join(RECIPES)} and keep its name",
     )
     usual = RECIPES[config.recipe].flat()

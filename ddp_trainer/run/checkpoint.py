@@ -1,9 +1,9 @@
 """Checkpoints on disk: writes them atomically, checks them before use, and finds the newest good one.
 
 Layout: `checkpoints/step-NNNNNNNN/{state.pt, manifest.json}`. A checkpoint is written into a temporary folder beside
-its final place, flushed to the disk and renamed, so the name exists only when the content does. Everything in it is a
-tensor or a plain value and loads with `weights_only=True`. Not owned here: when to save, and saving in the background
-(`checkpoint_saver`).
+its final place, flushed to the disk and then renamed, so a folder with the final name is always complete. Everything in
+it is a tensor or a plain value and loads with `weights_only=True`. Elsewhere: when to save, and saving in the
+background (`checkpoint_saver`).
 """
 
 import contextlib
@@ -83,7 +83,7 @@ def write_checkpoint(place: Path, state: dict[str, Any], *, step: int, score: fl
 
 
 def clean_up(folder: Path) -> None:
-    """Removes what a killed run left unfinished. Only for the process that holds the run directory."""
+    """Removes what a killed run left unfinished. Call it only in the process that has locked the run directory."""
     for path in folder.glob(f"{REPLACED}*"):
         place = path.with_name(path.name.removeprefix(REPLACED))
         if not place.exists():  # killed between the two renames
@@ -95,10 +95,10 @@ def clean_up(folder: Path) -> None:
 
 
 def remove_old(folder: Path, *, keep: int, step: int) -> None:
-    """Of the checkpoints up to that of `step`, keeps the newest `keep` and the one with the highest score.
+    """Of the checkpoints up to `step`, keeps the newest `keep` and the one with the highest score. Removes all others.
 
-    Those of later steps are damaged, since the run was resumed from an earlier one. Raises OSError, after it has tried
-    all of them, if one cannot be removed.
+    Checkpoints of later steps are damaged; otherwise, the run would have been resumed from them. If a checkpoint cannot
+    be removed, this raises OSError after it has tried all others.
     """
     found = list_checkpoints(folder)
     good = [path for path in found if step_of(path) <= step]
@@ -115,10 +115,10 @@ def remove_old(folder: Path, *, keep: int, step: int) -> None:
 
 
 def _move_away(path: Path, prefix: str) -> Path:
-    """Renames a checkpoint, so that a half-deleted folder is never taken for one; returns where it is now.
+    """Renames a checkpoint, so that a half-deleted folder is never taken for a checkpoint. Returns its new path.
 
-    Some file systems cannot rename some folders, such as overlayfs those of a lower layer. There the folder is emptied
-    in place, beginning with its manifest, because a folder without a manifest is not a checkpoint.
+    Not every file system can rename every folder: overlayfs, for example, cannot rename a folder of a lower layer. In
+    that case, the folder is emptied in place, beginning with the manifest, without which it is not a checkpoint.
     """
     try:
         return path.rename(path.with_name(prefix + path.name))
@@ -129,7 +129,7 @@ def _move_away(path: Path, prefix: str) -> Path:
 
 
 def _best(found: list[Path]) -> list[Path]:
-    """The oldest of those with the highest score; none if none has a score."""
+    """A list of one: the oldest of the checkpoints with the highest score. Empty if none has a score."""
     scores: dict[Path, float] = {}
     for path in reversed(found):
         try:
@@ -160,19 +160,19 @@ def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any
     if step != step_of(path) or text != _manifest(facts, path / STATE):
         raise CheckpointError(f"{path}: state and manifest do not match their checksum")
     if version != FORMAT_VERSION:
-        raise OtherRelease(f"{path} has format {version}, and this release reads format {FORMAT_VERSION}")
+        raise OtherRelease(f"{path} has format {version}, but this release reads format {FORMAT_VERSION}")
     try:
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
     except Exception as error:  # no exception type covers all that torch's reader raises
         raise CheckpointError(f"{path / STATE}: cannot be loaded ({_name(error)})") from None
-    missing = set(required) - set(state) if isinstance(state, dict) else set(required) or {"everything"}
+    missing = set(required) - set(state) if isinstance(state, dict) else set(required) or {"keys"}
     if missing:
         raise OtherRelease(f"{path} has no {', '.join(sorted(missing))}, which this release needs")
     return state
 
 
 def newest_good_checkpoint(folder: Path, required: Collection[str] = ()) -> Path | None:
-    """The newest checkpoint that passes its checks, or None. Each damaged one is named on stderr.
+    """The newest checkpoint that passes its checks, or None. A warning on stderr names each damaged one.
 
     Raises OtherRelease for one that another release wrote.
     """
@@ -189,7 +189,7 @@ def newest_good_checkpoint(folder: Path, required: Collection[str] = ()) -> Path
 
 
 def _manifest(facts: dict[str, Any], state: Path) -> str:
-    """The only text that describes these facts and this state. Its sha256 covers both."""
+    """The content of manifest.json for these facts and this state. Its sha256 covers both."""
     plain = json.dumps(facts, sort_keys=True)
     with state.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")

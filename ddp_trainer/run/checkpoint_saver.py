@@ -1,6 +1,6 @@
 """Saves the training state in the background, one checkpoint at a time. For the main process only.
 
-Not owned here: the files (`checkpoint`).
+Elsewhere: the files (`checkpoint`).
 """
 
 import errno
@@ -73,7 +73,7 @@ class CheckpointSaver:
         self._pending = self._writer.submit(self._write, HostCopy(state), step, score, when_saved)
 
     def check(self) -> None:
-        """Raises CheckpointError if the last save has failed already. Waits for nothing."""
+        """Raises CheckpointError if the last save has already failed. Does not wait for it."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
@@ -101,7 +101,7 @@ class CheckpointSaver:
         self._remove_old(step)
 
     def _remove_old(self, step: int) -> None:
-        """The new checkpoint is saved already, so failing to remove an older one must not fail the run."""
+        """Warns if an old checkpoint cannot be removed. The new one is saved already, so the run must not fail."""
         try:
             remove_old(self.folder, keep=self.keep, step=step)
         except OSError as error:
@@ -111,7 +111,7 @@ class CheckpointSaver:
                 print(line, file=sys.stderr, flush=True)
 
     def _room(self, state: dict[str, Any], error: Exception) -> str:
-        """Needed and free bytes, if `error` may be a full disk, which torch.save reports as a RuntimeError."""
+        """Needed and free bytes, if `error` may mean a full disk, which torch.save reports as a RuntimeError."""
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return ""
         try:

@@ -10,7 +10,7 @@ from data_prep.errors import require
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.tracking.wandb_service import mode_from_environment
 
-SMALLEST_SIDE = 8  # pixels: three poolings halve it
+SMALLEST_SIDE = 8  # pixels, because the network halves the side three times
 
 
 def check_settings(config: TrainConfig, dataset: DatasetInfo, *, world_size: int) -> int:

@@ -1,4 +1,4 @@
-"""The run directory: who holds it, and the small JSON files in it. Only the main process writes there."""
+"""The run directory: its lock, and the small JSON files in it. Only the main process writes to it."""
 
 import contextlib
 import fcntl
@@ -29,8 +29,8 @@ PACKAGES = ("torch", "torchvision", "accelerate", "ffcv", "numpy", "wandb")
 class RunDirectory:
     """One run's folder, locked by this process so that no two runs write into it.
 
-    Raises InputError if another run holds it, if it has a run that is not to be resumed, if it has symbolic links in
-    it, or if it cannot be written.
+    Raises InputError if another run is using it, if it contains a run and `resume` is false, if it contains symbolic
+    links, or if it cannot be written.
     """
 
     def __init__(self, path: Path, *, resume: bool) -> None:
@@ -66,7 +66,7 @@ class RunDirectory:
         write_json(self.path / "status.json", {"state": state, "step": step, "epoch": epoch, "message": message})
 
     def write_failure(self, error: BaseException, *, step: int = 0, epoch: int = 0) -> None:
-        """Records in status.json why the run failed. Never raises, so that the error that led here stays visible."""
+        """Records in status.json why the run failed. Never raises, because that would hide the original error."""
         try:
             self.write_status("failed", step=step, epoch=epoch, message=f"{type(error).__name__}: {error}")
         except OSError as other:
@@ -76,8 +76,8 @@ class RunDirectory:
 def _fix_of_held_folder() -> str:
     copies = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if copies != "1" and Launch.from_environment().world_size == 1:  # each of them is alone
-        return f"srun started {copies} copies of this program, but one launcher per node is right: use slurm/train.sh"
-    return "choose another, or wait for it"
+        return f"srun started {copies} copies of this program instead of one launcher per node; use slurm/train.sh"
+    return "choose another folder, or wait until that run has ended"
 
 
 def lock_folder(path: Path) -> IO[bytes]:
@@ -91,7 +91,7 @@ def lock_folder(path: Path) -> IO[bytes]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise InputError(f"--out {path}: another run holds this folder; {_fix_of_held_folder()}") from None
+        raise InputError(f"--out {path}: another run is using this folder; {_fix_of_held_folder()}") from None
     except OSError as error:
         warning = f"warning: {path} cannot be locked ({error.strerror}); make sure that no other run uses this folder"
         print(warning, file=sys.stderr, flush=True)
@@ -101,7 +101,7 @@ def lock_folder(path: Path) -> IO[bytes]:
 def refuse_links(path: Path) -> None:
     """Raises InputError for a symbolic link in a run directory: writing through it would change another file.
 
-    W&B creates links of its own, which the trainer never writes through.
+    W&B creates links of its own in wandb/, but the trainer never writes through them.
     """
     for folder, folders, files in os.walk(path):
         if Path(folder) == path / "wandb":
@@ -113,7 +113,7 @@ def refuse_links(path: Path) -> None:
 
 
 def remove_temporaries(path: Path) -> None:
-    """Removes the temporary files of `replace_file` that a killed run left. Only for the process that holds `path`."""
+    """Removes the temporary files of `replace_file` that a killed run left. `path` must be locked by this process."""
     for folder in (path, path / "report", path / "crash"):
         for file in folder.glob(".*"):
             if TEMPORARY.fullmatch(file.name):
@@ -135,7 +135,7 @@ def claim_run_directory(config: TrainConfig, *, is_main: bool) -> Iterator[RunDi
 
 
 def new_folder(name: str) -> Path:
-    """Creates runs/NAME-TIMESTAMP, with a number at the end if another run of the same second has that name."""
+    """Creates runs/NAME-TIMESTAMP. If that folder exists already, a number is added to the name."""
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
     for number in itertools.count(1):
         suffix = f"-{number}" if number > 1 else ""
@@ -151,13 +151,13 @@ def new_folder(name: str) -> Path:
 
 
 def refuse_present_run(out: Path, *, resume: bool) -> None:
-    """Raises InputError if `out` has a run that is not to be resumed."""
+    """Raises InputError if `out` contains a run and `resume` is false."""
     if not resume and (out / "config.json").exists():
-        raise InputError(f"--out {out} has a run already; add --resume to continue it, or choose another folder")
+        raise InputError(f"--out {out} already contains a run; add --resume to continue it, or choose another folder")
 
 
 def describe_run(config: TrainConfig, dataset: "DatasetInfo", machine: Mapping[str, Any]) -> dict[str, Any]:
-    """Content of config.json. Without the environment and the raw command line, which may hold secrets."""
+    """Content of config.json. It leaves out the environment and the raw command line, which may contain secrets."""
     # slurm/node.sh removes its copy of the data at the end of the job, so this records the original folder.
     data_dir = Path(os.environ.get("DDP_STAGED_FROM") or config.data.data_dir)
     return {
@@ -172,7 +172,7 @@ def describe_run(config: TrainConfig, dataset: "DatasetInfo", machine: Mapping[s
 
 
 def recorded_settings(run_dir: Path) -> dict[str, Any]:
-    """The settings in config.json, with the precision that `auto` was resolved to, and the training images.
+    """The settings in config.json, with the precision that was used for `auto`, and the sha256 of the training images.
 
     Raises InputError if config.json does not have them.
     """
@@ -187,8 +187,8 @@ def recorded_settings(run_dir: Path) -> dict[str, Any]:
 def changed_settings(recorded: Mapping[str, Any], requested: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Settings whose requested value differs from the recorded one, as (name, recorded, requested).
 
-    A setting that is not recorded did not exist in the release of the run: it counts as its default, which is what
-    that release did. `precision=auto` matches anything.
+    A setting that is not recorded did not exist in the release that started the run. It counts as its default, because
+    that is how that release behaved. `precision=auto` matches anything.
     """
     recorded = {**TrainConfig().flat(), **recorded}
     names = [name for name, value in requested.items() if (name, value) != ("precision", "auto")]
@@ -196,7 +196,7 @@ def changed_settings(recorded: Mapping[str, Any], requested: Mapping[str, Any]) 
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of PACKAGES; one that is not installed, as wandb may be, is left out."""
+    """Versions of PACKAGES. A package that is not installed is left out; wandb, for example, may be missing."""
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

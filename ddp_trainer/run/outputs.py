@@ -1,4 +1,4 @@
-"""What a finished run leaves in its directory: weights, predictions, summary, model card and report."""
+"""Writes the results of a finished run: weights, predictions, summary, model card and report."""
 
 import shlex
 import sys
@@ -24,7 +24,7 @@ GALLERY_SIZE = 48
 
 
 def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentRecorder) -> None:
-    """Everything a finished run leaves, written by the main process. A collective operation."""
+    """Writes all results of a finished run on the main process. Every rank must call it."""
     model, spec = trainer.evaluated_model, trainer.data.evaluator.spec
     with trainer.runtime.averaged_batchnorm(model):
         if isinstance(recorder, Recorder):
@@ -47,7 +47,7 @@ def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentReco
 
 
 def complete_results(run_dir: RunDirectory | None) -> None:
-    """For a finished run: writes the model card and the report if the run was killed before it had written them."""
+    """Writes the model card and the report of a finished run that was killed before it had written them."""
     if run_dir is None:
         return
     is_complete = run_dir.status.get("state") == "done"
@@ -65,7 +65,7 @@ def summarize(trainer: Trainer, evaluation: Evaluation) -> dict[str, Any]:
     """Content of summary.json."""
     config, state, spec = trainer.config, trainer.state, trainer.data.evaluator.spec
     flops = training_flops(config, spec, steps=state.step, num_images=len(trainer.data.samples))
-    unfinished = state.watch.read()  # seconds spent in the epoch that --max-steps has cut short
+    unfinished = state.watch.read()  # seconds spent in the last epoch, if --max-steps cut it short
     seconds = sum(float(record["seconds"]) for record in state.history) + unfinished
     assert evaluation.correct_tta is not None
     return {
@@ -130,11 +130,11 @@ def write_report_or_warn(run_dir: Path) -> Path | None:
 
 
 def _or_warn(write: Callable[[Path], Path], run_dir: Path, what: str, module: str) -> Path | None:
-    """Model card and report describe a finished run: failing to write them must not fail the run."""
+    """Warns if `write` fails. The run is finished already, so a missing model card or report must not fail it."""
     try:
         return write(run_dir)
     except Exception as error:
         again = f"python -m {module} {shlex.quote(str(run_dir))}"
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"warning: the run is finished, but its {what} failed ({reason}); try: {again}", file=sys.stderr)
+        print(f"warning: the run is finished, but writing its {what} failed ({reason}); try: {again}", file=sys.stderr)
         return None

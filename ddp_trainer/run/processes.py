@@ -16,16 +16,16 @@ from ddp_trainer.run.resume import Start, StartKind
 def join_processes(
     config: TrainConfig, stop: StopRequest, run_dir: RunDirectory | None, start: Start
 ) -> Iterator[tuple[Runtime, Start]]:
-    """This process among all others, and the main process's `start`.
+    """(runtime of this process, `start` of the main process).
 
-    Leaves the process group after the block, but not after an error: other processes may be gone, and leaving waits
-    for them. What the run changes in this process, such as torch's number of threads, is restored.
+    Leaves the process group after the block, but not after an error: other processes may be gone, and leaving would
+    wait for them. Settings that the run changes in this process, such as torch's number of threads, are restored.
     """
     with restored_settings():
         try:
             runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate, stop=stop)
             kind, step = runtime.agree_on(*start)
-        except Exception as error:  # for instance because a process never came
+        except Exception as error:  # for example, because a process never joined
             if run_dir is not None and start.kind != StartKind.FINISHED and not isinstance(error, InputError):
                 run_dir.write_failure(error, step=start.step)
             raise

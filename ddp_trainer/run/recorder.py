@@ -25,7 +25,7 @@ from ddp_trainer.tracking.tracker import Tracker, build_tracker
 class SilentRecorder(SilentObserver):
     """For every rank but the main one."""
 
-    also: Observer | None = None  # told what happens on the main rank, after the recorder
+    also: Observer | None = None  # the caller's own observer, called on the main rank after the recorder
 
     def say(self, line: str) -> None:
         pass
@@ -35,7 +35,7 @@ class SilentRecorder(SilentObserver):
 
 
 class Recorder(SilentRecorder):
-    """Writes what the trainer reports to the run directory and its mirrors. Opened by `open_recorder`."""
+    """Writes what the trainer reports to the run directory and its mirrors. Use `open_recorder` to create it."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Recorder(SilentRecorder):
             whole,
             step=step,
             score=self._score(state),
-            # Only now: a later --resume concludes from it that there was a checkpoint.
+            # Not earlier, because a later --resume concludes from this step number that there was a checkpoint.
             when_saved=lambda: self.run_dir.write_status("running", step=step, epoch=epoch),
         )
         self.has_checkpoint = True
@@ -109,7 +109,7 @@ class Recorder(SilentRecorder):
         self.say(message)
 
     def failed(self, error: BaseException) -> None:
-        """Records the failure. Never raises, so that the error that led here stays visible."""
+        """Records the failure. Never raises, because that would hide the original error."""
         try:
             self.checkpoints.close()
         except (CheckpointError, OSError) as other:
@@ -122,7 +122,10 @@ class Recorder(SilentRecorder):
             print(f"warning: {other}", file=sys.stderr, flush=True)
 
     def _score(self, state: dict[str, Any]) -> float | None:
-        """Accuracy on the validation images, if this state was just evaluated. The test split must choose nothing."""
+        """Accuracy on the validation images, if this state was just evaluated.
+
+        None without validation images, because the test images must not be used to choose a checkpoint.
+        """
         history = state["history"]
         if self.split == "test" or not history or history[-1]["step"] != state["step"]:
             return None
@@ -130,7 +133,7 @@ class Recorder(SilentRecorder):
 
 
 def describe_plan(trainer: Trainer) -> str:
-    """One line that says what is going to be trained, and on which hardware."""
+    """One line that says what will be trained, and on which hardware."""
     schedule, runtime = trainer.config.schedule, trainer.runtime
     leftover = len(trainer.data.samples) % schedule.batch_size
     dropped = f" ({leftover} leftover images are dropped each epoch, different ones every time)" if leftover else ""

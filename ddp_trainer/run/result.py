@@ -18,8 +18,8 @@ class RunResult:
     """A run directory, and what its files say about the run."""
 
     path: Path
-    state: str  # of status.json: done, or preempted by Ctrl-C or a signal with a checkpoint saved
-    summary: dict[str, Any]  # of summary.json; empty unless the run is done
+    state: str  # in status.json: done, or preempted (stopped by Ctrl-C or another signal, with a checkpoint saved)
+    summary: dict[str, Any]  # content of summary.json; empty unless the run is done
 
     @classmethod
     def of(cls, path: Path) -> "RunResult":

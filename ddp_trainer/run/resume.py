@@ -40,9 +40,9 @@ class Start(NamedTuple):
 
 
 def find_start(run_dir: RunDirectory | None, config: TrainConfig, *, last_step: int) -> Start:
-    """Where the run in this directory starts; a fresh start without --resume, and on ranks without a run directory.
+    """Where the run in this directory starts. Without --resume, and on ranks without a run directory, it starts fresh.
 
-    Raises InputError if the run has no checkpoint to resume from, or only damaged ones, or those of another release.
+    Raises InputError if the run's checkpoints are gone, are all damaged, or were written by another release.
     """
     if run_dir is None or not config.run.resume:
         return Start()
@@ -53,7 +53,7 @@ def find_start(run_dir: RunDirectory | None, config: TrainConfig, *, last_step: 
     try:
         newest = newest_good_checkpoint(run_dir.checkpoints, REQUIRED)
     except OtherRelease as error:
-        raise InputError(f"--resume: {error}; resume it with the release that began it{_commit(run_dir)}") from None
+        raise InputError(f"--resume: {error}; resume it with the release that started it{_commit(run_dir)}") from None
     if newest is not None:
         return Start(StartKind.RESUME, step_of(newest))
     if list_checkpoints(run_dir.checkpoints):
@@ -69,12 +69,12 @@ def _commit(run_dir: RunDirectory) -> str:
 
 
 def _count(value: object) -> int:
-    """A number from a JSON file that may come from anywhere; anything else counts as 0."""
+    """`value`, which comes from an untrusted JSON file, if it is a whole number; otherwise 0."""
     return value if isinstance(value, int) else 0
 
 
 def _refuse_lost_checkpoints(run_dir: RunDirectory) -> None:
-    """Raises InputError if the run had saved a checkpoint: starting again would remove what is recorded of it.
+    """Raises InputError if the run had saved a checkpoint, because starting again would delete its records.
 
     A run that was killed before its first checkpoint has at most one finished epoch and no results.
     """
@@ -98,7 +98,7 @@ def settings_of(config: TrainConfig, dataset: DatasetInfo, *, precision: str) ->
 def load_state(start: Start, config: TrainConfig, dataset: DatasetInfo, *, precision: str) -> dict[str, Any] | None:
     """The state to resume from; None for a fresh start or a finished run.
 
-    Raises InputError, with the names of the settings, if the run was started with other ones.
+    Raises InputError, which names the settings that differ, if the run was started with other settings.
     """
     out = config.run.out
     if start.kind == StartKind.FRESH:
@@ -106,7 +106,7 @@ def load_state(start: Start, config: TrainConfig, dataset: DatasetInfo, *, preci
             refuse_other_settings(recorded_settings(out), settings_of(config, dataset, precision=precision))
         return None
     assert out is not None, "--resume comes with --out"
-    if start.kind == StartKind.FINISHED:  # nothing is computed, so it does not matter what `auto` is on this machine
+    if start.kind == StartKind.FINISHED:  # nothing is computed, so it does not matter what `auto` means on this machine
         requested = settings_of(config, dataset, precision=config.runtime.precision)
         refuse_other_settings(recorded_settings(out), requested)
         return None
@@ -123,4 +123,4 @@ def refuse_other_settings(saved: Mapping[str, Any], requested: Mapping[str, Any]
     changed = changed_settings(saved, requested)
     if changed:
         detail = ", ".join(f"{name} {old} -> {new}" for name, old, new in changed)
-        raise InputError(f"--resume: this would not be the same run ({detail}); use the settings it began with")
+        raise InputError(f"--resume: this would not be the same run ({detail}); use its original settings")

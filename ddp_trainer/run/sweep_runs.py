@@ -1,4 +1,4 @@
-"""The runs of a sweep: the state of each, and a runner that trains each of them in a process of its own."""
+"""The runs of a sweep: the state of each run, and a runner that trains each run in its own process."""
 
 import os
 import re
@@ -45,7 +45,7 @@ class Runner:
             self._process.send_signal(number)
 
     def train(self, run: PlannedRun, *, group: str) -> None:
-        """Returns when the run is finished, has failed or was stopped. In the last case `stopped` is set.
+        """Returns when the run is finished, has failed or was stopped; if it was stopped, `stopped` is set.
 
         `group`: the W&B group of all runs, unless the environment names one.
         """
@@ -57,7 +57,7 @@ class Runner:
             process.terminate()
         status = process.wait()
         self._process = None
-        if status == 0 and not run.is_finished:  # somebody stopped this run directly
+        if status == 0 and not run.is_finished:  # somebody sent the signal to the run itself
             self.stopped = True
 
 

@@ -1,6 +1,6 @@
-"""What a person watches: a live bar on a terminal, plain lines in a log, nothing on silent ranks.
+"""Shows the progress of a run: a live bar on a terminal, or plain lines in a log. Only the main rank shows anything.
 
-Everything goes to stderr. The loop decides what the numbers are; when they are read and how they look is decided here.
+Everything goes to stderr. The training loop provides the figures; this file decides when to read and how to show them.
 """
 
 import os
@@ -15,13 +15,13 @@ from rich.console import Console
 
 Values = Callable[[], Mapping[str, float]]
 
-DRAW_SECONDS = 0.5  # reading the values waits for the device: not more often than this
-LINE_SECONDS = (10.0, 30.0)  # lines of a log: one per tenth of an epoch, but in this range of seconds
+DRAW_SECONDS = 0.5  # minimum time between two updates of the bar, because each of them waits for the device
+LINE_SECONDS = (10.0, 30.0)  # minimum and maximum time between two lines of a log, of which an epoch gets about ten
 BAR_CELLS, MIN_BAR_CELLS = 24, 6
 
 
 class Progress(Protocol):
-    """Steps of one epoch after another.
+    """Shows the steps of one epoch after another.
 
     `values()` gives `loss`, `accuracy` (0-1), `learning_rate` and `images_per_second`; it is called only when
     something is drawn.
@@ -32,7 +32,7 @@ class Progress(Protocol):
     def update(self, step: int, values: Values) -> None: ...
 
     def finish(self) -> None:
-        """Leaves nothing half-drawn; harmless if nothing was started."""
+        """Removes the bar, if there is one."""
         ...
 
     def note(self, line: str) -> None:
@@ -85,7 +85,7 @@ class _Epoch:
 
 
 class BarProgress(_Epoch):
-    """A bar with figures behind it, drawn by rich and removed when the epoch ends."""
+    """A bar followed by figures, drawn by rich and removed when the epoch ends."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(stream, clock)
@@ -115,7 +115,7 @@ class BarProgress(_Epoch):
         print_line(line, self.stream)
 
     def _fitted(self, figures: str) -> str:
-        """On a narrow terminal the bar gives way to the figures, then the figures are cut off at their end."""
+        """On a narrow terminal, the bar shrinks first; if that is not enough, the figures are cut off."""
         room = self.console.width - len(self.label) - 2
         self.column.bar_width = min(max(room - len(figures), MIN_BAR_CELLS), BAR_CELLS)
         return figures[: max(room - self.column.bar_width, 0)]
@@ -134,14 +134,14 @@ class BarProgress(_Epoch):
 
 
 class _CursorStays(Console):
-    """rich hides the cursor while it draws; a process that is killed could not show it again."""
+    """A console that does not hide the cursor while rich draws, because a killed process could not show it again."""
 
     def show_cursor(self, show: bool = True) -> bool:
         return False
 
 
 class LineProgress(_Epoch):
-    """A whole line now and then, for files that are read later."""
+    """Prints a line now and then, for logs that are read later."""
 
     def update(self, step: int, values: Values) -> None:
         shortest, longest = LINE_SECONDS

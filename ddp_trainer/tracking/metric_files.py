@@ -12,7 +12,7 @@ Record = Mapping[str, float | int | str]
 
 
 class Log(Protocol):
-    """Whatever records are logged to."""
+    """Something that records can be logged to."""
 
     def log_step(self, record: Record) -> None: ...
 
@@ -20,7 +20,7 @@ class Log(Protocol):
 
 
 class JsonLines:
-    """A file with one JSON object per line. Each line is written out before training continues."""
+    """A file with one JSON object per line. Each line is flushed to the file before training continues."""
 
     def __init__(self, path: Path, records: Sequence[Record]) -> None:
         """Replaces the content of the file with `records`."""
@@ -36,19 +36,19 @@ class JsonLines:
 
 
 def read_step_records(path: Path, *, last_step: int) -> list[Record]:
-    """The records of steps.jsonl up to `last_step`, which a run that resumes after that step keeps."""
+    """The records in `path` up to `last_step`. A run that resumes after that step keeps them."""
     return [record for record in _readable(path) if int(record["step"]) <= last_step]
 
 
 def replay(log: Log, steps: Sequence[Record], epochs: Sequence[Record]) -> None:
-    """Logs the records in the order in which a run logs them: an epoch follows its last step."""
+    """Logs the records in the order in which a run logs them: an epoch comes after its last step."""
     calls = [(record, log.log_step) for record in steps] + [(record, log.log_epoch) for record in epochs]
     for record, log_record in sorted(calls, key=lambda call: int(call[0]["step"])):
         log_record(record)
 
 
 def _readable(path: Path) -> Iterator[Record]:
-    """JSON objects with a step number. A line that is cut off, because the run was killed, is left out."""
+    """JSON objects with a step number. A line that was cut off because the run was killed is left out."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:

@@ -1,7 +1,7 @@
 """Reads and checks predictions.npz of a run, and lists the mistakes in it.
 
-The file may come from anywhere: the header of every array is checked before the array is allocated.
-Not owned here: who writes it (`run.outputs`).
+The file may come from anywhere, so the header of every array is checked before the array is allocated.
+Elsewhere: writing it (`run.outputs`).
 """
 
 import zipfile
@@ -15,7 +15,7 @@ import numpy as np
 
 from data_prep.errors import InputError, printable
 
-MAX_BYTES = 2**30  # of all arrays together: 50,000 images of 5,000 classes in float32
+MAX_BYTES = 2**30  # of all arrays together; enough for 50,000 images and 5,000 classes in float32
 MAX_MISTAKES = 48
 KINDS = {"indices": "iu", "labels": "iu", "probabilities": "f", "wrong_indices": "iu", "wrong_images": "u"}
 
@@ -49,7 +49,7 @@ class Mistake(NamedTuple):
     """One misclassified image."""
 
     sample: int  # its position in the evaluated file
-    true: str  # names of classes
+    true: str  # name of a class, like `predicted`
     predicted: str
     probability: float
     pixels: np.ndarray  # (H, W, 3) uint8
@@ -72,7 +72,7 @@ class Header(NamedTuple):
 
 
 def read_predictions(path: Path) -> Predictions | None:
-    """None if there is no such file. Raises InputError if arrays are missing or do not fit together."""
+    """None if there is no such file. Raises InputError if arrays are missing or do not match."""
     if not path.exists():
         return None
     if not path.is_file():
@@ -88,7 +88,7 @@ def read_predictions(path: Path) -> Predictions | None:
 
 
 class _Misfit(Exception):
-    """Arrays that do not fit together; `str` says which."""
+    """Arrays do not match; the message says which."""
 
 
 def _read_arrays(path: Path) -> Predictions:
@@ -117,7 +117,7 @@ def _read_header(archive: zipfile.ZipFile, name: str) -> Header:
 
 def _parse_header(member: IO[bytes], name: str) -> Header:
     version = np.lib.format.read_magic(member)
-    if version != (1, 0):  # NumPy writes this version for all such arrays; a header of another may have any length
+    if version != (1, 0):  # NumPy writes this version for all such arrays; headers of other versions may be very long
         raise _Misfit(f"{name} has a header of version {version[0]}.{version[1]}, not 1.0")
     shape, _, dtype = np.lib.format.read_array_header_1_0(member)
     if dtype.kind not in KINDS[name] or dtype.itemsize > 8:
@@ -131,19 +131,19 @@ def _check_headers(headers: dict[str, Header]) -> None:
     if size > MAX_BYTES:
         raise _Misfit(f"its arrays take {size / 1e6:,.1f} MB; the limit is {MAX_BYTES / 1e6:,.1f} MB")
     if len(probabilities) != 2 or 0 in probabilities or labels != probabilities[:1]:
-        raise _Misfit(f"labels {labels} and probabilities {probabilities} do not fit")
+        raise _Misfit(f"the shapes of labels {labels} and probabilities {probabilities} do not match")
     if headers["indices"].shape != labels:
-        raise _Misfit(f"indices {headers['indices'].shape} and labels {labels} do not fit")
+        raise _Misfit(f"the shapes of indices {headers['indices'].shape} and labels {labels} do not match")
     is_rgb = len(images) == 4 and images[3] == 3 and 0 not in images[1:] and headers["wrong_images"].dtype == np.uint8
     if not is_rgb or headers["wrong_indices"].shape != images[:1]:
-        raise _Misfit(f"wrong_images {images} are not one RGB image for each wrong index")
+        raise _Misfit(f"wrong_images must be one RGB image for each wrong index, got shape {images}")
 
 
 def _check_values(found: Predictions) -> None:
     num_classes = found.probabilities.shape[1]
     if not 0 <= found.labels.min() <= found.labels.max() < num_classes:
-        raise _Misfit(f"labels are not whole numbers from 0 to {num_classes - 1}")
+        raise _Misfit(f"labels must be whole numbers from 0 to {num_classes - 1}")
     if not (found.probabilities.min() >= 0 and found.probabilities.max() <= 1.001):  # false for NaN, too
-        raise _Misfit("probabilities are not all in [0, 1]")
+        raise _Misfit("probabilities must be in [0, 1]")
     if not np.isin(found.wrong_indices, found.indices).all():
-        raise _Misfit("wrong_indices name images that were not evaluated")
+        raise _Misfit("wrong_indices contains images that were not evaluated")

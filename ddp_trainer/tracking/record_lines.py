@@ -1,4 +1,4 @@
-"""metrics.jsonl and steps.jsonl read back as figures. Not owned here: writing them (`metric_files`)."""
+"""Reads metrics.jsonl and steps.jsonl back. Elsewhere: writing them (`metric_files`)."""
 
 import json
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from data_prep.json_fields import is_number
 
 Record = dict[str, float]
 
-LARGEST_FIGURE = 1e30  # float32 overflows soon after
+LARGEST_FIGURE = 1e30  # not far below the largest float32
 
 
 def read_epochs(path: Path) -> tuple[Record, ...]:
-    """One record per epoch, in order. A last line that a crash cut off does not count."""
+    """One record per epoch, in order. If a crash cut off the last line, that line is left out."""
     records: dict[float, Record] = {}
     lines = _read_lines(path)
     for number, line in enumerate(lines, 1):
@@ -25,7 +25,7 @@ def read_epochs(path: Path) -> tuple[Record, ...]:
         record = _parse_record(line)
         if record is not None and 1 <= record.get("epoch", 0) <= 1e9:
             records[record["epoch"]] = record
-        elif number < len(lines):  # else the file does not end in a newline
+        elif number < len(lines):  # otherwise, this is a last line without a newline: it was cut off
             raise InputError(f"{path}, line {number}: not the JSON record of an epoch; remove the line")
     return tuple(records[epoch] for epoch in sorted(records))
 
@@ -37,7 +37,7 @@ def read_steps(path: Path) -> tuple[Record, ...]:
 
 
 def columns(records: Sequence[Record], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    """Two columns of the table that the records are; a record that lacks either is left out."""
+    """The figures `x` and `y` of all records that have both."""
     points = [(record[x], record[y]) for record in records if x in record and y in record]
     table = np.array(points, dtype=float).reshape(-1, 2)
     return table[:, 0], table[:, 1]

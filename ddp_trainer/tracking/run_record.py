@@ -1,7 +1,7 @@
 """Reads a run back from its directory and checks it: what this module returns is consistent and safe to use.
 
-Not owned here: who writes these files (`run`, `tracking`), the types of single fields (`json_fields`),
-lines of records (`record_lines`) and predictions.npz (`predictions`).
+Elsewhere: writing these files (`run`, `tracking`), the types of single fields (`json_fields`), lines of records
+(`record_lines`) and predictions.npz (`predictions`).
 """
 
 from collections import Counter
@@ -47,7 +47,7 @@ class Run:
     """One run directory. An interrupted run lacks a summary and predictions, and may lack epochs."""
 
     path: Path
-    name: str  # the folder's, for the reader
+    name: str  # of the folder; made unique if several runs are loaded
     recipe: str
     data_dir: str
     settings: Mapping[str, Setting]
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def counts(self) -> tuple[int, int] | None:
-        """(correct, evaluated) of the final model, else of the last finished epoch if it says so."""
+        """(correct, evaluated) of the final model, or of the last finished epoch if there is no final model."""
         counts = _counts_in(self.summary or {})
         if counts is None and self.predictions is not None:
             return self.predictions.num_correct, len(self.predictions.labels)
@@ -82,15 +82,15 @@ class Run:
         return self.metrics[-1].get("test_accuracy") if self.metrics else None
 
     def number(self, name: str) -> float | None:
-        """A figure of summary.json, if it has it."""
+        """A figure of summary.json, or None."""
         return (self.summary or {}).get(name)
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(epochs, values) of the epochs whose record has this figure."""
+        """(epochs, values), for all epochs whose record has this figure."""
         return columns(self.metrics, "epoch", name)
 
     def step_series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(epochs, values) of the records within epochs; after half of the second epoch, `epochs` is 1.5."""
+        """(epochs, values) of the records within epochs. In the middle of the second epoch, the first number is 1.5."""
         first = self.metrics[0] if self.metrics else {}
         steps_per_epoch = first.get("step", 0) / first["epoch"] if first else 0
         steps, values = columns(self.steps, "step", name)
@@ -142,7 +142,7 @@ def load_run(path: Path | str) -> Run:
 
 
 def load_runs(paths: Sequence[Path]) -> list[Run]:
-    """`load_run` of each path, every run once. Folders of the same name get their parent's name before it."""
+    """Loads each run once. If folders have the same name, their parents' names are added to it."""
     runs = list({run.path: run for run in map(load_run, paths)}.values())
     names = Counter(run.name for run in runs)
     return [
@@ -175,7 +175,7 @@ def _read_texts(fields: Fields) -> dict[str, str]:
 
 
 def _read_commit(config: Fields) -> str:
-    """The commit, or "" for any other text: the report prints it in a command that a reader may paste."""
+    """The commit, or "" for any other text, because the report prints it in a command that a reader may paste."""
     commit = config.text("git_commit")
     digits = commit.removesuffix("+")
     is_commit = 7 <= len(digits) <= 64 and set(digits) <= set("0123456789abcdef")

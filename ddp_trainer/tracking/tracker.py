@@ -1,7 +1,7 @@
-"""What is recorded of a run: JSON lines always, W&B and TensorBoard as their mirrors.
+"""Records a run as JSON lines, and mirrors the records to W&B and TensorBoard.
 
-The main process builds and calls it. A mirror that fails is dropped with one line on stderr and never stops the run.
-The environment and the command line are not recorded: they may hold secrets.
+Only the main process does this. A mirror that fails is dropped with one line on stderr, and never stops the run. The
+environment and the command line are not recorded, because they may contain secrets.
 """
 
 import shutil
@@ -18,7 +18,7 @@ from ddp_trainer.tracking.wandb_service import choose_run_id, keep_run_id, mode_
 
 class Tracker(Log, Protocol):
     def finish(self, summary: Mapping[str, object] | None, *, failed: bool = False) -> None:
-        """Closes everything in bounded time. `summary`: of a finished run, else None."""
+        """Closes everything within a limited time. `summary` is None unless the run is finished."""
         ...
 
     def state(self) -> dict[str, str]:
@@ -27,7 +27,7 @@ class Tracker(Log, Protocol):
 
 
 class Mirror(Log, Protocol):
-    """A second place for the same records; all but `abandon` may raise."""
+    """A second place for the same records. All methods except `abandon` may raise."""
 
     def finish(self, summary: Mapping[str, object] | None, *, failed: bool) -> None: ...
 
@@ -37,18 +37,18 @@ class Mirror(Log, Protocol):
 
 
 class RunTracker:
-    """The JSON lines, and the mirrors for as long as they work."""
+    """Writes the JSON lines, and the mirrors for as long as they work."""
 
     def __init__(self, steps: JsonLines, epochs: JsonLines, mirrors: dict[str, Mirror], state: dict[str, str]) -> None:
         self._steps, self._epochs, self._mirrors, self._state = steps, epochs, mirrors, state
 
     def log_step(self, record: Record) -> None:
         self._steps.write(record)
-        self._in_mirrors(lambda mirror: mirror.log_step(record), "disabled for the rest of this run")
+        self._in_mirrors(lambda mirror: mirror.log_step(record), "failed and is disabled for the rest of this run")
 
     def log_epoch(self, record: Record) -> None:
         self._epochs.write(record)
-        self._in_mirrors(lambda mirror: mirror.log_epoch(record), "disabled for the rest of this run")
+        self._in_mirrors(lambda mirror: mirror.log_epoch(record), "failed and is disabled for the rest of this run")
 
     def finish(self, summary: Mapping[str, object] | None, *, failed: bool = False) -> None:
         self._steps.close()
@@ -91,7 +91,7 @@ def build_tracker(
     if "tensorboard" in settings.tracker_names:
         try:
             mirrors["TensorBoard"] = TensorBoardMirror(run_dir, kept, history)
-        except Exception as error:  # including one from an installation that cannot be imported
+        except Exception as error:  # a broken installation, for example, cannot be imported
             warn(f"TensorBoard does not work, continuing without it: {one_line(error)}")
     mode = choose_wandb_mode(settings, run_dir)
     if mode != "disabled":
@@ -105,7 +105,7 @@ def build_tracker(
 
 
 def choose_wandb_mode(settings: TrackingConfig, run_dir: Path) -> str:
-    """online, offline, shared or disabled; a line on stderr if W&B is not installed or does not start."""
+    """online, offline, shared or disabled. Prints a line on stderr if W&B is not installed or does not start."""
     if not settings.uses_wandb:
         return "disabled"
     if not is_installed("wandb"):
@@ -128,7 +128,7 @@ def start_wandb(
     steps: Sequence[Record],
     epochs: Sequence[Record],
 ) -> WandBMirror | None:
-    """A W&B run in `mode` if that works, else an offline one, else none; a line on stderr says why."""
+    """A W&B run in `mode` if that works, else an offline run, else None. A line on stderr reports each failure."""
     for attempt in dict.fromkeys((mode, "offline")):
         before = set(run_dir.glob("wandb/run-*"))
         try:

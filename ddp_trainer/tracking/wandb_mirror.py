@@ -1,7 +1,7 @@
-"""W&B as a mirror of the record: one W&B run for each run directory. The only file that imports wandb.
+"""Mirrors the records to W&B, with one W&B run for each run directory. The only file that imports wandb.
 
-Not owned here: whether to go online, under which id, and how long to wait (`wandb_service`), and what happens when W&B
-fails (`tracker`).
+Elsewhere: whether to go online, under which id, and how long to wait (`wandb_service`), and what happens when W&B fails
+(`tracker`).
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from ddp_trainer.tracking.wandb_service import bounded
 
 START_SECONDS = 15  # W&B's own limit for a server to answer
 FINISH_SECONDS = 50  # W&B's own limit for the last upload
-GIVE_UP_SECONDS = 60  # ours, for a W&B service that does not keep its limits
+GIVE_UP_SECONDS = 60  # our own limit, in case W&B's service exceeds the others
 BEST = "test_accuracy"  # the summary shows its maximum over the epochs
 LAST = ("train_loss", "train_accuracy", "test_loss", "learning_rate", "seconds", "images_per_second")
 MAX_CONFUSION_CLASSES = 100  # W&B draws tables of up to 10,000 rows, one for each cell of the matrix
@@ -29,8 +29,8 @@ MODEL_FILES = ("model.safetensors", "model.json", "model.md")
 class WandBMirror:
     """One W&B run through Accelerate's tracker; its files are in RUN/wandb/.
 
-    W&B's own step is the optimizer step, and records that its server has already are skipped. A resumed offline run is
-    written again from the records it kept; the file it replaces is removed, so that `wandb sync` sends each one once.
+    W&B's own step is the optimizer step, and records that its server already has are skipped. A resumed offline run
+    writes all of its records to a new file and removes the old one, so that `wandb sync` sends each record once.
     """
 
     def __init__(self, run_dir: Path, run_id: str, mode: str, config: Mapping[str, object]) -> None:
@@ -39,7 +39,7 @@ class WandBMirror:
         self._waiting: Record | None = None
         self._tracker = self._start(mode)
         run = self._tracker.run
-        self._first_step = run.step  # a resumed online run: the first that its server lacks
+        self._first_step = run.step  # for a resumed online run, the first step that its server lacks
         self._tracker.store_init_configuration(dict(config))
         for axis in ("epoch", "step", "step/step"):
             run.define_metric(axis, summary="last")
@@ -60,7 +60,7 @@ class WandBMirror:
             finish_timeout=FINISH_SECONDS,
             console="off",
             silent=True,
-            x_disable_meta=True,  # it records the command line, where secrets may be
+            x_disable_meta=True,  # the metadata would include the command line, which may contain secrets
             disable_git=True,
             disable_code=True,
         )
@@ -86,10 +86,10 @@ class WandBMirror:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def log_step(self, record: Record) -> None:
-        """Logs the record under names that begin with step/, because the names of the epochs have another axis.
+        """Logs the record under names that begin with step/, because the names of epoch records have another x axis.
 
-        The record waits for the next one: W&B closes the row of a step when it is sent, and an epoch that ends with
-        this step belongs in the same row.
+        The record is held back until the next one. W&B closes a step's row as soon as it is sent, but an epoch that
+        ends with this step must be in the same row.
         """
         self._log_waiting()
         self._waiting = record
@@ -109,12 +109,12 @@ class WandBMirror:
             self._waiting = None
 
     def _log(self, row: Mapping[str, object], step: int) -> None:
-        """Logs a row and closes it (`commit`): W&B shows only closed rows."""
+        """Logs a row and closes it (`commit`), because W&B shows only closed rows."""
         if step >= self._first_step:
             bounded(lambda: self._tracker.log(dict(row), step=step, commit=True), GIVE_UP_SECONDS)
 
     def _note_best(self, record: Record) -> None:
-        """Writes the best accuracy and its epoch to the summary, as plain numbers by which tables can be sorted."""
+        """Writes the best accuracy and its epoch to the summary, as plain numbers that tables can be sorted by."""
         accuracy = record.get(BEST)
         if isinstance(accuracy, float) and accuracy > self._best:
             self._best = accuracy
@@ -125,7 +125,7 @@ class WandBMirror:
         def close() -> None:
             run = self._tracker.run
             try:
-                if failed:  # a run that was only stopped logs this record when it is resumed
+                if failed:  # a run that was only stopped will log this record when it is resumed
                     self._log_waiting()
                 if summary is not None:
                     run.summary.update({f"final/{name}": value for name, value in summary.items()})
@@ -172,10 +172,10 @@ def log_results(wandb_run: Any, found: Run) -> None:
 
 
 def load_settings(run_dir: Path) -> Any:
-    """`wandb.Settings` of the environment and of W&B's settings files. Starts W&B's service."""
+    """`wandb.Settings` from the environment and W&B's settings files. Starts W&B's service."""
     import wandb
 
-    # Copies of what is uploaded stay in the run directory: a home folder on a cluster is small.
+    # W&B copies files before it uploads them. The copies go to the run directory, because home folders may be small.
     os.environ.setdefault("WANDB_DATA_DIR", _data_dir(run_dir))
     return wandb.setup().settings
 
@@ -191,7 +191,7 @@ def _data_dir(run_dir: Path) -> str:
 
 
 def forget_wandb(run_dir: Path) -> None:
-    """Ends W&B's service: it would keep the id of a run that failed to start, and complain when Python exits."""
+    """Ends W&B's service. Otherwise, it would keep the id of a run that failed to start, and complain at exit."""
 
     def teardown() -> None:
         import wandb

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from data_prep.errors import InputError
 
-# What WANDB_MODE and W&B's settings files may say; the last two are older names.
+# Values of WANDB_MODE, and of the mode in W&B's settings files; the last two are older names.
 MODES = {
     "online": "online",
     "offline": "offline",
@@ -24,7 +24,7 @@ MODES = {
 
 
 def mode_from_environment() -> str | None:
-    """The mode that WANDB_MODE asks for, None if it is not set. Raises InputError if W&B has no such mode."""
+    """The mode in WANDB_MODE, or None if it is not set. Raises InputError if W&B has no such mode."""
     name = os.environ.get("WANDB_MODE")
     if name and name not in MODES:
         raise InputError(f"WANDB_MODE must be one of {', '.join(MODES)}, got {name}")
@@ -32,10 +32,11 @@ def mode_from_environment() -> str | None:
 
 
 def resolve_mode(wanted: str, load_settings: Callable[[], Any]) -> str:
-    """The mode that `--wandb wanted` stands for: online, offline, shared or disabled.
+    """The mode for `wanted`, the value of --wandb: online, offline, shared or disabled.
 
-    auto is what WANDB_MODE says, else what W&B's settings files say, such as the one that `wandb offline` writes, else
-    online if there is a key and offline if not. `load_settings` returns a `wandb.Settings`.
+    For auto, it is the mode in WANDB_MODE, or else the mode in W&B's settings files, such as the one that `wandb
+    offline` writes. If neither is set, it is online if there is a key and offline if not. `load_settings` returns a
+    `wandb.Settings`.
     """
     if wanted != "auto":
         return wanted
@@ -52,7 +53,7 @@ def resolve_mode(wanted: str, load_settings: Callable[[], Any]) -> str:
 def has_credentials(base_url: str | None = None) -> bool:
     """True if there is a key in the environment, or a login in the netrc file for the server at `base_url`.
 
-    Not every version of W&B can answer this: some would start the service, and ask for a key at the terminal.
+    W&B itself is not asked, because some of its versions would start the service, and ask for a key on the terminal.
     """
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
@@ -66,7 +67,7 @@ def has_credentials(base_url: str | None = None) -> bool:
 
 
 def choose_run_id(run_dir: Path, saved: str | None) -> str:
-    """The id in the checkpoint, else the one this directory kept, else WANDB_RUN_ID, else a new one.
+    """The id in the checkpoint, else the one stored in this directory, else WANDB_RUN_ID, else a new one.
 
     An id belongs to one run directory: WANDB_RUN_ID is not used if a directory next to this one already has it.
     """
@@ -76,7 +77,7 @@ def choose_run_id(run_dir: Path, saved: str | None) -> str:
 
 
 def keep_run_id(run_dir: Path, run_id: str) -> None:
-    """Call it when W&B has accepted the id: a run that dies before its first checkpoint is resumed under it."""
+    """Stores an id that W&B has accepted, for a run that dies before its first checkpoint and is resumed."""
     _id_file(run_dir).write_text(run_id + "\n")
 
 
@@ -95,10 +96,10 @@ def _unused_id_from_environment(run_dir: Path) -> str | None:
 
 
 def bounded(work: Callable[[], None], seconds: float) -> None:
-    """Runs `work` and raises what it raises. After `seconds` it gives up, and kills W&B's service.
+    """Runs `work` and raises what it raises. After `seconds`, kills W&B's service and raises TimeoutError.
 
-    W&B's own limits, such as finish_timeout, are enforced by its service: `finish`, and `log` after some hundred
-    records, wait forever for a service that hangs.
+    W&B's own limits, such as finish_timeout, are enforced by its service. If the service hangs, `finish` waits forever,
+    and so does `log` after a few hundred records.
     """
     raised: list[BaseException] = []
 
@@ -119,7 +120,7 @@ def bounded(work: Callable[[], None], seconds: float) -> None:
 
 
 def kill_service() -> None:
-    """Kills W&B's service, a child of this process: W&B would wait until it ends when Python exits."""
+    """Kills W&B's service, a child of this process. Otherwise, W&B would wait for it when Python exits."""
     for listing in Path("/proc/self/task").glob("*/children"):
         for pid in listing.read_text().split():
             if Path(f"/proc/{pid}/comm").read_text().strip() == "wandb-core":

@@ -1,6 +1,6 @@
-"""Jobs on a real SLURM: several nodes, preemption, time limits, lost processes, cancelling, staging, sweeps.
+"""Jobs on a real SLURM: several nodes, preemption, time limits, lost processes, cancellation, staging, sweeps.
 
-The interrupted job mostly waits, so a thread takes it through its stages while the other tests run.
+The interrupted job spends most of its time waiting, so a thread interrupts it while the other tests run.
 """
 
 import filecmp
@@ -72,7 +72,7 @@ def newest_step(out: Path) -> int:
 
 def freeze(job: Job, out: Path, step: int) -> None:
     """Freezes the training processes of the job once they have saved a checkpoint after `step`."""
-    # SLURM's own lines about a requeue contain the word, too, but not at the start.
+    # SLURM's own lines about a requeue contain the word "error", too, but not at the start.
     failed = re.compile("^error:", flags=re.MULTILINE).search
     wait_until(lambda: newest_step(out) > step or bool(failed(job.log)), lambda: "nothing saved", pause=0.02)
     assert newest_step(out) > step, job.log
@@ -81,10 +81,10 @@ def freeze(job: Job, out: Path, step: int) -> None:
 
 
 def interrupt(job: Job, out: Path) -> list[tuple[int, int]]:
-    """Interrupts a job by its time limit, then by a job of higher priority; returns (frozen step, saved step) of each.
+    """Interrupts a job by its time limit, then by a job of higher priority. Returns (frozen step, saved step) for each.
 
-    The job is frozen first, so the moment does not depend on the speed of the machine. SLURM sends SIGCONT with
-    its signal.
+    Each time, the job is frozen first, so that the interrupted step does not depend on the speed of the machine. SLURM
+    sends SIGCONT together with its own signal.
     """
     stops = []
     for number, bring_about in enumerate((near_the_time_limit, take_the_nodes), 1):
@@ -92,7 +92,7 @@ def interrupt(job: Job, out: Path) -> list[tuple[int, int]]:
         frozen = newest_step(out)
         bring_about(job)
         wait_until(lambda number=number: job.restarts == number, lambda: f"not requeued\n{job.log}")
-        job.wait_for("PENDING", "RUNNING")  # while it is requeued, it counts as finished and cannot be changed
+        job.wait_for("PENDING", "RUNNING")  # while a job is being requeued, it counts as finished and cannot be changed
         job.cluster.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
         stops.append((frozen, newest_step(out)))
     job.end()
@@ -100,7 +100,7 @@ def interrupt(job: Job, out: Path) -> list[tuple[int, int]]:
 
 
 def near_the_time_limit(job: Job) -> None:
-    """Sets a time limit that is nearer than the script's 180 s of notice plus SLURM's polling interval of 30 s."""
+    """Sets a time limit less than 210 s away: the script's 180 s of notice plus SLURM's polling interval of 30 s."""
     hours, minutes, _ = map(int, job.fields["RunTime"].split(":"))
     job.cluster.call("scontrol", "update", f"JobId={job.number}", f"TimeLimit={60 * hours + minutes + 3}")
 

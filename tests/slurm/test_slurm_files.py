@@ -20,8 +20,8 @@ SCRIPTS = sorted([*REPOSITORY.glob("slurm/*.sh"), *REPOSITORY.glob("scripts/*.sh
 EXAMPLE = REPOSITORY / "slurm" / "cluster.env.example"
 
 
-def test_the_example_explains_every_setting_and_no_other() -> None:
-    """DDP_STAGED_FROM is internal: a script sets it for the trainer."""
+def test_the_example_file_lists_exactly_the_settings_that_the_scripts_use() -> None:
+    """DDP_STAGED_FROM is not one of them: a script sets it for the trainer."""
     files = [path for path in (REPOSITORY / "slurm").iterdir() if path.suffix in {".sh", ".py"}]
     used = {name for path in files for name in re.findall(r"\bDDP_\w+", path.read_text())} - {"DDP_STAGED_FROM"}
     assert set(re.findall(r"^# export (DDP_\w+)", EXAMPLE.read_text(), flags=re.MULTILINE)) == used
@@ -125,7 +125,7 @@ def test_windows_line_endings_in_the_settings_are_refused_with_their_fix(tmp_pat
 
 @pytest.mark.parametrize("content", [",BASH_VERSINFO[$(touch PWNED)0]", ",09", ",x", "", ",-1", ",1,2", ",99999999999"])
 def test_the_content_of_the_attempts_file_is_not_evaluated(content: str, tmp_path: Path) -> None:
-    """In arithmetic, bash evaluates the content of a variable and would run commands in it."""
+    """In arithmetic, bash evaluates the content of a variable, so it would run commands in the file."""
     folder = checkout(tmp_path)
     answers = {
         "python": "printf '%s\\n' out data 1",
@@ -147,7 +147,7 @@ def test_the_content_of_the_attempts_file_is_not_evaluated(content: str, tmp_pat
     )
     assert "error: the run failed" in done.stderr, done.stderr
     assert not (folder / "PWNED").exists()
-    assert (folder / "out" / "attempts").read_text() == ",1\n", "an attempt that started where the last one did"
+    assert (folder / "out" / "attempts").read_text() == ",1\n", "this attempt started where the previous one did"
 
 
 def test_the_arguments_of_a_listed_run_reach_the_trainer_unchanged(
@@ -185,7 +185,7 @@ def test_an_impossible_number_of_processes_is_refused(
     assert f"DDP_PROCESSES_PER_NODE must be a whole number from 1, got '{number}'" in capsys.readouterr().err
 
 
-def test_a_batch_that_the_nodes_cannot_share_is_refused(
+def test_a_batch_that_the_nodes_cannot_share_evenly_is_refused(
     tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DDP_PROCESSES_PER_NODE", "3")
@@ -196,13 +196,13 @@ def test_a_batch_that_the_nodes_cannot_share_is_refused(
     assert dict(os.environ) == before
 
 
-def test_help_is_not_mistaken_for_output_to_the_job_script() -> None:
+def test_the_job_script_does_not_take_the_help_text_for_its_input() -> None:
     finished = run("slurm.preflight", "smoke", "--help")
     assert "--batch-size" in finished.stderr
     assert finished.stdout == ""
 
 
-def test_a_locked_folder_is_explained_by_copies_that_srun_started(
+def test_the_error_for_a_locked_folder_mentions_copies_that_srun_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")

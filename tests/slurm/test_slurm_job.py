@@ -78,7 +78,7 @@ def desk(cluster: Cluster, tiny_dir: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def requeued(desk: Desk) -> dict[str, Job]:
-    """Jobs that are requeued, or that must not be. They run at the same time, because they mostly wait."""
+    """Jobs that must be requeued, and jobs that must not. They run at the same time, because they mostly wait."""
     states, limit = "preempted preempted preempted done", "2"
     jobs = {
         "stands still": desk.submit(ENDS_AS=states, DDP_MAX_STALLED=limit),
@@ -189,7 +189,7 @@ def test_each_task_of_an_array_requeues_only_itself(requeued: object, desk: Desk
         wait_until(lambda task=task: task.restarts == 1 and task.state == "COMPLETED", lambda task=task: task.log)
 
 
-def test_a_task_of_a_sweep_takes_its_line_and_further_arguments(requeued: object, desk: Desk) -> None:
+def test_a_task_of_a_sweep_gets_the_arguments_of_its_line_and_further_ones(requeued: object, desk: Desk) -> None:
     (desk.folder / "runs.txt").write_text("smoke --seed 1 --out a\nsmoke --seed 2 --out 'runs/it'\"'\"'s $(odd) *'\n")
     job = desk.submit("--array=2", arguments=("--sweep", "runs.txt", "--resume"), ENDS_AS="done")
     assert job.end() == "COMPLETED", job.log
@@ -197,7 +197,9 @@ def test_a_task_of_a_sweep_takes_its_line_and_further_arguments(requeued: object
 
 
 @pytest.mark.parametrize(("task", "file", "message"), [("3", "runs.txt", "has no line 3"), ("1", "no.txt", "no.txt")])
-def test_a_task_without_a_line_says_so(requeued: object, desk: Desk, task: str, file: str, message: str) -> None:
+def test_a_task_without_a_line_fails_with_one_line(
+    requeued: object, desk: Desk, task: str, file: str, message: str
+) -> None:
     (desk.folder / "runs.txt").write_text("smoke\nsmoke\n")
     job = desk.submit(f"--array={task}", arguments=("--sweep", file))
     assert job.end() == "FAILED"

@@ -1,4 +1,4 @@
-"""Copying a dataset to the local disk of a node."""
+"""A dataset is copied to the local disk of a node, and a damaged copy is not used."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-def test_damage_of_staged_data_names_the_original(tiny_dir: Path, tmp_path: Path, copy: Path) -> None:
+def test_the_error_for_damaged_data_names_the_original(tiny_dir: Path, tmp_path: Path, copy: Path) -> None:
     data = Path(shutil.copytree(tiny_dir, tmp_path / "data"))
     (data / "train.beton").write_bytes(b"")
     with pytest.raises(InputError) as caught:

@@ -42,14 +42,14 @@ def parse() -> argparse.Namespace:
         "--signals",
         type=int,
         default=10,
-        help="number of signals to one process, again to one of two, and again to one of four",
+        help="number of signals to a single process, and as many to one of two and to one of four processes",
     )
     parser.add_argument("--launched", type=int, default=6, help="number of signals to real launchers")
     parser.add_argument(
         "--damages", type=int, default=210, help="number of damaged checkpoints, and of damaged datasets"
     )
     parser.add_argument("--mutations", type=int, default=20_000, help="number of mutations of a beton file")
-    parser.add_argument("--ranks", type=int, default=2, help="number of times that a rank dies, hangs or raises")
+    parser.add_argument("--ranks", type=int, default=2, help="how often a rank is killed, frozen and made to raise")
     parser.add_argument("--world-sizes", type=int, nargs="*", default=[1, 2, 3, 4, 7])
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--seed", type=int, default=0)

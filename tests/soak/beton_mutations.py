@@ -1,4 +1,4 @@
-"""Mutations of a beton file that use its structure. `fuzz` gives each mutated file to the check and to the loader."""
+"""Mutations of a beton file that take its structure into account. `fuzz` checks and loads each mutated file."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -88,7 +88,7 @@ def _move_addresses(content: bytes, rng: random.Random) -> Mutation:
 
 
 def _change_length(content: bytes, rng: random.Random) -> Mutation:
-    """Truncates or lengthens the file; half of the time, the header has a matching or the old number of samples."""
+    """Truncates or lengthens the file. Half of the time, also sets the header's number of samples."""
     table_at, rows = len(content) - COUNT * ALLOCATION.itemsize, rng.randrange(0, 2 * COUNT)
     length = rng.choice([rng.randrange(len(content)), table_at + rows * ALLOCATION.itemsize, SAMPLES_START, 0])
     header = np.frombuffer(content, HEADER, 1).copy()

@@ -1,9 +1,9 @@
 """Mutates a beton file many times. Each mutated file must be refused, or the original images must be read back.
 
 The mutations (`beton_mutations`) edit numbers in the header, the fields, the samples and the allocation table, swap and
-copy rows of these tables, move addresses consistently, and change the length. They do not change pixels, and a changed
-label must be read back as it is in the file, because only a checksum can detect changed content. A child process reads
-the files, so that a crash or a hang of FFCV can be counted. The same seed gives the same mutations.
+copy rows of these tables, move addresses consistently, and change the length. Only a checksum can detect changed pixels
+or labels, so pixels are not mutated, and a mutated label may be accepted if it is read back as it is in the file. A
+child process reads the files, so that crashes and hangs of FFCV can be counted. The same seed gives the same mutations.
 """
 
 import multiprocessing
@@ -30,7 +30,7 @@ class FuzzResult:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("refused", "same", "different"), 0))
     crashes: int = 0
     hangs: int = 0
-    peak_megabytes: int = 0
+    peak_mebibytes: int = 0
     stories: list[str] = field(default_factory=list)  # one for each broken promise
 
     @property
@@ -62,13 +62,13 @@ def _collect(messages: Connection, start: int, cases: int, result: FuzzResult) -
             result.stories.append(f"mutation {number} hangs")
             return number + 1
         try:
-            outcome, story, megabytes = messages.recv()
+            outcome, story, mebibytes = messages.recv()
         except EOFError:
             result.crashes += 1
             result.stories.append(f"mutation {number} ends the process")
             return number + 1
         result.counts[outcome] += 1
-        result.peak_megabytes = max(result.peak_megabytes, megabytes)
+        result.peak_mebibytes = max(result.peak_mebibytes, mebibytes)
         if outcome == "different":
             result.stories.append(f"mutation {number}: {story}")
     return cases
@@ -115,7 +115,7 @@ def _judge(path: Path, original: Path) -> tuple[str, str]:
         check_beton(path, count=COUNT, image_size=IMAGE_SIZE, num_classes=NUM_CLASSES)
     except InputError as error:
         one_line = str(error).isprintable() and str(path) in str(error)
-        return ("refused", "") if one_line else ("different", f"refused in other words: {error!r}")
+        return ("refused", "") if one_line else ("different", f"refused, but not in a line with the path: {error!r}")
     images, labels = _read(path)
     wanted = np.fromfile(path, dtype=SAMPLE, count=COUNT, offset=SAMPLES_START)["label"]
     same = np.array_equal(images, _original_images(original)) and np.array_equal(labels, wanted)
@@ -160,7 +160,7 @@ def fuzzed_betons(folder: Path, cases: int, seed: int) -> Outcome:
         **result.counts,
         "crashes": result.crashes,
         "hangs": result.hangs,
-        "MB of memory at most": result.peak_megabytes,
+        "MiB of memory at most": result.peak_mebibytes,
     }
     outcome.seconds = time.monotonic() - outcome.started
     return outcome

@@ -1,4 +1,4 @@
-"""Starts trainer processes in one second, by forking this process, which has imported everything but computed nothing.
+"""Starts trainer processes within a second, by forking this process, which has imported but not computed anything.
 
 A forked process has its own session, log file and environment, and runs the real `main`.
 """
@@ -16,7 +16,7 @@ from types import FrameType
 
 PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 30.0  # time between SIGTERM and SIGKILL of a launcher
-RAISES = signal.SIGALRM  # raises an exception in a child, whatever it is doing; the trainer does not handle it
+RAISES = signal.SIGALRM  # makes a child raise an exception; the trainer does not handle this signal itself
 SMOKE = ("smoke", "--device", "cpu")
 
 

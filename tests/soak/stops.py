@@ -37,7 +37,7 @@ VOLATILE = {"seconds", "images_per_second", "train_seconds", "epoch_seconds"}
 
 
 class Scene:
-    """Runs on one dataset with one number of processes: the uninterrupted run, and those that must equal it."""
+    """Runs on one dataset with one number of processes: an uninterrupted run, and runs that must equal it."""
 
     def __init__(self, data: Path, folder: Path, processes: int) -> None:
         self.data, self.folder, self.processes = data, folder, processes
@@ -58,7 +58,7 @@ class Scene:
 
 
 def compare_runs(one: Path, other: Path) -> list[str]:
-    """Returns the names of what differs between two finished runs: weights, checkpoint, metrics, steps, summary."""
+    """Returns the names of files and parts of the state that differ between two finished runs."""
     from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint
 
     found = [name for name in ("model.safetensors",) if (one / name).read_bytes() != (other / name).read_bytes()]
@@ -155,7 +155,7 @@ def _kill(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tupl
 
 
 def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tuple[str, str]:
-    """Sends two of four signals in the middle of the run, and the others at any moment, even during the start."""
+    """Sends half of the signals in the middle of the run, and the others at any moment, even during the start."""
     sent = sum(outcome.notes.get(number.name, 0) for number in SIGNALS)
     number, in_the_middle = SIGNALS[sent % len(SIGNALS)], sent % 4 < 2
     before = set(out.glob("checkpoints/step-*"))
@@ -180,7 +180,7 @@ def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tu
 
 
 def saved_at_the_end(out: Path) -> str:
-    """Returns the problem, or "" if a checkpoint of the last step is saved, or no step was taken."""
+    """Returns "" if a checkpoint of the last step was saved, or if no step was taken; otherwise, the problem."""
     from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint
 
     step = json.loads((out / "status.json").read_text())["step"]

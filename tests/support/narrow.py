@@ -22,7 +22,7 @@ WIDTHS = (8, 8, 16, 16)
 
 
 def narrow_settings(data_dir: Path) -> TrainConfig:
-    """Returns the recipe `smoke` with a narrow network and without a limit of steps."""
+    """Returns the recipe `smoke` with a narrow network and without a limit on the number of steps."""
     config = smoke()
     return replace(
         config,

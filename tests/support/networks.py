@@ -1,4 +1,4 @@
-"""Networks that a user could write, good and bad ones, for `--network tests.support.networks:NAME`."""
+"""Valid and faulty networks as a user could write them, for `--network tests.support.networks:NAME`."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Writes directories of finished runs from random figures, in milliseconds and without training."""
+"""Writes run directories with random figures, as if a run had finished. It takes milliseconds."""
 
 import json
 from pathlib import Path

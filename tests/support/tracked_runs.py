@@ -1,4 +1,4 @@
-"""Starts a process that logs steps and epochs as a run does, without training."""
+"""Starts a process that logs steps and epochs like a run, but does not train."""
 
 import json
 import subprocess

@@ -42,7 +42,7 @@ def modules_imported_by(file: Path) -> set[str]:
 
 
 def importers_of(package: str) -> set[str]:
-    """The modules of both packages that import `package` or something in it."""
+    """The modules of both packages that import `package` or anything in it."""
     return {
         name_of(file)
         for file in MODULES
@@ -90,14 +90,14 @@ def test_the_top_of_the_package_has_few_names() -> None:
 
 
 def test_init_files_of_folders_import_nothing() -> None:
-    """Signals and settings are imported before torch, and importing them runs the __init__.py of their folder."""
+    """Importing a module runs the __init__.py of its folder, and some modules must be imported before torch."""
     folders = [file for file in MODULES if file.name == "__init__.py" and file.parts[-3] != "data_prep"]
     imported = {name_of(file): names for file in folders if (names := top_imports_of(file) - sys.stdlib_module_names)}
     assert imported == {}
 
 
 def top_imports_of(file: Path) -> set[str]:
-    """Top-level names of what `file` imports when it is imported itself."""
+    """Top-level names of the modules that `file` imports at module level, not inside functions."""
     body = tree_of(file).body
     plain = [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
     return {name.split(".")[0] for name in (*plain, *(n.module or "" for n in body if isinstance(n, ast.ImportFrom)))}
@@ -130,7 +130,7 @@ def builds(node: ast.AST) -> bool:
 
 
 def test_backward_is_called_in_few_files() -> None:
-    """The trainer calls it through the runtime; the check of a network and the operation count call it directly."""
+    """The trainer calls it through the runtime. The network check and the operation count call it directly."""
     callers = {name_of(file) for file in MODULES for _, _, name in calls_in(file) if name == "backward"}
     assert callers == {
         "ddp_trainer/engine/trainer.py",
@@ -148,13 +148,13 @@ def test_environment_of_the_launcher_is_read_in_one_folder() -> None:
         for node in ast.walk(tree_of(file))
         if isinstance(node, ast.Constant) and node.value in variables
     }
-    # It reads LOCAL_WORLD_SIZE to divide the free memory among the processes on this machine.
+    # The loader reads LOCAL_WORLD_SIZE to divide the free memory among the processes on this machine.
     allowed = {name for name in readers if name.startswith("ddp_trainer/distributed/")} | {"data_prep/loader.py"}
     assert readers <= allowed
 
 
-def test_no_code_of_this_repository_unpickles() -> None:
-    """Tensors load with weights_only=True, arrays without pickles. One file reads the pickles of CIFAR, arrays only."""
+def test_only_one_file_reads_pickles() -> None:
+    """It reads only arrays from CIFAR's pickles. Tensors load with weights_only=True, arrays without pickles."""
     picklers = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
     offenders = [name_of(file) for file in MODULES if imports_of(file) & picklers]
     for file in MODULES:

@@ -130,7 +130,7 @@ def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
 
 
 def test_images_that_fill_several_pages_pass_the_check(tmp_path: Path) -> None:
-    """A page has 8 MB, which is not a multiple of the size of an image."""
+    """A page has 8 MiB, which is not a multiple of the size of an image."""
     images = np.random.default_rng(0).integers(0, 256, (7, 1000, 1000, 3), dtype=np.uint8)
     write_betons(tmp_path, {"train": Split(images, np.zeros(7, np.int64))})
     check_beton(tmp_path / "train.beton", count=7, image_size=1000, num_classes=1)

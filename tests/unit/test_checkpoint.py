@@ -36,7 +36,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_loaded_state_equals_the_saved_one_and_the_newest_are_kept(tmp_path: Path) -> None:
+def test_loaded_state_equals_the_saved_one_and_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     checkpoint_saver = CheckpointSaver(tmp_path, keep=2)
     for step in (1, 2, 3):
         checkpoint_saver.save(state(step), step=step)
@@ -49,7 +49,7 @@ def test_loaded_state_equals_the_saved_one_and_the_newest_are_kept(tmp_path: Pat
     assert loaded["history"] == [{"loss": 0.5}]
 
 
-def test_best_checkpoint_is_kept_besides_the_newest(tmp_path: Path) -> None:
+def test_best_checkpoint_is_kept_in_addition_to_the_newest(tmp_path: Path) -> None:
     for step, score in enumerate((0.5, 0.9, None, 0.9, 0.7, None), start=1):
         checkpoint_saver = CheckpointSaver(tmp_path, keep=1)  # a new saver must find the best checkpoint on the disk
         checkpoint_saver.save(state(step), step=step, score=score)
@@ -78,7 +78,7 @@ def test_later_steps_do_not_change_the_state_that_is_being_saved(tmp_path: Path,
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
+def test_damaged_checkpoint_is_named_and_the_previous_one_is_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str, file: str
 ) -> None:
     for step in (1, 2):
@@ -88,7 +88,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     assert "step-00000002" in capsys.readouterr().err
 
 
-def test_renamed_checkpoint_counts_as_damaged_and_one_with_a_missing_part_as_another_release(tmp_path: Path) -> None:
+def test_checkpoint_counts_as_damaged_if_renamed_and_as_another_release_if_a_key_is_missing(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "step-00000001", state(1), step=1)
     with pytest.raises(OtherRelease, match="has no optimizer"):
         read_checkpoint(tmp_path / "step-00000001", {"step", "optimizer"})
@@ -140,8 +140,8 @@ MOMENTS = [
 ]
 
 
-def test_save_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    """The writer is killed between any two changes of the disk, while saving the next or the same step."""
+def test_save_killed_at_any_moment_leaves_a_good_checkpoint(tmp_path: Path) -> None:
+    """The writer is killed between any two changes to the disk, while it saves the next step or the same step again."""
     folders = [tmp_path / f"{step}-{moment}" for step in (1, 2) for moment in MOMENTS]
     done = subprocess.run(
         [sys.executable, "-c", KILLED_WRITERS, *map(str, folders)],
@@ -161,7 +161,7 @@ def test_save_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> 
         assert set(names(folder)) <= {"step-00000001", "step-00000002"}, folder.name
 
 
-def test_failed_save_keeps_the_checkpoint_before_it_and_raises(tmp_path: Path) -> None:
+def test_failed_save_raises_an_error_and_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
     """With a limit on the size of files, torch.save fails halfway, as on a full disk."""
     checkpoint_saver = CheckpointSaver(tmp_path, keep=1)
     checkpoint_saver.save(state(1), step=1)

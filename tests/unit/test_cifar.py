@@ -210,6 +210,6 @@ def test_an_interrupted_download_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     assert left_in(tmp_path) == set()
 
 
-def test_a_root_that_is_a_file_is_named(tmp_path: Path) -> None:
+def test_a_root_that_is_not_a_genuine_archive_is_named(tmp_path: Path) -> None:
     (tmp_path / "raw").write_text("")
     assert f"{tmp_path}/raw is incomplete or not genuine" in fails(tmp_path / "raw")

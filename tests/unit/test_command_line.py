@@ -53,13 +53,13 @@ def test_a_wrong_command_line_is_explained_in_one_line(arguments: Sequence[str],
         (("--no-compile", "False"), "--no-compile takes no value; write --compile, got --no-compile False"),
     ],
 )
-def test_a_switch_with_a_value_is_answered_with_the_right_spelling(arguments: Sequence[str], message: str) -> None:
+def test_the_error_for_a_switch_with_a_value_shows_the_right_spelling(arguments: Sequence[str], message: str) -> None:
     with pytest.raises(InputError) as error:
         parse(*arguments)
     assert str(error.value) == message
 
 
-def test_switches_are_set_by_their_names() -> None:
+def test_switches_accept_dashes_and_underscores() -> None:
     runtime = parse("--sync_bn", "--no-channels-last", "--peak-lr=0.1").runtime
     assert (runtime.sync_bn, runtime.channels_last) == (True, False)
 
@@ -69,7 +69,7 @@ def test_the_exit_status_is_what_the_work_returns(result: int | None, status: in
     assert run_command(lambda: result) == status
 
 
-def test_an_input_error_is_one_printable_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_input_error_is_printed_as_one_printable_line(capsys: pytest.CaptureFixture[str]) -> None:
     def work() -> None:
         raise InputError("two\nlines, a \x1b[31mcolor and a byte \udce9")
 

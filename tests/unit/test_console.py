@@ -34,7 +34,7 @@ RECORD = {
 
 @pytest.fixture(autouse=True)
 def usual_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the terminal, or the lack of one, that the tests are started from."""
+    """Makes the tests independent of the terminal that they are started from."""
     monkeypatch.setenv("TERM", "xterm")
     for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
@@ -101,7 +101,7 @@ def test_each_epoch_gets_a_bar_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("no_color", [True, False])
-def test_no_color_means_no_colors(monkeypatch: pytest.MonkeyPatch, no_color: bool) -> None:
+def test_the_bar_has_no_colors_if_no_color_is_set(monkeypatch: pytest.MonkeyPatch, no_color: bool) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     if no_color:
         monkeypatch.setenv("NO_COLOR", "1")
@@ -112,7 +112,7 @@ def test_no_color_means_no_colors(monkeypatch: pytest.MonkeyPatch, no_color: boo
     assert bool(re.search(r"\x1b\[\d+m", stream.getvalue())) != no_color
 
 
-def test_a_log_gets_about_ten_lines_of_a_long_epoch() -> None:
+def test_a_log_gets_about_ten_lines_per_epoch() -> None:
     clock, reader, stream = Clock(), Reader(), io.StringIO()
     lines = LineProgress(stream, clock)
     lines.start(3, 24, 100, 0)
@@ -127,7 +127,7 @@ def test_a_log_gets_about_ten_lines_of_a_long_epoch() -> None:
 
 
 @pytest.mark.parametrize(("seconds_per_step", "expected"), [(0.01, 0), (15.0, 49)])
-def test_a_log_gets_no_line_in_a_short_epoch_and_one_every_30_s_in_a_slow_one(
+def test_a_log_gets_no_line_in_a_fast_epoch_and_one_every_30_s_in_a_slow_one(
     seconds_per_step: float, expected: int
 ) -> None:
     clock, reader, stream = Clock(), Reader(), io.StringIO()

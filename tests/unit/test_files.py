@@ -38,7 +38,7 @@ def fail_with(number: int) -> object:
     return fail
 
 
-def test_a_full_disk_is_named_with_sizes_and_the_old_file_stays(
+def test_a_full_disk_is_reported_with_sizes_and_the_old_file_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a").write_text("old")
@@ -90,7 +90,7 @@ JSON_FAULTS = {
 
 
 @pytest.mark.parametrize("name", JSON_FAULTS)
-def test_json_that_cannot_be_used_is_one_line(name: str, tmp_path: Path) -> None:
+def test_unusable_json_is_reported_in_one_line(name: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(JSON_FAULTS[name])
     with pytest.raises(InputError) as caught:

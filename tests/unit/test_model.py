@@ -26,7 +26,7 @@ def test_evaluation_batch_shrinks_with_larger_images() -> None:
     assert [replace(SPEC, image_size=size).evaluation_batch for size in sizes] == [500, 500, 125, 1]
 
 
-def test_network_equals_its_structure_written_out_by_hand() -> None:
+def test_network_computes_the_same_as_its_structure_written_out() -> None:
     """The order of layers is convolution, pooling, BatchNorm, activation."""
     model = CustomResNet().eval()
     convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
@@ -47,7 +47,7 @@ def test_network_equals_its_structure_written_out_by_hand() -> None:
     torch.testing.assert_close(model(images), expected)
 
 
-def test_logits_are_raw() -> None:
+def test_network_returns_logits_instead_of_probabilities() -> None:
     logits = CustomResNet().eval()(torch.randn(4, 3, 32, 32))
     assert logits.min() < 0
     assert not torch.allclose(logits.sum(dim=1), torch.ones(4))

@@ -101,7 +101,7 @@ def test_run_that_is_not_finished_gets_no_card(copy: Path, capsys: pytest.Captur
     assert "not a finished run" in capsys.readouterr().err
 
 
-def test_card_that_cannot_be_written_is_one_line(
+def test_card_that_cannot_be_written_is_reported_in_one_line(
     copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(path: Path, content: bytes) -> None:

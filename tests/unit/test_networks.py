@@ -142,7 +142,7 @@ def test_initial_weights_with_matching_names_and_shapes_are_loaded(tmp_path: Pat
         assert loaded.fresh == ("8.weight", "8.bias")
         assert torch.equal(network.state_dict()["0.weight"], source.state_dict()["0.weight"])
         assert torch.equal(network.state_dict()["8.weight"], head["weight"])
-        assert "new, at random: 8.weight, 8.bias" in loaded.describe(file)
+        assert "randomly initialized: 8.weight, 8.bias" in loaded.describe(file)
 
 
 def test_initial_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_initial_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None
     (tmp_path / "text.safetensors").write_text("no weights")
     for name, expected in (
         ("other.pt", "nothing in it fits"),
-        ("list.pt", "holds no weights"),
+        ("list.pt", "must contain a dictionary of tensors by name"),
         ("text.safetensors", "cannot be read"),
         ("absent.pt", "there is no file"),
     ):

@@ -78,7 +78,7 @@ def test_validation_leaves_every_class_an_image_to_train_on(images_per_class: in
     assert set(labels[kept]) == set(range(41))
 
 
-def test_validation_that_needs_a_whole_class_is_refused() -> None:
+def test_validation_that_would_hold_out_a_whole_class_is_refused() -> None:
     labels = np.arange(10) % 5
     assert set(labels[hold_out(labels, count=5, seed=0)[0]]) == set(range(5))
     with pytest.raises(InputError, match="at most 5 of 10 images, got 6"):

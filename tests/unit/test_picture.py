@@ -107,7 +107,7 @@ def test_images_of_any_size_are_resized(side: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("side", [600, 613])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
-def test_averaging_strips_first_changes_little(mode: str, side: int, tmp_path: Path) -> None:
+def test_averaging_strips_before_resizing_changes_little(mode: str, side: int, tmp_path: Path) -> None:
     """Images of at least eight times the size are averaged down strip by strip before they are resized."""
     smooth = gradient(side).astype(np.uint16) * 257
     image = Image.fromarray(smooth) if mode == "I;16" else Image.fromarray(gradient(side)).convert(mode)
@@ -199,7 +199,7 @@ def test_an_image_with_values_of_unknown_range_is_refused(values: np.ndarray, tm
         read_image(path, 8)
 
 
-def test_too_many_pixels_are_refused_and_the_line_says_how_to_raise_the_limit(
+def test_too_many_pixels_are_refused_and_the_error_says_how_to_raise_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = save(tmp_path / "a.png", Image.new("L", (1000, 1001)))
@@ -212,7 +212,7 @@ def test_too_many_pixels_are_refused_and_the_line_says_how_to_raise_the_limit(
 
 @pytest.mark.parametrize("mode", ["RGBA", "I;16", "1", "P"])
 def test_memory_for_one_image_is_little_more_than_its_pixels(mode: str, tmp_path: Path) -> None:
-    """RGBA with 64 million pixels has 256 MB, and converting the whole image would take several times that."""
+    """64 million RGBA pixels take 256 MB, and converting the whole image would take several times that."""
     path = tmp_path / "a.png"
     Image.new(mode, (8000, 8000)).save(path, compress_level=1)
     code = f"""
@@ -226,4 +226,4 @@ print(peak_memory() - before)
         [sys.executable, "-c", code], env=environment(), cwd=REPOSITORY, text=True, capture_output=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 420, "MB"
+    assert int(done.stdout) < 420, "MiB"

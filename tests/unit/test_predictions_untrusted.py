@@ -70,7 +70,7 @@ def test_array_beyond_the_limit_is_refused_before_it_is_unpacked(
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_damaged_predictions_are_refused_or_fit_together(tmp_path: Path, save: Callable[..., None]) -> None:
+def test_damaged_predictions_are_refused_or_have_matching_shapes(tmp_path: Path, save: Callable[..., None]) -> None:
     arrays = {key: array for key, array in make_run(tmp_path / "run").items() if np.ndim(array)}
     path, rng = tmp_path / "run" / "predictions.npz", random.Random(0)
     save(path, **arrays)

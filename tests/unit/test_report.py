@@ -53,7 +53,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))  # in a drawing
+        self.tags.append((tag, dict(attrs)))  # inside an SVG
 
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] != "style":
@@ -138,7 +138,7 @@ def test_interrupted_run_is_described_by_its_epochs(tmp_path):
     for name in ("summary.json", "model.json", "predictions.npz"):
         (run / name).unlink()
     with (run / "metrics.jsonl").open("a") as metrics:
-        metrics.write('{"epoch": 4, "train_lo')  # the crash came while it was written
+        metrics.write('{"epoch": 4, "train_lo')  # the run crashed while it wrote this line
     (run / "status.json").write_text('{"state": "preempted", "message": "asked to <stop>"}')
     page = Page(write_report([run]))
     for words in ("57.00%", "state is preempted; finished epochs: 3", "asked to <stop>"):
@@ -208,7 +208,7 @@ def test_several_runs_have_mean_and_spread_over_their_seeds(tmp_path):
     assert sum("Confusion matrix" in (label or "") for label in charts) == 1
 
 
-def test_runs_of_different_settings_are_not_averaged(tmp_path):
+def test_runs_with_different_settings_are_not_averaged(tmp_path):
     runs = [tmp_path / f"run-{number}" for number in range(4)]
     found = [
         make_run(run, seed=seed, peak_lr=peak_lr)
@@ -220,10 +220,10 @@ def test_runs_of_different_settings_are_not_averaged(tmp_path):
         assert f"mean {np.mean([shares[first], shares[second]]):.2%}" in page.text
     assert page.text.count("standard deviation") == 3, "two rows, and the note below the table"
     assert "over 2 runs" not in page.text
-    assert "over 2 runs" not in Page(write_report([runs[0], runs[2], runs[1]])).text, "nor do two speak for three"
+    assert "over 2 runs" not in Page(write_report([runs[0], runs[2], runs[1]])).text, "the third has other settings"
 
 
-def test_runs_on_another_number_of_processes_are_not_averaged(tmp_path):
+def test_runs_with_different_numbers_of_processes_are_not_averaged(tmp_path):
     runs = [tmp_path / "one", tmp_path / "two"]
     for seed, run in enumerate(runs):
         make_run(run, seed=seed)

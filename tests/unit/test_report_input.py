@@ -48,7 +48,7 @@ def test_damaged_file_is_named_in_one_line(tmp_path, capsys, name, content):
         ("labels", np.zeros(300)),
     ],
 )
-def test_predictions_that_do_not_fit_are_refused(tmp_path, name, value):
+def test_predictions_that_do_not_match_are_refused(tmp_path, name, value):
     found = make_run(tmp_path / "run")
     arrays = {key: array for key, array in found.items() if np.ndim(array)} | {name: value}
     np.savez(tmp_path / "run" / "predictions.npz", **arrays)
@@ -71,8 +71,8 @@ def test_command_prints_the_path_of_the_report_or_one_line_of_error(tmp_path, ca
     [(b"indices.npy", 60, b"\xff" * 40), (b"PK\x01\x02", 8, b"\x01"), (b"PK\x01\x02", 10, b"\x63")],
     ids=["compressed data", "encrypted", "unknown compression"],
 )
-def test_predictions_damaged_within_are_named(tmp_path, capsys, found, offset, damage):
-    """The zip file is intact, but its content is not."""
+def test_a_zip_file_with_damaged_content_is_named(tmp_path, capsys, found, offset, damage):
+    """The structure of the zip file is intact."""
     arrays = make_run(tmp_path / "run")
     path = tmp_path / "run" / "predictions.npz"
     np.savez_compressed(path, **{key: array for key, array in arrays.items() if np.ndim(array)})

@@ -22,7 +22,7 @@ from tests.support.narrow import WIDTHS, narrow_settings, narrow_trainer, single
 
 
 class ScaledOptimizer:
-    """An optimizer that is wrapped with a gradient scaler, as the trainer's is with fp16."""
+    """An optimizer with a gradient scaler around it, as in an fp16 run."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
         self.optimizer, self.scaler = optimizer, scaler
@@ -180,7 +180,7 @@ class SettableStop(StopRequest):
 
 
 class SpoiledNetwork(CustomResNet):
-    """A network whose logits are NaN in forward pass `at` (1-based), in which a request to stop arrives, too."""
+    """A network whose logits are NaN in forward pass `at` (1-based). A request to stop arrives in the same pass."""
 
     def __init__(self, stop: SettableStop, *, at: int) -> None:
         super().__init__(widths=WIDTHS)
@@ -205,7 +205,7 @@ class SkipReports(SilentObserver):
         self.reports.append((report, step))
 
 
-def test_stop_in_the_step_of_a_bad_batch_does_not_hide_it(tiny_dir: Path) -> None:
+def test_request_to_stop_in_the_same_step_does_not_hide_a_bad_batch(tiny_dir: Path) -> None:
     """No checkpoint is saved, and the images of the step are reported."""
     config, stop, observer = narrow_settings(tiny_dir), SettableStop(), SkipReports()
     config = replace(config, schedule=replace(config.schedule, batch_size=8))

@@ -34,7 +34,7 @@ def test_a_linear_classifier_stays_far_below_the_network() -> None:
 
 
 def test_the_linear_classifier_of_this_test_can_learn() -> None:
-    """Here a bright band encodes the class. This shows that the classifier of the test above can succeed."""
+    """Here, a bright band encodes the class. This shows that the classifier of the test above can succeed."""
     drawn = draw_synthetic(train_count=400, test_count=200, seed=0)
     for split in (drawn.train, drawn.test):
         for image, label in zip(split.images, split.labels, strict=True):
@@ -42,7 +42,7 @@ def test_the_linear_classifier_of_this_test_can_learn() -> None:
     assert best_linear_accuracy(drawn.train, drawn.test) > 0.9
 
 
-def test_the_seed_decides_every_pixel_and_the_splits_share_none() -> None:
+def test_the_seed_determines_every_pixel_and_the_splits_differ() -> None:
     first, again, other = (draw_synthetic(train_count=50, test_count=20, seed=seed) for seed in (3, 3, 4))
     for name in ("train", "test"):
         assert np.array_equal(getattr(first, name).images, getattr(again, name).images)

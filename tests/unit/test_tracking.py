@@ -67,7 +67,7 @@ def test_a_failing_tracker_is_dropped_with_one_line(tmp_path: Path, capfd: pytes
     assert len(read_lines(tmp_path / "steps.jsonl")) == 2
     assert len(read_lines(tmp_path / "metrics.jsonl")) == 1
     assert capfd.readouterr().err == (
-        "warning: W&B disabled for the rest of this run; metrics.jsonl is unaffected (Connection lost)\n"
+        "warning: W&B failed and is disabled for the rest of this run; metrics.jsonl is unaffected (Connection lost)\n"
     )
 
 
@@ -97,7 +97,7 @@ def test_tensorboard_shows_each_step_and_epoch_once_after_a_resume(tmp_path: Pat
     ], done.stderr
 
 
-def test_a_tensorboard_that_does_not_start_is_one_warning(
+def test_a_tensorboard_that_does_not_start_causes_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object) -> None:

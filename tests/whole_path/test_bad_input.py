@@ -131,7 +131,7 @@ def test_run_fails_if_its_processes_cannot_meet(tiny_dir: Path, tmp_path: Path) 
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
 
 
-def test_batch_that_two_processes_cannot_share_is_refused(tiny_dir: Path, tmp_path: Path) -> None:
+def test_batch_that_two_processes_cannot_share_evenly_is_refused(tiny_dir: Path, tmp_path: Path) -> None:
     arguments = (*SMOKE, "--data-dir", tiny_dir, "--out", tmp_path / "run", "--batch-size", "33")
     finished = run("ddp_trainer.train", *arguments, processes=2)
     assert finished.returncode != 0
@@ -156,7 +156,7 @@ def test_directory_that_another_run_is_using_is_refused(tiny_dir: Path, tmp_path
     try:
         wait_until(lambda: (out / "status.json").exists() or first.poll() is not None, "the run does not start", 120)
         assert first.poll() is None
-        assert "another run holds" in refused(*SMOKE, "--data-dir", tiny_dir, "--out", out, "--resume")
+        assert "another run is using" in refused(*SMOKE, "--data-dir", tiny_dir, "--out", out, "--resume")
     finally:
         first.kill()
         first.communicate()
@@ -174,7 +174,7 @@ def test_run_with_only_damaged_checkpoints_is_refused(tiny_dir: Path, tmp_path: 
     assert "damaged" in finished.stderr
 
 
-def test_single_process_of_a_launch_for_two_is_refused(tiny_dir: Path, tmp_path: Path) -> None:
+def test_single_process_is_refused_if_two_were_requested(tiny_dir: Path, tmp_path: Path) -> None:
     """With `--cpu`, Accelerate starts a single process and ignores --num_processes."""
     finished = subprocess.run(
         [

@@ -29,13 +29,13 @@ def test_three_processes_count_every_image_once(smoke_run: Path) -> None:
     finished = run("ddp_trainer.evaluate", smoke_run, "--device", "cpu", "--tta", processes=3)
     assert finished.returncode == 0, finished.stderr
     lines = finished.stdout.splitlines()
-    assert sum(line.startswith("{") for line in lines) == 1, "one rank prints"
+    assert sum(line.startswith("{") for line in lines) == 1, "only one rank prints"
     figures = json.loads(lines[-1])
     assert figures["test_total"] == 40
     assert figures["test_accuracy"] == figures["test_correct"] / 40 == summary["test_accuracy_tta"]
 
 
-def test_other_images_than_those_of_the_run_are_refused(
+def test_a_dataset_with_other_classes_or_another_image_size_is_refused(
     smoke_run: Path, tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = shutil.copytree(tiny_dir, tmp_path / "data")
@@ -70,7 +70,7 @@ def test_only_uncertain_images_are_averaged_over_their_views(device: torch.devic
     plain = model(images)
     best = plain.topk(2, dim=1).values
     margins = best[:, 0] - best[:, 1]
-    # Half the predictions are certain. No margin is at the threshold, where rounding would decide.
+    # Half of the predictions are certain. No margin is so close to the threshold that rounding matters.
     factor = SURE_MARGIN / margins.sort().values[5:7].mean()
     model.head.weight *= factor
     model.head.bias *= factor
@@ -96,7 +96,7 @@ class SideDetector(nn.Module):
 
 @pytest.mark.parametrize(("flip", "accuracy"), [("none", 1.0), ("random", 0.5), ("alternating", 0.5)])
 def test_a_run_that_never_mirrored_images_is_not_evaluated_on_mirror_images(flip: str, accuracy: float) -> None:
-    """The classes differ in their bright side, so an average with the mirrored image would be a tie."""
+    """The classes differ only in which side is bright, so averaging with the mirrored image would give a tie."""
     images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
     images[:2, :, :, :16] = images[2:, :, :, 16:] = 255
     batch = Batch(images, torch.tensor([0, 0, 1, 1]), torch.arange(4))

@@ -93,10 +93,10 @@ def test_a_process_without_this_package_predicts_the_same(
         own = model(batch_normalize(test_images, spec.mean, spec.std, torch.float32)).numpy()
     assert np.array_equal(foreign[format].argmax(axis=1), own.argmax(axis=1))
     assert np.abs(foreign[format] - own).max() < 1e-4 * np.abs(own).max()
-    assert len(np.unique(own.argmax(axis=1))) > 1, "a model of one answer would show nothing"
+    assert len(np.unique(own.argmax(axis=1))) > 1, "a model that always predicts the same class would prove nothing"
 
 
-def test_images_of_another_scale_are_refused_and_classes_are_inside(
+def test_exported_files_refuse_float_images_and_contain_the_class_names(
     foreign: dict[str, np.ndarray], exported_run: Path
 ) -> None:
     assert len(foreign["refusals"]) == 2
@@ -204,7 +204,7 @@ def test_a_missing_package_is_named_with_its_fix(
     assert not (small_run / "model.onnx").exists()
 
 
-def test_the_fix_installs_every_imported_package() -> None:
+def test_the_export_extra_contains_every_package_that_export_imports() -> None:
     declared = tomllib.loads((Path(export.__file__).parents[1] / "pyproject.toml").read_text())
     extra = declared["project"]["optional-dependencies"]["export"]
     assert {line.split(">=")[0] for line in extra} == set(export.PACKAGES["onnx"])

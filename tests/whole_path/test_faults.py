@@ -32,7 +32,7 @@ def test_faults_of_every_kind_break_no_promise(tmp_path: Path) -> None:
     assert len({row[0] for row in rows}) == 13
 
 
-def test_full_disk_ends_the_run_with_one_line_and_keeps_the_checkpoint_before(tiny_dir: Path, tmp_path: Path) -> None:
+def test_full_disk_ends_the_run_with_one_line_and_keeps_earlier_checkpoints(tiny_dir: Path, tmp_path: Path) -> None:
     """A run of 4 steps is resumed with a limit on the size of files, which its next checkpoint exceeds."""
     out = tmp_path / "run"
     arguments = ("smoke", "--device", "cpu", *PLAN, "--data-dir", str(tiny_dir), "--out", str(out))

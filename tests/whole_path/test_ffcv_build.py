@@ -1,4 +1,4 @@
-"""The installed FFCV, which scripts/ffcv builds without OpenCV and TurboJPEG, gives the same files as a full build."""
+"""The installed FFCV, which scripts/ffcv builds without OpenCV and TurboJPEG, writes the same files as a full build."""
 
 import shutil
 import subprocess
@@ -54,7 +54,7 @@ def can_build_in_full() -> bool:
 @pytest.mark.skipif(
     not can_build_in_full(), reason="OpenCV's or TurboJPEG's headers are missing: only root can install them"
 )
-def test_files_are_the_same_as_those_of_a_full_build(tmp_path: Path) -> None:
+def test_both_builds_write_the_same_files(tmp_path: Path) -> None:
     ours, full = tmp_path / "ours", tmp_path / "full"
     shutil.copytree(INSTALLED, ours / "ffcv")
     full_build(full)
@@ -72,7 +72,7 @@ def test_files_are_the_same_as_those_of_a_full_build(tmp_path: Path) -> None:
         ("imdecode(images, images, 4, 4, 4, 4, do_flip=True)", "decode JPEG"),
     ],
 )
-def test_functions_that_the_build_lacks_end_the_process_with_one_line(call: str, left_out: str) -> None:
+def test_calling_a_left_out_function_ends_the_process_with_one_line(call: str, left_out: str) -> None:
     code = f"import numpy as np; from ffcv.libffcv import *; images = np.zeros((4, 4, 3), np.uint8); {call}"
     finished = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, timeout=60)
     assert finished.returncode == 1

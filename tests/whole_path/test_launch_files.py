@@ -1,4 +1,4 @@
-"""launch/*.yaml start the promised processes, as far as a CPU can show, and Accelerate uses all of their settings."""
+"""Each launch/*.yaml starts the promised processes (tested on a CPU), and Accelerate uses all of its settings."""
 
 import json
 import os
@@ -62,27 +62,27 @@ def test_the_command_in_the_first_lines_names_the_file(file: Path) -> None:
     assert f"accelerate launch --config_file launch/{file.name} " in file.read_text()
 
 
-def test_one_gpu_starts_one_process() -> None:
+def test_one_gpu_yaml_starts_one_process() -> None:
     assert worlds(start("one_gpu.yaml")) == [(0, 1, 1)]
 
 
-def test_cpu_processes_starts_two() -> None:
+def test_cpu_processes_yaml_starts_two_processes() -> None:
     assert worlds(start("cpu_processes.yaml")) == [(0, 2, 2), (1, 2, 2)]
 
 
-def test_all_gpus_starts_the_requested_number_of_processes() -> None:
+def test_all_gpus_yaml_starts_the_requested_number_of_processes() -> None:
     assert worlds(start("all_gpus.yaml", "--num_processes", "2")) == [(0, 2, 2), (1, 2, 2)]
 
 
-def test_all_gpus_starts_a_process_for_each_gpu() -> None:
-    """torchrun counts the GPUs. Without a GPU it fails instead of falling back to one process."""
+def test_all_gpus_yaml_needs_a_gpu_if_no_number_is_requested() -> None:
+    """torchrun counts the GPUs. If there is none, it fails instead of falling back to one process."""
     process = start("all_gpus.yaml")
     _, stderr = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "Cuda is not available" in stderr
 
 
-def test_multi_node_joins_the_machines() -> None:
+def test_multi_node_yaml_connects_the_machines() -> None:
     """Two launchers on this machine emulate two machines with one process each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""With any environment variables, exit status 0 means results, and exit status 2 comes with a line of explanation."""
+"""With any environment variables, exit status 0 means that there are results, and status 2 comes with one line."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def test_an_impossible_environment_is_reported_in_one_line_before_torch_is_impor
     assert not (tmp_path / "run").exists()
 
 
-def test_compiling_without_a_compiler_is_one_line_of_error(tiny_dir: Path, tmp_path: Path) -> None:
+def test_compiling_without_a_compiler_is_refused_in_one_line(tiny_dir: Path, tmp_path: Path) -> None:
     words = ("smoke", "--device", "cpu", "--compile", "--data-dir", tiny_dir, "--out", tmp_path / "run")
     done = run("ddp_trainer.train", *words, env={"PATH": str(tmp_path)})
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
@@ -177,7 +177,7 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(tiny_dir: Path, tm
 
 
 def _endless(data: Path, out: Path, number: signal.Signals, handler: signal.Handlers) -> tuple[subprocess.Popen, Path]:
-    """Starts a run with the given disposition of the signal `number`, and waits until it is in the middle."""
+    """Starts a long run with `handler` set for the signal `number`, and waits until it has finished an epoch."""
     words = ("--epochs", "5000", "--batch-size", "16", "--max-steps", "30000")
     before = signal.signal(number, handler)
     try:
@@ -190,6 +190,6 @@ def _endless(data: Path, out: Path, number: signal.Signals, handler: signal.Hand
     return process, out
 
 
-def test_two_processes_of_the_launcher_train(tiny_dir: Path, tmp_path: Path) -> None:
+def test_two_launched_processes_train(tiny_dir: Path, tmp_path: Path) -> None:
     train("--data-dir", tiny_dir, "--max-steps", "2", "--out", tmp_path / "run", module=NARROW, processes=2)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["world_size"] == 2

@@ -1,4 +1,4 @@
-"""The learning rate range test: its suggestion is right, ranks stop together, and a run in its folder is kept."""
+"""The learning rate range test: its suggestion is right, ranks stop together, and a run in the folder is unchanged."""
 
 import hashlib
 import itertools
@@ -47,7 +47,7 @@ def test_rates_grow_by_a_constant_factor() -> None:
     assert np.allclose(np.diff(np.log(rates)), math.log(1e5) / 20)
 
 
-def test_it_trains_on_whole_images_even_if_the_recipe_starts_with_small_crops() -> None:
+def test_range_test_uses_no_small_crops_even_if_the_recipe_does() -> None:
     test = parse(["baseline", "--small-crop-fraction", "0.5", "--batch-size", "8"])
     assert test.as_train_config().schedule.crop_sides(32) == [32]
     assert test.as_train_config().schedule.batch_size == 8
@@ -65,7 +65,7 @@ def test_the_suggestion_moves_with_the_valley_at_any_number_of_steps(steps: int)
     assert 0.1 < suggestions[1] < 3, "below the rates at which the loss explodes, above those that do nothing"
 
 
-def test_a_loss_that_is_not_finite_ends_the_test_and_is_left_out() -> None:
+def test_a_loss_that_is_not_finite_ends_the_range_test_and_is_left_out() -> None:
     curve = LossCurve(10)
     curve.add(0.1, 2.3)
     assert not curve.diverged
@@ -106,7 +106,7 @@ def test_each_step_is_taken_at_its_rate_over_as_many_epochs_as_needed(tiny_dir: 
     assert not curve.diverged
 
 
-def test_it_ends_as_soon_as_the_loss_diverges(tiny_dir: Path) -> None:
+def test_range_test_ends_as_soon_as_the_loss_diverges(tiny_dir: Path) -> None:
     trainer = narrow_trainer(tiny_dir)
     curve = range_test(trainer, RangeConfig(start_lr=1e-3, end_lr=1e6, steps=30))
     assert curve.diverged
@@ -117,7 +117,7 @@ def test_it_ends_as_soon_as_the_loss_diverges(tiny_dir: Path) -> None:
     ("skipped", "patience", "kept"),
     [(range(3, 12), FP16_PATIENCE, 21), (range(3, 13), FP16_PATIENCE, 2), (range(3, 4), 1, 2), (range(30, 31), 1, 29)],
 )
-def test_skipped_steps_are_divergence_unless_fp16_is_searching_a_loss_scale(
+def test_skipped_steps_count_as_divergence_unless_fp16_is_searching_for_a_loss_scale(
     tiny_dir: Path, skipped: range, patience: int, kept: int
 ) -> None:
     """In the last case, the last step is skipped; the host learns of a skipped step only one step later."""
@@ -142,7 +142,9 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_two_ranks_stop_together_and_keep_a_run_in_the_folder(smoke_run: Path, tiny_dir: Path, tmp_path: Path) -> None:
+def test_two_ranks_stop_together_and_leave_a_run_in_the_folder_unchanged(
+    smoke_run: Path, tiny_dir: Path, tmp_path: Path
+) -> None:
     out = Path(shutil.copytree(smoke_run, tmp_path / "run"))
     before = contents(out)
     sweep = ("--start-lr", "0.01", "--end-lr", "1e5", "--steps", "9")
@@ -153,9 +155,9 @@ def test_two_ranks_stop_together_and_keep_a_run_in_the_folder(smoke_run: Path, t
     assert {Path(path).name for path in after.keys() - before.keys()} == {"lr_find.png", "lr_find.json"}
     found = json.loads((out / "lr_find.json").read_text())
     assert "suggested_lr" in found
-    assert found["diverged"], "at such rates"
+    assert found["diverged"], "the rates are far too high"
     assert len(found["losses"]) < 9
-    assert found["losses"][0] == pytest.approx(math.log(10), rel=0.2), "a fresh model, a mean over the global batch"
+    assert found["losses"][0] == pytest.approx(math.log(10), rel=0.2), "the mean over the global batch, untrained"
     assert found["world_size"] == 2
 
 

@@ -21,7 +21,7 @@ def test_run_finishes_without_its_report(tiny_dir: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("error", [MemoryError(), ZeroDivisionError("division by zero")])
-def test_any_error_of_the_report_is_one_warning(
+def test_any_error_in_the_report_causes_one_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
     def fail(run_dirs: list[Path]) -> Path:

@@ -173,8 +173,8 @@ def test_unreadable_images_are_named_and_the_others_classified(run_dir, tmp_path
 
 
 @pytest.mark.parametrize("given", ["pipe.png", "."])
-def test_a_pipe_is_refused_and_not_waited_for(run_dir, tmp_path, capsys, given):
-    """A pipe in a folder is refused too, unless its name has no suffix of an image; then it is passed over."""
+def test_a_pipe_is_refused_immediately(run_dir, tmp_path, capsys, given):
+    """A pipe in a folder is refused, too, if it is named like an image."""
     os.mkfifo(tmp_path / "pipe.png")
     os.mkfifo(tmp_path / "pipe")
     assert main([str(run_dir), str(tmp_path / given)]) == 1

@@ -50,12 +50,12 @@ def test_thousand_classes_take_little_memory(tmp_path: Path) -> None:
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 1000, "megabytes"
+    assert int(done.stdout) < 1000, "MiB"
     picture = np.asarray(Image.open(tmp_path / "run" / "report" / "confusion.png").convert("L"))
     assert picture.shape == (2000, 2000)
     cells = picture.reshape(1000, 2, 1000, 2)[:, 0, :, 0]
     assert (cells.diagonal() < 200).mean() > 0.8 and np.median(cells) == 255
-    assert (cells[999, 499] < 255) and (cells[999, 498] == 255), "rows are true classes, columns predicted ones"
+    assert (cells[999, 499] < 255) and (cells[999, 498] == 255), "rows are true classes, columns are predicted classes"
     assert (tmp_path / "run" / "report" / "index.html").stat().st_size < 2e6
 
 

@@ -50,7 +50,7 @@ def assert_refused(data: Path, out: Path, problem: str, *words: str) -> None:
     assert contents(out) == before, "nothing is written over"
 
 
-# Modules that Python imports at its start; they emulate a file system without locks, or without fsync of folders.
+# Modules that Python imports at startup. They emulate a file system without locks, or without fsync of folders.
 WITHOUT_LOCKS = """
 import errno, fcntl, os
 def flock(*arguments): raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -85,13 +85,13 @@ def test_a_file_system_without_locks_or_folder_sync_is_enough(lack: str, tiny_di
 
 def test_a_folder_that_another_run_is_using_is_refused(tmp_path: Path) -> None:
     held = RunDirectory(tmp_path / "run", resume=False)
-    with pytest.raises(directory.InputError, match="another run holds this folder"):
+    with pytest.raises(directory.InputError, match="another run is using this folder"):
         RunDirectory(tmp_path / "run", resume=False)
     held.release()
     RunDirectory(tmp_path / "run", resume=False).release()
 
 
-def test_an_old_checkpoint_that_stays_does_not_fail_a_save(
+def test_an_old_checkpoint_that_cannot_be_removed_does_not_fail_a_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stays(path: Path, **options: object) -> None:
@@ -128,7 +128,9 @@ def test_an_old_checkpoint_that_cannot_be_renamed_is_removed(tmp_path: Path, mon
     assert (tmp_path / "step-00000002" / MANIFEST).exists()
 
 
-def test_a_full_disk_while_saving_the_weights_is_one_line_and_leaves_no_part(copied_run: Path, tiny_dir: Path) -> None:
+def test_a_full_disk_while_weights_are_saved_gives_one_line_and_no_partial_file(
+    copied_run: Path, tiny_dir: Path
+) -> None:
     """The run is resumed at its end, with a limit on the size of files that the weights exceed."""
     for name in ("summary.json", "model.safetensors"):
         (copied_run / name).unlink()
@@ -190,7 +192,7 @@ def test_a_checkpoint_of_another_release_is_refused_with_the_true_reason(
     config = json.loads((copied_run / "config.json").read_text())
     (copied_run / "config.json").write_text(json.dumps({**config, "git_commit": "0123abcd"}))
     assert_refused(tiny_dir, copied_run, problem)
-    assert_refused(tiny_dir, copied_run, "resume it with the release that began it, commit 0123abcd")
+    assert_refused(tiny_dir, copied_run, "resume it with the release that started it, commit 0123abcd")
 
 
 def test_a_run_whose_checkpoints_are_gone_is_not_started_again(copied_run: Path, tiny_dir: Path) -> None:
@@ -198,7 +200,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_started_again(copied_run: Path,
     assert_refused(tiny_dir, copied_run, "has a run of 4 steps, but its checkpoints are gone")
     for name in ("summary.json", "model.safetensors", "metrics.jsonl"):
         (copied_run / name).unlink()
-    assert_refused(tiny_dir, copied_run, "has a run of 4 steps, but its checkpoints are gone")  # says status.json
+    assert_refused(tiny_dir, copied_run, "has a run of 4 steps, but its checkpoints are gone")  # 4: from status.json
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(copied_run: Path, tiny_dir: Path) -> None:

@@ -36,7 +36,7 @@ def test_two_range_tests_do_not_share_a_folder(tiny_dir: Path, tmp_path: Path) -
     done = run("ddp_trainer.lr_find", *WORDS, "--data-dir", tiny_dir, "--out", tmp_path)
     held.close()
     assert done.returncode == 2
-    assert "another run holds this folder" in done.stderr
+    assert "another run is using this folder" in done.stderr
 
 
 CELLS = """

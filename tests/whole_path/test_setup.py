@@ -1,4 +1,4 @@
-"""scripts/setup.sh with fake pip, venv and FFCV build, which only record their calls: the right calls and messages.
+"""scripts/setup.sh makes the right calls and prints the right messages. pip, venv and FFCV's build only record calls.
 
 These tests do not run the real set-up; .ci/run does, on a bare machine.
 """
@@ -22,7 +22,7 @@ TOOLS = ("bash", "dirname", "uname", "cat", "sha256sum", "rm", "mkdir", "cp", "e
 STEPS = ["venv", "pip", "ffcv", "pip", "imports"]
 INTO_THE_SAME_VENV = STEPS[1:]
 
-# A Python that answers questions like the real one, but only records the commands that would change the machine.
+# A Python that answers queries like the real one, but only records commands that would change the machine.
 RECORDING_PYTHON = """#!/usr/bin/env bash
 case "$1 $2" in
   "-m venv") echo "venv $3 $4" >>"$CALLS"; mkdir -p .venv/bin
@@ -153,8 +153,8 @@ def test_a_supported_python_is_found_if_the_default_is_not_supported(machine: Ma
     assert asked.returncode == 2
 
 
-def test_an_interpreter_that_was_named_is_kept(machine: Machine) -> None:
-    """It is kept even if the default is not supported."""
+def test_an_interpreter_that_the_user_named_once_is_kept(machine: Machine) -> None:
+    """It is kept even if the default interpreter is not supported."""
     named = machine.path / "elsewhere python"
     machine.add(named.name, (machine.path / "python3").read_text())
     machine.add("python3", "#!/usr/bin/env bash\necho 3.10\n")
@@ -165,7 +165,7 @@ def test_an_interpreter_that_was_named_is_kept(machine: Machine) -> None:
 
 
 def test_constraints_satisfy_every_requirement() -> None:
-    """pip installs with --no-deps, so a package that is missing in constraints.txt would not be installed."""
+    """pip installs with --no-deps, so a package that is missing from constraints.txt would not be installed."""
     pinned = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (REPOSITORY / "constraints.txt").read_text(), flags=re.MULTILINE))
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     ffcv = tomllib.loads((REPOSITORY / "scripts/ffcv/pyproject.toml").read_text())["project"]

@@ -1,4 +1,4 @@
-"""A loss that is not finite ends the run; the images of the step are listed, and the previous checkpoint stays."""
+"""A loss that is not finite ends the run. The images of the step are listed, and the previous checkpoint is kept."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The whole path of a user: prepare a dataset, train, read the run directory, evaluate."""
+"""What a user does from start to end: prepare a dataset, train, read the run directory, evaluate."""
 
 import filecmp
 import json

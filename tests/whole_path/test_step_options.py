@@ -1,4 +1,4 @@
-"""The effects of the options of a training step, compared with a step without them, on a narrow network in float64."""
+"""Each option of a training step, compared with a step without it, on a narrow network in float64."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -16,12 +16,12 @@ def records(data_dir: Path, out: Path, *flags: str, processes: int = 1) -> list[
     return read_lines(out / "steps.jsonl")
 
 
-def test_records_are_means_of_the_steps_since_the_record_before(tiny_dir: Path, tmp_path: Path) -> None:
+def test_records_are_means_over_the_steps_since_the_previous_record(tiny_dir: Path, tmp_path: Path) -> None:
     """This also holds at the start of an epoch. Every step has the same number of images."""
     each = records(tiny_dir, tmp_path / "each", "--log-every-steps", "1")
     assert [record["step"] for record in each] == list(range(1, 13))
     assert [record["epoch"] for record in each] == [1] * 6 + [2] * 6
-    assert all(record.keys() == KEYS for record in each), "no rate, which differs from run to run"
+    assert all(record.keys() == KEYS for record in each), "no images per second, which would differ from run to run"
     fourth = records(tiny_dir, tmp_path / "fourth", "--log-every-steps", "4")
     assert [record["step"] for record in fourth] == [4, 8, 12]
     for number, record in enumerate(fourth):
@@ -39,7 +39,7 @@ def test_zero_writes_no_records(tiny_dir: Path, tmp_path: Path) -> None:
     assert records(tiny_dir, tmp_path / "none", "--log-every-steps", "0") == []
 
 
-def test_two_processes_record_the_figures_of_one(tiny_dir: Path, tmp_path: Path) -> None:
+def test_two_processes_record_the_same_figures_as_one(tiny_dir: Path, tmp_path: Path) -> None:
     flags = ("--log-every-steps", "3", "--sync-bn", "--precision", "fp32", "--peak-lr", "0.001")
     one, two = (records(tiny_dir, tmp_path / f"{size}", *flags, processes=size) for size in (1, 2))
     assert len(one) == 4

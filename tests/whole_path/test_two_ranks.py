@@ -10,7 +10,7 @@ from tests.support.trainer import run
 
 
 def global_batches(folder: Path, world_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images and indices (steps, batch, ...), joined from the files of the ranks in rank order."""
+    """Returns images and indices, (steps, batch, ...) each, joined from the files of all ranks in rank order."""
     ranks = [np.load(folder / f"rank-{rank}-of-{world_size}.npz") for rank in range(world_size)]
     return tuple(np.concatenate([rank[name] for rank in ranks], axis=1) for name in ("images", "indices"))  # type: ignore[return-value]
 
@@ -30,7 +30,7 @@ def test_any_number_of_ranks_sees_the_same_augmented_images(
     assert finished.returncode == 0, finished.stderr
     images, indices = global_batches(tmp_path, world_size)
     assert np.array_equal(indices, batches_of_one[1])
-    assert np.array_equal(images.view(np.int32), batches_of_one[0].view(np.int32)), "not bit for bit"
+    assert np.array_equal(images.view(np.int32), batches_of_one[0].view(np.int32)), "images differ in some bits"
 
 
 def test_no_image_is_repeated_within_an_epoch_and_epochs_differ(batches_of_one: tuple[np.ndarray, np.ndarray]) -> None:
@@ -58,7 +58,7 @@ def test_losses_with_synchronized_batchnorm_are_the_same(losses: Path, dtype: st
     one, two, four = (json.loads((losses / f"{dtype}-{size}.json").read_text()) for size in (1, 2, 4))
     assert len(one) == STEPS[dtype]
     assert len(set(one)) == len(one), "every step has its own images and weights"
-    if dtype == "float64":  # in float32, the loss hardly falls in 20 steps at the low learning rate
+    if dtype == "float64":  # in float32, the learning rate is so low that the loss hardly falls in 20 steps
         assert np.mean(one[-10:]) < np.mean(one[:10])
     assert two == pytest.approx(one, rel=tolerance)
     assert four == pytest.approx(one, rel=tolerance)

@@ -1,4 +1,4 @@
-"""Runs a rank's share of a batch forward and backward through synchronized BatchNorm, in float64.
+"""Runs this rank's share of a batch through synchronized BatchNorm, forward and backward, in float64.
 
 Arguments: OUT DEVICE.
 """

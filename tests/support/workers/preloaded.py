@@ -1,4 +1,4 @@
-"""Imports and compiles, in seven seconds, everything that a trainer needs, before trainers are forked.
+"""Imports and compiles everything that a trainer needs, which takes seven seconds, before trainers are forked.
 
 It must not compute anything with torch, because a pool of threads would not survive the fork.
 """

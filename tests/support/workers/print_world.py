@@ -1,4 +1,4 @@
-"""Joins the launcher's process group on the CPU, and prints rank, world size and reached processes as a JSON line."""
+"""Joins the launcher's process group on the CPU. Prints rank, world size and number of reached processes as JSON."""
 
 import json
 import sys
