@@ -5,7 +5,7 @@ from typing import Self
 
 
 class Bars:
-    """Progress bars on a terminal, one for each kind of work; a context manager. Logs get no bars."""
+    """A context manager that shows one progress bar for each kind of work, but only on a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -22,7 +22,7 @@ class Bars:
         self._progress.stop()
 
     def update(self, work: str, done: int, total: int) -> None:
-        """Shows that `done` of `total` is finished; a total of 0 is unknown."""
+        """Shows that `done` of `total` items are finished. A total of 0 means that it is unknown."""
         if work not in self._tasks:
             self._tasks[work] = self._progress.add_task(work, total=None)
         self._progress.update(self._tasks[work], completed=done, total=total or None)

@@ -145,7 +145,7 @@ def _settings_that_matter(config: TrainConfig, images: str) -> dict[str, object]
 
 
 def list_lines(sweep: Sweep) -> list[str]:
-    """The trainer's arguments of each run, quoted for the shell. Raises InputError for one with a line break."""
+    """The trainer's arguments of each run, quoted for the shell. Raises InputError if one has a line break."""
     commands = [[*run.arguments, "--out", str(run.out)] for run in sweep.runs]
     for word in itertools.chain.from_iterable(commands):
         require(

@@ -38,7 +38,8 @@ def cpu_processes() -> int:
     requested = os.environ.get("DDP_PROCESSES_PER_NODE", "1")
     is_number = requested.isascii() and requested.isdecimal()
     require(
-        is_number and int(requested) >= 1, f"DDP_PROCESSES_PER_NODE must be a whole number from 1, got {requested!r}"
+        is_number and int(requested) >= 1,
+        f"DDP_PROCESSES_PER_NODE must be a whole number of at least 1, got {requested!r}",
     )
     return int(requested)
 

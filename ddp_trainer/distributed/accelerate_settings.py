@@ -1,4 +1,4 @@
-"""Accelerate's own environment variables must not decide anything that the weights depend on.
+"""Keeps Accelerate's own environment variables from changing the weights.
 
 `accelerate launch` sets them from its flags and from the file that `accelerate config` wrote. A run's config.json must
 name everything its weights depend on. So a variable that would change the weights is reported as an error, and the

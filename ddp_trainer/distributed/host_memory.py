@@ -1,4 +1,4 @@
-"""How this process asks the operating system for memory."""
+"""Changes how this process requests memory from the operating system."""
 
 import ctypes
 

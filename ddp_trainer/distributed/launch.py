@@ -1,7 +1,6 @@
-"""The place of this process among those that were launched, read from the launcher's environment variables.
+"""Reads rank, local rank and world size from the launcher's environment variables, and checks that they are consistent.
 
-Rank, local rank and world size are read only here, and checked for consistency. Elsewhere: the process group
-(`runtime`).
+Elsewhere: the process group (`runtime`).
 """
 
 import os

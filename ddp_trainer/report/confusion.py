@@ -106,7 +106,7 @@ def cells_png(found: Predictions, *, transparent: bool) -> bytes:
 
 
 def _palette(*, transparent: bool) -> bytes:
-    """256 colors from the background to the color of a full cell. With `transparent`, all are the latter color."""
+    """256 colors from the background to the color of a full cell. With `transparent`, all 256 are that color."""
     full, background = (np.frombuffer(bytes.fromhex(color[1:]), np.uint8).astype(float) for color in (CELL, SURFACE))
     shares = np.ones((256, 1)) if transparent else np.linspace(0, 1, 256)[:, None]
     return np.rint(background + shares * (full - background)).astype(np.uint8).tobytes()

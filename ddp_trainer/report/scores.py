@@ -1,6 +1,6 @@
 """The arithmetic of the report, in NumPy.
 
-`confusion_counts` needs memory for every pair of classes; everything else, only for every image and every class.
+`confusion_counts` needs memory for every pair of classes. All other functions need it only for each image and class.
 """
 
 import math

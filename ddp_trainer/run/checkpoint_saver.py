@@ -17,7 +17,7 @@ from ddp_trainer.run.checkpoint import CheckpointError, checkpoint_path, clean_u
 
 
 class HostCopy:
-    """A deep copy of a state in host memory, which later steps do not change.
+    """A deep copy of a state, in host memory. Later steps do not change it.
 
     Copies from a GPU are queued behind the kernels launched so far, and the host does not wait for them: call `wait`
     before reading.

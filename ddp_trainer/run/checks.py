@@ -14,7 +14,7 @@ SMALLEST_SIDE = 8  # pixels, because the network halves the side three times
 
 
 def check_settings(config: TrainConfig, dataset: DatasetInfo, *, world_size: int) -> int:
-    """Number of training images, without those held out. Raises InputError if the settings do not fit the dataset."""
+    """Number of training images that are not held out. Raises InputError if the settings do not fit the dataset."""
     total, held_out = dataset.splits["train"].count, config.data.validation
     most = max(total - len(dataset.classes), 0)
     require(

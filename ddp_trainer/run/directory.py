@@ -27,7 +27,7 @@ PACKAGES = ("torch", "torchvision", "accelerate", "ffcv", "numpy", "wandb")
 
 
 class RunDirectory:
-    """One run's folder, locked by this process so that no two runs write into it.
+    """One run's folder, locked by this process so that no other run writes to it.
 
     Raises InputError if another run is using it, if it contains a run and `resume` is false, if it contains symbolic
     links, or if it cannot be written.
@@ -75,7 +75,7 @@ class RunDirectory:
 
 def _fix_of_held_folder() -> str:
     copies = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if copies != "1" and Launch.from_environment().world_size == 1:  # each of them is alone
+    if copies != "1" and Launch.from_environment().world_size == 1:  # each copy is a run of one process
         return f"srun started {copies} copies of this program instead of one launcher per node; use slurm/train.sh"
     return "choose another folder, or wait until that run has ended"
 

@@ -40,7 +40,7 @@ class Start(NamedTuple):
 
 
 def find_start(run_dir: RunDirectory | None, config: TrainConfig, *, last_step: int) -> Start:
-    """Where the run in this directory starts. Without --resume, and on ranks without a run directory, it starts fresh.
+    """Where the run in this directory starts. Without --resume, or without a run directory, it is a fresh start.
 
     Raises InputError if the run's checkpoints are gone, are all damaged, or were written by another release.
     """

@@ -74,5 +74,5 @@ def count_processes(launcher: list[str]) -> int:
     return int(world_size[1])
 
 
-if __name__ == "__main__":  # as a process of the launcher, for `count_processes`
+if __name__ == "__main__":  # started with the launcher by `count_processes`
     print(f"world_size={Launch.from_environment().world_size}")

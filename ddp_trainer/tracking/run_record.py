@@ -90,7 +90,7 @@ class Run:
         return columns(self.metrics, "epoch", name)
 
     def step_series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(epochs, values) of the records within epochs. In the middle of the second epoch, the first number is 1.5."""
+        """(epochs, values) of the records within epochs. The middle of the second epoch is 1.5."""
         first = self.metrics[0] if self.metrics else {}
         steps_per_epoch = first.get("step", 0) / first["epoch"] if first else 0
         steps, values = columns(self.steps, "step", name)
@@ -142,7 +142,7 @@ def load_run(path: Path | str) -> Run:
 
 
 def load_runs(paths: Sequence[Path]) -> list[Run]:
-    """Loads each run once. If folders have the same name, their parents' names are added to it."""
+    """Loads each run once. If several folders have the same name, the runs are named PARENT/FOLDER."""
     runs = list({run.path: run for run in map(load_run, paths)}.values())
     names = Counter(run.name for run in runs)
     return [

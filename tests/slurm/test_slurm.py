@@ -151,7 +151,7 @@ def staged(cluster: Cluster, checkout: Path, tmp_path_factory: pytest.TempPathFa
     return job, prep, disk
 
 
-def test_two_nodes_with_two_processes_each_train(two_nodes: tuple[Job, Path], checkout: Path) -> None:
+def test_two_nodes_train_with_two_processes_each(two_nodes: tuple[Job, Path], checkout: Path) -> None:
     job, out = two_nodes
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["world_size"], summary["steps"]) == (4, 8)
@@ -225,7 +225,7 @@ def test_a_sweep_writes_its_table(sweep: Path) -> None:
     ]
 
 
-def test_two_processes_keep_the_schedule_of_four(sweep: Path, two_nodes: tuple[Job, Path]) -> None:
+def test_two_processes_train_with_the_same_schedule_as_four(sweep: Path, two_nodes: tuple[Job, Path]) -> None:
     two, four = (read_lines(out / "metrics.jsonl") for out in (sweep / "peak-lr=0.1,seed=0", two_nodes[1]))
     assert [record["learning_rate"] for record in two] == [record["learning_rate"] for record in four]
 

@@ -182,7 +182,7 @@ def test_an_impossible_number_of_processes_is_refused(
 ) -> None:
     monkeypatch.setenv("DDP_PROCESSES_PER_NODE", number)
     assert preflight.main(["smoke", "--device", "cpu", "--data-dir", str(tiny_dir)]) == 2
-    assert f"DDP_PROCESSES_PER_NODE must be a whole number from 1, got '{number}'" in capsys.readouterr().err
+    assert f"DDP_PROCESSES_PER_NODE must be a whole number of at least 1, got '{number}'" in capsys.readouterr().err
 
 
 def test_a_batch_that_the_nodes_cannot_share_evenly_is_refused(

@@ -148,7 +148,7 @@ def faulty(requeued: object, desk: Desk) -> dict[str, Job]:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_reported_in_one_line_before_anything_is_launched(
+def test_wrong_input_is_reported_in_one_line_before_anything_is_launched(
     fault: str, faulty: dict[str, Job], desk: Desk
 ) -> None:
     job = faulty[fault]

@@ -44,7 +44,7 @@ SECRET = "of-the-environment-and-not-to-be-recorded"
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Returns the environment of this process without the variables of launchers and W&B, but with `changes`."""
+    """Returns the environment of this process with `changes`, and without the variables of launchers and W&B."""
     unwanted = ("WANDB_", "ACCELERATE_", "TORCHELASTIC_", "SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     return {**kept, "PYTHONPATH": str(REPOSITORY), "SOME_TOKEN": SECRET, **changes}

@@ -140,7 +140,7 @@ def test_backward_is_called_in_few_files() -> None:
     }
 
 
-def test_environment_of_the_launcher_is_read_in_one_folder() -> None:
+def test_variables_of_the_launcher_are_read_in_one_folder() -> None:
     variables = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"}
     readers = {
         name_of(file)

@@ -107,7 +107,7 @@ def test_an_extracted_file_with_a_wrong_checksum_is_not_unpickled(name: str, tmp
     assert not marker.exists()
 
 
-def test_unpickling_the_trap_creates_its_file(tmp_path: Path) -> None:
+def test_unpickling_the_trap_creates_a_file(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Trap(tmp_path / "marker")))
     assert (tmp_path / "marker").exists()
 

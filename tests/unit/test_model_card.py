@@ -37,7 +37,9 @@ def copy(smoke_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("block", "program"), [(0, AS_A_USER), (1, WITHOUT_THIS_PACKAGE)])
-def test_code_of_the_card_gives_the_logits_of_the_model(copy: Path, tmp_path: Path, block: int, program: str) -> None:
+def test_code_in_the_card_computes_the_logits_of_the_model(
+    copy: Path, tmp_path: Path, block: int, program: str
+) -> None:
     card = (copy / "model.md").read_text()
     code = re.findall(r"^```python\n(.*?)^```$", card, flags=re.MULTILINE | re.DOTALL)[block]
     images = np.random.default_rng(0).integers(256, size=(5, 3, 32, 32), dtype=np.uint8)
@@ -83,7 +85,7 @@ def test_held_out_images_are_not_called_test_images(copy: Path) -> None:
     assert "of 40 test images" not in card
 
 
-def test_card_that_fails_does_not_fail_the_run(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failing_to_write_the_card_does_not_fail_the_run(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "model.md").unlink()
     (copy / "predictions.npz").write_bytes(b"no predictions")
     write_model_card_or_warn(copy)

@@ -11,7 +11,7 @@ from ddp_trainer.models.custom_resnet import CustomResNet
 from ddp_trainer.models.spec import ModelSpec, build_model, build_network, count_parameters
 
 
-def test_only_weights_are_decayed() -> None:
+def test_weight_decay_applies_only_to_weights() -> None:
     model = CustomResNet()
     groups = parameter_groups(model, OptimConfig(weight_decay=5e-4))
     assert sum(p.numel() for group in groups for p in group["params"]) == 6_573_130

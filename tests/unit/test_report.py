@@ -120,7 +120,7 @@ def test_page_shows_the_figures_of_the_files(complete):
     assert "-m ddp_trainer.train baseline --data-dir data/x --epochs 3" in page.text
 
 
-def test_page_says_that_a_smoothed_loss_cannot_be_compared(complete, tmp_path):
+def test_page_says_if_the_training_loss_includes_label_smoothing(complete, tmp_path):
     assert "label smoothing" not in complete[2].text
     run = tmp_path / "smoothed"
     make_run(run)
@@ -151,7 +151,7 @@ def test_interrupted_run_is_described_by_its_epochs(tmp_path):
     assert "No epoch is finished" in Page(write_report([run])).text
 
 
-def test_picture_of_mistakes_says_that_there_are_none(complete, tmp_path):
+def test_picture_of_mistakes_says_if_there_are_none(complete, tmp_path):
     run = shutil.copytree(complete[0], tmp_path / "perfect")
     with np.load(run / "predictions.npz") as found:
         kept = dict(found)

@@ -25,6 +25,6 @@ def test_no_two_classes_share_a_label(names: list[str]) -> None:
     assert all(map(is_drawable, drawable_labels(names)))
 
 
-def test_short_names_stay_and_long_ones_keep_both_ends() -> None:
+def test_short_labels_are_unchanged_and_long_ones_keep_both_ends() -> None:
     assert distinct_labels(["cat", "dog"]) == ["cat", "dog"]
     assert shorten("Corn_(maize)___healthy") == "Corn_(ma…healthy"

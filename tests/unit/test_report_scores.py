@@ -26,7 +26,7 @@ def test_wilson_interval_solves_its_equation():
             assert abs(correct / total - end) == pytest.approx(Z95 * math.sqrt(end * (1 - end) / total))
 
 
-def test_counts_precision_recall_and_pairs_agree_with_loops():
+def test_counts_precision_recall_and_pairs_equal_those_of_loops():
     found = draw_predictions(7)
     labels, predicted = found["labels"], found["probabilities"].argmax(axis=1)
     seen = Counter(zip(labels.tolist(), predicted.tolist(), strict=True))
@@ -45,7 +45,7 @@ def test_counts_precision_recall_and_pairs_agree_with_loops():
     assert [pair.images for pair in pairs] == sorted((pair.images for pair in pairs), reverse=True)
 
 
-def test_calibration_error_agrees_with_a_loop_over_bins():
+def test_calibration_error_equals_that_of_a_loop_over_bins():
     found = draw_predictions(4, count=500)
     confidence = found["probabilities"].max(axis=1).astype(float)
     hits = found["probabilities"].argmax(axis=1) == found["labels"]

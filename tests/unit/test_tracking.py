@@ -27,7 +27,7 @@ def test_without_trackers_only_the_json_lines_are_written(tmp_path: Path) -> Non
     assert tracker.state() == {}
 
 
-def test_a_resumed_run_keeps_the_steps_up_to_its_checkpoint_once(tmp_path: Path) -> None:
+def test_a_resumed_run_records_every_step_once(tmp_path: Path) -> None:
     tracker = build_tracker(DISABLED, run_dir=tmp_path, config={})
     for step in (1, 2, 3):
         tracker.log_step(step_record(step))
@@ -71,7 +71,7 @@ def test_a_failing_tracker_is_dropped_with_one_line(tmp_path: Path, capfd: pytes
     )
 
 
-def test_tensorboard_shows_each_step_and_epoch_once_after_a_resume(tmp_path: Path) -> None:
+def test_tensorboard_has_each_step_and_epoch_once_after_a_resume(tmp_path: Path) -> None:
     code = (
         "import sys, json; from pathlib import Path\n"
         "from ddp_trainer.config import TrackingConfig; from ddp_trainer.tracking.tracker import build_tracker\n"

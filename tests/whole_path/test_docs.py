@@ -134,7 +134,7 @@ def test_a_python_session_names_settings_that_exist(block: Block) -> None:
 
 
 @pytest.mark.parametrize("command", [command for command in commands() if "accelerate launch" in command])
-def test_launcher_flags_exist(command: str) -> None:
+def test_launcher_flags_in_the_docs_exist(command: str) -> None:
     from accelerate.commands.launch import launch_command_parser
 
     printed = io.StringIO()
@@ -149,7 +149,7 @@ def test_launcher_flags_exist(command: str) -> None:
 @pytest.mark.parametrize(
     "command", [command for command in commands() if re.search(r"-m ddp_trainer\.train|slurm/train\.sh", command)]
 )
-def test_trainer_flags_exist(command: str) -> None:
+def test_trainer_flags_in_the_docs_exist(command: str) -> None:
     from ddp_trainer.command_line import parse_command_line
     from ddp_trainer.recipes import RECIPES
 
@@ -160,14 +160,14 @@ def test_trainer_flags_exist(command: str) -> None:
 @pytest.mark.parametrize(
     "command", [command for command in commands() if re.search(r"-m data_prep|slurm/prep\.sh", command)]
 )
-def test_preparation_flags_exist(command: str) -> None:
+def test_preparation_flags_in_the_docs_exist(command: str) -> None:
     from data_prep.__main__ import parse
 
     parse([word.removesuffix(")") for word in arguments_after(command, "data_prep", "slurm/prep.sh")])
 
 
 @pytest.mark.parametrize("command", [command for command in commands() if command.startswith("make ")])
-def test_make_targets_exist(command: str) -> None:
+def test_make_targets_in_the_docs_exist(command: str) -> None:
     done = subprocess.run(["make", "-n", *shlex.split(command)[1:]], cwd=REPOSITORY, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
@@ -175,12 +175,12 @@ def test_make_targets_exist(command: str) -> None:
 @pytest.mark.parametrize(
     "module", sorted({module for command in commands() for module in re.findall(r"(?<!pytest )-m ([\w.]+)", command)})
 )
-def test_modules_named_exist(module: str) -> None:
+def test_modules_named_in_the_docs_exist(module: str) -> None:
     assert importlib.util.find_spec(module) is not None
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_paths_named_exist(page: Path) -> None:
+def test_paths_named_in_the_docs_exist(page: Path) -> None:
     """Checks paths in prose and in commands, except for files that the reader creates."""
     named = set(re.findall(rf"(?<![\w./-])(?:{FOLDERS})/[\w./-]*\w", page.read_text())) - MADE_BY_THE_READER
     assert [path for path in named if not (REPOSITORY / path).exists() and not (page.parent / path).exists()] == []

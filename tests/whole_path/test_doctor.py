@@ -32,7 +32,7 @@ def line_of(answer: str, name: str) -> str:
     return line
 
 
-def test_this_machine_is_ready_and_no_key_is_printed() -> None:
+def test_doctor_finds_this_machine_ready_and_prints_no_key() -> None:
     status, answer = ask(WANDB_API_KEY="0123456789abcdefSECRET")
     assert (status, answer.splitlines()[-1]) == (0, "ready to train"), answer
     for name in ("Python", "packages", "torch", "FFCV", "disk", "CPU", "W&B login"):
@@ -62,7 +62,7 @@ def test_a_package_that_cannot_be_imported_is_named_with_its_fix(torch: str, rea
     assert (status, lines[-1]) == (1, "not ready: torch, FFCV")
 
 
-def test_it_runs_without_installed_packages(tmp_path: Path) -> None:
+def test_doctor_runs_without_installed_packages(tmp_path: Path) -> None:
     """Python starts without site-packages, so none of the project's requirements can be imported."""
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')

@@ -57,7 +57,7 @@ def test_predictions_are_those_of_the_model(run_dir, tmp_path, capsys):
         assert answer["next_probability"] == pytest.approx(shares[second].item(), abs=1e-5)
 
 
-def test_text_has_a_line_per_image(run_dir, tmp_path, capsys):
+def test_text_output_has_one_line_per_image(run_dir, tmp_path, capsys):
     path = draw(tmp_path / "an image.png")
     assert main([str(run_dir), str(path)]) == 0
     first, name, probability, after = capsys.readouterr().out.rstrip("\n").split("\t")
@@ -147,7 +147,7 @@ def test_a_folder_means_all_images_below_it(run_dir, tmp_path, capsys):
     assert paths_in(capsys.readouterr().out) == [*expected, str(tmp_path / "image without a suffix")]
 
 
-def test_linked_folders_are_searched_and_loops_end(run_dir, tmp_path, capsys):
+def test_linked_folders_are_searched_but_only_once(run_dir, tmp_path, capsys):
     draw(tmp_path / "photos/1.png")
     draw(tmp_path / "other/2.png")
     (tmp_path / "photos/other").symlink_to(tmp_path / "other")
@@ -193,7 +193,7 @@ def test_an_image_whose_range_is_unknown_is_refused(run_dir, tmp_path, capsys, m
     assert printed.err.startswith(f"error: {path}: ") and "range" in printed.err
 
 
-def test_wrong_input_is_one_line_and_exit_status_2(run_dir, tmp_path, capsys):
+def test_wrong_input_gives_one_line_and_exit_status_2(run_dir, tmp_path, capsys):
     for arguments in ([str(tmp_path), "x.png"], [str(run_dir)], []):
         assert main(arguments) == 2
         printed = capsys.readouterr()

@@ -99,7 +99,7 @@ def test_many_mutations_are_valid_json(narrow_run: Path) -> None:
     assert 50 < usable < 95
 
 
-def test_curves_survive_any_records(narrow_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_curves_of_any_records_are_drawn_or_refused(narrow_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(narrow_run)]
     try_mutations(
         narrow_run, ("metrics.jsonl", "steps.jsonl"), 5, lambda content: check(report.main, arguments, capsys, content)

@@ -35,7 +35,7 @@ def test_records_are_means_over_the_steps_since_the_previous_record(tiny_dir: Pa
         assert epoch["train_loss"] == pytest.approx(sum(steps) / 6, rel=1e-9)
 
 
-def test_zero_writes_no_records(tiny_dir: Path, tmp_path: Path) -> None:
+def test_log_every_0_steps_writes_no_records(tiny_dir: Path, tmp_path: Path) -> None:
     assert records(tiny_dir, tmp_path / "none", "--log-every-steps", "0") == []
 
 

@@ -43,7 +43,7 @@ def offline_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-def test_every_step_and_epoch_is_in_the_lines_and_in_wandb_once(offline_run: Path) -> None:
+def test_every_step_and_epoch_is_recorded_once_in_json_lines_and_in_wandb(offline_run: Path) -> None:
     expected = [record(epoch) for epoch in (1, 2, 3)]
     assert read_lines(offline_run / "metrics.jsonl") == expected
     assert epochs_in(offline_run) == expected
@@ -51,7 +51,7 @@ def test_every_step_and_epoch_is_in_the_lines_and_in_wandb_once(offline_run: Pat
     assert steps_in(offline_run) == expected_steps(1, 2, 3)
 
 
-def test_wandb_has_axes_names_settings_and_exit_status(offline_run: Path) -> None:
+def test_wandb_receives_axes_names_settings_and_exit_status(offline_run: Path) -> None:
     entries = read_records(offline_run)
     metrics = {metric.name: metric for metric in of_kind(entries, "metric")}
     assert metrics["test_accuracy"].summary.max
@@ -101,7 +101,7 @@ def test_confusion_matrix_table_and_model_are_those_of_the_files(offline_run: Pa
     assert set(model.aliases) == {"latest", "final"}
 
 
-def test_a_real_run_has_the_same_records(smoke_run: Path) -> None:
+def test_a_real_run_sends_the_same_records_to_wandb(smoke_run: Path) -> None:
     assert epochs_in(smoke_run) == read_lines(smoke_run / "metrics.jsonl")
     assert steps_in(smoke_run) == read_lines(smoke_run / "steps.jsonl")
     summary = read_summary(smoke_run)
@@ -135,7 +135,7 @@ def test_a_run_that_died_before_its_first_checkpoint_keeps_its_id(tmp_path: Path
 
 
 @pytest.mark.parametrize("end", ["stopped", "failed"])
-def test_a_run_that_ends_within_an_epoch_has_every_step_once(tmp_path: Path, end: str) -> None:
+def test_a_run_that_ends_within_an_epoch_records_every_step_once(tmp_path: Path, end: str) -> None:
     """Step 3 is logged, but its epoch is not. Both share a row, which W&B must not close too early."""
     run_dir = tmp_path / "run"
     state, _, _ = track(run_dir, [], records=[([step_record(2), step_record(3)], None)], end=end)
@@ -175,7 +175,7 @@ def test_mode_auto_reads_wandbs_own_settings_files(tmp_path: Path) -> None:
     assert of_kind(read_records(tmp_path / "run"), "run")[0].project == "flowers"
 
 
-def test_without_wandb_installed_a_run_is_recorded_and_a_line_says_so(tmp_path: Path) -> None:
+def test_without_wandb_a_run_is_recorded_and_one_line_says_so(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['wandb'] = None")
     path = {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
     for settings, lines in (({"wandb": "auto"}, 1), ({"wandb": "disabled"}, 0)):

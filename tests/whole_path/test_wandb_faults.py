@@ -16,7 +16,7 @@ from tests.support.trainer import environment, read_lines
 from tests.support.wandb_file import of_kind, read_history, read_records
 
 
-def test_results_that_cannot_be_logged_are_one_warning(tmp_path: Path) -> None:
+def test_results_that_cannot_be_logged_cause_one_warning(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     (tmp_path / "run" / "predictions.npz").write_bytes(b"damaged")
     _, said, code = track(tmp_path / "run", [1])
@@ -85,7 +85,7 @@ print("done")
 
 
 @pytest.mark.parametrize(("name", "steps"), [("SIGSTOP", 1), ("SIGSTOP", 3000), ("SIGKILL", 1)])
-def test_a_dead_or_frozen_wandb_service_is_one_warning_after_a_limited_wait(
+def test_a_dead_or_frozen_wandb_service_causes_one_warning_after_a_limited_wait(
     tmp_path: Path, name: str, steps: int
 ) -> None:
     """After a few hundred records, the pipe to a frozen service is full, and W&B would block within an epoch."""

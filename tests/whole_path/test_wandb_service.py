@@ -30,7 +30,7 @@ KEY = "0123456789" * 4
         ({"WANDB_MODE": "disabled"}, "disabled", "offline", "offline"),
     ],
 )
-def test_the_mode_is_the_flag_then_wandb_mode_then_the_settings_files_then_whether_there_is_a_key(
+def test_the_mode_depends_on_the_flag_then_wandb_mode_then_the_settings_files_then_the_key(
     monkeypatch: pytest.MonkeyPatch, env: dict[str, str], in_files: str, wanted: str, mode: str
 ) -> None:
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
@@ -65,7 +65,7 @@ def test_a_login_in_the_netrc_file_counts_for_its_own_server(tmp_path: Path, mon
     assert not has_credentials()
 
 
-def test_work_with_a_time_limit_raises_its_own_error_or_gives_up_in_time() -> None:
+def test_work_with_a_time_limit_raises_its_own_error_or_a_timeout() -> None:
     with pytest.raises(ZeroDivisionError):
         bounded(lambda: print(1 / 0), 5)
     started, release = time.monotonic(), threading.Event()
