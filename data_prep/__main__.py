@@ -30,7 +30,7 @@ EXAMPLES = """\
 sources:
   cifar10, cifar100  the archive or its extracted files in ROOT, downloaded if absent; verified before use
   folder             images of any kind in ROOT/train/CLASS and ROOT/test/CLASS (or val, valid, validation)
-  synthetic          ten classes of drawn images, made from a seed; needs no input
+  synthetic          ten classes of images, generated from a seed; needs no input
 
 An image of more than 100 million pixels is refused; set DATA_PREP_MAX_PIXELS to raise the limit.
 
@@ -70,7 +70,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, words, default in (
         ("--train-count", "number of training images", DEFAULT_TRAIN_COUNT),
         ("--test-count", "number of test images", DEFAULT_TEST_COUNT),
-        ("--seed", "seed of the drawing", 0),
+        ("--seed", "seed of the images", 0),
     ):
         add(name, type=int, metavar="N", help=f"{words}; synthetic only (default: {default})")
     options = parser.parse_args(argv)

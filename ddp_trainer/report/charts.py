@@ -1,4 +1,4 @@
-"""Curves over epochs and the reliability diagram, drawn on given axes.
+"""Draws curves over epochs, and the reliability diagram.
 
 Elsewhere: the style and the image files (`figures`), and pictures of confusion and mistakes (`confusion`, `gallery`).
 """

@@ -1,6 +1,6 @@
 """Ends every process of a test cluster when standard input closes: `python -m tests.support.slurm_keeper FOLDER`.
 
-So no process of the cluster outlives the tests, even if the tests are killed with SIGKILL.
+No process of the cluster outlives the tests, even if the tests are killed with SIGKILL.
 """
 
 import os

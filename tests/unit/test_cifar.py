@@ -1,4 +1,4 @@
-"""CIFAR's files: only files with the right checksum are read, and a missing network is reported in one line."""
+"""CIFAR's files are read only if they have the right checksum. If a download fails, one line says what to do."""
 
 import hashlib
 import io
@@ -121,7 +121,7 @@ def test_an_archive_with_a_wrong_checksum_is_not_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("source", "file"), [("cifar10", "cifar-10-python"), ("cifar100", "cifar-100-python")])
-def test_without_network_one_line_says_what_to_download(source: Any, file: str, tmp_path: Path) -> None:
+def test_without_internet_access_one_line_says_what_to_download(source: Any, file: str, tmp_path: Path) -> None:
     start = time.perf_counter()
     with pytest.raises(InputError) as caught:
         load_cifar(source, tmp_path / "raw")

@@ -1,4 +1,4 @@
-"""The order of samples: global, sliced by rank, without lost or repeated samples, for any number of processes."""
+"""The order of samples is global and sliced by rank. No sample is lost or repeated, on any number of processes."""
 
 import numpy as np
 import pytest

@@ -11,4 +11,4 @@ from tests.support.trainer import run
 def test_freed_memory_is_reused_without_page_faults() -> None:
     finished = run("tests.support.workers.page_faults")
     assert finished.returncode == 0, finished.stderr
-    assert int(finished.stdout) < 5 * 16384  # ten blocks have 163,840 pages; a few blocks may not be reused
+    assert int(finished.stdout) < 5 * 16384  # ten blocks have 163,840 pages; fewer than five may fail to be reused

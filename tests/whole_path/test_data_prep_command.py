@@ -179,7 +179,7 @@ def test_help_shows_sources_and_examples(tmp_path: Path) -> None:
 
 
 def test_each_source_has_its_own_default_folder() -> None:
-    """So drawn images never overwrite CIFAR-10."""
+    """With a shared folder, synthetic images would overwrite CIFAR-10."""
     assert parse([]).out == Path("data/cifar10")
     assert parse([]).source == "cifar10"
     assert parse(["--source", "synthetic"]).out == Path("data/synthetic")

@@ -48,7 +48,7 @@ def test_importing_the_package_imports_no_torch() -> None:
 
 
 def test_train_can_be_called_again_and_restores_the_process(tiny_dir: Path, tmp_path: Path) -> None:
-    """It is called with another precision, after an exception, and with the caller's own recipe and observer."""
+    """It is called with two precisions, after an exception, and with the caller's own recipe and observer."""
     handlers, threads = signal.getsignal(signal.SIGTERM), set(threading.enumerate())
     results = [
         ddp_trainer.train("smoke", data_dir=tiny_dir, out=tmp_path / precision, precision=precision, **NARROW)

@@ -57,7 +57,7 @@ def plan(processes: int) -> tuple[str, ...]:
 
 
 def wait_for_an_epoch(out: Path, process: subprocess.Popen, seconds: float = 120) -> None:
-    """Waits until the first epoch is recorded; the run is then in the middle."""
+    """Waits until the first epoch is recorded, so that the run is neither starting nor ending."""
     record, deadline = out / "metrics.jsonl", time.monotonic() + seconds
     while not (record.exists() and record.stat().st_size):
         if process.poll() is not None or time.monotonic() > deadline:

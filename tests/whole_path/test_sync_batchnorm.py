@@ -13,7 +13,7 @@ from tests.support.workers.batchnorm import inputs
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_synchronized_batchnorm_equals_batchnorm_on_the_whole_batch(tmp_path: Path, device: str) -> None:
-    """The CPU uses this project's implementation, and CUDA torch's."""
+    """The CPU uses this project's implementation, and CUDA uses torch's."""
     if device == "cuda" and torch.cuda.device_count() < 3:
         pytest.skip("three GPUs are needed")
     finished = run("tests.support.workers.batchnorm", tmp_path, device, processes=3)
