@@ -164,7 +164,7 @@ def largest_difference(exported: Classifier, model: nn.Module, spec: ModelSpec) 
             raise ExportError(f"the exported model must return finite logits of shape {wanted}, got shape {got}")
         worst = max(worst, ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item())
     if worst > TOLERANCE:
-        raise ExportError(f"the logits of the exported model differ from the model's own by {worst:.1e} of the largest")
+        raise ExportError(f"the exported logits differ from the model's own by {worst:.1e}, relative to the largest")
     return worst
 
 

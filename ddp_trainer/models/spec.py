@@ -148,7 +148,7 @@ def _check_shapes(weights: Path, spec: ModelSpec) -> None:
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             wanted, present = (shapes.get(name, "missing") for shapes in (expected, found))
-            raise InputError(f"{weights} does not fit model.json: {short_repr(name)} is {present}, not {wanted}")
+            raise InputError(f"{weights} does not fit model.json: {short_repr(name)} is {present}, expected {wanted}")
 
 
 def count_parameters(model: nn.Module) -> int:

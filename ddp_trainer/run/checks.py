@@ -33,7 +33,7 @@ def check_settings(config: TrainConfig, dataset: DatasetInfo, *, world_size: int
     require(
         images_per_pass > 1 or smallest >= 16 or (config.runtime.sync_bn and world_size > 1),
         f"--batch-size {config.schedule.batch_size} leaves one image of {smallest} pixels a side for each forward "
-        "pass, too little for BatchNorm; raise --batch-size, or prepare larger images",
+        "pass, which is too little for BatchNorm; raise --batch-size, or prepare larger images",
     )
     if config.tracking.uses_wandb:
         mode_from_environment()  # raises InputError for a mode that W&B does not have
@@ -58,7 +58,7 @@ def _check_sides(config: TrainConfig, image_size: int) -> None:
     require(
         smallest >= SMALLEST_SIDE,
         f"--small-crop-fraction {config.schedule.small_crop_fraction}: the first crops have {smallest} pixels a side, "
-        f"and the network needs {SMALLEST_SIDE}; use --small-crop-fraction 0, or prepare larger images",
+        f"but the network needs at least {SMALLEST_SIDE}; use --small-crop-fraction 0, or prepare larger images",
     )
 
 
