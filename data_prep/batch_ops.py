@@ -135,8 +135,16 @@ def batch_cutmix(images: Tensor, top: Tensor, left: Tensor, height: Tensor, widt
 def beta_quantiles(alpha: float, count: int = 1025) -> np.ndarray:
     """(count,) evenly spaced quantiles of Beta(alpha, alpha).
 
-    The density is integrated over the angle t in x = sin(t)^2, which removes its poles for alpha >= 1/2.
+    The density is integrated over a variable in which it has no poles: for alpha >= 1/2 the angle t in x = sin(t)^2,
+    and for smaller ones u = x^alpha, from x = 0 to the middle; the other half is its mirror image.
     """
-    angle = (np.arange(200_000) + 0.5) * (np.pi / 2 / 200_000)
-    cumulative = np.cumsum(np.sin(2 * angle) ** (2 * alpha - 1))  # up to a constant factor; at most 1
-    return np.interp(np.linspace(0, 1, count), cumulative / cumulative[-1], np.sin(angle) ** 2)
+    probabilities = np.linspace(0, 1, count)
+    if alpha >= 0.5:
+        angle = (np.arange(200_000) + 0.5) * (np.pi / 2 / 200_000)
+        cumulative = np.cumsum(np.sin(2 * angle) ** (2 * alpha - 1))  # up to a constant factor; at most 1
+        return np.interp(probabilities, cumulative / cumulative[-1], np.sin(angle) ** 2)
+    u = np.linspace(0, 0.5**alpha, 200_001)
+    density = (1 - u ** (1 / alpha)) ** (alpha - 1)  # of u, up to a constant factor
+    cumulative = np.concatenate(([0], np.cumsum(density[1:] + density[:-1])))
+    lower = np.interp(np.minimum(probabilities, 1 - probabilities), cumulative / (2 * cumulative[-1]), u) ** (1 / alpha)
+    return np.where(probabilities <= 0.5, lower, 1 - lower)
