@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -118,8 +118,11 @@ def _value_counts(images: np.ndarray) -> np.ndarray:
     return counts
 
 
-def read_dataset(directory: Path) -> DatasetInfo:
-    """The description of a prepared dataset. Raises InputError if there is none, or one that this code cannot read."""
+def read_dataset(directory: Path, *, needed: Sequence[str] = SPLITS) -> DatasetInfo:
+    """The description of a prepared dataset.
+
+    Raises InputError if there is none, or one that this code cannot read, or if it lacks a split in `needed`.
+    """
     path, prepare = directory / MANIFEST, preparation(directory, {})
     try:
         fields = read_json(path)
@@ -132,10 +135,16 @@ def read_dataset(directory: Path) -> DatasetInfo:
         problem = f"has format version {quoted(version)}, not {FORMAT_VERSION}"
         raise InputError(f"{path} {problem}; prepare the data again: {prepare}")
     try:
-        return parse_manifest(fields)
+        info = parse_manifest(fields)
     except (KeyError, TypeError, ValueError) as error:
         problem = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path} cannot be used: {problem}; prepare the data again: {prepare}") from None
+    if not info.splits.keys() >= set(needed):
+        raise InputError(
+            f"{directory} has no training images, so it can only be evaluated; prepare ROOT/train together with "
+            f"ROOT/test: {preparation(directory, asdict(info))}"
+        )
+    return info
 
 
 def preparation(directory: Path, dataset: Mapping[str, Any]) -> str:

@@ -27,7 +27,10 @@ class SplitInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """The content of dataset.json. `mean` and `std` are those of each color of the training images, on a 0-1 scale."""
+    """The content of dataset.json. `mean` and `std` are those of each color of the training images, on a 0-1 scale.
+
+    `splits` may lack "train": such a dataset can be evaluated, and its mean and std are those of the test images.
+    """
 
     format_version: int
     source: str
@@ -50,7 +53,8 @@ class DatasetInfo:
 def parse_manifest(fields: dict[str, Any]) -> DatasetInfo:
     """Raises KeyError, TypeError or ValueError for fields that do not describe a dataset."""
     _check_type(dict, splits=fields["splits"])
-    splits = {name: _parse_split(name, fields["splits"][name]) for name in SPLITS}
+    present = [name for name in SPLITS if name == "test" or name in fields["splits"]]
+    splits = {name: _parse_split(name, fields["splits"][name]) for name in present}
     _check_type(str, source=fields["source"], ffcv_version=fields["ffcv_version"])
     _check_type(int, image_size=fields["image_size"], channels=fields["channels"])
     _check_type(list, mean=fields["mean"], std=fields["std"])

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 import tyro
 
 from data_prep.dataset import DatasetInfo, read_dataset, verify_dataset
-from data_prep.errors import InputError
+from data_prep.errors import InputError, quoted
 from data_prep.json_fields import Fields
 from data_prep.loader import build_loader
+from data_prep.sources.listing import name_some
 from ddp_trainer.command_line import parse_flags, program_name, run_command
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.launch import Launch
@@ -30,7 +32,8 @@ class EvaluateConfig:
     run_dir: tyro.conf.Positional[Path]
     """Run directory with model.safetensors and model.json."""
     data_dir: Path | None = None
-    """A folder that data_prep wrote; default: the one the run was trained on."""
+    """A folder that data_prep wrote; default: the one the run was trained on. Its classes must be classes of the run,
+    by name; it may have fewer of them, and no training images."""
     tta: bool = False
     """Test-time augmentation: classify uncertain images by averaging shifted copies, and mirrored ones too unless
     the run was trained with --flip none."""
@@ -47,8 +50,8 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
     trained = Fields.read(config.run_dir / "config.json")
     recorded = trained.text("data_dir", exact=True) if trained else ""
     data_dir = config.data_dir or Path(recorded or "data/cifar10")
-    dataset = read_dataset(data_dir)
-    check_same_images(spec, dataset, data_dir)
+    dataset = read_dataset(data_dir, needed=("test",))
+    labels = labels_of_the_run(spec, dataset, data_dir)
     verify_dataset(data_dir, dataset)
     # Signals are not handled, because a signal may end the process at once: nothing is saved here.
     runtime = Runtime(RuntimeConfig(device=config.device, precision=config.precision))
@@ -59,7 +62,9 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
     evaluator = Evaluator(loader, np.arange(split.count), spec, runtime)
     result = evaluator.run(runtime.place(model), tta=config.tta)
     runtime.close()
-    averaged = result if result.logits_tta is None else replace(result, logits=result.logits_tta)
+    own = torch.tensor(labels, device=result.labels.device)
+    logits = result.logits if result.logits_tta is None else result.logits_tta
+    averaged = replace(result, labels=own[result.labels], logits=logits)
     return {
         "test_accuracy": averaged.correct / averaged.total,
         "test_correct": averaged.correct,
@@ -68,15 +73,26 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
     }
 
 
-def check_same_images(spec: ModelSpec, dataset: DatasetInfo, data_dir: Path) -> None:
-    """Raises InputError if the dataset has other classes or another image size than the model was trained on."""
-    if tuple(dataset.classes) != spec.classes:
-        raise InputError(f"{data_dir} has other classes than the run was trained on; pass its dataset as --data-dir")
+def labels_of_the_run(spec: ModelSpec, dataset: DatasetInfo, data_dir: Path) -> list[int]:
+    """The run's label of each class of the dataset, matched by name; the dataset may have fewer classes than the run.
+
+    Raises InputError for a class that the run does not know, and for another image size than it was trained on.
+    """
+    label_of = {name: label for label, name in enumerate(spec.classes)}
+    unknown = [quoted(name) for name in dataset.classes if name not in label_of]
+    if unknown:
+        missing = [quoted(name) for name in spec.classes if name not in dataset.classes]
+        only = f"; only the run has {name_some(missing)}" if missing else ""
+        raise InputError(
+            f"{data_dir} has classes that the run was not trained on: {name_some(unknown)}{only}; "
+            "pass another dataset as --data-dir"
+        )
     if dataset.image_size != spec.image_size:
         raise InputError(
             f"{data_dir} has images of {dataset.image_size} pixels, but the run was trained on {spec.image_size}; "
             "pass its dataset as --data-dir"
         )
+    return [label_of[name] for name in dataset.classes]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

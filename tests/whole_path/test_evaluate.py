@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data_prep.dataset import read_dataset
 from data_prep.loader import Batch
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.runtime import Runtime
@@ -20,6 +22,8 @@ from ddp_trainer.engine.evaluation import SURE_MARGIN, Evaluator, averaged_over_
 from ddp_trainer.evaluate import main
 from ddp_trainer.models.custom_resnet import CustomResNet
 from ddp_trainer.models.spec import ModelSpec, build_model
+from ddp_trainer.tracking.predictions import read_predictions
+from ddp_trainer.train import main as train_main
 from tests.support.trainer import NARROW, run, train
 
 
@@ -35,17 +39,51 @@ def test_three_processes_count_every_image_once(smoke_run: Path) -> None:
     assert figures["test_accuracy"] == figures["test_correct"] / 40 == summary["test_accuracy_tta"]
 
 
+def with_manifest(data_dir: Path, target: Path, **changes: object) -> Path:
+    """Copies a dataset, with other values in its dataset.json."""
+    shutil.copytree(data_dir, target)
+    manifest = json.loads((target / "dataset.json").read_text())
+    (target / "dataset.json").write_text(json.dumps(manifest | changes))
+    return target
+
+
 def test_a_dataset_with_other_classes_or_another_image_size_is_refused(
     smoke_run: Path, tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = shutil.copytree(tiny_dir, tmp_path / "data")
-    manifest = json.loads((data / "dataset.json").read_text())
-    for change, expected in (({"classes": list("abcdefghij")}, "other classes"), ({"image_size": 64}, "64 pixels")):
-        (data / "dataset.json").write_text(json.dumps(manifest | change))
+    classes = read_dataset(tiny_dir).classes
+    faults = {
+        "not trained on: 'a', 'b'; only the run has 'bow tie', 'checkerboard'": {"classes": ["a", "b", *classes[2:]]},
+        "64 pixels": {"image_size": 64},
+    }
+    for number, (expected, change) in enumerate(faults.items()):
+        data = with_manifest(tiny_dir, tmp_path / str(number), **change)
         assert main([str(smoke_run), "--data-dir", str(data)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert expected in line
         assert "--data-dir" in line
+
+
+def test_classes_are_matched_by_name_and_training_images_are_not_needed(
+    smoke_run: Path, tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The classes have another order than those of the run, so each label stands for another class."""
+    info = read_dataset(tiny_dir)
+    found = read_predictions(smoke_run / "predictions.npz")
+    assert found is not None
+    order = np.random.default_rng(0).permutation(10)
+    data = with_manifest(
+        tiny_dir,
+        tmp_path / "data",
+        classes=[info.classes[label] for label in order],
+        splits={"test": asdict(info.splits["test"])},
+    )
+    assert main([str(smoke_run), "--data-dir", str(data), "--device", "cpu"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["test_correct"] == (found.predicted == order[found.labels]).sum() != found.num_correct
+    assert train_main(["smoke", "--data-dir", str(data), "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has no training images" in line
+    assert not (tmp_path / "run").exists()
 
 
 def mean_of_views(model: nn.Module, image: Tensor, *, mirror: bool) -> Tensor:
