@@ -69,8 +69,11 @@ class Augmenter:
         alpha = config.mixup or config.cutmix
         self._quantiles = torch.from_numpy(beta_quantiles(alpha)).float() if alpha else None
 
-    def __call__(self, batch: ImageBatch, *, epoch: int, side: int | None = None) -> AugmentedBatch:
-        """Augments uint8 images for `epoch` (0-based); `side`: side of the crops, default: that of the images."""
+    def __call__(self, batch: ImageBatch, *, epoch: int | Tensor, side: int | None = None) -> AugmentedBatch:
+        """Augments uint8 images for `epoch` (0-based), or for the epoch (N,) of each image.
+
+        `side`: side of the crops, default: that of the images.
+        """
         draws = self._draw(batch.indices, epoch)
         images = self._crop(batch.images, draws, side)
         images = self._flip(images, batch.indices, draws, epoch)
@@ -82,7 +85,7 @@ class Augmenter:
         images, weights = self._mix(images, batch.indices, epoch)
         return AugmentedBatch(images, batch.labels, batch_partners(batch.labels), weights)
 
-    def _draw(self, indices: Tensor, epoch: int) -> Tensor:
+    def _draw(self, indices: Tensor, epoch: int | Tensor) -> Tensor:
         """(NUM_DRAWS, N) int64 random bits."""
         return random_bits(indices, seed=self.seed, epoch=epoch, num_draws=NUM_DRAWS)
 
@@ -95,7 +98,7 @@ class Augmenter:
         top, left = below(draws[CROP_TOP], num_tops), below(draws[CROP_LEFT], num_lefts)
         return batch_crop(images, top, left, size=size, padding=padding)
 
-    def _flip(self, images: Tensor, indices: Tensor, draws: Tensor, epoch: int) -> Tensor:
+    def _flip(self, images: Tensor, indices: Tensor, draws: Tensor, epoch: int | Tensor) -> Tensor:
         """Mirrors a random half of the images. Alternating: one half in even epochs, the other half in odd ones
         (airbench94, github.com/KellerJordan/cifar10-airbench)."""
         if self.config.flip == "none":
@@ -120,11 +123,13 @@ class Augmenter:
         stretch = 1 + (2 * uniform(draws[CONTRAST]) - 1) * contrast
         return batch_jitter(images, shift.to(self.dtype), stretch.to(self.dtype))
 
-    def _mix(self, images: Tensor, indices: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+    def _mix(self, images: Tensor, indices: Tensor, epoch: int | Tensor) -> tuple[Tensor, Tensor]:
         """Mixed images and the weights (N,) of their own labels. N must be even.
 
-        Both images of a pair use the draws of the smaller sample index, so they agree on weight and rectangle.
+        Both images of a pair use the draws of the smaller sample index and epoch, so they agree.
         """
+        if isinstance(epoch, Tensor) and epoch.dim():
+            epoch = torch.minimum(epoch, batch_partners(epoch))
         draws = self._draw(torch.minimum(indices, batch_partners(indices)), epoch)
         weights = self._beta(uniform(draws[MIX_WEIGHT]))
         if self.config.mixup:

@@ -14,6 +14,9 @@ class DataConfig:
     validation: int = 0
     """Hold out this many training images (stratified, fixed by the seed) and evaluate on them instead of the test
     split. Use it to choose settings."""
+    balance: Literal["none", "batches", "weights"] = "none"
+    """For classes of unequal size. batches: draw images of each class equally often, those of small classes several
+    times in an epoch; weights: weight the loss of an image by the inverse of its class's size, with a mean of 1."""
     data_mode: Literal["auto", "stream", "resident"] = "auto"
     """stream: read every epoch from the file; resident: keep all images in device memory; auto: resident if they are
     small compared with that memory. All three give the same batches."""

@@ -4,9 +4,18 @@ The images of a step depend on the seed and the epoch, never on the number of pr
 another number of processes, and runs with different numbers can be compared.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from data_prep.errors import require
+
+
+class Order(NamedTuple):
+    """The samples of an epoch, or of the steps of one rank in it."""
+
+    samples: np.ndarray  # positions in the beton file
+    turns: np.ndarray | None  # how often each was drawn before in the run; None: once in each earlier epoch
 
 
 def epoch_order(samples: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
@@ -16,6 +25,36 @@ def epoch_order(samples: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
     """
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch))))
     return generator.permutation(np.asarray(samples, dtype=np.int64))
+
+
+def balanced_order(samples: np.ndarray, labels: np.ndarray, *, count: int, seed: int, epoch: int) -> Order:
+    """`count` of `samples` (N,) for `epoch` (0-based), each class equally often; `labels` (N,) are their classes.
+
+    Class sizes differ by at most one, in the epoch and over all epochs so far. Each class is a deck of cards: all its
+    images are drawn, in random order, before one of them is drawn again. A pure function: it needs no state.
+    """
+    classes, drawn, turns = np.unique(labels), [], []
+    for place, label in enumerate(classes.tolist()):
+        deck = np.asarray(samples, dtype=np.int64)[labels == label]
+        # The draws 0, 1, 2, ... of all epochs go to the classes in turn; these are the class's own in this epoch.
+        own = np.arange(*(-(-(draws - place) // len(classes)) for draws in (epoch * count, (epoch + 1) * count)))
+        rounds = own // len(deck)
+        for number in np.unique(rounds).tolist():
+            # label + 1, because numpy takes (seed, epoch), which `epoch_order` uses, and (seed, epoch, 0) for the same.
+            generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, number, label + 1))))
+            drawn.append(generator.permutation(deck)[own[rounds == number] % len(deck)])
+        turns.append(rounds)
+    mixed = epoch_order(np.arange(count), seed=seed, epoch=epoch)
+    return Order(np.concatenate(drawn)[mixed], np.concatenate(turns)[mixed])
+
+
+def class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """(num_classes,) weights of the classes, in inverse proportion to their sizes.
+
+    Their mean over the images, whose classes are `labels` (N,), is 1.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    return len(labels) / np.count_nonzero(counts) / np.maximum(counts, 1)
 
 
 def train_batches(order: np.ndarray, *, batch_size: int, rank: int, world_size: int) -> np.ndarray:

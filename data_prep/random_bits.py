@@ -37,10 +37,13 @@ def _mix_int(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def random_bits(indices: Tensor, *, seed: int, epoch: int, num_draws: int) -> Tensor:
-    """indices (N,) int64 -> (num_draws, N) int64 of 64 random bits each."""
-    key = _mix_int(_mix_int(seed + _GOLDEN) + (epoch + 1) * _GOLDEN)
-    per_sample = _mix(_mix(indices * _signed(_GOLDEN) + _signed(key)))
+def random_bits(indices: Tensor, *, seed: int, epoch: int | Tensor, num_draws: int) -> Tensor:
+    """indices (N,) int64 -> (num_draws, N) int64 of 64 random bits each. `epoch`: of all samples, or (N,) of each."""
+    if isinstance(epoch, Tensor):
+        key = _mix((epoch + 1) * _signed(_GOLDEN) + _signed(_mix_int(seed + _GOLDEN)))
+    else:
+        key = _signed(_mix_int(_mix_int(seed + _GOLDEN) + (epoch + 1) * _GOLDEN))
+    per_sample = _mix(_mix(indices * _signed(_GOLDEN) + key))
     draws = torch.arange(1, num_draws + 1, device=indices.device)[:, None]
     return _mix(per_sample + draws * _signed(_GOLDEN))
 

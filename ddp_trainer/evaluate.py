@@ -69,6 +69,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
         "test_accuracy": averaged.correct / averaged.total,
         "test_correct": averaged.correct,
         "test_total": averaged.total,
+        "test_balanced_accuracy": averaged.balanced_accuracy,
         "test_loss": averaged.loss,
     }
 

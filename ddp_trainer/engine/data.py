@@ -1,15 +1,18 @@
 """The images of one run: those to train on, in which order, and those to evaluate on."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from data_prep.augment import Augmenter
 from data_prep.beton import read_labels
 from data_prep.dataset import DatasetInfo
-from data_prep.loader import ResidentLoader, StreamLoader, build_loader
-from data_prep.order import epoch_order, hold_out, train_batches
+from data_prep.loader import Batch, ResidentLoader, StreamLoader, build_loader
+from data_prep.order import Order, balanced_order, class_weights, epoch_order, hold_out, train_batches
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.evaluation import Evaluator
@@ -24,22 +27,40 @@ class RunData:
     samples: np.ndarray  # (N,) positions in the beton file, held-out images excluded
     augmenter: Augmenter
     evaluator: Evaluator
+    labels: np.ndarray | None = None  # (N,) of the samples, if classes are drawn equally often
+    class_weights: Tensor | None = None  # (C,) float32 on the device, if the loss is weighted
 
-    def plan(self, epoch: int, *, config: TrainConfig, runtime: Runtime) -> np.ndarray:
-        """(steps, images per step and rank): this rank's positions in the beton file for each step of `epoch`."""
-        order = epoch_order(self.samples, seed=config.runtime.seed, epoch=epoch)
-        size = config.schedule.batch_size
-        return train_batches(order, batch_size=size, rank=runtime.rank, world_size=runtime.world_size)
+    def plan(self, epoch: int, *, config: TrainConfig, runtime: Runtime) -> Order:
+        """(steps, images per step and rank) each: this rank's images for each step of `epoch`."""
+        size, seed = config.schedule.batch_size, config.runtime.seed
+
+        def share(order: np.ndarray) -> np.ndarray:
+            return train_batches(order, batch_size=size, rank=runtime.rank, world_size=runtime.world_size)
+
+        if self.labels is None:
+            return Order(share(epoch_order(self.samples, seed=seed, epoch=epoch)), None)
+        count = config.schedule.steps_per_epoch(len(self.samples)) * size
+        order = balanced_order(self.samples, self.labels, count=count, seed=seed, epoch=epoch)
+        assert order.turns is not None
+        return Order(share(order.samples), share(order.turns))
+
+    def batches(
+        self, epoch: int, rows: slice, *, config: TrainConfig, runtime: Runtime
+    ) -> Iterator[tuple[Batch, Tensor | None]]:
+        """This rank's images for each of the steps `rows` of `epoch`, and their turns (N,): see `Order.turns`."""
+        samples, turns = self.plan(epoch, config=config, runtime=runtime)
+        on_device = None if turns is None else torch.from_numpy(turns[rows]).to(runtime.device)
+        for row, batch in enumerate(self.loader.batches(samples[rows])):
+            yield batch, None if on_device is None else on_device[row]
 
 
 def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo) -> RunData:
     """Loaders over the training images and over the evaluated ones: the test split, or what --validation holds out."""
     train_beton, test_beton = (config.data.data_dir / dataset.splits[name].file for name in ("train", "test"))
     checksums = {config.data.data_dir / split.file: split.sha256 for split in dataset.splits.values()}
-    samples = np.arange(dataset.splits["train"].count)
+    samples, labels = np.arange(dataset.splits["train"].count), read_labels(train_beton)
     evaluated, evaluated_beton = np.arange(dataset.splits["test"].count), test_beton
     if config.data.validation:
-        labels = read_labels(train_beton)
         samples, evaluated = hold_out(labels, count=config.data.validation, seed=config.runtime.seed)
         evaluated_beton = train_beton
     spec = ModelSpec.of(dataset, config.network, flip=config.augment.flip)
@@ -54,9 +75,15 @@ def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo) -> R
             sha256=checksums[beton],
         )
 
+    labels, weights = labels[samples], None
+    if config.data.balance == "weights":
+        numbers = class_weights(labels, len(spec.classes))
+        weights = torch.tensor(numbers, dtype=torch.float32, device=runtime.device)
     return RunData(
         loader=loader(train_beton, config.schedule.batch_size // runtime.world_size),
         samples=samples,
         augmenter=Augmenter(config.augment, mean=spec.mean, std=spec.std, seed=config.runtime.seed),
         evaluator=Evaluator(loader(evaluated_beton, spec.evaluation_batch), evaluated, spec, runtime),
+        labels=labels if config.data.balance == "batches" else None,
+        class_weights=weights,
     )

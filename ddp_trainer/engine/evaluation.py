@@ -46,6 +46,21 @@ class Evaluation:
         return _num_correct(self.logits, self.labels)
 
     @property
+    def balanced_accuracy(self) -> float:
+        """Mean over the classes of the share of their images that is correct; classes without images do not count."""
+        totals = self._class_sizes()
+        hits = self.labels[self.logits.argmax(dim=1) == self.labels].bincount(minlength=len(totals))
+        return (hits[totals > 0].double() / totals[totals > 0]).mean().item()
+
+    @property
+    def largest_class_share(self) -> float:
+        """Share of the images that belong to the largest class: the accuracy of always answering with it."""
+        return self._class_sizes().max().item() / self.total
+
+    def _class_sizes(self) -> Tensor:
+        return self.labels.bincount(minlength=self.logits.size(1))
+
+    @property
     def correct_tta(self) -> int | None:
         return None if self.logits_tta is None else _num_correct(self.logits_tta, self.labels)
 

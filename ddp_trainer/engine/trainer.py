@@ -105,19 +105,19 @@ class Trainer:
         """
         before = epoch * self.steps_per_epoch
         end = None if until is None else until - before
-        plan = self.data.plan(epoch, config=self.config, runtime=self.runtime)[self.state.step - before : end]
-        for batch in self.data.loader.batches(plan):
+        rows = slice(self.state.step - before, end)
+        for batch, turns in self.data.batches(epoch, rows, config=self.config, runtime=self.runtime):
             self.runtime.stop.announce()
-            self.train_step(batch, epoch)
+            self.train_step(batch, epoch, turns)
             self._log_step(epoch)
             if self.runtime.stop.agreed():
                 raise Preempted
             yield self.state.step
 
-    def train_step(self, batch: Batch, epoch: int) -> None:
-        """One optimizer step, or none at all if the loss or a gradient is not finite. Never waits for the device."""
+    def train_step(self, batch: Batch, epoch: int, turns: Tensor | None = None) -> None:
+        """One step, or none at all if the loss or a gradient is not finite; never waits. `turns`: as in `Order`."""
         side = self.config.schedule.crop_side(batch.images.size(2), epoch=epoch)
-        augmented = self.data.augmenter(batch, epoch=epoch, side=side)
+        augmented = self.data.augmenter(batch, epoch=epoch if turns is None else turns, side=side)
         self.rates.set(self.share_of_peak(self.state.step))
         with self.guard.attempt(self.state.step, batch.indices) as attempt:
             parts = list(split_batch(augmented, self.config.schedule.accumulate))
@@ -137,6 +137,7 @@ class Trainer:
             part.partner_labels,
             part.label_weights,
             label_smoothing=self.config.optim.label_smoothing,
+            class_weights=self.data.class_weights,
         )
         loss = losses.mean() / self.config.schedule.accumulate
         self.runtime.backward(nan_gradient_if_not_finite(loss))

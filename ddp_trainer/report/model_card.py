@@ -44,7 +44,7 @@ RECIPE_SETTINGS = (
         "flip",
         "cutout",
     ),
-    *("mixup", "cutmix", "seed"),
+    *("mixup", "cutmix", "balance", "seed"),
 )
 
 
@@ -80,6 +80,12 @@ def headline(run: Run) -> Iterator[str]:
         f"- Accuracy: {correct / total:.2%}, {correct:,} of {total:,} {run.split} images; 95% interval "
         f"{low:.2%} to {high:.2%} (Wilson)."
     )
+    balanced, largest = run.number("test_balanced_accuracy"), run.number("largest_class_share")
+    if balanced is not None and largest is not None:
+        yield (
+            f"- Balanced accuracy: {balanced:.2%} (mean recall of the classes); the largest class has {largest:.2%} of "
+            "the images."
+        )
     averaged = run.number("test_accuracy_tta")
     if averaged is not None:
         yield f"- With test-time augmentation of uncertain images: {percent(averaged)}."

@@ -13,7 +13,7 @@ from ddp_trainer.report.html import chart, render
 from ddp_trainer.report.reproduce import reproduce_commands
 from ddp_trainer.report.results import confusion_picture
 from ddp_trainer.report.scores import wilson_interval
-from ddp_trainer.report.wording import NOTHING, duration, four_digits, plain, quantity
+from ddp_trainer.report.wording import NOTHING, duration, four_digits, percent, plain, quantity
 from ddp_trainer.tracking.run_record import Run
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -52,6 +52,8 @@ def _facts(run: Run) -> dict[str, str]:
         "operations": quantity(run.number("train_pflops"), "PFLOP"),
         "hardware": hardware(run),
         "throughput": quantity(latest(run, "images_per_second"), "images/s"),
+        "balanced accuracy": percent(run.number("test_balanced_accuracy")),
+        "largest class": percent(run.number("largest_class_share")),
         f"{run.split} loss": four_digits(latest(run, "test_loss")),
         "parameters": quantity(run.number("parameters")),
         "precision": run.precision or NOTHING,

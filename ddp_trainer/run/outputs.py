@@ -73,6 +73,8 @@ def summarize(trainer: Trainer, evaluation: Evaluation) -> dict[str, Any]:
         "test_correct": evaluation.correct,
         "test_total": evaluation.total,
         "test_accuracy_tta": evaluation.correct_tta / evaluation.total,
+        "test_balanced_accuracy": evaluation.balanced_accuracy,
+        "largest_class_share": evaluation.largest_class_share,
         "test_loss": evaluation.loss,
         "evaluation_split": config.data.evaluation_split,
         "epochs": len(state.history),

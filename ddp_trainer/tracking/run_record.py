@@ -17,7 +17,8 @@ from ddp_trainer.tracking.predictions import Mistake, Predictions, most_confiden
 from ddp_trainer.tracking.record_lines import Record, columns, read_epochs, read_steps
 
 FIGURES = (  # of summary.json
-    *("test_accuracy", "test_correct", "test_total", "test_accuracy_tta", "test_loss", "epochs", "steps"),
+    *("test_accuracy", "test_correct", "test_total", "test_accuracy_tta", "test_balanced_accuracy", "epochs", "steps"),
+    *("largest_class_share", "test_loss"),
     *("train_seconds", "train_pflops", "parameters", "images_per_second"),
 )
 

@@ -17,7 +17,6 @@ from data_prep.batch_ops import (
     batch_jitter,
     batch_mixup,
     batch_normalize,
-    beta_quantiles,
 )
 from data_prep.errors import InputError
 from data_prep.loader import Batch
@@ -94,33 +93,6 @@ def test_jitter_mixup_and_cutmix_equal_slow_references() -> None:
         expected[:, rows, columns] = images[i ^ 1][:, rows, columns]
         assert torch.equal(mixed[i], expected)
     torch.testing.assert_close(own, 1 - torch.tensor([6.0, 6.0, 6.0, 6.0]) / 64)
-
-
-ALPHAS = [0.01, 0.05, 0.1, 0.2, 0.45, 0.5, 1.0, 2.0, 5.0]
-
-
-@pytest.mark.parametrize("alpha", ALPHAS)
-def test_beta_quantiles_are_those_of_numpys_generator(alpha: float) -> None:
-    drawn = np.random.default_rng(0).beta(alpha, alpha, size=400_000)
-    expected = np.quantile(drawn, np.linspace(0, 1, 1025)[1:-1])
-    assert np.abs(beta_quantiles(alpha)[1:-1] - expected).mean() < 2e-3  # 400,000 draws are good for 1e-3
-    lowest = 1 / 1024, 1 / 32, 1 / 4  # of a small alpha, these are very small
-    exponents = np.log(beta_quantiles(alpha)[[1, 32, 256]]) - np.log(np.quantile(drawn, lowest))
-    assert np.abs(alpha * exponents).max() < 0.1
-
-
-@pytest.mark.parametrize("alpha", ALPHAS)
-def test_beta_quantiles_have_the_moments_of_the_distribution(alpha: float) -> None:
-    table = beta_quantiles(alpha)
-    middle = (table[1:] + table[:-1]) / 2
-    assert np.all(np.diff(table) >= 0)
-    assert (table[0], table[-1]) == (pytest.approx(0, abs=1e-6), pytest.approx(1, abs=1e-6))
-    assert middle.mean() == pytest.approx(0.5, abs=1e-3)
-    assert middle.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.02)
-
-
-def test_beta_quantiles_of_a_narrow_distribution_are_numbers() -> None:
-    assert beta_quantiles(5000.0)[1:-1].std() == pytest.approx(1 / (2 * 10001**0.5), rel=0.02)
 
 
 EVERYTHING = [

@@ -48,6 +48,8 @@ OF_FAST = (
     "alternating",
     "--small-crop-fraction",
     "0.5",
+    "--balance",
+    "batches",
 )
 VOLATILE = ("seconds", "images_per_second")
 

@@ -41,6 +41,8 @@ def test_summary_counts_every_test_image(smoke_run: Path) -> None:
         "test_correct",
         "test_total",
         "test_accuracy_tta",
+        "test_balanced_accuracy",
+        "largest_class_share",
         "epochs",
         "steps",
         "world_size",
@@ -52,6 +54,8 @@ def test_summary_counts_every_test_image(smoke_run: Path) -> None:
     assert promised <= set(summary)
     assert (summary["test_total"], summary["parameters"], summary["world_size"]) == (40, 6_573_130, 1)
     assert summary["test_accuracy"] == summary["test_correct"] / 40
+    assert summary["test_balanced_accuracy"] == pytest.approx(summary["test_accuracy"]), "4 images of each class"
+    assert summary["largest_class_share"] == 0.1
     assert summary["train_pflops"] == pytest.approx(6 * 32 * 2.276e9 / 1e15, rel=0.01)
 
 

@@ -26,10 +26,11 @@ Take = Callable[..., Trainer]
 def stepped(tiny_dir: Path, device: torch.device) -> Take:
     """Returns trainers after one step on a batch of 32 images, in which the second half repeats the first."""
 
-    def take(*, accumulate: int = 1, **optim: float) -> Trainer:
+    def take(*, accumulate: int = 1, balance: str = "none", **optim: float) -> Trainer:
         config = narrow_settings(tiny_dir)
         config = replace(
             config,
+            data=replace(config.data, balance=balance),
             optim=replace(config.optim, weight_decay=0.0, **optim),
             schedule=replace(config.schedule, accumulate=accumulate),
         )
@@ -57,6 +58,15 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(stepped: Take) -
     torch.testing.assert_close(momentum(parts), momentum(whole), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-9, atol=1e-12)
     assert averages(parts.state.sums.values) == pytest.approx(averages(whole.state.sums.values))
+
+
+def test_classes_are_weighted_in_the_loss_and_parts_change_nothing(stepped: Take) -> None:
+    """The classes have 9 or 10 images, so the loss differs a little."""
+    plain, whole, parts = stepped(), stepped(balance="weights"), stepped(balance="weights", accumulate=2)
+    torch.testing.assert_close(momentum(parts), momentum(whole), rtol=1e-9, atol=1e-12)
+    one, other = (averages(trainer.state.sums.values).loss for trainer in (plain, whole))
+    assert one != pytest.approx(other, rel=1e-6)
+    assert one == pytest.approx(other, rel=0.05)
 
 
 def test_network_sees_growing_crops(tiny_dir: Path, device: torch.device) -> None:

@@ -1,5 +1,6 @@
-"""Writes the loss of the global batch at each step. Arguments: DATA_DIR OUT DTYPE=STEPS ...
+"""Writes the loss of the global batch at each step. Arguments: DATA_DIR OUT NAME=STEPS ...
 
+A name is a type of numbers, or `balanced`: float64 with mixed images of balanced classes, which have unequal sizes.
 BatchNorm is synchronized. The network is narrow, so that float64 on a CPU takes only seconds.
 """
 
@@ -18,14 +19,17 @@ from ddp_trainer.engine.trainer import Trainer
 from tests.support.narrow import narrow_settings, narrow_trainer
 
 
-def settings(data_dir: Path, dtype: torch.dtype) -> TrainConfig:
+def settings(data_dir: Path, name: str) -> TrainConfig:
     """Returns the settings, with a low learning rate for float32.
 
     In float32, rounding sometimes changes which element is the maximum of a pooling window. A high learning rate would
     amplify that difference from step to step. In float64 this does not happen, so the recipe's learning rate is kept.
     """
     config = narrow_settings(data_dir)
-    peak_lr = config.optim.peak_lr if dtype == torch.float64 else 0.001
+    peak_lr = 0.001 if name == "float32" else config.optim.peak_lr
+    if name == "balanced":
+        data = replace(config.data, balance="batches", validation=37)
+        config = replace(config, data=data, augment=replace(config.augment, mixup=0.5))
     return replace(config, schedule=replace(config.schedule, epochs=20), optim=replace(config.optim, peak_lr=peak_lr))
 
 
@@ -43,8 +47,8 @@ def losses_of(trainer: Trainer, steps: int) -> list[float]:
 def main(data_dir: Path, out: Path, parts: dict[str, int]) -> None:
     runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32", sync_bn=True))
     for name, steps in parts.items():
-        dtype = getattr(torch, name)
-        losses = losses_of(narrow_trainer(settings(data_dir, dtype), runtime, dtype=dtype), steps)
+        dtype = torch.float32 if name == "float32" else torch.float64
+        losses = losses_of(narrow_trainer(settings(data_dir, name), runtime, dtype=dtype), steps)
         if runtime.is_main:
             (out / f"{name}-{runtime.world_size}.json").write_text(json.dumps(losses))
     runtime.close()
@@ -52,4 +56,4 @@ def main(data_dir: Path, out: Path, parts: dict[str, int]) -> None:
 
 if __name__ == "__main__":
     steps_of = dict(part.split("=") for part in sys.argv[3:])
-    main(Path(sys.argv[1]), Path(sys.argv[2]), {dtype: int(steps) for dtype, steps in steps_of.items()})
+    main(Path(sys.argv[1]), Path(sys.argv[2]), {name: int(steps) for name, steps in steps_of.items()})
