@@ -14,6 +14,9 @@ class DataConfig:
     validation: int = 0
     """Hold out this many training images (stratified, fixed by the seed) and evaluate on them instead of the test
     split. Use it to choose settings."""
+    calibrate: int = 0
+    """Hold out this many training images (stratified, fixed by the seed; none of those of --validation) and fit a
+    temperature on them when the run ends, so that its probabilities say how often it is right."""
     balance: Literal["none", "batches", "weights"] = "none"
     """For classes of unequal size. batches: draw images of each class equally often, those of small classes several
     times in an epoch; weights: weight the loss of an image by the inverse of its class's size, with a mean of 1."""
@@ -26,7 +29,13 @@ class DataConfig:
     def __post_init__(self) -> None:
         require_printable("data-dir", self.data_dir)
         require(self.validation >= 0, f"--validation must be at least 0, got {self.validation}")
+        require(self.calibrate >= 0, f"--calibrate must be at least 0, got {self.calibrate}")
         require(self.num_workers >= 1, f"--num-workers must be at least 1, got {self.num_workers}")
+
+    @property
+    def held_out(self) -> int:
+        """Number of training images that are not trained on."""
+        return self.validation + self.calibrate
 
     @property
     def evaluation_split(self) -> Literal["validation", "test"]:

@@ -89,7 +89,7 @@ def hold_out(labels: np.ndarray, *, count: int, seed: int) -> tuple[np.ndarray, 
     num_classes = len(np.unique(labels))
     require(
         count <= len(labels) - num_classes,
-        f"--validation must leave one image of each of the {num_classes} classes to train on: "
+        f"--validation and --calibrate must leave one image of each of the {num_classes} classes to train on: "
         f"at most {len(labels) - num_classes} of {len(labels)} images, got {count}",
     )
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, len(labels)))))

@@ -1,8 +1,9 @@
 """Export: `python -m ddp_trainer.export RUN_DIR --format {onnx,torch}` writes the model as one file for other programs.
 
 The input of the exported model is uint8 (N, 3, H, W) with values 0-255, as decoders return them; the output is float32
-(N, num_classes) logits. Normalization is part of the model. Float input is rejected, because [0, 1] could silently be
-mistaken for [0, 255]. The file gets its final name only after it has been checked.
+(N, num_classes) logits. Normalization is part of the model, and so is the temperature of a calibrated run. Float input
+is rejected, because [0, 1] could silently be mistaken for [0, 255]. The file gets its final name only after it has been
+checked.
 """
 
 import contextlib
@@ -77,21 +78,25 @@ class Result(NamedTuple):
 
 
 class NormalizingModel(nn.Module):
-    """The network with normalization in front of it, so that users need not know mean and std."""
+    """The network with the normalization of its input and the division by its temperature.
+
+    Users need not know mean and std, and softmax of the output gives the run's probabilities.
+    """
 
     scale: Tensor
     shift: Tensor
 
     def __init__(self, network: nn.Module, spec: ModelSpec) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.temperature = network, spec.temperature
         self.register_buffer("scale", torch.tensor([1 / (255 * s) for s in spec.std]).view(3, 1, 1))
         self.register_buffer(
             "shift", torch.tensor([-m / s for m, s in zip(spec.mean, spec.std, strict=True)]).view(3, 1, 1)
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(images.to(torch.float32) * self.scale + self.shift)
+        logits = self.network(images.to(torch.float32) * self.scale + self.shift)
+        return logits if self.temperature == 1 else logits / self.temperature
 
 
 def write_onnx(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path, *, opset: int = OPSET) -> Exported:
@@ -157,7 +162,7 @@ def largest_difference(exported: Classifier, model: nn.Module, spec: ModelSpec) 
         images = torch.randint(
             256, (count, 3, spec.image_size, spec.image_size), dtype=torch.uint8, generator=generator
         )
-        expected = model(batch_normalize(images, spec.mean, spec.std, torch.float32))
+        expected = model(batch_normalize(images, spec.mean, spec.std, torch.float32)) / spec.temperature
         found = exported(images)
         if found.shape != expected.shape or not bool(found.isfinite().all()):
             wanted, got = tuple(expected.shape), tuple(found.shape)

@@ -121,8 +121,8 @@ def read_images(paths: Sequence[Path], size: int) -> tuple[list[Path], list[np.n
 def predict(model: nn.Module, spec: ModelSpec, paths: Sequence[Path], pixels: np.ndarray) -> Iterator[Prediction]:
     """The prediction for each image of `pixels`, (N, H, W, 3) uint8 RGB; `paths` are their files."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    logits = model(batch_normalize(images, spec.mean, spec.std, torch.float32))
-    best = logits.double().softmax(dim=1).topk(min(2, len(spec.classes)))
+    logits = model(batch_normalize(images, spec.mean, spec.std, torch.float32)).double() / spec.temperature
+    best = logits.softmax(dim=1).topk(min(2, len(spec.classes)))
     for path, values, classes in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):
         names = [spec.classes[label] for label in classes]
         after = (names[1], values[1]) if len(names) > 1 else (None, None)

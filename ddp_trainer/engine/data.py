@@ -29,6 +29,7 @@ class RunData:
     evaluator: Evaluator
     labels: np.ndarray | None = None  # (N,) of the samples, if classes are drawn equally often
     class_weights: Tensor | None = None  # (C,) float32 on the device, if the loss is weighted
+    calibrator: Evaluator | None = None  # over the images that --calibrate holds out
 
     def plan(self, epoch: int, *, config: TrainConfig, runtime: Runtime) -> Order:
         """(steps, images per step and rank) each: this rank's images for each step of `epoch`."""
@@ -63,6 +64,8 @@ def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo) -> R
     if config.data.validation:
         samples, evaluated = hold_out(labels, count=config.data.validation, seed=config.runtime.seed)
         evaluated_beton = train_beton
+    kept, own = hold_out(labels[samples], count=config.data.calibrate, seed=config.runtime.seed)
+    samples, calibrated = samples[kept], samples[own]
     spec = ModelSpec.of(dataset, config.network, flip=config.augment.flip)
 
     def loader(beton: Path, batch_size: int) -> StreamLoader | ResidentLoader:
@@ -79,11 +82,13 @@ def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo) -> R
     if config.data.balance == "weights":
         numbers = class_weights(labels, len(spec.classes))
         weights = torch.tensor(numbers, dtype=torch.float32, device=runtime.device)
+    train_loader = loader(train_beton, config.schedule.batch_size // runtime.world_size)
     return RunData(
-        loader=loader(train_beton, config.schedule.batch_size // runtime.world_size),
+        loader=train_loader,
         samples=samples,
         augmenter=Augmenter(config.augment, mean=spec.mean, std=spec.std, seed=config.runtime.seed),
         evaluator=Evaluator(loader(evaluated_beton, spec.evaluation_batch), evaluated, spec, runtime),
         labels=labels if config.data.balance == "batches" else None,
         class_weights=weights,
+        calibrator=Evaluator(train_loader, calibrated, spec, runtime) if len(calibrated) else None,
     )

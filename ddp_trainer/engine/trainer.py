@@ -104,8 +104,7 @@ class Trainer:
         Raises Preempted after the step in which any rank was asked to stop.
         """
         before = epoch * self.steps_per_epoch
-        end = None if until is None else until - before
-        rows = slice(self.state.step - before, end)
+        rows = slice(self.state.step - before, None if until is None else until - before)
         for batch, turns in self.data.batches(epoch, rows, config=self.config, runtime=self.runtime):
             self.runtime.stop.announce()
             self.train_step(batch, epoch, turns)

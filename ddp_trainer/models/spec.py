@@ -19,6 +19,7 @@ from ddp_trainer.models.initial_weights import freeze
 # Limits for a model.json that comes from somebody else. Three poolings reduce the smallest side to one pixel; at the
 # largest side, the first activation takes 4 GB.
 MIN_SIDE, MAX_SIDE, MAX_WIDTH = 8, 4096, 8192
+TEMPERATURES = (1e-3, 1e3)
 FLIPS = ("none", "random", "alternating")
 
 
@@ -34,6 +35,7 @@ class ModelSpec:
     activation: str = "relu"
     architecture: str = registry.BUILT_IN  # as in --network
     flip: str = "random"  # --flip of the run; if it is "none", test-time augmentation must not mirror images either
+    temperature: float = 1.0  # logits are divided by it before softmax: see --calibrate
 
     @classmethod
     def of(cls, dataset: DatasetInfo, network: NetworkConfig, *, flip: str = "random") -> "ModelSpec":
@@ -71,12 +73,14 @@ class ModelSpec:
             activation=fields.text("activation", "relu"),
             architecture=fields.text("architecture", registry.BUILT_IN),
             flip=fields.text("flip", "random"),
+            temperature=fields.number("temperature") or 1.0,
         )
         unknown = set(fields.names()) - {field.name for field in dataclasses.fields(cls)}
         for problem, found in (
             ("it has no classes", not spec.classes),
             ("it has no image_size", not spec.image_size),
             ("std must be positive", min(spec.std) <= 0),
+            (f"temperature must be in {TEMPERATURES}", not TEMPERATURES[0] <= spec.temperature <= TEMPERATURES[1]),
             ("widths must be four numbers", len(spec.widths) != 4),
             (f"activation must be one of {', '.join(ACTIVATIONS)}", spec.activation not in ACTIVATIONS),
             (f"flip must be one of {', '.join(FLIPS)}", spec.flip not in FLIPS),

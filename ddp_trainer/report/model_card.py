@@ -23,7 +23,7 @@ WITH_THIS_PACKAGE = """\
 import ddp_trainer, torch
 model, spec = ddp_trainer.load_model(".")  # in evaluation mode, on the CPU
 mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
-logits = model((images / 255 - mean) / std)
+logits = model((images / 255 - mean) / std) / spec.temperature
 """
 EXPORT = "python -m ddp_trainer.export . --format torch  # or: --format onnx"
 WITHOUT_THIS_PACKAGE = """\
@@ -44,7 +44,7 @@ RECIPE_SETTINGS = (
         "flip",
         "cutout",
     ),
-    *("mixup", "cutmix", "balance", "seed"),
+    *("mixup", "cutmix", "balance", "calibrate", "seed"),
 )
 
 
@@ -103,6 +103,9 @@ def data(run: Run) -> Iterator[str]:
     held_out = run.settings.get("validation")
     if held_out:
         yield f"- {code(plain(held_out))} of the training images were held out, and the accuracy is measured on them."
+    calibrated = run.settings.get("calibrate")
+    if calibrated:
+        yield f"- {code(plain(calibrated))} other training images were held out, and the temperature is fitted on them."
     mean, std = (", ".join(f"{value:.4f}" for value in values) or NOTHING for values in (dataset.mean, dataset.std))
     yield f"- Colors of the training images on a scale of 0-1: mean {mean}; standard deviation {std}."
     for split in dataset.splits.values():
@@ -147,6 +150,9 @@ def measured_limits(run: Run, found: Predictions) -> Iterator[str]:
     yield f"- Weakest class: {code(run.classes[worst])}; {recall[worst]:.1%} of its {images:,} images were recognized."
     error = calibration(found.labels, found.predicted, found.confidence).error
     yield f"- Its probabilities are off by {error:.1%} on average (expected calibration error, 15 bins)."
+    before, temperature = run.number("calibration_error_before"), run.number("temperature")
+    if before is not None and temperature is not None:
+        yield f"- They are computed with a temperature of {temperature:.3f}; with 1, they would be off by {before:.1%}."
 
 
 def usage() -> Iterator[str]:

@@ -40,7 +40,7 @@ def results(run: Run, *, is_detail: bool = False) -> Markup:
     if found is None:
         return Markup("")
     matrix = confusion(run, found, show_matrix=is_detail or len(run.classes) > MAX_NUMBERED)
-    return Markup("").join([matrix, classes(run, found), reliability(found), mistakes(run, found)])
+    return Markup("").join([matrix, classes(run, found), reliability(run, found), mistakes(run, found)])
 
 
 def confusion_picture(run: Run) -> Markup:
@@ -90,7 +90,7 @@ def class_rows(names: Sequence[str], found: Predictions) -> list[ClassRow]:
     return [ClassRow(*values) for values in zip(*columns, strict=True)]
 
 
-def reliability(found: Predictions) -> Markup:
+def reliability(run: Run, found: Predictions) -> Markup:
     measured = calibration(found.labels, found.predicted, found.confidence)
     confidence, accuracy = float(found.confidence.mean()), found.num_correct / len(found.labels)
     return render(
@@ -101,6 +101,9 @@ def reliability(found: Predictions) -> Markup:
         accuracy=accuracy,
         num_images=len(found.labels),
         num_bins=NUM_BINS,
+        temperature=run.number("temperature"),
+        error_before=run.number("calibration_error_before"),
+        num_calibrated=run.settings.get("calibrate"),
     )
 
 

@@ -15,11 +15,12 @@ SMALLEST_SIDE = 8  # pixels, because the network halves the side three times
 
 def check_settings(config: TrainConfig, dataset: DatasetInfo, *, world_size: int) -> int:
     """Number of training images that are not held out. Raises InputError if the settings do not fit the dataset."""
-    total, held_out = dataset.splits["train"].count, config.data.validation
+    total, held_out = dataset.splits["train"].count, config.data.held_out
     most = max(total - len(dataset.classes), 0)
     require(
         held_out <= most,
-        f"--validation must leave an image of each class to train on: at most {most} of {total}, got {held_out}",
+        f"--validation and --calibrate must leave an image of each class to train on: at most {most} of {total}, "
+        f"got {held_out}",
     )
     _check_sides(config, dataset.image_size)
     require(

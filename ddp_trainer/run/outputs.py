@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from data_prep.files import replace_file, write_json
 from data_prep.loader import ResidentLoader, StreamLoader, read_images
 from ddp_trainer.engine.evaluation import Evaluation
 from ddp_trainer.engine.flops import training_flops
+from ddp_trainer.engine.temperature import fit_temperature
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.models.spec import ModelSpec, count_parameters
+from ddp_trainer.report.scores import calibration
 from ddp_trainer.run.directory import RunDirectory
 from ddp_trainer.run.recorder import Recorder, SilentRecorder
 
@@ -25,7 +28,7 @@ GALLERY_SIZE = 48
 
 def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentRecorder) -> None:
     """Writes all results of a finished run on the main process. Every rank must call it."""
-    model, spec = trainer.evaluated_model, trainer.data.evaluator.spec
+    model, spec = trainer.evaluated_model, replace(trainer.data.evaluator.spec, temperature=_fitted(trainer))
     with trainer.runtime.averaged_batchnorm(model):
         if isinstance(recorder, Recorder):
             write_model(recorder.run_dir.path, model, spec)
@@ -33,8 +36,9 @@ def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentReco
         return
     path = recorder.run_dir.path
     recorder.checkpoints.close()
-    write_predictions(path, evaluation, trainer.data.evaluator.loader)
-    summary = summarize(trainer, evaluation)
+    calibrated = replace(evaluation, logits=evaluation.logits / spec.temperature)
+    write_predictions(path, calibrated, trainer.data.evaluator.loader)
+    summary = summarize(trainer, evaluation) | describe_calibration(trainer, evaluation, calibrated, spec.temperature)
     write_json(path / "summary.json", summary)  # its presence says that the run is finished
     write_model_card_or_warn(path)
     recorder.tracker.finish(summary)
@@ -44,6 +48,15 @@ def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentReco
     counts = f"{evaluation.correct}/{evaluation.total} ({plain})"
     recorder.say(f"{summary['evaluation_split']} accuracy {counts}, {tta} with test-time augmentation")
     recorder.say(f"run directory: {path}" + (f"\nreport: {report}" if report else ""))
+
+
+def _fitted(trainer: Trainer) -> float:
+    """The temperature of the final weights; 1 without --calibrate. A collective operation."""
+    if trainer.data.calibrator is None:
+        return 1.0
+    with trainer.runtime.averaged_batchnorm(trainer.evaluated_model):
+        found = trainer.data.calibrator.run(trainer.evaluated_model)
+    return fit_temperature(found.logits, found.labels)
 
 
 def complete_results(run_dir: RunDirectory | None) -> None:
@@ -87,6 +100,21 @@ def summarize(trainer: Trainer, evaluation: Evaluation) -> dict[str, Any]:
         "parameters": count_parameters(trainer.model),
         "images_per_second": state.step * config.schedule.batch_size / seconds,
     }
+
+
+def describe_calibration(
+    trainer: Trainer, evaluation: Evaluation, calibrated: Evaluation, temperature: float
+) -> dict[str, float]:
+    """Entries of summary.json: the calibration error, and with --calibrate what it was before, and the temperature."""
+    entries = {"calibration_error": _calibration_error(calibrated)}
+    if trainer.data.calibrator is not None:
+        entries |= {"calibration_error_before": _calibration_error(evaluation), "temperature": temperature}
+    return entries
+
+
+def _calibration_error(evaluation: Evaluation) -> float:
+    confidence, predicted = (values.cpu().numpy() for values in evaluation.logits.double().softmax(dim=1).max(dim=1))
+    return calibration(evaluation.labels.cpu().numpy(), predicted, confidence).error
 
 
 def write_model(run_dir: Path, model: nn.Module, spec: ModelSpec) -> None:

@@ -189,7 +189,7 @@ def _build_recorder(
         step=step,
         state=state["tracker"] if state else {},
     )
-    steps_left = config.schedule.last_step(dataset.splits["train"].count - config.data.validation) - step
+    steps_left = config.schedule.last_step(dataset.splits["train"].count - config.data.held_out) - step
     profiler = StepProfiler.start(config.run.profile, steps_left=steps_left, folder=run_dir.path)
     settings = settings_of(config, dataset, precision=runtime.precision)
     recorder = Recorder(run_dir, tracker, config, settings=settings, profiler=profiler)

@@ -1,0 +1,64 @@
+"""Temperature scaling: one number, fitted on held-out images, corrects probabilities and leaves the answers alone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data_prep.dataset import read_dataset
+from data_prep.errors import InputError
+from ddp_trainer.engine.data import build_data
+from ddp_trainer.engine.temperature import COLDEST, HOTTEST, fit_temperature
+from ddp_trainer.run.checks import check_settings
+from tests.support.narrow import narrow_settings, single_runtime
+
+
+def draw(temperature: float, count: int = 20_000) -> tuple[Tensor, Tensor]:
+    """Returns logits that are wrong by the factor `temperature`, and labels drawn from the right probabilities."""
+    generator = torch.Generator().manual_seed(0)
+    right = 3 * torch.randn(count, 10, dtype=torch.float64, generator=generator)
+    labels = torch.multinomial(right.softmax(dim=1), 1, generator=generator)[:, 0]
+    return (right * temperature).float(), labels
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+def test_the_factor_of_the_logits_is_found(temperature: float) -> None:
+    assert fit_temperature(*draw(temperature)) == pytest.approx(temperature, rel=0.03)
+
+
+def test_no_other_temperature_has_a_lower_loss() -> None:
+    logits, labels = draw(1.7, count=500)
+    best = fit_temperature(logits, labels)
+    losses = [F.cross_entropy(logits.double() / (best * factor), labels).item() for factor in (1, 0.999, 1.001)]
+    assert min(losses) == losses[0]
+
+
+def test_extreme_logits_end_at_the_limits() -> None:
+    labels = torch.arange(8) % 4
+    assert fit_temperature(F.one_hot(labels, 4).float(), labels) == pytest.approx(COLDEST)
+    assert fit_temperature(F.one_hot((labels + 1) % 4, 4).float(), labels) == pytest.approx(HOTTEST)
+
+
+def test_held_out_images_are_trained_on_by_nobody_and_calibrate_others_than_they_validate(tiny_dir: Path) -> None:
+    config = narrow_settings(tiny_dir)
+    config = replace(config, data=replace(config.data, validation=20, calibrate=30))
+    dataset = read_dataset(tiny_dir)
+    assert check_settings(config, dataset, world_size=1) == 46
+    data = build_data(config, single_runtime(), dataset)
+    assert data.calibrator is not None
+    parts = data.samples, data.evaluator.samples, data.calibrator.samples
+    assert [len(part) for part in parts] == [46, 20, 30]
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(96))
+    plain = build_data(narrow_settings(tiny_dir), single_runtime(), dataset)
+    assert (len(plain.samples), plain.calibrator) == (96, None)
+
+
+def test_too_many_held_out_images_are_refused(tiny_dir: Path) -> None:
+    config = narrow_settings(tiny_dir)
+    config = replace(config, data=replace(config.data, validation=60, calibrate=30))
+    with pytest.raises(InputError, match=r"--validation and --calibrate must leave .* at most 86 of 96, got 90"):
+        check_settings(config, read_dataset(tiny_dir), world_size=1)
