@@ -19,6 +19,7 @@ from torch import nn
 
 from data_prep.batch_ops import batch_normalize
 from data_prep.errors import InputError, printable
+from data_prep.sources.decoder_messages import DecoderMessages, collected_messages
 from data_prep.sources.listing import looks_like_image
 from data_prep.sources.picture import read_image, why_unreadable
 from ddp_trainer.command_line import parse_flags, program_name, run_command
@@ -139,13 +140,17 @@ def predict_files(config: PredictConfig) -> int:
     paths = [path for images, _ in found for path in images]
     problems = [problem for _, problems in found for problem in problems]
     report_problems(problems)
+    messages = DecoderMessages()
     for start in range(0, len(paths), spec.evaluation_batch):
-        readable, pixels, unreadable = read_images(paths[start : start + spec.evaluation_batch], spec.image_size)
+        with collected_messages(messages):
+            readable, pixels, unreadable = read_images(paths[start : start + spec.evaluation_batch], spec.image_size)
         report_problems(unreadable)
         problems += unreadable
         if readable:
             for prediction in predict(model, spec, readable, np.stack(pixels)):
                 print(prediction.as_json() if config.json else prediction.as_text())
+    if note := messages.note():
+        print(f"warning: {note}", file=sys.stderr)
     return 1 if problems else 0
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from data_prep.errors import printable
 from data_prep.files import open_regular
+from data_prep.sources.decoder_messages import reading
 
 # Recognized by content, whatever the file's name. Of an animation, only the first frame is used.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -64,7 +65,7 @@ def read_picture(path: Path, size: int) -> Picture:
     Transparent pixels are laid over white, 16-bit values are scaled to 8 bits, and gray, palette and CMYK images
     become RGB. Raises ValueError or OSError, and for damaged files whatever else the decoder raises.
     """
-    with open_regular(path) as file:
+    with reading(path), open_regular(path) as file:
         if not file.read(1):
             raise ValueError("the file is empty")
         file.seek(0)

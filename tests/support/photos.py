@@ -3,16 +3,28 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from data_prep.errors import InputError
 from data_prep.sources.folder import load_folder
 
+BAD_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x20\0\x12\x01\x03\0\x01\0\0\0"  # 32 entries, of which there are none
+
 
 def save(path: Path, image: Image.Image, **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, **options)
+    return path
+
+
+def damaged_tiff(path: Path) -> Path:
+    """Writes a compressed file about which libtiff prints a line."""
+    pixels = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
+    content = bytearray(save(path, Image.fromarray(pixels), compression="tiff_lzw").read_bytes())
+    content[200:260] = bytes(byte ^ 0x5A for byte in content[200:260])
+    path.write_bytes(content)
     return path
 
 

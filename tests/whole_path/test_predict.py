@@ -16,6 +16,7 @@ from data_prep.sources.picture import read_image
 from ddp_trainer.models.spec import ModelSpec, build_model, load_model
 from ddp_trainer.predict import main
 from ddp_trainer.run.outputs import write_model
+from tests.support.photos import BAD_EXIF, damaged_tiff, save
 from tests.support.trainer import environment
 
 CLASSES = ("cat", "dog", "<b>", "x y")
@@ -198,3 +199,16 @@ def test_wrong_input_gives_one_line_and_exit_status_2(run_dir, tmp_path, capsys)
         assert main(arguments) == 2
         printed = capsys.readouterr()
         assert printed.err.startswith("error: ") and printed.err.count("\n") == 1 and printed.out == ""
+
+
+def test_warnings_of_decoders_are_one_line(run_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        save(tmp_path / f"{number}.jpg", Image.new("RGB", (8, 8)), exif=BAD_EXIF)
+    damaged_tiff(tmp_path / "damaged.tif")
+    assert main([str(run_dir), str(tmp_path)]) == 1
+    printed = capfd.readouterr()
+    assert len(printed.out.splitlines()) == 3
+    error, warning = printed.err.splitlines()
+    assert error.startswith("error: ")
+    assert "damaged.tif" in error
+    assert warning.startswith(f"warning: decoders warned about 3 image files: {tmp_path}/0.jpg (Corrupt EXIF data.")

@@ -1,0 +1,95 @@
+"""What decoders say about image files: collected and told in one line, instead of printed file by file.
+
+Python code of a decoder warns, and C code, such as libtiff's, prints to stderr.
+"""
+
+import os
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from data_prep.errors import printable, shell_path
+from data_prep.sources import NUM_NAMED
+
+_reading = threading.local()  # .path: the file that this thread reads; .heard: whether it was warned about
+
+
+@dataclass
+class DecoderMessages:
+    """What was said. Only the first messages are kept, whatever their number."""
+
+    num_files: int = 0
+    first: list[str] = field(default_factory=list)
+    num_printed: int = 0
+    first_printed: str = ""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, path: Path, message: str) -> None:
+        with self._lock:
+            self.num_files += 1
+            if len(self.first) < NUM_NAMED:
+                self.first.append(f"{shell_path(path)} ({printable(' '.join(message.split()))})")
+
+    def note(self) -> str | None:
+        """One line about all of it, or None."""
+        parts = []
+        if self.num_files:
+            more = f" and {self.num_files - len(self.first)} more" if self.num_files > len(self.first) else ""
+            files = f"{self.num_files} image file{'s' if self.num_files > 1 else ''}"
+            parts.append(f"decoders warned about {files}: {', '.join(self.first)}{more}")
+        if self.num_printed:
+            lines = f"{self.num_printed} line{'s' if self.num_printed > 1 else ''}"
+            parts.append(f"decoders printed {lines} about damaged data: {printable(self.first_printed)}")
+        return "; ".join(parts) or None
+
+
+@contextmanager
+def collected_messages(messages: DecoderMessages) -> Iterator[None]:
+    """Adds to `messages` what decoders say in the block, in any thread. Nothing in it can print to stderr meanwhile."""
+
+    def hear(message: Warning | str, *_: object, **__: object) -> None:
+        path = getattr(_reading, "path", None)
+        if path is not None and not _reading.heard:
+            _reading.heard = True
+            messages.add(path, str(message))
+
+    with warnings.catch_warnings(), tempfile.TemporaryFile() as printed:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)  # Pillow's class of warnings about files
+        warnings.showwarning = hear
+        with _stderr_to(printed):
+            yield
+        printed.seek(0)
+        for line in printed:
+            messages.num_printed += 1
+            messages.first_printed = messages.first_printed or line.decode(errors="replace").strip()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Says that this thread reads `path` in the block."""
+    _reading.path, _reading.heard = path, False
+    try:
+        yield
+    finally:
+        _reading.path = None
+
+
+@contextmanager
+def _stderr_to(file: IO[bytes]) -> Iterator[None]:
+    """Sends what is written to file descriptor 2 to `file`."""
+    sys.stderr.flush()
+    own = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(own, 2)
+        os.close(own)

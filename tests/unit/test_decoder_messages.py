@@ -1,0 +1,53 @@
+"""Messages of decoders are told in one line with their files; none is printed by itself."""
+
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_prep.sources.decoder_messages import DecoderMessages, collected_messages, reading
+from data_prep.sources.picture import read_image
+from tests.support.photos import BAD_EXIF, damaged_tiff, save
+
+
+def test_each_file_is_counted_once_and_the_first_ones_are_named() -> None:
+    messages = DecoderMessages()
+
+    def read(number: int) -> None:
+        with reading(Path(f"{number}\n.png")):
+            for _ in range(2):
+                warnings.warn(f"oddity\nof {number}", stacklevel=1)
+
+    with collected_messages(messages), ThreadPoolExecutor(4) as pool:
+        list(pool.map(read, range(12)))
+        warnings.warn("about no file", stacklevel=1)
+    note = messages.note()
+    assert note is not None
+    assert note.startswith("decoders warned about 12 image files: $'")
+    assert note.endswith(" and 7 more")
+    assert note.isprintable()
+    for entry in messages.first:
+        number = entry.removeprefix("$'").partition("\\x0a")[0]
+        assert entry.endswith(f"(oddity of {number})"), "the warning belongs to the file"
+    assert DecoderMessages().note() is None
+
+
+def test_nothing_is_printed_in_the_block_and_everything_after_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    exif = save(tmp_path / "exif.jpg", Image.new("RGB", (8, 8)), exif=BAD_EXIF)
+    tiff, messages = damaged_tiff(tmp_path / "damaged.tif"), DecoderMessages()
+    with collected_messages(messages):
+        read_image(exif, 8)
+        with pytest.raises(OSError, match="decoder error"):
+            read_image(tiff, 8)
+    assert capfd.readouterr() == ("", "")
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "after\n"
+    note = messages.note()
+    assert note is not None
+    assert f"1 image file: {exif} (Corrupt EXIF data." in note
+    assert "; decoders printed 1 line about damaged data: " in note
