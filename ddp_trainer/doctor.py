@@ -24,7 +24,6 @@ from data_prep.streams import forgiving_output
 OK, ABSENT, PROBLEM = "ok", "-", "PROBLEM"  # training works without parts that are marked as absent
 REPOSITORY = Path(__file__).resolve().parent.parent
 SET_UP = "make setup"
-INSTALL = f"{sys.executable} -m pip install -c constraints.txt -e"
 NEEDED_GB = 1.0  # two checkpoints, the weights, the report and a prepared CIFAR-10
 SHARED_MEMORY_GB = 0.25  # containers often have 0.064, which is too little for NCCL
 CHILD_SECONDS = 300
@@ -122,7 +121,8 @@ def packages() -> Iterator[Finding]:
     )
     for extra, names in missing.items():
         if names:
-            yield Finding(ABSENT, f"extra {extra}", f"missing: {', '.join(names)}", f"{INSTALL} '.[{extra}]'")
+            fix = f"{sys.executable} -m pip install {' '.join(names)}"
+            yield Finding(ABSENT, f"extra {extra}", f"missing: {', '.join(names)}", fix)
         else:
             yield Finding(OK, f"extra {extra}", "installed")
 

@@ -182,7 +182,7 @@ def check_packages(format: str) -> None:
         except ImportError:
             missing.append(name)
     if missing:
-        install = f"{sys.executable} -m pip install -c constraints.txt -e '.[export]'"
+        install = f"{sys.executable} -m pip install {' '.join(missing)}"
         raise InputError(f"--format {format} needs {', '.join(missing)}; install with: {install}")
 
 

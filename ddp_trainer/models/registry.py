@@ -7,6 +7,7 @@ which settings it was built from (`spec`).
 import difflib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -69,6 +70,8 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
     dotted = module_name.removesuffix(".py").strip("/").replace("/", ".")
     is_path = "/" in module_name or module_name.endswith(".py")
     require(not is_path, f"--network needs the name of a module, not of a file; use {dotted}:{function}, got {name}")
+    if os.getcwd() not in sys.path:  # `python -m` puts it there, but commands such as ddp-train do not
+        sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

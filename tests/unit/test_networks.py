@@ -1,6 +1,7 @@
 """Networks by name: valid ones can be trained, and one line says what is wrong with the others."""
 
 import copy
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,14 @@ def test_an_unknown_network_name_is_reported_in_one_line(name: str, expected: st
     assert expected in str(caught.value)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_network_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m` puts the current folder on the module search path, but a command such as ddp-train does not."""
+    (tmp_path / "in_the_current_folder.py").write_text("from tests.support.networks import small\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    assert build("in_the_current_folder:small")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from data_prep.dataset import write_dataset
+from data_prep.sources import ImageSet, Split
+from data_prep.sources.synthetic import draw_synthetic
+from ddp_trainer.config import is_installed
 from ddp_trainer.models.spec import load_model
 from tests.support import trainer
 from tests.support.trainer import NARROW, REPOSITORY, Finished, environment, fork, read_lines, run
 
 OWN = "tests.support.networks:"
+NEEDS_TIMM = pytest.mark.skipif(not is_installed("timm"), reason="timm is not installed")
 
 
 def train(*arguments: str | Path, processes: int = 1) -> Finished:
@@ -36,6 +43,8 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
         (f"{OWN}small", 2, ("--sync-bn",)),
         (f"{OWN}Buffers", 2, ("--ema-decay", "0.9")),
         (f"{OWN}Tied", 1, ("--optimizer", "muon", "--peak-lr", "0.02")),
+        ("torchvision:mobilenet_v3_small", 2, ()),
+        pytest.param("timm:test_resnet", 1, (), marks=NEEDS_TIMM),
     ],
 )
 def test_a_resumed_run_equals_the_uninterrupted_one(
@@ -67,7 +76,10 @@ def test_unused_and_frozen_parameters_stay_as_they_were_built(tiny_dir: Path, tm
     assert runs[0]["steps"] == 6
 
 
-@pytest.mark.parametrize("network", ["torchvision:mobilenet_v3_small", f"{OWN}small"])
+@pytest.mark.parametrize(
+    "network",
+    ["torchvision:mobilenet_v3_small", pytest.param("timm:test_resnet", marks=NEEDS_TIMM), f"{OWN}small"],
+)
 def test_every_command_rebuilds_the_network_of_a_run(tiny_dir: Path, tmp_path: Path, network: str) -> None:
     out = tmp_path / "run"
     train("--data-dir", tiny_dir, "--network", network, "--out", out, "--max-steps", "2", "--batch-size", "16")
@@ -102,6 +114,32 @@ def test_initial_weights_lower_the_loss_and_the_new_head_is_listed(tiny_dir: Pat
     assert torch.equal(weights(source)["0.weight"], weights(tuned)["0.weight"])
     losses = [read_lines(out / "metrics.jsonl")[0]["train_loss"] for out in (tuned, fresh)]
     assert losses[0] < losses[1]
+
+
+def classes_of(images: ImageSet, classes: Sequence[int]) -> ImageSet:
+    """The images of some classes, with the labels 0, 1, ... in that order."""
+
+    def part(split: Split) -> Split:
+        chosen = np.isin(split.labels, classes)
+        return Split(split.images[chosen], np.searchsorted(classes, split.labels[chosen]))
+
+    names = tuple(images.classes[number] for number in classes)
+    return replace(images, classes=names, train=part(images.train), test=part(images.test))
+
+
+def test_resnet18_learns_other_classes_faster_from_its_own_weights(tmp_path: Path) -> None:
+    images = draw_synthetic(train_count=640, test_count=400, seed=0)
+    write_dataset(classes_of(images, range(6)), tmp_path / "six")
+    write_dataset(classes_of(images, range(6, 10)), tmp_path / "four")
+    shared = ("--network", "torchvision:resnet18", "--batch-size", "32", "--peak-lr", "0.05", "--epochs")
+    source, tuned, fresh = (tmp_path / name for name in ("source", "tuned", "fresh"))
+    train(*shared, "6", "--data-dir", tmp_path / "six", "--out", source)
+    shared = (*shared, "1", "--data-dir", tmp_path / "four", "--out")
+    finished = train(*shared, tuned, "--init-from", source)
+    train(*shared, fresh)
+    assert "fc.weight" in finished.stderr and "fc.bias" in finished.stderr, "the new head is named"
+    accuracies = [json.loads((out / "summary.json").read_text())["test_accuracy"] for out in (tuned, fresh)]
+    assert accuracies[0] > accuracies[1] + 0.1
 
 
 @pytest.mark.parametrize("flags", [("--network", f"{OWN}other_shape"), ("--init-from", "nothing-there")])
