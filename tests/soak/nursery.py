@@ -7,12 +7,13 @@ import ctypes
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+
+from tests.support.forked import free_port, rank_environment
 
 PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 30.0  # time between SIGTERM and SIGKILL of a launcher
@@ -81,10 +82,10 @@ class Job:
             return narrow_main([*SMOKE, *map(str, arguments)])
 
         log.touch()
-        port = str(_free_port())
+        port = free_port()
         self.started = time.monotonic()
         self.ranks = [
-            Child(work, log, {} if processes == 1 else _rank_environment(rank, processes, port))
+            Child(work, log, {} if processes == 1 else rank_environment(rank, processes, port))
             for rank in range(processes)
         ]
 
@@ -112,23 +113,6 @@ class Job:
             rank.send(signal.SIGKILL)
         while self.running():
             time.sleep(0.01)
-
-
-def _rank_environment(rank: int, processes: int, port: str) -> dict[str, str]:
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_until(true: Callable[[], bool], job: Job, seconds: float = 120.0) -> bool:

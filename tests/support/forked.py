@@ -1,40 +1,79 @@
-"""Runs the trainer with a narrow network in a forked process, so that it starts in one second instead of nine.
+"""Runs programs of this project in forked processes, which start in one second instead of nine.
 
-The process is forked from a server process that has already imported everything. Tests of how a process starts, stops
-or is launched start a new interpreter instead.
+They are forked from a server process that has already imported everything. Several ranks have the environment that a
+launcher would give them. Tests of how a process starts or is launched start new interpreters instead.
 """
 
+import importlib
 import multiprocessing
 import os
+import socket
+import time
 from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.support.workers.preloaded"])
+GRACE_SECONDS = 30.0  # how long the other ranks may run on after one has failed
 
 
-def train(arguments: Sequence[str], folder: Path, *, env: Mapping[str, str], timeout: float) -> int | None:
-    """Runs the trainer; returns its exit status, or None if it was killed after `timeout` seconds.
+def run(
+    program: str, arguments: Sequence[str], folder: Path, *, env: Mapping[str, str], processes: int, timeout: float
+) -> int | None:
+    """Runs `program`, MODULE:FUNCTION, in each process, and returns the first exit status that is not 0.
 
-    Its output goes to the files stdout and stderr in `folder`.
+    It is None if a process had to be killed after `timeout` seconds. The output of all processes goes to the files
+    stdout and stderr in `folder`. As under a launcher, all ranks are ended if one of them fails.
     """
-    process = CONTEXT.Process(target=_train, args=(list(arguments), folder, dict(env)))
-    process.start()
-    process.join(timeout)
-    code = process.exitcode
-    if code is None:
-        process.kill()
-        process.join()
-    return code
+    port = free_port()
+    ranks = [{} if processes == 1 else rank_environment(rank, processes, port) for rank in range(processes)]
+    children = [
+        CONTEXT.Process(target=_run, args=(program, list(arguments), folder, {**env, **rank})) for rank in ranks
+    ]
+    for child in children:
+        child.start()
+    _wait(children, timeout)
+    codes = [child.exitcode for child in children]
+    for child in children:
+        child.kill()
+        child.join()
+    return next((code for code in codes if code != 0), 0)
 
 
-def _train(arguments: list[str], folder: Path, env: dict[str, str]) -> None:
+def _wait(children: Sequence[BaseProcess], timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while any(child.is_alive() for child in children) and time.monotonic() < deadline:
+        if any(child.exitcode for child in children):
+            deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        time.sleep(0.02)
+
+
+def _run(program: str, arguments: list[str], folder: Path, env: dict[str, str]) -> None:
     """Runs in the forked process."""
     from ddp_trainer.distributed.signals import exit_process
-    from tests.support.workers.narrow_train import narrow_main
 
     os.environ.clear()
     os.environ.update(env)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)
-    exit_process(narrow_main(arguments))
+    module, _, function = program.partition(":")
+    exit_process(getattr(importlib.import_module(module), function)(arguments) or 0)
+
+
+def rank_environment(rank: int, processes: int, port: int) -> dict[str, str]:
+    """Returns the variables that a launcher sets for one of several processes on this machine."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -80,20 +80,22 @@ def run(module: str, *arguments: str | Path, processes: int = 1, timeout: float 
 
 
 def train(*arguments: str | Path, module: str = "ddp_trainer.train", processes: int = 1) -> Finished:
-    """Runs `ddp_trainer.train smoke ...` on the CPU; it must succeed."""
+    """Runs `ddp_trainer.train smoke ...` on the CPU; it must succeed. The narrow trainer runs in forked processes."""
     words = ("smoke", "--device", "cpu", *arguments)
-    finished = fork(*words) if (module, processes) == (NARROW, 1) else run(module, *words, processes=processes)
+    finished = fork(*words, processes=processes) if module == NARROW else run(module, *words, processes=processes)
     assert finished.returncode == 0, finished.stderr
     return finished
 
 
-def fork(*arguments: str | Path, timeout: float = 240) -> Finished:
-    """Runs the narrow trainer in one forked process, which saves the time of its imports."""
+def fork(*arguments: str | Path, program: str = f"{NARROW}:narrow_main", processes: int = 1) -> Finished:
+    """Runs the narrow trainer, or another `program`, MODULE:FUNCTION, in forked processes, which start quickly."""
     with tempfile.TemporaryDirectory() as folder:
-        code = forked.train([*map(str, arguments)], Path(folder), env=environment(), timeout=timeout)
+        code = forked.run(
+            program, [*map(str, arguments)], Path(folder), env=environment(), processes=processes, timeout=240
+        )
         stdout, stderr = ((Path(folder) / name).read_text() for name in ("stdout", "stderr"))
     if code is None:
-        pytest.fail(f"the run did not end in {timeout} s:\n{stdout}\n{stderr}")
+        pytest.fail(f"{program} did not end in 240 s:\n{stdout}\n{stderr}")
     return Finished(code, stdout, stderr)
 
 

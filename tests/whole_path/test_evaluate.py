@@ -24,13 +24,13 @@ from ddp_trainer.models.custom_resnet import CustomResNet
 from ddp_trainer.models.spec import ModelSpec, build_model
 from ddp_trainer.tracking.predictions import read_predictions
 from ddp_trainer.train import main as train_main
-from tests.support.trainer import NARROW, run, train
+from tests.support.trainer import NARROW, fork, train
 
 
 def test_three_processes_count_every_image_once(smoke_run: Path) -> None:
     """40 images on 3 ranks give shards of different sizes."""
     summary = json.loads((smoke_run / "summary.json").read_text())
-    finished = run("ddp_trainer.evaluate", smoke_run, "--device", "cpu", "--tta", processes=3)
+    finished = fork(smoke_run, "--device", "cpu", "--tta", program="ddp_trainer.evaluate:main", processes=3)
     assert finished.returncode == 0, finished.stderr
     lines = finished.stdout.splitlines()
     assert sum(line.startswith("{") for line in lines) == 1, "only one rank prints"

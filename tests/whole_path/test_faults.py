@@ -17,7 +17,7 @@ PLAN = ("--epochs", "2", "--max-steps", "12", "--batch-size", "16", "--checkpoin
 
 def test_faults_of_every_kind_break_no_promise(tmp_path: Path) -> None:
     seed = str(random.randrange(10**6))
-    sizes = ("--kills", "2", "--signals", "2", "--launched", "1", "--damages", "42", "--ranks", "1")
+    sizes = ("--kills", "1", "--signals", "1", "--launched", "1", "--damages", "21", "--ranks", "1")
     done = subprocess.run(
         [sys.executable, "-m", "tests.soak", *sizes, "--mutations", "100", "--world-sizes", "1", "3", "--seed", seed],
         cwd=REPOSITORY,

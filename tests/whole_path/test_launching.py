@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ddp_trainer.distributed.meeting import PATIENCE_SECONDS
-from tests.support.trainer import NARROW, REPOSITORY, environment, run, start, train
+from tests.support.trainer import NARROW, REPOSITORY, environment, run, start
 
 PAIR = {
     "RANK": "0",
@@ -191,5 +191,7 @@ def _endless(data: Path, out: Path, number: signal.Signals, handler: signal.Hand
 
 
 def test_two_launched_processes_train(tiny_dir: Path, tmp_path: Path) -> None:
-    train("--data-dir", tiny_dir, "--max-steps", "2", "--out", tmp_path / "run", module=NARROW, processes=2)
+    words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--max-steps", "2", "--out", tmp_path / "run")
+    finished = run(NARROW, *words, processes=2)
+    assert finished.returncode == 0, finished.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["world_size"] == 2

@@ -24,7 +24,7 @@ from ddp_trainer.lr_find import RangeConfig, RangeTestConfig, main, parse, range
 from ddp_trainer.models.spec import ModelSpec, build_network
 from ddp_trainer.recipes import smoke
 from ddp_trainer.report.loss_curve import LossCurve
-from tests.support.trainer import run, start
+from tests.support.trainer import fork, start
 
 TINY = ("smoke", "--device", "cpu", "--batch-size", "8")
 
@@ -148,7 +148,8 @@ def test_two_ranks_stop_together_and_leave_a_run_in_the_folder_unchanged(
     out = Path(shutil.copytree(smoke_run, tmp_path / "run"))
     before = contents(out)
     sweep = ("--start-lr", "0.01", "--end-lr", "1e5", "--steps", "9")
-    finished = run("ddp_trainer.lr_find", *TINY, "--data-dir", tiny_dir, "--out", out, *sweep, processes=2)
+    arguments = (*TINY, "--data-dir", tiny_dir, "--out", out, *sweep)
+    finished = fork(*arguments, program="ddp_trainer.lr_find:main", processes=2)
     assert finished.returncode == 0, finished.stderr
     after = contents(out)
     assert {path: after[path] for path in before} == before

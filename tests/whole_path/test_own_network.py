@@ -5,8 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +13,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from data_prep.dataset import write_dataset
-from data_prep.sources import ImageSet, Split
-from data_prep.sources.synthetic import draw_synthetic
 from ddp_trainer.config import is_installed
 from ddp_trainer.models.spec import load_model
 from tests.support import trainer
@@ -89,15 +84,16 @@ def test_every_command_rebuilds_the_network_of_a_run(tiny_dir: Path, tmp_path: P
     assert summary["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert summary["train_pflops"] > 0
 
-    evaluated = run("ddp_trainer.evaluate", out, "--device", "cpu", processes=2)
+    evaluated = fork(out, "--device", "cpu", program="ddp_trainer.evaluate:main", processes=2)
     assert evaluated.returncode == 0, evaluated.stderr
     assert json.loads(evaluated.stdout.splitlines()[-1])["test_correct"] == summary["test_correct"]
 
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert run("ddp_trainer.predict", out, tmp_path / "a.png").returncode == 0
-    for command in (("export", "--format", "torch"), ("export", "--format", "onnx"), ("model_card",), ("report",)):
-        finished = run(f"ddp_trainer.{command[0]}", out, *command[1:])
+    assert fork(out, tmp_path / "a.png", program="ddp_trainer.predict:main").returncode == 0
+    exports = (("export", "--format", "torch"), ("export", "--format", "onnx"))
+    for command, *flags in (*exports, ("model_card",), ("report.__main__",)):
+        finished = fork(out, *flags, program=f"ddp_trainer.{command}:main")
         assert finished.returncode == 0, finished.stderr  # an export compares its logits with the model's
     card = (out / "model.md").read_text()
     assert network in card
@@ -114,32 +110,6 @@ def test_initial_weights_lower_the_loss_and_the_new_head_is_listed(tiny_dir: Pat
     assert torch.equal(weights(source)["0.weight"], weights(tuned)["0.weight"])
     losses = [read_lines(out / "metrics.jsonl")[0]["train_loss"] for out in (tuned, fresh)]
     assert losses[0] < losses[1]
-
-
-def classes_of(images: ImageSet, classes: Sequence[int]) -> ImageSet:
-    """The images of some classes, with the labels 0, 1, ... in that order."""
-
-    def part(split: Split) -> Split:
-        chosen = np.isin(split.labels, classes)
-        return Split(split.images[chosen], np.searchsorted(classes, split.labels[chosen]))
-
-    names = tuple(images.classes[number] for number in classes)
-    return replace(images, classes=names, train=part(images.train), test=part(images.test))
-
-
-def test_resnet18_learns_other_classes_faster_from_its_own_weights(tmp_path: Path) -> None:
-    images = draw_synthetic(train_count=640, test_count=400, seed=0)
-    write_dataset(classes_of(images, range(6)), tmp_path / "six")
-    write_dataset(classes_of(images, range(6, 10)), tmp_path / "four")
-    shared = ("--network", "torchvision:resnet18", "--batch-size", "32", "--peak-lr", "0.05", "--epochs")
-    source, tuned, fresh = (tmp_path / name for name in ("source", "tuned", "fresh"))
-    train(*shared, "6", "--data-dir", tmp_path / "six", "--out", source)
-    shared = (*shared, "1", "--data-dir", tmp_path / "four", "--out")
-    finished = train(*shared, tuned, "--init-from", source)
-    train(*shared, fresh)
-    assert "fc.weight" in finished.stderr and "fc.bias" in finished.stderr, "the new head is named"
-    accuracies = [json.loads((out / "summary.json").read_text())["test_accuracy"] for out in (tuned, fresh)]
-    assert accuracies[0] > accuracies[1] + 0.1
 
 
 @pytest.mark.parametrize("flags", [("--network", f"{OWN}other_shape"), ("--init-from", "nothing-there")])

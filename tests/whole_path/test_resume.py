@@ -51,6 +51,7 @@ OF_FAST = (
     "--balance",
     "batches",
 )
+POISONED = "tests.support.workers.poisoned_train:main"
 VOLATILE = ("seconds", "images_per_second")
 
 
@@ -150,7 +151,7 @@ def test_resumed_run_has_no_results_until_it_is_finished_again(tiny_dir: Path, t
     train(*arguments, "3", module=NARROW)
     results = [tmp_path / "run" / name for name in ("summary.json", "predictions.npz")]
     assert all(path.exists() for path in results)
-    finished = run("tests.support.workers.poisoned_train", "1", "smoke", "--device", "cpu", *arguments, "6", "--resume")
+    finished = fork("1", "smoke", "--device", "cpu", *arguments, "6", "--resume", program=POISONED)
     assert finished.returncode == 1
     assert not any(path.exists() for path in results)
 

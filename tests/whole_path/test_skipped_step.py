@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.trainer import NARROW, run, train
+from tests.support.trainer import NARROW, fork, train
 
-POISONED = "tests.support.workers.poisoned_train"
+POISONED = "tests.support.workers.poisoned_train:main"
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -16,7 +16,7 @@ def test_nan_loss_of_one_image_ends_the_run_and_is_reported(tiny_dir: Path, tmp_
     out = tmp_path / "run"
     plan = ("--batch-size", "16", "--epochs", "2", "--max-steps", "12", "--checkpoint-every-steps", "2")
     arguments = (*plan, "--data-dir", tiny_dir, "--out", out)
-    finished = run(POISONED, "5", "smoke", "--device", "cpu", *arguments, processes=processes)
+    finished = fork("5", "smoke", "--device", "cpu", *arguments, program=POISONED, processes=processes)
     assert finished.returncode == 1, finished.stderr
     assert "not finite at step 5" in finished.stderr
     assert json.loads((out / "status.json").read_text())["state"] == "failed"

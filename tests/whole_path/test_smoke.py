@@ -8,7 +8,7 @@ import pytest
 
 from ddp_trainer.run.checks import can_compile
 from tests.support.tracked_runs import holds
-from tests.support.trainer import NARROW, SECRET, read_lines, run, train
+from tests.support.trainer import NARROW, SECRET, fork, read_lines, train
 
 RUN_FILES = [
     *("config.json", "metrics.jsonl", "steps.jsonl", "summary.json", "status.json", "model.safetensors", "model.json"),
@@ -70,7 +70,7 @@ def test_config_json_records_the_settings_and_no_secret(smoke_run: Path) -> None
 
 def test_evaluate_prints_the_figures_of_the_summary(smoke_run: Path) -> None:
     summary = json.loads((smoke_run / "summary.json").read_text())
-    finished = run("ddp_trainer.evaluate", smoke_run, "--device", "cpu")
+    finished = fork(smoke_run, "--device", "cpu", program="ddp_trainer.evaluate:main")
     assert finished.returncode == 0, finished.stderr
     figures = json.loads(finished.stdout.splitlines()[-1])
     assert figures["test_correct"] == summary["test_correct"]

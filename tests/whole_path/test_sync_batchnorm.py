@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ddp_trainer.distributed.sync_batchnorm import CpuSyncBatchNorm2d
-from tests.support.trainer import run
+from tests.support.trainer import fork
 from tests.support.workers.batchnorm import inputs
 
 
@@ -16,7 +16,7 @@ def test_synchronized_batchnorm_equals_batchnorm_on_the_whole_batch(tmp_path: Pa
     """The CPU uses this project's implementation, and CUDA uses torch's."""
     if device == "cuda" and torch.cuda.device_count() < 3:
         pytest.skip("three GPUs are needed")
-    finished = run("tests.support.workers.batchnorm", tmp_path, device, processes=3)
+    finished = fork(tmp_path, device, program="tests.support.workers.batchnorm:main", processes=3)
     assert finished.returncode == 0, finished.stderr
     plain = nn.Sequential(nn.BatchNorm2d(3)).double()
     images, weights = inputs()

@@ -3,7 +3,7 @@
 Arguments: OUT DEVICE.
 """
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +20,8 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
     return 100 + 3 * torch.randn(shape, generator=generator).double(), torch.randn(shape, generator=generator).double()
 
 
-def main(out: Path, device: str) -> None:
+def main(argv: Sequence[str]) -> None:
+    out, device = Path(argv[0]), argv[1]
     runtime = Runtime(RuntimeConfig(device=device, precision="fp32", sync_bn=True))  # type: ignore[arg-type]
     torch.manual_seed(0)
     layer = runtime.place(nn.Sequential(nn.BatchNorm2d(3)).double())
@@ -37,7 +38,3 @@ def main(out: Path, device: str) -> None:
     }
     torch.save({name: value.cpu() for name, value in found.items() if value is not None}, out / f"{runtime.rank}.pt")
     runtime.close()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])

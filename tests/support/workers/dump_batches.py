@@ -1,6 +1,6 @@
 """Writes every augmented image of this rank to a file. Arguments: DATA_DIR OUT MODE EPOCHS."""
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ from ddp_trainer.distributed.runtime import Runtime
 BATCH_SIZE = 64
 
 
-def main(data_dir: Path, out: Path, mode: str, epochs: int) -> None:
+def main(argv: Sequence[str]) -> None:
+    data_dir, out, mode, epochs = Path(argv[0]), Path(argv[1]), argv[2], int(argv[3])
     dataset = read_dataset(data_dir)
     runtime = Runtime(RuntimeConfig(device="cpu"))
     split = dataset.splits["train"]
@@ -35,7 +36,3 @@ def main(data_dir: Path, out: Path, mode: str, epochs: int) -> None:
         out / f"rank-{runtime.rank}-of-{runtime.world_size}.npz", images=np.stack(images), indices=np.stack(indices)
     )
     runtime.close()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))

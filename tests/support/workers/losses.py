@@ -6,7 +6,7 @@ BatchNorm is synchronized. The network is narrow, so that float64 on a CPU takes
 
 import itertools
 import json
-import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,16 +44,13 @@ def losses_of(trainer: Trainer, steps: int) -> list[float]:
     return losses
 
 
-def main(data_dir: Path, out: Path, parts: dict[str, int]) -> None:
+def main(argv: Sequence[str]) -> None:
+    data_dir, out, *parts = argv
+    steps_of = dict(part.split("=") for part in parts)
     runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32", sync_bn=True))
-    for name, steps in parts.items():
+    for name, steps in steps_of.items():
         dtype = torch.float32 if name == "float32" else torch.float64
-        losses = losses_of(narrow_trainer(settings(data_dir, name), runtime, dtype=dtype), steps)
+        losses = losses_of(narrow_trainer(settings(Path(data_dir), name), runtime, dtype=dtype), int(steps))
         if runtime.is_main:
-            (out / f"{name}-{runtime.world_size}.json").write_text(json.dumps(losses))
+            (Path(out) / f"{name}-{runtime.world_size}.json").write_text(json.dumps(losses))
     runtime.close()
-
-
-if __name__ == "__main__":
-    steps_of = dict(part.split("=") for part in sys.argv[3:])
-    main(Path(sys.argv[1]), Path(sys.argv[2]), {name: int(steps) for name, steps in steps_of.items()})

@@ -4,13 +4,12 @@ Arguments: the 1-based number of the step, then those of the trainer.
 """
 
 import math
-import sys
+from collections.abc import Sequence
 
 import torch
 
 import ddp_trainer.engine.trainer
 from ddp_trainer.distributed.launch import Launch
-from ddp_trainer.distributed.signals import exit_process
 from tests.support.workers.narrow_train import narrow_main
 
 
@@ -28,6 +27,6 @@ def poison(step: int) -> None:
     ddp_trainer.engine.trainer.losses_per_image = poisoned  # type: ignore[assignment]
 
 
-if __name__ == "__main__":
-    poison(int(sys.argv[1]))
-    exit_process(narrow_main(sys.argv[2:]))
+def main(argv: Sequence[str]) -> int:
+    poison(int(argv[0]))
+    return narrow_main(argv[1:])
