@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
-from tests.support.trainer import NARROW, fork, read_lines, run, start, train
+from tests.support.trainer import NARROW, fork, read_lines, start, train
 
 # 96 training images in batches of 16 give ten epochs of 6 steps, with a checkpoint after every second step.
 PLAN = (
