@@ -23,12 +23,12 @@ from data_prep.batch_ops import (
     beta_quantiles,
 )
 from data_prep.random_bits import below, random_bits, uniform
+from data_prep.resized_crop import batch_resized_crop, sides_of_areas
 
-NUM_DRAWS = 10
+NUM_DRAWS = 12
 # The row of the random bits that each decision uses. Add new ones at the end, so that augmented images stay the same.
-CROP_TOP, CROP_LEFT, FLIP, CUTOUT_TOP, CUTOUT_LEFT, BRIGHTNESS, CONTRAST, MIX_WEIGHT, BOX_TOP, BOX_LEFT = range(
-    NUM_DRAWS
-)
+CROP_TOP, CROP_LEFT, FLIP, CUTOUT_TOP, CUTOUT_LEFT, BRIGHTNESS, CONTRAST, MIX_WEIGHT, BOX_TOP, BOX_LEFT = range(10)
+CROP_AREA, CROP_RATIO = 10, 11
 
 
 class ImageBatch(Protocol):
@@ -92,11 +92,21 @@ class Augmenter:
     def _crop(self, images: Tensor, draws: Tensor, side: int | None) -> Tensor:
         padding, (height, width) = self.config.crop_padding, images.shape[2:]
         size = (height, width) if side is None else (side, side)
+        if self.config.crop == "random-resized":
+            return self._random_resized_crop(images, draws, size)
         num_tops, num_lefts = height + 2 * padding - size[0] + 1, width + 2 * padding - size[1] + 1
         if num_tops == num_lefts == 1:
             return images
         top, left = below(draws[CROP_TOP], num_tops), below(draws[CROP_LEFT], num_lefts)
         return batch_crop(images, top, left, size=size, padding=padding)
+
+    def _random_resized_crop(self, images: Tensor, draws: Tensor, size: tuple[int, int]) -> Tensor:
+        """A random area of each image, resized to `size`."""
+        (smallest, largest), whole = self.config.crop_scale, (images.size(2), images.size(3))
+        shares = smallest + (largest - smallest) * uniform(draws[CROP_AREA])
+        height, width = sides_of_areas(shares, uniform(draws[CROP_RATIO]), size=whole, ratios=self.config.crop_ratio)
+        top, left = below(draws[CROP_TOP], whole[0] + 1 - height), below(draws[CROP_LEFT], whole[1] + 1 - width)
+        return batch_resized_crop(images, top, left, height, width, size=size)
 
     def _flip(self, images: Tensor, indices: Tensor, draws: Tensor, epoch: int | Tensor) -> Tensor:
         """Mirrors a random half of the images. Alternating: one half in even epochs, the other half in odd ones

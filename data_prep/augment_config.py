@@ -9,8 +9,15 @@ from data_prep.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
+    crop: Literal["padded", "random-resized"] = "padded"
+    """padded: pad each image as --crop-padding says, and crop it at a random place; random-resized: resize a random
+    area of each image, as usual for photographs."""
     crop_padding: int = 4
-    """Pad each image by this many reflected pixels on every side, then crop it at a random place; 0: no padding."""
+    """For --crop padded: the number of reflected pixels on every side; 0: no padding."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """For --crop random-resized: smallest and largest area, as a share of the image."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """For --crop random-resized: smallest and largest width, as a multiple of the height."""
     flip: Literal["none", "random", "alternating"] = "random"
     """Mirror images left to right. random: each with probability 1/2; alternating: each in every other epoch."""
     cutout: int = 0
@@ -28,6 +35,16 @@ class AugmentConfig:
         for name in ("crop_padding", "cutout", "brightness", "contrast", "mixup", "cutmix"):
             value = getattr(self, name)
             require(0 <= value < math.inf, f"--{name.replace('_', '-')} must be 0 or more, got {value}")
+        smallest, largest = self.crop_scale
+        require(
+            0 < smallest <= largest <= 1,
+            f"--crop-scale must be two shares in (0, 1], the smaller one first, got {smallest} {largest}",
+        )
+        narrow, wide = self.crop_ratio
+        require(
+            0 < narrow <= wide < math.inf,
+            f"--crop-ratio must be two positive numbers, the smaller one first, got {narrow} {wide}",
+        )
         require(not (self.mixup and self.cutmix), "--mixup and --cutmix cannot be combined; use one of them")
 
     @property

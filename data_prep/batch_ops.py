@@ -50,6 +50,12 @@ def _pad(images: Tensor, padding: int) -> Tensor:
     return images
 
 
+def center_crop(images: Tensor, side: int) -> Tensor:
+    """(N, C, H, W) -> (N, C, side, side), a view of the center; the corner is rounded as in torchvision."""
+    top, left = (round((length - side) / 2) for length in images.shape[2:])
+    return images[:, :, top : top + side, left : left + side]
+
+
 def batch_flip(images: Tensor, flipped: Tensor) -> Tensor:
     """(N, C, H, W), mirrored left to right where `flipped` (N,) is True."""
     rows = _words(_rows(images).contiguous())

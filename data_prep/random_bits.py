@@ -53,6 +53,6 @@ def uniform(bits: Tensor) -> Tensor:
     return _shift(bits, 40).to(torch.float32) * 2.0**-24
 
 
-def below(bits: Tensor, bound: int) -> Tensor:
+def below(bits: Tensor, bound: int | Tensor) -> Tensor:
     """int64 bits -> int64 in [0, bound); the bias is negligible for bounds far below 2^32."""
     return (_shift(bits, 32) * bound) >> 32

@@ -160,7 +160,7 @@ def largest_difference(exported: Classifier, model: nn.Module, spec: ModelSpec) 
     generator, worst = torch.Generator().manual_seed(0), 0.0
     for count in CHECKED_BATCHES:
         images = torch.randint(
-            256, (count, 3, spec.image_size, spec.image_size), dtype=torch.uint8, generator=generator
+            256, (count, 3, spec.input_size, spec.input_size), dtype=torch.uint8, generator=generator
         )
         expected = model(batch_normalize(images, spec.mean, spec.std, torch.float32)) / spec.temperature
         found = exported(images)
@@ -193,7 +193,7 @@ def export_run(config: ExportConfig) -> Result:
     """
     check_packages(config.format)
     model, spec = load_model(config.run_dir)
-    example = torch.zeros(2, 3, spec.image_size, spec.image_size, dtype=torch.uint8)
+    example = torch.zeros(2, 3, spec.input_size, spec.input_size, dtype=torch.uint8)
     normalizing, target = NormalizingModel(model, spec).eval(), config.run_dir / FILES[config.format]
     write = functools.partial(write_onnx, opset=config.opset or OPSET) if config.format == "onnx" else write_torch
     try:

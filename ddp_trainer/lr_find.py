@@ -73,7 +73,7 @@ class RangeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RangeTestConfig:
-    """A recipe without the settings of a run directory. Of the schedule, only batch size and --accumulate are used."""
+    """A recipe without the settings of a run directory. Its schedule gives only the sizes of batches and crops."""
 
     sweep: RangeConfig = field(default_factory=RangeConfig)
     recipe: Annotated[str, tyro.conf.Suppress] = "custom"
@@ -194,7 +194,7 @@ def parse(argv: Sequence[str]) -> RangeTestConfig:
     recipe, arguments = take_recipe(argv, RECIPES)
     description = (
         "Find a good --peak-lr for a recipe: train with a rising learning rate, then write lr_find.png and "
-        "lr_find.json. Of the schedule, only --batch-size and --accumulate are used."
+        "lr_find.json. Of the schedule, only --batch-size, --accumulate and --train-size are used."
     )
     prog = f"{program_name('ddp_trainer.lr_find')} [RECIPE]"
     return parse_flags(

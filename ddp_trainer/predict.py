@@ -17,7 +17,7 @@ import torch
 import tyro
 from torch import nn
 
-from data_prep.batch_ops import batch_normalize
+from data_prep.batch_ops import batch_normalize, center_crop
 from data_prep.errors import InputError, printable
 from data_prep.sources.decoder_messages import DecoderMessages, collected_messages
 from data_prep.sources.listing import looks_like_image
@@ -120,8 +120,8 @@ def read_images(paths: Sequence[Path], size: int) -> tuple[list[Path], list[np.n
 
 @torch.inference_mode()
 def predict(model: nn.Module, spec: ModelSpec, paths: Sequence[Path], pixels: np.ndarray) -> Iterator[Prediction]:
-    """The prediction for each image of `pixels`, (N, H, W, 3) uint8 RGB; `paths` are their files."""
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    """The prediction for the center of each image of `pixels`, (N, H, W, 3) uint8 RGB; `paths` are their files."""
+    images = center_crop(torch.from_numpy(pixels).permute(0, 3, 1, 2), spec.input_size)
     logits = model(batch_normalize(images, spec.mean, spec.std, torch.float32)).double() / spec.temperature
     best = logits.softmax(dim=1).topk(min(2, len(spec.classes)))
     for path, values, classes in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):

@@ -19,14 +19,17 @@ class ScheduleConfig:
     """Share of all steps during which the learning rate rises to its peak."""
     final_lr_fraction: float = 0.0
     """Learning rate of the last step, as a share of the peak."""
+    train_size: int | None = None
+    """Side in pixels of the crops that the network sees. Evaluation takes the center of each image. Default: the side
+    of the images."""
     small_crop_fraction: float = 0.0
-    """Share of the epochs, at the start, that train on small crops: first on crops with half the side of the images,
+    """Share of the epochs, at the start, that train on small crops: first on crops with half the side of later ones,
     then on crops with three quarters of it."""
     max_steps: int | None = None
     """Stop after this many optimizer steps; the schedule stays that of the full run."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "max_steps"):
+        for name in ("epochs", "batch_size", "accumulate", "train_size", "max_steps"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
         for name in ("warmup_fraction", "final_lr_fraction"):
@@ -66,9 +69,10 @@ class ScheduleConfig:
     def crop_side(self, side: int, *, epoch: int) -> int:
         """Side in pixels of the crops that the network sees in `epoch` (0-based); `side`: that of the images.
 
-        Progressive resizing, by cropping instead of shrinking because the images are small already (after
-        github.com/mosaicml/composer, "progressive resizing").
+        Progressive resizing (after github.com/mosaicml/composer). With --crop padded, the crops show less of an image
+        instead of shrinking it, because the images are small already; with random-resized, they are shrunk.
         """
+        side = self.train_size or side
         if epoch >= self.small_crop_epochs:
             return side
         return side // 2 if epoch < self.small_crop_epochs // 2 else side * 3 // 4

@@ -66,7 +66,7 @@ def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo) -> R
         evaluated_beton = train_beton
     kept, own = hold_out(labels[samples], count=config.data.calibrate, seed=config.runtime.seed)
     samples, calibrated = samples[kept], samples[own]
-    spec = ModelSpec.of(dataset, config.network, flip=config.augment.flip)
+    spec = ModelSpec.of(dataset, config.network, flip=config.augment.flip, train_size=config.schedule.train_size)
 
     def loader(beton: Path, batch_size: int) -> StreamLoader | ResidentLoader:
         return build_loader(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data_prep.batch_ops import batch_normalize
+from data_prep.batch_ops import batch_normalize, center_crop
 from data_prep.loader import ResidentLoader, StreamLoader
 from data_prep.order import evaluation_batches
 from ddp_trainer.distributed.runtime import Runtime
@@ -120,6 +120,7 @@ class Evaluator:
 
     def _logits(self, model: nn.Module, images: Tensor, *, tta: bool) -> tuple[Tensor, Tensor]:
         """(N, 3, H, W) uint8 -> (N, num_classes) logits, and those with test-time augmentation if `tta`."""
+        images = center_crop(images, self.spec.input_size)
         images = batch_normalize(images, self.spec.mean, self.spec.std, next(model.parameters()).dtype)
         images = self.runtime.laid_out(images)
         with self.runtime.autocast():

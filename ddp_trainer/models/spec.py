@@ -30,7 +30,8 @@ class ModelSpec:
     classes: tuple[str, ...]
     mean: tuple[float, float, float]  # of the training images, 0-1 scale
     std: tuple[float, float, float]
-    image_size: int  # pixels a side
+    image_size: int  # pixels a side of a prepared image
+    train_size: int | None = None  # pixels a side of its center, which the network sees; None: the whole image
     widths: tuple[int, int, int, int] = DEFAULT_WIDTHS
     activation: str = "relu"
     architecture: str = registry.BUILT_IN  # as in --network
@@ -38,17 +39,25 @@ class ModelSpec:
     temperature: float = 1.0  # logits are divided by it before softmax: see --calibrate
 
     @classmethod
-    def of(cls, dataset: DatasetInfo, network: NetworkConfig, *, flip: str = "random") -> "ModelSpec":
+    def of(
+        cls, dataset: DatasetInfo, network: NetworkConfig, *, flip: str = "random", train_size: int | None = None
+    ) -> "ModelSpec":
         return cls(
             classes=tuple(dataset.classes),
             mean=dataset.mean,
             std=dataset.std,
             image_size=dataset.image_size,
+            train_size=train_size,
             widths=network.widths,
             activation=network.activation,
             architecture=network.network,
             flip=flip,
         )
+
+    @property
+    def input_size(self) -> int:
+        """Pixels a side of the network's input."""
+        return self.train_size or self.image_size
 
     @property
     def evaluation_batch(self) -> int:
@@ -69,6 +78,7 @@ class ModelSpec:
             mean=_colors(fields, "mean"),
             std=_colors(fields, "std"),
             image_size=fields.whole("image_size", least=MIN_SIDE, most=MAX_SIDE) or 0,
+            train_size=fields.whole("train_size", least=MIN_SIDE, most=MAX_SIDE),
             widths=fields.wholes("widths", least=1, most=MAX_WIDTH) or DEFAULT_WIDTHS,  # type: ignore[arg-type]
             activation=fields.text("activation", "relu"),
             architecture=fields.text("architecture", registry.BUILT_IN),
@@ -79,6 +89,7 @@ class ModelSpec:
         for problem, found in (
             ("it has no classes", not spec.classes),
             ("it has no image_size", not spec.image_size),
+            ("train_size must be at most image_size", spec.input_size > spec.image_size),
             ("std must be positive", min(spec.std) <= 0),
             (f"temperature must be in {TEMPERATURES}", not TEMPERATURES[0] <= spec.temperature <= TEMPERATURES[1]),
             ("widths must be four numbers", len(spec.widths) != 4),

@@ -39,7 +39,11 @@ RECIPE_SETTINGS = (
         "activation",
         "freeze_bn_scale",
         "bn_momentum",
+        "crop",
         "crop_padding",
+        "crop_scale",
+        "crop_ratio",
+        "train_size",
         "small_crop_fraction",
         "flip",
         "cutout",
@@ -89,11 +93,17 @@ def headline(run: Run) -> Iterator[str]:
     averaged = run.number("test_accuracy_tta")
     if averaged is not None:
         yield f"- With test-time augmentation of uncertain images: {percent(averaged)}."
-    size = run.dataset.image_size or "?"
-    yield f"- Input: RGB images of {size}x{size} pixels. Output: a logit for each of {len(run.classes)} classes."
+    yield f"- Input: {input_images(run)}. Output: a logit for each of {len(run.classes)} classes."
     yield f"- Classes, in order: {', '.join(map(code, run.classes))}."
     network = code(plain(run.settings.get("network", "custom_resnet")))
     yield f"- Network: {network}, {quantity(run.number('parameters'))} parameters, float32."
+
+
+def input_images(run: Run) -> str:
+    whole, center = run.dataset.image_size or "?", run.settings.get("train_size")
+    if not isinstance(center, int) or center == whole:
+        return f"RGB images of {whole}x{whole} pixels"
+    return f"RGB images of {center}x{center} pixels, the centers of images of {whole}x{whole} pixels"
 
 
 def data(run: Run) -> Iterator[str]:

@@ -48,13 +48,23 @@ def can_compile() -> bool:
 
 
 def _check_sides(config: TrainConfig, image_size: int) -> None:
-    """Raises InputError if padding, cutout or small crops do not fit images of `image_size` pixels a side."""
+    """Raises InputError if crops, padding or cutout do not fit images of `image_size` pixels a side."""
+    train_size, padded = config.schedule.train_size or image_size, config.augment.crop == "padded"
+    require(
+        train_size <= image_size,
+        f"--train-size must be at most the side of the images, {image_size} pixels, got {train_size}; "
+        "prepare larger images",
+    )
+    require(
+        config.schedule.train_size is None or train_size >= SMALLEST_SIDE,
+        f"--train-size must be at least {SMALLEST_SIDE}, got {train_size}",
+    )
     smallest = min(config.schedule.crop_sides(image_size))
     for flag, pixels, side in (
-        ("crop-padding", config.augment.crop_padding, image_size),
+        ("crop-padding", config.augment.crop_padding if padded else 0, image_size),
         ("cutout", config.augment.cutout, smallest),
     ):
-        what = "images" if side == image_size else "first crops"
+        what = "images" if side == image_size else "smallest crops"
         require(pixels < side, f"--{flag} must be below the side of the {what}, {side} pixels, got {pixels}")
     require(
         smallest >= SMALLEST_SIDE,

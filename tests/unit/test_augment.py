@@ -99,6 +99,7 @@ EVERYTHING = [
     AugmentConfig(cutout=8),
     AugmentConfig(flip="alternating", brightness=0.2, contrast=0.3, mixup=0.4),
     AugmentConfig(crop_padding=2, flip="none", cutout=4, cutmix=1.0),
+    AugmentConfig(crop="random-resized", crop_scale=(0.2, 0.9), cutout=8),
 ]
 
 

@@ -34,7 +34,10 @@ def parse(*arguments: str) -> TrainConfig:
         ),
         (("--peak-lr",), "Missing value for argument '--peak-lr'. Expected 1 values (--help lists the flags)"),
         (("--peak-lr", "-1"), "--peak-lr must be positive, got -1.0"),
-        (("basline",), "unknown recipe 'basline'; choose from baseline, fast, strong, long, finetune, smoke, demo"),
+        (
+            ("basline",),
+            f"unknown recipe 'basline'; choose from {', '.join(RECIPES)}",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_explained_in_one_line(arguments: Sequence[str], message: str) -> None:

@@ -57,6 +57,8 @@ def test_help_lists_every_promised_flag_and_every_recipe(capsys: pytest.CaptureF
         (["basline"], "unknown recipe 'basline'; choose from baseline"),
         (["--peek-lr", "1"], "--peek-lr"),
         (["--epochs", "many"], "many"),
+        (["--crop-scale", "0.5", "0.2"], "--crop-scale must be two shares in (0, 1], the smaller one first"),
+        (["--train-size", "0"], "--train-size must be at least 1, got 0"),
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--batch-size", "-1"], "--batch-size must be at least 1, got -1"),
         (["--widths", "8", "8", "0", "8"], "--widths must be at least 1, got 8 8 0 8"),
@@ -110,8 +112,11 @@ def test_batch_must_be_divisible_by_the_processes_and_fit_the_images(world_size:
         (["--crop-padding", "32"], "--crop-padding must be below the side of the images, 32 pixels, got 32"),
         (
             ["--epochs", "4", "--small-crop-fraction", ".5", "--cutout", "16"],
-            "--cutout must be below the side of the first crops, 16 pixels, got 16",
+            "--cutout must be below the side of the smallest crops, 16 pixels, got 16",
         ),
+        (["--train-size", "24", "--cutout", "24"], "--cutout must be below the side of the smallest crops, 24 pixels"),
+        (["--train-size", "33"], "--train-size must be at most the side of the images, 32 pixels, got 33"),
+        (["--train-size", "7"], "--train-size must be at least 8, got 7"),
     ],
 )
 def test_settings_that_do_not_fit_the_dataset_are_refused(tiny_dir: Path, arguments: list[str], expected: str) -> None:

@@ -26,6 +26,16 @@ def test_evaluation_batch_shrinks_with_larger_images() -> None:
     assert [replace(SPEC, image_size=size).evaluation_batch for size in sizes] == [500, 500, 125, 1]
 
 
+def test_model_json_keeps_the_size_of_the_input(tmp_path: Path) -> None:
+    path, smaller = tmp_path / "model.json", replace(SPEC, train_size=24)
+    smaller.write(path)
+    assert ModelSpec.read(path) == smaller
+    assert (SPEC.input_size, smaller.input_size) == (32, 24)
+    replace(SPEC, train_size=40).write(path)
+    with pytest.raises(InputError, match="train_size must be at most image_size"):
+        ModelSpec.read(path)
+
+
 def test_network_computes_the_same_as_its_structure_written_out() -> None:
     """The order of layers is convolution, pooling, BatchNorm, activation."""
     model = CustomResNet().eval()

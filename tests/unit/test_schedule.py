@@ -55,3 +55,5 @@ def test_crops_grow_from_half_the_side_to_the_whole(fraction: float, epochs: int
     schedule = ScheduleConfig(small_crop_fraction=fraction, epochs=epochs)
     assert [schedule.crop_side(32, epoch=epoch) for epoch in range(epochs)] == sides
     assert schedule.crop_sides(32) == sorted(set(sides))
+    smaller = ScheduleConfig(small_crop_fraction=fraction, epochs=epochs, train_size=32)
+    assert [smaller.crop_side(40, epoch=epoch) for epoch in range(epochs)] == sides

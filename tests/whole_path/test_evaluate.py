@@ -3,7 +3,7 @@
 import json
 import shutil
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -144,6 +144,22 @@ def test_a_run_that_never_mirrored_images_is_not_evaluated_on_mirror_images(flip
     evaluation = Evaluator(loader, np.arange(4), spec, runtime).run(SideDetector(), tta=True)  # type: ignore[arg-type]
     assert evaluation.correct == 4
     assert evaluation.correct_tta == 4 * accuracy
+
+
+def test_only_the_center_of_each_image_is_evaluated() -> None:
+    """The classes differ in the brighter side of the center; the pixels around it say the opposite."""
+    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    images[:2, :, :, 16:] = images[2:, :, :, :16] = 255
+    center = images[:, :, 8:24, 8:24]
+    center.copy_(255 - center)
+    batch = Batch(images, torch.tensor([0, 0, 1, 1]), torch.arange(4))
+    loader = SimpleNamespace(batches=lambda plan: iter([batch]), batch_size=4)
+    spec = ModelSpec(classes=("left", "right"), mean=(0.5,) * 3, std=(0.5,) * 3, image_size=32)  # type: ignore[arg-type]
+    runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32"))
+    for train_size, correct in ((16, 4), (None, 0)):
+        chosen = replace(spec, train_size=train_size)
+        evaluation = Evaluator(loader, np.arange(4), chosen, runtime).run(SideDetector())  # type: ignore[arg-type]
+        assert evaluation.correct == correct
 
 
 def test_model_json_records_whether_the_run_mirrored_images(tiny_dir: Path, tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""Crops of different sizes from a whole batch, resized to one size.
+
+Bilinear with antialiasing, as in Pillow and in torch's `interpolate(..., antialias=True)`: a triangle around each new
+pixel, widened where the crop shrinks, weighs the old pixels of each row and column. The result of an image does not
+depend on the batch that it is in, so it is the same at every number of processes, bit for bit.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+WEIGHT_UNITS = 2048  # 11 bits, the precision of TF32
+ROW_UNITS = 8  # 8 bits of a pixel and 3 more
+KERNEL_UNITS = 2**14  # of the triangles before they are normalized; their sums fit float32 up to 1000 pixels
+
+
+def batch_resized_crop(
+    images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, *, size: tuple[int, int]
+) -> Tensor:
+    """(N, C, H, W) uint8 -> (N, C, *size) uint8, channels_last: a crop of each image, resized.
+
+    `top`, `left`, `height`, `width`: (N,) int64, the crops in pixels, which must lie inside the images. Each value is
+    within 1 of the one that torchvision's `resized_crop` computes in float. Does not wait for the device.
+    """
+    resize = resize_one_by_one if images.device.type == "cpu" else resize_by_products
+    return resize(images, top, left, height, width, size=size)
+
+
+def resize_one_by_one(
+    images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, *, size: tuple[int, int]
+) -> Tensor:
+    """`batch_resized_crop` for the CPU, where torch's kernel for uint8 takes a tenth of the time of matrix products."""
+    count, channels = images.shape[:2]
+    resized = torch.empty((count, *size, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
+    places = torch.stack((top, top + height, left, left + width), dim=1).tolist()
+    for i, (first_row, end_row, first_column, end_column) in enumerate(places):
+        crop = images[i : i + 1, :, first_row:end_row, first_column:end_column]
+        resized[i] = F.interpolate(crop, size, mode="bilinear", antialias=True)[0]
+    return resized
+
+
+def resize_by_products(
+    images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, *, size: tuple[int, int]
+) -> Tensor:
+    """`batch_resized_crop` for a GPU, as two matrix products for the whole batch.
+
+    All weights are multiples of 1/2048 that add up to 1, and the rows between the two products are rounded to multiples
+    of 1/8. The factors then fit TF32, and every partial sum fits float32. So the sums are exact in any order, which
+    depends on the size of the batch.
+    """
+    count, channels, old_height, old_width = images.shape
+    new_height, new_width = size
+    by_row = _weights(top, height, old=old_height, new=new_height)  # (N, new_height, H)
+    by_column = _weights(left, width, old=old_width, new=new_width)  # (N, new_width, W)
+    pixels = images.permute(0, 2, 1, 3).to(torch.float32, memory_format=torch.contiguous_format)  # (N, H, C, W)
+    rows = torch.bmm(by_row, pixels.flatten(2)).mul_(ROW_UNITS / WEIGHT_UNITS).round_()
+    rows = rows.view(count, new_height * channels, old_width)
+    resized = torch.bmm(rows, by_column.transpose(1, 2)).mul_(1 / (ROW_UNITS * WEIGHT_UNITS)).round_()
+    resized = resized.view(count, new_height, channels, new_width).transpose(2, 3)  # (N, new_height, new_width, C)
+    return resized.to(torch.uint8, memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+
+
+def sides_of_areas(
+    shares: Tensor, positions: Tensor, *, size: tuple[int, int], ratios: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Heights and widths (N,) int64 of crops with `shares` (N,) of the area of an image of `size`.
+
+    The logarithm of the aspect ratio, width / height, lies at `positions` (N,), 0 to 1, between those of `ratios`. If
+    only some of these ratios fit a large area into the image, it lies between those. After Szegedy et al., arXiv
+    1409.4842. torchvision's RandomResizedCrop draws a new area instead, so its areas are smaller on average.
+    """
+    # log and exp may round differently at other places of a vector; in float64, that does not change whole pixels.
+    shares, positions = shares.double(), positions.double()
+    square, room = math.log(size[1] / size[0]), -shares.log()
+    low = (square - room).clamp(min=math.log(ratios[0]))
+    high = (square + room).clamp(max=math.log(ratios[1]))
+    stretch = (torch.lerp(low, high, positions) / 2).exp()
+    side = (shares * (size[0] * size[1])).sqrt()
+    height, width = (side / stretch).round().long(), (side * stretch).round().long()
+    return height.clamp(1, size[0]), width.clamp(1, size[1])
+
+
+def _weights(start: Tensor, length: Tensor, *, old: int, new: int) -> Tensor:
+    """(N, new, old) float32: how much each of `old` pixels counts for each of `new` ones, in units of WEIGHT_UNITS.
+
+    `start` and `length` (N,): the pixels that are resized; those outside count nothing. Cumulative sums are rounded,
+    not the weights themselves, so that the rounded weights of every new pixel add up to one.
+    """
+    scale = (length / new)[:, None]
+    center = scale * (torch.arange(new, device=start.device) + 0.5)  # (N, new), in pixels from `start`
+    position = torch.arange(old, device=start.device) - start[:, None] + 0.5  # (N, old)
+    inside = (position > 0) & (position < length[:, None])
+    distance = (position[:, None, :] - center[:, :, None]).abs_().div_(scale.clamp(min=1)[:, :, None])
+    kernel = (1 - distance).clamp_(min=0).mul_(KERNEL_UNITS).round_().mul_(inside[:, None, :])
+    cumulative = kernel.int().cumsum(dim=2, dtype=torch.int32)  # torch has no deterministic cumsum of floats on CUDA
+    rounded = (cumulative * (WEIGHT_UNITS / cumulative[:, :, -1:])).round_()
+    return F.pad(rounded, (1, 0)).diff(dim=2)
