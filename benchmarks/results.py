@@ -1,6 +1,8 @@
 """Writes the figures of a benchmark with date, hardware, versions and conditions."""
 
 import json
+import shutil
+import subprocess
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -15,10 +17,9 @@ from ddp_trainer.run.directory import git_commit, package_versions
 def write_result(path: Path, figures: Mapping[str, float], **conditions: Any) -> None:
     """Writes `figures` and the `conditions` of their measurement to `path` as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
     content = {
         "date": date.today().isoformat(),
-        "hardware": hardware,
+        "hardware": (gpu_names() or [cpu_name()])[0],
         "threads": torch.get_num_threads(),
         "versions": package_versions(),
         "git_commit": git_commit(),
@@ -26,3 +27,11 @@ def write_result(path: Path, figures: Mapping[str, float], **conditions: Any) ->
         "figures": {name: round(value, 4) for name, value in figures.items()},
     }
     path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def gpu_names() -> list[str]:
+    """Name, driver and memory of each GPU. It asks nvidia-smi, so that this process can still fork CUDA processes."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout.splitlines()

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,13 +34,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> "torch.device":
-    """The CPU, and a GPU if the machine has one."""
+def device(request: pytest.FixtureRequest) -> "Iterator[torch.device]":
+    """The CPU, and a GPU if the machine has one. Accelerate, which knows one device per process, forgets the last."""
     import torch
 
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
-    return torch.device(request.param)
+    from ddp_trainer.distributed.process_settings import restored_settings
+
+    with restored_settings():
+        yield torch.device(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.results import gpu_names
 from tests.soak import damage, fuzz, launchers, ranks, stops
 from tests.soak.outcome import Outcome, table, write_outcomes
 
@@ -52,6 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=2, help="how often a rank is killed, frozen and made to raise")
     parser.add_argument("--world-sizes", type=int, nargs="*", default=[1, 2, 3, 4, 7])
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where kills and signals hit the runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--result", type=Path, help="write the table here as JSON")
     return parser.parse_args()
@@ -69,14 +71,20 @@ def prepare(folder: Path) -> Path:
 
 
 @functools.cache
-def scene_of(data: Path, folder: Path, processes: int) -> stops.Scene:
+def scene_of(data: Path, folder: Path, processes: int, device: str) -> stops.Scene:
     """Returns the scene for this number of processes. It is cached, so the uninterrupted run is trained only once."""
-    return stops.Scene(data, folder, processes)
+    return stops.Scene(data, folder, processes, device)
+
+
+def process_counts(part: str, device: str) -> list[int]:
+    """Returns the numbers of processes of a part; each process needs a GPU of its own."""
+    most = len(gpu_names()) if device == "cuda" else max(PROCESSES[part])
+    return [processes for processes in PROCESSES[part] if processes <= most]
 
 
 def run_part(part: str, data: Path, folder: Path, options: argparse.Namespace, rng: random.Random) -> list[Outcome]:
     if part == "damage":
-        scene = scene_of(data, folder, 1)
+        scene = scene_of(data, folder, 1, options.device)
         return [
             damage.damaged_checkpoints(scene.whole / "checkpoints", options.damages, rng),
             damage.damaged_datasets(data, options.damages, rng),
@@ -85,8 +93,8 @@ def run_part(part: str, data: Path, folder: Path, options: argparse.Namespace, r
         return [fuzz.fuzzed_betons(folder, options.mutations, options.seed)]
     if part in ("kills", "signals"):
         work = stops.killed_runs if part == "kills" else stops.signalled_runs
-        times = getattr(options, part)
-        return [work(scene_of(data, folder, processes), times, rng) for processes in PROCESSES[part]]
+        scenes = [scene_of(data, folder, count, options.device) for count in process_counts(part, options.device)]
+        return [work(scene, getattr(options, part), rng) for scene in scenes]
     if part == "launchers":
         return [launchers.signalled_launchers(data, folder, options.launched, rng)]
     if part == "ranks":

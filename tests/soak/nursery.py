@@ -18,7 +18,6 @@ from tests.support.forked import free_port, rank_environment
 PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 30.0  # time between SIGTERM and SIGKILL of a launcher
 RAISES = signal.SIGALRM  # makes a child raise an exception; the trainer does not handle this signal itself
-SMOKE = ("smoke", "--device", "cpu")
 
 
 class Child:
@@ -75,11 +74,11 @@ def _become(work: Callable[[], int], log: Path, env: dict[str, str]) -> None:
 class Job:
     """One run with one or more ranks. As under a launcher, all ranks are ended if one of them fails."""
 
-    def __init__(self, arguments: Sequence[str | Path], log: Path, *, processes: int = 1) -> None:
+    def __init__(self, arguments: Sequence[str | Path], log: Path, *, processes: int = 1, device: str = "cpu") -> None:
         from tests.support.workers.narrow_train import narrow_main
 
         def work() -> int:
-            return narrow_main([*SMOKE, *map(str, arguments)])
+            return narrow_main(["smoke", "--device", device, *map(str, arguments)])
 
         log.touch()
         port = free_port()

@@ -39,16 +39,17 @@ VOLATILE = {"seconds", "images_per_second", "train_seconds", "epoch_seconds"}
 class Scene:
     """Runs on one dataset with one number of processes: an uninterrupted run, and runs that must equal it."""
 
-    def __init__(self, data: Path, folder: Path, processes: int) -> None:
-        self.data, self.folder, self.processes = data, folder, processes
+    def __init__(self, data: Path, folder: Path, processes: int, device: str = "cpu") -> None:
+        self.data, self.folder, self.processes, self.device = data, folder, processes, device
         self.whole = folder / f"whole-{processes}"
         codes = self.start(self.whole).wait()
         if codes != [0] * processes:
             raise RuntimeError(f"the uninterrupted run failed: {codes}\n{self.log(self.whole).read_text()}")
 
     def start(self, out: Path) -> Job:
-        arguments = ("--data-dir", self.data, "--out", out, "--resume", *PLAN)
-        return Job(arguments, self.log(out), processes=self.processes)
+        exact = ("--deterministic",) if self.device == "cuda" else ()
+        arguments = ("--data-dir", self.data, "--out", out, "--resume", *PLAN, *exact)
+        return Job(arguments, self.log(out), processes=self.processes, device=self.device)
 
     def log(self, out: Path) -> Path:
         return out.with_name(f"{out.name}.log")

@@ -1,13 +1,25 @@
-"""Whole runs on a GPU: with every precision, a resumed run equals the uninterrupted one."""
+"""What only a GPU can show: steps without waits, whole runs in every precision, and agreement with the CPU."""
 
 import filecmp
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from data_prep.augment import Augmenter
+from data_prep.augment_config import AugmentConfig
+from data_prep.dataset import read_dataset
+from data_prep.loader import build_loader
+from ddp_trainer.distributed.process_settings import restored_settings
+from ddp_trainer.recipes import RECIPES
+from ddp_trainer.run.checkpoint_saver import HostCopy
+from tests.support.stepping import batches, build_for, differences, snapshot, take
 from tests.support.trainer import NARROW, read_lines, run
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -45,3 +57,72 @@ def test_stream_and_resident_train_the_same_model(tiny_dir: Path, tmp_path: Path
         train("--data-dir", tiny_dir, "--out", tmp_path / mode, "--data-mode", mode, "--max-steps", "4")
     stream, resident = (tmp_path / mode / "model.safetensors" for mode in ("stream", "resident"))
     assert filecmp.cmp(stream, resident, shallow=False)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(RECIPES[name].augment for name in ("fast", "long", "baseline")),
+        AugmentConfig(brightness=0.1, contrast=0.1),
+        AugmentConfig(cutmix=1.0),
+        AugmentConfig(mixup=0.5),
+    ],
+)
+@pytest.mark.parametrize("side", [16, 24, 32])
+def test_augmentation_on_a_gpu_is_that_on_the_cpu(tiny_dir: Path, config: AugmentConfig, side: int) -> None:
+    """Bit for bit, except that a GPU rounds once instead of twice when mixup blends two images."""
+    info = read_dataset(tiny_dir)
+    found = []
+    for device in (CPU, GPU):
+        loader = build_loader(tiny_dir / "train.beton", mode="resident", device=device, batch_size=96, num_workers=1)
+        batch = next(iter(loader.batches([np.arange(96)])))
+        augmented = Augmenter(config, mean=info.mean, std=info.std, seed=3)(batch, epoch=5, side=side)
+        found.append((augmented.images.cpu(), augmented.labels.cpu()))
+    (expected, labels), (images, labels_on_gpu) = found
+    assert torch.equal(labels, labels_on_gpu)
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-5 if config.mixup else 0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"precision": "fp16"},
+        {"precision": "fp32"},
+        {"deterministic": True},
+        {"ema_decay": 0.9},
+        {"clip_norm": 1.0},
+        {"accumulate": 2},
+        {"cutmix": 1.0},
+        {"mixup": 0.5, "brightness": 0.1},
+        {"recipe": "baseline"},
+        {"recipe": "baseline", "optimizer": "adamw", "peak_lr": 1e-3},
+        {"recipe": "long"},
+    ],
+)
+def test_step_waits_for_nothing(tiny_dir: Path, changes: dict[str, Any]) -> None:
+    with restored_settings():
+        trainer = build_for(tiny_dir, GPU)(**changes)
+        take(trainer, range(4))
+        held = batches(trainer, 4)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for epoch, batch in enumerate(held):
+                trainer.train_step(batch, epoch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        trainer.guard.settle()
+
+
+def test_host_copy_that_waits_in_a_busy_queue_is_not_changed_by_later_steps(tiny_dir: Path) -> None:
+    with restored_settings():
+        trainer = build_for(tiny_dir, GPU)()
+        take(trainer, range(3))
+        expected = snapshot(trainer)
+        torch.cuda._sleep(500_000_000)  # about 0.3 s, so that the copies and the steps below are still queued
+        waiting = HostCopy({"model": trainer.model.state_dict()})
+        take(trainer, range(3, 6))
+        copied = waiting.wait()["model"]
+        assert [name for name in copied if not torch.equal(copied[name], expected[name])] == []
+        assert differences(snapshot(trainer), expected)
