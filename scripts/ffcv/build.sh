@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds FFCV 1.0.2 from its source and installs it into the virtual environment named by the first argument.
+# Builds FFCV 1.0.2 from its source and installs it into a virtual environment, or writes a wheel to a folder instead:
+#   bash scripts/ffcv/build.sh VENV [FOLDER]
 #
 # FFCV's setup.py requires OpenCV, TurboJPEG and pkg-config, which only root can install. FFCV's C++ library (150 lines)
 # uses OpenCV to resize images and TurboJPEG to decode JPEG. This project stores raw images only, which need neither. So
@@ -51,4 +52,8 @@ cp "$work/libffcv/libffcv.cpp" "$work/ffcv/" # a test compiles it again with the
 # FFCV's benchmarks are removed, because they import three packages that nothing else needs.
 rm -r "$work"/{setup.py,setup.cfg,ffcv.egg-info,ffcv/benchmarks}
 cp "$here/pyproject.toml" "$work/"
-pip install --no-deps --no-build-isolation --force-reinstall "$work"
+if [[ $# -gt 1 ]]; then
+  pip wheel --no-deps --no-build-isolation --wheel-dir "$2" "$work"
+else
+  pip install --no-deps --no-build-isolation --force-reinstall "$work"
+fi

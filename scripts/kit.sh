@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Makes a folder to carry to a machine that has Python and torch, but neither a network nor a compiler:
+#   bash scripts/kit.sh OUT [FILE ...]
+# OUT/wheels gets FFCV and the packages that such a machine usually lacks, in the versions of constraints.txt. Each FILE,
+# such as an archive of images, is copied to OUT. Run `make setup` first.
+# TARGET: Python version of the other machine (default: that of .venv). PACKAGES: what to carry besides FFCV.
+# On the other machine, scripts/use_kit.sh makes .venv from it.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+stop() { echo "error: $*" >&2; exit 2; }
+
+[[ $# -ge 1 ]] || stop "name the folder to make, as in bash scripts/kit.sh kit"
+python=.venv/bin/python
+[[ -x $python ]] || stop "there is no .venv; run make setup first"
+out=$(realpath -m "$1")
+shift
+packages=${PACKAGES:-tyro typeguard docstring-parser pytest pytest-xdist execnet iniconfig pluggy}
+target=${TARGET:-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')}
+
+# Prints the entries of constraints.txt, with their hashes, of the packages to carry.
+wanted() {
+  awk -v names=" $packages " '/^[^ #]/ { keep = index(names, " " substr($1, 1, index($1, "==") - 1) " ") } keep' \
+    constraints.txt
+}
+
+mkdir -p "$out/wheels"
+machine=$(uname -m)
+requirements=$(mktemp)
+trap 'rm -f "$requirements"' EXIT
+wanted >"$requirements"
+"$python" -m pip --disable-pip-version-check --quiet download --no-deps --only-binary :all: --require-hashes \
+  --python-version "$target" --platform "manylinux2014_$machine" --platform "manylinux_2_28_$machine" \
+  --requirement "$requirements" --dest "$out/wheels"
+bash scripts/ffcv/build.sh .venv "$out/wheels"
+if [[ $# -gt 0 ]]; then cp "$@" "$out"; fi
+echo "kit: $(du -sh "$out" | cut -f1) in $out for Python $target on $machine; next: bash scripts/use_kit.sh there"

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Makes .venv from the packages of this machine and the wheels of a kit, without network, compiler and root:
+#   bash scripts/use_kit.sh KIT
+# PYTHON (default: python3) is the interpreter that has torch. The kit's packages take precedence over this machine's.
+# Exit status: that of doctor, which prints what is still missing.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+stop() { echo "error: $*" >&2; exit 2; }
+
+python=${PYTHON:-python3}
+compgen -G "${1:-}/wheels/*.whl" >/dev/null || stop "name the folder that scripts/kit.sh made, got '${1:-}'"
+[[ ! -e .venv ]] || stop ".venv exists already; remove it to make another from the kit"
+torch=$("$python" -c 'import importlib.util as u; print(u.find_spec("torch").origin)' 2>/dev/null) ||
+  stop "$python has no torch; set PYTHON to an interpreter that has it"
+
+"$python" -m venv --without-pip .venv
+site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+for wheel in "$1"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$site"; done
+# A .pth file of this machine, such as the one of setuptools, takes effect only through addsitedir.
+echo "import site; site.addsitedir('$(dirname "$(dirname "$torch")")')" >"$site/machine.pth"
+echo "$PWD" >"$site/project.pth"
+echo "use_kit: .venv is ready; checking it"
+exec .venv/bin/python -m ddp_trainer.doctor

@@ -1,0 +1,87 @@
+"""scripts/kit.sh and scripts/use_kit.sh: the packages of a kit, and a .venv made from it and from the machine's own.
+
+The wheels are not downloaded and FFCV is not compiled here: fake commands record how they were called.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.trainer import REPOSITORY
+
+RECORD = '#!/usr/bin/env bash\necho "${0##*/} $*" >>"$CALLS"\n'
+KEEP_REQUIREMENTS = 'while [[ $# -gt 0 ]]; do [[ $1 == --requirement ]] && cp "$2" "$CALLS.txt"; shift; done\n'
+DOCTOR = "import sys, tyro, torch\nprint('tyro', tyro.origin)\nsys.exit(3)\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    shutil.copytree(REPOSITORY / "scripts", folder / "scripts")
+    shutil.copy(REPOSITORY / "constraints.txt", folder)
+    return folder
+
+
+def call(project: Path, script: str, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(project / "scripts" / script), *map(str, arguments)]
+    environment = {**os.environ, "CALLS": str(project / "calls"), **variables}
+    return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=60)
+
+
+def test_kit_has_the_wheels_of_the_other_python_and_the_named_files(project: Path, tmp_path: Path) -> None:
+    python = project / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    # Keeps the requirements, which kit.sh removes.
+    python.write_text(
+        RECORD + 'while [[ $# -gt 0 ]]; do [[ $1 == --requirement ]] && cp "$2" "$CALLS.txt"; shift; done\n'
+    )
+    python.chmod(0o755)
+    (project / "scripts" / "ffcv" / "build.sh").write_text(RECORD)
+    (tmp_path / "photos.tar").write_text("photos")
+    kit = tmp_path / "a kit"
+    finished = call(project, "kit.sh", kit, tmp_path / "photos.tar", TARGET="3.12", PACKAGES="tyro typeguard")
+    assert finished.returncode == 0, finished.stderr
+    download, build = (project / "calls").read_text().splitlines()
+    assert "--require-hashes --python-version 3.12" in download
+    assert build == f"build.sh .venv {kit}/wheels"
+    requirements = (project / "calls.txt").read_text()
+    assert [line.split("==")[0] for line in requirements.splitlines() if line[0] != " "] == ["typeguard", "tyro"]
+    assert requirements.count("--hash=sha256:") >= 2
+    assert (kit / "photos.tar").read_text() == "photos"
+
+
+def test_venv_has_the_packages_of_the_kit_before_those_of_the_machine(project: Path, tmp_path: Path) -> None:
+    (project / "ddp_trainer").mkdir()
+    (project / "ddp_trainer" / "doctor.py").write_text(DOCTOR)
+    (tmp_path / "kit" / "wheels").mkdir(parents=True)
+    with zipfile.ZipFile(tmp_path / "kit" / "wheels" / "tyro-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tyro/__init__.py", "origin = 'kit'")
+    finished = call(project, "use_kit.sh", tmp_path / "kit", PYTHON=sys.executable)
+    assert (finished.returncode, finished.stderr) == (3, ""), "the exit status is that of doctor"
+    assert finished.stdout.splitlines()[-1] == "tyro kit"
+    again = call(project, "use_kit.sh", tmp_path / "kit", PYTHON=sys.executable)
+    assert (again.returncode, again.stderr) == (
+        2,
+        "error: .venv exists already; remove it to make another from the kit\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("kit.sh", [], "name the folder to make"),
+        ("kit.sh", ["kit"], "run make setup first"),
+        ("use_kit.sh", [], "name the folder that scripts/kit.sh made"),
+        ("use_kit.sh", ["nothing"], "name the folder that scripts/kit.sh made, got 'nothing'"),
+    ],
+)
+def test_wrong_calls_are_one_line(project: Path, script: str, arguments: list[str], message: str) -> None:
+    finished = call(project, script, *arguments)
+    assert finished.returncode == 2
+    assert message in finished.stderr
+    assert len(finished.stderr.splitlines()) == 1
