@@ -1,1 +1,1 @@
-"""Benchmarks: the speed of training and loading compared with plain PyTorch, and the cost of checkpoints and guards."""
+"""Benchmarks: speed beside plain PyTorch, cost of checkpoints and guards, growth of cost."""

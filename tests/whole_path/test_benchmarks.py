@@ -2,11 +2,14 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks import training_step
+from benchmarks.scaling import __main__ as scaling
+from benchmarks.scaling.measure import cost_of
 from data_prep.errors import InputError
 from tests.support.trainer import run
 
@@ -48,3 +51,27 @@ def test_training_step_takes_the_flags_of_the_trainer() -> None:
 def test_training_step_refuses_what_it_cannot_measure(flags: tuple[str, ...], message: str, tiny_dir: Path) -> None:
     with pytest.raises(InputError, match=message):
         training_step.main(["--recipe", "fast", "--data-dir", str(tiny_dir), *flags])
+
+
+def test_scaling_measures_each_part_and_draws_a_picture(tmp_path: Path) -> None:
+    result, picture = tmp_path / "scaling.json", tmp_path / "scaling.png"
+    parts = ["--parts", "prepare", "checkpoint"]
+    scaling.main(["--quick", "--work", str(tmp_path), "--result", str(result), "--picture", str(picture), *parts])
+    figures = json.loads(result.read_text())["figures"]
+    for part in parts[1:]:
+        name = f"images: 64 images of 32 pixels in 4 classes: {part}"
+        assert 0 < figures[f"{name} seconds"] < 100
+        assert 50 < figures[f"{name} megabytes"] < 4000
+        assert math.isfinite(figures[f"images: {part} seconds exponent"])
+    assert picture.stat().st_size > 10_000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scaling.json", "scaling.png"]
+
+
+def test_memory_of_all_processes_of_a_command_is_counted(tmp_path: Path) -> None:
+    child = "import sys, time; block = b'x' * (int(sys.argv[1]) << 20); time.sleep(1)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}, '60']); print(2.5)"
+    cost = cost_of([sys.executable, "-c", parent], tmp_path / "log")
+    assert cost.seconds == 2.5
+    assert 60 < cost.megabytes < 120
+    with pytest.raises(InputError, match="failed: no such thing"):
+        cost_of([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path / "log")

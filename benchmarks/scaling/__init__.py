@@ -1,0 +1,1 @@
+"""How time and peak memory of preparation, training and report grow with the dataset."""

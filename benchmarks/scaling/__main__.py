@@ -1,0 +1,130 @@
+"""How time and peak memory grow with the number of images, the number of classes and the side of the images.
+
+    python -m benchmarks.scaling [--axes NAME ...] [--work DIR] [--result FILE] [--picture FILE] [--quick]
+
+prepare:    python -m data_prep --source folder, from JPEG files of the final size.
+start:      a run, from the start of the process to the end of its first step.
+epoch:      one epoch with augmentation and a network that costs almost nothing, streamed from the file.
+evaluation: the test images (a tenth as many), with test-time augmentation.
+checkpoint: a checkpoint of that network, until it is on the disk.
+run:        a whole run of one step, with evaluation, results and report.
+report:     python -m ddp_trainer.report, for that run.
+
+Each measurement is a process of its own. An exponent of 1 means that the cost is proportional to the number of images,
+of classes, or of pixels; it is that of the last interval of each axis. The largest dataset needs 6 GB in --work.
+"""
+
+import argparse
+import math
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.results import write_result
+from benchmarks.scaling.images import Shape, write_images
+from benchmarks.scaling.measure import Cost, cost_of
+from ddp_trainer.command_line import run_command
+
+AXES = {
+    "images": [Shape(count, 10, 32) for count in (1000, 10_000, 50_000, 200_000)],
+    "large images": [Shape(count, 10, 256) for count in (1000, 5000, 20_000)],
+    "classes": [Shape(10_000, classes, 32) for classes in (10, 100, 1000)],
+    "side": [Shape(2000, 10, side) for side in (32, 64, 128, 256, 512)],
+}
+QUICK = {"images": [Shape(count, 4, 32) for count in (64, 128)]}
+PARTS = ("prepare", "start", "epoch", "evaluation", "checkpoint", "run", "report")
+
+Costs = dict[str, Cost]
+
+
+def command_of(part: str, folder: Path, side: int) -> list[str | Path]:
+    python, data, run = [sys.executable, "-W", "ignore", "-m"], folder / "data", folder / "run"
+    if part == "prepare":
+        source = ("--source", "folder", "--root", folder / "images", "--size", str(side))
+        return [*python, "data_prep", *source, "--out", data]
+    if part == "report":
+        return [*python, "ddp_trainer.report", run]
+    # Only `run` leaves a run directory behind, for the report.
+    return [*python, "benchmarks.scaling.work", part, data, run if part == "run" else folder / part]
+
+
+def measure_shape(shape: Shape, work: Path, parts: Sequence[str]) -> Costs:
+    """Costs of each part for one dataset, which is made for it and removed afterwards."""
+    folder = Path(tempfile.mkdtemp(dir=work))
+    try:
+        write_images(folder / "images", shape)
+        costs = {}
+        for part in parts:
+            costs[part] = cost_of(command_of(part, folder, shape.side), folder / f"{part}.log")
+            print(f"{shape.name}: {part:10} {costs[part].seconds:8.2f} s {costs[part].megabytes:7.0f} MB", flush=True)
+        return costs
+    finally:
+        shutil.rmtree(folder)
+
+
+def size_along(axis: str, shape: Shape) -> int:
+    """What grows along the axis: images, classes or pixels of an image."""
+    return {"classes": shape.classes, "side": shape.side**2}.get(axis, shape.images)
+
+
+def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
+    """k in cost ~ size^k, between the last two sizes."""
+    return math.log(costs[-1] / costs[-2]) / math.log(sizes[-1] / sizes[-2])
+
+
+def summarize(axis: str, measured: dict[Shape, Costs]) -> dict[str, float]:
+    """Figures by name: seconds and megabytes of each part at each size, and the exponents of both."""
+    figures = {}
+    sizes = [size_along(axis, shape) for shape in measured]
+    for part in next(iter(measured.values())):
+        for kind in Cost._fields:
+            costs = [getattr(of_shape[part], kind) for of_shape in measured.values()]
+            for shape, cost in zip(measured, costs, strict=True):
+                figures[f"{axis}: {shape.name}: {part} {kind}"] = cost
+            figures[f"{axis}: {part} {kind} exponent"] = exponent(sizes, costs)
+    return figures
+
+
+def print_table(axis: str, measured: dict[Shape, Costs]) -> None:
+    shapes, parts = list(measured), list(next(iter(measured.values())))
+    sizes = [size_along(axis, shape) for shape in shapes]
+    labels = [shape.side if axis == "side" else size for shape, size in zip(shapes, sizes, strict=True)]
+    print(f"\n| {axis} | {' | '.join(f'{label:,}' for label in labels)} | exponent |")
+    print(f"| --- | {' | '.join('---' for _ in labels)} | --- |")
+    for kind, unit in (("seconds", "s"), ("megabytes", "MB")):
+        for part in parts:
+            costs = [getattr(measured[shape][part], kind) for shape in shapes]
+            cells = " | ".join(f"{cost:.{2 if unit == 's' else 0}f}" for cost in costs)
+            print(f"| {part}, {unit} | {cells} | {exponent(sizes, costs):.2f} |")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES), help="default: all")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all, in this order")
+    parser.add_argument("--work", type=Path, help="folder for the datasets; default: the system's temporary folder")
+    parser.add_argument("--result", type=Path, help="write the figures here as JSON, after each axis")
+    parser.add_argument("--picture", type=Path, help="draw the figures here, as PNG or SVG")
+    parser.add_argument("--quick", action="store_true", help="two tiny datasets, to see that everything works")
+    options = parser.parse_args(argv)
+    axes = QUICK if options.quick else {axis: AXES[axis] for axis in options.axes}
+    everything, figures = {}, {}
+    with tempfile.TemporaryDirectory(dir=options.work) as work:
+        for axis, shapes in axes.items():
+            measured = {shape: measure_shape(shape, Path(work), options.parts) for shape in shapes}
+            everything[axis] = measured
+            figures |= summarize(axis, measured)
+            if options.result:
+                write_result(options.result, figures, data_mode="stream")
+    for axis, measured in everything.items():
+        print_table(axis, measured)
+    if options.picture:
+        from benchmarks.scaling.picture import draw
+
+        draw(everything, options.picture)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,43 @@
+"""Writes folders of JPEG files of any number, number of classes and side, and the network that is trained on them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A dataset: number of training images and of classes, side in pixels. A tenth as many images are for testing."""
+
+    images: int
+    classes: int
+    side: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.images} images of {self.side} pixels in {self.classes} classes"
+
+    def counts(self) -> dict[str, int]:
+        """Images of each split; every class has an image in both."""
+        return {"train": self.images, "test": max(self.images // 10, self.classes)}
+
+
+def write_images(root: Path, shape: Shape) -> None:
+    """Writes ROOT/SPLIT/CLASS/NUMBER.jpg: smooth colors with some noise, all different, classes in turn."""
+    for seed, (split, count) in enumerate(shape.counts().items()):
+        generator = np.random.default_rng(seed)
+        folders = [root / split / f"class-{label:04d}" for label in range(shape.classes)]
+        for folder in folders:
+            folder.mkdir(parents=True)
+        for number in range(count):
+            path = folders[number % shape.classes] / f"{number:06d}.jpg"
+            _draw(generator, shape.side).save(path, quality=90)
+
+
+def _draw(generator: np.random.Generator, side: int) -> Image.Image:
+    coarse = generator.integers(0, 256, size=(8, 8, 3), dtype=np.uint8)
+    fine = generator.integers(0, 256, size=(side, side, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+    return Image.blend(smooth, Image.fromarray(fine), 0.1)

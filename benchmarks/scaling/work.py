@@ -1,0 +1,98 @@
+"""One measured part of a run, in a process of its own. Prints its seconds as the last line.
+
+python -m benchmarks.scaling.work {start,epoch,evaluation,checkpoint,run} DATA_DIR RUN_DIR
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ddp_trainer.config import TrainConfig
+from ddp_trainer.engine.observer import SilentObserver
+from ddp_trainer.engine.trainer import Trainer
+from ddp_trainer.recipes import smoke
+
+BATCH_SIZE = 32
+
+
+def settings(data_dir: Path, run_dir: Path) -> TrainConfig:
+    """`smoke` with a cheap network, and images that are read from the file in every epoch."""
+    config = smoke()
+    return replace(
+        config,
+        data=replace(config.data, data_dir=data_dir, data_mode="stream"),
+        network=replace(config.network, network="benchmarks.scaling.network:cheap"),
+        schedule=replace(config.schedule, epochs=1, batch_size=BATCH_SIZE, max_steps=None),
+        run=replace(config.run, out=run_dir),
+    )
+
+
+class FirstStep(SilentObserver):
+    """Ends the process after the first step and prints the seconds since it was started."""
+
+    def step_done(self, step: int) -> None:
+        print(seconds_since_start(), flush=True)
+        os._exit(0)
+
+
+def seconds_since_start() -> float:
+    """Seconds since this process was started, imports included."""
+    ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    return uptime - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def run_whole(config: TrainConfig, *, only_start: bool) -> None:
+    """A run of one step, from the command's settings to the report; with `only_start`, only to that step."""
+    from ddp_trainer.train import train_here
+
+    config = replace(config, schedule=replace(config.schedule, max_steps=1))
+    train_here(config, observer=FirstStep() if only_start else None)
+    print(seconds_since_start(), flush=True)
+
+
+def measure_part(config: TrainConfig, part: Callable[[Trainer], object]) -> None:
+    from data_prep.dataset import read_dataset
+    from ddp_trainer.distributed.runtime import Runtime
+    from ddp_trainer.distributed.signals import StopRequest
+    from ddp_trainer.engine.build import build_trainer
+
+    runtime = Runtime(config.runtime, stop=StopRequest())
+    trainer = build_trainer(config, runtime, read_dataset(config.data.data_dir))
+    started = time.perf_counter()
+    part(trainer)
+    runtime.synchronize()
+    print(time.perf_counter() - started, flush=True)
+
+
+def save(trainer: Trainer) -> None:
+    """A checkpoint, until it is on the disk."""
+    from ddp_trainer.run.checkpoint_saver import CheckpointSaver
+
+    assert trainer.config.run.out is not None
+    saver = CheckpointSaver(trainer.config.run.out / "checkpoints", keep=1)
+    saver.save(trainer.state.state_dict(), step=0)
+    saver.close()
+
+
+PARTS: dict[str, Callable[[Trainer], object]] = {
+    "epoch": lambda trainer: trainer.train_epoch(0),
+    "evaluation": lambda trainer: trainer.evaluate(tta=True),
+    "checkpoint": save,
+}
+
+
+def main() -> None:
+    part, data_dir, run_dir = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    config = settings(data_dir, run_dir)
+    if part in PARTS:
+        measure_part(config, PARTS[part])
+    else:
+        run_whole(config, only_start=part == "start")
+
+
+if __name__ == "__main__":
+    main()
