@@ -1,11 +1,12 @@
 # PYTHON: the interpreter for .venv (3.11 to 3.13).
 # RUN: the command that starts training, such as ".venv/bin/accelerate launch --config_file launch/all_gpus.yaml".
+# GPU_FLAGS: flags of the acceptance run, such as --rehearse on a machine without a GPU.
 PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= $(BIN)/python
 SHELL_SCRIPTS := .ci/run $(wildcard scripts/*.sh scripts/ffcv/*.sh scripts/ffcv/bin/* slurm/*.sh)
 
-.PHONY: setup demo train test test-fast lint soak bench
+.PHONY: setup demo train test test-fast lint soak bench gpu
 
 setup:
 	@PYTHON="$(PYTHON)" bash scripts/setup.sh
@@ -37,3 +38,6 @@ soak: setup
 
 bench: setup data/synthetic/dataset.json
 	@for script in loading training_step; do $(BIN)/python -m benchmarks.$$script || exit 1; done
+
+gpu: setup
+	$(BIN)/python -m benchmarks.acceptance $(GPU_FLAGS)

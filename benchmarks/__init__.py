@@ -1,1 +1,1 @@
-"""Benchmarks: speed beside plain PyTorch, cost of checkpoints and guards, growth of cost."""
+"""Benchmarks: speed beside plain PyTorch, cost of checkpoints and guards, acceptance of a GPU, growth of cost."""

@@ -1,0 +1,124 @@
+"""The stages of the acceptance run, in order of value: what comes late is left out first."""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.acceptance.runner import Stage
+
+Command = tuple[str | Path, ...]
+
+# Recipe, batch size and side of the crops for the step times.
+STEPS = (
+    ("fast", 500, 16),
+    ("fast", 500, 24),
+    ("fast", 500, 32),
+    ("fast", 1000, 32),
+    ("fast", 2000, 32),
+    ("baseline", 64, 32),
+    ("baseline", 512, 32),
+)
+TINY = ("--device", "cpu", "--widths", "8", "8", "16", "16", "--batch-size", "16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Where an acceptance run reads and writes, and whether it is only a rehearsal. All paths are absolute."""
+
+    data: Path  # the dataset of all stages; prepared first if it does not exist
+    images: Path | None  # images to prepare it from
+    out: Path  # figures and logs
+    work: Path  # data and runs
+    rehearse: bool
+
+    def run_dir(self, name: str) -> Path:
+        return self.work / "runs" / name
+
+
+def all_stages(plan: Plan) -> list[Stage]:
+    return [
+        Stage("machine", 60, [*_nvidia_smi(plan), _python("ddp_trainer.doctor")]),
+        Stage("data", 90, [_prepare(plan)]),
+        Stage("tests", 150, [_tests(plan)]),
+        Stage("fast", 60, [_train(plan, "fast")]),
+        Stage("step times", 150, [_step_time(plan, *row) for row in (STEPS[2:3] if plan.rehearse else STEPS)]),
+        Stage("baseline", 75, [_train(plan, "baseline")]),
+        Stage("launch file and kills", 90, [_launch(plan), _kills(plan)], together=True),
+        Stage("runs together", 120, _runs_together(plan), together=True),
+        Stage("profile", 45, [_profile(plan), ("cp", plan.run_dir("profile") / "trace.json.gz", plan.out)]),
+        Stage("loader", 45, [_benchmark(plan, "loading"), _benchmark(plan, "reliability")]),
+        Stage("strong", 60, [_train(plan, "strong")]),
+        Stage("long", 90, [_train(plan, "long")]),
+    ]
+
+
+def _python(module: str, *arguments: str | Path) -> Command:
+    return (sys.executable, "-W", "ignore", "-m", module, *arguments)
+
+
+def _nvidia_smi(plan: Plan) -> list[Command]:
+    return [] if plan.rehearse or shutil.which("nvidia-smi") is None else [("nvidia-smi",)]
+
+
+def _prepare(plan: Plan) -> Command:
+    flags: Command = () if plan.images is None else ("--images", plan.images)
+    size: Command = ("--train-count", "96", "--test-count", "40") if plan.rehearse else ()
+    return _python("benchmarks.acceptance.images", "--out", plan.data, *flags, *size)
+
+
+def _tests(plan: Plan) -> Command:
+    """All tests that can use a GPU but those of the benchmarks, which run as stages."""
+    chosen: Command = ("-m", "gpu", "tests", "--ignore", "tests/whole_path/test_benchmarks.py", "--numprocesses", "4")
+    if plan.rehearse:
+        chosen = ("tests/whole_path/test_trainer_on_device.py", "-k", "cpu")
+    return _python("pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={plan.out / 'junit.xml'}", *chosen)
+
+
+def _train(plan: Plan, recipe: str, *, name: str = "", flags: Command = (), launcher: Command = ()) -> Command:
+    """`launcher`: a module and its flags, which starts the trainer."""
+    tiny = (*TINY, "--epochs", "1", "--max-steps", "2", "--small-crop-fraction", "0") if plan.rehearse else ()
+    files: Command = ("--data-dir", plan.data, "--out", plan.run_dir(name or recipe), "--wandb", "disabled")
+    modules: Command = (*launcher, "-m", "ddp_trainer.train") if launcher else ("ddp_trainer.train",)
+    return _python(*modules, recipe, *files, *flags, *tiny)  # type: ignore[arg-type]
+
+
+def _runs_together(plan: Plan) -> list[Command]:
+    """More recipes and seeds, all on the same GPU at once: their accuracies count, their times do not."""
+    seeds = [("fast", 1), ("fast", 2), ("strong", 1), ("baseline", 1), ("long", 1)]
+    return [_train(plan, recipe, name=f"{recipe}-{seed}", flags=("--seed", str(seed))) for recipe, seed in seeds]
+
+
+def _launch(plan: Plan) -> Command:
+    """One process for each GPU; a batch of 496 images can be shared by 1, 2, 4 or 8 of them."""
+    file = "launch/cpu_processes.yaml" if plan.rehearse else "launch/all_gpus.yaml"
+    launcher: Command = ("accelerate.commands.launch", "--config_file", file)
+    flags: Command = ("--batch-size", "496", "--epochs", "2")
+    return _train(plan, "fast", name="launch-file", flags=flags, launcher=launcher)
+
+
+def _profile(plan: Plan) -> Command:
+    steps = ("--profile", "1") if plan.rehearse else ("--profile", "10", "--max-steps", "60")
+    return _train(plan, "fast", name="profile", flags=steps)
+
+
+def _step_time(plan: Plan, recipe: str, batch_size: int, side: int) -> Command:
+    result = plan.out / f"step-{recipe}-{batch_size}-{side}.json"
+    flags: Command = ("--recipe", recipe, "--side", str(side), "--data-dir", plan.data, "--result", result)
+    if plan.rehearse:
+        return _python("benchmarks.training_step", *flags, *TINY, "--rounds", "1", "--steps", "1")
+    small: Command = ("--rounds", "3", "--steps", "50", "--batch-size", str(batch_size))
+    return _python("benchmarks.training_step", *flags, *small)
+
+
+def _benchmark(plan: Plan, name: str) -> Command:
+    tiny = ("--batch-size", "4", "--rounds", "1") if plan.rehearse else ()
+    return _python(f"benchmarks.{name}", "--data-dir", plan.data, "--result", plan.out / f"{name}.json", *tiny)
+
+
+def _kills(plan: Plan) -> Command:
+    """SIGKILL and stop signals at random moments; the resumed run must equal the uninterrupted one bit for bit."""
+    chosen: Command = ("--parts", "kills", "signals", "--kills", "5", "--signals", "4", "--device", "cuda")
+    if plan.rehearse:
+        chosen = ("--parts", "kills", "--kills", "1")
+    return _python("tests.soak", *chosen, "--result", plan.out / "kills.json")
