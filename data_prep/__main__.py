@@ -14,7 +14,7 @@ from data_prep.bars import Bars
 from data_prep.dataset import DatasetInfo, write_dataset
 from data_prep.errors import InputError, printable, shell_path
 from data_prep.files import replace_file
-from data_prep.sources import NUM_NAMED, SOURCES, ImageSet
+from data_prep.sources import NUM_NAMED, SOURCES, Source, UnreadableImagesError
 from data_prep.sources.synthetic import DEFAULT_TEST_COUNT, DEFAULT_TRAIN_COUNT, draw_synthetic
 from data_prep.streams import forgiving_output
 
@@ -105,35 +105,29 @@ def prepare(options: argparse.Namespace, check: Callable[[], None]) -> DatasetIn
     """
     _check_out(options.out)
     with Bars() as bars:
-        image_set = _load(options, bars)
-        check()
-        for note in image_set.notes:
-            print(printable(note), flush=True)
-        written: dict[str, int] = {}
-        total = len(image_set.train.labels) + len(image_set.test.labels)
+        source = _open_source(options, bars)
 
-        def show(split: str, count: int) -> None:
+        def show(work: str, done: int, total: int) -> None:
             check()
-            written[split] = count
-            bars.update("writing", sum(written.values()), total)
+            bars.update(work, done, total)
 
-        return write_dataset(image_set, options.out, progress=show)
+        check()
+        try:
+            return write_dataset(
+                source, options.out, progress=show, say=lambda note: print(printable(note), flush=True)
+            )
+        except UnreadableImagesError as error:
+            raise _with_list(error, options.out) from None
 
 
-def _load_folder(options: argparse.Namespace, bars: Bars) -> ImageSet:
-    """Raises InputError. If many files cannot be read, all of them are listed in OUT.unreadable.txt."""
-    from data_prep.sources.folder import UnreadableImagesError, load_folder
-
-    reading = partial(bars.update, "reading")
-    try:
-        return load_folder(options.root, size=options.size, skip_unreadable=options.skip_unreadable, progress=reading)
-    except UnreadableImagesError as error:
-        if len(error.problems) <= NUM_NAMED:
-            raise
-        path = options.out.with_name(f"{options.out.name}.unreadable.txt")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, "".join(f"{problem}\n" for problem in error.problems).encode())
-        raise InputError(f"{error}; all are listed in {shell_path(path)}") from None
+def _with_list(error: UnreadableImagesError, out: Path) -> InputError:
+    """The error to report. If its message does not name all files that cannot be read, OUT.unreadable.txt does."""
+    if len(error.problems) <= NUM_NAMED:
+        return error
+    path = out.with_name(f"{out.name}.unreadable.txt")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, "".join(f"{problem}\n" for problem in error.problems).encode())
+    return InputError(f"{error}; all are listed in {shell_path(path)}")
 
 
 def _check_out(out: Path) -> None:
@@ -145,13 +139,15 @@ def _check_out(out: Path) -> None:
         raise InputError(f"--out {shell_path(out)}: {shell_path(nearest)} is not writable; use another folder")
 
 
-def _load(options: argparse.Namespace, bars: Bars) -> ImageSet:
+def _open_source(options: argparse.Namespace, bars: Bars) -> Source:
     if options.source == "synthetic":
         return draw_synthetic(
             train_count=options.train_count, test_count=options.test_count, seed=options.seed, size=options.size
         )
     if options.source == "folder":
-        return _load_folder(options, bars)
+        from data_prep.sources.folder import FolderImages
+
+        return FolderImages(options.root, size=options.size, skip_unreadable=options.skip_unreadable)
     from data_prep.sources.cifar import load_cifar
 
     return load_cifar(options.source, options.root, progress=partial(bars.update, "downloading"))

@@ -4,41 +4,47 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_prep.beton import check_beton
 from data_prep.beton_writer import write_betons
+from data_prep.color_statistics import ColorCounts
 from data_prep.errors import InputError, quoted, shell_path
 from data_prep.files import open_regular, read_json, sync_file, sync_folder
 from data_prep.manifest import FORMAT_VERSION, MANIFEST, SPLITS, DatasetInfo, SplitInfo, parse_manifest
-from data_prep.sources import SOURCES, ImageSet, Split
+from data_prep.sources import SOURCES, Findings, Source
+from data_prep.spool import open_spool
 
-Progress = Callable[[str, int], object]  # split, number of its images written so far
+Progress = Callable[[str, int, int], object]  # "reading" or "writing", number of images done, total
 
 
-def write_dataset(image_set: ImageSet, out: Path, *, progress: Progress = lambda split, written: None) -> DatasetInfo:
+def write_dataset(
+    source: Source,
+    out: Path,
+    *,
+    progress: Progress = lambda work, done, total: None,
+    say: Callable[[str], object] = lambda note: None,
+) -> DatasetInfo:
     """Writes the three files of a dataset to `out`. They get their final names only when all are complete and checked.
 
-    An older dataset in `out` stays intact until then. Raises InputError if `out` is not writable or the disk is full.
+    The images are read once, a few at a time; `say` gets a line for each thing that was found then. An older dataset
+    in `out` stays intact until the end. Raises InputError if `out` is not writable or the disk is full, and whatever
+    the source raises.
     """
-    _check_space(image_set, out)
-    temporary = out / f".writing-{os.getpid()}"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        _remove_left_behind(out)
-        temporary.mkdir()
-    except OSError as error:
-        raise InputError(f"--out {shell_path(out)} is not writable ({error.strerror}); use another folder") from None
-    try:
-        write_betons(temporary, {name: getattr(image_set, name) for name in SPLITS}, progress=progress)
-        splits = {name: _check_split(image_set, name, temporary) for name in SPLITS}
-        info = _describe(image_set, splits)
+    _check_space(source, out)
+    with _temporary_folder(out) as temporary:
+        counts, colors = _spool(source, temporary, progress)
+        findings = source.findings()
+        for note in findings.notes:
+            say(note)
+        _write_betons(temporary, counts, progress)
+        splits = {name: _check_split(source, name, temporary, count) for name, count in counts.items()}
+        info = _describe(source, splits, colors, findings)
         (temporary / MANIFEST).write_text(json.dumps(info.as_json(), indent=2) + "\n")
         names = (*(split.file for split in splits.values()), MANIFEST)
         for name in names:  # the slow part comes first, while the older dataset is still intact
@@ -48,15 +54,35 @@ def write_dataset(image_set: ImageSet, out: Path, *, progress: Progress = lambda
         for name in names:
             (temporary / name).replace(out / name)
         sync_folder(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return info
 
 
-def _check_space(image_set: ImageSet, out: Path) -> None:
+@contextmanager
+def _temporary_folder(out: Path) -> Iterator[Path]:
+    """A new folder in `out`, removed at the end; after an error, so are the folders that were made for it."""
+    temporary = out / f".writing-{os.getpid()}"
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _remove_left_behind(out)
+        temporary.mkdir()
+    except OSError as error:
+        raise InputError(f"--out {shell_path(out)} is not writable ({error.strerror}); use another folder") from None
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # somebody else may have put something there
+            for folder in made:
+                folder.rmdir()
+        raise
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_space(source: Source, out: Path) -> None:
     existing = next((folder for folder in (out, *out.absolute().parents) if folder.is_dir()), Path("/"))
     # While they are written, the images are on the disk twice: in the writer's input and in the beton file.
-    needed = 2 * (image_set.train.images.nbytes + image_set.test.images.nbytes) + 2**24
+    needed = 2 * sum(map(source.count, SPLITS)) * source.image_size**2 * 3 + 2**24
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise InputError(
@@ -71,51 +97,50 @@ def _remove_left_behind(out: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_split(image_set: ImageSet, name: str, folder: Path) -> SplitInfo:
-    split: Split = getattr(image_set, name)
+def _spool(source: Source, folder: Path, progress: Progress) -> tuple[dict[str, int], ColorCounts]:
+    """Reads all images into spools in `folder`. Returns the sizes of the splits and the colors of train."""
+    total, counts, colors = sum(map(source.count, SPLITS)), {}, ColorCounts()
+    for name in SPLITS:
+        with open_spool(folder, name) as spool, closing(source.chunks(name)) as chunks:
+            for chunk in chunks:
+                spool.add(chunk)
+                if name == "train":
+                    colors.add(chunk.images)
+                progress("reading", sum(counts.values()) + spool.count, total)
+        counts[name] = spool.count
+    return counts, colors
+
+
+def _write_betons(folder: Path, counts: Mapping[str, int], progress: Progress) -> None:
+    written: dict[str, int] = {}
+
+    def show(name: str, count: int) -> None:
+        written[name] = count
+        progress("writing", sum(written.values()), sum(counts.values()))
+
+    write_betons(folder, list(counts), progress=show)
+
+
+def _check_split(source: Source, name: str, folder: Path, count: int) -> SplitInfo:
     path = folder / f"{name}.beton"
-    size = split.images.shape[1]
-    check_beton(path, count=len(split.labels), image_size=size, num_classes=len(image_set.classes))
-    return SplitInfo(file=path.name, count=len(split.labels), bytes=path.stat().st_size, sha256=file_sha256(path))
+    check_beton(path, count=count, image_size=source.image_size, num_classes=len(source.classes))
+    return SplitInfo(file=path.name, count=count, bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
-def _describe(image_set: ImageSet, splits: Mapping[str, SplitInfo]) -> DatasetInfo:
-    mean, std = color_statistics(image_set.train.images)
+def _describe(source: Source, splits: Mapping[str, SplitInfo], colors: ColorCounts, findings: Findings) -> DatasetInfo:
+    mean, std = colors.mean_and_std()
     return DatasetInfo(
         format_version=FORMAT_VERSION,
-        source=image_set.source,
-        classes=image_set.classes,
-        image_size=image_set.train.images.shape[1],
+        source=source.source,
+        classes=source.classes,
+        image_size=source.image_size,
         channels=3,
         splits=splits,
         mean=mean,
         std=std,
         ffcv_version=metadata.version("ffcv"),
-        skipped=image_set.skipped,
+        skipped=findings.skipped,
     )
-
-
-def color_statistics(images: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of each color channel of (N, H, W, 3) uint8, 0-1 scale, from the counts of values."""
-    values = np.arange(256) / 255
-    means, deviations = [], []
-    for counts in _value_counts(images):
-        mean = float(counts @ values / counts.sum())
-        means.append(mean)
-        # Images of a single color have a deviation of 0, and normalization divides by it.
-        deviations.append(max(float(np.sqrt(counts @ (values - mean) ** 2 / counts.sum())), 1 / 255))
-    return tuple(means), tuple(deviations)  # type: ignore[return-value]
-
-
-def _value_counts(images: np.ndarray) -> np.ndarray:
-    """(3, 256) counts of each value in each channel. Bincount copies to int64, so it gets a few megabytes at a time."""
-    counts = np.zeros((3, 256), dtype=np.int64)
-    step = max(2**22 // images[0].size, 1)
-    for start in range(0, len(images), step):
-        part = images[start : start + step]
-        for channel in range(3):
-            counts[channel] += np.bincount(part[..., channel].reshape(-1), minlength=256)
-    return counts
 
 
 def read_dataset(directory: Path, *, needed: Sequence[str] = SPLITS) -> DatasetInfo:

@@ -1,4 +1,4 @@
-"""The child process of `beton_writer.write_betons`: takes `ARRAYS FOLDER NAME...` and prints its progress to stdout.
+"""The child process of `beton_writer.write_betons`: takes `FOLDER NAME...` and prints its progress to stdout.
 
 FFCV's DatasetWriter waits forever if its worker process raises, and a killed writer leaves that worker running. Here
 the worker is a thread of this process. Its first exception ends the process, so no orphaned worker can remain.
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.ffcv_import import import_ffcv
+from data_prep.spool import Spooled
 
 PR_SET_PDEATHSIG = 1
 
@@ -33,25 +34,16 @@ class _WorkerThread(threading.Thread):
             os._exit(1)
 
 
-class _Samples:
-    """(image, label, index) of each sample, for FFCV. Prints the progress."""
-
-    def __init__(self, arrays: Path, name: str) -> None:
-        self.name = name
-        self.images = np.load(arrays / f"{name}.images.npy", mmap_mode="r")
-        self.labels = np.load(arrays / f"{name}.labels.npy")
-        self.step = max(len(self.labels) // 100, 1)
-
-    def __len__(self) -> int:
-        return len(self.labels)
+class _Samples(Spooled):
+    """The samples of a split. Prints the progress at each percent, and at least every thousand images."""
 
     def __getitem__(self, position: int) -> tuple[np.ndarray, int, int]:
-        if (position + 1) % self.step == 0:
+        if (position + 1) % min(max(len(self) // 100, 1), 1000) == 0:
             print(position + 1, self.name, flush=True)
-        return np.asarray(self.images[position]), int(self.labels[position]), int(position)
+        return super().__getitem__(position)
 
 
-def main(arrays: Path, folder: Path, names: list[str]) -> None:
+def main(folder: Path, names: list[str]) -> None:
     parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent died before the line above
@@ -66,7 +58,7 @@ def main(arrays: Path, folder: Path, names: list[str]) -> None:
         fields = {"image": RGBImageField(write_mode="raw"), "label": IntField(), "index": IntField()}
         # One worker: with more, the order of the pages changes from run to run, and the bytes of the file with it.
         writer = ffcv.writer.DatasetWriter(str(folder / f"{name}.beton"), fields, num_workers=1)
-        writer.from_indexed_dataset(_Samples(arrays, name))
+        writer.from_indexed_dataset(_Samples(folder, name))
 
 
 class _Silent:
@@ -80,4 +72,4 @@ class _Silent:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,28 +1,103 @@
-"""Where images come from. A source returns uint8 arrays and class names and knows nothing about beton files."""
+"""Where images come from. A source gives uint8 images and class names and knows nothing about beton files."""
 
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from data_prep.errors import InputError
+
 SOURCES = ("cifar10", "cifar100", "folder", "synthetic")
 NUM_NAMED = 5  # names that a message lists; the others are only counted
+CHUNK_BYTES = 2**20  # of images that are handled at a time
 
 
 class Split(NamedTuple):
-    """Images and their labels, in the order they are written."""
+    """Images and their labels, in the order they are written: a whole split, or a few images of it."""
 
     images: np.ndarray  # (N, H, W, 3) uint8
     labels: np.ndarray  # (N,) int64
 
 
+class Findings(NamedTuple):
+    """What was found while the images were read."""
+
+    notes: tuple[str, ...] = ()  # lines for the user
+    skipped: tuple[str, ...] = ()  # files that could not be read
+
+
+class UnreadableImagesError(InputError):
+    """Some image files cannot be read; `problems` has a line for each of them."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__(
+            f"{count_of(len(problems), 'image file')} cannot be read: {name_some(problems)}; "
+            "replace or remove them, or add --skip-unreadable"
+        )
+        self.problems = list(problems)
+
+
+class Source(Protocol):
+    """Images that are read once: all chunks of train, then all chunks of test, then the findings."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def image_size(self) -> int: ...
+
+    def count(self, split: str) -> int:
+        """The largest possible number of images in a split, known before they are read."""
+        ...
+
+    def chunks(self, split: str) -> Generator[Split, None, None]:
+        """The images of a split, a few at a time; together at most `count` of them."""
+        ...
+
+    def findings(self) -> Findings:
+        """Raises InputError if some of the images cannot be used."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """A whole dataset in memory."""
+    """A source whose images are all in memory."""
 
     source: str
     classes: tuple[str, ...]
     train: Split
     test: Split
-    notes: tuple[str, ...] = ()  # lines for the user about what was found
-    skipped: tuple[str, ...] = ()  # files that could not be read
+
+    @property
+    def image_size(self) -> int:
+        return self.train.images.shape[1]
+
+    def count(self, split: str) -> int:
+        return len(getattr(self, split).labels)
+
+    def chunks(self, split: str) -> Generator[Split, None, None]:
+        images, labels = getattr(self, split)
+        step = images_per_chunk(images[0].nbytes)
+        for start in range(0, len(images), step):
+            yield Split(images[start : start + step], labels[start : start + step])
+
+    def findings(self) -> Findings:
+        return Findings()
+
+
+def images_per_chunk(image_bytes: int) -> int:
+    return max(CHUNK_BYTES // image_bytes, 1)
+
+
+def count_of(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
+    return ", ".join(names[:NUM_NAMED]) + more

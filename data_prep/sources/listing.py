@@ -7,13 +7,13 @@ import os
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.errors import InputError, shell_path
 from data_prep.files import open_regular
-from data_prep.sources import NUM_NAMED
+from data_prep.sources import NUM_NAMED, count_of, name_some
 from data_prep.sources.picture import SIGNATURES, SUFFIXES
 
 TEST_NAMES = ("test", "val", "valid", "validation")
@@ -185,13 +185,3 @@ def looks_like_image(path: Path) -> bool:
 def _suffix(name: str) -> str:
     suffix = Path(name).suffix.lower()
     return suffix if len(suffix) <= 8 else ""
-
-
-def count_of(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def name_some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
-    return ", ".join(names[:NUM_NAMED]) + more

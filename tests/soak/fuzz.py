@@ -75,11 +75,11 @@ def _collect(messages: Connection, start: int, cases: int, result: FuzzResult) -
 
 
 def write_original(folder: Path) -> Path:
-    from data_prep.beton_writer import write_betons
     from data_prep.sources.synthetic import draw_synthetic
+    from tests.support.betons import write_splits
 
     drawn = draw_synthetic(train_count=COUNT, test_count=NUM_CLASSES, seed=5, size=IMAGE_SIZE)
-    write_betons(folder, {"original": drawn.train})
+    write_splits(folder, {"original": drawn.train})
     return folder / "original.beton"
 
 

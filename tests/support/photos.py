@@ -1,14 +1,15 @@
 """A small folder of photographs in two classes, for tests of `--source folder`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from data_prep.errors import InputError
-from data_prep.sources.folder import load_folder
+from data_prep.sources import Split
+from data_prep.sources.folder import FolderImages
 
 BAD_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x20\0\x12\x01\x03\0\x01\0\0\0"  # 32 entries, of which there are none
 
@@ -38,8 +39,31 @@ def draw_photos(root: Path) -> Path:
     return root
 
 
+class Loaded(NamedTuple):
+    """All images of a folder, and what was found while they were read."""
+
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+    notes: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+def load_folder(root: Path, **options: Any) -> Loaded:
+    """Reads a folder as the command does, but keeps all images in memory."""
+    source = FolderImages(root, **options)
+    train, test = ([*source.chunks(name)] for name in ("train", "test"))
+    findings = source.findings()
+    return Loaded(source.classes, join(train), join(test), *findings)
+
+
+def join(chunks: list[Split]) -> Split:
+    images, labels = zip(*chunks, strict=True)
+    return Split(np.concatenate(images), np.concatenate(labels))
+
+
 def fails(root: Path, **options: Any) -> str:
-    """Returns the message, one line, of the InputError that `load_folder` must raise for `root`."""
+    """Returns the message, one line, of the InputError that reading must raise for `root`."""
     with pytest.raises(InputError) as caught:
         load_folder(root, **options)
     assert len(str(caught.value).splitlines()) == 1

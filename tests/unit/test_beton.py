@@ -14,10 +14,11 @@ import pytest
 
 from data_prep import beton_writer
 from data_prep.beton import ALLOCATION, FIELD, HEADER, SAMPLE, check_beton, read_labels
-from data_prep.beton_writer import write_betons
 from data_prep.errors import InputError
 from data_prep.sources import Split
 from data_prep.sources.synthetic import draw_synthetic
+from data_prep.spool import open_spool
+from tests.support.betons import write_splits
 from tests.support.trainer import REPOSITORY, environment
 
 NUMBERS = {"count": 60, "image_size": 32, "num_classes": 10}
@@ -33,7 +34,7 @@ def split() -> Split:
 def whole(split: Split, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("beton")
     written: list[tuple[str, int]] = []
-    write_betons(folder, {"one": split, "two": split}, progress=lambda name, count: written.append((name, count)))
+    write_splits(folder, {"one": split, "two": split}, progress=lambda name, count: written.append((name, count)))
     assert written[-1] == ("two", 60)
     one, two = (folder / f"{name}.beton" for name in ("one", "two"))
     assert filecmp.cmp(one, two, shallow=False), "the same input gives the same bytes"
@@ -132,7 +133,7 @@ def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
 def test_images_that_fill_several_pages_pass_the_check(tmp_path: Path) -> None:
     """A page has 8 MiB, which is not a multiple of the size of an image."""
     images = np.random.default_rng(0).integers(0, 256, (7, 1000, 1000, 3), dtype=np.uint8)
-    write_betons(tmp_path, {"train": Split(images, np.zeros(7, np.int64))})
+    write_splits(tmp_path, {"train": Split(images, np.zeros(7, np.int64))})
     check_beton(tmp_path / "train.beton", count=7, image_size=1000, num_classes=1)
 
 
@@ -160,9 +161,15 @@ def test_numpy_types_equal_those_of_ffcv() -> None:
     ],
 )
 def test_arrays_that_ffcv_cannot_write_are_refused_first(bad: Split, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"images|labels"):
-        write_betons(tmp_path, {"train": bad})
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match=r"images|labels"), open_spool(tmp_path, "train") as spool:
+        spool.add(bad)
+
+
+def test_a_split_of_images_of_different_shapes_is_refused(tmp_path: Path) -> None:
+    with open_spool(tmp_path, "train") as spool:
+        spool.add(Split(np.zeros((4, 32, 32, 3), np.uint8), np.zeros(4, np.int64)))
+        with pytest.raises(ValueError, match="must have the shape"):
+            spool.add(Split(np.zeros((4, 16, 16, 3), np.uint8), np.zeros(4, np.int64)))
 
 
 def shared_memory() -> set[str]:
@@ -174,7 +181,7 @@ def test_a_failed_writer_ends_and_leaves_no_files_or_shared_memory(tmp_path: Pat
     before = shared_memory()
     huge = Split(np.zeros((2, 2000, 4000, 3), np.uint8), np.zeros(2, np.int64))
     with pytest.raises(RuntimeError, match=r"FFCV's writer failed: .*Tried allocating"):
-        write_betons(tmp_path, {"train": huge})
+        write_splits(tmp_path, {"train": huge})
     left = shared_memory() - before  # other tests may be writing too
     wait_until(lambda: left.isdisjoint(shared_memory()))
 
@@ -182,17 +189,17 @@ def test_a_failed_writer_ends_and_leaves_no_files_or_shared_memory(tmp_path: Pat
 def test_a_writer_that_stalls_is_killed(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beton_writer, "STALL_SECONDS", 0.5)  # importing FFCV takes longer
     with pytest.raises(RuntimeError, match="no progress"):
-        write_betons(tmp_path, {"train": split})
+        write_splits(tmp_path, {"train": split})
     wait_until(lambda: not writers_for(tmp_path))
 
 
 SLOW_PARENT = """
 import sys, numpy as np
 from pathlib import Path
-from data_prep.beton_writer import write_betons
+from tests.support.betons import write_splits
 from data_prep.sources import Split
 split = Split(np.zeros((20_000, 32, 32, 3), np.uint8), np.zeros(20_000, np.int64))
-write_betons(Path(sys.argv[1]), {"train": split}, progress=lambda *_: print("writing", flush=True))
+write_splits(Path(sys.argv[1]), {"train": split}, progress=lambda *_: print("writing", flush=True))
 """
 
 

@@ -9,10 +9,9 @@ import pytest
 from PIL import Image
 
 from data_prep.errors import InputError
-from data_prep.sources import folder
-from data_prep.sources.folder import UnreadableImagesError, load_folder
+from data_prep.sources import UnreadableImagesError
 from data_prep.sources.picture import read_image
-from tests.support.photos import draw_photos, fails, save
+from tests.support.photos import draw_photos, fails, load_folder, save
 
 WHITE = (255, 255, 255)
 
@@ -29,7 +28,7 @@ def photos(tmp_path: Path) -> Path:
 
 def test_images_and_labels_belong_together_and_classes_mix(photos: Path) -> None:
     found = load_folder(photos, size=8)
-    assert (found.source, found.classes) == ("folder", ("cat", "dog"))
+    assert found.classes == ("cat", "dog")
     assert (found.train.images.shape, found.test.images.shape) == ((12, 8, 8, 3), (4, 8, 8, 3))
     assert found.train.labels.dtype == np.int64
     assert np.array_equal(found.train.images[:, 0, 0, 0] >= 100, found.train.labels == 1)
@@ -51,12 +50,6 @@ def test_a_pipe_is_refused_at_once(photos: Path) -> None:
     assert f"{photos}/train/cat/x.jpg is not a regular file" in fails(photos)
     with pytest.raises(OSError, match="not a regular file"):
         read_image(photos / "train" / "cat" / "x.jpg", 8)
-
-
-def test_progress_ends_at_the_number_of_images(photos: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    load_folder(photos, size=8, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (16, 16)
 
 
 def spoil(photos: Path) -> None:
@@ -124,7 +117,7 @@ def test_a_lack_of_memory_is_not_reported_as_a_damaged_file(photos: Path, monkey
     def lack(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(folder, "read_picture", lack)
+    monkeypatch.setattr("data_prep.sources.folder.read_picture", lack)
     with pytest.raises(MemoryError):
         load_folder(photos, size=8, skip_unreadable=True)
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.sources.folder import load_folder
-from tests.support.photos import draw_photos, fails, save
+from tests.support.photos import draw_photos, fails, load_folder, save
 
 WHITE = (255, 255, 255)
 

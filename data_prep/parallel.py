@@ -1,0 +1,37 @@
+"""Work that threads do ahead, with bounded memory and results in a fixed order."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MAX_THREADS = 16
+AHEAD = 2  # items in work or finished for each thread
+
+
+def num_threads() -> int:
+    """Threads that prepare images: one for each CPU core this process may use, at most 16."""
+    return min(len(os.sched_getaffinity(0)), MAX_THREADS)
+
+
+def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Result]:
+    """`function(item)` of each item, in the order of the items, computed by `threads` threads.
+
+    At most `AHEAD` results per thread exist at a time, whatever the number of items. Raises what `function` raises, at
+    the turn of that item. If the caller stops early, no further item is started.
+    """
+    pool = ThreadPoolExecutor(max_workers=threads)
+    pending: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= AHEAD * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
