@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from data_prep.bars import Bars
 from data_prep.dataset import DatasetInfo, write_dataset
+from data_prep.encoding import DEFAULT_QUALITY, ENCODINGS, Encoding
 from data_prep.errors import InputError, printable, shell_path
 from data_prep.files import replace_file
 from data_prep.sources import NUM_NAMED, SOURCES, Source, UnreadableImagesError
@@ -67,6 +68,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     skip_help = "leave out image files that cannot be read, and list them in dataset.json; folder only"
     add("--skip-unreadable", action="store_true", default=None, help=skip_help)
+    add("--encoding", choices=ENCODINGS, default="raw", help="how the images are stored (default: %(default)s)")
+    add("--quality", type=int, metavar="N", help=f"JPEG quality, 1 to 100 (default: {DEFAULT_QUALITY})")
     for name, words, default in (
         ("--train-count", "number of training images", DEFAULT_TRAIN_COUNT),
         ("--test-count", "number of test images", DEFAULT_TEST_COUNT),
@@ -93,6 +96,9 @@ def _fill_in(options: argparse.Namespace) -> argparse.Namespace:
     for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
+    if options.encoding == "jpeg" and options.quality is None:
+        options.quality = DEFAULT_QUALITY
+    options.encoding = Encoding(options.encoding, options.quality)
     if options.seed < 0:
         raise InputError(f"--seed must be 0 or more, got {options.seed}")
     return options
@@ -111,11 +117,12 @@ def prepare(options: argparse.Namespace, check: Callable[[], None]) -> DatasetIn
             check()
             bars.update(work, done, total)
 
+        def say(note: str) -> None:
+            print(printable(note), flush=True)
+
         check()
         try:
-            return write_dataset(
-                source, options.out, progress=show, say=lambda note: print(printable(note), flush=True)
-            )
+            return write_dataset(source, options.out, progress=show, say=say, encoding=options.encoding)
         except UnreadableImagesError as error:
             raise _with_list(error, options.out) from None
 

@@ -1,15 +1,17 @@
 """The format of FFCV's beton files, and the check of a file before FFCV reads it.
 
-Each sample has three fields: `image` (raw RGB), `label`, and `index` (its position in the file, by which a reader can
-verify what it got). FFCV trusts the content of a file, and some damaged files make it overwrite its own memory. So
-`check_beton` checks every file before FFCV reads it.
+Each sample has four fields: `image` (raw RGB or JPEG), `label`, `index` (its position in the file) and `checksum` (of the
+stored image), by which a reader can verify what it got. FFCV trusts the content of a file, and some damaged files make
+it overwrite its own memory. So `check_beton` checks every file before FFCV reads it.
 
-For a given number and size of images, our writer always writes the same bytes, except for pixels and labels. So the
-check compares all other bytes with the expected ones, instead of judging which deviations are harmless. It takes
-milliseconds and does not import FFCV.
+For a given number of images and their sizes in bytes, our writer always writes the same bytes, except for images, labels
+and checksums. So the check compares all other bytes with the expected ones, instead of judging which deviations are
+harmless. It takes milliseconds and does not import FFCV.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,13 +26,23 @@ HEADER = np.dtype(
 FIELD = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("ptr", "<u8")])
-SAMPLE = np.dtype([("image", IMAGE), ("label", "<i8"), ("index", "<i8")], align=True)
-FIELDS = {"image": 2, "label": 1, "index": 1}  # name -> FFCV's type number, in the order of the file
-VERSION, RAW, PAGE_SIZE = 2, 1, 2**23
+SAMPLE = np.dtype([("image", IMAGE), ("label", "<i8"), ("index", "<i8"), ("checksum", "<i8")], align=True)
+FIELDS = {"image": 2, "label": 1, "index": 1, "checksum": 1}  # name -> FFCV's type number, in the order of the file
+IMAGE_MODES = {"jpeg": 0, "raw": 1}  # encoding -> FFCV's number of it
+VERSION, PAGE_SIZE = 2, 2**23
 SAMPLES_START = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
 
 
-def check_beton(path: Path, *, count: int, image_size: int, num_classes: int) -> None:
+class Expected(NamedTuple):
+    """What dataset.json says about a beton file."""
+
+    count: int
+    image_size: int
+    num_classes: int
+    encoding: str = "raw"
+
+
+def check_beton(path: Path, expected: Expected) -> None:
     """Raises InputError unless `path` has exactly the structure that our writer produces for these numbers."""
     try:
         with open_regular(path) as file:
@@ -40,73 +52,103 @@ def check_beton(path: Path, *, count: int, image_size: int, num_classes: int) ->
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
         problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
     else:
-        problem = _find_problem(content, count=count, image_size=image_size, num_classes=num_classes)
+        problem = _find_problem(content, expected)
     if problem:
         raise InputError(f"{shell_path(path)} {problem}; prepare the data again")
 
 
-def read_labels(path: Path) -> np.ndarray:
-    """(N,) int64 labels of a checked file, without ffcv."""
+def read_samples(path: Path) -> np.ndarray:
+    """(N,) SAMPLE: address, label, index and checksum of each image of a checked file, without ffcv."""
     count = int(np.fromfile(path, dtype=HEADER, count=1)["num_samples"][0])
-    return np.fromfile(path, dtype=SAMPLE, count=count, offset=SAMPLES_START)["label"].astype(np.int64)
+    return np.fromfile(path, dtype=SAMPLE, count=count, offset=SAMPLES_START)
 
 
-def _find_problem(content: np.ndarray, *, count: int, image_size: int, num_classes: int) -> str | None:
+def holds_jpegs(path: Path) -> bool:
+    """Whether the images of a checked file are JPEGs; they are raw otherwise."""
+    first = np.fromfile(path, dtype=SAMPLE, count=1, offset=SAMPLES_START)
+    return int(first["image"]["mode"][0]) == IMAGE_MODES["jpeg"]
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """(N,) int64 labels of a checked file."""
+    return read_samples(path)["label"].astype(np.int64)
+
+
+def read_sizes(path: Path) -> np.ndarray:
+    """(N,) int64: bytes of each image in a checked file."""
+    header = np.fromfile(path, dtype=HEADER, count=1)[0]
+    table = np.fromfile(path, dtype=ALLOCATION, count=int(header["num_samples"]), offset=int(header["table"]))
+    return table["size"].astype(np.int64)
+
+
+def _find_problem(content: np.ndarray, expected: Expected) -> str | None:
     """What is wrong with the bytes of a beton file, or None."""
     if len(content) < SAMPLES_START:
         return "is truncated, or is not a beton file"
-    header = content[: HEADER.itemsize].view(HEADER)[0]
+    header, count = content[: HEADER.itemsize].view(HEADER)[0], expected.count
     if (header["version"], header["num_fields"], header["page_size"]) != (VERSION, len(FIELDS), PAGE_SIZE):
         return "is not a beton file of this project"
     if header["num_samples"] != count:
         return f"has {header['num_samples']} images instead of {count}"
-    addresses, table = _layout(len(content), count, image_size)
-    if addresses is None or header["table"] != table:
+    sizes, table = _sizes(content, expected), len(content) - count * ALLOCATION.itemsize
+    addresses, end = (None, 0) if sizes is None else _addresses(sizes)
+    if sizes is None or addresses is None or not header["table"] == table == end:
         return "is incomplete: it was truncated, or writing it was interrupted"
-    samples_end = SAMPLES_START + count * SAMPLE.itemsize
-    labels = content[SAMPLES_START:samples_end].view(SAMPLE)["label"]
-    if not np.all((labels >= 0) & (labels < num_classes)):
-        return f"has labels outside the range 0 to {num_classes - 1}"
-    for what, start, expected in (
+    samples = content[SAMPLES_START : SAMPLES_START + count * SAMPLE.itemsize].view(SAMPLE)
+    if not np.all((samples["label"] >= 0) & (samples["label"] < expected.num_classes)):
+        return f"has labels outside the range 0 to {expected.num_classes - 1}"
+    for what, start, wanted in (
         ("header", 0, _header(count, table)),
         ("description of the fields", HEADER.itemsize, _fields()),
-        ("list of images", SAMPLES_START, _samples(addresses, labels, image_size)),
-        ("allocation table", table, _allocations(addresses, image_size)),
+        ("list of images", SAMPLES_START, _samples(addresses, samples, expected)),
+        ("allocation table", table, _allocations(addresses, sizes)),
     ):
-        wanted = expected.view(np.uint8).reshape(-1)
-        if not np.array_equal(content[start : start + len(wanted)], wanted):
+        raw = wanted.view(np.uint8).reshape(-1)
+        if not np.array_equal(content[start : start + len(raw)], raw):
             return f"has an unexpected {what}"
-    if any(gap.any() for gap in _gaps(content, addresses, table, image_size)):
+    if any(content[start:stop].any() for start, stop in _gaps(addresses, sizes)):
         return "has unexpected data between its images"
     return None
 
 
-def _layout(length: int, count: int, image_size: int) -> tuple[np.ndarray | None, int]:
-    """(addresses of the `count` images (N,) uint64, address of the table after them).
+def _sizes(content: np.ndarray, expected: Expected) -> np.ndarray | None:
+    """(N,) int64: bytes of each image; None if they do not fit the file.
 
-    (None, 0) if a file with these images does not have `length` bytes. FFCV fills pages of PAGE_SIZE with whole images,
-    one after the other. `count` and `image_size` come from dataset.json, so nothing is allocated until they are known
-    to match the length of this file.
+    The numbers come from another file, so nothing is allocated before they agree with the length of this one.
     """
-    size = image_size**2 * 3
-    if not (0 < size <= PAGE_SIZE and 0 < count <= length):
-        return None, 0
-    per_page = PAGE_SIZE // size
-    first = -(-(SAMPLES_START + count * SAMPLE.itemsize) // PAGE_SIZE) * PAGE_SIZE
-    table = first - (-count // per_page) * PAGE_SIZE
-    if length != table + count * ALLOCATION.itemsize:
-        return None, 0
-    position = np.arange(count, dtype=np.uint64)
-    page, place = position // np.uint64(per_page), position % np.uint64(per_page)
-    return np.uint64(first) + page * np.uint64(PAGE_SIZE) + place * np.uint64(size), table
+    count, size = expected.count, expected.image_size**2 * 3
+    table = len(content) - count * ALLOCATION.itemsize
+    if not 0 < count <= table // SAMPLE.itemsize:
+        return None
+    if expected.encoding == "raw":
+        return np.full(count, size, dtype=np.int64) if size <= PAGE_SIZE else None
+    sizes = content[table:].view(ALLOCATION)["size"]
+    return sizes.astype(np.int64) if np.all((sizes > 0) & (sizes <= PAGE_SIZE)) else None
 
 
-def _gaps(content: np.ndarray, addresses: np.ndarray, table: int, image_size: int) -> list[np.ndarray]:
-    """The bytes that belong to no image: before the first image, and at the end of each page."""
-    size, first = image_size**2 * 3, int(addresses[0])
-    samples_end = SAMPLES_START + len(addresses) * SAMPLE.itemsize
-    page_ends = content[first:table].reshape(-1, PAGE_SIZE)[:, PAGE_SIZE // size * size :]
-    return [content[samples_end:first], page_ends, content[int(addresses[-1]) + size : table]]
+def _addresses(sizes: np.ndarray) -> tuple[np.ndarray, int]:
+    """(N,) int64 addresses of images of these sizes, and of the table behind them.
+
+    FFCV fills pages of PAGE_SIZE with whole images, one after the other.
+    """
+    count, ends = len(sizes), np.cumsum(sizes)
+    page = -(-(SAMPLES_START + count * SAMPLE.itemsize) // PAGE_SIZE) * PAGE_SIZE
+    addresses, start = ends - sizes, 0
+    while start < count:
+        before = int(addresses[start])  # bytes of all images on earlier pages
+        stop = int(np.searchsorted(ends, before + PAGE_SIZE, side="right"))
+        addresses[start:stop] += page - before
+        start, page = stop, page + PAGE_SIZE
+    return addresses, page
+
+
+def _gaps(addresses: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(start, end) of the bytes that belong to no image: before the first image, and at the end of each page."""
+    yield SAMPLES_START + len(addresses) * SAMPLE.itemsize, int(addresses[0])
+    pages = addresses // PAGE_SIZE
+    last = np.flatnonzero(np.diff(pages, append=pages[-1] + 1))  # the last image of each page
+    for position in last:
+        yield int(addresses[position] + sizes[position]), int(pages[position] + 1) * PAGE_SIZE
 
 
 def _header(count: int, table: int) -> np.ndarray:
@@ -124,15 +166,17 @@ def _fields() -> np.ndarray:
     return fields
 
 
-def _samples(addresses: np.ndarray, labels: np.ndarray, image_size: int) -> np.ndarray:
+def _samples(addresses: np.ndarray, found: np.ndarray, expected: Expected) -> np.ndarray:
+    """The samples as they must be, with the labels and checksums that were found."""
     samples = np.zeros(len(addresses), SAMPLE)
-    samples["image"]["mode"], samples["image"]["ptr"] = RAW, addresses
-    samples["image"]["width"] = samples["image"]["height"] = image_size
-    samples["label"], samples["index"] = labels, np.arange(len(addresses))
+    samples["image"]["mode"], samples["image"]["ptr"] = IMAGE_MODES[expected.encoding], addresses
+    samples["image"]["width"] = samples["image"]["height"] = expected.image_size
+    samples["label"], samples["index"] = found["label"], np.arange(len(addresses))
+    samples["checksum"] = found["checksum"]
     return samples
 
 
-def _allocations(addresses: np.ndarray, image_size: int) -> np.ndarray:
+def _allocations(addresses: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     table = np.zeros(len(addresses), ALLOCATION)
-    table["sample_id"], table["ptr"], table["size"] = np.arange(len(addresses)), addresses, image_size**2 * 3
+    table["sample_id"], table["ptr"], table["size"] = np.arange(len(addresses)), addresses, sizes
     return table

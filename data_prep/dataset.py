@@ -14,11 +14,15 @@ from typing import Any
 from data_prep.beton import check_beton
 from data_prep.beton_writer import write_betons
 from data_prep.color_statistics import ColorCounts
+from data_prep.encoding import RAW, Encoding
 from data_prep.errors import InputError, quoted, shell_path
 from data_prep.files import open_regular, read_json, sync_file, sync_folder
 from data_prep.manifest import FORMAT_VERSION, MANIFEST, SPLITS, DatasetInfo, SplitInfo, parse_manifest
-from data_prep.sources import SOURCES, Findings, Source
+from data_prep.parallel import map_in_order, num_threads
+from data_prep.sources import SOURCES, Findings, Source, Split
 from data_prep.spool import open_spool
+
+TYPICAL_COMPRESSION = 6  # of photographs, by JPEG at quality 90
 
 Progress = Callable[[str, int, int], object]  # "reading" or "writing", number of images done, total
 
@@ -29,6 +33,7 @@ def write_dataset(
     *,
     progress: Progress = lambda work, done, total: None,
     say: Callable[[str], object] = lambda note: None,
+    encoding: Encoding = RAW,
 ) -> DatasetInfo:
     """Writes the three files of a dataset to `out`. They get their final names only when all are complete and checked.
 
@@ -36,15 +41,17 @@ def write_dataset(
     in `out` stays intact until the end. Raises InputError if `out` is not writable or the disk is full, and whatever
     the source raises.
     """
-    _check_space(source, out)
+    _check_space(source, out, encoding)
     with _temporary_folder(out) as temporary:
-        counts, colors = _spool(source, temporary, progress)
+        counts, colors = _spool(source, temporary, encoding, progress)
         findings = source.findings()
         for note in findings.notes:
             say(note)
         _write_betons(temporary, counts, progress)
-        splits = {name: _check_split(source, name, temporary, count) for name, count in counts.items()}
-        info = _describe(source, splits, colors, findings)
+        splits = {name: _describe_split(temporary / f"{name}.beton", count) for name, count in counts.items()}
+        info = _describe(source, splits, encoding, colors, findings)
+        for split in splits.values():
+            check_beton(temporary / split.file, info.expected(split))
         (temporary / MANIFEST).write_text(json.dumps(info.as_json(), indent=2) + "\n")
         names = (*(split.file for split in splits.values()), MANIFEST)
         for name in names:  # the slow part comes first, while the older dataset is still intact
@@ -79,10 +86,11 @@ def _temporary_folder(out: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_space(source: Source, out: Path) -> None:
+def _check_space(source: Source, out: Path, encoding: Encoding) -> None:
     existing = next((folder for folder in (out, *out.absolute().parents) if folder.is_dir()), Path("/"))
+    image_bytes = source.image_size**2 * 3 // (1 if encoding.name == "raw" else TYPICAL_COMPRESSION)
     # While they are written, the images are on the disk twice: in the writer's input and in the beton file.
-    needed = 2 * sum(map(source.count, SPLITS)) * source.image_size**2 * 3 + 2**24
+    needed = 2 * sum(map(source.count, SPLITS)) * image_bytes + 2**24
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise InputError(
@@ -97,13 +105,21 @@ def _remove_left_behind(out: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _spool(source: Source, folder: Path, progress: Progress) -> tuple[dict[str, int], ColorCounts]:
+def _spool(source: Source, folder: Path, encoding: Encoding, progress: Progress) -> tuple[dict[str, int], ColorCounts]:
     """Reads all images into spools in `folder`. Returns the sizes of the splits and the colors of train."""
     total, counts, colors = sum(map(source.count, SPLITS)), {}, ColorCounts()
+
+    def encode(chunk: Split) -> tuple[Split, list[bytes]]:
+        return chunk, [encoding.encode(image) for image in chunk.images]
+
     for name in SPLITS:
-        with open_spool(folder, name) as spool, closing(source.chunks(name)) as chunks:
-            for chunk in chunks:
-                spool.add(chunk)
+        with (
+            open_spool(folder, name, encoding.name) as spool,
+            closing(source.chunks(name)) as chunks,
+            closing(map_in_order(encode, chunks, threads=num_threads())) as encoded,
+        ):
+            for chunk, stored in encoded:
+                spool.add(chunk, stored)
                 if name == "train":
                     colors.add(chunk.images)
                 progress("reading", sum(counts.values()) + spool.count, total)
@@ -121,13 +137,13 @@ def _write_betons(folder: Path, counts: Mapping[str, int], progress: Progress) -
     write_betons(folder, list(counts), progress=show)
 
 
-def _check_split(source: Source, name: str, folder: Path, count: int) -> SplitInfo:
-    path = folder / f"{name}.beton"
-    check_beton(path, count=count, image_size=source.image_size, num_classes=len(source.classes))
+def _describe_split(path: Path, count: int) -> SplitInfo:
     return SplitInfo(file=path.name, count=count, bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
-def _describe(source: Source, splits: Mapping[str, SplitInfo], colors: ColorCounts, findings: Findings) -> DatasetInfo:
+def _describe(
+    source: Source, splits: Mapping[str, SplitInfo], encoding: Encoding, colors: ColorCounts, findings: Findings
+) -> DatasetInfo:
     mean, std = colors.mean_and_std()
     return DatasetInfo(
         format_version=FORMAT_VERSION,
@@ -135,6 +151,8 @@ def _describe(source: Source, splits: Mapping[str, SplitInfo], colors: ColorCoun
         classes=source.classes,
         image_size=source.image_size,
         channels=3,
+        encoding=encoding.name,
+        quality=encoding.quality,
         splits=splits,
         mean=mean,
         std=std,
@@ -185,6 +203,8 @@ def preparation(directory: Path, dataset: Mapping[str, Any]) -> str:
         words += ["--root", "FOLDER", *(["--skip-unreadable"] if dataset.get("skipped") else [])]
     if source in ("folder", "synthetic") and "image_size" in dataset:
         words += ["--size", str(dataset["image_size"])]
+    if dataset.get("encoding") == "jpeg":
+        words += ["--encoding", "jpeg", "--quality", str(dataset["quality"])]
     if source == "synthetic":
         for name, split in dataset.get("splits", {}).items():
             words += [f"--{name}-count", str(split.get("count"))]
@@ -196,7 +216,7 @@ def verify_dataset(directory: Path, info: DatasetInfo) -> None:
     try:
         for split in info.splits.values():
             path = directory / split.file
-            check_beton(path, count=split.count, image_size=info.image_size, num_classes=len(info.classes))
+            check_beton(path, info.expected(split))
             if path.stat().st_size != split.bytes or file_sha256(path) != split.sha256:
                 raise InputError(f"{path} is damaged (sha256 differs from {MANIFEST}); prepare the data again")
     except InputError as error:

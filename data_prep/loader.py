@@ -1,27 +1,26 @@
 """From a beton file to (images, labels, indices) on the device, in exactly the requested order.
 
-`StreamLoader` reads through FFCV in every epoch; `ResidentLoader` reads once and keeps the images in device memory.
-Both give the same batches, bit for bit, and draw nothing at random. FFCV 1.0.2 needs guarding: its batches are views of
-a ring buffer, an exception in its thread leaves the reader waiting forever, an iterator that is left early leaks its
-thread, and it changes torch's thread count (`ffcv_import`).
+`StreamLoader` reads the file in every epoch; `ResidentLoader` reads it once and keeps the images in device memory. Both
+give the same batches, bit for bit, and draw nothing at random. Each image that is read is compared with its checksum.
 """
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from queue import Empty
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep.ffcv_import import import_ffcv
+from data_prep.beton import holds_jpegs
+from data_prep.ffcv_reader import FfcvReader
+from data_prep.jpeg_reader import JpegReader
 from data_prep.watched_file import DatasetChanged, WatchedFile
 
 Mode = Literal["auto", "stream", "resident"]
 IndexBatches = Sequence[np.ndarray] | np.ndarray  # positions in the file; each row or element is a batch
-STALL_SECONDS = 60.0
 RESIDENT_SHARE = 0.25  # of the free memory: what the images may take up in mode auto
 
 
@@ -41,41 +40,31 @@ class StreamLoader:
     ) -> None:
         """`sha256`: of the file. If given, the file may be touched, or replaced by a copy, while it is read."""
         self.beton, self.device, self.batch_size = beton, device, batch_size
-        num_workers = min(num_workers, len(os.sched_getaffinity(0)))
-        self._loader = _build_ffcv_loader(beton, batch_size, num_workers)
-        self.count = int(self._loader.reader.num_samples)
-        self.image_size = int(self._loader.reader.metadata["f0"]["height"][0])
+        reader = JpegReader if holds_jpegs(beton) else FfcvReader
+        self._reader = reader(beton, batch_size, min(num_workers, len(os.sched_getaffinity(0))))
+        self.count, self.image_size = self._reader.count, self._reader.image_size
         self._file = WatchedFile(beton, sha256)
         self._to_device = _PinnedCopies(device) if device.type == "cuda" else _clone
 
     def batches(self, index_batches: IndexBatches) -> Iterator[Batch]:
         """Yields the samples at each array of positions. All arrays but the last non-empty one must have `batch_size`.
 
-        An empty array gives an empty batch. Raises RuntimeError if the file changes while it is read or returns other
-        samples than requested, and IndexError for positions outside the file. If a file is truncated while it is read,
-        the process may die of SIGBUS instead, because the file is memory-mapped.
+        An empty array gives an empty batch. Raises RuntimeError if the file changes while it is read, an image is
+        damaged, or other samples come than requested, and IndexError for positions outside the file. If a file is
+        truncated while it is read, the process may die of SIGBUS instead, because FFCV maps it into memory.
         """
         order = _checked_order(index_batches, self.count, self.batch_size)
         self._file.check()
-        iterator = self._iterate(order) if len(order) else None
-        try:
+        with closing(self._reader.read(order)) as read:
             for indices in index_batches:
                 if len(indices) == 0:
                     yield self._empty()
                     continue
-                images, labels, found = _next(iterator, self.beton)
-                if not np.array_equal(found.flatten().numpy(), indices):
+                images, labels, found = next(read)
+                if not np.array_equal(found.numpy(), indices):
                     raise DatasetChanged(f"{self.beton} returned other samples than requested: it has changed")
                 self._file.check()  # again after reading: a truncated page reads as zeros
-                yield Batch(*self._to_device(images.permute(0, 3, 1, 2), labels.flatten(), found.flatten()))
-        finally:
-            if iterator is not None:
-                _close(iterator)
-
-    def _iterate(self, order: np.ndarray) -> Any:
-        from ffcv.loader.epoch_iterator import EpochIterator
-
-        return EpochIterator(self._loader, order.astype(np.uint64))  # type: ignore[arg-type]
+                yield Batch(*self._to_device(images.permute(0, 3, 1, 2), labels, found))
 
     def _empty(self) -> Batch:
         images = torch.empty((0, self.image_size, self.image_size, 3), dtype=torch.uint8, device=self.device).permute(
@@ -135,28 +124,6 @@ def _free_memory(device: torch.device) -> float:
     return int(available.split()[1]) * 1024 / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _build_ffcv_loader(beton: Path, batch_size: int, num_workers: int) -> Any:
-    """FFCV's loader, with a pipeline that ends at uint8 on the host."""
-    import_ffcv()
-    from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
-    from ffcv.loader import Loader
-    from ffcv.transforms import ToTensor
-
-    return Loader(
-        str(beton),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        os_cache=True,
-        seed=0,
-        drop_last=False,
-        pipelines={
-            "image": [SimpleRGBImageDecoder(), ToTensor()],
-            "label": [IntDecoder(), ToTensor()],
-            "index": [IntDecoder(), ToTensor()],
-        },
-    )
-
-
 def _checked_order(index_batches: IndexBatches, count: int, batch_size: int | None = None) -> np.ndarray:
     """All positions (K,) int64 in one array. Raises IndexError or ValueError for batches the file cannot give."""
     filled = [np.asarray(indices, dtype=np.int64) for indices in index_batches if len(indices)]
@@ -166,37 +133,6 @@ def _checked_order(index_batches: IndexBatches, count: int, batch_size: int | No
     if batch_size and any(len(indices) != batch_size for indices in filled[:-1]):
         raise ValueError(f"all batches but the last must have {batch_size} samples")
     return order
-
-
-def _next(iterator: Any, beton: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """The next batch in host memory: views of FFCV's ring buffer, valid until the next call."""
-    waited = 0.0
-    while waited < STALL_SECONDS:
-        try:
-            result = iterator.output_queue.get(timeout=1.0)
-        except Empty:
-            waited += 1.0
-            if not iterator.is_alive() and iterator.output_queue.empty():
-                raise RuntimeError(
-                    f"reading {beton} failed: FFCV's thread has ended (its error is printed above)"
-                ) from None
-        else:
-            if result is None:
-                raise RuntimeError(f"reading {beton} ended early")
-            return result[1]
-    raise RuntimeError(f"reading {beton} made no progress for {STALL_SECONDS:.0f} s")
-
-
-def _close(iterator: Any) -> None:
-    """Ends FFCV's thread. It may be waiting to put a batch, so the queue is emptied until the thread has ended."""
-    iterator.iter_ixes = iter(())  # no batch after the current one
-    iterator.terminate_event.set()
-    while iterator.is_alive():
-        while not iterator.output_queue.empty():
-            iterator.output_queue.get_nowait()
-        iterator.join(timeout=0.01)
-    iterator.close()
-    iterator.closed = True  # or else its finalizer would leave the context of the file a second time
 
 
 def _clone(*tensors: Tensor) -> tuple[Tensor, ...]:

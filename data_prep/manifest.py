@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from data_prep.beton import Expected
+from data_prep.encoding import ENCODINGS
 from data_prep.errors import quoted
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "dataset.json"
 SPLITS = ("train", "test")
 MAX_IMAGE_SIZE = 1024
@@ -37,11 +39,17 @@ class DatasetInfo:
     classes: tuple[str, ...]
     image_size: int
     channels: int
+    encoding: Literal["raw", "jpeg"]  # of the images in the beton files
+    quality: int | None  # of a JPEG, 1 to 100
     splits: Mapping[str, SplitInfo]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     ffcv_version: str
     skipped: tuple[str, ...] = ()  # files that --skip-unreadable left out; not written if there are none
+
+    def expected(self, split: SplitInfo) -> Expected:
+        """What the beton file of a split must hold."""
+        return Expected(split.count, self.image_size, len(self.classes), self.encoding)
 
     def as_json(self) -> dict[str, Any]:
         fields = asdict(self)
@@ -62,6 +70,10 @@ def parse_manifest(fields: dict[str, Any]) -> DatasetInfo:
         raise ValueError(f"image_size must be 1 to {MAX_IMAGE_SIZE}, got {quoted(fields['image_size'])}")
     if fields["channels"] != 3:
         raise ValueError(f"channels must be 3, got {quoted(fields['channels'])}")
+    if fields["encoding"] not in ENCODINGS:
+        raise ValueError(f"encoding must be {' or '.join(ENCODINGS)}, got {quoted(fields['encoding'])}")
+    if fields["quality"] is not None:
+        _check_type(int, quality=fields["quality"])
     skipped = fields.get("skipped", [])
     _check_strings("classes", fields["classes"])
     _check_strings("skipped", skipped)

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -10,7 +10,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_THREADS = 16
-AHEAD = 2  # items in work or finished for each thread
 
 
 def num_threads() -> int:
@@ -18,18 +17,21 @@ def num_threads() -> int:
     return min(len(os.sched_getaffinity(0)), MAX_THREADS)
 
 
-def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Result]:
+def map_in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int = 0
+) -> Generator[Result, None, None]:
     """`function(item)` of each item, in the order of the items, computed by `threads` threads.
 
-    At most `AHEAD` results per thread exist at a time, whatever the number of items. Raises what `function` raises, at
-    the turn of that item. If the caller stops early, no further item is started.
+    At most `ahead` results exist at a time, whatever the number of items (default: two for each thread). Raises what
+    `function` raises, at the turn of that item. If the caller stops early, no further item is started.
     """
+    ahead = ahead or 2 * threads
     pool = ThreadPoolExecutor(max_workers=threads)
     pending: deque[Future[Result]] = deque()
     try:
         for item in items:
             pending.append(pool.submit(function, item))
-            if len(pending) >= AHEAD * threads:
+            if len(pending) >= ahead:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

@@ -8,6 +8,15 @@ class DatasetChanged(RuntimeError):
     """The file no longer has the content that it had at the start of the run."""
 
 
+class DamagedImage(DatasetChanged):
+    """An image in a beton file is not the one that was written."""
+
+    def __init__(self, beton: Path, position: int, problem: str) -> None:
+        super().__init__(
+            f"{beton}: image {position} is damaged ({problem}); restore the file, or prepare the data again, and resume"
+        )
+
+
 class WatchedFile:
     """A file that must not change. Its content is read again only if its size, modification time or inode changes."""
 

@@ -108,15 +108,19 @@ def read_mutants(original: Path, seed: int, numbers: range, messages: Connection
 
 
 def _judge(path: Path, original: Path) -> tuple[str, str]:
-    from data_prep.beton import check_beton
+    from data_prep.beton import Expected, check_beton
     from data_prep.errors import InputError
+    from data_prep.watched_file import DamagedImage
 
     try:
-        check_beton(path, count=COUNT, image_size=IMAGE_SIZE, num_classes=NUM_CLASSES)
+        check_beton(path, Expected(COUNT, IMAGE_SIZE, NUM_CLASSES))
     except InputError as error:
         one_line = str(error).isprintable() and str(path) in str(error)
         return ("refused", "") if one_line else ("different", f"refused, but not in a line with the path: {error!r}")
-    images, labels = _read(path)
+    try:
+        images, labels = _read(path)
+    except DamagedImage:  # the checksum in the file was changed
+        return "refused", ""
     wanted = np.fromfile(path, dtype=SAMPLE, count=COUNT, offset=SAMPLES_START)["label"]
     same = np.array_equal(images, _original_images(original)) and np.array_equal(labels, wanted)
     return ("same", "") if same else ("different", "accepted, and read back differently")

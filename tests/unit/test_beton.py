@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from data_prep import beton_writer
-from data_prep.beton import ALLOCATION, FIELD, HEADER, SAMPLE, check_beton, read_labels
+from data_prep.beton import ALLOCATION, FIELD, FIELDS, HEADER, SAMPLE, Expected, check_beton, read_labels
 from data_prep.errors import InputError
 from data_prep.sources import Split
 from data_prep.sources.synthetic import draw_synthetic
@@ -21,8 +21,8 @@ from data_prep.spool import open_spool
 from tests.support.betons import write_splits
 from tests.support.trainer import REPOSITORY, environment
 
-NUMBERS = {"count": 60, "image_size": 32, "num_classes": 10}
-SAMPLES_AT = HEADER.itemsize + 3 * FIELD.itemsize
+WANTED = Expected(count=60, image_size=32, num_classes=10)
+SAMPLES_AT = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
 
 
 @pytest.fixture(scope="module")
@@ -102,39 +102,39 @@ DAMAGES: dict[str, Callable[[bytearray], None]] = {
 def test_a_damaged_file_is_refused_in_one_line(whole: bytes, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "train.beton"
     path.write_bytes(whole)
-    check_beton(path, **NUMBERS)
+    check_beton(path, WANTED)
     content = bytearray(whole)
     DAMAGES[damage](content)
     path.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        check_beton(path, **NUMBERS)
+        check_beton(path, WANTED)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
     assert "prepare the data again" in str(caught.value)
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(range(3)))[1:])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4)))[1:])
 def test_fields_in_another_order_are_refused(whole: bytes, tmp_path: Path, order: tuple[int, ...]) -> None:
     """FFCV assumes the order of the fields in the file, and would read labels as addresses."""
     content = bytearray(whole)
-    fields = np.frombuffer(content, FIELD, 3, HEADER.itemsize)
+    fields = np.frombuffer(content, FIELD, 4, HEADER.itemsize)
     fields[:] = fields[list(order)]
     (tmp_path / "train.beton").write_bytes(content)
     with pytest.raises(InputError, match="description of the fields"):
-        check_beton(tmp_path / "train.beton", **NUMBERS)
+        check_beton(tmp_path / "train.beton", WANTED)
 
 
 def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "train.beton")
     with pytest.raises(InputError, match="not a regular file"):
-        check_beton(tmp_path / "train.beton", **NUMBERS)
+        check_beton(tmp_path / "train.beton", WANTED)
 
 
 def test_images_that_fill_several_pages_pass_the_check(tmp_path: Path) -> None:
     """A page has 8 MiB, which is not a multiple of the size of an image."""
     images = np.random.default_rng(0).integers(0, 256, (7, 1000, 1000, 3), dtype=np.uint8)
     write_splits(tmp_path, {"train": Split(images, np.zeros(7, np.int64))})
-    check_beton(tmp_path / "train.beton", count=7, image_size=1000, num_classes=1)
+    check_beton(tmp_path / "train.beton", Expected(count=7, image_size=1000, num_classes=1))
 
 
 def test_labels_are_read_without_ffcv(whole: bytes, split: Split, tmp_path: Path) -> None:
@@ -161,15 +161,15 @@ def test_numpy_types_equal_those_of_ffcv() -> None:
     ],
 )
 def test_arrays_that_ffcv_cannot_write_are_refused_first(bad: Split, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"images|labels"), open_spool(tmp_path, "train") as spool:
-        spool.add(bad)
+    with pytest.raises(ValueError, match=r"images|labels"), open_spool(tmp_path, "train", "raw") as spool:
+        spool.add(bad, [image.tobytes() for image in bad.images])
 
 
 def test_a_split_of_images_of_different_shapes_is_refused(tmp_path: Path) -> None:
-    with open_spool(tmp_path, "train") as spool:
-        spool.add(Split(np.zeros((4, 32, 32, 3), np.uint8), np.zeros(4, np.int64)))
+    with open_spool(tmp_path, "train", "raw") as spool:
+        spool.add(Split(np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int64)), [bytes(3072)])
         with pytest.raises(ValueError, match="must have the shape"):
-            spool.add(Split(np.zeros((4, 16, 16, 3), np.uint8), np.zeros(4, np.int64)))
+            spool.add(Split(np.zeros((1, 16, 16, 3), np.uint8), np.zeros(1, np.int64)), [bytes(768)])
 
 
 def shared_memory() -> set[str]:

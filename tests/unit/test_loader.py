@@ -143,15 +143,15 @@ def test_an_exception_in_the_ffcv_thread_is_raised(stream: StreamLoader, monkeyp
 def test_a_stalled_thread_ends_the_run(stream: StreamLoader, monkeypatch: pytest.MonkeyPatch) -> None:
     from ffcv.loader.epoch_iterator import EpochIterator
 
-    monkeypatch.setattr("data_prep.loader.STALL_SECONDS", 1.0)
+    monkeypatch.setattr("data_prep.ffcv_reader.STALL_SECONDS", 1.0)
     monkeypatch.setattr(EpochIterator, "run_pipeline", lambda self, *_: self.terminate_event.wait(60))
     with pytest.raises(RuntimeError, match="no progress"):
         list(stream.batches(plans()["full batches"]))
 
 
 def test_wrong_samples_raise_an_error(stream: StreamLoader, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = stream._iterate
-    monkeypatch.setattr(stream, "_iterate", lambda order: asked(order[::-1].copy()))
+    asked = stream._reader.read
+    monkeypatch.setattr(stream._reader, "read", lambda order: asked(order[::-1].copy()))
     with pytest.raises(RuntimeError, match="other samples"):
         list(stream.batches(plans()["full batches"]))
 

@@ -111,6 +111,14 @@ def test_unreadable_files_are_all_listed_or_skipped_and_recorded(photos: Path, t
     assert sorted(info.skipped)[0] == "train/cat/bad 0.jpg"
 
 
+def test_jpeg_images_are_written_with_the_requested_quality(photos: Path, tmp_path: Path) -> None:
+    flags = ("--size", 16, "--encoding", "jpeg", "--quality", 80, "--out", "set")
+    assert prepare("--source", "folder", "--root", photos, *flags, cwd=tmp_path).returncode == 0
+    info = read_dataset(tmp_path / "set")
+    verify_dataset(tmp_path / "set", info)
+    assert (info.encoding, info.quality) == ("jpeg", 80)
+
+
 def test_synthetic_counts_and_size_have_an_effect(tmp_path: Path) -> None:
     flags = ("--train-count", 30, "--test-count", 20, "--size", 8, "--seed", 1, "--out", "set")
     assert prepare("--source", "synthetic", *flags, cwd=tmp_path).returncode == 0
@@ -132,6 +140,8 @@ def test_synthetic_counts_and_size_have_an_effect(tmp_path: Path) -> None:
         (("--source", "synthetic", "--out", "file"), "--out file"),
         (("--source", "folder", "--root", ".", "--seed", "3"), "--seed"),
         (("--color", "red"), "--color"),
+        (("--quality", "90"), "--quality needs --encoding jpeg"),
+        (("--encoding", "jpeg", "--quality", "0"), "--quality must be 1 to 100, got 0"),
         (("--source", "synthetic", "--skip-unreadable"), "--skip-unreadable needs --source folder"),
     ],
     ids=" ".join,
