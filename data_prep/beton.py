@@ -1,14 +1,15 @@
 """The format of FFCV's beton files, and the check of a file before FFCV reads it.
 
-Each sample has four fields: `image` (raw RGB or JPEG), `label`, `index` (its position in the file) and `checksum` (of the
-stored image), by which a reader can verify what it got. FFCV trusts the content of a file, and some damaged files make
-it overwrite its own memory. So `check_beton` checks every file before FFCV reads it.
+Each sample has four fields: `image` (raw RGB or JPEG), `label`, `index` (its position in the file) and `checksum` (of
+the stored image), by which a reader can verify what it got. FFCV trusts the content of a file, and some damaged files
+make it overwrite its own memory. So `check_beton` checks every file before FFCV reads it.
 
-For a given number of images and their sizes in bytes, our writer always writes the same bytes, except for images, labels
-and checksums. So the check compares all other bytes with the expected ones, instead of judging which deviations are
-harmless. It takes milliseconds and does not import FFCV.
+For a given number of images and their sizes in bytes, our writer always writes the same bytes, except for images,
+labels and checksums. So the check compares all other bytes with the expected ones, instead of judging which deviations
+are harmless. It takes milliseconds and does not import FFCV.
 """
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -61,6 +62,19 @@ def read_samples(path: Path) -> np.ndarray:
     """(N,) SAMPLE: address, label, index and checksum of each image of a checked file, without ffcv."""
     count = int(np.fromfile(path, dtype=HEADER, count=1)["num_samples"][0])
     return np.fromfile(path, dtype=SAMPLE, count=count, offset=SAMPLES_START)
+
+
+def tables_sha256(path: Path) -> str:
+    """sha256 of all that is not pixels: header, fields, samples with labels and checksums, and allocation table."""
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        header = np.frombuffer(file.read(HEADER.itemsize), HEADER)[0]
+        count = int(header["num_samples"])
+        file.seek(0)
+        digest.update(file.read(SAMPLES_START + count * SAMPLE.itemsize))
+        file.seek(int(header["table"]))
+        digest.update(file.read(count * ALLOCATION.itemsize))
+    return digest.hexdigest()
 
 
 def holds_jpegs(path: Path) -> bool:

@@ -23,6 +23,9 @@ class DataConfig:
     data_mode: Literal["auto", "stream", "resident"] = "auto"
     """stream: read every epoch from the file; resident: keep all images in device memory; auto: resident if they are
     small compared with that memory. All three give the same batches."""
+    verify: Literal["auto", "full"] = "auto"
+    """full: compare the whole dataset with its checksum before the first step; auto: only if it is small. With auto,
+    each image of a larger dataset is compared with its own checksum when it is read."""
     num_workers: int = 1
     """Data-loading threads of each process."""
 

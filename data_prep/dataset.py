@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from data_prep.beton import check_beton
+from data_prep.beton import check_beton, tables_sha256
 from data_prep.beton_writer import write_betons
 from data_prep.color_statistics import ColorCounts
 from data_prep.encoding import RAW, Encoding
@@ -22,6 +22,7 @@ from data_prep.parallel import map_in_order, num_threads
 from data_prep.sources import SOURCES, Findings, Source, Split
 from data_prep.spool import open_spool
 
+HASHED_BYTES = 2**29  # files up to this size are hashed at every start, which takes about a second
 TYPICAL_COMPRESSION = 6  # of photographs, by JPEG at quality 90
 
 Progress = Callable[[str, int, int], object]  # "reading" or "writing", number of images done, total
@@ -138,7 +139,13 @@ def _write_betons(folder: Path, counts: Mapping[str, int], progress: Progress) -
 
 
 def _describe_split(path: Path, count: int) -> SplitInfo:
-    return SplitInfo(file=path.name, count=count, bytes=path.stat().st_size, sha256=file_sha256(path))
+    return SplitInfo(
+        file=path.name,
+        count=count,
+        bytes=path.stat().st_size,
+        sha256=file_sha256(path),
+        tables_sha256=tables_sha256(path),
+    )
 
 
 def _describe(
@@ -211,13 +218,20 @@ def preparation(directory: Path, dataset: Mapping[str, Any]) -> str:
     return " ".join(map(shell_path, words))
 
 
-def verify_dataset(directory: Path, info: DatasetInfo) -> None:
-    """Raises InputError unless both beton files are complete and match dataset.json, structure and sha256."""
+def verify_dataset(directory: Path, info: DatasetInfo, *, full: bool) -> None:
+    """Raises InputError unless both beton files are complete and match dataset.json.
+
+    Structure, labels and checksums are always verified, in time proportional to the number of images. The pixels are
+    hashed as well if `full`, or if the file has at most HASHED_BYTES. Otherwise each image is compared with its
+    checksum when it is read, so that damage is found before it is trained on.
+    """
     try:
         for split in info.splits.values():
             path = directory / split.file
             check_beton(path, info.expected(split))
-            if path.stat().st_size != split.bytes or file_sha256(path) != split.sha256:
+            if path.stat().st_size != split.bytes or tables_sha256(path) != split.tables_sha256:
+                raise InputError(f"{path} is damaged (its tables differ from {MANIFEST}); prepare the data again")
+            if (full or split.bytes <= HASHED_BYTES) and file_sha256(path) != split.sha256:
                 raise InputError(f"{path} is damaged (sha256 differs from {MANIFEST}); prepare the data again")
     except InputError as error:
         raise InputError(f"{error}: {preparation(directory, asdict(info))}") from None

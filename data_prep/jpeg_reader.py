@@ -6,6 +6,7 @@ FFCV's own decoder ignores errors, so it is not used. libjpeg-turbo decodes outs
 import os
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,19 +35,25 @@ class JpegReader:
         self.count, self.image_size = len(samples), int(samples["image"]["width"][0])
         self._starts, self._sizes = samples["image"]["ptr"].astype(np.int64), read_sizes(beton)
         self._labels, self._checksums = samples["label"].astype(np.int64), samples["checksum"].astype(np.int64)
-        self._file = open_regular(beton)  # not mapped: if the file is truncated, reading fails but the process lives
 
     def read(self, order: np.ndarray) -> Generator[HostBatch, None, None]:
         """The images at these positions (N,), in batches. Raises DamagedImage, and OSError if reading fails."""
         ahead = max(BATCHES_AHEAD * -(-self.batch_size // CHUNK), 2 * self.num_workers)
+        with open_regular(self.beton) as file:  # not mapped: if it is truncated, reading fails but the process lives
+            decode = partial(self._decode, file.fileno())
+            decoded = map_in_order(decode, self._tasks(order), threads=self.num_workers, ahead=ahead)
+            with closing(decoded):
+                yield from self._batches(decoded, order)
+
+    def _batches(self, decoded: Iterator[Task], order: np.ndarray) -> Iterator[HostBatch]:
+        """The batches whose last images have been decoded."""
         done = 0
-        with closing(map_in_order(self._decode, self._tasks(order), threads=self.num_workers, ahead=ahead)) as tasks:
-            for images, first, positions in tasks:
-                if first + len(positions) == len(images):
-                    indices = order[done : done + len(images)]
-                    done += len(images)
-                    labels = torch.from_numpy(self._labels[indices])
-                    yield HostBatch(torch.from_numpy(images), labels, torch.from_numpy(indices))
+        for images, first, positions in decoded:
+            if first + len(positions) == len(images):
+                indices = order[done : done + len(images)]
+                done += len(images)
+                labels = torch.from_numpy(self._labels[indices])
+                yield HostBatch(torch.from_numpy(images), labels, torch.from_numpy(indices))
 
     def _tasks(self, order: np.ndarray) -> Iterator[Task]:
         size = self.image_size
@@ -56,10 +63,10 @@ class JpegReader:
             for first in range(0, len(batch), CHUNK):
                 yield images, first, batch[first : first + CHUNK]
 
-    def _decode(self, task: Task) -> Task:
+    def _decode(self, file: int, task: Task) -> Task:
         images, first, positions = task
         for pixels, position in zip(images[first:], positions.tolist(), strict=False):
-            content = os.pread(self._file.fileno(), self._sizes[position], self._starts[position])
+            content = os.pread(file, self._sizes[position], self._starts[position])
             if checksum(content) != self._checksums[position]:
                 raise DamagedImage(self.beton, position, "its checksum differs")
             try:

@@ -25,6 +25,7 @@ class SplitInfo:
     count: int
     bytes: int
     sha256: str
+    tables_sha256: str  # of labels, checksums of the images, and all else that is not pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class DatasetInfo:
     image_size: int
     channels: int
     encoding: Literal["raw", "jpeg"]  # of the images in the beton files
-    quality: int | None  # of a JPEG, 1 to 100
+    quality: int | None  # of the JPEGs, 1 to 100; absent from the file for raw images
     splits: Mapping[str, SplitInfo]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -55,6 +56,8 @@ class DatasetInfo:
         fields = asdict(self)
         if not self.skipped:
             del fields["skipped"]
+        if self.quality is None:
+            del fields["quality"]
         return fields
 
 
@@ -72,8 +75,9 @@ def parse_manifest(fields: dict[str, Any]) -> DatasetInfo:
         raise ValueError(f"channels must be 3, got {quoted(fields['channels'])}")
     if fields["encoding"] not in ENCODINGS:
         raise ValueError(f"encoding must be {' or '.join(ENCODINGS)}, got {quoted(fields['encoding'])}")
-    if fields["quality"] is not None:
-        _check_type(int, quality=fields["quality"])
+    quality = fields.get("quality")
+    if (type(quality) is not int or not 1 <= quality <= 100) if fields["encoding"] == "jpeg" else quality is not None:
+        raise ValueError(f"quality must be 1 to 100 for jpeg and absent for raw, got {quoted(quality)}")
     skipped = fields.get("skipped", [])
     _check_strings("classes", fields["classes"])
     _check_strings("skipped", skipped)
@@ -83,7 +87,14 @@ def parse_manifest(fields: dict[str, Any]) -> DatasetInfo:
     if min(std) <= 0:
         raise ValueError(f"std must be positive, got {list(std)}")
     classes = tuple(fields["classes"])
-    parsed = {"splits": splits, "mean": mean, "std": std, "classes": classes, "skipped": tuple(skipped)}
+    parsed = {
+        "splits": splits,
+        "mean": mean,
+        "std": std,
+        "classes": classes,
+        "quality": quality,
+        "skipped": tuple(skipped),
+    }
     return DatasetInfo(**{**fields, **parsed})
 
 
@@ -91,7 +102,7 @@ def _parse_split(name: str, fields: object) -> SplitInfo:
     if not isinstance(fields, dict):
         raise TypeError(f"splits: {name} must be a JSON object, got {quoted(fields)}")
     split = SplitInfo(**fields)
-    _check_type(str, file=split.file, sha256=split.sha256)
+    _check_type(str, file=split.file, sha256=split.sha256, tables_sha256=split.tables_sha256)
     _check_type(int, count=split.count, bytes=split.bytes)
     if Path(split.file).name != split.file or "\0" in split.file:
         raise ValueError(f"file must be a name in the same folder, got {quoted(split.file)}")

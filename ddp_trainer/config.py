@@ -20,7 +20,7 @@ from ddp_trainer.schedule import ScheduleConfig
 
 # Settings that may change when a run is resumed: they decide where and how it runs, not what it learns.
 FREE_ON_RESUME = frozenset(
-    {"out", "resume", "data_dir", "num_workers", "data_mode", "device", "compile", "max_steps", "profile"}
+    {"out", "resume", "data_dir", "num_workers", "data_mode", "verify", "device", "compile", "max_steps", "profile"}
 ) | {"checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "trackers", "wandb", "process_group_timeout"}
 
 DEFAULT_WIDTHS = (64, 128, 256, 512)

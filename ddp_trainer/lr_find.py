@@ -171,7 +171,7 @@ def find_learning_rate(test: RangeTestConfig, stop: StopRequest) -> None:
     check_machine(config.runtime)
     dataset = read_dataset(config.data.data_dir)
     check_settings(config, dataset, world_size=launch.world_size)
-    verify_dataset(config.data.data_dir, dataset)
+    verify_dataset(config.data.data_dir, dataset, full=config.data.verify == "full")
     out = test.sweep.out
     with contextlib.ExitStack() as stack:
         if launch.is_main:

@@ -45,7 +45,7 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
     launch = Launch.from_environment()
     dataset = read_dataset(config.data.data_dir)
     num_images = check_settings(config, dataset, world_size=launch.world_size)
-    verify_dataset(config.data.data_dir, dataset)
+    verify_dataset(config.data.data_dir, dataset, full=config.data.verify == "full")
     with claim_run_directory(config, is_main=launch.is_main) as run_dir:
         start = find_start(run_dir, config, last_step=config.schedule.last_step(num_images))
         with join_processes(config, stop, run_dir, start) as (runtime, start):

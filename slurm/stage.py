@@ -19,9 +19,9 @@ def stage(data_dir: Path, copy: Path) -> None:
     except (OSError, ValueError) as error:  # ValueError: a zero byte in a name
         raise _unusable(data_dir, f"cannot be copied to {copy} on {os.uname().nodename} ({error})") from None
     try:
-        verify_dataset(copy, info)
+        verify_dataset(copy, info, full=True)
     except InputError:
-        verify_dataset(data_dir, info)  # if the original is damaged, that is the error to report
+        verify_dataset(data_dir, info, full=True)  # if the original is damaged, that is the error to report
         raise _unusable(data_dir, f"is intact, but its copy in {copy} on {os.uname().nodename} is not") from None
 
 

@@ -67,7 +67,8 @@ def test_counts_and_sizes_out_of_range_are_refused(arguments: dict[str, int]) ->
 def test_dataset_json_has_the_promised_keys_and_the_statistics_of_the_training_images(tiny_dir: Path) -> None:
     manifest = json.loads((tiny_dir / "dataset.json").read_text())
     assert set(manifest) == {
-        *("format_version", "source", "classes", "image_size", "channels", "splits", "mean", "std", "ffcv_version"),
+        *("format_version", "source", "classes", "image_size", "channels", "encoding", "splits", "mean", "std"),
+        "ffcv_version",
     }
     images = draw_synthetic(train_count=96, test_count=40, seed=1).train.images / 255
     assert np.allclose(manifest["mean"], images.mean(axis=(0, 1, 2)))

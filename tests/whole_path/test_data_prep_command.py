@@ -70,7 +70,7 @@ def test_a_folder_becomes_a_dataset(prepared: tuple[Path, str]) -> None:
     out, printed = prepared
     assert left_in(out) == FILES
     info = read_dataset(out)
-    verify_dataset(out, info)
+    verify_dataset(out, info, full=True)
     assert (info.source, info.classes, info.image_size) == ("folder", ("cat", "dog"), 16)
     assert {name: split.count for name, split in info.splits.items()} == {"train": 12, "test": 4}
     assert "12 train and 4 test images, 2 classes" in printed
@@ -115,7 +115,7 @@ def test_jpeg_images_are_written_with_the_requested_quality(photos: Path, tmp_pa
     flags = ("--size", 16, "--encoding", "jpeg", "--quality", 80, "--out", "set")
     assert prepare("--source", "folder", "--root", photos, *flags, cwd=tmp_path).returncode == 0
     info = read_dataset(tmp_path / "set")
-    verify_dataset(tmp_path / "set", info)
+    verify_dataset(tmp_path / "set", info, full=True)
     assert (info.encoding, info.quality) == ("jpeg", 80)
 
 

@@ -1,4 +1,4 @@
-"""Preparing a folder of images: memory does not grow with their number, and the same files give the same bytes."""
+"""Writing and verifying a dataset: bounded memory, the same bytes each time, and damage found at start or when read."""
 
 import filecmp
 import subprocess
@@ -7,12 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data_prep import dataset
+from data_prep.beton import SAMPLE, SAMPLES_START, read_samples
 from data_prep.color_statistics import ColorCounts
-from data_prep.dataset import write_dataset
+from data_prep.dataset import read_dataset, verify_dataset, write_dataset
+from data_prep.errors import InputError
+from data_prep.loader import StreamLoader
 from data_prep.sources.folder import FolderImages
+from data_prep.sources.synthetic import draw_synthetic
+from data_prep.watched_file import DamagedImage
 from tests.support.memory import PEAK_MEMORY
 from tests.support.photos import draw_photos, save
 from tests.support.trainer import environment
@@ -23,7 +29,7 @@ from pathlib import Path
 from data_prep import dataset
 from data_prep.sources.folder import FolderImages
 with tempfile.TemporaryDirectory() as folder:
-    dataset._spool(FolderImages(Path(sys.argv[1]), size=256), Path(folder), lambda *_: None)
+    dataset._spool(FolderImages(Path(sys.argv[1]), size=256), Path(folder), dataset.RAW, lambda *_: None)
 print(peak_memory())
 """
 
@@ -34,12 +40,14 @@ def test_the_memory_of_reading_does_not_depend_on_the_number_of_images(tmp_path:
     for count in (60, 260):
         root = tmp_path / str(count)
         photo = save(root / "photo.jpg", Image.effect_noise((300, 270), 60))
-        for path in (root / "train" / "cat", root / "test" / "cat"):
-            path.mkdir(parents=True)
-            for number in range(count if path.parent.name == "train" else 1):
-                (path / f"{number}.jpg").hardlink_to(photo)
+        for split, number_of_each in (("train", count // 2), ("test", 1)):
+            for kind in ("cat", "dog"):
+                (root / split / kind).mkdir(parents=True)
+                for number in range(number_of_each):
+                    (root / split / kind / f"{number}.jpg").hardlink_to(photo)
         code = [sys.executable, "-c", PEAK_MEMORY + READ, str(root)]
-        done = subprocess.run(code, env=environment(), check=True, timeout=120, capture_output=True, text=True)
+        done = subprocess.run(code, env=environment(), timeout=120, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout))
     assert peaks[1] < peaks[0] + 15, peaks
 
@@ -87,3 +95,43 @@ def test_color_statistics_equal_those_of_all_pixels_at_once() -> None:
     mean, std = colors.mean_and_std()
     assert np.allclose(mean, (images / 255).mean(axis=(0, 1, 2)))
     assert np.allclose(std, (images / 255).std(axis=(0, 1, 2)))
+
+
+def flip(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_the_start_of_a_large_dataset_reads_its_tables_and_leaves_the_images_to_the_loader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = write_dataset(draw_synthetic(train_count=40, test_count=10, seed=0, size=16), tmp_path)
+    monkeypatch.setattr(dataset, "HASHED_BYTES", 0)  # every file counts as large
+    beton = tmp_path / "train.beton"
+    verify_dataset(tmp_path, info, full=True)
+    flip(beton, int(read_samples(beton)["image"]["ptr"][7]) + 100)
+    verify_dataset(tmp_path, info, full=False)
+    with pytest.raises(InputError, match="sha256 differs"):
+        verify_dataset(tmp_path, info, full=True)
+    loader = StreamLoader(beton, device=torch.device("cpu"), batch_size=8, num_workers=1)
+    with pytest.raises(DamagedImage, match="image 7 is damaged"):
+        list(loader.batches([np.arange(8)]))
+
+
+@pytest.mark.parametrize("column", ["label", "checksum"])
+def test_a_changed_label_or_checksum_is_found_at_the_start(column: str, tmp_path: Path) -> None:
+    info = write_dataset(draw_synthetic(train_count=40, test_count=10, seed=0, size=16), tmp_path)
+    flip(tmp_path / "train.beton", SAMPLES_START + 7 * SAMPLE.itemsize + SAMPLE.fields[column][1])  # type: ignore[index]
+    with pytest.raises(InputError, match=r"train\.beton is damaged \(its tables differ"):
+        verify_dataset(tmp_path, info, full=False)
+
+
+def test_a_dataset_of_an_older_version_is_refused_by_its_version(tmp_path: Path) -> None:
+    write_dataset(draw_synthetic(train_count=10, test_count=10, seed=0, size=8), tmp_path)
+    path = tmp_path / "dataset.json"
+    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 1'))
+    with pytest.raises(InputError, match="has format version 1, not 2; prepare the data again: python -m data_prep"):
+        read_dataset(tmp_path)

@@ -79,7 +79,7 @@ def test_the_same_images_give_the_same_files(folder: Path, tmp_path: Path) -> No
 
 def test_the_description_records_the_encoding(folder: Path) -> None:
     info = read_dataset(folder)
-    verify_dataset(folder, info)
+    verify_dataset(folder, info, full=True)
     assert (info.encoding, info.quality) == ("jpeg", 90)
     assert preparation(folder, info.as_json()).endswith("--encoding jpeg --quality 90")
 
