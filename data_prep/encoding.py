@@ -28,7 +28,7 @@ class Encoding:
 
     def encode(self, image: np.ndarray) -> bytes:
         """The stored bytes of (H, W, 3) uint8 pixels."""
-        if self.name == "raw":
+        if self.quality is None:
             return image.tobytes()
         from simplejpeg import encode_jpeg
 

@@ -67,7 +67,8 @@ def main(folder: Path, names: list[str]) -> None:
     for name in names:
         samples = _Samples(folder, name)
         image = RGBImageField(write_mode="raw")
-        image.encode = partial(_write_stored, samples.shape, IMAGE_MODES[samples.encoding])
+        write_stored = partial(_write_stored, samples.shape, IMAGE_MODES[samples.encoding])
+        image.encode = write_stored  # type: ignore[method-assign]
         fields = {"image": image, "label": IntField(), "index": IntField(), "checksum": IntField()}
         # One worker: with more, the order of the pages changes from run to run, and the bytes of the file with it.
         writer = ffcv.writer.DatasetWriter(str(folder / f"{name}.beton"), fields, num_workers=1)

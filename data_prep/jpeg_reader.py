@@ -66,7 +66,7 @@ class JpegReader:
     def _decode(self, file: int, task: Task) -> Task:
         images, first, positions = task
         for pixels, position in zip(images[first:], positions.tolist(), strict=False):
-            content = os.pread(file, self._sizes[position], self._starts[position])
+            content = os.pread(file, int(self._sizes[position]), int(self._starts[position]))
             if checksum(content) != self._checksums[position]:
                 raise DamagedImage(self.beton, position, "its checksum differs")
             try:
