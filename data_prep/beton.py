@@ -10,9 +10,11 @@ are harmless. It takes milliseconds and does not import FFCV.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -34,7 +36,8 @@ VERSION, PAGE_SIZE = 2, 2**23
 SAMPLES_START = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
 
 
-class Expected(NamedTuple):
+@dataclass(frozen=True)
+class Expected:
     """What dataset.json says about a beton file."""
 
     count: int
@@ -47,13 +50,11 @@ def check_beton(path: Path, expected: Expected) -> None:
     """Raises InputError unless `path` has exactly the structure that our writer produces for these numbers."""
     try:
         with open_regular(path) as file:
-            content = np.memmap(file, dtype=np.uint8, mode="r")
+            problem = _find_problem(_Content(file), expected)
     except FileNotFoundError:
         problem = "is missing"
-    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+    except (OSError, ValueError) as error:  # ValueError: the file was truncated meanwhile
         problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
-    else:
-        problem = _find_problem(content, expected)
     if problem:
         raise InputError(f"{shell_path(path)} {problem}; prepare the data again")
 
@@ -95,7 +96,23 @@ def read_sizes(path: Path) -> np.ndarray:
     return table["size"].astype(np.int64)
 
 
-def _find_problem(content: np.ndarray, expected: Expected) -> str | None:
+class _Content:
+    """The bytes of a file, of which only the requested ones are read. A mapping would keep megabytes around each."""
+
+    def __init__(self, file: BufferedReader) -> None:
+        self._file, self._size = file, os.fstat(file.fileno()).st_size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        start, stop, _ = part.indices(self._size)
+        found = np.empty(max(stop - start, 0), dtype=np.uint8)
+        self._file.seek(start)
+        return found[: self._file.readinto(found.data)]
+
+
+def _find_problem(content: _Content, expected: Expected) -> str | None:
     """What is wrong with the bytes of a beton file, or None."""
     if len(content) < SAMPLES_START:
         return "is truncated, or is not a beton file"
@@ -125,7 +142,7 @@ def _find_problem(content: np.ndarray, expected: Expected) -> str | None:
     return None
 
 
-def _sizes(content: np.ndarray, expected: Expected) -> np.ndarray | None:
+def _sizes(content: _Content, expected: Expected) -> np.ndarray | None:
     """(N,) int64: bytes of each image; None if they do not fit the file.
 
     The numbers come from another file, so nothing is allocated before they agree with the length of this one.
