@@ -16,6 +16,7 @@ from data_prep.encoding import DEFAULT_QUALITY, ENCODINGS, Encoding
 from data_prep.errors import InputError, printable, shell_path
 from data_prep.files import replace_file
 from data_prep.sources import NUM_NAMED, SOURCES, Source, UnreadableImagesError
+from data_prep.sources.decoder_messages import DecoderMessages, collected_messages
 from data_prep.sources.synthetic import DEFAULT_TEST_COUNT, DEFAULT_TRAIN_COUNT, draw_synthetic
 from data_prep.streams import forgiving_output
 
@@ -110,6 +111,7 @@ def prepare(options: argparse.Namespace, check: Callable[[], None]) -> DatasetIn
     Raises InputError, and whatever `check` raises; it is called often, so that a signal ends the work soon.
     """
     _check_out(options.out)
+    messages = DecoderMessages()
     with Bars() as bars:
         source = _open_source(options, bars)
 
@@ -122,9 +124,13 @@ def prepare(options: argparse.Namespace, check: Callable[[], None]) -> DatasetIn
 
         check()
         try:
-            return write_dataset(source, options.out, progress=show, say=say, encoding=options.encoding)
+            with collected_messages(messages):
+                info = write_dataset(source, options.out, progress=show, say=say, encoding=options.encoding)
         except UnreadableImagesError as error:
             raise _with_list(error, options.out) from None
+        if note := messages.note():
+            say(note)
+        return info
 
 
 def _with_list(error: UnreadableImagesError, out: Path) -> InputError:
@@ -164,9 +170,13 @@ def describe(info: DatasetInfo, out: Path) -> str:
     """What was written, and the next command."""
     side, size = info.image_size, sum(split.bytes for split in info.splits.values()) / 1e6
     counts = " and ".join(f"{split.count} {name}" for name, split in info.splits.items())
+    if "train" in info.splits:
+        command = f"train --data-dir {shell_path(out)}{_flags_for(info.splits['train'].count)}"
+    else:
+        command = f"evaluate RUN_DIR --data-dir {shell_path(out)}"
     return (
         f"{shell_path(out)}: {counts} images, {len(info.classes)} classes, {side}x{side}, {size:.1f} MB\n"
-        f"next: python -m ddp_trainer.train --data-dir {shell_path(out)}{_flags_for(info.splits['train'].count)}"
+        f"next: python -m ddp_trainer.{command}"
     )
 
 

@@ -1,5 +1,6 @@
 """Progress bars of data preparation, drawn by rich."""
 
+import os
 import sys
 from typing import Self
 
@@ -11,7 +12,9 @@ class Bars:
         from rich.console import Console
         from rich.progress import Progress, TaskID
 
-        self._progress = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+        # The bars have a stream of their own, because what decoders print to stderr is collected meanwhile.
+        self._stream = os.fdopen(os.dup(2), "w")
+        self._progress = Progress(console=Console(file=self._stream), disable=not sys.stderr.isatty(), transient=True)
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
@@ -20,6 +23,7 @@ class Bars:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+        self._stream.close()
 
     def update(self, work: str, done: int, total: int) -> None:
         """Shows that `done` of `total` items are finished. A total of 0 means that it is unknown."""

@@ -59,6 +59,8 @@ def write_dataset(
             sync_file(temporary / name)
         # A folder without a manifest is not a dataset, so no reader can combine the old manifest with the new pixels.
         (out / MANIFEST).unlink(missing_ok=True)
+        for name in set(SPLITS) - counts.keys():  # of the older dataset
+            (out / f"{name}.beton").unlink(missing_ok=True)
         for name in names:
             (temporary / name).replace(out / name)
         sync_folder(out)
@@ -107,13 +109,14 @@ def _remove_left_behind(out: Path) -> None:
 
 
 def _spool(source: Source, folder: Path, encoding: Encoding, progress: Progress) -> tuple[dict[str, int], ColorCounts]:
-    """Reads all images into spools in `folder`. Returns the sizes of the splits and the colors of train."""
+    """Reads all images into spools in `folder`. Returns the sizes of the splits and the colors of the first one."""
     total, counts, colors = sum(map(source.count, SPLITS)), {}, ColorCounts()
+    names = [name for name in SPLITS if source.count(name)]
 
     def encode(chunk: Split) -> tuple[Split, list[bytes]]:
         return chunk, [encoding.encode(image) for image in chunk.images]
 
-    for name in SPLITS:
+    for name in names:
         with (
             open_spool(folder, name, encoding.name) as spool,
             closing(source.chunks(name)) as chunks,
@@ -121,7 +124,7 @@ def _spool(source: Source, folder: Path, encoding: Encoding, progress: Progress)
         ):
             for chunk, stored in encoded:
                 spool.add(chunk, stored)
-                if name == "train":
+                if name == names[0]:
                     colors.add(chunk.images)
                 progress("reading", sum(counts.values()) + spool.count, total)
         counts[name] = spool.count

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from data_prep.errors import printable, shell_path
-from data_prep.sources import NUM_NAMED
+from data_prep.sources import NUM_NAMED, count_of
 
 _reading = threading.local()  # .path: the file that this thread reads; .heard: whether it was warned about
 
@@ -41,10 +41,10 @@ class DecoderMessages:
         parts = []
         if self.num_files:
             more = f" and {self.num_files - len(self.first)} more" if self.num_files > len(self.first) else ""
-            files = f"{self.num_files} image file{'s' if self.num_files > 1 else ''}"
+            files = count_of(self.num_files, "image file")
             parts.append(f"decoders warned about {files}: {', '.join(self.first)}{more}")
         if self.num_printed:
-            lines = f"{self.num_printed} line{'s' if self.num_printed > 1 else ''}"
+            lines = count_of(self.num_printed, "line")
             parts.append(f"decoders printed {lines} about damaged data: {printable(self.first_printed)}")
         return "; ".join(parts) or None
 

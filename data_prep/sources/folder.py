@@ -3,7 +3,6 @@
 Not owned here: which files those are (`listing`), and how one of them becomes pixels (`picture`).
 """
 
-import warnings
 from array import array
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
@@ -75,7 +74,7 @@ class FolderImages:
             raise InputError(f"--size must be {MIN_SIZE} to {MAX_SIZE}, got {size}")
         train, test, self._notes = list_splits(root)
         self.root, self.image_size, self.skip_unreadable = root, size, skip_unreadable
-        self.classes = tuple(train.classes)
+        self.classes = tuple(test.classes)
         self._readings = {"train": _Reading(train), "test": _Reading(test)}
 
     def count(self, split: str) -> int:
@@ -86,26 +85,24 @@ class FolderImages:
         reading = self._readings[split]
         read = partial(_read_chunk, size=self.image_size)
         chunks = _chunks_of(reading.listing, images_per_chunk(self.image_size**2 * 3))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # decoders warn about harmless oddities
-            for labeled, found in map_in_order(read, chunks, threads=num_threads()):
-                images, labels = [], []
-                for (path, label), result in zip(labeled, found, strict=True):
-                    if isinstance(result, str):
-                        reading.unreadable.append((path, result))
-                        continue
-                    reading.add(result, label)
-                    images.append(result.picture.pixels)
-                    labels.append(label)
-                if images:
-                    yield Split(np.stack(images), np.array(labels, dtype=np.int64))
+        for labeled, found in map_in_order(read, chunks, threads=num_threads()):
+            images, labels = [], []
+            for (path, label), result in zip(labeled, found, strict=True):
+                if isinstance(result, str):
+                    reading.unreadable.append((path, result))
+                    continue
+                reading.add(result, label)
+                images.append(result.picture.pixels)
+                labels.append(label)
+            if images:
+                yield Split(np.stack(images), np.array(labels, dtype=np.int64))
 
     def findings(self) -> Findings:
         train, test = self._readings.values()
         unreadable = train.unreadable + test.unreadable
         if unreadable and not self.skip_unreadable:
             raise UnreadableImagesError([f"{shell_path(path)} ({reason})" for path, reason in unreadable])
-        for reading in (train, test):
+        for reading in (train, test) if train.listing.images else (test,):
             reading.check_classes()
         notes = [*self._notes, *(line for reading in (train, test) if (line := reading.listing.note()))]
         notes += _reading_notes(train, test) + duplicate_notes(train.table(), test.table())

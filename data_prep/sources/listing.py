@@ -17,7 +17,7 @@ from data_prep.sources import NUM_NAMED, count_of, name_some
 from data_prep.sources.picture import SIGNATURES, SUFFIXES
 
 TEST_NAMES = ("test", "val", "valid", "validation")
-LAYOUT = "ROOT must have the folders train/CLASS and test/CLASS, with images in them"
+LAYOUT = "ROOT must have the folders train/CLASS and test/CLASS, or test/CLASS alone, with images in them"
 
 
 @dataclass
@@ -47,22 +47,26 @@ def list_splits(root: Path) -> tuple[Listing, Listing, list[str]]:
     if not root.is_dir():
         raise InputError(f"--root {shell_path(root)}: no such folder; {LAYOUT}")
     train_root, candidates = root / "train", [root / name for name in TEST_NAMES if (root / name).is_dir()]
-    if not train_root.is_dir() or not candidates:
-        missing = f"test (or {', '.join(TEST_NAMES[1:])})" if train_root.is_dir() else "train"
-        raise InputError(f"--root {shell_path(root)}: it has no folder {missing}; {LAYOUT}")
+    if not candidates:
+        raise InputError(f"--root {shell_path(root)}: it has no folder test (or {', '.join(TEST_NAMES[1:])}); {LAYOUT}")
     with_classes = [folder for folder in candidates if any(entry.is_dir() for entry in _visible(folder))]
     test_root = (with_classes or candidates)[0]
     train, test = Listing(train_root), Listing(test_root)
-    for listing in (train, test):
+    present = [train, test] if train_root.is_dir() else [test]
+    for listing in present:
         _list_classes(listing)
-    _check_same(train, test)
-    for listing in (train, test):
+    if train in present:
+        _check_several(train)
+        _check_same(train, test)
+    for listing in present:
         _list_images(listing)
     notes = [
         f"ignored {shell_path(folder)}, because {shell_path(test_root)} is the test split"
         for folder in candidates
         if folder != test_root
     ]
+    if train not in present:
+        notes.append(f"{shell_path(root)} has no folder train, so the dataset can only be evaluated")
     if test_root.name != "test":
         notes.append(f"test split: {shell_path(test_root)}")
     return train, test, notes
@@ -95,10 +99,13 @@ def _list_classes(listing: Listing) -> None:
             listing.classes[name] = Path(entry.path)
     if not listing.classes:
         raise InputError(f"{shell_path(listing.root)}: no class folders in it; {LAYOUT}")
+    listing.classes = dict(sorted(listing.classes.items()))
+
+
+def _check_several(listing: Listing) -> None:
     if len(listing.classes) == 1:
         line = f"{shell_path(listing.root)}: only one class folder, but at least two are needed"
         raise InputError(f"{line}; is --root one level too high or too low?")
-    listing.classes = dict(sorted(listing.classes.items()))
 
 
 def _class_name(name: str, root: Path) -> str:

@@ -1,12 +1,14 @@
 """Listing the image files of a folder: names of splits and classes, links, and files that are not images."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.sources.folder import FolderImages
 from tests.support.photos import draw_photos, fails, load_folder, save
 
 WHITE = (255, 255, 255)
@@ -121,3 +123,13 @@ def test_a_single_class_is_refused(photos: Path) -> None:
     for split in ("train", "test"):
         (photos / split / "dog").rename(photos / f"{split} dogs")
     assert "only one class folder" in fails(photos)
+
+
+def test_a_root_with_test_images_alone_gives_that_split_alone(photos: Path) -> None:
+    """One class is enough there: the run that is evaluated has more."""
+    shutil.rmtree(photos / "train")
+    shutil.rmtree(photos / "test" / "dog")
+    source = FolderImages(photos, size=8)
+    assert (source.classes, source.count("train"), source.count("test")) == (("cat",), 0, 2)
+    assert [len(chunk.labels) for split in ("train", "test") for chunk in source.chunks(split)] == [2]
+    assert any("has no folder train, so the dataset can only be evaluated" in note for note in source.findings().notes)

@@ -16,6 +16,7 @@ from PIL import Image
 from data_prep.__main__ import parse
 from data_prep.dataset import read_dataset, verify_dataset
 from data_prep.errors import InputError
+from tests.support.photos import BAD_EXIF, damaged_tiff, save
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "data_prep")
@@ -198,3 +199,16 @@ def test_each_source_has_its_own_default_folder() -> None:
 def test_flags_are_not_abbreviated() -> None:
     with pytest.raises(InputError, match="--sour"):
         parse(["--sour", "synthetic"])
+
+
+def test_warnings_of_decoders_are_one_line_and_test_images_alone_lead_to_evaluation(tmp_path: Path) -> None:
+    for number in range(7):
+        save(tmp_path / "root" / "test" / "cat" / f"{number}.jpg", Image.new("RGB", (8, 8)), exif=BAD_EXIF)
+    damaged_tiff(tmp_path / "root" / "test" / "cat" / "damaged.tif")
+    done = prepare("--source", "folder", "--root", "root", "--out", "set", "--skip-unreadable", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    (warning,) = [line for line in done.stdout.splitlines() if line.startswith("decoders ")]
+    assert warning.startswith("decoders warned about 7 image files: root/test/cat/")
+    assert " and 2 more; decoders printed 1 line about damaged data: " in warning
+    assert "next: python -m ddp_trainer.evaluate RUN_DIR --data-dir set" in done.stdout
+    assert left_in(tmp_path / "set") == {"test.beton", "dataset.json"}

@@ -10,11 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data_prep.dataset import read_dataset
+from data_prep.dataset import read_dataset, write_dataset
 from data_prep.loader import Batch
+from data_prep.sources.folder import FolderImages
+from data_prep.sources.synthetic import draw_synthetic
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import Preempted
@@ -24,6 +27,7 @@ from ddp_trainer.models.custom_resnet import CustomResNet
 from ddp_trainer.models.spec import ModelSpec, build_model
 from ddp_trainer.tracking.predictions import read_predictions
 from ddp_trainer.train import main as train_main
+from tests.support.photos import save
 from tests.support.trainer import NARROW, fork, train
 
 
@@ -84,6 +88,26 @@ def test_classes_are_matched_by_name_and_training_images_are_not_needed(
     (line,) = capsys.readouterr().err.splitlines()
     assert "has no training images" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_test_images_alone_of_two_classes_are_prepared_and_evaluated(
+    smoke_run: Path, tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are those of the run's own test split, so its predictions tell how many are right."""
+    info, found = read_dataset(tiny_dir), read_predictions(smoke_run / "predictions.npz")
+    assert found is not None
+    drawn = draw_synthetic(train_count=10, test_count=40, seed=1).test
+    for number, (image, label) in enumerate(zip(drawn.images, drawn.labels.tolist(), strict=True)):
+        if label in (2, 5):
+            save(tmp_path / "root" / "test" / info.classes[label] / f"{number}.png", Image.fromarray(image))
+    data = shutil.copytree(tiny_dir, tmp_path / "data")
+    write_dataset(FolderImages(tmp_path / "root", size=32), data)
+    assert {path.name for path in data.iterdir()} == {"test.beton", "dataset.json"}, "no older training images"
+    assert main([str(smoke_run), "--data-dir", str(data), "--device", "cpu"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    chosen = np.isin(found.labels, (2, 5))
+    assert figures["test_total"] == chosen.sum() == 8
+    assert figures["test_correct"] == (found.predicted == found.labels)[chosen].sum()
 
 
 def mean_of_views(model: nn.Module, image: Tensor, *, mirror: bool) -> Tensor:
