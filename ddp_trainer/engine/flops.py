@@ -1,24 +1,38 @@
-"""How many floating-point operations a run takes, counted on the real layers."""
+"""How many floating-point operations a run takes, counted on the real layers and the real optimizer."""
 
 from collections import Counter
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from ddp_trainer.config import TrainConfig
+from ddp_trainer.config import OptimConfig, TrainConfig
+from ddp_trainer.engine.newton_schulz import orthogonalize
+from ddp_trainer.engine.optim import parameter_groups
 from ddp_trainer.models.blank_pass import blank_passes
 from ddp_trainer.models.spec import ModelSpec, build_network
 
 
-def training_flops(config: TrainConfig, spec: ModelSpec, *, steps: int, num_images: int) -> float:
-    """Forward and backward operations of the first `steps` steps of a run on `num_images` training images."""
+class TrainingFlops(NamedTuple):
+    """Operations of convolutions and matrix products; a multiplication and an addition count as two."""
+
+    network: float  # forward and backward, for all images
+    optimizer: float  # of one process; each process computes the same
+
+    @property
+    def total(self) -> float:
+        return self.network + self.optimizer
+
+
+def training_flops(config: TrainConfig, spec: ModelSpec, *, steps: int, num_images: int) -> TrainingFlops:
+    """Operations of the first `steps` steps of a run on `num_images` training images."""
     schedule = config.schedule
     steps_per_epoch = schedule.steps_per_epoch(num_images)
     epochs = (step // steps_per_epoch for step in range(steps))
     sides = Counter(schedule.crop_side(spec.image_size, epoch=epoch) for epoch in epochs)
     model = build_network(config.network, spec)
     per_image = sum(count * training_flops_per_image(model, side) for side, count in sides.items())
-    return schedule.batch_size * per_image
+    return TrainingFlops(schedule.batch_size * per_image, steps * optimizer_flops_per_step(model, config.optim))
 
 
 def training_flops_per_image(model: nn.Module, image_size: int) -> float:
@@ -32,3 +46,14 @@ def training_flops_per_image(model: nn.Module, image_size: int) -> float:
         model.train()(images).sum().backward()
     model.train(was_training)
     return counter.get_total_flops() / count
+
+
+def optimizer_flops_per_step(model: nn.Module, config: OptimConfig) -> float:
+    """Operations of a step of the optimizer: those of Muon's matrix products; SGD and AdamW have none."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    turned = [weights for group in parameter_groups(model, config) if group["muon"] for weights in group["params"]]
+    shapes = [(len(weights), weights.numel() // len(weights)) for weights in turned]
+    with FlopCounterMode(display=False) as counter:
+        orthogonalize([torch.empty(shape, device="meta") for shape in shapes])  # counted, but not computed
+    return counter.get_total_flops()

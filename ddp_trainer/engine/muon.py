@@ -4,7 +4,6 @@ torch.optim.Muon takes matrices only and has no other update, so everything else
 it a second gradient scaler, checkpoint and learning rate to keep in step.
 """
 
-import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,30 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-# Quintic with the steepest slope at zero that still keeps singular values near one: Jordan et al., "Muon: An optimizer
-# for hidden layers in neural networks" (kellerjordan.github.io/posts/muon, 2024).
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-
-
-def orthogonalize(matrix: Tensor, *, steps: int) -> Tensor:
-    """(M, N) -> (M, N) with the same singular vectors and singular values close to one, by Newton-Schulz iteration.
-
-    Computed in bfloat16 on a GPU that has it, whatever the precision of the run, else in the dtype of `matrix`.
-    """
-    a, b, c = COEFFICIENTS
-    x = matrix.bfloat16() if matrix.is_cuda and _gpu_has_bf16() else matrix
-    tall = x.size(0) > x.size(1)
-    x = x.mT if tall else x
-    x = x / x.norm().clamp_min(1e-7)  # the iteration needs the largest singular value to be 1 at most
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrix.dtype)
-
-
-@functools.cache
-def _gpu_has_bf16() -> bool:
-    return torch.cuda.is_bf16_supported(including_emulation=False)
+from ddp_trainer.engine.newton_schulz import orthogonalize
 
 
 class Muon(torch.optim.Optimizer):
@@ -46,7 +22,8 @@ class Muon(torch.optim.Optimizer):
     cancels the norm, so there is no weight decay. After airbench94_muon (github.com/KellerJordan/cifar10-airbench).
 
     "matrix": any other weights of at least two dimensions, as a matrix of as many rows as outputs. They keep their norm
-    and are decayed; a step is longer by sqrt(rows / columns) for tall matrices. After Jordan et al. (see COEFFICIENTS).
+    and are decayed; a step is longer by sqrt(rows / columns) for tall matrices. After Jordan et al. (see
+    `newton_schulz`).
 
     None: SGD with Nesterov momentum.
     """
@@ -65,65 +42,75 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Changes nothing if `self.found_inf` is a tensor that is not zero."""
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
-        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
         for group in self.param_groups:
-            update = self._turn if group["muon"] else self._descend
-            update([p for p in group["params"] if p.grad is not None], group, found_inf, grad_scale)
-
-    def _momenta(self, parameters: list[Tensor]) -> list[Tensor]:
-        for parameter in parameters:
-            if "momentum_buffer" not in self.state[parameter]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-
-    def _turn(
-        self, parameters: list[Tensor], group: dict[str, Any], found_inf: Tensor | None, grad_scale: Tensor | None
-    ) -> None:
-        momentum, skip = group["momentum"], None if found_inf is None else found_inf != 0
-        for weights, average in zip(parameters, self._momenta(parameters), strict=True):
-            assert weights.grad is not None
-            gradient = weights.grad if grad_scale is None else weights.grad / grad_scale
-            new_average = momentum * average + gradient
-            matrix = _as_matrix(gradient + momentum * new_average)
-            direction = _as_weights(orthogonalize(matrix, steps=3), weights.shape)
-            rows, columns = matrix.shape
-            if group["muon"] == "filters":
-                turned = weights * (rows**0.5 / weights.norm()) - group["lr"] * direction
+            weights = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if group["muon"] and weights:
+                self._turn(weights, self._directions(weights, group["momentum"]), group)
             else:
-                decayed = weights * (1 - group["lr"] * group["weight_decay"])
-                turned = decayed - group["lr"] * max(1.0, rows / columns) ** 0.5 * direction
-            average.copy_(new_average if skip is None else torch.where(skip, average, new_average))
-            weights.copy_(turned if skip is None else torch.where(skip, weights, turned))
+                self._follow(weights, weights, group["momentum"], lr=group["lr"], weight_decay=group["weight_decay"])
+
+    def _directions(self, weights: list[Tensor], momentum: float) -> list[Tensor]:
+        """The orthogonalized directions of descent."""
+        ahead = [torch.empty_like(one) for one in weights]
+        torch._foreach_zero_(ahead)
+        self._follow(ahead, weights, momentum, lr=-1.0, weight_decay=0.0)  # from zero to where Nesterov's momentum is
+        matrices = orthogonalize([_as_matrix(one) for one in ahead])
+        return [_as_weights(matrix, one) for matrix, one in zip(matrices, weights, strict=True)]
+
+    def _turn(self, weights: list[Tensor], directions: list[Tensor], group: dict[str, Any]) -> None:
+        if group["muon"] == "filters":
+            torch._foreach_mul_(directions, group["lr"])
+            excess = torch._foreach_norm(weights)  # becomes 1 - sqrt(rows) / norm
+            torch._foreach_reciprocal_(excess)
+            torch._foreach_mul_(excess, [-(len(one) ** 0.5) for one in weights])
+            torch._foreach_add_(excess, 1.0)
+            torch._foreach_addcmul_(directions, weights, excess)
+            self._descend(weights, directions, lr=1.0)
+        else:
+            torch._foreach_mul_(directions, [max(1.0, len(one) ** 2 / one.numel()) ** 0.5 for one in weights])
+            self._descend(weights, directions, lr=group["lr"], weight_decay=group["weight_decay"])
+
+    def _follow(self, moved: list[Tensor], weights: list[Tensor], momentum: float, **options: Any) -> None:
+        """Moves `moved` as SGD with Nesterov momentum would move `weights`."""
+        for one in weights:
+            if "momentum_buffer" not in self.state[one]:
+                self.state[one]["momentum_buffer"] = torch.zeros_like(one)
+        self._descend(
+            moved,
+            [one.grad for one in weights if one.grad is not None],
+            [self.state[one]["momentum_buffer"] for one in weights],
+            momentum=momentum,
+            grad_scale=getattr(self, "grad_scale", None),
+            **options,
+        )
 
     def _descend(
-        self, parameters: list[Tensor], group: dict[str, Any], found_inf: Tensor | None, grad_scale: Tensor | None
+        self, moved: list[Tensor], gradients: list[Tensor], momenta: list[Tensor] | None = None, **options: Any
     ) -> None:
-        momenta: list[Tensor | None] = [*self._momenta(parameters)]
+        """torch's fused SGD, one kernel for all tensors, which changes nothing if `found_inf` says so."""
         sgd(
-            parameters,
-            [p.grad for p in parameters if p.grad is not None],
-            momenta,
-            lr=group["lr"],
-            momentum=group["momentum"],
-            weight_decay=group["weight_decay"],
+            moved,
+            gradients,
+            [*momenta] if momenta else [None] * len(moved),
+            **{"momentum": 0.0, "weight_decay": 0.0, **options},
             nesterov=True,
             dampening=0.0,
             maximize=False,
             fused=True,
-            found_inf=found_inf,
-            grad_scale=grad_scale,
+            found_inf=getattr(self, "found_inf", None),
         )
 
 
 def _as_matrix(weights: Tensor) -> Tensor:
-    """(O, I, H, W) -> (O, H * W * I), without a copy for channels-last filters; (O, I) as it is."""
-    return weights.permute(0, 2, 3, 1).flatten(1) if weights.ndim == 4 else weights
+    """(O, ...) -> (O, columns) without a copy; the order of the columns, that of the memory, makes no difference."""
+    return (weights if weights.is_contiguous() or weights.ndim != 4 else weights.permute(0, 2, 3, 1)).flatten(1)
 
 
-def _as_weights(matrix: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of `_as_matrix`."""
-    if len(shape) == 2:
-        return matrix
-    out, channels, height, width = shape
-    return matrix.view(out, height, width, channels).permute(0, 3, 1, 2)
+def _as_weights(matrix: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `_as_matrix`, with the strides of `like`, which fused kernels need."""
+    if like.is_contiguous() or like.ndim != 4:
+        weights = matrix.view(like.shape)
+    else:
+        out, channels, height, width = like.shape
+        weights = matrix.view(out, height, width, channels).permute(0, 3, 1, 2)
+    return weights if weights.stride() == like.stride() else torch.empty_like(like).copy_(weights)

@@ -13,6 +13,7 @@ from data_prep.errors import InputError, printable
 from data_prep.files import replace_file
 from ddp_trainer.report.reproduce import data_command, train_command
 from ddp_trainer.report.scores import calibration, class_counts, precision_and_recall, wilson_interval
+from ddp_trainer.report.sections import operations
 from ddp_trainer.report.wording import NOTHING, duration, percent, plain, quantity
 from ddp_trainer.tracking.predictions import Predictions
 from ddp_trainer.tracking.run_record import Run, load_run
@@ -131,7 +132,7 @@ def recipe(run: Run) -> Iterator[str]:
     )
     yield (
         f"- Trained in {duration(run.number('train_seconds'))} on {run.world_size} x {code(run.device)}, "
-        f"{code(run.precision)}: {quantity(run.number('train_pflops'), 'PFLOP')}."
+        f"{code(run.precision)}: {operations(run)}."
     )
     versions = ", ".join(f"{code(name)} {code(version)}" for name, version in run.versions.items())
     yield f"- Versions: {versions or 'unknown'}."

@@ -38,6 +38,12 @@ def hardware(run: Run) -> str:
     return f"{run.world_size} {TIMES} {run.device}"
 
 
+def operations(run: Run) -> str:
+    """All operations of the run, and how many of them the optimizer took if it took any."""
+    total, optimizer = quantity(run.number("train_pflops"), "PFLOP"), run.number("optimizer_pflops")
+    return f"{total}, of which {quantity(optimizer)} in the optimizer" if optimizer else total
+
+
 def headline(run: Run, *, is_detail: bool = False) -> Markup:
     """The result in large figures. With `is_detail`, it follows the comparison of several runs."""
     interval = wilson_interval(*run.counts) if run.counts else None
@@ -49,7 +55,7 @@ def _facts(run: Run) -> dict[str, str]:
     return {
         "epochs": f"{finished_epochs(run):g} of {plain(run.settings.get('epochs', '?'))}",
         "training time": duration(train_seconds(run)),
-        "operations": quantity(run.number("train_pflops"), "PFLOP"),
+        "operations": operations(run),
         "hardware": hardware(run),
         "throughput": quantity(latest(run, "images_per_second"), "images/s"),
         "balanced accuracy": percent(run.number("test_balanced_accuracy")),

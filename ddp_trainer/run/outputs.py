@@ -96,7 +96,8 @@ def summarize(trainer: Trainer, evaluation: Evaluation) -> dict[str, Any]:
         "device": trainer.runtime.device_name,
         "precision": trainer.runtime.precision,
         "train_seconds": seconds,
-        "train_pflops": flops / 1e15,
+        "train_pflops": flops.total / 1e15,
+        "optimizer_pflops": flops.optimizer / 1e15,
         "parameters": count_parameters(trainer.model),
         "images_per_second": state.step * config.schedule.batch_size / seconds,
     }

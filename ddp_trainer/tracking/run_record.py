@@ -19,7 +19,7 @@ from ddp_trainer.tracking.record_lines import Record, columns, read_epochs, read
 FIGURES = (  # of summary.json
     *("test_accuracy", "test_correct", "test_total", "test_accuracy_tta", "test_balanced_accuracy", "epochs", "steps"),
     *("largest_class_share", "test_loss", "calibration_error_before", "temperature"),
-    *("train_seconds", "train_pflops", "parameters", "images_per_second"),
+    *("train_seconds", "train_pflops", "optimizer_pflops", "parameters", "images_per_second"),
 )
 
 

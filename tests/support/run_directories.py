@@ -61,6 +61,7 @@ def make_run(
         "epochs": num_epochs,
         "train_seconds": 61.25,
         "train_pflops": 1.5,
+        "optimizer_pflops": 0.25,
         "parameters": 6573130,
         "images_per_second": 1234.0,
     }

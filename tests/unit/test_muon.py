@@ -1,10 +1,16 @@
-"""Muon's step equals its formula in singular values, and other parameters take the step of torch's SGD."""
+"""Muon's step equals its formula, computed plainly, and other parameters take the step of torch's SGD."""
+
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ddp_trainer.engine.muon import COEFFICIENTS, Muon, orthogonalize
+from ddp_trainer.config import OptimConfig
+from ddp_trainer.engine.flops import optimizer_flops_per_step
+from ddp_trainer.engine.muon import Muon
+from ddp_trainer.engine.newton_schulz import COEFFICIENTS, orthogonalize
+from ddp_trainer.models.custom_resnet import CustomResNet
 
 
 def reference(matrix: Tensor, steps: int) -> Tensor:
@@ -17,14 +23,75 @@ def reference(matrix: Tensor, steps: int) -> Tensor:
     return u @ s.diag() @ vh
 
 
-@pytest.mark.parametrize("shape", [(6, 6), (5, 40), (40, 5)])
-def test_orthogonalize_applies_the_polynomial_to_the_singular_values(shape: tuple[int, int]) -> None:
-    matrix = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(orthogonalize(matrix, steps=3), reference(matrix, 3), rtol=0, atol=1e-12)
+def test_orthogonalize_applies_the_polynomial_to_the_singular_values() -> None:
+    """For square, wide and tall matrices; two are equal in shape, and one is the transpose of that shape."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(6, 6), (5, 40), (5, 7), (40, 5), (5, 40)]
+    matrices = [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
+    for matrix, result in zip(matrices, orthogonalize(matrices, steps=3), strict=True):
+        assert result.is_contiguous()
+        torch.testing.assert_close(result, reference(matrix, 3), rtol=0, atol=1e-12)
 
 
 def test_zero_gradient_gives_a_zero_step() -> None:
-    assert orthogonalize(torch.zeros(3, 9), steps=3).tolist() == [[0.0] * 9] * 3
+    assert orthogonalize([torch.zeros(3, 9)], steps=3)[0].tolist() == [[0.0] * 9] * 3
+
+
+def plain_newton_schulz(x: Tensor, steps: int) -> Tensor:
+    """The iteration on one whole matrix, as it is published."""
+    a, b, c = COEFFICIENTS
+    tall = x.size(0) > x.size(1)
+    x = x.mT if tall else x
+    x = x / x.norm().clamp_min(1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+def plain_step(weights: Tensor, average: Tensor, gradient: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Weights and momentum after a step of Muon on one parameter, computed one operation after the other."""
+    average = 0.6 * average + gradient
+    matrix = (gradient + 0.6 * average).flatten(1)
+    direction, (rows, columns) = plain_newton_schulz(matrix, 3).view_as(weights), matrix.shape
+    if group["muon"] == "filters":
+        return weights * (rows**0.5 / weights.norm()) - group["lr"] * direction, average
+    kept = weights * (1 - group["lr"] * group["weight_decay"])
+    return kept - group["lr"] * max(1.0, rows / columns) ** 0.5 * direction, average
+
+
+@pytest.mark.parametrize("kind", ["filters", "matrix"])
+def test_hundred_steps_equal_those_of_the_plain_form(kind: str) -> None:
+    """Gradients of rank 6 and noise, in float32: most singular values are small, as in training."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(16, 8, 3, 3), (16, 8, 3, 3), (32, 3, 3, 3), (24, 2, 1, 1), (12, 12), (40, 10), (10, 40)]
+    shapes = shapes[:4] if kind == "filters" else shapes
+    ours = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    plain = [parameter.detach().clone() for parameter in ours]
+    averages = [torch.zeros_like(one) for one in plain]
+    optimizer = Muon([{"params": ours, "muon": kind, "weight_decay": 0.01}], lr=0.1)
+    for _ in range(100):
+        for place, parameter in enumerate(ours):
+            rows, columns = parameter.flatten(1).shape
+            left, right, noise = (
+                torch.randn(*shape, generator=generator) for shape in ((rows, 6), (6, columns), (rows, columns))
+            )
+            parameter.grad = (left @ right + 0.01 * noise).view(parameter.shape)
+            plain[place], averages[place] = plain_step(
+                plain[place], averages[place], parameter.grad, optimizer.param_groups[0]
+            )
+        optimizer.step()
+    for parameter, expected in zip(ours, plain, strict=True):
+        assert (parameter - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_operations_of_a_step_are_those_of_the_products() -> None:
+    """Rows and columns of the filters: G = X X^T, three polynomials, two updates of G and of P, and P X."""
+    model = CustomResNet()
+    shapes = [sorted(weights.flatten(1).shape) for weights in model.parameters() if weights.ndim == 4]
+    expected = sum(2 * 2 * m * m * n + 9 * 2 * m**3 for m, n in shapes)
+    assert optimizer_flops_per_step(model, OptimConfig(optimizer="muon")) == expected
+    assert optimizer_flops_per_step(model, OptimConfig(optimizer="sgd")) == 0
 
 
 def filters_and_gradients(count: int = 3) -> tuple[Tensor, list[Tensor]]:

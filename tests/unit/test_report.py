@@ -102,7 +102,7 @@ def test_page_shows_the_figures_of_the_files(complete):
         "87.50%",
         "3 of 3",
         "1 min 1 s",
-        "1.5 PFLOP",
+        "1.5 PFLOP, of which 0.25 in the optimizer",
         "6,573,130",
         "Imagined GPU",
         "torch 2.15.0",

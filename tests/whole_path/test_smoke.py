@@ -48,6 +48,7 @@ def test_summary_counts_every_test_image(smoke_run: Path) -> None:
         "world_size",
         "train_seconds",
         "train_pflops",
+        "optimizer_pflops",
         "parameters",
         "images_per_second",
     }
@@ -57,6 +58,7 @@ def test_summary_counts_every_test_image(smoke_run: Path) -> None:
     assert summary["test_balanced_accuracy"] == pytest.approx(summary["test_accuracy"]), "4 images of each class"
     assert summary["largest_class_share"] == 0.1
     assert summary["train_pflops"] == pytest.approx(6 * 32 * 2.276e9 / 1e15, rel=0.01)
+    assert summary["optimizer_pflops"] == 0, "SGD has no matrix products"
 
 
 def test_config_json_records_the_settings_and_no_secret(smoke_run: Path) -> None:

@@ -1,0 +1,82 @@
+"""Newton-Schulz iteration on many matrices at once, which orthogonalizes the steps of Muon, with few operations."""
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Quintic with the steepest slope at zero that still keeps singular values near one: Jordan et al., "Muon: An optimizer
+# for hidden layers in neural networks" (kellerjordan.github.io/posts/muon, 2024).
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+# With more columns per row than this, iterating on the Gram matrix takes fewer operations, for any number of steps: it
+# saves 2 * steps - 2 products of 2 * rows^2 * columns operations, and adds 3 * steps - 3 of 2 * rows^3.
+GRAM_FORM_COLUMNS = 1.5
+
+
+def orthogonalize(matrices: Sequence[Tensor], *, steps: int = 3) -> list[Tensor]:
+    """(M, N) each -> the same shapes with the same singular vectors and singular values close to one.
+
+    A step takes X to P X, where P = a + b G + c G^2 and G = X X^T. Matrices of one shape are computed as a batch. On a
+    GPU that has bfloat16, products with whole matrices are computed in it, whatever the precision of the run.
+    """
+    wide = [matrix.mT if matrix.size(0) > matrix.size(1) else matrix for matrix in matrices]
+    places_of: dict[torch.Size, list[int]] = {}
+    for place, matrix in enumerate(wide):
+        places_of.setdefault(matrix.shape, []).append(place)
+    banks = {shape: _normalized(torch.stack([wide[k] for k in places])) for shape, places in places_of.items()}
+    long = [shape for shape in banks if shape[1] > GRAM_FORM_COLUMNS * shape[0]]
+    for rows in {shape[0] for shape in long}:
+        shapes = [shape for shape in long if shape[0] == rows]
+        banks |= zip(
+            shapes, _iterate_on_grams([banks[shape] for shape in shapes], steps, matrices[0].dtype), strict=True
+        )
+    banks |= {shape: _iterate(banks[shape], steps) for shape in banks.keys() - long}
+    results = list(matrices)
+    for shape, places in places_of.items():
+        for place, result in zip(places, banks[shape].to(matrices[0].dtype).unbind(), strict=True):
+            results[place] = result if wide[place] is matrices[place] else result.mT.contiguous()
+    return results
+
+
+def _normalized(bank: Tensor) -> Tensor:
+    """(B, M, N) of norm 1, because the largest singular value must be 1 at most."""
+    bank = bank.bfloat16() if bank.is_cuda and _gpu_has_bf16() else bank
+    return bank / bank.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+
+
+def _iterate(bank: Tensor, steps: int) -> Tensor:
+    """(B, M, N) with M <= N -> the same shape."""
+    for _ in range(steps):
+        bank = _polynomial(bank @ bank.mT) @ bank
+    return bank
+
+
+def _iterate_on_grams(banks: Sequence[Tensor], steps: int, dtype: torch.dtype) -> list[Tensor]:
+    """(B, M, N) each, with one M for all -> the same shapes.
+
+    A step takes G to P G P. Only that and the product of all P are computed in each step, in `dtype`, and X is
+    multiplied once, at the end.
+    """
+    gram = torch.cat([bank @ bank.mT for bank in banks]).to(dtype)
+    product = factor = _polynomial(gram)
+    for _ in range(steps - 1):
+        gram = factor @ gram @ factor
+        factor = _polynomial(gram)
+        product = factor @ product
+    products = product.to(banks[0].dtype).split([len(bank) for bank in banks])
+    return [one @ bank for one, bank in zip(products, banks, strict=True)]
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    """a + b G + c G^2 of matrices (B, M, M)."""
+    a, b, c = COEFFICIENTS
+    value = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    value.diagonal(dim1=1, dim2=2).add_(a)
+    return value
+
+
+@functools.cache
+def _gpu_has_bf16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)
