@@ -92,7 +92,7 @@ class RuntimeConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """cpu also works with several processes."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 if the hardware has it, else fp16 on CUDA, else fp32."""
+    """auto: bf16 if the hardware has it, else fp16 on CUDA, else fp32. fp32 does not use TF32."""
     compile: bool = False
     """Compile the network with torch.compile."""
     channels_last: bool = True

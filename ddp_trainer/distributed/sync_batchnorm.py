@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ddp_trainer.models.custom_resnet import BatchNorm
+
 
 class _SumOverRanks(torch.autograd.Function):
     """A sum over all ranks that gradients flow back through: each summand gets the sum of all ranks' gradients."""
@@ -70,7 +72,7 @@ def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for layer in list(model.modules()):
         for name, child in layer.named_children():
-            if type(child) is nn.BatchNorm2d:
+            if type(child) in (nn.BatchNorm2d, BatchNorm):
                 replacement = CpuSyncBatchNorm2d(child.num_features, child.eps, child.momentum or 0.1)
                 replacement._parameters, replacement._buffers = child._parameters, child._buffers
                 setattr(layer, name, replacement)

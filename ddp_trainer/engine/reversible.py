@@ -7,24 +7,26 @@ from torch import Tensor
 class Reversible:
     """Remembers tensors and restores them where a condition on the device holds.
 
-    Tensors of one dtype are handled together, so that a few kernels serve all of them.
+    They are handled as bytes, all together, so that a few kernels serve tensors of every type.
     """
 
     def __init__(self, tensors: list[Tensor]) -> None:
-        dtypes = dict.fromkeys(tensor.dtype for tensor in tensors)
-        self._groups = [[tensor for tensor in tensors if tensor.dtype == dtype] for dtype in dtypes]
-        self._before: list[Tensor] = []
+        self._memory = [_memory_of(tensor) for tensor in tensors]
+        self._before: Tensor
 
     def remember(self) -> None:
-        self._before = [_flat(group) for group in self._groups]
+        if self._memory:
+            self._before = torch.cat(self._memory)
 
     def restore_where(self, condition: Tensor) -> None:
         """`condition`: () bool."""
-        for group, before in zip(self._groups, self._before, strict=True):
-            values = torch.where(condition, before, _flat(group)).split([tensor.numel() for tensor in group])
-            shaped = [value.view(tensor.shape) for value, tensor in zip(values, group, strict=True)]
-            torch._foreach_copy_(group, shaped)  # type: ignore[attr-defined]
+        if self._memory:
+            values = torch.where(condition, self._before, torch.cat(self._memory))
+            torch._foreach_copy_(self._memory, values.split([len(memory) for memory in self._memory]))  # type: ignore[attr-defined]
 
 
-def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+def _memory_of(tensor: Tensor) -> Tensor:
+    """(K,) uint8: the bytes from the first element of `tensor` to its last, whatever its strides."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    length = 1 + sum((size - 1) * stride for size, stride in steps) if tensor.numel() else 0
+    return tensor.detach().as_strided((length,), (1,)).view(torch.uint8)

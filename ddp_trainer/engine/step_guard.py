@@ -6,7 +6,6 @@ skipped step one step later, or when it asks (`StepGuard.settle`).
 """
 
 import contextlib
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -116,9 +115,11 @@ class StepGuard:
     def _decide(self) -> Tensor:
         """() bool: whether to skip this step. A norm that overflows counts too, even if each gradient is finite."""
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        skipped = ~get_total_norm(gradients).isfinite()
-        gradients[-1].add_(torch.where(skipped, math.nan, 0.0))  # so that a gradient scaler decides the same
-        return skipped
+        norm = get_total_norm(gradients)
+        zero = norm - norm  # NaN if the norm is not finite
+        if self._scaler is not None:
+            gradients[-1].add_(zero)  # so that the scaler decides the same
+        return zero != 0
 
     def _update(self, skipped: Tensor) -> None:
         """The optimizer's step, or nothing at all where `skipped`."""
@@ -141,7 +142,8 @@ def nan_gradient_if_not_finite(loss: Tensor) -> Tensor:
 
     Without this, an infinite loss may have finite gradients, and only its own rank would know.
     """
-    return loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)
+    value = loss.detach()
+    return loss * (1 + (value - value))
 
 
 def step_unless(skipped: Tensor, optimizer: torch.optim.Optimizer) -> None:

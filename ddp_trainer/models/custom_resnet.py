@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ddp_trainer.config import DEFAULT_WIDTHS
 
@@ -22,6 +23,14 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
 }
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """A BatchNorm2d that does not count its batches: nothing reads the count, because `momentum` is a number."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        mean, variance, momentum = self.running_mean, self.running_var, self.momentum or 0.0
+        return F.batch_norm(input, mean, variance, self.weight, self.bias, self.training, momentum, self.eps)
+
+
 class ConvBlock(nn.Sequential):
     """3x3 convolution -> optional 2x2 max-pooling -> BatchNorm -> activation."""
 
@@ -29,7 +38,7 @@ class ConvBlock(nn.Sequential):
         layers: list[nn.Module] = [nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)]
         if pool:
             layers.append(nn.MaxPool2d(2))
-        super().__init__(*layers, nn.BatchNorm2d(out_channels), ACTIVATIONS[activation]())
+        super().__init__(*layers, BatchNorm(out_channels), ACTIVATIONS[activation]())
 
 
 class Residual(nn.Module):

@@ -54,6 +54,8 @@ def settings():
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "benchmark": torch.backends.cudnn.benchmark,
         "precision": torch.get_float32_matmul_precision(),
+        "tf32": torch.backends.cudnn.allow_tf32,
+        "fill": torch.utils.deterministic.fill_uninitialized_memory,
         "random": torch.get_rng_state().sum().item(),
         "environment": dict(os.environ),
         "handlers": [signal.getsignal(number) for number in SIGNALS],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support.tracked_runs import KEY, MARKER, holds, record, step_record, track
-from tests.support.trainer import REPOSITORY, read_lines
+from tests.support.trainer import NARROW, REPOSITORY, read_lines, run
 from tests.support.wandb_file import of_kind, read_history, read_records, read_summary
 
 
@@ -184,6 +184,32 @@ def test_without_wandb_a_run_is_recorded_and_one_line_says_so(tmp_path: Path) ->
         assert (state, code, said.count("\n")) == ({}, 0, lines), said
         assert "wandb is not installed" in said or not lines
         assert read_lines(run_dir / "metrics.jsonl") == [record(1)]
+
+
+NOT_INSTALLED = """
+import sys
+from importlib import metadata
+
+sys.modules["wandb"] = None
+version = metadata.version
+
+def version_of(name):
+    if name == "wandb":
+        raise metadata.PackageNotFoundError(name)
+    return version(name)
+
+metadata.version = version_of
+"""
+
+
+def test_a_run_does_not_need_wandb(tiny_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NOT_INSTALLED)
+    words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", tmp_path / "run", "--wandb", "auto")
+    finished = run(NARROW, *words, env={"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"})
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr.count("wandb is not installed") == 1
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert "wandb" not in json.loads((tmp_path / "run" / "config.json").read_text())["versions"]
 
 
 def test_no_file_contains_a_key_the_environment_or_the_command_line(offline_run: Path) -> None:

@@ -1,0 +1,92 @@
+"""Builds trainers that need no dataset, for steps on blank images or on tensors without values."""
+
+import contextlib
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data_prep.augment import Augmenter
+from data_prep.loader import Batch
+from ddp_trainer.config import RuntimeConfig, TrainConfig
+from ddp_trainer.distributed.runtime import Runtime
+from ddp_trainer.distributed.signals import StopRequest
+from ddp_trainer.engine.build import build_trainer
+from ddp_trainer.engine.data import RunData
+from ddp_trainer.engine.trainer import Trainer
+from ddp_trainer.models.spec import ModelSpec, build_network
+from ddp_trainer.recipes import RECIPES
+
+
+def _step_on_meta(*arguments: Any, **options: Any) -> None:
+    """What a fused step computes where tensors have no values: nothing, after a check that they share a device."""
+    values = [*arguments, *options.values()]
+    tensors = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    if {tensor.device.type for tensor in tensors if isinstance(tensor, Tensor)} != {"meta"}:
+        raise RuntimeError("tensors of a fused step are on two devices")
+
+
+_META = torch.library.Library("aten", "IMPL", "Meta")
+for _name in ("_fused_sgd_", "_fused_sgd_.tensor_lr", "_fused_adamw_.tensor_lr"):  # torch lacks them
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{_name}", "Meta"):
+        _META.impl(_name, _step_on_meta)
+
+
+class MetaRuntime(Runtime):
+    """A runtime of one process whose tensors are on the meta device: they have shapes and no values.
+
+    Whatever would wait for a GPU raises there, because there is no value to wait for, and so does an operation on
+    tensors of two devices.
+    """
+
+    def __init__(self, config: RuntimeConfig, **options: Any) -> None:
+        super().__init__(replace(config, device="cpu", precision="fp32"), stop=StopRequest(), **options)
+        self.device = torch.device("meta")
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        optimizer._need_device_dtype_check_for_fused = False  # type: ignore[attr-defined]  # it does not know "meta"
+        return model, optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def clip_gradients(self, model: nn.Module, max_norm: float) -> None:
+        nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+
+    def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
+
+
+def changed_recipe(name: str, **settings: dict[str, Any]) -> TrainConfig:
+    """The recipe with other settings, by section: `changed_recipe("fast", optim={"clip_norm": 1.0})`."""
+    config = RECIPES[name]
+    return replace(config, **{part: replace(getattr(config, part), **values) for part, values in settings.items()})
+
+
+def blank_trainer(config: TrainConfig, runtime: Runtime) -> Trainer:
+    """A trainer for ten classes of images of 32 pixels a side, without images."""
+    spec = ModelSpec(
+        classes=tuple("0123456789"),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+        image_size=32,
+        widths=config.network.widths,
+        activation=config.network.activation,
+    )
+    data = RunData(
+        loader=None,  # type: ignore[arg-type]
+        samples=np.arange(50_000),
+        augmenter=Augmenter(config.augment, mean=spec.mean, std=spec.std, seed=0),
+        evaluator=type("Evaluator", (), {"spec": spec})(),
+    )
+    network = build_network(config.network, spec)
+    return build_trainer(config, runtime, None, network=network, data=data)  # type: ignore[arg-type]
+
+
+def blank_batch(count: int, device: torch.device) -> Batch:
+    """`count` (even) images of class 0 in channels-last order."""
+    images = torch.zeros(count, 32, 32, 3, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
+    labels, indices = (torch.zeros(count, dtype=torch.int64, device=device) for _ in range(2))
+    return Batch(images, labels, indices)

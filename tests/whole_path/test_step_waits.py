@@ -1,0 +1,94 @@
+"""A training step never waits for the device and never mixes devices, in any recipe and with any option.
+
+The steps are taken on the meta device (see `MetaRuntime`), so this needs no GPU. It does not cover what only CUDA has:
+autocast and cuDNN.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddp_trainer.engine import step_guard
+from ddp_trainer.engine import trainer as trainer_module
+from ddp_trainer.engine.trainer import Trainer
+from ddp_trainer.recipes import RECIPES
+from tests.support.blank_steps import MetaRuntime, blank_batch, blank_trainer, changed_recipe
+
+META = torch.device("meta")
+
+
+class NoPendingValues:
+    """What the host reads of a step, one step late: zeros, because there are no values on the meta device."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = torch.zeros(values.shape, dtype=values.dtype)
+
+    def read(self, **options: float) -> Tensor:
+        return self._values
+
+
+@pytest.fixture(autouse=True)
+def _no_pending_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_guard, "PendingValues", NoPendingValues)
+
+
+OPTIONS: list[dict[str, dict[str, Any]]] = [
+    {"optim": {"optimizer": "sgd"}},
+    {"optim": {"optimizer": "adamw"}},
+    {"optim": {"optimizer": "muon"}},
+    {"optim": {"ema_decay": 0.9}},
+    {"optim": {"clip_norm": 1.0}},
+    {"schedule": {"accumulate": 2}},
+    {"augment": {"mixup": 1.0}},
+    {"augment": {"cutmix": 1.0}},
+    {"augment": {"brightness": 0.1, "contrast": 0.1}},
+    {"augment": {"cutout": 0, "flip": "none", "crop_padding": 0}},
+    {"optim": {"optimizer": "muon", "ema_decay": 0.9, "clip_norm": 1.0}, "schedule": {"accumulate": 2}},
+]
+
+
+def trainer_of(recipe: str, **settings: dict[str, Any]) -> Trainer:
+    config = changed_recipe(recipe, **settings)
+    return blank_trainer(config, MetaRuntime(config.runtime, accumulate=config.schedule.accumulate))
+
+
+def take_steps(trainer: Trainer) -> None:
+    """A step with each size of crops."""
+    for epoch in sorted({0, trainer.config.schedule.small_crop_epochs // 2, trainer.config.schedule.epochs - 1}):
+        trainer.train_step(blank_batch(trainer.config.schedule.batch_size, META), epoch)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_step_of_a_recipe_waits_for_nothing(recipe: str) -> None:
+    take_steps(trainer_of(recipe))
+
+
+@pytest.mark.parametrize("settings", OPTIONS, ids=str)
+def test_step_with_an_option_waits_for_nothing(settings: dict[str, dict[str, Any]]) -> None:
+    take_steps(trainer_of("baseline", **settings))
+
+
+WAITS: dict[str, Callable[[Tensor], object]] = {
+    "item": lambda loss: loss.item(),
+    "bool": lambda loss: bool(loss > 0),
+    "nonzero": lambda loss: loss.nonzero(),
+    "boolean index": lambda loss: loss.expand(2)[loss.expand(2) > 0],
+    "copy to the host": lambda loss: loss.cpu(),
+    "two devices": lambda loss: loss + torch.zeros(1),
+}
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_a_wait_within_a_step_is_found(monkeypatch: pytest.MonkeyPatch, wait: str) -> None:
+    trainer, plain = trainer_of("smoke"), trainer_module.nan_gradient_if_not_finite
+
+    def waiting(loss: Tensor) -> Tensor:
+        WAITS[wait](loss.detach())
+        return plain(loss)
+
+    monkeypatch.setattr(trainer_module, "nan_gradient_if_not_finite", waiting)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        take_steps(trainer)
