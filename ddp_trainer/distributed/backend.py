@@ -40,7 +40,7 @@ def set_backend_flags(config: RuntimeConfig) -> None:
     if config.deterministic != torch.are_deterministic_algorithms_enabled():  # the call takes seconds of imports
         torch.use_deterministic_algorithms(config.deterministic)
         # Else torch would fill each new tensor with NaN: 38 % more kernels in a step of `fast`.
-        torch.utils.deterministic.fill_uninitialized_memory = not config.deterministic
+        torch.utils.deterministic.fill_uninitialized_memory = not config.deterministic  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not config.deterministic
     allow_tf32 = resolve_precision(config) != "fp32" and not config.deterministic
     torch.set_float32_matmul_precision("high" if allow_tf32 else "highest")

@@ -39,7 +39,8 @@ def _restored_torch() -> Iterator[None]:
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     deterministic, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    allow_tf32, fill = torch.backends.cudnn.allow_tf32, torch.utils.deterministic.fill_uninitialized_memory
+    allow_tf32 = torch.backends.cudnn.allow_tf32
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=devices):
         try:
@@ -48,7 +49,7 @@ def _restored_torch() -> Iterator[None]:
             torch.set_num_threads(threads)
             torch.set_float32_matmul_precision(precision)
             torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = benchmark, allow_tf32
-            torch.utils.deterministic.fill_uninitialized_memory = fill
+            torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
             if torch.are_deterministic_algorithms_enabled() != deterministic:  # the call takes seconds of imports
                 torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 

@@ -72,7 +72,7 @@ def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for layer in list(model.modules()):
         for name, child in layer.named_children():
-            if type(child) in (nn.BatchNorm2d, BatchNorm):
+            if isinstance(child, nn.BatchNorm2d) and type(child) in (nn.BatchNorm2d, BatchNorm):
                 replacement = CpuSyncBatchNorm2d(child.num_features, child.eps, child.momentum or 0.1)
                 replacement._parameters, replacement._buffers = child._parameters, child._buffers
                 setattr(layer, name, replacement)

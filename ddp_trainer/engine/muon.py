@@ -4,6 +4,9 @@ torch.optim.Muon takes matrices only and has no other update, so everything else
 it a second gradient scaler, checkpoint and learning rate to keep in step.
 """
 
+# pyright: reportPrivateImportUsage=false
+# torch has no public names for operations on lists of tensors (_foreach_mul_ and others).
+
 from collections.abc import Iterable
 from typing import Any
 

@@ -79,7 +79,7 @@ def blank_trainer(config: TrainConfig, runtime: Runtime) -> Trainer:
         loader=None,  # type: ignore[arg-type]
         samples=np.arange(50_000),
         augmenter=Augmenter(config.augment, mean=spec.mean, std=spec.std, seed=0),
-        evaluator=type("Evaluator", (), {"spec": spec})(),
+        evaluator=type("Evaluator", (), {"spec": spec})(),  # type: ignore[arg-type]
     )
     network = build_network(config.network, spec)
     return build_trainer(config, runtime, None, network=network, data=data)  # type: ignore[arg-type]
