@@ -24,7 +24,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from benchmarks.results import write_result
 from data_prep.dataset import read_dataset
@@ -34,7 +33,7 @@ from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.engine.build import build_trainer
 from ddp_trainer.engine.observer import SilentObserver
-from ddp_trainer.engine.step_guard import Attempt
+from ddp_trainer.engine.step_guard import Decision
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.recipes import baseline
 from ddp_trainer.run.checkpoint_saver import CheckpointSaver, size_in_bytes
@@ -52,7 +51,7 @@ class SavingObserver(SilentObserver):
 
 
 class Guard(Protocol):
-    def attempt(self, step: int, indices: Tensor) -> contextlib.AbstractContextManager[Attempt]: ...
+    def attempt(self) -> contextlib.AbstractContextManager[Decision]: ...
 
 
 class PlainGuard:
@@ -62,8 +61,8 @@ class PlainGuard:
         self.optimizer = optimizer
 
     @contextlib.contextmanager
-    def attempt(self, step: int, indices: Tensor) -> Iterator[Attempt]:
-        yield Attempt(step, indices)
+    def attempt(self) -> Iterator[Decision]:
+        yield Decision()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -98,7 +97,7 @@ def measure_round(trainer: Trainer, batch: Batch, saver: CheckpointSaver | None)
     def step_without_passes(guard: Guard) -> None:
         for parameter in trainer.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        with guard.attempt(trainer.state.step, batch.indices):
+        with guard.attempt():
             pass
 
     step = seconds_of(lambda: trainer.train_step(batch, epoch=0), runtime)

@@ -20,8 +20,11 @@ from ddp_trainer.schedule import ScheduleConfig
 
 # Settings that may change when a run is resumed: they decide where and how it runs, not what it learns.
 FREE_ON_RESUME = frozenset(
-    {"out", "resume", "data_dir", "num_workers", "data_mode", "verify", "device", "compile", "max_steps", "profile"}
-) | {"checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "trackers", "wandb", "process_group_timeout"}
+    {"out", "resume", "data_dir", "num_workers", "data_mode", "verify", "device", "compile", "graph", "max_steps"}
+) | {
+    *("checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "profile"),
+    *("trackers", "wandb", "process_group_timeout"),
+}
 
 DEFAULT_WIDTHS = (64, 128, 256, 512)
 WEEK_SECONDS = 7 * 86400
@@ -95,6 +98,8 @@ class RuntimeConfig:
     """auto: bf16 if the hardware has it, else fp16 on CUDA, else fp32. fp32 does not use TF32."""
     compile: bool = False
     """Compile the network with torch.compile."""
+    graph: Literal["auto", "off"] = "auto"
+    """auto: capture the steps into CUDA graphs if there is a GPU and nothing prevents it; off: never."""
     channels_last: bool = True
     """Store activations and filters in NHWC order."""
     sync_bn: bool = False
@@ -122,8 +127,8 @@ class RunConfig:
     resume: bool = False
     """Resume from the newest good checkpoint in --out; start from the beginning if there is none."""
     checkpoint_every_steps: int = 0
-    """Save a checkpoint each time this many steps are done, in addition to the one at the end of each epoch; 0: only at
-    the end of each epoch."""
+    """Save a checkpoint each time this many steps are done, in addition to the one at the end of each epoch (on a GPU,
+    of an epoch that ends at least 5 s after the last save); 0: only at the end of each epoch."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints to keep."""
     log_every_steps: int = 50

@@ -42,10 +42,13 @@ def _restored_torch() -> Iterator[None]:
     allow_tf32 = torch.backends.cudnn.allow_tf32
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
     with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
+            if torch.cuda.is_initialized():
+                torch.cuda.set_stream(stream or torch.cuda.default_stream())
             torch.set_num_threads(threads)
             torch.set_float32_matmul_precision(precision)
             torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = benchmark, allow_tf32

@@ -4,6 +4,7 @@ Not owned here: what is computed, and what is logged or saved.
 """
 
 import contextlib
+import math
 import warnings
 from collections.abc import Mapping
 from datetime import timedelta
@@ -13,11 +14,13 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from data_prep.errors import require
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.accelerate_settings import environment_of
 from ddp_trainer.distributed.backend import set_backend_flags, use_all_cores
+from ddp_trainer.distributed.device_wait import wait_for
 from ddp_trainer.distributed.gloo_interface import choose_interface
 from ddp_trainer.distributed.hardware import cpu_name, resolve_device, resolve_precision
 from ddp_trainer.distributed.host_memory import keep_freed_memory
@@ -26,17 +29,12 @@ from ddp_trainer.distributed.meeting import meeting
 from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.distributed.stop_agreement import StopAgreement
 from ddp_trainer.distributed.sync_batchnorm import averaged_batchnorm, synchronize_batchnorm
-from ddp_trainer.models.blank_pass import blank_passes
 
 # Until training begins the processes may be minutes apart: one may read a dataset or wait for a service.
 STARTUP_SECONDS = 300.0
 
 # NCCL's watchdog kills the process. gloo must raise its exception before that, so that files and W&B can be closed.
 NCCL_MARGIN = 60.0
-
-# In one backward pass DDP records the order of the gradients; at the start of the next it orders its buckets by it.
-# With a static graph the first pass only learns the graph, and the second one is recorded.
-WARM_UP_PASSES = 2
 
 
 class Runtime:
@@ -68,6 +66,10 @@ class Runtime:
         if self.device.type == "cpu":
             use_all_cores(launch)
             keep_freed_memory()
+        elif config.graph == "auto":
+            # The default stream cannot be captured, and all work that a graph contains must have used its stream, from
+            # the construction of DDP on.
+            torch.cuda.set_stream(torch.cuda.Stream(self.device))
         self.stop = StopAgreement(stop, self._control)
         torch.manual_seed(config.seed)
 
@@ -93,6 +95,11 @@ class Runtime:
         )
 
     @property
+    def timeout(self) -> float:
+        """Seconds after which a step that the GPU does not finish means that another process is gone."""
+        return self.config.process_group_timeout if self.world_size > 1 else math.inf
+
+    @property
     def device_name(self) -> str:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
 
@@ -114,27 +121,15 @@ class Runtime:
         with warnings.catch_warnings():
             # torch 2.15 renames broadcast_buffers, which Accelerate's settings do not know yet.
             warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-            return self._accelerator.prepare(model, optimizer)
-
-    def warm_up(self, model: nn.Module, images: Tensor) -> None:
-        """Runs the model forward and backward on blank `images` of a step's shape, so that it is compiled only once.
-
-        DDP reorders its buckets after the first passes, and with three ranks or more the order of the elements changes
-        the order of summation. Without this, a resumed run would take its first step with the first order, while the
-        uninterrupted run took that step with the second. On a GPU, kernels are loaded and chosen here, before the
-        clock starts.
-        """
-        if self.world_size == 1 and self.device.type == "cpu":
-            return
-        with blank_passes(model):
-            for _ in range(WARM_UP_PASSES):
-                model(images).sum().backward()
-        self.synchronize()
+            model, optimizer = self._accelerator.prepare(model, optimizer)
+        if isinstance(model, DistributedDataParallel) and self.device.type == "cuda":
+            model._set_ddp_runtime_logging_sample_rate(2**30)  # its time measurements wait for the device
+        return model, optimizer
 
     def place(self, model: nn.Module) -> nn.Module:
         """Moves the model to the device in the chosen memory format. Call it before DDP, whose buckets copy strides."""
         if self.config.sync_bn and self.world_size > 1:
-            model = synchronize_batchnorm(model, self.device)
+            model = synchronize_batchnorm(model)
         memory_format = torch.channels_last if self.config.channels_last else torch.contiguous_format
         return model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
 
@@ -220,6 +215,9 @@ class Runtime:
     def synchronize(self) -> None:
         """Waits for the device, so that measured times include its work."""
         if self.device.type == "cuda":
+            event = torch.cuda.Event()
+            event.record()
+            wait_for(event, seconds=self.timeout)
             torch.cuda.synchronize(self.device)
 
     def close(self) -> None:

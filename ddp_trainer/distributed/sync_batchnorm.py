@@ -1,8 +1,4 @@
-"""BatchNorm across processes: statistics over the global batch in training, and averaged statistics for evaluation.
-
-torch's SyncBatchNorm does not accept CPU tensors, so CPU processes use `CpuSyncBatchNorm2d`; `synchronize_batchnorm`
-chooses.
-"""
+"""BatchNorm across processes: statistics over the global batch in training, and averaged statistics for evaluation."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -11,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ddp_trainer.models.custom_resnet import BatchNorm
 
@@ -31,8 +28,11 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
 
-class CpuSyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose training statistics are those of all ranks' images together. (N, C, H, W) -> same shape.
+class SyncBatchNorm(_BatchNorm):
+    """BatchNorm whose training statistics are those of all ranks' images together. (N, C, ...) -> same shape.
+
+    Every rank must have the same number of images. torch's own layer does not accept CPU tensors, and on a GPU it makes
+    the host wait in every forward pass, which a CUDA graph does not allow.
 
     The mean is computed before the variance: E[x^2] - E[x]^2 would lose the digits that make 1 and 4 processes agree.
     """
@@ -41,14 +41,14 @@ class CpuSyncBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(input)
         values = input.to(torch.promote_types(input.dtype, torch.float32))  # torch sums bf16 in float32, too
-        count = torch.tensor(input.numel() / input.shape[1], dtype=torch.float64)
-        dist.all_reduce(count)
-        mean = _sum_over_ranks(values.sum(dim=(0, 2, 3))) / count.item()
-        centered = values - mean[:, None, None]
-        variance = _sum_over_ranks(centered.square().sum(dim=(0, 2, 3))) / count.item()
-        self._update_running(mean.detach(), variance.detach(), count.item())
+        count = input.numel() / input.shape[1] * dist.get_world_size()
+        over, spread = (0, *range(2, input.ndim)), (-1, *[1] * (input.ndim - 2))
+        mean = _sum_over_ranks(values.sum(dim=over)) / count
+        centered = values - mean.view(spread)
+        variance = _sum_over_ranks(centered.square().sum(dim=over)) / count
+        self._update_running(mean.detach(), variance.detach(), count)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (centered * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+        return (centered * scale.view(spread) + self.bias.view(spread)).to(input.dtype)
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, variance: Tensor, count: float) -> None:
@@ -59,6 +59,9 @@ class CpuSyncBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         self.num_batches_tracked += 1
 
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass  # the layer that this one replaces would have checked it
+
 
 def _sum_over_ranks(values: Tensor) -> Tensor:
     total = _SumOverRanks.apply(values)
@@ -66,14 +69,14 @@ def _sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
-def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` with every BatchNorm2d replaced by a synchronized one with the same parameters and buffers."""
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+def synchronize_batchnorm(model: nn.Module) -> nn.Module:
+    """`model` with every BatchNorm replaced by a synchronized one with the same parameters and buffers."""
     for layer in list(model.modules()):
         for name, child in layer.named_children():
-            if isinstance(child, nn.BatchNorm2d) and type(child) in (nn.BatchNorm2d, BatchNorm):
-                replacement = CpuSyncBatchNorm2d(child.num_features, child.eps, child.momentum or 0.1)
+            # Not subclasses of others: they may do more, like timm's, which contain an activation.
+            known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm)
+            if isinstance(child, _BatchNorm) and type(child) in known:
+                replacement = SyncBatchNorm(child.num_features, child.eps, child.momentum or 0.1)
                 replacement._parameters, replacement._buffers = child._parameters, child._buffers
                 setattr(layer, name, replacement)
     return model
@@ -86,7 +89,7 @@ def averaged_batchnorm(model: nn.Module, sum_over_ranks: Callable[[Tensor], Tens
     The variance is that of the ranks' images together: mean(var + mean^2) - mean(mean)^2. The context restores the
     running statistics, so evaluation does not change the state of training.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
     if world_size == 1 or not layers:
         yield
         return

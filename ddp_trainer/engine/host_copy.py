@@ -1,7 +1,11 @@
 """Device values on their way to the host, read later so that no step waits for the device."""
 
+import math
+
 import torch
 from torch import Tensor
+
+from ddp_trainer.distributed.device_wait import wait_for
 
 
 class PendingValues:
@@ -14,7 +18,8 @@ class PendingValues:
         if self._event is not None:
             self._event.record()
 
-    def read(self) -> Tensor:
+    def read(self, *, timeout: float = math.inf) -> Tensor:
+        """Raises TimeoutError if the device is not that far after `timeout` seconds."""
         if self._event is not None:
-            self._event.synchronize()
+            wait_for(self._event, seconds=timeout)
         return self._values

@@ -32,17 +32,18 @@ class NonFinite(Exception):
         )
 
 
-class Attempt:
-    """One step between its forward pass and its update."""
+class Attempt(NamedTuple):
+    """One step, taken or skipped, for a report."""
 
-    def __init__(self, step: int, indices: Tensor) -> None:
-        self.step = step  # 0-based
-        self.indices = indices  # (N,) positions in the beton file
-        self.losses: list[Tensor] = []  # of each image, in the parts of an accumulated batch
-        self.skipped: Tensor  # () bool on the device, known after the block
+    step: int  # 0-based
+    indices: Tensor  # (N,) positions in the beton file
+    losses: Tensor  # (N,) of each image
 
-    def record(self, losses: Tensor) -> None:
-        self.losses.append(losses.detach())
+
+class Decision:
+    """Whether a step is skipped: known, on the device, after the block of `StepGuard.attempt`."""
+
+    skipped: Tensor  # () bool
 
 
 class SkippedSteps(NamedTuple):
@@ -53,13 +54,14 @@ class SkippedSteps(NamedTuple):
 class StepGuard:
     """Owns the protocol of a step: what is remembered, decided, updated or restored, and when the host is told.
 
-        with guard.attempt(step, batch.indices) as attempt:
+        with guard.attempt() as decision:
             loss = ...
-            attempt.record(losses)
             nan_gradient_if_not_finite(loss).backward()
-        ema.update(model, skip=attempt.skipped)
+        ema.update(model, skip=decision.skipped)
+        guard.look_back(Attempt(step, batch.indices, losses))
 
-    The end of the block takes the optimizer step, or skips it and undoes what the forward pass changed.
+    The end of the block takes the optimizer step, or skips it and undoes what the forward pass changed. All of this
+    happens on the device and can be captured into a CUDA graph. `look_back` is the part of the host.
     """
 
     def __init__(
@@ -70,32 +72,37 @@ class StepGuard:
         *,
         scaler: torch.amp.GradScaler | None = None,
         clip: Callable[[], None] = lambda: None,
+        timeout: float = math.inf,
     ) -> None:
         """`optimizer`: may be wrapped by Accelerate. `changed_by_forward`: more tensors, in addition to buffers.
 
-        `clip`: called before each update, to clip the gradients.
+        `clip`: called before each update, to clip the gradients. `timeout`: seconds to wait for a step to finish.
         """
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._optimizer, self._scaler, self._clip = optimizer, scaler, clip
         self._forward = Reversible([*model.buffers(), *changed_by_forward])
+        self._timeout = timeout
         self._patience = 1 if scaler is None else FP16_PATIENCE
         self._counts = torch.zeros(2, dtype=torch.int64, device=self._parameters[0].device)  # as in SkippedSteps
         self._recent: deque[Attempt] = deque(maxlen=2)  # a skipped step is known one step late
         self._pending: deque[tuple[int, PendingValues]] = deque()
 
     @contextlib.contextmanager
-    def attempt(self, step: int, indices: Tensor) -> Iterator[Attempt]:
-        """`step`: 0-based. In the block: forward and backward. Raises NonFinite for the previous step."""
-        attempt = Attempt(step, indices)
-        self._recent.append(attempt)
+    def attempt(self) -> Iterator[Decision]:
+        """In the block: forward and backward."""
+        decision = Decision()
         self._forward.remember()
-        yield attempt
-        attempt.skipped = self._decide()
-        self._forward.restore_where(attempt.skipped)
-        self._update(attempt.skipped)
-        self._counts += attempt.skipped
-        self._counts[0] *= attempt.skipped
-        self._pending.append((step, PendingValues(self._counts)))
+        yield decision
+        decision.skipped = self._decide()
+        self._forward.restore_where(decision.skipped)
+        self._update(decision.skipped)
+        self._counts += decision.skipped
+        self._counts[0] *= decision.skipped
+
+    def look_back(self, attempt: Attempt) -> None:
+        """Remembers the step just attempted. Raises NonFinite for the step before it, and TimeoutError."""
+        self._recent.append(attempt)
+        self._pending.append((attempt.step, PendingValues(self._counts)))
         self._look(keep=1)
 
     def settle(self) -> SkippedSteps:
@@ -133,7 +140,7 @@ class StepGuard:
     def _look(self, *, keep: int) -> None:
         while len(self._pending) > keep:
             step, counts = self._pending.popleft()
-            if counts.read()[0] >= self._patience:
+            if counts.read(timeout=self._timeout)[0] >= self._patience:
                 raise NonFinite(step, self._patience)
 
 

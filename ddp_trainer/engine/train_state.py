@@ -55,7 +55,9 @@ class TrainState:
         self.sums = RunningSums(runtime.device)  # of the current epoch, over this rank's images
         self.logged_sums = torch.zeros_like(self.sums.values)  # of all ranks, at the last record within the epoch
         self.watch = Stopwatch()  # of the current epoch, evaluation excluded
-        self.guard = StepGuard(model, optimizer, [self.sums.values], scaler=runtime.scaler, clip=clip)
+        self.guard = StepGuard(
+            model, optimizer, [self.sums.values], scaler=runtime.scaler, clip=clip, timeout=runtime.timeout
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """A collective operation: call it on every rank. Raises NonFinite if the last steps must not be saved."""

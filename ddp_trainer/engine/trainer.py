@@ -20,14 +20,17 @@ from ddp_trainer.distributed.signals import Preempted
 from ddp_trainer.engine.data import RunData
 from ddp_trainer.engine.ema import Ema
 from ddp_trainer.engine.evaluation import Evaluation
+from ddp_trainer.engine.graph import GraphedStep, why_not
 from ddp_trainer.engine.loss import losses_per_image
 from ddp_trainer.engine.metrics import averages
 from ddp_trainer.engine.observer import Observer
 from ddp_trainer.engine.optim import LearningRates, zero_momentum
-from ddp_trainer.engine.skipped_step import describe_step
-from ddp_trainer.engine.step_guard import NonFinite, nan_gradient_if_not_finite
+from ddp_trainer.engine.save_schedule import SaveSchedule
+from ddp_trainer.engine.skipped_step import reporting_the_end
+from ddp_trainer.engine.step_guard import Attempt, nan_gradient_if_not_finite
 from ddp_trainer.engine.step_log import StepLog
 from ddp_trainer.engine.train_state import TrainState
+from ddp_trainer.engine.warm_up import warm_up
 from ddp_trainer.tracking.metric_files import Record
 
 
@@ -47,16 +50,22 @@ class Trainer:
         self.model = runtime.place(model)
         ema = Ema(self.model, decay=config.optim.ema_decay) if config.optim.ema_decay else None
         self.wrapped, wrapped_optimizer = runtime.prepare(self.model, optimizer)
-        for side in config.schedule.crop_sides(data.evaluator.spec.image_size):
-            runtime.warm_up(self.wrapped, self._blank_images(side))
         zero_momentum(optimizer)
         self.rates = LearningRates(optimizer)
         self.state = TrainState(self.model, wrapped_optimizer, ema, runtime, clip=self._clip_gradients)
         self.guard = self.state.guard
         self.steps_per_epoch = config.schedule.steps_per_epoch(len(data.samples))
         self.last_step = config.schedule.last_step(len(data.samples))
+        self.saves = SaveSchedule(config, runtime, steps_per_epoch=self.steps_per_epoch, last_step=self.last_step)
         self.step_log = StepLog(config.run.log_every_steps)
         self.share_of_peak: Callable[[int], float] = self._one_cycle
+        self.rates.set(1.0)
+        self._loss_divisor = math.nan  # the guard skips the steps of the warm-up
+        warm_up(self.wrapped, self.state, self._work, config, data.evaluator.spec.image_size)
+        self._loss_divisor = config.schedule.accumulate
+        self.not_captured = why_not(config, runtime)
+        graphed = None if self.not_captured else GraphedStep(self._work, optimizer, observer.progress.note)
+        self._take = graphed or self._work
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -67,7 +76,7 @@ class Trainer:
 
         Raises Preempted, with the state saved, when any rank was asked to stop.
         """
-        with self._reporting_the_end():
+        with reporting_the_end(self.guard, self.runtime, self.observer, steps_per_epoch=self.steps_per_epoch):
             try:
                 self.runtime.stop.raise_if_asked()
                 self.runtime.end_of_startup()
@@ -92,7 +101,7 @@ class Trainer:
             self.observer.check()
             self.observer.step_done(step)
             progress.update(step - before, self._progress_values)
-            if self._checkpoint_is_due():
+            if self.saves.after_step(step):
                 self.save()
         self.runtime.synchronize()
         self.state.watch.stop()
@@ -116,16 +125,23 @@ class Trainer:
     def train_step(self, batch: Batch, epoch: int, turns: Tensor | None = None) -> None:
         """One step, or none at all if the loss or a gradient is not finite; never waits. `turns`: as in `Order`."""
         side = self.config.schedule.crop_side(batch.images.size(2), epoch=epoch)
-        augmented = self.data.augmenter(batch, epoch=epoch if turns is None else turns, side=side)
         self.rates.set(self.share_of_peak(self.state.step))
-        with self.guard.attempt(self.state.step, batch.indices) as attempt:
+        losses = self._take(batch, epoch if turns is None else turns, side)
+        self.guard.look_back(Attempt(self.state.step, batch.indices, losses))
+        self.state.step += 1
+
+    def _work(self, batch: Batch, epoch: int | Tensor, side: int) -> Tensor:
+        """All that a step does on the device; returns the losses, (N,). It keeps nothing on the host (see `graph`)."""
+        augmented = self.data.augmenter(batch, epoch=epoch, side=side)
+        losses = []
+        with self.guard.attempt() as decision:
             parts = list(split_batch(augmented, self.config.schedule.accumulate))
             for part in parts:  # gradients are averaged over the ranks in the last backward pass only
                 with contextlib.nullcontext() if part is parts[-1] else self.runtime.no_sync(self.wrapped):
-                    attempt.record(self._backward(part))
+                    losses.append(self._backward(part))
         if self.state.ema is not None:
-            self.state.ema.update(self.model, skip=attempt.skipped)
-        self.state.step += 1
+            self.state.ema.update(self.model, skip=decision.skipped)
+        return torch.cat(losses) if len(losses) > 1 else losses[0]
 
     def _backward(self, part: AugmentedBatch) -> Tensor:
         """Adds this part's gradients, counts its images, and returns its losses, (N,)."""
@@ -138,10 +154,10 @@ class Trainer:
             label_smoothing=self.config.optim.label_smoothing,
             class_weights=self.data.class_weights,
         )
-        loss = losses.mean() / self.config.schedule.accumulate
+        loss = losses.mean() / self._loss_divisor
         self.runtime.backward(nan_gradient_if_not_finite(loss))
         self.state.sums.add(losses.detach(), logits.detach().argmax(dim=1) == part.labels)
-        return losses
+        return losses.detach()
 
     def finish_epoch(self, epoch: int) -> Evaluation:
         """Evaluation, record and checkpoint after the steps of `epoch`.
@@ -176,7 +192,7 @@ class Trainer:
         state.history.append(record)
         state.start_epoch(sums)
         self.observer.epoch_done(record)
-        if not cut_short:
+        if not cut_short and self.saves.after_epoch(state.step):
             self.save()
         return evaluation
 
@@ -188,10 +204,7 @@ class Trainer:
         state = self.state.state_dict()
         self._flush_step_log()  # a resumed run does not take these steps again
         self.observer.save(state, step=self.state.step, epoch=len(self.state.history))
-
-    def _checkpoint_is_due(self) -> bool:
-        every, step = self.config.run.checkpoint_every_steps, self.state.step
-        return bool(every) and step % every == 0 and step % self.steps_per_epoch != 0
+        self.saves.saved()
 
     def _log_step(self, epoch: int) -> None:
         """Reports the pending record, and starts to copy the next one if it is due."""
@@ -218,13 +231,6 @@ class Trainer:
         if self.config.optim.clip_norm:
             self.runtime.clip_gradients(self.wrapped, self.config.optim.clip_norm)
 
-    def _blank_images(self, side: int) -> Tensor:
-        """A zero batch with the shape, dtype and memory format of one forward pass of this rank."""
-        count = self.config.schedule.batch_size // self.config.schedule.accumulate // self.runtime.world_size
-        dtype = next(self.model.parameters()).dtype
-        images = torch.zeros(count, side, side, 3, dtype=dtype, device=self.runtime.device)
-        return self.runtime.laid_out(images.permute(0, 3, 1, 2))
-
     def _progress_values(self) -> dict[str, float]:
         """Figures for the main rank's progress bar: those of its own images, so that drawing needs no other rank."""
         own = averages(self.state.sums.values)
@@ -235,16 +241,3 @@ class Trainer:
             "learning_rate": self._learning_rate(self.state.step - 1),
             "images_per_second": done / max(self.state.watch.read(), 1e-9),
         }
-
-    @contextlib.contextmanager
-    def _reporting_the_end(self) -> Iterator[None]:
-        """Reports a NonFinite raised in the block to the observer, and always closes the progress display."""
-        try:
-            yield
-        except NonFinite as error:
-            attempt, epoch = self.guard.attempt_of(error), error.step // self.steps_per_epoch
-            report = describe_step(attempt, self.runtime, epoch=epoch)
-            self.observer.skipped(report, step=error.step + 1)
-            raise
-        finally:
-            self.observer.progress.finish()  # the next message starts on a line of its own

@@ -137,10 +137,15 @@ def describe_plan(trainer: Trainer) -> str:
     schedule, runtime = trainer.config.schedule, trainer.runtime
     leftover = len(trainer.data.samples) % schedule.batch_size
     dropped = f" ({leftover} leftover images are dropped each epoch, different ones every time)" if leftover else ""
+    graphs = ""
+    if runtime.device.type == "cuda":
+        reason = trainer.not_captured
+        graphs = f", no CUDA graphs ({reason})" if reason else ", steps as CUDA graphs"
     end = f", ends after step {schedule.max_steps} (--max-steps)" if schedule.max_steps else ""
     return (
         f"{trainer.config.recipe}: {schedule.epochs} epochs x {trainer.steps_per_epoch} steps{end}, "
         f"batch {schedule.batch_size}{dropped}, {runtime.world_size} x {runtime.device_name}, {runtime.precision}"
+        f"{graphs}"
     )
 
 

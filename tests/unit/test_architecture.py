@@ -130,12 +130,13 @@ def builds(node: ast.AST) -> bool:
 
 
 def test_backward_is_called_in_few_files() -> None:
-    """The trainer calls it through the runtime. The network check and the operation count call it directly."""
+    """The trainer calls it through the runtime; the check of a network, the operation count and the warm-up do not."""
     callers = {name_of(file) for file in MODULES for _, _, name in calls_in(file) if name == "backward"}
     assert callers == {
         "ddp_trainer/engine/trainer.py",
         "ddp_trainer/distributed/runtime.py",
         "ddp_trainer/engine/flops.py",
+        "ddp_trainer/engine/warm_up.py",
         "ddp_trainer/models/check.py",
     }
 

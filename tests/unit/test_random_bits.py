@@ -30,6 +30,13 @@ def test_random_bits_match_the_published_finalizer_of_splitmix64() -> None:
             assert int(bits[row, column].item()) & MASK == reference(index, 2**62 + 5, 17, row + 1)
 
 
+def test_epoch_in_a_tensor_gives_the_same_bits() -> None:
+    indices = torch.arange(100)
+    for epoch in (-1, 0, 1, 6, 2**31):
+        in_tensor = random_bits(indices, seed=2**62 + 5, epoch=torch.tensor(epoch), num_draws=3)
+        assert torch.equal(in_tensor, random_bits(indices, seed=2**62 + 5, epoch=epoch, num_draws=3))
+
+
 def test_the_draws_of_an_image_do_not_depend_on_its_batch() -> None:
     indices = torch.arange(1000)
     whole = random_bits(indices, seed=1, epoch=2, num_draws=4)

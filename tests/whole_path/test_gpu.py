@@ -52,6 +52,24 @@ def test_resumed_run_equals_the_uninterrupted_one(tiny_dir: Path, tmp_path: Path
     assert json.loads((parts / "config.json").read_text())["device"] == "cuda"
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--precision", "fp32"),
+        ("--precision", "bf16", "--optimizer", "muon", "--peak-lr", "0.1", "--ema-decay", "0.9"),
+        ("--precision", "bf16", "--optimizer", "adamw", "--peak-lr", "0.001", "--clip-norm", "1", "--cutmix", "1"),
+        ("--precision", "bf16", "--small-crop-fraction", "0.5", "--flip", "alternating"),
+    ],
+)
+def test_graphs_train_the_same_model_as_steps_without_them(
+    tiny_dir: Path, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    for graph in ("auto", "off"):
+        train(*flags, "--data-dir", tiny_dir, "--out", tmp_path / graph, "--graph", graph)
+    assert filecmp.cmp(tmp_path / "auto" / "model.safetensors", tmp_path / "off" / "model.safetensors", shallow=False)
+    assert read_lines(tmp_path / "auto" / "steps.jsonl") == read_lines(tmp_path / "off" / "steps.jsonl")
+
+
 def test_stream_and_resident_train_the_same_model(tiny_dir: Path, tmp_path: Path) -> None:
     for mode in ("stream", "resident"):
         train("--data-dir", tiny_dir, "--out", tmp_path / mode, "--data-mode", mode, "--max-steps", "4")

@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_trainer.distributed.sync_batchnorm import CpuSyncBatchNorm2d
+from ddp_trainer.distributed.sync_batchnorm import SyncBatchNorm
 from tests.support.trainer import fork
 from tests.support.workers.batchnorm import inputs
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_synchronized_batchnorm_equals_batchnorm_on_the_whole_batch(tmp_path: Path, device: str) -> None:
-    """The CPU uses this project's implementation, and CUDA uses torch's."""
     if device == "cuda" and torch.cuda.device_count() < 3:
         pytest.skip("three GPUs are needed")
     finished = fork(tmp_path, device, program="tests.support.workers.batchnorm:main", processes=3)
@@ -36,7 +35,8 @@ def test_synchronized_batchnorm_equals_batchnorm_on_the_whole_batch(tmp_path: Pa
 
 def test_statistics_with_bf16_equal_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.distributed.all_reduce", lambda values: None)  # one process
-    ours, plain = CpuSyncBatchNorm2d(3), nn.BatchNorm2d(3)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 1)
+    ours, plain = SyncBatchNorm(3), nn.BatchNorm2d(3)
     images = inputs()[0].bfloat16()
     found, expected = ours(images), plain(images)
     assert found.dtype == expected.dtype

@@ -1,0 +1,31 @@
+"""Waits for this process's GPU, which itself may wait for that of a process that is gone."""
+
+import math
+import time
+from typing import Protocol
+
+PAUSE_SECONDS = 5e-5
+
+
+class Event(Protocol):
+    """A `torch.cuda.Event` that was recorded."""
+
+    def query(self) -> bool: ...
+
+    def synchronize(self) -> None: ...
+
+
+def wait_for(event: Event, *, seconds: float = math.inf) -> None:
+    """Returns when the device has reached `event`. Raises TimeoutError after `seconds`.
+
+    NCCL's watchdog does not see collectives inside a CUDA graph, so without a limit a lost process would leave the
+    others waiting forever.
+    """
+    if seconds == math.inf:
+        event.synchronize()
+        return
+    deadline = time.monotonic() + seconds
+    while not event.query():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the GPU did not finish a step within {seconds:.0f} s; another process may be gone")
+        time.sleep(PAUSE_SECONDS)

@@ -1,0 +1,70 @@
+"""What happens before the first step, so that the first step takes as long and computes the same as any other.
+
+DDP reorders its buckets after the first passes, and with three ranks or more the order of the elements changes the
+order of summation. Without a warm-up, a resumed run would take its first step with the first order, while the
+uninterrupted run took that step with the second.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from data_prep.loader import Batch
+from ddp_trainer.config import TrainConfig
+from ddp_trainer.distributed.runtime import Runtime
+from ddp_trainer.engine.graph import Work
+from ddp_trainer.engine.step_guard import SkippedSteps
+from ddp_trainer.engine.train_state import TrainState
+from ddp_trainer.models.blank_pass import blank_passes
+
+# In one backward pass DDP records the order of the gradients; at the start of the next it orders its buckets by it.
+# With a static graph the first pass only learns the graph, and the second one is recorded.
+PASSES = 2
+
+# In its first 10 steps DDP measures times by waiting for the device, and a step that waits cannot be captured.
+STEPS = 11
+
+
+def warm_up(wrapped: nn.Module, state: TrainState, work: Work, config: TrainConfig, image_size: int) -> None:
+    """Prepares the steps of all crop sizes and leaves no trace in `state`, provided that the guard skips `work`.
+
+    On a GPU whole steps are taken, so that every kernel is loaded and chosen and all memory is allocated. CPU processes
+    need passes of the network only. `wrapped`: the network, under DDP if there are several processes.
+    """
+    sides, runtime = config.schedule.crop_sides(image_size), state.runtime
+    if runtime.device.type == "cuda":
+        take_skipped_steps(work, state, _blank_batch(config, runtime, image_size), sides)
+    elif runtime.world_size > 1:
+        for side in sides:
+            with blank_passes(wrapped):
+                for _ in range(PASSES):
+                    wrapped(_blank_images(config, runtime, state.model, side)).sum().backward()
+
+
+def take_skipped_steps(work: Work, state: TrainState, batch: Batch, sides: list[int]) -> None:
+    """Takes steps at each crop size of `sides`. The guard must skip all of them, so that `state` does not change."""
+    scaler = state.runtime.scaler
+    scale = None if scaler is None else scaler.state_dict()
+    epoch = torch.zeros((), dtype=torch.int64, device=batch.indices.device)  # as in a graph
+    for side in sides:
+        for _ in range(STEPS):
+            work(batch, epoch, side)
+    state.guard.restore(SkippedSteps(0, 0))
+    if scaler is not None and scale is not None:
+        scaler.load_state_dict(scale)
+    state.runtime.synchronize()
+
+
+def _blank_batch(config: TrainConfig, runtime: Runtime, image_size: int) -> Batch:
+    """A black batch with the shape and memory format of those of this rank's loader."""
+    count, device = config.schedule.batch_size // runtime.world_size, runtime.device
+    images = torch.zeros(count, image_size, image_size, 3, dtype=torch.uint8, device=device)
+    labels = torch.zeros(count, dtype=torch.int64, device=device)
+    return Batch(images.permute(0, 3, 1, 2), labels, torch.zeros_like(labels))
+
+
+def _blank_images(config: TrainConfig, runtime: Runtime, model: nn.Module, side: int) -> Tensor:
+    """A zero batch with the shape, dtype and memory format of one forward pass of this rank."""
+    count = config.schedule.batch_size // config.schedule.accumulate // runtime.world_size
+    dtype = next(model.parameters()).dtype
+    images = torch.zeros(count, side, side, 3, dtype=dtype, device=runtime.device)
+    return runtime.laid_out(images.permute(0, 3, 1, 2))

@@ -1,0 +1,25 @@
+// What the C files share: the log of calls, and the graph that a stream is being captured into.
+#pragma once
+#include <cuda_runtime_api.h>
+#include <stddef.h>
+
+enum kind {
+  KERNEL, GEMM, CUDNN, NCCL, COPY_ON_DEVICE, COPY_PINNED, MEMSET, GRAPH,              // work on the device
+  COPY_PAGEABLE, COPY_BLOCKING, STREAM_WAIT, DEVICE_WAIT, EVENT_WAIT, ALLOCATION,     // the host waits, or may wait
+  ILLEGAL                                                                             // not allowed during a capture
+};
+
+// One entry in the log. `stream`: NULL if the call has none. `size`: bytes, or nodes of a launched graph.
+void note(enum kind kind, const char *name, size_t size, void *stream);
+// Adds a node to the graph that `stream` is being captured into, if any, and notes the call.
+void work(enum kind kind, const char *name, size_t size, void *stream);
+// 1: page-locked host memory, 2: device memory, 0: any other memory.
+int memory_type(const void *at);
+int is_capturing(void *stream);  // 0: no, 1: yes, 2: the capture has become invalid
+
+// `return failed(error)` as CUDA does, which also keeps the last error.
+cudaError_t failed(cudaError_t error);
+cudaError_t illegal(const char *name);  // notes the call and makes the capture invalid
+int forbidden(void);                    // whether a call that may wait is not allowed in this thread now
+#define MAY_WAIT(kind, size, stream) \
+  do { note(kind, __func__, size, stream); if (forbidden()) return illegal(__func__); } while (0)

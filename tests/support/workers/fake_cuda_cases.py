@@ -1,0 +1,74 @@
+"""Settings of the steps that `test_fake_cuda` takes on a CUDA that computes nothing."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddp_trainer.config import TrainConfig
+from ddp_trainer.recipes import RECIPES
+
+Sections = dict[str, dict[str, Any]]  # section of TrainConfig -> setting -> value
+
+# Of one step of `fast`, without a graph.
+OPTIONS: dict[str, Sections] = {
+    "deterministic": {"runtime": {"deterministic": True}},
+    "fp16": {"runtime": {"precision": "fp16"}},
+    "fp32": {"runtime": {"precision": "fp32", "channels_last": False}},
+    "accumulate": {"schedule": {"accumulate": 2}},
+    "ema and clip": {"optim": {"ema_decay": 0.9, "clip_norm": 1.0}},
+    "adamw": {"optim": {"optimizer": "adamw", "head_lr": None, "bias_lr": None}},
+    "mixup and jitter": {"augment": {"mixup": 1.0, "brightness": 0.1, "contrast": 0.1}},
+    "cutmix": {"augment": {"cutmix": 1.0}},
+}
+
+# What a careless change of a step may contain. Each one makes the host wait.
+CARELESS: dict[str, Callable[[Tensor], Tensor]] = {
+    "item": lambda losses: losses * losses.sum().item(),
+    "tensor from the host": lambda losses: losses * torch.tensor(1.0, device=losses.device),
+    "copy to the host": lambda losses: losses.cpu().to(losses.device),
+}
+
+
+def changed(config: TrainConfig, *changes: Sections) -> TrainConfig:
+    for sections in changes:
+        config = replace(
+            config, **{name: replace(getattr(config, name), **values) for name, values in sections.items()}
+        )
+    return config
+
+
+# 640 images: epochs of ten steps, on crops of 16, 24 and 32 pixels.
+PLAN: Sections = {"schedule": {"batch_size": 64, "epochs": 3, "small_crop_fraction": 0.7}}
+NARROW: Sections = {"network": {"widths": (8, 8, 16, 16)}}
+FAST, BASELINE = (changed(RECIPES[name], PLAN, NARROW) for name in ("fast", "baseline"))
+
+# Whole runs whose steps are captured.
+CAPTURED = {
+    "muon": FAST,
+    "sgd": BASELINE,
+    "adamw": changed(BASELINE, {"optim": {"optimizer": "adamw", "peak_lr": 1e-3}}),
+    "ema and clip": changed(FAST, {"optim": {"ema_decay": 0.9, "clip_norm": 1.0}}),
+    "mixup and jitter": changed(BASELINE, {"augment": {"mixup": 1.0, "brightness": 0.1, "contrast": 0.1}}),
+    "cutmix": changed(BASELINE, {"augment": {"cutmix": 1.0}}),
+    "balanced batches": changed(FAST, {"data": {"balance": "batches"}}),
+    "balanced loss": changed(FAST, {"data": {"balance": "weights"}}),
+    "deterministic": changed(FAST, {"runtime": {"deterministic": True}}),
+    "torchvision": changed(
+        RECIPES["baseline"],
+        PLAN,
+        {"network": {"network": "torchvision:resnet18"}, "schedule": {"small_crop_fraction": 0.0}},
+    ),
+}
+
+# Whole runs whose steps are not.
+EAGER = {
+    "fp16": changed(FAST, {"runtime": {"precision": "fp16"}}),
+    "accumulate": changed(FAST, {"schedule": {"accumulate": 2}}),
+    "graph off": changed(FAST, {"runtime": {"graph": "off"}}),
+}
+
+# Whole runs of several ranks.
+RANKS = {"ranks": FAST, "synchronized batchnorm": changed(FAST, {"runtime": {"sync_bn": True}})}

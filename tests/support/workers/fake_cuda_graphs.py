@@ -1,0 +1,136 @@
+"""Trains with CUDA graphs on a CUDA that computes nothing, and prints what was asked of the device, as JSON.
+
+Run it with the variables of `tests.support.fake_cuda.library`, alone or as several ranks. Argument: DATA_DIR.
+"""
+
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.parallel.distributed as ddp
+
+from data_prep.loader import Batch
+from ddp_trainer.distributed.process_settings import restored_settings
+from ddp_trainer.engine.graph import GraphedStep
+from ddp_trainer.engine.trainer import Trainer
+from ddp_trainer.run.checkpoint_saver import HostCopy
+from tests.support.fake_cuda.library import logged
+from tests.support.workers.fake_cuda_cases import CAPTURED, CARELESS, EAGER, RANKS
+from tests.support.workers.fake_cuda_steps import Steps, careless
+
+
+def train(trainer: Trainer, epochs: int = 3) -> dict[str, Any]:
+    """Trains; returns what was launched and captured in these epochs, and lines for the user."""
+    said: list[str] = []
+    if isinstance(trainer._take, GraphedStep):
+        trainer._take._say = said.append
+    with logged() as calls, counted_captures() as captures:
+        for epoch in range(epochs):
+            trainer.train_epoch(epoch)  # no evaluation, in which the host reads values that were never computed
+    return {
+        "steps": trainer.state.step,
+        "graphs": calls.graphs,
+        "captures": len(captures),
+        "collectives": sum(call.kind == "NCCL" for call in calls),
+        "illegal": calls.illegal,
+        "said": said,
+    }
+
+
+@contextmanager
+def counted_captures() -> Iterator[list[Any]]:
+    """Yields a list that gets one element for each capture that begins in the block."""
+    captures: list[Any] = []
+    original = torch.cuda.graph.__enter__
+    torch.cuda.graph.__enter__ = lambda self: (captures.append(self), original(self))[1]  # type: ignore[method-assign]
+    try:
+        yield captures
+    finally:
+        torch.cuda.graph.__enter__ = original  # type: ignore[method-assign]
+
+
+def step_of(trainer: Trainer) -> Callable[[], None]:
+    epochs = itertools.count()
+    batches = itertools.chain.from_iterable(
+        trainer.data.loader.batches(trainer.data.plan(epoch, config=trainer.config, runtime=trainer.runtime).samples)
+        for epoch in epochs
+    )
+    last = trainer.config.schedule.epochs - 1
+    return lambda: trainer.train_step(next(batches), last)
+
+
+def cost(trainer: Trainer) -> dict[str, Any]:
+    """Operations that the host starts in a step, waits, and milliseconds of its CPU time (median of 20 steps)."""
+    step = step_of(trainer)
+    for _ in range(3):
+        step()
+    with logged() as calls:
+        step()
+    times = []
+    for _ in range(20):
+        start = time.thread_time()
+        step()
+        times.append(1e3 * (time.thread_time() - start))
+    return {"operations": calls.operations, "waits": calls.waits, "host_ms": sorted(times)[10]}
+
+
+def second_copy(trainer: Trainer) -> dict[str, Any]:
+    """What it asks of the device to copy the state to the host, if it has been copied before."""
+    state = {"model": trainer.model.state_dict(), "optimizer": trainer.state.optimizer.state_dict()}
+    HostCopy(state).wait()
+    with logged() as calls:
+        HostCopy(state)
+    return {"waits": calls.waits, "copies": sum(call.kind == "COPY_PINNED" for call in calls)}
+
+
+@contextmanager
+def another_thread_waits(trainer: Trainer) -> Iterator[None]:
+    """During each call of `trainer._work` another thread waits for the device, as the one that writes checkpoints."""
+    event, work = torch.cuda.Event(), trainer._work
+
+    def slow_work(batch: Batch, epoch: Any, side: int) -> Any:
+        thread = threading.Thread(target=event.synchronize)
+        thread.start()
+        thread.join()
+        return work(batch, epoch, side)
+
+    trainer._take._work = slow_work  # type: ignore[union-attr]
+    yield
+
+
+def main(data_dir: Path) -> None:
+    steps = Steps(data_dir)
+    for name, config in {**CAPTURED, **EAGER}.items():
+        with restored_settings():
+            trainer = steps.trainer(config)
+            print(json.dumps({"case": name, **train(trainer), "cost": cost(trainer)}), flush=True)
+    with restored_settings(), careless(CARELESS["item"]):
+        print(json.dumps({"case": "waiting", **train(steps.trainer(CAPTURED["sgd"]))}), flush=True)
+    with restored_settings():
+        trainer = steps.trainer(CAPTURED["sgd"])
+        with another_thread_waits(trainer):
+            print(json.dumps({"case": "thread", **train(trainer, epochs=1)}), flush=True)
+        print(json.dumps({"case": "second copy", **second_copy(trainer)}), flush=True)
+
+
+def ranks(data_dir: Path) -> None:
+    """Several ranks, without and with synchronized BatchNorm."""
+    # DDP compares the shapes of all ranks' parameters on the device, which computes nothing.
+    ddp._verify_param_shape_across_processes = lambda *_: True  # type: ignore[attr-defined]
+    for name, config in RANKS.items():
+        trainer = Steps(data_dir).trainer(config)
+        found = train(trainer, epochs=1)
+        if trainer.runtime.is_main:
+            print(json.dumps({"case": name, **found}), flush=True)
+
+
+if __name__ == "__main__":
+    ranks(Path(sys.argv[1])) if "RANK" in os.environ else main(Path(sys.argv[1]))

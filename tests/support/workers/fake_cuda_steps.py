@@ -1,0 +1,86 @@
+"""Takes steps on a CUDA that computes nothing, and prints what each case asked of the device, as JSON.
+
+Run it with the variables of `tests.support.fake_cuda.library`.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+import ddp_trainer.engine.trainer as trainer_module
+from data_prep.dataset import read_dataset
+from data_prep.loader import Batch
+from ddp_trainer.config import TrainConfig
+from ddp_trainer.distributed.process_settings import restored_settings
+from ddp_trainer.distributed.runtime import Runtime
+from ddp_trainer.distributed.signals import StopRequest
+from ddp_trainer.engine.build import build_trainer
+from ddp_trainer.engine.trainer import Trainer
+from ddp_trainer.recipes import RECIPES
+from tests.support.fake_cuda.library import Calls, logged
+from tests.support.workers.fake_cuda_cases import CARELESS, OPTIONS, changed
+
+WARM_STEPS = 3  # allocators keep memory, and lazily created constants exist, after the first steps
+
+
+class Steps:
+    """Trainers on the images of one folder, and the calls of one of their steps."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir, self.dataset = data_dir, read_dataset(data_dir)
+
+    def trainer(self, config: TrainConfig) -> Trainer:
+        config = changed(config, {"data": {"data_dir": self.data_dir, "data_mode": "resident"}})
+        runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate, stop=StopRequest())
+        return build_trainer(config, runtime, self.dataset)
+
+    def calls(self, config: TrainConfig) -> Calls:
+        """The calls of one step on whole images, after some others, without a CUDA graph."""
+        config = changed(config, {"runtime": {"graph": "off"}})
+        trainer, epoch = self.trainer(config), config.schedule.epochs - 1
+        batch = first_batch(trainer)
+        for _ in range(WARM_STEPS):
+            trainer.train_step(batch, epoch)
+        with logged() as calls:
+            trainer.train_step(batch, epoch)
+        return calls
+
+
+def first_batch(trainer: Trainer) -> Batch:
+    plan = trainer.data.plan(0, config=trainer.config, runtime=trainer.runtime).samples
+    return next(iter(trainer.data.loader.batches(plan)))
+
+
+@contextmanager
+def careless(change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within the block, steps apply `change` to their losses."""
+    original = trainer_module.losses_per_image
+    trainer_module.losses_per_image = lambda *args, **options: change(original(*args, **options))
+    try:
+        yield
+    finally:
+        trainer_module.losses_per_image = original
+
+
+def main(data_dir: Path) -> None:
+    steps = Steps(data_dir)
+
+    def report(case: str, config: TrainConfig, change: Callable[[Tensor], Tensor] = lambda losses: losses) -> None:
+        with restored_settings(), careless(change):
+            calls = steps.calls(config)
+        print(json.dumps({"case": case, "operations": calls.operations, "waits": calls.waits}), flush=True)
+
+    for name, recipe in RECIPES.items():
+        report(name, recipe)
+    for name, sections in OPTIONS.items():
+        report(name, changed(RECIPES["fast"], sections))
+    for name, change in CARELESS.items():
+        report(name, RECIPES["smoke"], change)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,38 @@
+"""A wait for the device ends in time, whatever the device does."""
+
+import math
+
+import pytest
+
+from ddp_trainer.distributed.device_wait import wait_for
+
+
+class DeviceEvent:
+    """An event that is reached at the query of this number."""
+
+    def __init__(self, reached_at: float) -> None:
+        self.reached_at, self.queries, self.synchronized = reached_at, 0, False
+
+    def query(self) -> bool:
+        self.queries += 1
+        return self.queries >= self.reached_at
+
+    def synchronize(self) -> None:
+        self.synchronized = True
+
+
+def test_wait_with_a_limit_returns_when_the_event_is_reached() -> None:
+    event = DeviceEvent(reached_at=3)
+    wait_for(event, seconds=60)
+    assert (event.queries, event.synchronized) == (3, False)
+
+
+def test_wait_with_a_limit_ends_with_an_error() -> None:
+    with pytest.raises(TimeoutError, match=r"within 0 s; another process may be gone"):
+        wait_for(DeviceEvent(reached_at=math.inf), seconds=0.01)
+
+
+def test_wait_without_a_limit_is_that_of_torch() -> None:
+    event = DeviceEvent(reached_at=math.inf)
+    wait_for(event)
+    assert (event.queries, event.synchronized) == (0, True)

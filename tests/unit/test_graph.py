@@ -1,0 +1,90 @@
+"""What a step feeds to its CUDA graph and takes out of it, on the CPU: instead of a graph, its work is repeated.
+
+This shows that each batch and epoch reaches the work, that a capture takes no step, and that losses outlive the next
+step. It shows nothing about CUDA: see `tests/whole_path/test_fake_cuda.py` for captures, and
+`tests/whole_path/test_gpu.py` for values.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from data_prep.loader import Batch
+from ddp_trainer.config import TrainConfig
+from ddp_trainer.engine.graph import GraphedStep
+from ddp_trainer.engine.trainer import Trainer
+from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
+
+
+class Repeated:
+    """Work that a capture only remembers, and that `replay` does, each time on the same tensors."""
+
+    capturing: "Repeated | None" = None
+
+    def remember(self, trainer: Trainer, arguments: tuple[Batch, Any, int]) -> Tensor:
+        self.trainer, self.arguments, self.losses = trainer, arguments, torch.empty(len(arguments[0].labels))
+        return self.losses
+
+    def replay(self) -> None:
+        self.losses.copy_(self.trainer._work(*self.arguments))
+
+
+@pytest.fixture
+def repeating(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def capture(graph: Repeated, *_: Any) -> Iterator[None]:
+        Repeated.capturing = graph
+        yield
+        Repeated.capturing = None
+
+    monkeypatch.setattr("torch.cuda.CUDAGraph", Repeated)
+    monkeypatch.setattr("torch.cuda.graph", capture)
+    monkeypatch.setattr("torch.cuda.graph_pool_handle", lambda: None)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda: None)
+
+
+def graphed(trainer: Trainer) -> Trainer:
+    """Makes the trainer take its steps through a `GraphedStep`."""
+
+    def work(*arguments: Any) -> Tensor:
+        graph = Repeated.capturing
+        return trainer._work(*arguments) if graph is None else graph.remember(trainer, arguments)
+
+    trainer._take = GraphedStep(work, trainer.state.optimizer, say=pytest.fail)
+    return trainer
+
+
+def trained(trainer: Trainer) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Returns the weights after three epochs, and the losses of the last two steps, which the guard keeps."""
+    for epoch in range(3):
+        trainer.train_epoch(epoch)
+    return trainer.model.state_dict(), [attempt.losses for attempt in trainer.guard._recent]
+
+
+@pytest.fixture
+def settings(tiny_dir: Path) -> TrainConfig:
+    """Nine steps, on crops of three sizes."""
+    config = narrow_settings(tiny_dir)
+    return replace(
+        config,
+        augment=replace(config.augment, flip="alternating"),
+        schedule=replace(config.schedule, epochs=3, small_crop_fraction=0.7),
+        optim=replace(config.optim, ema_decay=0.9),
+    )
+
+
+@pytest.mark.usefixtures("repeating")
+def test_steps_by_graphs_train_the_same_model(settings: TrainConfig) -> None:
+    weights, losses = trained(narrow_trainer(settings, single_runtime()))
+    trainer = graphed(narrow_trainer(settings, single_runtime()))
+    same_weights, same_losses = trained(trainer)
+    assert trainer.state.step == 9
+    assert [name for name, value in weights.items() if not torch.equal(value, same_weights[name])] == []
+    assert torch.equal(torch.stack(losses), torch.stack(same_losses))
+    assert not torch.equal(*losses)

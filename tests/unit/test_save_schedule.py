@@ -1,0 +1,66 @@
+"""Which steps and epochs end with a save. The GPU is only a name here."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ddp_trainer.distributed.runtime import Runtime
+from ddp_trainer.engine.save_schedule import SECONDS_BETWEEN_EPOCHS, SaveSchedule
+from ddp_trainer.recipes import smoke
+from tests.support.narrow import single_runtime
+
+STEPS_PER_EPOCH, EPOCHS = 10, 4
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time in seconds, as the only element."""
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    return now
+
+
+def schedule(runtime: Runtime, device: str, *, every: int = 0, validation: int = 0) -> SaveSchedule:
+    runtime.device = torch.device(device)
+    config = smoke()
+    config = replace(
+        config,
+        run=replace(config.run, checkpoint_every_steps=every),
+        data=replace(config.data, validation=validation),
+    )
+    return SaveSchedule(config, runtime, steps_per_epoch=STEPS_PER_EPOCH, last_step=STEPS_PER_EPOCH * EPOCHS)
+
+
+def saved_epochs(saves: SaveSchedule, clock: list[float], *, seconds: float) -> list[bool]:
+    """Asks at the end of each epoch, which takes `seconds`, and saves if the answer is yes."""
+    answers = []
+    for epoch in range(EPOCHS):
+        clock[0] += seconds
+        answers.append(saves.after_epoch((epoch + 1) * STEPS_PER_EPOCH))
+        if answers[-1]:
+            saves.saved()
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.3, [True, False, False, True]), (0.6, [True, False, True, True]), (1.0, [True] * 4)]
+)
+def test_short_epochs_on_a_gpu_are_not_all_saved(clock: list[float], share: float, expected: list[bool]) -> None:
+    seconds = share * SECONDS_BETWEEN_EPOCHS
+    assert saved_epochs(schedule(single_runtime(), "cuda"), clock, seconds=seconds) == expected
+
+
+def test_every_epoch_is_saved_on_the_cpu_with_validation_and_where_the_user_asks_for_it(clock: list[float]) -> None:
+    for saves in (
+        schedule(single_runtime(), "cpu"),
+        schedule(single_runtime(), "cuda", validation=20),
+        schedule(single_runtime(), "cuda", every=STEPS_PER_EPOCH),
+    ):
+        assert saved_epochs(saves, clock, seconds=0.1) == [True] * EPOCHS
+
+
+def test_steps_are_saved_as_asked_but_not_twice_at_the_end_of_an_epoch() -> None:
+    saves = schedule(single_runtime(), "cpu", every=5)
+    assert [step for step in range(1, 21) if saves.after_step(step)] == [5, 15]
+    assert not any(schedule(single_runtime(), "cpu").after_step(step) for step in range(1, 21))

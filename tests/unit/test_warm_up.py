@@ -1,0 +1,51 @@
+"""Steps that the guard skips leave no trace, so a run may take them before it starts."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddp_trainer.engine.trainer import Trainer
+from ddp_trainer.engine.warm_up import take_skipped_steps
+from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
+
+
+def state_of(trainer: Trainer) -> dict[str, Any]:
+    """Returns copies of the weights and of everything else that a step changes; empty states are left out."""
+    state = trainer.state
+    assert state.ema is not None
+    slots = {
+        f"optimizer {number} {name}": value
+        for number, slot in state.optimizer.state_dict()["state"].items()
+        for name, value in slot.items()
+        if value.any()  # AdamW creates its state in the first step, even if that is skipped
+    }
+    tensors = {**state.model.state_dict(), **{f"ema {name}": value for name, value in state.ema.state_dict().items()}}
+    values = {name: value.clone() for name, value in {**tensors, **slots, "sums": state.sums.values}.items()}
+    return {**values, "counts": torch.tensor(trainer.guard.settle())}
+
+
+def differences(left: dict[str, Tensor], right: dict[str, Tensor]) -> list[str]:
+    assert left.keys() == right.keys()
+    return [name for name, value in left.items() if not torch.equal(value, right[name])]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_skipped_steps_leave_no_trace(tiny_dir: Path, optimizer: str) -> None:
+    config = narrow_settings(tiny_dir)
+    config = replace(config, optim=replace(config.optim, optimizer=optimizer, ema_decay=0.9))  # type: ignore[arg-type]
+    plain, warmed = (narrow_trainer(config, single_runtime()) for _ in range(2))
+    batch = next(iter(warmed.data.loader.batches(warmed.data.plan(0, config=config, runtime=warmed.runtime).samples)))
+    before = state_of(warmed)
+    warmed._loss_divisor = math.nan
+    take_skipped_steps(warmed._work, warmed.state, batch, [16, 32])
+    warmed._loss_divisor = 1
+    assert differences(state_of(warmed), before) == []
+    for trainer in (plain, warmed):
+        trainer.train_step(batch, epoch=0)
+    assert differences(state_of(warmed), state_of(plain)) == []
+    assert not torch.equal(state_of(warmed)["head.weight"], before["head.weight"])

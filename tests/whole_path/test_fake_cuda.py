@@ -1,0 +1,121 @@
+"""What a step asks of a GPU, seen without one: torch's CUDA code runs on a CUDA that computes nothing.
+
+`tests/support/fake_cuda/library.py` says what it shows and what it does not: values, speed and races need a GPU
+(`test_gpu.py`).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddp_trainer.recipes import RECIPES
+from tests.support.fake_cuda import library
+from tests.support.trainer import run
+from tests.support.workers.fake_cuda_cases import CAPTURED, CARELESS, EAGER, OPTIONS
+
+Cases = dict[str, dict[str, Any]]
+
+# The host reads the counts of the step before, which is finished by then or will be soon.
+ONE_STEP_LATE = {"cudaEventSynchronize": 1}
+
+# The most operations that a step may start without a graph. Lower a budget when a step has become cheaper.
+BUDGETS = {
+    "baseline": 300,
+    "fast": 690,
+    "strong": 690,
+    "long": 715,
+    "finetune": 275,
+    "smoke": 295,
+    "demo": 275,
+    "deterministic": 950,
+    "fp16": 700,
+    "fp32": 680,
+    "accumulate": 950,
+    "ema and clip": 720,
+    "adamw": 335,
+    "mixup and jitter": 800,
+    "cutmix": 800,
+}
+
+STEPS, CROP_SIZES = 30, 3
+MOST_OPERATIONS = 20  # that the host starts in a step with a graph
+MOST_HOST_SHARE = 0.2  # of the CPU time of a step without a graph
+
+
+@pytest.fixture(scope="module")
+def cuda(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Variables of a process that uses the CUDA that computes nothing."""
+    return library.variables(library.build(tmp_path_factory.mktemp("cuda")))
+
+
+def cases_of(module: str, *arguments: str | Path, **options: Any) -> Cases:
+    finished = run(f"tests.support.workers.{module}", *arguments, **options)
+    assert finished.returncode == 0, finished.stderr
+    return {line["case"]: line for line in map(json.loads, finished.stdout.splitlines())}
+
+
+@pytest.fixture(scope="module")
+def steps(cuda: dict[str, str], synthetic_dir: Path) -> Cases:
+    """One step of each recipe, option and careless change."""
+    return cases_of("fake_cuda_steps", synthetic_dir, env=cuda)
+
+
+@pytest.fixture(scope="module")
+def runs(cuda: dict[str, str], synthetic_dir: Path) -> Cases:
+    """Three epochs on crops of three sizes, with graphs where they are possible."""
+    return cases_of("fake_cuda_graphs", synthetic_dir, env=cuda)
+
+
+@pytest.mark.parametrize("case", [*RECIPES, *OPTIONS])
+def test_step_waits_for_nothing_and_keeps_its_budget(steps: Cases, case: str) -> None:
+    assert steps[case]["waits"] == ONE_STEP_LATE
+    assert steps[case]["operations"] <= BUDGETS[case]
+
+
+@pytest.mark.parametrize("case", CARELESS)
+def test_careless_changes_are_noticed(steps: Cases, case: str) -> None:
+    assert steps[case]["waits"] != ONE_STEP_LATE
+
+
+@pytest.mark.parametrize("case", CAPTURED)
+def test_every_step_is_one_graph_after_one_capture_for_each_crop_size(runs: Cases, case: str) -> None:
+    found = runs[case]
+    assert (found["steps"], len(found["graphs"]), found["said"], found["illegal"]) == (STEPS, STEPS, [], [])
+    assert found["captures"] == (1 if case == "torchvision" else CROP_SIZES)
+    assert found["cost"]["waits"] == ONE_STEP_LATE
+    assert found["cost"]["operations"] <= MOST_OPERATIONS
+    assert found["cost"]["host_ms"] < MOST_HOST_SHARE * runs["graph off"]["cost"]["host_ms"]
+
+
+@pytest.mark.parametrize("case", EAGER)
+def test_other_steps_are_taken_without_graphs(runs: Cases, case: str) -> None:
+    assert (runs[case]["steps"], runs[case]["graphs"], runs[case]["captures"]) == (STEPS, [], 0)
+
+
+def test_step_that_waits_is_not_captured_and_the_run_continues(runs: Cases) -> None:
+    found = runs["waiting"]
+    assert (found["steps"], found["graphs"], found["captures"]) == (STEPS, [], 1)
+    assert [line.startswith("steps run without CUDA graphs") for line in found["said"]] == [True]
+
+
+def test_another_thread_may_wait_during_a_capture(runs: Cases) -> None:
+    """The thread that writes checkpoints does."""
+    found = runs["thread"]
+    assert (found["captures"], found["illegal"], found["said"]) == (1, [], [])
+    assert len(found["graphs"]) == found["steps"]
+
+
+def test_copy_of_the_state_for_a_checkpoint_waits_for_nothing(runs: Cases) -> None:
+    """The first one allocates page-locked memory, which torch then keeps."""
+    assert runs["second copy"]["waits"] == {}
+    assert runs["second copy"]["copies"] > 10
+
+
+def test_two_ranks_capture_their_collectives(cuda: dict[str, str], synthetic_dir: Path) -> None:
+    found = cases_of("fake_cuda_graphs", synthetic_dir, env={**cuda, "FAKE_GPUS": "2"}, processes=2)
+    for case in ("ranks", "synchronized batchnorm"):
+        assert (found[case]["illegal"], found[case]["said"]) == ([], [])
+        assert len(found[case]["graphs"]) == found[case]["steps"]
+        assert found[case]["collectives"] > 0
