@@ -6,6 +6,7 @@ skipped step one step later, or when it asks (`StepGuard.settle`).
 """
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple

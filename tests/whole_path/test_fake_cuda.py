@@ -22,21 +22,22 @@ ONE_STEP_LATE = {"cudaEventSynchronize": 1}
 
 # The most operations that a step may start without a graph. Lower a budget when a step has become cheaper.
 BUDGETS = {
-    "baseline": 300,
-    "fast": 690,
-    "strong": 690,
-    "long": 715,
-    "finetune": 275,
-    "smoke": 295,
-    "demo": 275,
-    "deterministic": 950,
-    "fp16": 700,
-    "fp32": 680,
-    "accumulate": 950,
-    "ema and clip": 720,
-    "adamw": 335,
-    "mixup and jitter": 800,
-    "cutmix": 800,
+    "baseline": 275,
+    "fast": 440,
+    "strong": 440,
+    "long": 465,
+    "finetune": 248,
+    "photos": 540,
+    "smoke": 270,
+    "demo": 246,
+    "deterministic": 440,
+    "fp16": 410,
+    "fp32": 380,
+    "accumulate": 645,
+    "ema and clip": 470,
+    "adamw": 308,
+    "mixup and jitter": 540,
+    "cutmix": 556,
 }
 
 STEPS, CROP_SIZES = 30, 3
