@@ -1,1 +1,1 @@
-"""Benchmarks: speed beside plain PyTorch, cost of checkpoints and guards, acceptance of a GPU, growth of cost."""
+"""Benchmarks: speed compared with plain PyTorch, cost of checkpoints and guards, acceptance of GPUs, and scaling."""

@@ -134,7 +134,7 @@ def prepare(options: argparse.Namespace, check: Callable[[], None]) -> DatasetIn
 
 
 def _with_list(error: UnreadableImagesError, out: Path) -> InputError:
-    """The error to report. If its message does not name all files that cannot be read, OUT.unreadable.txt does."""
+    """The error to report. If its message cannot name all unreadable files, they are listed in OUT.unreadable.txt."""
     if len(error.problems) <= NUM_NAMED:
         return error
     path = out.with_name(f"{out.name}.unreadable.txt")

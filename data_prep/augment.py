@@ -101,7 +101,7 @@ class Augmenter:
         return batch_crop(images, top, left, size=size, padding=padding)
 
     def _random_resized_crop(self, images: Tensor, draws: Tensor, size: tuple[int, int]) -> Tensor:
-        """A random area of each image, resized to `size`."""
+        """Crops a random area of each image and resizes it to `size`."""
         (smallest, largest), whole = self.config.crop_scale, (images.size(2), images.size(3))
         shares = smallest + (largest - smallest) * uniform(draws[CROP_AREA])
         height, width = sides_of_areas(shares, uniform(draws[CROP_RATIO]), size=whole, ratios=self.config.crop_ratio)

@@ -10,10 +10,10 @@ from data_prep.errors import require
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     crop: Literal["padded", "random-resized"] = "padded"
-    """padded: pad each image as --crop-padding says, and crop it at a random place; random-resized: resize a random
-    area of each image, as usual for photographs."""
+    """padded: pad each image by --crop-padding, then crop it at a random position; random-resized: crop a random area
+    of each image and resize it, as is common for photographs."""
     crop_padding: int = 4
-    """For --crop padded: the number of reflected pixels on every side; 0: no padding."""
+    """For --crop padded: number of reflected pixels added on every side; 0: no padding."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """For --crop random-resized: smallest and largest area, as a share of the image."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)

@@ -12,7 +12,7 @@ class Bars:
         from rich.console import Console
         from rich.progress import Progress, TaskID
 
-        # The bars have a stream of their own, because what decoders print to stderr is collected meanwhile.
+        # The bars use a copy of stderr, because stderr itself is redirected to collect the output of decoders.
         self._stream = os.fdopen(os.dup(2), "w")
         self._progress = Progress(console=Console(file=self._stream), disable=not sys.stderr.isatty(), transient=True)
         self._tasks: dict[str, TaskID] = {}

@@ -51,7 +51,7 @@ def _pad(images: Tensor, padding: int) -> Tensor:
 
 
 def center_crop(images: Tensor, side: int) -> Tensor:
-    """(N, C, H, W) -> (N, C, side, side), a view of the center; the corner is rounded as in torchvision."""
+    """(N, C, H, W) -> (N, C, side, side), a view of the center. Offsets are rounded as in torchvision."""
     top, left = (round((length - side) / 2) for length in images.shape[2:])
     return images[:, :, top : top + side, left : left + side]
 

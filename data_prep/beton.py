@@ -1,12 +1,13 @@
 """The format of FFCV's beton files, and the check of a file before FFCV reads it.
 
 Each sample has four fields: `image` (raw RGB or JPEG), `label`, `index` (its position in the file) and `checksum` (of
-the stored image), by which a reader can verify what it got. FFCV trusts the content of a file, and some damaged files
-make it overwrite its own memory. So `check_beton` checks every file before FFCV reads it.
+the stored image). With the last two, a reader can verify that it got the right image, undamaged. FFCV trusts the
+content of a file, and some damaged files make it overwrite its own memory. Therefore `check_beton` checks every file
+before FFCV reads it.
 
-For a given number of images and their sizes in bytes, our writer always writes the same bytes, except for images,
-labels and checksums. So the check compares all other bytes with the expected ones, instead of judging which deviations
-are harmless. It takes milliseconds and does not import FFCV.
+For images of given sizes in bytes, our writer always writes the same file, except for the images, labels and checksums
+themselves. The check compares all other bytes with the expected ones, instead of judging which deviations are harmless.
+It takes milliseconds and does not import FFCV.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("ptr", "<u8")])
 SAMPLE = np.dtype([("image", IMAGE), ("label", "<i8"), ("index", "<i8"), ("checksum", "<i8")], align=True)
 FIELDS = {"image": 2, "label": 1, "index": 1, "checksum": 1}  # name -> FFCV's type number, in the order of the file
-IMAGE_MODES = {"jpeg": 0, "raw": 1}  # encoding -> FFCV's number of it
+IMAGE_MODES = {"jpeg": 0, "raw": 1}  # encoding -> FFCV's number for it
 VERSION, PAGE_SIZE = 2, 2**23
 SAMPLES_START = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
 
@@ -53,20 +54,20 @@ def check_beton(path: Path, expected: Expected) -> None:
             problem = _find_problem(_Content(file), expected)
     except FileNotFoundError:
         problem = "is missing"
-    except (OSError, ValueError) as error:  # ValueError: the file was truncated meanwhile
+    except (OSError, ValueError) as error:  # ValueError: the file was truncated during the check
         problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
     if problem:
         raise InputError(f"{shell_path(path)} {problem}; prepare the data again")
 
 
 def read_samples(path: Path) -> np.ndarray:
-    """(N,) SAMPLE: address, label, index and checksum of each image of a checked file, without ffcv."""
+    """(N,) SAMPLE: address, label, index and checksum of each image of a checked file. Does not import ffcv."""
     count = int(np.fromfile(path, dtype=HEADER, count=1)["num_samples"][0])
     return np.fromfile(path, dtype=SAMPLE, count=count, offset=SAMPLES_START)
 
 
 def tables_sha256(path: Path) -> str:
-    """sha256 of all that is not pixels: header, fields, samples with labels and checksums, and allocation table."""
+    """sha256 of everything but the images: header, fields, samples (labels and checksums) and allocation table."""
     digest = hashlib.sha256()
     with open_regular(path) as file:
         header = np.frombuffer(file.read(HEADER.itemsize), HEADER)[0]
@@ -79,7 +80,7 @@ def tables_sha256(path: Path) -> str:
 
 
 def holds_jpegs(path: Path) -> bool:
-    """Whether the images of a checked file are JPEGs; they are raw otherwise."""
+    """Whether the images of a checked file are JPEGs. If not, they are raw."""
     first = np.fromfile(path, dtype=SAMPLE, count=1, offset=SAMPLES_START)
     return int(first["image"]["mode"][0]) == IMAGE_MODES["jpeg"]
 
@@ -90,14 +91,14 @@ def read_labels(path: Path) -> np.ndarray:
 
 
 def read_sizes(path: Path) -> np.ndarray:
-    """(N,) int64: bytes of each image in a checked file."""
+    """(N,) int64: size in bytes of each image in a checked file."""
     header = np.fromfile(path, dtype=HEADER, count=1)[0]
     table = np.fromfile(path, dtype=ALLOCATION, count=int(header["num_samples"]), offset=int(header["table"]))
     return table["size"].astype(np.int64)
 
 
 class _Content:
-    """The bytes of a file, of which only the requested ones are read. A mapping would keep megabytes around each."""
+    """The bytes of a file. Only requested bytes are read. A memory map would keep megabytes around each of them."""
 
     def __init__(self, file: BufferedReader) -> None:
         self._file, self._size = file, os.fstat(file.fileno()).st_size
@@ -143,9 +144,9 @@ def _find_problem(content: _Content, expected: Expected) -> str | None:
 
 
 def _sizes(content: _Content, expected: Expected) -> np.ndarray | None:
-    """(N,) int64: bytes of each image; None if they do not fit the file.
+    """(N,) int64: size in bytes of each image, or None if images of these sizes do not fit into the file.
 
-    The numbers come from another file, so nothing is allocated before they agree with the length of this one.
+    `expected` comes from another file, so nothing is allocated until it agrees with the length of this one.
     """
     count, size = expected.count, expected.image_size**2 * 3
     table = len(content) - count * ALLOCATION.itemsize
@@ -158,9 +159,9 @@ def _sizes(content: _Content, expected: Expected) -> np.ndarray | None:
 
 
 def _addresses(sizes: np.ndarray) -> tuple[np.ndarray, int]:
-    """(N,) int64 addresses of images of these sizes, and of the table behind them.
+    """(N,) int64 addresses of images of these sizes, and the address of the table after them.
 
-    FFCV fills pages of PAGE_SIZE with whole images, one after the other.
+    FFCV fills pages of PAGE_SIZE bytes one after another. An image never crosses the end of a page.
     """
     count, ends = len(sizes), np.cumsum(sizes)
     page = -(-(SAMPLES_START + count * SAMPLE.itemsize) // PAGE_SIZE) * PAGE_SIZE
@@ -198,7 +199,7 @@ def _fields() -> np.ndarray:
 
 
 def _samples(addresses: np.ndarray, found: np.ndarray, expected: Expected) -> np.ndarray:
-    """The samples as they must be, with the labels and checksums that were found."""
+    """The samples that the file must have, with the labels and checksums that it has."""
     samples = np.zeros(len(addresses), SAMPLE)
     samples["image"]["mode"], samples["image"]["ptr"] = IMAGE_MODES[expected.encoding], addresses
     samples["image"]["width"] = samples["image"]["height"] = expected.image_size

@@ -12,11 +12,11 @@ STALL_SECONDS = 60.0
 def write_betons(
     folder: Path, names: Sequence[str], *, progress: Callable[[str, int], object] = lambda name, written: None
 ) -> None:
-    """Writes each split that is spooled in `folder` to `folder`/NAME.beton; the same input gives the same bytes.
+    """Writes each split that is spooled in `folder` to `folder`/NAME.beton. The same input gives the same bytes.
 
-    When FFCV's writer fails, it spins forever. So it runs in a child process that exits at the first exception, is
-    killed if it makes no progress, and ends when this process ends. `progress` is called with the name of a split and
-    the number of its images written so far. Raises RuntimeError with the writer's last line of output if it fails.
+    When FFCV's writer fails, it spins forever. It therefore runs in a child process that exits at the first exception,
+    is killed if it makes no progress, and ends when this process ends. `progress` is called with the name of a split
+    and the number of its images written so far. Raises RuntimeError with the writer's last line of output if it fails.
     """
     child = subprocess.Popen(
         [sys.executable, "-m", "data_prep.ffcv_writer", str(folder), *names],

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of the color channels of images, from the counts of their values."""
+"""Mean and standard deviation of the color channels of images, computed from counts of their values."""
 
 import numpy as np
 
@@ -6,13 +6,13 @@ Statistics = tuple[float, float, float]  # one number for each channel, on a sca
 
 
 class ColorCounts:
-    """Counts each value in each channel of images that come a few at a time. The counts are exact, in any order."""
+    """Counts how often each value occurs in each channel. Counts are exact, so the order of images does not matter."""
 
     def __init__(self) -> None:
         self._counts = np.zeros((3, 256), dtype=np.int64)
 
     def add(self, images: np.ndarray) -> None:
-        """`images`: (N, H, W, 3) uint8. Bincount copies them to int64."""
+        """Counts `images`, (N, H, W, 3) uint8. Add a few at a time, because bincount copies them to int64."""
         for channel in range(3):
             self._counts[channel] += np.bincount(images[..., channel].reshape(-1), minlength=256)
 

@@ -24,8 +24,8 @@ class DataConfig:
     """stream: read every epoch from the file; resident: keep all images in device memory; auto: resident if they are
     small compared with that memory. All three give the same batches."""
     verify: Literal["auto", "full"] = "auto"
-    """full: compare the whole dataset with its checksum before the first step; auto: only if it is small. With auto,
-    each image of a larger dataset is compared with its own checksum when it is read."""
+    """full: compare both files with their checksums before the first step; auto: only files of up to 0.5 GB. Each image
+    is compared with its own checksum when it is read, in any case."""
     num_workers: int = 1
     """Data-loading threads of each process."""
 

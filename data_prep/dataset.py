@@ -23,7 +23,7 @@ from data_prep.sources import SOURCES, Findings, Source, Split
 from data_prep.spool import open_spool
 
 HASHED_BYTES = 2**29  # files up to this size are hashed at every start, which takes about a second
-TYPICAL_COMPRESSION = 6  # of photographs, by JPEG at quality 90
+TYPICAL_COMPRESSION = 6  # how many times smaller a photograph is as a JPEG of quality 90
 
 Progress = Callable[[str, int, int], object]  # "reading" or "writing", number of images done, total
 
@@ -36,11 +36,11 @@ def write_dataset(
     say: Callable[[str], object] = lambda note: None,
     encoding: Encoding = RAW,
 ) -> DatasetInfo:
-    """Writes the three files of a dataset to `out`. They get their final names only when all are complete and checked.
+    """Writes the files of a dataset to `out`. They get their final names only when all are complete and checked.
 
-    The images are read once, a few at a time; `say` gets a line for each thing that was found then. An older dataset
-    in `out` stays intact until the end. Raises InputError if `out` is not writable or the disk is full, and whatever
-    the source raises.
+    The images are read once, a few at a time. Then `say` is called with each of the source's notes. An older dataset in
+    `out` stays intact until the end. Raises InputError if `out` is not writable or the disk is too small, and any
+    error of the source.
     """
     _check_space(source, out, encoding)
     with _temporary_folder(out) as temporary:
@@ -69,7 +69,7 @@ def write_dataset(
 
 @contextmanager
 def _temporary_folder(out: Path) -> Iterator[Path]:
-    """A new folder in `out`, removed at the end; after an error, so are the folders that were made for it."""
+    """A new folder in `out`, removed at the end. After an error, the parent folders made for it are removed, too."""
     temporary = out / f".writing-{os.getpid()}"
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
@@ -82,7 +82,7 @@ def _temporary_folder(out: Path) -> Iterator[Path]:
         yield temporary
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        with suppress(OSError):  # somebody else may have put something there
+        with suppress(OSError):  # another process may have put something there
             for folder in made:
                 folder.rmdir()
         raise
@@ -102,14 +102,14 @@ def _check_space(source: Source, out: Path, encoding: Encoding) -> None:
 
 
 def _remove_left_behind(out: Path) -> None:
-    """Removes what killed runs left in `out`; the folder of a process that is still alive stays."""
+    """Removes what killed processes left in `out`, but not the folder of a process that is still alive."""
     for folder in out.glob(".writing-*"):
         if not Path("/proc", folder.name.removeprefix(".writing-")).exists():
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _spool(source: Source, folder: Path, encoding: Encoding, progress: Progress) -> tuple[dict[str, int], ColorCounts]:
-    """Reads all images into spools in `folder`. Returns the sizes of the splits and the colors of the first one."""
+    """Reads all images into spools in `folder`. Returns the size of each split, and color counts of the first one."""
     total, counts, colors = sum(map(source.count, SPLITS)), {}, ColorCounts()
     names = [name for name in SPLITS if source.count(name)]
 
@@ -182,7 +182,7 @@ def read_dataset(directory: Path, *, needed: Sequence[str] = SPLITS) -> DatasetI
     except InputError as error:
         raise InputError(f"{error}; prepare the data again: {prepare}") from None
     if fields is None:
-        raise InputError(f"{directory} holds no prepared dataset; make one: {prepare}")
+        raise InputError(f"{directory} contains no prepared dataset; make one: {prepare}")
     version = fields.get("format_version")
     if version != FORMAT_VERSION:
         problem = f"has format version {quoted(version)}, not {FORMAT_VERSION}"
@@ -201,9 +201,9 @@ def read_dataset(directory: Path, *, needed: Sequence[str] = SPLITS) -> DatasetI
 
 
 def preparation(directory: Path, dataset: Mapping[str, Any]) -> str:
-    """The command that prepares the dataset with these fields of dataset.json again.
+    """The command that prepares a dataset again. `dataset`: the fields of its dataset.json.
 
-    Without fields, the source is guessed from the folder's name. The seed of drawn images is not recorded, so the
+    Without fields, the source is guessed from the folder's name. The seed of synthetic images is not recorded, so the
     command uses the default seed.
     """
     source = dataset.get("source") or directory.name
@@ -224,9 +224,9 @@ def preparation(directory: Path, dataset: Mapping[str, Any]) -> str:
 def verify_dataset(directory: Path, info: DatasetInfo, *, full: bool) -> None:
     """Raises InputError unless both beton files are complete and match dataset.json.
 
-    Structure, labels and checksums are always verified, in time proportional to the number of images. The pixels are
-    hashed as well if `full`, or if the file has at most HASHED_BYTES. Otherwise each image is compared with its
-    checksum when it is read, so that damage is found before it is trained on.
+    Structure, labels and checksums are always verified, in time proportional to the number of images. If `full`, or if
+    the file has at most HASHED_BYTES, the whole file is hashed as well. In any case, each image is compared with its
+    checksum when it is read, so a damaged image is never trained on.
     """
     try:
         for split in info.splits.values():

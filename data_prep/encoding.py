@@ -1,4 +1,4 @@
-"""How the pixels of an image are stored: as they are, or as a JPEG file. And the checksum of what is stored."""
+"""Stores an image as raw pixels or as a JPEG file, and computes the checksum of the stored bytes."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,8 +14,8 @@ DEFAULT_QUALITY = 90
 
 @dataclass(frozen=True)
 class Encoding:
-    """`raw` keeps the pixels. `jpeg` needs less space and time to read from a disk, loses detail, and is decoded again
-    in every epoch."""
+    """`raw` keeps the pixels. `jpeg` takes less space and is read from a disk in less time, but loses detail and must
+    be decoded each time it is read."""
 
     name: Literal["raw", "jpeg"] = "raw"
     quality: int | None = None  # of a JPEG, 1 to 100
@@ -39,9 +39,9 @@ RAW = Encoding()
 
 
 def decode_into(pixels: np.ndarray, content: bytes) -> None:
-    """Decodes a JPEG into (H, W, 3) uint8 pixels. Raises ValueError for any fault, also for one that could be hidden.
+    """Decodes a JPEG into `pixels`, (H, W, 3) uint8. Raises ValueError for any damage, even if pixels can be decoded.
 
-    libjpeg only warns of missing or wrong data and makes pixels up; `strict` turns its warnings into errors.
+    If data are missing or wrong, libjpeg only warns and makes up pixels. `strict` turns its warnings into errors.
     """
     from simplejpeg import decode_jpeg, decode_jpeg_header
 
@@ -52,6 +52,6 @@ def decode_into(pixels: np.ndarray, content: bytes) -> None:
 
 
 def checksum(content: bytes | memoryview) -> int:
-    """A 64-bit checksum, signed because FFCV's integers are. It finds any damage but not a deliberate change."""
+    """A 64-bit checksum, signed like FFCV's integers. It detects accidental damage, but not deliberate changes."""
     value = xxhash.xxh3_64_intdigest(content)
     return value - 2**64 if value >= 2**63 else value

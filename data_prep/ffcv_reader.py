@@ -1,7 +1,8 @@
 """Reads raw images from a beton file through FFCV.
 
-FFCV 1.0.2 needs guarding: its batches are views of a ring buffer, an exception in its thread leaves the reader waiting
-forever, an iterator that is left early leaks its thread, and it changes torch's thread count (`ffcv_import`).
+This module works around problems of FFCV 1.0.2: its batches are views of a ring buffer, an exception in its thread
+leaves the reader waiting forever, and an iterator that is not exhausted leaks its thread. It also changes torch's
+number of threads (see `ffcv_import`).
 """
 
 from collections.abc import Generator
@@ -70,7 +71,7 @@ class FfcvReader:
 
 
 def _build_ffcv_loader(beton: Path, batch_size: int, num_workers: int) -> Any:
-    """FFCV's loader, with a pipeline that ends at uint8 on the host."""
+    """FFCV's loader, with pipelines that end with uint8 tensors on the host."""
     import_ffcv()
     from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader
@@ -99,4 +100,4 @@ def _close(iterator: Any) -> None:
             iterator.output_queue.get_nowait()
         iterator.join(timeout=0.01)
     iterator.close()
-    iterator.closed = True  # or else its finalizer would leave the context of the file a second time
+    iterator.closed = True  # otherwise its finalizer would exit the file's context a second time

@@ -38,7 +38,7 @@ class _WorkerThread(threading.Thread):
 
 
 class _Samples(Spooled):
-    """The samples of a split. Prints the progress at each percent, and at least every thousand images."""
+    """The samples of a split. Prints the progress after each percent, and at least every thousand images."""
 
     def __getitem__(self, position: int) -> tuple[np.ndarray, int, int, int]:
         if (position + 1) % min(max(len(self) // 100, 1), 1000) == 0:
@@ -47,7 +47,7 @@ class _Samples(Spooled):
 
 
 def _write_stored(shape: Sequence[int], mode: int, destination: Any, stored: np.ndarray, malloc: Any) -> None:
-    """What FFCV's `RGBImageField.encode` does, for an image that is encoded already, in parallel."""
+    """Replaces FFCV's `RGBImageField.encode`, because the images have been encoded already, in parallel."""
     destination["mode"], (destination["height"], destination["width"]) = mode, shape[:2]
     destination["data_ptr"], storage = malloc(stored.nbytes)
     storage[:] = stored
@@ -70,7 +70,7 @@ def main(folder: Path, names: list[str]) -> None:
         write_stored = partial(_write_stored, samples.shape, IMAGE_MODES[samples.encoding])
         image.encode = write_stored  # type: ignore[method-assign]
         fields = {"image": image, "label": IntField(), "index": IntField(), "checksum": IntField()}
-        # One worker: with more, the order of the pages changes from run to run, and the bytes of the file with it.
+        # Only one worker: with more, the order of the pages, and so the bytes of the file, would differ between runs.
         writer = ffcv.writer.DatasetWriter(str(folder / f"{name}.beton"), fields, num_workers=1)
         writer.from_indexed_dataset(samples)
 

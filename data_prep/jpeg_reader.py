@@ -1,6 +1,6 @@
-"""Reads and decodes JPEG images from a beton file, on threads that work ahead of the caller.
+"""Reads and decodes JPEG images from a beton file, in threads that work ahead of the caller.
 
-FFCV's own decoder ignores errors, so it is not used. libjpeg-turbo decodes outside Python's lock.
+FFCV's own decoder is not used, because it ignores errors. libjpeg-turbo releases Python's global lock while it decodes.
 """
 
 import os
@@ -22,7 +22,7 @@ from data_prep.watched_file import DamagedImage
 CHUNK = 8  # images that a thread decodes at a time
 BATCHES_AHEAD = 2
 
-# The images of a batch, the number of the first one to decode, and the positions in the file of those to decode.
+# All images of a batch, the first row of it to decode, and the positions in the file of the images to decode.
 Task = tuple[np.ndarray, int, np.ndarray]
 
 
@@ -37,16 +37,19 @@ class JpegReader:
         self._labels, self._checksums = samples["label"].astype(np.int64), samples["checksum"].astype(np.int64)
 
     def read(self, order: np.ndarray) -> Generator[HostBatch, None, None]:
-        """The images at these positions (N,), in batches. Raises DamagedImage, and OSError if reading fails."""
+        """The images at these positions (N,), in batches.
+
+        Raises DamagedImage if an image is not the one that was written, and OSError if reading fails.
+        """
         ahead = max(BATCHES_AHEAD * -(-self.batch_size // CHUNK), 2 * self.num_workers)
-        with open_regular(self.beton) as file:  # not mapped: if it is truncated, reading fails but the process lives
+        with open_regular(self.beton) as file:  # not mapped, so that a truncated file is an error instead of a SIGBUS
             decode = partial(self._decode, file.fileno())
             decoded = map_in_order(decode, self._tasks(order), threads=self.num_workers, ahead=ahead)
             with closing(decoded):
                 yield from self._batches(decoded, order)
 
     def _batches(self, decoded: Iterator[Task], order: np.ndarray) -> Iterator[HostBatch]:
-        """The batches whose last images have been decoded."""
+        """Yields each batch when its last images have been decoded."""
         done = 0
         for images, first, positions in decoded:
             if first + len(positions) == len(images):

@@ -1,7 +1,8 @@
-"""From a beton file to (images, labels, indices) on the device, in exactly the requested order.
+"""Loads (images, labels, indices) from a beton file to the device, in exactly the requested order.
 
-`StreamLoader` reads the file in every epoch; `ResidentLoader` reads it once and keeps the images in device memory. Both
-give the same batches, bit for bit, and draw nothing at random. Each image that is read is compared with its checksum.
+`StreamLoader` reads the file in every epoch. `ResidentLoader` reads it once and keeps the images in device memory. Both
+give the same batches, bit for bit, and neither uses random numbers. Each image is compared with its checksum when it is
+read.
 """
 
 import os
@@ -38,7 +39,7 @@ class StreamLoader:
     def __init__(
         self, beton: Path, *, device: torch.device, batch_size: int, num_workers: int, sha256: str | None = None
     ) -> None:
-        """`sha256`: of the file. If given, the file may be touched, or replaced by a copy, while it is read."""
+        """`sha256`: hash of the file. If given, the file may be touched, or replaced by a copy, while it is read."""
         self.beton, self.device, self.batch_size = beton, device, batch_size
         reader = JpegReader if holds_jpegs(beton) else FfcvReader
         self._reader = reader(beton, batch_size, min(num_workers, len(os.sched_getaffinity(0))))
@@ -49,9 +50,10 @@ class StreamLoader:
     def batches(self, index_batches: IndexBatches) -> Iterator[Batch]:
         """Yields the samples at each array of positions. All arrays but the last non-empty one must have `batch_size`.
 
-        An empty array gives an empty batch. Raises RuntimeError if the file changes while it is read, an image is
-        damaged, or other samples come than requested, and IndexError for positions outside the file. If a file is
-        truncated while it is read, the process may die of SIGBUS instead, because FFCV maps it into memory.
+        An empty array gives an empty batch. Raises RuntimeError if the file changes while it is read, if an image is
+        damaged, or if the reader returns other samples than requested. Raises IndexError for positions outside the
+        file. If a raw file is truncated while it is read, the process may die of SIGBUS instead, because FFCV maps it
+        into memory.
         """
         order = _checked_order(index_batches, self.count, self.batch_size)
         self._file.check()
@@ -75,7 +77,7 @@ class StreamLoader:
 
 
 class ResidentLoader:
-    """Holds all images of a stream in device memory."""
+    """Keeps all images of a stream in device memory."""
 
     def __init__(self, stream: StreamLoader) -> None:
         self.batch_size, self.count, size = stream.batch_size, stream.count, stream.image_size
@@ -99,7 +101,7 @@ class ResidentLoader:
 def build_loader(
     beton: Path, *, mode: Mode, device: torch.device, batch_size: int, num_workers: int, sha256: str | None = None
 ) -> StreamLoader | ResidentLoader:
-    """A loader for `mode`; auto: resident if the images take less than a quarter of the device's free memory."""
+    """A loader for `mode`. auto: resident if the images take less than a quarter of the free device memory."""
     stream = StreamLoader(beton, device=device, batch_size=batch_size, num_workers=num_workers, sha256=sha256)
     if mode == "auto":
         needed = stream.count * stream.image_size**2 * 3

@@ -25,14 +25,14 @@ class SplitInfo:
     count: int
     bytes: int
     sha256: str
-    tables_sha256: str  # of labels, checksums of the images, and all else that is not pixels
+    tables_sha256: str  # of everything but the images: labels, checksums of the images, and more
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """The content of dataset.json. `mean` and `std` are those of each color of the training images, on a 0-1 scale.
+    """The content of dataset.json. `mean` and `std`: of each color channel of the training images, on a 0-1 scale.
 
-    `splits` may lack "train": such a dataset can be evaluated, and its mean and std are those of the test images.
+    `splits` may lack "train". Such a dataset can only be evaluated, and `mean` and `std` are those of the test images.
     """
 
     format_version: int
@@ -49,7 +49,7 @@ class DatasetInfo:
     skipped: tuple[str, ...] = ()  # files that --skip-unreadable left out; not written if there are none
 
     def expected(self, split: SplitInfo) -> Expected:
-        """What the beton file of a split must hold."""
+        """What the beton file of `split` must contain."""
         return Expected(split.count, self.image_size, len(self.classes), self.encoding)
 
     def as_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Work that threads do ahead, with bounded memory and results in a fixed order."""
+"""Computes results ahead of time in threads, with bounded memory and in a fixed order."""
 
 import os
 from collections import deque
@@ -13,17 +13,17 @@ MAX_THREADS = 16
 
 
 def num_threads() -> int:
-    """Threads that prepare images: one for each CPU core this process may use, at most 16."""
+    """Number of threads that prepare images: one for each CPU core that this process may use, at most 16."""
     return min(len(os.sched_getaffinity(0)), MAX_THREADS)
 
 
 def map_in_order(
     function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int = 0
 ) -> Generator[Result, None, None]:
-    """`function(item)` of each item, in the order of the items, computed by `threads` threads.
+    """Yields `function(item)` for each item, in the order of the items, computed by `threads` threads.
 
-    At most `ahead` results exist at a time, whatever the number of items (default: two for each thread). Raises what
-    `function` raises, at the turn of that item. If the caller stops early, no further item is started.
+    At most `ahead` results exist at a time, whatever the number of items (default: two for each thread). An exception
+    in `function` is raised in place of the result of that item. If the caller stops early, no more items are started.
     """
     ahead = ahead or 2 * threads
     pool = ThreadPoolExecutor(max_workers=threads)

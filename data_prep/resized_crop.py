@@ -1,8 +1,9 @@
-"""Crops of different sizes from a whole batch, resized to one size.
+"""Crops an area of its own size from each image of a batch, and resizes all of them to one size.
 
-Bilinear with antialiasing, as in Pillow and in torch's `interpolate(..., antialias=True)`: a triangle around each new
-pixel, widened where the crop shrinks, weighs the old pixels of each row and column. The result of an image does not
-depend on the batch that it is in, so it is the same at every number of processes, bit for bit.
+The interpolation is bilinear with antialiasing, as in Pillow and in torch's `interpolate(..., antialias=True)`: the old
+pixels of a row or column are weighted by a triangle around each new pixel, which is wider if the crop shrinks. The
+result for an image does not depend on the rest of its batch, so it is the same for any number of processes, bit for
+bit.
 """
 
 import math
@@ -12,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 WEIGHT_UNITS = 2048  # 11 bits, the precision of TF32
-ROW_UNITS = 8  # 8 bits of a pixel and 3 more
-KERNEL_UNITS = 2**14  # of the triangles before they are normalized; their sums fit float32 up to 1000 pixels
+ROW_UNITS = 8  # 3 bits more than the 8 of a pixel
+KERNEL_UNITS = 2**14  # of the triangles before they are normalized; sums over up to 1000 pixels fit float32
 
 
 def batch_resized_crop(
@@ -21,8 +22,8 @@ def batch_resized_crop(
 ) -> Tensor:
     """(N, C, H, W) uint8 -> (N, C, *size) uint8, channels_last: a crop of each image, resized.
 
-    `top`, `left`, `height`, `width`: (N,) int64, the crops in pixels, which must lie inside the images. Each value is
-    within 1 of the one that torchvision's `resized_crop` computes in float. Does not wait for the device.
+    `top`, `left`, `height`, `width`: (N,) int64, the crops in pixels, which must lie inside the images. Results differ
+    by at most 1 from those of torchvision's `resized_crop` in float. Does not wait for the device.
     """
     resize = resize_one_by_one if images.device.type == "cpu" else resize_by_products
     return resize(images, top, left, height, width, size=size)
@@ -31,7 +32,7 @@ def batch_resized_crop(
 def resize_one_by_one(
     images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, *, size: tuple[int, int]
 ) -> Tensor:
-    """`batch_resized_crop` for the CPU, where torch's kernel for uint8 takes a tenth of the time of matrix products."""
+    """`batch_resized_crop` for the CPU, where torch's uint8 kernel is ten times as fast as matrix products."""
     count, channels = images.shape[:2]
     resized = torch.empty((count, *size, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
     places = torch.stack((top, top + height, left, left + width), dim=1).tolist()
@@ -47,8 +48,8 @@ def resize_by_products(
     """`batch_resized_crop` for a GPU, as two matrix products for the whole batch.
 
     All weights are multiples of 1/2048 that add up to 1, and the rows between the two products are rounded to multiples
-    of 1/8. The factors then fit TF32, and every partial sum fits float32. So the sums are exact in any order, which
-    depends on the size of the batch.
+    of 1/8. All factors then fit TF32, and all partial sums fit float32. The sums are therefore exact, whatever their
+    order, which depends on the size of the batch.
     """
     count, channels, old_height, old_width = images.shape
     new_height, new_width = size
@@ -65,13 +66,14 @@ def resize_by_products(
 def sides_of_areas(
     shares: Tensor, positions: Tensor, *, size: tuple[int, int], ratios: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """Heights and widths (N,) int64 of crops with `shares` (N,) of the area of an image of `size`.
+    """Heights and widths, (N,) int64, of crops whose areas are `shares` (N,) of the area of an image of `size`.
 
-    The logarithm of the aspect ratio, width / height, lies at `positions` (N,), 0 to 1, between those of `ratios`. If
-    only some of these ratios fit a large area into the image, it lies between those. After Szegedy et al., arXiv
-    1409.4842. torchvision's RandomResizedCrop draws a new area instead, so its areas are smaller on average.
+    `positions` (N,), 0 to 1, choose the aspect ratio (width / height) on a logarithmic scale between the two `ratios`.
+    For a large area, this range is narrowed to the ratios with which the crop fits into the image. After Szegedy et
+    al., arXiv 1409.4842. torchvision's RandomResizedCrop draws another area instead, so its areas are smaller on
+    average.
     """
-    # log and exp may round differently at other places of a vector; in float64, that does not change whole pixels.
+    # log and exp may round differently at another position in a vector. In float64, that does not change whole pixels.
     shares, positions = shares.double(), positions.double()
     square, room = math.log(size[1] / size[0]), -shares.log()
     low = (square - room).clamp(min=math.log(ratios[0]))
@@ -83,10 +85,10 @@ def sides_of_areas(
 
 
 def _weights(start: Tensor, length: Tensor, *, old: int, new: int) -> Tensor:
-    """(N, new, old) float32: how much each of `old` pixels counts for each of `new` ones, in units of WEIGHT_UNITS.
+    """(N, new, old) float32: the weight of each old pixel for each new one, in units of 1 / WEIGHT_UNITS.
 
-    `start` and `length` (N,): the pixels that are resized; those outside count nothing. Cumulative sums are rounded,
-    not the weights themselves, so that the rounded weights of every new pixel add up to one.
+    `start` and `length` (N,): the range of old pixels to resize; the others have weight 0. The cumulative sums are
+    rounded instead of the weights, so that the rounded weights of every new pixel add up to 1.
     """
     scale = (length / new)[:, None]
     center = scale * (torch.arange(new, device=start.device) + 0.5)  # (N, new), in pixels from `start`

@@ -1,4 +1,4 @@
-"""The images of one split on their way to FFCV's writer: they wait in files, because it needs their number first."""
+"""Keeps the images of a split in temporary files until FFCV's writer, which must know their number, can start."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,14 +15,14 @@ RECORD = np.dtype([("start", "<i8"), ("size", "<i8"), ("label", "<i8"), ("checks
 
 
 class SpoolWriter:
-    """Appends stored images, and a record of each, to two files."""
+    """Appends encoded images to one file, and a record of each image to another."""
 
     def __init__(self, images: BinaryIO, records: BinaryIO) -> None:
         self.count, self.shape = 0, ()
         self._images, self._records = images, records
 
     def add(self, chunk: Split, stored: Sequence[bytes]) -> None:
-        """Adds images that are stored as these bytes. Raises ValueError for arrays that FFCV cannot write."""
+        """Adds images. `stored`: their encoded bytes. Raises ValueError for arrays that FFCV cannot write."""
         images, labels = chunk
         self._check(images, labels)
         records = np.zeros(len(labels), RECORD)
@@ -53,7 +53,7 @@ def open_spool(folder: Path, name: str, encoding: str) -> Iterator[SpoolWriter]:
 
 
 class Spooled:
-    """The samples of a spool: (stored image, label, index, checksum). Reads one image at a time."""
+    """The samples of a spool: (encoded image, label, index, checksum). Reads one image at a time."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.name = name

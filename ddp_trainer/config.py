@@ -1,7 +1,7 @@
 """All settings of a training run: frozen, typed sections, checked once and never edited afterwards.
 
-Owned here: names, types, help texts and ranges. Not owned here: named configurations (`recipes.py`), how a command
-line becomes a configuration (`command_line.py`), and what the settings do.
+Each setting has its name, type, help text and range here. Elsewhere: named configurations (`recipes`), and how a
+command line becomes a configuration (`command_line`).
 """
 
 import dataclasses
@@ -95,11 +95,11 @@ class RuntimeConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """cpu also works with several processes."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 if the hardware has it, else fp16 on CUDA, else fp32. fp32 does not use TF32."""
+    """auto: bf16 if the hardware supports it, else fp16 on CUDA, else fp32. fp32 never uses TF32."""
     compile: bool = False
     """Compile the network with torch.compile."""
     graph: Literal["auto", "off"] = "auto"
-    """auto: capture the steps into CUDA graphs if there is a GPU and nothing prevents it; off: never."""
+    """auto: on a GPU, capture the steps into CUDA graphs if possible; off: never."""
     channels_last: bool = True
     """Store activations and filters in NHWC order."""
     sync_bn: bool = False
@@ -127,8 +127,8 @@ class RunConfig:
     resume: bool = False
     """Resume from the newest good checkpoint in --out; start from the beginning if there is none."""
     checkpoint_every_steps: int = 0
-    """Save a checkpoint each time this many steps are done, in addition to the one at the end of each epoch (on a GPU,
-    of an epoch that ends at least 5 s after the last save); 0: only at the end of each epoch."""
+    """Save a checkpoint every this many steps, in addition to those at the end of epochs; 0: only at the end of epochs.
+    On a GPU, not every epoch is saved if epochs take less than 5 s."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints to keep."""
     log_every_steps: int = 50

@@ -73,7 +73,7 @@ class RangeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RangeTestConfig:
-    """A recipe without the settings of a run directory. Its schedule gives only the sizes of batches and crops."""
+    """A recipe without the settings of a run directory. Of its schedule, only the batch and crop sizes are used."""
 
     sweep: RangeConfig = field(default_factory=RangeConfig)
     recipe: Annotated[str, tyro.conf.Suppress] = "custom"

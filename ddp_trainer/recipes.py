@@ -110,15 +110,15 @@ def finetune() -> TrainConfig:
 
 
 def photos() -> TrainConfig:
-    """Photographs of 224 pixels: 16 epochs of ResNet-18 on random areas of each image, resized.
+    """Photographs: 16 epochs of ResNet-18 on random areas of each image, resized to 224 pixels.
 
     Command:   accelerate launch -m ddp_trainer.train photos --data-dir data/photos
     Source:    the settings for ResNet-18 in github.com/libffcv/ffcv-imagenet (learning rate 0.5 for 256 images, label
-               smoothing 0.1, 16 epochs), with larger areas and a schedule of one cycle
+               smoothing 0.1, 16 epochs), with larger areas and a one-cycle schedule
     Result:    not measured
 
     Prepare the images with `--size 256`. To start from trained weights, add `--init-from FILE --peak-lr 0.05`. Any
-    other `--network` works, too. The built-in network takes ten times the operations of ResNet-18 at this size.
+    other `--network` works, too. At this size, the built-in network takes ten times as many operations as ResNet-18.
     """
     return TrainConfig(
         recipe="photos",

@@ -20,11 +20,11 @@ class ScheduleConfig:
     final_lr_fraction: float = 0.0
     """Learning rate of the last step, as a share of the peak."""
     train_size: int | None = None
-    """Side in pixels of the crops that the network sees. Evaluation takes the center of each image. Default: the side
-    of the images."""
+    """Side of the training crops in pixels. Evaluation uses a center crop of the same size. Default: the side of the
+    images."""
     small_crop_fraction: float = 0.0
-    """Share of the epochs, at the start, that train on small crops: first on crops with half the side of later ones,
-    then on crops with three quarters of it."""
+    """Share of the epochs, at the start, that train on small crops: first on crops with half the full side, then on
+    crops with three quarters of it."""
     max_steps: int | None = None
     """Stop after this many optimizer steps; the schedule stays that of the full run."""
 
@@ -69,8 +69,8 @@ class ScheduleConfig:
     def crop_side(self, side: int, *, epoch: int) -> int:
         """Side in pixels of the crops that the network sees in `epoch` (0-based); `side`: that of the images.
 
-        Progressive resizing (after github.com/mosaicml/composer). With --crop padded, the crops show less of an image
-        instead of shrinking it, because the images are small already; with random-resized, they are shrunk.
+        Progressive resizing (after github.com/mosaicml/composer). With --crop random-resized, small crops are shrunk.
+        With --crop padded, they show a smaller part of the image instead, because the images are small already.
         """
         side = self.train_size or side
         if epoch >= self.small_crop_epochs:

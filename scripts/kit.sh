@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes a folder to carry to a machine that has Python and torch, but neither a network nor a compiler:
+# Makes a kit: a folder for a machine that has Python and torch, but neither a network nor a compiler.
 #   bash scripts/kit.sh OUT [FILE ...]
 # OUT/wheels gets FFCV and the packages that such a machine usually lacks, in the versions of constraints.txt. Each FILE,
 # such as an archive of images, is copied to OUT. Run `make setup` first.
-# TARGET: Python version of the other machine (default: that of .venv). PACKAGES: what to carry besides FFCV.
-# On the other machine, scripts/use_kit.sh makes .venv from it.
+# TARGET: Python version of the other machine (default: that of .venv). PACKAGES: the packages to include besides FFCV.
+# On the other machine, scripts/use_kit.sh makes .venv from the kit.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -18,7 +18,7 @@ shift
 packages=${PACKAGES:-tyro typeguard docstring-parser pytest pytest-xdist execnet iniconfig pluggy}
 target=${TARGET:-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')}
 
-# Prints the entries of constraints.txt, with their hashes, of the packages to carry.
+# Prints the entries of the packages in constraints.txt, with their hashes.
 wanted() {
   awk -v names=" $packages " '/^[^ #]/ { keep = index(names, " " substr($1, 1, index($1, "==") - 1) " ") } keep' \
     constraints.txt

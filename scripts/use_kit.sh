@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes .venv from the packages of this machine and the wheels of a kit, without network, compiler and root:
+# Makes .venv from the packages of this machine and the wheels of a kit, without a network, a compiler or root access:
 #   bash scripts/use_kit.sh KIT
 # PYTHON (default: python3) is the interpreter that has torch. The kit's packages take precedence over this machine's.
-# Exit status: that of doctor, which prints what is still missing.
+# Finally it runs doctor, which prints what is still missing. The exit status is that of doctor.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,7 +17,7 @@ torch=$("$python" -c 'import importlib.util as u; print(u.find_spec("torch").ori
 "$python" -m venv --without-pip .venv
 site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 for wheel in "$1"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$site"; done
-# A .pth file of this machine, such as the one of setuptools, takes effect only through addsitedir.
+# This machine's own .pth files, such as that of setuptools, take effect only through addsitedir.
 echo "import site; site.addsitedir('$(dirname "$(dirname "$torch")")')" >"$site/machine.pth"
 echo "$PWD" >"$site/project.pth"
 echo "use_kit: .venv is ready; checking it"

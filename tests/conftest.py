@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> "Iterator[torch.device]":
-    """The CPU, and a GPU if the machine has one. Accelerate, which knows one device per process, forgets the last."""
+    """The CPU, and a GPU if the machine has one. Accelerate is reset, because it keeps one device for each process."""
     import torch
 
     if request.param == "cuda" and not torch.cuda.is_available():

@@ -1,1 +1,1 @@
-"""The acceptance of a machine with GPUs: stages of tests, measurements and whole runs, within a time limit."""
+"""Checks a machine with GPUs within a time limit, in stages: tests, measurements and whole runs."""

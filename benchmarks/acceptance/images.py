@@ -1,10 +1,10 @@
-"""Prepares the dataset of the acceptance run, unless there is one already.
+"""Prepares the dataset of the acceptance run, unless it exists already.
 
     python -m benchmarks.acceptance.images --out DIR [--images PATH] [--train-count N] [--test-count N]
 
-It reads the first of these that there is: the images of --images (a folder with train/CLASS and test/CLASS, or a tar
-archive of one), CIFAR-10's own archive in data/raw, and otherwise drawn images, as many as CIFAR-10 has. Nothing is
-downloaded.
+It uses the images of --images (a folder with train/CLASS and test/CLASS, or a tar archive of one). Without --images, it
+uses CIFAR-10's archive in data/raw if that exists, and synthetic images otherwise (default: as many as CIFAR-10 has).
+Nothing is downloaded.
 """
 
 import argparse
@@ -21,7 +21,7 @@ CIFAR10_ARCHIVE = Path("data/raw/cifar-10-python.tar.gz")
 
 
 def unpacked(images: Path, into: Path) -> Path:
-    """The folder with train/ and test/: `images` itself, or that folder in the archive, unpacked. Raises InputError."""
+    """The folder with train/ and test/. If `images` is an archive, it is unpacked into `into`. Raises InputError."""
     folder = images
     if images.is_file():
         with tarfile.open(images) as archive:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--test-count", type=int, default=10_000)
     options = parser.parse_args(argv)
     if (options.out / "dataset.json").exists():
-        print(f"{options.out} is prepared already")
+        print(f"{options.out} has been prepared already")
         return 0
     command = [sys.executable, "-m", "data_prep", *source_flags(options), "--out", options.out]
     return subprocess.run(command, check=False).returncode

@@ -1,4 +1,4 @@
-"""The stages of the acceptance run, in order of value: what comes late is left out first."""
+"""The stages of the acceptance run, most valuable first, because late stages are left out if time runs short."""
 
 import shutil
 import sys
@@ -9,7 +9,7 @@ from benchmarks.acceptance.runner import Stage
 
 Command = tuple[str | Path, ...]
 
-# Recipe, batch size and side of the crops for the step times.
+# Recipe, batch size and side of the crops of each measurement of step times.
 STEPS = (
     ("fast", 500, 16),
     ("fast", 500, 24),
@@ -68,7 +68,7 @@ def _prepare(plan: Plan) -> Command:
 
 
 def _tests(plan: Plan) -> Command:
-    """All tests that can use a GPU but those of the benchmarks, which run as stages."""
+    """All tests that can use a GPU, except those of the benchmarks, which run as stages of their own."""
     chosen: Command = ("-m", "gpu", "tests", "--ignore", "tests/whole_path/test_benchmarks.py", "--numprocesses", "4")
     if plan.rehearse:
         chosen = ("tests/whole_path/test_trainer_on_device.py", "-k", "cpu")
@@ -76,7 +76,7 @@ def _tests(plan: Plan) -> Command:
 
 
 def _train(plan: Plan, recipe: str, *, name: str = "", flags: Command = (), launcher: Command = ()) -> Command:
-    """`launcher`: a module and its flags, which starts the trainer."""
+    """`launcher`: a module that starts the trainer, and its flags."""
     tiny = (*TINY, "--epochs", "1", "--max-steps", "2", "--small-crop-fraction", "0") if plan.rehearse else ()
     files: Command = ("--data-dir", plan.data, "--out", plan.run_dir(name or recipe), "--wandb", "disabled")
     modules: Command = (*launcher, "-m", "ddp_trainer.train") if launcher else ("ddp_trainer.train",)
@@ -84,13 +84,13 @@ def _train(plan: Plan, recipe: str, *, name: str = "", flags: Command = (), laun
 
 
 def _runs_together(plan: Plan) -> list[Command]:
-    """More recipes and seeds, all on the same GPU at once: their accuracies count, their times do not."""
+    """More recipes and seeds, all at once on the same GPU. Only their accuracies count, not their times."""
     seeds = [("fast", 1), ("fast", 2), ("strong", 1), ("baseline", 1), ("long", 1)]
     return [_train(plan, recipe, name=f"{recipe}-{seed}", flags=("--seed", str(seed))) for recipe, seed in seeds]
 
 
 def _launch(plan: Plan) -> Command:
-    """One process for each GPU; a batch of 496 images can be shared by 1, 2, 4 or 8 of them."""
+    """One process for each GPU. A batch of 496 images is divisible by 1, 2, 4 and 8."""
     file = "launch/cpu_processes.yaml" if plan.rehearse else "launch/all_gpus.yaml"
     launcher: Command = ("accelerate.commands.launch", "--config_file", file)
     flags: Command = ("--batch-size", "496", "--epochs", "2")
@@ -117,7 +117,7 @@ def _benchmark(plan: Plan, name: str) -> Command:
 
 
 def _kills(plan: Plan) -> Command:
-    """SIGKILL and stop signals at random moments; the resumed run must equal the uninterrupted one bit for bit."""
+    """SIGKILL and stop signals at random moments. The resumed run must equal the uninterrupted run, bit for bit."""
     chosen: Command = ("--parts", "kills", "signals", "--kills", "5", "--signals", "4", "--device", "cuda")
     if plan.rehearse:
         chosen = ("--parts", "kills", "--kills", "1")

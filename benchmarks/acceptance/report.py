@@ -1,4 +1,4 @@
-"""What an acceptance run has found: one JSON object, and tables for the terminal."""
+"""Reports the results of an acceptance run as a JSON object and as tables for the terminal."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +14,7 @@ OF_A_RUN = ("test_accuracy", "test_accuracy_tta", "test_total", "train_seconds",
 
 
 def collect(outcomes: Sequence[Outcome], plan: Plan, gpus: Sequence[str], seconds: float) -> dict[str, Any]:
-    """Machine, stages and results of the runs so far, as JSON values."""
+    """The machine, the stages and the results so far, as JSON values."""
     return {
         "date": date.today().isoformat(),
         "gpus": list(gpus),

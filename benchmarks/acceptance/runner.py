@@ -1,6 +1,6 @@
-"""Runs stages of commands, each within its own time limit and all of them within one, and records what happened.
+"""Runs stages of commands and records their outcomes. There is a limit for each stage and one for all of them.
 
-A stage that no longer fits into the remaining time is left out. A stage that fails does not stop the others.
+A stage whose limit exceeds the remaining time is left out. A stage that fails does not stop the others.
 """
 
 import contextlib
@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-GRACE_SECONDS = 5.0  # between the request to end and the kill of a command whose time is up
+GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL for a command that exceeds its time limit
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Commands that run one after another, or all at once with `together`."""
+    """Commands that run one after another, or all at once if `together`."""
 
     name: str
-    seconds: float  # limit; the stage starts only if that much time is left
+    seconds: float  # time limit; the stage starts only if this much time is left
     commands: Sequence[Sequence[str | Path]]
     together: bool = False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a stage. `detail` names the commands that failed."""
+    """The result of a stage. `detail` names the commands that failed."""
 
     name: str
     state: Literal["passed", "failed", "out of time", "left out"]
@@ -43,7 +43,7 @@ class Outcome:
 def run_stages(
     stages: Sequence[Stage], logs: Path, *, seconds: float, report: Callable[[list[Outcome]], None]
 ) -> list[Outcome]:
-    """Runs `stages` within `seconds`; calls `report` with the outcomes so far after each of them.
+    """Runs `stages` within `seconds`. After each of them, calls `report` with all outcomes so far.
 
     The output of a stage goes to a file in the folder `logs`.
     """
@@ -61,7 +61,7 @@ def run_stages(
 
 
 def run_stage(stage: Stage, log: Path) -> Outcome:
-    """Runs the commands of one stage. Those that still run after its limit are killed."""
+    """Runs the commands of one stage. Commands that exceed its time limit are killed."""
     started = time.monotonic()
     deadline = started + stage.seconds
     codes: list[int | None] = []
@@ -93,7 +93,7 @@ def _start(command: Sequence[str | Path], output: BinaryIO) -> subprocess.Popen:
 
 
 def _wait(process: subprocess.Popen, deadline: float) -> int | None:
-    """Exit status of the process, or None if it still runs at the deadline."""
+    """Exit status of the process, or None if it is still running at the deadline."""
     try:
         return process.wait(max(deadline - time.monotonic(), 0.0))
     except subprocess.TimeoutExpired:
@@ -101,7 +101,7 @@ def _wait(process: subprocess.Popen, deadline: float) -> int | None:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Ends the process and its children; a launcher gets some time to end the processes that it started."""
+    """Ends the process and its children. SIGTERM comes first, so that a launcher can end the processes it started."""
     if process.poll() is None:
         _signal_group(process, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):

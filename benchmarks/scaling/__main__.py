@@ -1,17 +1,17 @@
-"""How time and peak memory grow with the number of images, the number of classes and the side of the images.
+"""Measures how time and peak memory grow with the number of images, the number of classes and the image size.
 
     python -m benchmarks.scaling [--axes NAME ...] [--work DIR] [--result FILE] [--picture FILE] [--quick]
 
-prepare:    python -m data_prep --source folder, from JPEG files of the final size.
-start:      a run, from the start of the process to the end of its first step.
+prepare:    python -m data_prep --source folder, from JPEG files that have the final size already.
+start:      a run, from the start of its process to the end of its first step.
 epoch:      one epoch with augmentation and a network that costs almost nothing, streamed from the file.
 evaluation: the test images (a tenth as many), with test-time augmentation.
-checkpoint: a checkpoint of that network, until it is on the disk.
-run:        a whole run of one step, with evaluation, results and report.
-report:     python -m ddp_trainer.report, for that run.
+checkpoint: saving a checkpoint of that network to the disk.
+run:        a whole run with a single step, with evaluation, results and report.
+report:     python -m ddp_trainer.report for that run.
 
-Each measurement is a process of its own. An exponent of 1 means that the cost is proportional to the number of images,
-of classes, or of pixels; it is that of the last interval of each axis. The largest dataset needs 6 GB in --work.
+Each measurement runs in its own process. An exponent of 1 means that the cost is proportional to the number of images,
+classes or pixels. Exponents are computed from the two largest sizes. The largest dataset needs 6 GB in --work.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def command_of(part: str, folder: Path, side: int) -> list[str | Path]:
 
 
 def measure_shape(shape: Shape, work: Path, parts: Sequence[str]) -> Costs:
-    """Costs of each part for one dataset, which is made for it and removed afterwards."""
+    """The cost of each part for a dataset of this shape, which is created first and removed afterwards."""
     folder = Path(tempfile.mkdtemp(dir=work))
     try:
         write_images(folder / "images", shape)
@@ -65,17 +65,17 @@ def measure_shape(shape: Shape, work: Path, parts: Sequence[str]) -> Costs:
 
 
 def size_along(axis: str, shape: Shape) -> int:
-    """What grows along the axis: images, classes or pixels of an image."""
+    """The quantity that grows along `axis`: images, classes or pixels per image."""
     return {"classes": shape.classes, "side": shape.side**2}.get(axis, shape.images)
 
 
 def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
-    """k in cost ~ size^k, between the last two sizes."""
+    """k in cost ~ size^k, from the last two sizes."""
     return math.log(costs[-1] / costs[-2]) / math.log(sizes[-1] / sizes[-2])
 
 
 def summarize(axis: str, measured: dict[Shape, Costs]) -> dict[str, float]:
-    """Figures by name: seconds and megabytes of each part at each size, and the exponents of both."""
+    """Figures by name: seconds and megabytes of each part at each size, and the exponent of each."""
     figures = {}
     sizes = [size_along(axis, shape) for shape in measured]
     for part in next(iter(measured.values())):
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, help="folder for the datasets; default: the system's temporary folder")
     parser.add_argument("--result", type=Path, help="write the figures here as JSON, after each axis")
     parser.add_argument("--picture", type=Path, help="draw the figures here, as PNG or SVG")
-    parser.add_argument("--quick", action="store_true", help="two tiny datasets, to see that everything works")
+    parser.add_argument("--quick", action="store_true", help="use two tiny datasets, to check that everything works")
     options = parser.parse_args(argv)
     axes = QUICK if options.quick else {axis: AXES[axis] for axis in options.axes}
     everything, figures = {}, {}

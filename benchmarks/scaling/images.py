@@ -1,4 +1,4 @@
-"""Writes folders of JPEG files of any number, number of classes and side, and the network that is trained on them."""
+"""Writes a folder of JPEG files with any number of images and classes, and images of any size."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,10 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Shape:
-    """A dataset: number of training images and of classes, side in pixels. A tenth as many images are for testing."""
+    """A dataset: number of training images, number of classes, and side of the images in pixels.
+
+    There is one test image for every ten training images, but at least one for each class.
+    """
 
     images: int
     classes: int
@@ -25,7 +28,7 @@ class Shape:
 
 
 def write_images(root: Path, shape: Shape) -> None:
-    """Writes ROOT/SPLIT/CLASS/NUMBER.jpg: smooth colors with some noise, all different, classes in turn."""
+    """Writes ROOT/SPLIT/CLASS/NUMBER.jpg. All images are different: smooth colors with some noise."""
     for seed, (split, count) in enumerate(shape.counts().items()):
         generator = np.random.default_rng(seed)
         folders = [root / split / f"class-{label:04d}" for label in range(shape.classes)]

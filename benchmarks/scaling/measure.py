@@ -1,4 +1,4 @@
-"""Measures the time and the peak memory of a command with all its processes."""
+"""Measures the time and the peak memory of a command, including all its processes."""
 
 import subprocess
 import time
@@ -9,18 +9,18 @@ from typing import NamedTuple
 from data_prep.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-INTERVAL = 0.05  # seconds between two looks at the memory
+INTERVAL = 0.05  # seconds between two measurements of memory
 
 
 class Cost(NamedTuple):
-    """What a command needed."""
+    """The time and memory that a command took."""
 
-    seconds: float  # those that it prints in its last line, or else those until it ended
-    megabytes: float  # highest sum over its processes; memory that processes share is counted once
+    seconds: float  # the number that it printed in its last line, or else its whole running time
+    megabytes: float  # peak of the sum over its processes; shared memory is counted once
 
 
 def cost_of(command: Sequence[str | Path], log: Path) -> Cost:
-    """Runs `command`; its output goes to `log`. Raises InputError if it fails."""
+    """Runs `command` and writes its output to `log`. Raises InputError if it fails."""
     started, peak = time.perf_counter(), 0.0
     with log.open("wb") as output:
         words = [str(word) for word in command]
@@ -37,7 +37,7 @@ def cost_of(command: Sequence[str | Path], log: Path) -> Cost:
 
 
 def _session_megabytes(session: int) -> float:
-    """Memory of all processes of the session, each page divided by the number of processes that share it."""
+    """Memory of all processes of the session. A page that n processes share counts 1/n for each of them."""
     kilobytes = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

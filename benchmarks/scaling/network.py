@@ -1,4 +1,4 @@
-"""A network so cheap that an epoch takes the time of everything else: `--network benchmarks.scaling.network:cheap`."""
+"""A network so cheap that an epoch measures everything else. Use: `--network benchmarks.scaling.network:cheap`."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""Draws the costs of all parts: a column for each axis, time above, peak memory below, all on logarithmic scales."""
+"""Draws the costs of all parts on logarithmic scales, with one column for each axis: time above, peak memory below."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One measured part of a run, in a process of its own. Prints its seconds as the last line.
+"""Runs one part of a run, to be measured, and prints the seconds that it took as its last line.
 
 python -m benchmarks.scaling.work {start,epoch,evaluation,checkpoint,run} DATA_DIR RUN_DIR
 """
@@ -19,7 +19,7 @@ BATCH_SIZE = 32
 
 
 def settings(data_dir: Path, run_dir: Path) -> TrainConfig:
-    """`smoke` with a cheap network, and images that are read from the file in every epoch."""
+    """`smoke` with a cheap network and with images that are streamed from the file."""
     config = smoke()
     return replace(
         config,
@@ -31,7 +31,7 @@ def settings(data_dir: Path, run_dir: Path) -> TrainConfig:
 
 
 class FirstStep(SilentObserver):
-    """Ends the process after the first step and prints the seconds since it was started."""
+    """Prints the seconds since the process was started, and ends it, after the first step."""
 
     def step_done(self, step: int) -> None:
         print(seconds_since_start(), flush=True)
@@ -46,7 +46,7 @@ def seconds_since_start() -> float:
 
 
 def run_whole(config: TrainConfig, *, only_start: bool) -> None:
-    """A run of one step, from the command's settings to the report; with `only_start`, only to that step."""
+    """A whole run with a single step, from the settings to the report. With `only_start`, it ends after that step."""
     from ddp_trainer.train import train_here
 
     config = replace(config, schedule=replace(config.schedule, max_steps=1))
@@ -69,7 +69,7 @@ def measure_part(config: TrainConfig, part: Callable[[Trainer], object]) -> None
 
 
 def save(trainer: Trainer) -> None:
-    """A checkpoint, until it is on the disk."""
+    """Saves a checkpoint and waits until it is on the disk."""
     from ddp_trainer.run.checkpoint_saver import CheckpointSaver
 
     assert trainer.config.run.out is not None

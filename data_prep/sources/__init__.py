@@ -1,4 +1,4 @@
-"""Where images come from. A source gives uint8 images and class names and knows nothing about beton files."""
+"""Sources of images. A source provides uint8 images and class names, and does not depend on beton files."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ CHUNK_BYTES = 2**20  # of images that are handled at a time
 
 
 class Split(NamedTuple):
-    """Images and their labels, in the order they are written: a whole split, or a few images of it."""
+    """Images and their labels, in the order in which they are written: a whole split or a part of it."""
 
     images: np.ndarray  # (N, H, W, 3) uint8
     labels: np.ndarray  # (N,) int64
@@ -28,7 +28,7 @@ class Findings(NamedTuple):
 
 
 class UnreadableImagesError(InputError):
-    """Some image files cannot be read; `problems` has a line for each of them."""
+    """Some image files cannot be read. `problems` has one line for each of them."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__(
@@ -39,7 +39,7 @@ class UnreadableImagesError(InputError):
 
 
 class Source(Protocol):
-    """Images that are read once: all chunks of train, then all chunks of test, then the findings."""
+    """Images that are read once. The caller reads all chunks of train, then those of test, and then the findings."""
 
     @property
     def source(self) -> str: ...
@@ -51,21 +51,21 @@ class Source(Protocol):
     def image_size(self) -> int: ...
 
     def count(self, split: str) -> int:
-        """The largest possible number of images in a split, known before they are read."""
+        """The number of images in a split, before any is read. Unreadable images are included."""
         ...
 
     def chunks(self, split: str) -> Generator[Split, None, None]:
-        """The images of a split, a few at a time; together at most `count` of them."""
+        """Yields the images of a split, a few at a time and at most `count` in total."""
         ...
 
     def findings(self) -> Findings:
-        """Raises InputError if some of the images cannot be used."""
+        """What was found while the images were read. Raises InputError if some of them cannot be used."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """A source whose images are all in memory."""
+    """A source that keeps all images in memory."""
 
     source: str
     classes: tuple[str, ...]

@@ -1,6 +1,6 @@
-"""What decoders say about image files: collected and told in one line, instead of printed file by file.
+"""Collects the messages of image decoders, to report them in one line instead of one or more for each file.
 
-Python code of a decoder warns, and C code, such as libtiff's, prints to stderr.
+Decoders written in Python issue warnings. C libraries such as libtiff print to stderr.
 """
 
 import os
@@ -17,12 +17,12 @@ from typing import IO
 from data_prep.errors import printable, shell_path
 from data_prep.sources import NUM_NAMED, count_of
 
-_reading = threading.local()  # .path: the file that this thread reads; .heard: whether it was warned about
+_reading = threading.local()  # .path: the file that this thread reads; .heard: whether a decoder has warned about it
 
 
 @dataclass
 class DecoderMessages:
-    """What was said. Only the first messages are kept, whatever their number."""
+    """The number of messages, and the first few of them."""
 
     num_files: int = 0
     first: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class DecoderMessages:
                 self.first.append(f"{shell_path(path)} ({printable(' '.join(message.split()))})")
 
     def note(self) -> str | None:
-        """One line about all of it, or None."""
+        """One line about all messages, or None if there were none."""
         parts = []
         if self.num_files:
             more = f" and {self.num_files - len(self.first)} more" if self.num_files > len(self.first) else ""
@@ -51,7 +51,7 @@ class DecoderMessages:
 
 @contextmanager
 def collected_messages(messages: DecoderMessages) -> Iterator[None]:
-    """Adds to `messages` what decoders say in the block, in any thread. Nothing in it can print to stderr meanwhile."""
+    """Adds the messages of decoders in the block, in any thread, to `messages`. Redirects stderr during the block."""
 
     def hear(message: Warning | str, *_: object, **__: object) -> None:
         path = getattr(_reading, "path", None)
@@ -73,7 +73,7 @@ def collected_messages(messages: DecoderMessages) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Says that this thread reads `path` in the block."""
+    """Attributes warnings in the block, in this thread, to the file `path`."""
     _reading.path, _reading.heard = path, False
     try:
         yield

@@ -8,12 +8,12 @@ from data_prep.sources import count_of
 
 
 def fingerprint(pixels: np.ndarray) -> int:
-    """A 64-bit hash. Among a million images, two different ones share a fingerprint with a probability of 3e-8."""
+    """A 64-bit hash. The probability that any two of a million different images have the same fingerprint is 3e-8."""
     return int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "little")
 
 
 def duplicate_notes(train: np.ndarray, test: np.ndarray) -> list[str]:
-    """Lines about duplicates in two tables, one row for each image: its fingerprint and its label, (N, 2) uint64."""
+    """Lines about duplicate images. `train`, `test`: (N, 2) uint64, the fingerprint and label of each image."""
     notes = []
     if in_both := len(np.intersect1d(train[:, 0], test[:, 0])):
         notes.append(

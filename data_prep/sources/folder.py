@@ -1,6 +1,6 @@
 """Reads image files from folders named after their classes, in a fixed shuffled order and with bounded memory.
 
-Not owned here: which files those are (`listing`), and how one of them becomes pixels (`picture`).
+Elsewhere: which files are read (`listing`), and how a file becomes pixels (`picture`).
 """
 
 from array import array
@@ -26,7 +26,7 @@ Labeled = tuple[Path, int]  # an image file and its label
 
 
 class _Read(NamedTuple):
-    """One image file that was read."""
+    """The pixels and the fingerprint of one image file."""
 
     picture: Picture
     fingerprint: int
@@ -34,7 +34,7 @@ class _Read(NamedTuple):
 
 @dataclass
 class _Reading:
-    """What was found while the files of one split were read, besides their pixels."""
+    """Everything but the pixels that was found while the files of one split were read."""
 
     listing: Listing
     unreadable: list[tuple[Path, str]] = field(default_factory=list)  # files and reasons
@@ -60,11 +60,12 @@ class _Reading:
 
 
 class FolderImages:
-    """A source: all images below `root` as `size` x `size` pixels, in an order that depends on the file names alone.
+    """A source with all images below `root`, resized to `size` x `size` pixels.
 
-    Sorted by class and file name, then shuffled with a fixed seed, so that any prefix mixes the classes. Raises
-    InputError for a layout without classes, an empty class, and classes that differ between train and test; after
-    reading, in `findings`, for images that cannot be read, unless `skip_unreadable`.
+    The images are sorted by class and file name and then shuffled with a fixed seed. Their order depends only on the
+    file names, and any prefix mixes the classes. Raises InputError if there are no class folders, if a class is empty,
+    or if train and test have different classes. Unless `skip_unreadable`, `findings` raises UnreadableImagesError if
+    some images could not be read.
     """
 
     source = "folder"
@@ -81,7 +82,8 @@ class FolderImages:
         return len(self._readings[split].listing.images)
 
     def chunks(self, split: str) -> Generator[Split, None, None]:
-        """The images of a split that can be read, a few at a time. Pillow decodes outside Python's lock, in threads."""
+        """Yields the readable images of a split, a few at a time. They are decoded in threads, because Pillow releases
+        Python's global lock."""
         reading = self._readings[split]
         read = partial(_read_chunk, size=self.image_size)
         chunks = _chunks_of(reading.listing, images_per_chunk(self.image_size**2 * 3))
@@ -118,7 +120,7 @@ def _chunks_of(listing: Listing, size: int) -> Iterator[list[Labeled]]:
 
 
 def _read_chunk(labeled: list[Labeled], *, size: int) -> tuple[list[Labeled], list[_Read | str]]:
-    """The files, and each file's pixels or the reason why it cannot be read."""
+    """The files, and for each of them what was read, or the reason why it cannot be read."""
     return labeled, [_read_one(path, size) for path, _ in labeled]
 
 

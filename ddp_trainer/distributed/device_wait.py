@@ -1,4 +1,4 @@
-"""Waits for this process's GPU, which itself may wait for that of a process that is gone."""
+"""Waits for this process's GPU with a time limit, because that GPU may wait for a process that has died."""
 
 import math
 import time
@@ -8,7 +8,7 @@ PAUSE_SECONDS = 5e-5
 
 
 class Event(Protocol):
-    """A `torch.cuda.Event` that was recorded."""
+    """A `torch.cuda.Event` that has been recorded."""
 
     def query(self) -> bool: ...
 
@@ -18,8 +18,8 @@ class Event(Protocol):
 def wait_for(event: Event, *, seconds: float = math.inf) -> None:
     """Returns when the device has reached `event`. Raises TimeoutError after `seconds`.
 
-    NCCL's watchdog does not see collectives inside a CUDA graph, so without a limit a lost process would leave the
-    others waiting forever.
+    NCCL's watchdog does not see collectives inside a CUDA graph. Without a time limit, the other processes would wait
+    forever for one that has died.
     """
     if seconds == math.inf:
         event.synchronize()
@@ -27,5 +27,5 @@ def wait_for(event: Event, *, seconds: float = math.inf) -> None:
     deadline = time.monotonic() + seconds
     while not event.query():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"the GPU did not finish a step within {seconds:.0f} s; another process may be gone")
+            raise TimeoutError(f"the GPU did not finish a step within {seconds:.0f} s; another process may have died")
         time.sleep(PAUSE_SECONDS)

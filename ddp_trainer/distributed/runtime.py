@@ -1,6 +1,6 @@
 """Ranks, devices, precision, seeds and collectives of a run. The only file that uses Accelerator.
 
-Not owned here: what is computed, and what is logged or saved.
+Elsewhere: what is computed (`engine`), and what is logged or saved (`run`, `tracking`).
 """
 
 import contextlib
@@ -67,8 +67,8 @@ class Runtime:
             use_all_cores(launch)
             keep_freed_memory()
         elif config.graph == "auto":
-            # The default stream cannot be captured, and all work that a graph contains must have used its stream, from
-            # the construction of DDP on.
+            # The default stream cannot be captured, so everything that a graph will contain must use another stream
+            # from the start, including the construction of DDP.
             torch.cuda.set_stream(torch.cuda.Stream(self.device))
         self.stop = StopAgreement(stop, self._control)
         torch.manual_seed(config.seed)
@@ -96,7 +96,7 @@ class Runtime:
 
     @property
     def timeout(self) -> float:
-        """Seconds after which a step that the GPU does not finish means that another process is gone."""
+        """Seconds to wait for the GPU to finish a step; after that, another process is assumed to have died."""
         return self.config.process_group_timeout if self.world_size > 1 else math.inf
 
     @property

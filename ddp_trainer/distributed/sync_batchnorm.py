@@ -29,10 +29,10 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 class SyncBatchNorm(_BatchNorm):
-    """BatchNorm whose training statistics are those of all ranks' images together. (N, C, ...) -> same shape.
+    """BatchNorm with training statistics over the images of all ranks. (N, C, ...) -> same shape.
 
-    Every rank must have the same number of images. torch's own layer does not accept CPU tensors, and on a GPU it makes
-    the host wait in every forward pass, which a CUDA graph does not allow.
+    Every rank must have the same number of images. torch's own layer does not accept CPU tensors. On a GPU, it makes
+    the host wait in every forward pass, which cannot be captured into a CUDA graph.
 
     The mean is computed before the variance: E[x^2] - E[x]^2 would lose the digits that make 1 and 4 processes agree.
     """
@@ -60,7 +60,7 @@ class SyncBatchNorm(_BatchNorm):
         self.num_batches_tracked += 1
 
     def _check_input_dim(self, input: Tensor) -> None:
-        pass  # the layer that this one replaces would have checked it
+        pass  # inputs of any number of dimensions are accepted
 
 
 def _sum_over_ranks(values: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def synchronize_batchnorm(model: nn.Module) -> nn.Module:
     """`model` with every BatchNorm replaced by a synchronized one with the same parameters and buffers."""
     for layer in list(model.modules()):
         for name, child in layer.named_children():
-            # Not subclasses of others: they may do more, like timm's, which contain an activation.
+            # Other subclasses are left alone because they may do more: timm's, for example, contain an activation.
             known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm)
             if isinstance(child, _BatchNorm) and type(child) in known:
                 replacement = SyncBatchNorm(child.num_features, child.eps, child.momentum or 0.1)

@@ -1,4 +1,4 @@
-"""How many floating-point operations a run takes, counted on the real layers and the real optimizer."""
+"""Counts the floating-point operations of a run, on the real layers and the real optimizer."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from ddp_trainer.models.spec import ModelSpec, build_network
 
 
 class TrainingFlops(NamedTuple):
-    """Operations of convolutions and matrix products; a multiplication and an addition count as two."""
+    """Operations of convolutions and matrix products. A multiply-add counts as two operations."""
 
     network: float  # forward and backward, for all images
     optimizer: float  # of one process; each process computes the same
@@ -49,7 +49,7 @@ def training_flops_per_image(model: nn.Module, image_size: int) -> float:
 
 
 def optimizer_flops_per_step(model: nn.Module, config: OptimConfig) -> float:
-    """Operations of a step of the optimizer: those of Muon's matrix products; SGD and AdamW have none."""
+    """Operations of the matrix products in one step of Muon; 0 for SGD and AdamW, which have none."""
     from torch.utils.flop_counter import FlopCounterMode
 
     turned = [weights for group in parameter_groups(model, config) if group["muon"] for weights in group["params"]]

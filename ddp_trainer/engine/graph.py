@@ -1,8 +1,9 @@
-"""The work of a step on a GPU as one CUDA graph: captured once, then started with one call instead of hundreds.
+"""Captures the work of a step on a GPU into a CUDA graph, so that one call launches it instead of hundreds.
 
-A graph repeats the same kernels on the same memory. What differs from step to step must therefore be in device memory
-and keep its place there: the batch and the epoch are copied in before each step, `LearningRates` keeps the learning
-rates, and everything that a step changes is updated in place. What the host does stays in `Trainer.train_step`.
+A graph repeats the same kernels at the same memory addresses. Whatever differs between steps must therefore stay at a
+fixed address in device memory: the batch and the epoch are copied there before each step, `LearningRates` keeps the
+learning rates there, and everything that a step changes is updated in place. The host's part of a step is in
+`Trainer.train_step`.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ Work = Callable[[Batch, int | Tensor, int], Tensor]  # batch, epoch and side of 
 
 
 def why_not(config: TrainConfig, runtime: Runtime) -> str | None:
-    """Why the steps of a run are not captured into graphs; None if they are."""
+    """The reason why the steps of a run are not captured into graphs, or None if they are."""
     obstacles = {
         "the CPU has no graphs": runtime.device.type != "cuda",
         "--graph off": config.runtime.graph == "off",
@@ -32,15 +33,15 @@ def why_not(config: TrainConfig, runtime: Runtime) -> str | None:
 
 
 class GraphedStep:
-    """Does `work` by replaying a graph of it. There is one graph for each crop size, captured when it is needed.
+    """Replays a graph of `work`. There is one graph for each crop size, captured when that size is first used.
 
-    A step of each size must have been taken before, because kernels are chosen and states created in a first step.
-    If a capture fails, for instance because a network waits for the device, steps are taken without graphs from then
-    on, and `say` is called with one line about it.
+    Take an ordinary step of each size beforehand, because the first step chooses kernels and creates optimizer states.
+    If a capture fails, for example because the network waits for the device, all later steps run without graphs, and
+    `say` is called with one line that gives the reason.
     """
 
     def __init__(self, work: Work, optimizer: torch.optim.Optimizer, say: Callable[[str], object]) -> None:
-        """`work`: all that a step does on the device; it keeps nothing on the host."""
+        """`work`: everything that a step does on the device. It must not store anything on the host."""
         self._work, self._optimizer, self._say = work, optimizer, say
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._batch: Batch | None = None
@@ -67,14 +68,14 @@ class GraphedStep:
             self._epoch.fill_(epoch)
 
     def _capture(self, batch: Batch, epoch: int | Tensor, side: int) -> None:
-        """Records a step without taking it: nothing is computed during a capture."""
+        """Records a step without taking it, because kernels do not run during a capture."""
         if self._batch is None:
             self._batch = Batch(*(column.clone() for column in batch))
             self._epoch = torch.as_tensor(epoch).to(batch.indices, copy=True)
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.current_stream()
-        mode = "thread_local"  # meanwhile, the thread that writes checkpoints may wait for the device
+        mode = "thread_local"  # the thread that writes checkpoints may wait for the device during the capture
         try:
             with _capturable(self._optimizer), torch.cuda.graph(graph, self._pool, stream, mode):
                 losses = self._work(self._batch, self._epoch, side)
@@ -89,7 +90,7 @@ class GraphedStep:
 
 @contextmanager
 def _capturable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Tells AdamW that its step is being captured. Its fused form needs nothing else."""
+    """Marks AdamW's parameter groups as capturable in the block. The fused AdamW needs nothing else."""
     groups = [group for group in optimizer.param_groups if "capturable" in group]
     for group in groups:
         group["capturable"] = True

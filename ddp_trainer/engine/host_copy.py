@@ -1,4 +1,4 @@
-"""Device values on their way to the host, read later so that no step waits for the device."""
+"""Copies device values to the host in the background, so that no step waits for the device."""
 
 import math
 
@@ -19,7 +19,7 @@ class PendingValues:
             self._event.record()
 
     def read(self, *, timeout: float = math.inf) -> Tensor:
-        """Raises TimeoutError if the device is not that far after `timeout` seconds."""
+        """The values. Raises TimeoutError if the device does not finish the copy within `timeout` seconds."""
         if self._event is not None:
             wait_for(self._event, seconds=timeout)
         return self._values

@@ -1,7 +1,7 @@
-"""Muon for filters and matrices and SGD for everything else, as one optimizer whose steps never wait for the device.
+"""Muon for filters and matrices and SGD for all other parameters, in one optimizer that never waits for the device.
 
-torch.optim.Muon takes matrices only and has no other update, so everything else would need a second optimizer, and with
-it a second gradient scaler, checkpoint and learning rate to keep in step.
+torch.optim.Muon accepts only matrices. All other parameters would need a second optimizer, and its gradient scaler,
+checkpoint and learning rate would have to be kept consistent with the first one's.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -18,20 +18,21 @@ from ddp_trainer.engine.newton_schulz import orthogonalize
 
 
 class Muon(torch.optim.Optimizer):
-    """Updates the parameters of a group as the group's entry `muon` says.
+    """An optimizer with one of three updates for each parameter group, chosen by the group's entry `muon`.
 
-    "filters": (O, I, H, W) filters that a normalization follows. Taken as a matrix of O rows, they are rescaled to norm
-    sqrt(O) before each step, so that `lr` is the share by which they turn, whatever their size. The normalization
-    cancels the norm, so there is no weight decay. After airbench94_muon (github.com/KellerJordan/cifar10-airbench).
+    "filters": for filters (O, I, H, W) of a convolution before a normalization layer. They are treated as a matrix with
+    O rows and rescaled to norm sqrt(O) before each step, so that `lr` is a relative change, whatever their size. There
+    is no weight decay, because the normalization cancels the norm. After airbench94_muon
+    (github.com/KellerJordan/cifar10-airbench).
 
-    "matrix": any other weights of at least two dimensions, as a matrix of as many rows as outputs. They keep their norm
-    and are decayed; a step is longer by sqrt(rows / columns) for tall matrices. After Jordan et al. (see
-    `newton_schulz`).
+    "matrix": for all other weights with at least two dimensions, treated as a matrix with one row for each output.
+    They are not rescaled, and weight decay applies. For tall matrices, a step is longer by sqrt(rows / columns). After
+    Jordan et al. (see `newton_schulz`).
 
     None: SGD with Nesterov momentum.
     """
 
-    # A gradient scaler and `step_guard.step_unless` then leave `found_inf` here, instead of asking the device for it.
+    # With this flag, gradient scalers and `step_guard.step_unless` set `found_inf` instead of waiting for its value.
     _step_supports_amp_scaling = True
 
     def __init__(
@@ -44,7 +45,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Changes nothing if `self.found_inf` is a tensor that is not zero."""
+        """Updates the parameters, unless `self.found_inf` is a nonzero tensor."""
         for group in self.param_groups:
             weights = [parameter for parameter in group["params"] if parameter.grad is not None]
             if group["muon"] and weights:
@@ -53,10 +54,10 @@ class Muon(torch.optim.Optimizer):
                 self._follow(weights, weights, group["momentum"], lr=group["lr"], weight_decay=group["weight_decay"])
 
     def _directions(self, weights: list[Tensor], momentum: float) -> list[Tensor]:
-        """The orthogonalized directions of descent."""
+        """The Nesterov momentum of each of `weights`, orthogonalized."""
         ahead = [torch.empty_like(one) for one in weights]
         torch._foreach_zero_(ahead)
-        self._follow(ahead, weights, momentum, lr=-1.0, weight_decay=0.0)  # from zero to where Nesterov's momentum is
+        self._follow(ahead, weights, momentum, lr=-1.0, weight_decay=0.0)  # `ahead` is now Nesterov's momentum
         matrices = orthogonalize([_as_matrix(one) for one in ahead])
         return [_as_weights(matrix, one) for matrix, one in zip(matrices, weights, strict=True)]
 
@@ -90,7 +91,7 @@ class Muon(torch.optim.Optimizer):
     def _descend(
         self, moved: list[Tensor], gradients: list[Tensor], momenta: list[Tensor] | None = None, **options: Any
     ) -> None:
-        """torch's fused SGD, one kernel for all tensors, which changes nothing if `found_inf` says so."""
+        """torch's fused SGD: one kernel for all tensors, which changes nothing if `found_inf` is nonzero."""
         sgd(
             moved,
             gradients,
@@ -105,7 +106,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _as_matrix(weights: Tensor) -> Tensor:
-    """(O, ...) -> (O, columns) without a copy; the order of the columns, that of the memory, makes no difference."""
+    """(O, ...) -> (O, columns) without a copy. Columns are in memory order, which makes no difference to the result."""
     return (weights if weights.is_contiguous() or weights.ndim != 4 else weights.permute(0, 2, 3, 1)).flatten(1)
 
 

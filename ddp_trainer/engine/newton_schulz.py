@@ -1,4 +1,4 @@
-"""Newton-Schulz iteration on many matrices at once, which orthogonalizes the steps of Muon, with few operations."""
+"""Orthogonalizes many matrices at once by Newton-Schulz iteration, for Muon."""
 
 import functools
 from collections.abc import Sequence
@@ -6,20 +6,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Quintic with the steepest slope at zero that still keeps singular values near one: Jordan et al., "Muon: An optimizer
-# for hidden layers in neural networks" (kellerjordan.github.io/posts/muon, 2024).
+# Coefficients of a quintic polynomial. Its slope at zero is as steep as possible while singular values still end up
+# near one: Jordan et al., "Muon: An optimizer for hidden layers in neural networks"
+# (kellerjordan.github.io/posts/muon, 2024).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
-# With more columns per row than this, iterating on the Gram matrix takes fewer operations, for any number of steps: it
-# saves 2 * steps - 2 products of 2 * rows^2 * columns operations, and adds 3 * steps - 3 of 2 * rows^3.
+# Above this ratio of columns to rows, iterating on the Gram matrix takes fewer operations, for any number of steps. It
+# saves 2 * steps - 2 products of 2 * rows^2 * columns operations each, and adds 3 * steps - 3 of 2 * rows^3 each.
 GRAM_FORM_COLUMNS = 1.5
 
 
 def orthogonalize(matrices: Sequence[Tensor], *, steps: int = 3) -> list[Tensor]:
-    """(M, N) each -> the same shapes with the same singular vectors and singular values close to one.
+    """Matrices with the same shapes and singular vectors as `matrices`, and singular values close to one.
 
-    A step takes X to P X, where P = a + b G + c G^2 and G = X X^T. Matrices of one shape are computed as a batch. On a
-    GPU that has bfloat16, products with whole matrices are computed in it, whatever the precision of the run.
+    Each step replaces X by P X, where P = a + b G + c G^2 and G = X X^T. Matrices of equal shape are computed as a
+    batch. On a GPU with bfloat16, products with whole matrices use bfloat16, whatever the precision of the run.
     """
     wide = [matrix.mT if matrix.size(0) > matrix.size(1) else matrix for matrix in matrices]
     places_of: dict[torch.Size, list[int]] = {}
@@ -41,7 +42,7 @@ def orthogonalize(matrices: Sequence[Tensor], *, steps: int = 3) -> list[Tensor]
 
 
 def _normalized(bank: Tensor) -> Tensor:
-    """(B, M, N) of norm 1, because the largest singular value must be 1 at most."""
+    """(B, M, N) -> the same matrices scaled to norm 1, because no singular value may exceed 1."""
     bank = bank.bfloat16() if bank.is_cuda and _gpu_has_bf16() else bank
     return bank / bank.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
 
@@ -54,10 +55,10 @@ def _iterate(bank: Tensor, steps: int) -> Tensor:
 
 
 def _iterate_on_grams(banks: Sequence[Tensor], steps: int, dtype: torch.dtype) -> list[Tensor]:
-    """(B, M, N) each, with one M for all -> the same shapes.
+    """(B, M, N) each, all with the same M -> the same shapes.
 
-    A step takes G to P G P. Only that and the product of all P are computed in each step, in `dtype`, and X is
-    multiplied once, at the end.
+    Each step computes only P G P, which replaces G, and the product of all P so far, both in `dtype`. X is multiplied
+    by that product once, at the end.
     """
     gram = torch.cat([bank @ bank.mT for bank in banks]).to(dtype)
     product = factor = _polynomial(gram)

@@ -1,13 +1,13 @@
-"""Tensors that a forward pass changes in place, and how to undo it on the device."""
+"""Undoes in-place changes of tensors on the device, for the forward pass of a skipped step."""
 
 import torch
 from torch import Tensor
 
 
 class Reversible:
-    """Remembers tensors and restores them where a condition on the device holds.
+    """Saves the values of tensors, and restores them if a condition on the device is True.
 
-    They are handled as bytes, all together, so that a few kernels serve tensors of every type.
+    All tensors are copied together as bytes, so that a few kernels are enough for tensors of all types.
     """
 
     def __init__(self, tensors: list[Tensor]) -> None:
@@ -26,7 +26,7 @@ class Reversible:
 
 
 def _memory_of(tensor: Tensor) -> Tensor:
-    """(K,) uint8: the bytes from the first element of `tensor` to its last, whatever its strides."""
+    """(K,) uint8 view of the bytes from the first element of `tensor` to its last, whatever its strides."""
     steps = zip(tensor.shape, tensor.stride(), strict=True)
     length = 1 + sum((size - 1) * stride for size, stride in steps) if tensor.numel() else 0
     return tensor.detach().as_strided((length,), (1,)).view(torch.uint8)

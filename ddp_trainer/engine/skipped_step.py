@@ -1,4 +1,4 @@
-"""The report of a skipped step that ended a run: which images it had, and their losses."""
+"""Reports the skipped step that ended a run: its images and their losses."""
 
 import contextlib
 import math
@@ -11,7 +11,7 @@ from ddp_trainer.engine.step_guard import Attempt, NonFinite, StepGuard
 
 
 def describe_step(attempt: Attempt, runtime: Runtime, *, epoch: int) -> dict[str, Any]:
-    """Images and losses of every rank, as JSON values; `epoch`: 0-based. A collective operation."""
+    """The images and losses of every rank, as JSON values. `epoch`: 0-based. A collective operation."""
     samples = runtime.gather(attempt.indices).tolist()
     losses = runtime.gather(attempt.losses.double()).tolist()
     ranks = [

@@ -1,8 +1,8 @@
 """Skips a step on every rank if its loss or a gradient is not finite, without waiting for the device.
 
-The decision is made on the device, and so is everything that depends on it. Gradients are the same on all ranks after
-their all-reduce, hence so is the decision, and every rank raises `NonFinite` at the same step. The host learns of a
-skipped step one step later, or when it asks (`StepGuard.settle`).
+The decision, and everything that depends on it, is computed on the device. All ranks have the same gradients after the
+all-reduce. They therefore make the same decision, and every rank raises `NonFinite` at the same step. The host learns
+about a skipped step one step later, or when it calls `StepGuard.settle`.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ class NonFinite(Exception):
 
 
 class Attempt(NamedTuple):
-    """One step, taken or skipped, for a report."""
+    """The images and losses of one step, taken or skipped, for a report."""
 
     step: int  # 0-based
     indices: Tensor  # (N,) positions in the beton file
@@ -42,7 +42,7 @@ class Attempt(NamedTuple):
 
 
 class Decision:
-    """Whether a step is skipped: known, on the device, after the block of `StepGuard.attempt`."""
+    """Whether a step is skipped. The value is on the device, and is set at the end of a `StepGuard.attempt` block."""
 
     skipped: Tensor  # () bool
 
@@ -53,7 +53,7 @@ class SkippedSteps(NamedTuple):
 
 
 class StepGuard:
-    """Owns the protocol of a step: what is remembered, decided, updated or restored, and when the host is told.
+    """Takes or skips the optimizer step after a forward and backward pass, and informs the host later.
 
         with guard.attempt() as decision:
             loss = ...
@@ -61,8 +61,8 @@ class StepGuard:
         ema.update(model, skip=decision.skipped)
         guard.look_back(Attempt(step, batch.indices, losses))
 
-    The end of the block takes the optimizer step, or skips it and undoes what the forward pass changed. All of this
-    happens on the device and can be captured into a CUDA graph. `look_back` is the part of the host.
+    At the end of the block, the guard takes the optimizer step, or skips it and undoes what the forward pass changed.
+    All of this happens on the device and can be captured into a CUDA graph. `look_back` runs on the host.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class StepGuard:
         clip: Callable[[], None] = lambda: None,
         timeout: float = math.inf,
     ) -> None:
-        """`optimizer`: may be wrapped by Accelerate. `changed_by_forward`: more tensors, in addition to buffers.
+        """`optimizer`: may be wrapped by Accelerate. `changed_by_forward`: tensors to restore, besides the buffers.
 
-        `clip`: called before each update, to clip the gradients. `timeout`: seconds to wait for a step to finish.
+        `clip`: called before each update to clip the gradients. `timeout`: seconds to wait for a step to finish.
         """
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._optimizer, self._scaler, self._clip = optimizer, scaler, clip
@@ -90,7 +90,7 @@ class StepGuard:
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[Decision]:
-        """In the block: forward and backward."""
+        """A context manager for the forward and backward pass of one step."""
         decision = Decision()
         self._forward.remember()
         yield decision
@@ -101,13 +101,16 @@ class StepGuard:
         self._counts[0] *= decision.skipped
 
     def look_back(self, attempt: Attempt) -> None:
-        """Remembers the step just attempted. Raises NonFinite for the step before it, and TimeoutError."""
+        """Records `attempt` and checks the step before it.
+
+        Raises NonFinite if the run cannot continue, and TimeoutError if the device does not finish that step in time.
+        """
         self._recent.append(attempt)
         self._pending.append((attempt.step, PendingValues(self._counts)))
         self._look(keep=1)
 
     def settle(self) -> SkippedSteps:
-        """Counts up to the last step. Waits for the device; raises NonFinite."""
+        """The numbers of skipped steps so far. Waits for the device. Raises the same errors as `look_back`."""
         self._look(keep=0)
         return SkippedSteps(*self._counts.tolist())
 
@@ -121,16 +124,16 @@ class StepGuard:
         return next(recent for recent in self._recent if recent.step == error.step)
 
     def _decide(self) -> Tensor:
-        """() bool: whether to skip this step. A norm that overflows counts too, even if each gradient is finite."""
+        """() bool: whether to skip this step. An overflow of the norm counts, even if every gradient is finite."""
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         norm = get_total_norm(gradients)
         zero = norm - norm  # NaN if the norm is not finite
         if self._scaler is not None:
-            gradients[-1].add_(zero)  # so that the scaler decides the same
+            gradients[-1].add_(zero)  # so that the scaler makes the same decision
         return zero != 0
 
     def _update(self, skipped: Tensor) -> None:
-        """The optimizer's step, or nothing at all where `skipped`."""
+        """Takes the optimizer's step unless `skipped`."""
         self._clip()
         if self._scaler is None:
             step_unless(skipped, self._optimizer)
@@ -146,18 +149,19 @@ class StepGuard:
 
 
 def nan_gradient_if_not_finite(loss: Tensor) -> Tensor:
-    """`loss` (), with a gradient of NaN if it is not finite: the all-reduce of gradients then tells every rank.
+    """`loss` (), with a NaN gradient if it is not finite. The all-reduce then passes the NaN on to every rank.
 
-    Without this, an infinite loss may have finite gradients, and only its own rank would know.
+    Without this, an infinite loss may have finite gradients, and only the rank with that loss would notice it.
     """
     value = loss.detach()
     return loss * (1 + (value - value))
 
 
 def step_unless(skipped: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """`optimizer.step()`, or nothing at all where `skipped` () bool.
+    """Calls `optimizer.step()`, which changes nothing if `skipped` () bool is True.
 
-    torch's fused optimizers, and Muon, look at `found_inf` on the device. For others the host waits for the answer.
+    torch's fused optimizers and Muon check `found_inf` on the device. For other optimizers, the host waits for
+    `skipped`.
     """
     bare: Any = getattr(optimizer, "optimizer", optimizer)  # inside Accelerate's wrapper
     if not getattr(bare, "_step_supports_amp_scaling", False):

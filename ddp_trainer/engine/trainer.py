@@ -1,7 +1,7 @@
-"""The loop: a step, an epoch, a run. The only place where a step calls backward.
+"""The training loop: a step, an epoch, a run. The only place where a step calls backward.
 
-Ranks, tracking and saving arrive as arguments; what a step computes is decided here. The loop never waits for the
-device within a step: everything the host reads of a step, it reads one step late.
+This module defines what a step computes. Ranks, tracking and saving are passed in as arguments. The loop never waits
+for the device within a step: the host reads the results of each step one step later.
 """
 
 import contextlib
@@ -123,7 +123,10 @@ class Trainer:
             yield self.state.step
 
     def train_step(self, batch: Batch, epoch: int, turns: Tensor | None = None) -> None:
-        """One step, or none at all if the loss or a gradient is not finite; never waits. `turns`: as in `Order`."""
+        """Takes one step, or skips it if the loss or a gradient is not finite. Never waits for the device.
+
+        `turns`: as in `Order`.
+        """
         side = self.config.schedule.crop_side(batch.images.size(2), epoch=epoch)
         self.rates.set(self.share_of_peak(self.state.step))
         losses = self._take(batch, epoch if turns is None else turns, side)
@@ -131,12 +134,13 @@ class Trainer:
         self.state.step += 1
 
     def _work(self, batch: Batch, epoch: int | Tensor, side: int) -> Tensor:
-        """All that a step does on the device; returns the losses, (N,). It keeps nothing on the host (see `graph`)."""
+        """Does everything that a step does on the device. Returns the losses, (N,). Stores nothing on the host, because
+        it may be captured (see `graph`)."""
         augmented = self.data.augmenter(batch, epoch=epoch, side=side)
         losses = []
         with self.guard.attempt() as decision:
             parts = list(split_batch(augmented, self.config.schedule.accumulate))
-            for part in parts:  # gradients are averaged over the ranks in the last backward pass only
+            for part in parts:  # only the last backward pass averages the gradients over the ranks
                 with contextlib.nullcontext() if part is parts[-1] else self.runtime.no_sync(self.wrapped):
                     losses.append(self._backward(part))
         if self.state.ema is not None:

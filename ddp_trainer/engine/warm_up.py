@@ -1,8 +1,8 @@
-"""What happens before the first step, so that the first step takes as long and computes the same as any other.
+"""Warms up before the first step, so that the first step takes as long as any other and computes the same result.
 
-DDP reorders its buckets after the first passes, and with three ranks or more the order of the elements changes the
-order of summation. Without a warm-up, a resumed run would take its first step with the first order, while the
-uninterrupted run took that step with the second.
+DDP reorders its gradient buckets after the first passes. With three or more ranks, the position of a gradient in its
+bucket changes the order of summation. Without a warm-up, a resumed run would take its first step with the initial
+order, while the uninterrupted run took the same step with the final order.
 """
 
 import torch
@@ -16,19 +16,19 @@ from ddp_trainer.engine.step_guard import SkippedSteps
 from ddp_trainer.engine.train_state import TrainState
 from ddp_trainer.models.blank_pass import blank_passes
 
-# In one backward pass DDP records the order of the gradients; at the start of the next it orders its buckets by it.
-# With a static graph the first pass only learns the graph, and the second one is recorded.
+# DDP records the order of the gradients in one backward pass, and sorts its buckets accordingly at the start of the
+# next pass. With a static graph, the first pass only records the graph, and the second one the order.
 PASSES = 2
 
-# In its first 10 steps DDP measures times by waiting for the device, and a step that waits cannot be captured.
+# DDP waits for the device in its first 10 steps to measure times, and a step that waits cannot be captured.
 STEPS = 11
 
 
 def warm_up(wrapped: nn.Module, state: TrainState, work: Work, config: TrainConfig, image_size: int) -> None:
-    """Prepares the steps of all crop sizes and leaves no trace in `state`, provided that the guard skips `work`.
+    """Warms up the steps of all crop sizes. `state` does not change, provided that the guard skips each `work`.
 
-    On a GPU whole steps are taken, so that every kernel is loaded and chosen and all memory is allocated. CPU processes
-    need passes of the network only. `wrapped`: the network, under DDP if there are several processes.
+    On a GPU, this takes whole steps, so that all kernels are chosen and loaded and all memory is allocated. On the CPU,
+    forward and backward passes are enough. `wrapped`: the network, wrapped in DDP if there are several processes.
     """
     sides, runtime = config.schedule.crop_sides(image_size), state.runtime
     if runtime.device.type == "cuda":
@@ -41,10 +41,10 @@ def warm_up(wrapped: nn.Module, state: TrainState, work: Work, config: TrainConf
 
 
 def take_skipped_steps(work: Work, state: TrainState, batch: Batch, sides: list[int]) -> None:
-    """Takes steps at each crop size of `sides`. The guard must skip all of them, so that `state` does not change."""
+    """Takes steps at each crop size in `sides`. The guard must skip all of them, so that `state` stays the same."""
     scaler = state.runtime.scaler
     scale = None if scaler is None else scaler.state_dict()
-    epoch = torch.zeros((), dtype=torch.int64, device=batch.indices.device)  # as in a graph
+    epoch = torch.zeros((), dtype=torch.int64, device=batch.indices.device)  # a tensor, as in a graph
     for side in sides:
         for _ in range(STEPS):
             work(batch, epoch, side)
@@ -55,7 +55,7 @@ def take_skipped_steps(work: Work, state: TrainState, batch: Batch, sides: list[
 
 
 def _blank_batch(config: TrainConfig, runtime: Runtime, image_size: int) -> Batch:
-    """A black batch with the shape and memory format of those of this rank's loader."""
+    """A batch of black images with the shape and memory format of the batches that this rank loads."""
     count, device = config.schedule.batch_size // runtime.world_size, runtime.device
     images = torch.zeros(count, image_size, image_size, 3, dtype=torch.uint8, device=device)
     labels = torch.zeros(count, dtype=torch.int64, device=device)
@@ -63,7 +63,7 @@ def _blank_batch(config: TrainConfig, runtime: Runtime, image_size: int) -> Batc
 
 
 def _blank_images(config: TrainConfig, runtime: Runtime, model: nn.Module, side: int) -> Tensor:
-    """A zero batch with the shape, dtype and memory format of one forward pass of this rank."""
+    """A batch of zeros with the shape, dtype and memory format of the network's input on this rank."""
     count = config.schedule.batch_size // config.schedule.accumulate // runtime.world_size
     dtype = next(model.parameters()).dtype
     images = torch.zeros(count, side, side, 3, dtype=dtype, device=runtime.device)

@@ -24,7 +24,7 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """A BatchNorm2d that does not count its batches: nothing reads the count, because `momentum` is a number."""
+    """A BatchNorm2d that does not count its batches. The count is only needed if `momentum` is None."""
 
     def forward(self, input: Tensor) -> Tensor:
         mean, variance, momentum = self.running_mean, self.running_var, self.momentum or 0.0

@@ -31,7 +31,7 @@ class ModelSpec:
     mean: tuple[float, float, float]  # of the training images, 0-1 scale
     std: tuple[float, float, float]
     image_size: int  # pixels a side of a prepared image
-    train_size: int | None = None  # pixels a side of its center, which the network sees; None: the whole image
+    train_size: int | None = None  # pixels a side of the center crop that the network sees; None: the whole image
     widths: tuple[int, int, int, int] = DEFAULT_WIDTHS
     activation: str = "relu"
     architecture: str = registry.BUILT_IN  # as in --network
@@ -56,7 +56,7 @@ class ModelSpec:
 
     @property
     def input_size(self) -> int:
-        """Pixels a side of the network's input."""
+        """Side of the network's input in pixels."""
         return self.train_size or self.image_size
 
     @property

@@ -39,7 +39,7 @@ def hardware(run: Run) -> str:
 
 
 def operations(run: Run) -> str:
-    """All operations of the run, and how many of them the optimizer took if it took any."""
+    """The number of operations of the run, and how many of them are the optimizer's, if any."""
     total, optimizer = quantity(run.number("train_pflops"), "PFLOP"), run.number("optimizer_pflops")
     return f"{total}, of which {quantity(optimizer)} in the optimizer" if optimizer else total
 

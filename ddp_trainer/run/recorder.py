@@ -140,7 +140,7 @@ def describe_plan(trainer: Trainer) -> str:
     graphs = ""
     if runtime.device.type == "cuda":
         reason = trainer.not_captured
-        graphs = f", no CUDA graphs ({reason})" if reason else ", steps as CUDA graphs"
+        graphs = f", without CUDA graphs ({reason})" if reason else ", with CUDA graphs"
     end = f", ends after step {schedule.max_steps} (--max-steps)" if schedule.max_steps else ""
     return (
         f"{trainer.config.recipe}: {schedule.epochs} epochs x {trainer.steps_per_epoch} steps{end}, "

@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=2, help="how often a rank is killed, frozen and made to raise")
     parser.add_argument("--world-sizes", type=int, nargs="*", default=[1, 2, 3, 4, 7])
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where kills and signals hit the runs")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device of runs that get killed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--result", type=Path, help="write the table here as JSON")
     return parser.parse_args()
@@ -77,7 +77,7 @@ def scene_of(data: Path, folder: Path, processes: int, device: str) -> stops.Sce
 
 
 def process_counts(part: str, device: str) -> list[int]:
-    """Returns the numbers of processes of a part; each process needs a GPU of its own."""
+    """Returns the numbers of processes to use in a part. Each process needs its own GPU."""
     most = len(gpu_names()) if device == "cuda" else max(PROCESSES[part])
     return [processes for processes in PROCESSES[part] if processes <= most]
 

@@ -21,7 +21,7 @@ from ddp_trainer.recipes import RECIPES
 
 
 def _step_on_meta(*arguments: Any, **options: Any) -> None:
-    """What a fused step computes where tensors have no values: nothing, after a check that they share a device."""
+    """A fused optimizer step for tensors without values. It only checks that all of them are on the same device."""
     values = [*arguments, *options.values()]
     tensors = [one for value in values for one in (value if isinstance(value, list) else [value])]
     if {tensor.device.type for tensor in tensors if isinstance(tensor, Tensor)} != {"meta"}:
@@ -35,10 +35,10 @@ for _name in ("_fused_sgd_", "_fused_sgd_.tensor_lr", "_fused_adamw_.tensor_lr")
 
 
 class MetaRuntime(Runtime):
-    """A runtime of one process whose tensors are on the meta device: they have shapes and no values.
+    """A single-process runtime on the meta device, whose tensors have shapes but no values.
 
-    Whatever would wait for a GPU raises there, because there is no value to wait for, and so does an operation on
-    tensors of two devices.
+    Anything that would wait for a GPU raises an error here, because there is no value to wait for. So does an operation
+    on tensors of two devices.
     """
 
     def __init__(self, config: RuntimeConfig, **options: Any) -> None:
@@ -66,7 +66,7 @@ def changed_recipe(name: str, **settings: dict[str, Any]) -> TrainConfig:
 
 
 def blank_trainer(config: TrainConfig, runtime: Runtime) -> Trainer:
-    """A trainer for ten classes of images of 32 pixels a side, without images."""
+    """A trainer for ten classes of 32x32 images, without a dataset."""
     spec = ModelSpec(
         classes=tuple("0123456789"),
         mean=(0.5, 0.5, 0.5),

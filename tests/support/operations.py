@@ -1,4 +1,4 @@
-"""Counts the operations that torch carries out."""
+"""Counts the operations that torch executes."""
 
 from collections import Counter
 from typing import Any
@@ -7,9 +7,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class CountOperations(TorchDispatchMode):
-    """Counts, within its context, the calls of torch's operations, except those that compute nothing.
+    """A context that counts calls of torch operations, except those that compute nothing: views and empty tensors.
 
-    Views and empty tensors compute nothing. On a GPU, most operations launch one kernel.
+    On a GPU, most operations launch one kernel.
     """
 
     def __init__(self) -> None:

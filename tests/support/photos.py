@@ -40,7 +40,7 @@ def draw_photos(root: Path) -> Path:
 
 
 class Loaded(NamedTuple):
-    """All images of a folder, and what was found while they were read."""
+    """All images of a folder, and the findings of reading them."""
 
     classes: tuple[str, ...]
     train: Split
@@ -63,7 +63,7 @@ def join(chunks: list[Split]) -> Split:
 
 
 def fails(root: Path, **options: Any) -> str:
-    """Returns the message, one line, of the InputError that reading must raise for `root`."""
+    """Returns the one-line message of the InputError that reading `root` must raise."""
     with pytest.raises(InputError) as caught:
         load_folder(root, **options)
     assert len(str(caught.value).splitlines()) == 1

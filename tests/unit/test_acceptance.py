@@ -1,4 +1,4 @@
-"""The stages of the acceptance run: limits, failures, what is left out, and commands that the programs accept."""
+"""The stages of the acceptance run: time limits, failures, stages that are left out, and valid commands."""
 
 import itertools
 import json
@@ -42,7 +42,7 @@ def test_a_stage_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "more\n" in log
 
 
-def test_a_stage_whose_time_is_up_ends_with_its_children_and_starts_no_more_commands(tmp_path: Path) -> None:
+def test_a_stage_that_exceeds_its_limit_is_killed_with_its_children_and_starts_no_more_commands(tmp_path: Path) -> None:
     child = tmp_path / "child"
     stage = Stage("slow", 0.5, [shell(f"sleep 60 & echo $! >{child}; wait"), shell(f"touch {tmp_path}/second")])
     outcome = run_stage(stage, tmp_path / "log")
@@ -54,7 +54,7 @@ def test_a_stage_whose_time_is_up_ends_with_its_children_and_starts_no_more_comm
 
 
 def wait_for_end(pid: int) -> None:
-    """Raises ProcessLookupError when the process has gone."""
+    """Raises ProcessLookupError when the process has ended."""
     for _ in range(100):
         if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
             raise ProcessLookupError
@@ -70,7 +70,7 @@ def test_a_stage_that_no_longer_fits_is_left_out_and_a_shorter_one_still_runs(tm
     assert not (tmp_path / "long").exists()
 
 
-def test_commands_together_run_at_the_same_time(tmp_path: Path) -> None:
+def test_commands_of_a_together_stage_run_at_the_same_time(tmp_path: Path) -> None:
     waits = shell(f"until [ -e {tmp_path}/there ]; do sleep 0.02; done")
     outcome = run_stage(Stage("two", 5, [waits, shell(f"touch {tmp_path}/there")], together=True), tmp_path / "log")
     assert outcome.state == "passed"

@@ -130,7 +130,7 @@ def builds(node: ast.AST) -> bool:
 
 
 def test_backward_is_called_in_few_files() -> None:
-    """The trainer calls it through the runtime; the check of a network, the operation count and the warm-up do not."""
+    """The trainer calls it through the runtime. Network checks, operation counts and the warm-up call it directly."""
     callers = {name_of(file) for file in MODULES for _, _, name in calls_in(file) if name == "backward"}
     assert callers == {
         "ddp_trainer/engine/trainer.py",

@@ -1,4 +1,4 @@
-"""A wait for the device ends in time, whatever the device does."""
+"""A wait for the device ends within its time limit, whatever the device does."""
 
 import math
 
@@ -8,7 +8,7 @@ from ddp_trainer.distributed.device_wait import wait_for
 
 
 class DeviceEvent:
-    """An event that is reached at the query of this number."""
+    """An event that the device reaches at a given query, counted from 1."""
 
     def __init__(self, reached_at: float) -> None:
         self.reached_at, self.queries, self.synchronized = reached_at, 0, False
@@ -27,12 +27,12 @@ def test_wait_with_a_limit_returns_when_the_event_is_reached() -> None:
     assert (event.queries, event.synchronized) == (3, False)
 
 
-def test_wait_with_a_limit_ends_with_an_error() -> None:
-    with pytest.raises(TimeoutError, match=r"within 0 s; another process may be gone"):
+def test_wait_longer_than_the_limit_is_an_error() -> None:
+    with pytest.raises(TimeoutError, match=r"within 0 s; another process may have died"):
         wait_for(DeviceEvent(reached_at=math.inf), seconds=0.01)
 
 
-def test_wait_without_a_limit_is_that_of_torch() -> None:
+def test_wait_without_a_limit_uses_synchronize() -> None:
     event = DeviceEvent(reached_at=math.inf)
     wait_for(event)
     assert (event.queries, event.synchronized) == (0, True)

@@ -1,7 +1,7 @@
-"""What a step feeds to its CUDA graph and takes out of it, on the CPU: instead of a graph, its work is repeated.
+"""The inputs and outputs of a step's CUDA graph, tested on the CPU. Replaying a graph means doing the work again.
 
-This shows that each batch and epoch reaches the work, that a capture takes no step, and that losses outlive the next
-step. It shows nothing about CUDA: see `tests/whole_path/test_fake_cuda.py` for captures, and
+The test shows that each batch and epoch reaches the work, that a capture takes no step, and that the next step does not
+overwrite the losses. It shows nothing about CUDA: see `tests/whole_path/test_fake_cuda.py` for captures, and
 `tests/whole_path/test_gpu.py` for values.
 """
 
@@ -23,7 +23,7 @@ from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
 
 
 class Repeated:
-    """Work that a capture only remembers, and that `replay` does, each time on the same tensors."""
+    """Replaces a CUDA graph: a capture only records the arguments, and `replay` does the work on the same tensors."""
 
     capturing: "Repeated | None" = None
 
@@ -61,7 +61,7 @@ def graphed(trainer: Trainer) -> Trainer:
 
 
 def trained(trainer: Trainer) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Returns the weights after three epochs, and the losses of the last two steps, which the guard keeps."""
+    """Returns the weights after three epochs, and the losses that the guard keeps of the last two steps."""
     for epoch in range(3):
         trainer.train_epoch(epoch)
     return trainer.model.state_dict(), [attempt.losses for attempt in trainer.guard._recent]
@@ -80,7 +80,7 @@ def settings(tiny_dir: Path) -> TrainConfig:
 
 
 @pytest.mark.usefixtures("repeating")
-def test_steps_by_graphs_train_the_same_model(settings: TrainConfig) -> None:
+def test_steps_with_and_without_graphs_train_the_same_model(settings: TrainConfig) -> None:
     weights, losses = trained(narrow_trainer(settings, single_runtime()))
     trainer = graphed(narrow_trainer(settings, single_runtime()))
     same_weights, same_losses = trained(trainer)

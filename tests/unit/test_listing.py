@@ -125,8 +125,8 @@ def test_a_single_class_is_refused(photos: Path) -> None:
     assert "only one class folder" in fails(photos)
 
 
-def test_a_root_with_test_images_alone_gives_that_split_alone(photos: Path) -> None:
-    """One class is enough there: the run that is evaluated has more."""
+def test_a_root_without_train_gives_only_the_test_split(photos: Path) -> None:
+    """A single class is enough, because the run that is evaluated has all classes."""
     shutil.rmtree(photos / "train")
     shutil.rmtree(photos / "test" / "dog")
     source = FolderImages(photos, size=8)

@@ -1,4 +1,4 @@
-"""Work in threads: results in order, a bounded number of them, and errors at their turn."""
+"""`map_in_order` yields results in order, limits their number, and raises an error in place of its result."""
 
 import threading
 import time
@@ -26,7 +26,7 @@ def test_few_results_wait_for_a_slow_consumer() -> None:
     assert len(started) <= 4
 
 
-def test_an_error_is_raised_at_its_turn_and_no_thread_is_left() -> None:
+def test_an_error_is_raised_in_place_of_its_result_and_no_thread_is_left() -> None:
     def divide(number: int) -> float:
         return 1 / (3 - number)
 

@@ -51,7 +51,7 @@ def boxes(count: int, height: int, width: int) -> Boxes:
 @pytest.mark.parametrize("whole", [(32, 32), (64, 64), (40, 57)])
 @pytest.mark.parametrize("size", [(32, 32), (8, 8), (49, 20)])
 def test_crops_equal_those_of_torchvision(resize: Resize, whole: tuple[int, int], size: tuple[int, int]) -> None:
-    """Rounding explains a difference of 0.5 from the reference in float, and that of the rows another 0.5."""
+    """The final rounding explains a difference of 0.5 from the float reference, and rounding the rows another 0.5."""
     images, places = noise(40, *whole), boxes(40, *whole)
     crops = resize(images, *places, size=size)
     assert crops.dtype == torch.uint8
@@ -62,7 +62,7 @@ def test_crops_equal_those_of_torchvision(resize: Resize, whole: tuple[int, int]
 
 
 @BOTH
-def test_crops_of_the_new_size_are_only_cut_out(resize: Resize) -> None:
+def test_crops_that_have_the_new_size_are_not_interpolated(resize: Resize) -> None:
     images = noise(20, 32, 32)
     top, left = torch.arange(20) % 9, torch.arange(20) % 7
     side = torch.full((20,), 24)
@@ -94,7 +94,7 @@ def test_crops_do_not_depend_on_the_batch(resize: Resize) -> None:
     assert resize(images[:0], *(column[:0] for column in places), size=(24, 24)).shape == (0, 3, 24, 24)
 
 
-def test_the_device_chooses_the_way(device: torch.device) -> None:
+def test_the_method_depends_on_the_device(device: torch.device) -> None:
     """Weights may be rounded differently on a GPU."""
     images, places = noise(20, 40, 40), boxes(20, 40, 40)
     resize, tolerance = (resize_one_by_one, 0) if device.type == "cpu" else (resize_by_products, 1)
@@ -121,21 +121,21 @@ def test_areas_and_ratios_are_spread_evenly_over_their_ranges(size: tuple[int, i
     assert (logs - math.log(size[1] / size[0]))[shares > 0.99].abs().max() < 0.05, "only the shape of the image fits"
 
 
-def test_areas_that_no_ratio_fits_are_clamped_to_the_image() -> None:
+def test_areas_that_fit_with_no_ratio_are_clamped_to_the_image() -> None:
     height, width = sides_of_areas(torch.ones(3), torch.tensor([0.0, 0.5, 1.0]), size=(32, 32), ratios=(2.0, 3.0))
     assert width.tolist() == [32] * 3
     assert (height <= 32).all()
 
 
 def smooth(count: int) -> Batch:
-    """Images of 64 pixels a side whose red value is four times the row, and whose green value is that of the column."""
+    """Images of 64x64 pixels. The red value is four times the row, and the green value four times the column."""
     ramp = 4 * torch.arange(64, dtype=torch.uint8)
     image = torch.stack([color.expand(64, 64) for color in (ramp[:, None], ramp[None], torch.zeros_like(ramp))])
     images = image.expand(count, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     return Batch(images, torch.zeros(count, dtype=torch.long), torch.arange(count))
 
 
-def test_random_resized_crops_have_the_areas_of_the_settings_and_lie_everywhere() -> None:
+def test_random_resized_crops_have_the_areas_of_the_settings_and_are_spread_over_the_image() -> None:
     config = AugmentConfig(crop="random-resized", crop_scale=(0.25, 0.5), flip="none")
     augmenter = Augmenter(config, mean=(0.0,) * 3, std=(1 / 255,) * 3, seed=0)
     images = augmenter(smooth(2000), epoch=0).images / 4  # in pixels
@@ -147,7 +147,7 @@ def test_random_resized_crops_have_the_areas_of_the_settings_and_lie_everywhere(
     assert (ratios.min(), ratios.max()) == (pytest.approx(3 / 4, abs=0.05), pytest.approx(4 / 3, abs=0.05))
     assert (first[:, :2].amin(dim=0) < 1).all()
     assert (last[:, :2].amax(dim=0) > 62).all()
-    starts = first[:, :2] / (64 - extent)  # between the ends of what is left
+    starts = first[:, :2] / (64 - extent)  # 0 to 1: position within the range of possible positions
     assert starts.mean(dim=0).tolist() == [pytest.approx(0.5, abs=0.05)] * 2
 
 

@@ -1,4 +1,4 @@
-"""The runtime keeps freed memory for the next allocation, and fp32 means fp32."""
+"""The runtime keeps freed memory for the next allocation, and fp32 does not use TF32."""
 
 import platform
 

@@ -1,4 +1,4 @@
-"""Which steps and epochs end with a save. The GPU is only a name here."""
+"""Which steps and epochs end with a save. No GPU is needed, because only the name of the device is read."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ STEPS_PER_EPOCH, EPOCHS = 10, 4
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time in seconds, as the only element."""
+    """A list whose only element is the current time in seconds."""
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     return now
@@ -33,7 +33,7 @@ def schedule(runtime: Runtime, device: str, *, every: int = 0, validation: int =
 
 
 def saved_epochs(saves: SaveSchedule, clock: list[float], *, seconds: float) -> list[bool]:
-    """Asks at the end of each epoch, which takes `seconds`, and saves if the answer is yes."""
+    """Returns which epochs are saved if each of them takes `seconds`."""
     answers = []
     for epoch in range(EPOCHS):
         clock[0] += seconds
@@ -51,7 +51,7 @@ def test_short_epochs_on_a_gpu_are_not_all_saved(clock: list[float], share: floa
     assert saved_epochs(schedule(single_runtime(), "cuda"), clock, seconds=seconds) == expected
 
 
-def test_every_epoch_is_saved_on_the_cpu_with_validation_and_where_the_user_asks_for_it(clock: list[float]) -> None:
+def test_every_epoch_is_saved_on_the_cpu_with_validation_and_on_request(clock: list[float]) -> None:
     for saves in (
         schedule(single_runtime(), "cpu"),
         schedule(single_runtime(), "cuda", validation=20),

@@ -1,4 +1,4 @@
-"""Steps that the guard skips leave no trace, so a run may take them before it starts."""
+"""Steps that the guard skips do not change the training state, so a run may take them before it starts."""
 
 import math
 from dataclasses import replace
@@ -15,7 +15,7 @@ from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:
-    """Returns copies of the weights and of everything else that a step changes; empty states are left out."""
+    """Returns copies of the weights and of everything else that a step changes, except states that are all zero."""
     state = trainer.state
     assert state.ema is not None
     slots = {
@@ -35,7 +35,7 @@ def differences(left: dict[str, Tensor], right: dict[str, Tensor]) -> list[str]:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
-def test_skipped_steps_leave_no_trace(tiny_dir: Path, optimizer: str) -> None:
+def test_skipped_steps_do_not_change_the_state(tiny_dir: Path, optimizer: str) -> None:
     config = narrow_settings(tiny_dir)
     config = replace(config, optim=replace(config.optim, optimizer=optimizer, ema_decay=0.9))  # type: ignore[arg-type]
     plain, warmed = (narrow_trainer(config, single_runtime()) for _ in range(2))

@@ -201,7 +201,7 @@ def test_flags_are_not_abbreviated() -> None:
         parse(["--sour", "synthetic"])
 
 
-def test_warnings_of_decoders_are_one_line_and_test_images_alone_lead_to_evaluation(tmp_path: Path) -> None:
+def test_decoder_warnings_are_one_line_and_without_train_images_the_next_step_is_evaluate(tmp_path: Path) -> None:
     for number in range(7):
         save(tmp_path / "root" / "test" / "cat" / f"{number}.jpg", Image.new("RGB", (8, 8)), exif=BAD_EXIF)
     damaged_tiff(tmp_path / "root" / "test" / "cat" / "damaged.tif")

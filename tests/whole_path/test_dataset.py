@@ -1,4 +1,4 @@
-"""Writing and verifying a dataset: bounded memory, the same bytes each time, and damage found at start or when read."""
+"""Writing and verifying a dataset: bounded memory, reproducible files, and damage found at the start or when read."""
 
 import filecmp
 import subprocess
@@ -35,7 +35,7 @@ print(peak_memory())
 
 
 def test_the_memory_of_reading_does_not_depend_on_the_number_of_images(tmp_path: Path) -> None:
-    """200 more images of 256x256 pixels would take 39 MB."""
+    """If all images were kept in memory, 200 more of 256x256 pixels would take another 39 MB."""
     peaks = []
     for count in (60, 260):
         root = tmp_path / str(count)
@@ -105,7 +105,7 @@ def flip(path: Path, offset: int) -> None:
         file.write(bytes([byte ^ 1]))
 
 
-def test_the_start_of_a_large_dataset_reads_its_tables_and_leaves_the_images_to_the_loader(
+def test_only_the_tables_of_a_large_dataset_are_verified_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info = write_dataset(draw_synthetic(train_count=40, test_count=10, seed=0, size=16), tmp_path)

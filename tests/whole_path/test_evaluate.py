@@ -90,10 +90,10 @@ def test_classes_are_matched_by_name_and_training_images_are_not_needed(
     assert not (tmp_path / "run").exists()
 
 
-def test_test_images_alone_of_two_classes_are_prepared_and_evaluated(
+def test_a_dataset_with_only_test_images_of_two_classes_can_be_evaluated(
     smoke_run: Path, tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They are those of the run's own test split, so its predictions tell how many are right."""
+    """The images are from the run's own test split, so the run's predictions show how many must be correct."""
     info, found = read_dataset(tiny_dir), read_predictions(smoke_run / "predictions.npz")
     assert found is not None
     drawn = draw_synthetic(train_count=10, test_count=40, seed=1).test
@@ -171,7 +171,7 @@ def test_a_run_that_never_mirrored_images_is_not_evaluated_on_mirror_images(flip
 
 
 def test_only_the_center_of_each_image_is_evaluated() -> None:
-    """The classes differ in the brighter side of the center; the pixels around it say the opposite."""
+    """The class is the brighter side of the center crop. In the pixels around it, the other side is brighter."""
     images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
     images[:2, :, :, 16:] = images[2:, :, :, :16] = 255
     center = images[:, :, 8:24, 8:24]

@@ -1,7 +1,6 @@
-"""What a step asks of a GPU, seen without one: torch's CUDA code runs on a CUDA that computes nothing.
+"""The operations and waits of a step on a GPU, tested without one: torch's CUDA code runs on an imitation of CUDA.
 
-`tests/support/fake_cuda/library.py` says what it shows and what it does not: values, speed and races need a GPU
-(`test_gpu.py`).
+Values, speed and race conditions need a GPU (`test_gpu.py`). For details, see `tests/support/fake_cuda/library.py`.
 """
 
 import json
@@ -17,10 +16,10 @@ from tests.support.workers.fake_cuda_cases import CAPTURED, CARELESS, EAGER, OPT
 
 Cases = dict[str, dict[str, Any]]
 
-# The host reads the counts of the step before, which is finished by then or will be soon.
+# The host reads the counts of the previous step, which has finished by then or is about to.
 ONE_STEP_LATE = {"cudaEventSynchronize": 1}
 
-# The most operations that a step may start without a graph. Lower a budget when a step has become cheaper.
+# The maximum number of operations in a step without a graph. Lower a budget when a step has become cheaper.
 BUDGETS = {
     "baseline": 275,
     "fast": 440,
@@ -41,13 +40,13 @@ BUDGETS = {
 }
 
 STEPS, CROP_SIZES = 30, 3
-MOST_OPERATIONS = 20  # that the host starts in a step with a graph
-MOST_HOST_SHARE = 0.2  # of the CPU time of a step without a graph
+MOST_OPERATIONS = 20  # that the host launches in a step with a graph
+MOST_HOST_SHARE = 0.2  # CPU time of a step with a graph, as a share of one without
 
 
 @pytest.fixture(scope="module")
 def cuda(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Variables of a process that uses the CUDA that computes nothing."""
+    """Environment variables that make a process use the imitation of CUDA."""
     return library.variables(library.build(tmp_path_factory.mktemp("cuda")))
 
 
@@ -59,7 +58,7 @@ def cases_of(module: str, *arguments: str | Path, **options: Any) -> Cases:
 
 @pytest.fixture(scope="module")
 def steps(cuda: dict[str, str], synthetic_dir: Path) -> Cases:
-    """One step of each recipe, option and careless change."""
+    """One step for each recipe, option and careless change."""
     return cases_of("fake_cuda_steps", synthetic_dir, env=cuda)
 
 
@@ -70,7 +69,7 @@ def runs(cuda: dict[str, str], synthetic_dir: Path) -> Cases:
 
 
 @pytest.mark.parametrize("case", [*RECIPES, *OPTIONS])
-def test_step_waits_for_nothing_and_keeps_its_budget(steps: Cases, case: str) -> None:
+def test_step_does_not_wait_and_stays_within_its_budget(steps: Cases, case: str) -> None:
     assert steps[case]["waits"] == ONE_STEP_LATE
     assert steps[case]["operations"] <= BUDGETS[case]
 
@@ -91,7 +90,7 @@ def test_every_step_is_one_graph_after_one_capture_for_each_crop_size(runs: Case
 
 
 @pytest.mark.parametrize("case", EAGER)
-def test_other_steps_are_taken_without_graphs(runs: Cases, case: str) -> None:
+def test_steps_that_cannot_be_captured_run_without_graphs(runs: Cases, case: str) -> None:
     assert (runs[case]["steps"], runs[case]["graphs"], runs[case]["captures"]) == (STEPS, [], 0)
 
 
@@ -102,14 +101,14 @@ def test_step_that_waits_is_not_captured_and_the_run_continues(runs: Cases) -> N
 
 
 def test_another_thread_may_wait_during_a_capture(runs: Cases) -> None:
-    """The thread that writes checkpoints does."""
+    """The thread that writes checkpoints waits for the device."""
     found = runs["thread"]
     assert (found["captures"], found["illegal"], found["said"]) == (1, [], [])
     assert len(found["graphs"]) == found["steps"]
 
 
-def test_copy_of_the_state_for_a_checkpoint_waits_for_nothing(runs: Cases) -> None:
-    """The first one allocates page-locked memory, which torch then keeps."""
+def test_copying_the_state_for_a_checkpoint_does_not_wait(runs: Cases) -> None:
+    """This is the second copy. The first one allocates page-locked memory, which torch then keeps."""
     assert runs["second copy"]["waits"] == {}
     assert runs["second copy"]["copies"] > 10
 

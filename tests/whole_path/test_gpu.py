@@ -1,4 +1,4 @@
-"""What only a GPU can show: steps without waits, whole runs in every precision, and agreement with the CPU."""
+"""Tests that need a GPU: steps without waits, whole runs in every precision, and agreement with the CPU."""
 
 import filecmp
 import json
@@ -87,7 +87,7 @@ def test_stream_and_resident_train_the_same_model(tiny_dir: Path, tmp_path: Path
     ],
 )
 @pytest.mark.parametrize("side", [16, 24, 32])
-def test_augmentation_on_a_gpu_is_that_on_the_cpu(tiny_dir: Path, config: AugmentConfig, side: int) -> None:
+def test_augmentation_on_a_gpu_equals_that_on_the_cpu(tiny_dir: Path, config: AugmentConfig, side: int) -> None:
     """Bit for bit, except that a GPU rounds once instead of twice when mixup blends two images."""
     info = read_dataset(tiny_dir)
     found = []
@@ -118,7 +118,7 @@ def test_augmentation_on_a_gpu_is_that_on_the_cpu(tiny_dir: Path, config: Augmen
         {"recipe": "long"},
     ],
 )
-def test_step_waits_for_nothing(tiny_dir: Path, changes: dict[str, Any]) -> None:
+def test_step_does_not_wait_for_the_device(tiny_dir: Path, changes: dict[str, Any]) -> None:
     with restored_settings():
         trainer = build_for(tiny_dir, GPU)(**changes)
         take(trainer, range(4))
@@ -133,7 +133,7 @@ def test_step_waits_for_nothing(tiny_dir: Path, changes: dict[str, Any]) -> None
         trainer.guard.settle()
 
 
-def test_host_copy_that_waits_in_a_busy_queue_is_not_changed_by_later_steps(tiny_dir: Path) -> None:
+def test_host_copy_in_a_busy_queue_is_not_changed_by_later_steps(tiny_dir: Path) -> None:
     with restored_settings():
         trainer = build_for(tiny_dir, GPU)()
         take(trainer, range(3))

@@ -1,4 +1,4 @@
-"""scripts/kit.sh and scripts/use_kit.sh: the packages of a kit, and a .venv made from it and from the machine's own.
+"""scripts/kit.sh and scripts/use_kit.sh: the packages in a kit, and a .venv made from them and the machine's packages.
 
 The wheels are not downloaded and FFCV is not compiled here: fake commands record how they were called.
 """
@@ -55,7 +55,7 @@ def test_kit_has_the_wheels_of_the_other_python_and_the_named_files(project: Pat
     assert (kit / "photos.tar").read_text() == "photos"
 
 
-def test_venv_has_the_packages_of_the_kit_before_those_of_the_machine(project: Path, tmp_path: Path) -> None:
+def test_packages_of_the_kit_take_precedence_over_those_of_the_machine(project: Path, tmp_path: Path) -> None:
     (project / "ddp_trainer").mkdir()
     (project / "ddp_trainer" / "doctor.py").write_text(DOCTOR)
     (tmp_path / "kit" / "wheels").mkdir(parents=True)
@@ -80,7 +80,7 @@ def test_venv_has_the_packages_of_the_kit_before_those_of_the_machine(project: P
         ("use_kit.sh", ["nothing"], "name the folder that scripts/kit.sh made, got 'nothing'"),
     ],
 )
-def test_wrong_calls_are_one_line(project: Path, script: str, arguments: list[str], message: str) -> None:
+def test_wrong_arguments_give_one_line(project: Path, script: str, arguments: list[str], message: str) -> None:
     finished = call(project, script, *arguments)
     assert finished.returncode == 2
     assert message in finished.stderr

@@ -1,4 +1,4 @@
-"""A folder of photographs, from the files to a model that was trained on random areas of them."""
+"""A folder of photographs, from the image files to a model trained on random resized crops of them."""
 
 import filecmp
 import json
@@ -28,7 +28,7 @@ LONG = ("--epochs", "8", "--peak-lr", "0.1", "--small-crop-fraction", "0.5", "--
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photographs of three classes, which differ in their stripes, in various sizes."""
+    """Photographs of various sizes. The three classes have different stripes."""
     root, generator = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for split, count in (("train", 16), ("test", 5)):
         for label, kind in enumerate(("fine", "medium", "wide")):
@@ -50,7 +50,7 @@ def data(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def resident(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a finished run on images in memory."""
+    """The run directory of a finished run with --data-mode resident."""
     out = tmp_path_factory.mktemp("run") / "resident"
     done(fork(*PHOTOS, *SHORT, "--data-dir", data, "--out", out, "--data-mode", "resident"))
     return out
@@ -90,10 +90,8 @@ def test_streamed_images_train_the_same_model_as_images_in_memory(data: Path, re
     assert same_model(resident, out)
 
 
-def test_every_command_takes_the_center_of_the_images(
-    folder: Path, resident: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """evaluate and predict give the figures of the run, and an exported model takes images of the trained size."""
+def test_every_command_uses_the_center_crop(folder: Path, resident: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """evaluate and predict reproduce the run's results, and an exported model expects images of the trained size."""
     spec, summary = ModelSpec.read(resident / "model.json"), json.loads((resident / "summary.json").read_text())
     assert (spec.image_size, spec.train_size) == (64, 48)
     assert evaluate.main([str(resident), "--device", "cpu", "--precision", "fp32"]) == 0

@@ -1,4 +1,4 @@
-"""The number of operations in a training step stays within a budget: on a fast GPU, their number decides the time."""
+"""A training step stays within a budget of operations, because on a fast GPU, their number determines its time."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ BUDGET = {"fast": 345, "strong": 345, "long": 367, "baseline": 214}
 
 @pytest.mark.parametrize("recipe", BUDGET)
 def test_step_stays_within_its_budget_of_operations(recipe: str) -> None:
-    """Counted on a small batch in bfloat16, in the second step, when momentum and cached constants exist."""
+    """Counts the second step, on a small batch in bfloat16, because the first one creates momentum and constants."""
     config = changed_recipe(recipe, schedule={"batch_size": 4})
     batch = blank_batch(4, torch.device("cpu"))
     with restored_settings():

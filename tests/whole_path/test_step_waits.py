@@ -1,7 +1,7 @@
 """A training step never waits for the device and never mixes devices, in any recipe and with any option.
 
-The steps are taken on the meta device (see `MetaRuntime`), so this needs no GPU. It does not cover what only CUDA has:
-autocast and cuDNN.
+The steps run on the meta device (see `MetaRuntime`), so no GPU is needed. Autocast and cuDNN, which only CUDA has, are
+not covered.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ META = torch.device("meta")
 
 
 class NoPendingValues:
-    """What the host reads of a step, one step late: zeros, because there are no values on the meta device."""
+    """Replaces PendingValues. The values are zeros, because the meta device has no values."""
 
     def __init__(self, values: Tensor) -> None:
         self._values = torch.zeros(values.shape, dtype=values.dtype)
@@ -56,18 +56,18 @@ def trainer_of(recipe: str, **settings: dict[str, Any]) -> Trainer:
 
 
 def take_steps(trainer: Trainer) -> None:
-    """A step with each size of crops."""
+    """Takes one step at each crop size."""
     for epoch in sorted({0, trainer.config.schedule.small_crop_epochs // 2, trainer.config.schedule.epochs - 1}):
         trainer.train_step(blank_batch(trainer.config.schedule.batch_size, META), epoch)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_step_of_a_recipe_waits_for_nothing(recipe: str) -> None:
+def test_step_of_a_recipe_does_not_wait(recipe: str) -> None:
     take_steps(trainer_of(recipe))
 
 
 @pytest.mark.parametrize("settings", OPTIONS, ids=str)
-def test_step_with_an_option_waits_for_nothing(settings: dict[str, dict[str, Any]]) -> None:
+def test_step_with_an_option_does_not_wait(settings: dict[str, dict[str, Any]]) -> None:
     take_steps(trainer_of("baseline", **settings))
 
 

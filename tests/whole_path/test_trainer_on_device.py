@@ -1,4 +1,4 @@
-"""A trainer's steps on the CPU and, if there is one, on a GPU: exact, repeatable and resumable."""
+"""A trainer's steps are exact, repeatable and resumable, on the CPU and on a GPU if there is one."""
 
 import copy
 import math
@@ -28,14 +28,14 @@ def build(tiny_dir: Path, device: torch.device) -> Build:
 
 
 def updates(trainer: Trainer) -> list[Tensor]:
-    """Returns how far three steps move each parameter."""
+    """Returns the change of each parameter in three steps."""
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
     take(trainer, range(3))
     return [(after - start).double().cpu() for start, after in zip(before, trainer.model.parameters(), strict=True)]
 
 
 @pytest.mark.parametrize("recipe", ["fast", "baseline"])
-def test_steps_in_fp32_are_those_in_float64_on_the_cpu(
+def test_steps_in_fp32_agree_with_float64_on_the_cpu(
     tiny_dir: Path, device: torch.device, build: Build, recipe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Muon computes in bf16 on a GPU, so its updates agree less closely."""
@@ -115,7 +115,7 @@ def test_restored_trainer_continues_as_the_saved_one(
 
 
 def test_streamed_batches_equal_resident_ones(tiny_dir: Path, device: torch.device) -> None:
-    """All batches are kept, because the stream fills the same memory again and again."""
+    """All batches are kept until the end, to notice if the stream overwrites the memory of earlier ones."""
     order = np.random.default_rng(0).permutation(96).reshape(12, 8)
     plan = [row for _ in range(4) for row in order]
     modes = [

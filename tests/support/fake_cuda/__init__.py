@@ -1,1 +1,1 @@
-"""A CUDA that computes nothing, for tests on machines without a GPU."""
+"""An imitation of CUDA that computes nothing, for tests on machines without a GPU."""

@@ -1,4 +1,4 @@
-// A CUDA runtime's memory, kernels and device. Device memory is host memory, and kernels do nothing.
+// The memory, kernels and device of an imitated CUDA runtime. Device memory is host memory, and kernels do nothing.
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdint.h>
@@ -57,7 +57,7 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *answer, const
   answer->devicePointer = answer->type ? (void *)at : NULL, answer->hostPointer = (void *)at;
   return 0;
 }
-// Copies to or from the host are made. Copies within the device, like all its work, are not.
+// Copies to or from the host are carried out. Copies within the device are not, like all other work of the device.
 static void copy(const char *name, void *to, const void *from, size_t size, cudaStream_t stream) {
   int there = memory_type(to), here = memory_type(from);
   work(there == 2 && here == 2 ? COPY_ON_DEVICE : there && here ? COPY_PINNED : COPY_PAGEABLE, name, size, stream);
@@ -75,7 +75,7 @@ cudaError_t cudaMemcpy(void *to, const void *from, size_t size, enum cudaMemcpyK
 cudaError_t cudaMemsetAsync(void *at, int value, size_t size, cudaStream_t stream) { work(MEMSET, __func__, size, stream); return 0; }
 cudaError_t cudaMemset(void *at, int value, size_t size) { return cudaMemsetAsync(at, value, size, NULL); }
 
-// ---- kernels: torch registers each with its name when it is loaded ----
+// ---- kernels: torch registers all of them by name when it is loaded ----
 #define SLOTS (1 << 18)
 static struct { const void *function; const char *name; } kernels[SLOTS];
 static unsigned slot_of(const void *function) {
@@ -127,7 +127,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *count, const void
   return 0;
 }
 
-// ---- the device: an H200 by its figures ----
+// ---- the device: it has the properties of an H200 ----
 static __thread int device;
 cudaError_t cudaGetDeviceCount(int *count) { const char *asked = getenv("FAKE_GPUS"); *count = asked ? atoi(asked) : 1; return 0; }
 cudaError_t cudaGetDevice(int *current) { *current = device; return 0; }

@@ -11,13 +11,13 @@ enum kind {
 
 // One entry in the log. `stream`: NULL if the call has none. `size`: bytes, or nodes of a launched graph.
 void note(enum kind kind, const char *name, size_t size, void *stream);
-// Adds a node to the graph that `stream` is being captured into, if any, and notes the call.
+// Logs the call, and adds a node to the graph that `stream` is being captured into, if any.
 void work(enum kind kind, const char *name, size_t size, void *stream);
 // 1: page-locked host memory, 2: device memory, 0: any other memory.
 int memory_type(const void *at);
 int is_capturing(void *stream);  // 0: no, 1: yes, 2: the capture has become invalid
 
-// `return failed(error)` as CUDA does, which also keeps the last error.
+// Use as `return failed(error)`. Like CUDA, it also stores the error as the last error.
 cudaError_t failed(cudaError_t error);
 cudaError_t illegal(const char *name);  // notes the call and makes the capture invalid
 int forbidden(void);                    // whether a call that may wait is not allowed in this thread now

@@ -1,4 +1,4 @@
-// The CUDA driver, cuBLAS, cuDNN and NCCL, as far as torch calls them and reads what they answer. They compute nothing.
+// Those functions of the CUDA driver, cuBLAS, cuDNN and NCCL whose results torch uses. They compute nothing.
 #define _GNU_SOURCE
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -115,7 +115,7 @@ int cudnnGetBatchNormalizationTrainingExReserveSpaceSize(
 int cudnnGetBatchNormalizationBackwardExWorkspaceSize(
     void *h, int mode, int fused, void *a, void *b, void *c, void *d, void *e, void *f, void *g, size_t *size) { *size = 4096; return 0; }
 
-// ---- NCCL: nothing is exchanged ----
+// ---- NCCL: ranks exchange nothing ----
 typedef struct { int size, rank; char rest[4096]; } Communicator;
 typedef struct { char bytes[128]; } Id;
 int ncclGetVersion(int *version) { *version = 23007; return 0; }

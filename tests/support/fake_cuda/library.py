@@ -1,8 +1,9 @@
-"""Builds the CUDA that computes nothing, and reads its log.
+"""Builds the imitation of CUDA that computes nothing, and reads its log of calls.
 
-Preloaded, the library answers all that torch calls of libcudart, libcuda, cuBLAS, cuDNN and NCCL. torch's own code runs
-unchanged on it: dispatcher, autograd, allocators, streams, fused optimizers, DDP, stream capture. It shows what a GPU
-would be asked to do, and where the host would wait. It shows no values, no races and no times of a device.
+When the library is preloaded, it handles every call of torch to libcudart, libcuda, cuBLAS, cuDNN and NCCL. torch's own
+code runs unchanged on it: dispatcher, autograd, allocators, streams, fused optimizers, DDP and stream capture. The log
+shows which operations would be launched on a GPU and where the host would wait. It cannot show values, race conditions
+or times on a device.
 """
 
 import ctypes
@@ -27,20 +28,20 @@ WORK = ("KERNEL", "GEMM", "CUDNN", "NCCL", "COPY_ON_DEVICE", "COPY_PINNED", "MEM
 WAITS = ("COPY_PAGEABLE", "COPY_BLOCKING", "STREAM_WAIT", "DEVICE_WAIT", "EVENT_WAIT", "ALLOCATION")
 KINDS = (*WORK, *WAITS, "ILLEGAL")
 
-# What torch asks of these libraries: all of it is defined, if only to return 0.
+# torch's libraries. Each CUDA function that they need is defined, even if it only returns 0.
 LIBRARIES = ("torch_cuda", "c10_cuda", "torch_python", "torch_nvshmem", "torch_cuda_linalg", "caffe2_nvrtc")
 ASKED = re.compile(r" U ((?:__)?(?:cuda|cublas|cudnn|nccl|cu[A-Z])\w*)")
-LEFT_ALONE = re.compile(r"cu(sparse|fft|rand|solver|File)")  # the real libraries load without a GPU
+LEFT_ALONE = re.compile(r"cu(sparse|fft|rand|solver|File)")  # these libraries can be loaded without a GPU
 
 
 def build(folder: Path) -> Path:
-    """Compiles the library for the installed torch. Skips the test if that cannot work on this machine."""
+    """Compiles the library for the installed torch. Skips the test if this machine cannot build or use it."""
     import torch
 
     if torch.version.cuda is None:
         pytest.skip("this torch was built without CUDA")
     if shutil.which("gcc") is None or shutil.which("nm") is None:
-        pytest.skip("gcc and nm (binutils) are needed to build the imitated CUDA")
+        pytest.skip("gcc and nm (binutils) are needed to build the imitation of CUDA")
     triton = importlib.util.find_spec("triton")
     if triton is None or triton.origin is None:
         pytest.skip("triton is needed for its copy of CUDA's header files")
@@ -60,7 +61,7 @@ def build(folder: Path) -> Path:
 
 
 def variables(library: Path) -> dict[str, str]:
-    """Returns the environment variables with which a process uses `library` as its CUDA."""
+    """Returns the environment variables that make a process use `library` instead of CUDA."""
     folder = str(library.parent)
     return {"LD_PRELOAD": str(library), "LD_LIBRARY_PATH": folder, "TRITON_LIBCUDA_PATH": folder}
 
@@ -72,11 +73,11 @@ class Call(NamedTuple):
 
 
 class Calls(list[Call]):
-    """What the device was asked to do, in order."""
+    """The logged calls, in order."""
 
     @property
     def operations(self) -> int:
-        """How many times the host gave the device something to do."""
+        """The number of operations that the host launched on the device."""
         return sum(call.kind in (*WORK, "COPY_PAGEABLE") for call in self)
 
     @property
@@ -105,7 +106,7 @@ class _Entry(ctypes.Structure):
 
 @contextmanager
 def logged() -> Iterator[Calls]:
-    """Collects the calls that are made in the block, in a process that uses the library."""
+    """Collects the calls in the block. The process must use the library."""
     library, calls = ctypes.CDLL(os.environ["LD_PRELOAD"]), Calls()
     library.fake_length.restype = ctypes.c_long
     library.fake_log.restype = ctypes.POINTER(_Entry)

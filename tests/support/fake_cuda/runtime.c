@@ -1,5 +1,6 @@
-// The log of calls, and a CUDA runtime's streams, events and graphs. All work is done at once, because there is none.
-// Stream capture follows CUDA's rules: a call that may wait, in a thread that captures, makes the graph invalid.
+// The log of calls, and the streams, events and graphs of an imitated CUDA runtime. All work finishes immediately,
+// because nothing is computed. Stream capture follows CUDA's rules: a call that may wait invalidates the graph, if it
+// is made in the thread that captures.
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -39,7 +40,7 @@ cudaError_t illegal(const char *name) {
   if (capture) capture->invalid = 1;
   return failed(cudaErrorStreamCaptureUnsupported);
 }
-// Whether a call that may wait is forbidden in this thread now.
+// Whether this thread is currently forbidden to make a call that may wait.
 int forbidden(void) {
   if (!capture || thread_mode == cudaStreamCaptureModeRelaxed || capture->mode == cudaStreamCaptureModeRelaxed) return 0;
   return capture->mode == cudaStreamCaptureModeGlobal || pthread_equal(capture->thread, pthread_self());

@@ -1,4 +1,4 @@
-"""Settings of the steps that `test_fake_cuda` takes on a CUDA that computes nothing."""
+"""Settings of the steps that `test_fake_cuda` takes on the imitation of CUDA."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +12,7 @@ from ddp_trainer.recipes import RECIPES
 
 Sections = dict[str, dict[str, Any]]  # section of TrainConfig -> setting -> value
 
-# Of one step of `fast`, without a graph.
+# Options of a single step of `fast`, which runs without a graph.
 OPTIONS: dict[str, Sections] = {
     "deterministic": {"runtime": {"deterministic": True}},
     "fp16": {"runtime": {"precision": "fp16"}},
@@ -24,7 +24,7 @@ OPTIONS: dict[str, Sections] = {
     "cutmix": {"augment": {"cutmix": 1.0}},
 }
 
-# What a careless change of a step may contain. Each one makes the host wait.
+# Careless changes to a step. Each one makes the host wait.
 CARELESS: dict[str, Callable[[Tensor], Tensor]] = {
     "item": lambda losses: losses * losses.sum().item(),
     "tensor from the host": lambda losses: losses * torch.tensor(1.0, device=losses.device),
@@ -63,7 +63,7 @@ CAPTURED = {
     ),
 }
 
-# Whole runs whose steps are not.
+# Whole runs whose steps are not captured.
 EAGER = {
     "fp16": changed(FAST, {"runtime": {"precision": "fp16"}}),
     "accumulate": changed(FAST, {"schedule": {"accumulate": 2}}),

@@ -1,6 +1,7 @@
-"""Trains with CUDA graphs on a CUDA that computes nothing, and prints what was asked of the device, as JSON.
+"""Trains with CUDA graphs on the imitation of CUDA, and prints as JSON what was launched on the device.
 
-Run it with the variables of `tests.support.fake_cuda.library`, alone or as several ranks. Argument: DATA_DIR.
+Run it with the environment variables of `tests.support.fake_cuda.library`, as one process or as several ranks.
+Argument: DATA_DIR.
 """
 
 import itertools
@@ -28,13 +29,13 @@ from tests.support.workers.fake_cuda_steps import Steps, careless
 
 
 def train(trainer: Trainer, epochs: int = 3) -> dict[str, Any]:
-    """Trains; returns what was launched and captured in these epochs, and lines for the user."""
+    """Trains for some epochs. Returns what was launched and captured, and the lines printed for the user."""
     said: list[str] = []
     if isinstance(trainer._take, GraphedStep):
         trainer._take._say = said.append
     with logged() as calls, counted_captures() as captures:
         for epoch in range(epochs):
-            trainer.train_epoch(epoch)  # no evaluation, in which the host reads values that were never computed
+            trainer.train_epoch(epoch)  # without evaluation, because that reads values that were never computed
     return {
         "steps": trainer.state.step,
         "graphs": calls.graphs,
@@ -68,7 +69,7 @@ def step_of(trainer: Trainer) -> Callable[[], None]:
 
 
 def cost(trainer: Trainer) -> dict[str, Any]:
-    """Operations that the host starts in a step, waits, and milliseconds of its CPU time (median of 20 steps)."""
+    """The operations and waits of one step, and its CPU time in milliseconds (median of 20 steps)."""
     step = step_of(trainer)
     for _ in range(3):
         step()
@@ -83,7 +84,7 @@ def cost(trainer: Trainer) -> dict[str, Any]:
 
 
 def second_copy(trainer: Trainer) -> dict[str, Any]:
-    """What it asks of the device to copy the state to the host, if it has been copied before."""
+    """The waits and copies when the state is copied to the host for the second time."""
     state = {"model": trainer.model.state_dict(), "optimizer": trainer.state.optimizer.state_dict()}
     HostCopy(state).wait()
     with logged() as calls:
@@ -93,7 +94,7 @@ def second_copy(trainer: Trainer) -> dict[str, Any]:
 
 @contextmanager
 def another_thread_waits(trainer: Trainer) -> Iterator[None]:
-    """During each call of `trainer._work` another thread waits for the device, as the one that writes checkpoints."""
+    """Makes another thread wait for the device during each call of `trainer._work`, like the checkpoint thread."""
     event, work = torch.cuda.Event(), trainer._work
 
     def slow_work(batch: Batch, epoch: Any, side: int) -> Any:
@@ -123,7 +124,7 @@ def main(data_dir: Path) -> None:
 
 def ranks(data_dir: Path) -> None:
     """Several ranks, without and with synchronized BatchNorm."""
-    # DDP compares the shapes of all ranks' parameters on the device, which computes nothing.
+    # Disabled, because DDP compares the shapes of all ranks' parameters on the device, and that computes nothing.
     ddp._verify_param_shape_across_processes = lambda *_: True  # type: ignore[attr-defined]
     for name, config in RANKS.items():
         trainer = Steps(data_dir).trainer(config)

@@ -1,6 +1,6 @@
-"""Takes steps on a CUDA that computes nothing, and prints what each case asked of the device, as JSON.
+"""Takes steps on the imitation of CUDA, and prints as JSON what each case launched on the device.
 
-Run it with the variables of `tests.support.fake_cuda.library`.
+Run it with the environment variables of `tests.support.fake_cuda.library`.
 """
 
 import json
@@ -24,11 +24,11 @@ from ddp_trainer.recipes import RECIPES
 from tests.support.fake_cuda.library import Calls, logged
 from tests.support.workers.fake_cuda_cases import CARELESS, OPTIONS, changed
 
-WARM_STEPS = 3  # allocators keep memory, and lazily created constants exist, after the first steps
+WARM_STEPS = 3  # the first steps allocate memory and create constants
 
 
 class Steps:
-    """Trainers on the images of one folder, and the calls of one of their steps."""
+    """Builds trainers on the dataset of one folder, and logs the calls of one of their steps."""
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir, self.dataset = data_dir, read_dataset(data_dir)
@@ -39,7 +39,7 @@ class Steps:
         return build_trainer(config, runtime, self.dataset)
 
     def calls(self, config: TrainConfig) -> Calls:
-        """The calls of one step on whole images, after some others, without a CUDA graph."""
+        """The calls of one step on whole images without a CUDA graph, after WARM_STEPS others."""
         config = changed(config, {"runtime": {"graph": "off"}})
         trainer, epoch = self.trainer(config), config.schedule.epochs - 1
         batch = first_batch(trainer)
@@ -57,7 +57,7 @@ def first_batch(trainer: Trainer) -> Batch:
 
 @contextmanager
 def careless(change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within the block, steps apply `change` to their losses."""
+    """Applies `change` to the losses of all steps in the block."""
     original = trainer_module.losses_per_image
     trainer_module.losses_per_image = lambda *args, **options: change(original(*args, **options))
     try:
