@@ -4,6 +4,7 @@ All loops train the network of the settings on batches of their size, with crops
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -38,6 +39,10 @@ def our_step(config: TrainConfig, side: int) -> Step:
         runtime.stop.agreed()
 
     return step
+
+
+def our_step_without_graph(config: TrainConfig, side: int) -> Step:
+    return our_step(replace(config, runtime=replace(config.runtime, graph="off")), side)
 
 
 def bare_step(config: TrainConfig, side: int) -> Step:
@@ -91,11 +96,18 @@ def newcomer_step(config: TrainConfig, side: int) -> Step:
     return step
 
 
-LOOPS = {"ours": our_step, "bare": bare_step, "bare_graph": bare_graph_step, "newcomer": newcomer_step}
+LOOPS = {
+    "ours": our_step,
+    "ours_no_graph": our_step_without_graph,
+    "bare": bare_step,
+    "bare_graph": bare_graph_step,
+    "newcomer": newcomer_step,
+}
+ON_GPUS_ONLY = ("ours_no_graph", "bare_graph")
 
 
 def available_loops(config: TrainConfig) -> list[str]:
-    return [name for name in LOOPS if name != "bare_graph" or resolve_device(config.runtime) == "cuda"]
+    return [name for name in LOOPS if name not in ON_GPUS_ONLY or resolve_device(config.runtime) == "cuda"]
 
 
 def first_epoch(config: TrainConfig, *, image_size: int, side: int) -> int:

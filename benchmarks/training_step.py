@@ -3,11 +3,13 @@
     python -m benchmarks.training_step [--recipe NAME] [--side N] [--loops NAME ...] [--rounds N] [--steps N]
                                        [--result FILE] [flags of the trainer, such as --network or --batch-size]
 
-ours:       Trainer.train_step with all its parts: augmentation, schedule, metrics, guard, and the agreement on a stop.
-bare:       the same model, precision and memory format, but only forward, backward and a step of SGD, whatever the
-            optimizer of the recipe, on a fixed batch.
-bare_graph: the bare loop replayed as one CUDA graph, on a GPU only.
-newcomer:   the loop of most tutorials: fp32, NCHW, an optimizer that is not fused, and `.item()` in each step.
+ours:          Trainer.train_step with all its parts: augmentation, schedule, metrics, guard, and the agreement on a
+               stop.
+ours_no_graph: the same with `--graph off`, on a GPU only.
+bare:          the same model, precision and memory format, but only forward, backward and a step of SGD, whatever the
+               optimizer of the recipe, on a fixed batch.
+bare_graph:    the bare loop replayed as one CUDA graph, on a GPU only.
+newcomer:      the loop of most tutorials: fp32, NCHW, an optimizer that is not fused, and `.item()` in each step.
 
 Each loop runs in its own process, so that they do not share settings of the memory allocator. In each round, every loop
 runs a few steps. The results are images/s and ratios of images/s, each as the median over rounds, so that a change in

@@ -15,7 +15,7 @@ python=.venv/bin/python
 [[ -x $python ]] || stop "there is no .venv; run make setup first"
 out=$(realpath -m "$1")
 shift
-packages=${PACKAGES:-tyro typeguard docstring-parser pytest pytest-xdist execnet iniconfig pluggy}
+packages=${PACKAGES:-tyro typeguard docstring-parser simplejpeg xxhash pytest pytest-xdist execnet iniconfig pluggy}
 target=${TARGET:-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')}
 
 # Prints the entries of the packages in constraints.txt, with their hashes.
