@@ -1,6 +1,6 @@
-"""The training loops whose speed `training_step` compares. Each function returns one step, ready to be called.
+"""The training loops whose speed `training_step` compares. Each `*_step` function returns one step, ready to be called.
 
-All loops train the network of the settings on batches of their size, with crops of `side` pixels.
+All loops train the network that `config` describes, with its batch size, on crops of `side` pixels.
 """
 
 from collections.abc import Callable

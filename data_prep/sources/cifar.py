@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_SECONDS = 20.0  # without an answer from the server
 CHUNK_BYTES = 2**18
-MAX_ARCHIVE_BYTES = 2**28  # each archive has about 170 MB
+MAX_ARCHIVE_BYTES = 2**28  # each archive is about 170 MB
 SHA256 = {  # of the archives, by the md5 that torchvision lists
     "c58f30108f718f92721af3b95e74349a": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
     "eb9058c3a382ffc7106e4002c42a8d85": "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
@@ -73,7 +73,7 @@ def _to_split(batches: list[dict]) -> Split:
 
 
 def _checksums(kind: type["CIFAR10"]) -> dict[str, str]:
-    """md5 of each file in the archive that is read."""
+    """md5 of each file that is read from the archive."""
     return {**dict([*kind.train_list, *kind.test_list]), kind.meta["filename"]: kind.meta["md5"]}
 
 
@@ -124,7 +124,7 @@ def _genuine(path: Path, content: bytes, md5: str) -> bytes:
 
 
 def _download(kind: type["CIFAR10"], root: Path, progress: Progress) -> None:
-    """Downloads the archive. It gets its name only once it is complete; an interrupted download leaves nothing."""
+    """Downloads the archive. It gets its name only once it is complete; an exception or Ctrl-C leaves nothing."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -43,12 +43,12 @@ class Listing:
 
 
 def list_splits(root: Path) -> tuple[Listing, Listing, list[str]]:
-    """(train, test, lines about folders that were ignored). Raises InputError for a layout without classes."""
+    """(train, test, lines about missing and ignored folders, and about the test split). Raises InputError for a layout without classes."""
     if not root.is_dir():
         raise InputError(f"--root {shell_path(root)}: no such folder; {LAYOUT}")
     train_root, candidates = root / "train", [root / name for name in TEST_NAMES if (root / name).is_dir()]
     if not candidates:
-        raise InputError(f"--root {shell_path(root)}: it has no folder test (or {', '.join(TEST_NAMES[1:])}); {LAYOUT}")
+        raise InputError(f"--root {shell_path(root)}: it has no test folder (or {', '.join(TEST_NAMES[1:])}); {LAYOUT}")
     with_classes = [folder for folder in candidates if any(entry.is_dir() for entry in _visible(folder))]
     test_root = (with_classes or candidates)[0]
     train, test = Listing(train_root), Listing(test_root)
@@ -66,7 +66,7 @@ def list_splits(root: Path) -> tuple[Listing, Listing, list[str]]:
         if folder != test_root
     ]
     if train not in present:
-        notes.append(f"{shell_path(root)} has no folder train, so the dataset can only be evaluated")
+        notes.append(f"{shell_path(root)} has no train folder, so the dataset can only be evaluated")
     if test_root.name != "test":
         notes.append(f"test split: {shell_path(test_root)}")
     return train, test, notes
@@ -124,7 +124,7 @@ def _check_same(train: Listing, test: Listing) -> None:
     alike = [(name, folded[_fold(name)]) for name in sorted(here - there) if _fold(name) in folded]
     if alike:
         pairs = name_some([f"{one!a} and {other!a}" for one, other in alike])
-        raise InputError(f"the class folders of train and {test.root.name} differ: {pairs} look alike; rename one")
+        raise InputError(f"train and {test.root.name} must have the same class folders, but {pairs} only look alike; rename one")
     problems = [
         f"{name_some([shell_path(name) for name in sorted(only)])} only in {shell_path(listing.root)}"
         for only, listing in ((here - there, train), (there - here, test))

@@ -1,4 +1,4 @@
-"""The observer of the main process: console, trackers, checkpoints, status.json and the end of the run."""
+"""The trainer's observer on the main process: it writes to the console, trackers, checkpoints, status.json and the end of the run."""
 
 import contextlib
 import sys
@@ -35,7 +35,7 @@ class SilentRecorder(SilentObserver):
 
 
 class Recorder(SilentRecorder):
-    """Writes what the trainer reports to the run directory and its mirrors. Use `open_recorder` to create it."""
+    """Records what the trainer reports: in the run directory, on the console and in the trackers. Use `open_recorder` to create it."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Recorder(SilentRecorder):
         if self.has_checkpoint:
             message = f"stopped after step {self.step}, checkpoint saved; continue with {resume}"
         else:
-            message = f"stopped before the first checkpoint; start from the beginning with {resume}"
+            message = f"stopped before the first checkpoint; {resume} will start from step 0"
         self.run_dir.write_status("preempted", step=self.step, epoch=self.epoch, message=message)
         self.tracker.finish(None, failed=False)
         self.say(message)
@@ -157,7 +157,7 @@ def open_recorder(
     runtime: Runtime,
     state: dict[str, Any] | None,
 ) -> Iterator[SilentRecorder]:
-    """Writes config.json and status.json, removes the results of a shorter run, and starts the trackers.
+    """Writes config.json and status.json, removes the results of an earlier run with fewer --max-steps, and starts the trackers.
 
     An exception in the block is recorded as the end of the run. Silent on every rank but the main one.
     """
