@@ -43,7 +43,10 @@ class Listing:
 
 
 def list_splits(root: Path) -> tuple[Listing, Listing, list[str]]:
-    """(train, test, lines about missing and ignored folders, and about the test split). Raises InputError for a layout without classes."""
+    """(train, test, lines about missing and ignored folders and about the test split).
+
+    Raises InputError for a layout without classes.
+    """
     if not root.is_dir():
         raise InputError(f"--root {shell_path(root)}: no such folder; {LAYOUT}")
     train_root, candidates = root / "train", [root / name for name in TEST_NAMES if (root / name).is_dir()]
@@ -124,7 +127,8 @@ def _check_same(train: Listing, test: Listing) -> None:
     alike = [(name, folded[_fold(name)]) for name in sorted(here - there) if _fold(name) in folded]
     if alike:
         pairs = name_some([f"{one!a} and {other!a}" for one, other in alike])
-        raise InputError(f"train and {test.root.name} must have the same class folders, but {pairs} only look alike; rename one")
+        must = f"train and {test.root.name} must have the same class folders"
+        raise InputError(f"{must}, but {pairs} only look alike; rename one")
     problems = [
         f"{name_some([shell_path(name) for name in sorted(only)])} only in {shell_path(listing.root)}"
         for only, listing in ((here - there, train), (there - here, test))

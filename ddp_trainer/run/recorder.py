@@ -1,4 +1,4 @@
-"""The trainer's observer on the main process: it writes to the console, trackers, checkpoints, status.json and the end of the run."""
+"""The trainer's observer on the main process: it serves the console, trackers, checkpoints and status.json."""
 
 import contextlib
 import sys
@@ -35,7 +35,7 @@ class SilentRecorder(SilentObserver):
 
 
 class Recorder(SilentRecorder):
-    """Records what the trainer reports: in the run directory, on the console and in the trackers. Use `open_recorder` to create it."""
+    """Records what the trainer reports, in the run directory and the trackers. Use `open_recorder` to create it."""
 
     def __init__(
         self,
@@ -157,7 +157,8 @@ def open_recorder(
     runtime: Runtime,
     state: dict[str, Any] | None,
 ) -> Iterator[SilentRecorder]:
-    """Writes config.json and status.json, removes the results of an earlier run with fewer --max-steps, and starts the trackers.
+    """Writes config.json and status.json, removes the results of an earlier run with fewer --max-steps, and starts the
+    trackers.
 
     An exception in the block is recorded as the end of the run. Silent on every rank but the main one.
     """

@@ -132,4 +132,4 @@ def test_a_root_without_train_gives_only_the_test_split(photos: Path) -> None:
     source = FolderImages(photos, size=8)
     assert (source.classes, source.count("train"), source.count("test")) == (("cat",), 0, 2)
     assert [len(chunk.labels) for split in ("train", "test") for chunk in source.chunks(split)] == [2]
-    assert any("has no folder train, so the dataset can only be evaluated" in note for note in source.findings().notes)
+    assert any("has no train folder, so the dataset can only be evaluated" in note for note in source.findings().notes)
