@@ -16,7 +16,8 @@ class DataConfig:
     split. Use it to choose settings."""
     calibrate: int = 0
     """Hold out this many training images (stratified, fixed by the seed; none of those of --validation) and fit a
-    temperature on them when the run ends, so that its probabilities say how often it is right."""
+    temperature on them when the run ends, so that the model's probabilities say
+    how often it is right."""
     balance: Literal["none", "batches", "weights"] = "none"
     """For classes of unequal size. batches: draw images of each class equally often, those of small classes several
     times in an epoch; weights: weight the loss of an image by the inverse of its class's size, with a mean of 1."""

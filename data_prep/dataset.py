@@ -59,7 +59,7 @@ def write_dataset(
             sync_file(temporary / name)
         # A folder without a manifest is not a dataset, so no reader can combine the old manifest with the new pixels.
         (out / MANIFEST).unlink(missing_ok=True)
-        for name in set(SPLITS) - counts.keys():  # of the older dataset
+        for name in set(SPLITS) - counts.keys():  # splits that only the older dataset has
             (out / f"{name}.beton").unlink(missing_ok=True)
         for name in names:
             (temporary / name).replace(out / name)
@@ -97,7 +97,7 @@ def _check_space(source: Source, out: Path, encoding: Encoding) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise InputError(
-            f"--out {shell_path(out)} needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; free some space"
+            f"--out {shell_path(out)} needs {needed / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free"
         )
 
 

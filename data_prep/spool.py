@@ -37,7 +37,9 @@ class SpoolWriter:
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or not len(images):
             raise ValueError(f"images must be (N, H, W, 3) uint8 with N > 0, got {images.shape} {images.dtype}")
         if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-            raise ValueError(f"labels must be ({len(images)},) integers from 0, got {labels.shape} {labels.dtype}")
+            raise ValueError(
+                f"labels must be non-negative integers of shape ({len(images)},), got {labels.shape} {labels.dtype}"
+            )
         self.shape = self.shape or images.shape[1:]
         if images.shape[1:] != self.shape:
             raise ValueError(f"all images must have the shape {self.shape}, got {images.shape[1:]}")

@@ -11,10 +11,10 @@ from ddp_trainer.distributed.launch import Launch
 
 
 def use_all_cores(launch: Launch) -> None:
-    """Undoes the OMP_NUM_THREADS=1 that launchers set for every process, even for a single one.
+    """Undoes the OMP_NUM_THREADS=1 that Accelerate's launcher sets for every process, even for a single one.
 
-    A launched process then uses as many threads as one started with `python -m`, so it computes the same sums. A number
-    of threads that the user has set is kept.
+    A launched process then uses as many threads as one started with `python -m`, so its floating-point results are the
+    same. If the user has set the number of threads, it is kept.
     """
     threads = os.environ.get("OMP_NUM_THREADS")
     set_by_launcher = threads == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ and not _given_to_the_launcher()
@@ -23,7 +23,7 @@ def use_all_cores(launch: Launch) -> None:
 
 
 def _given_to_the_launcher() -> bool:
-    """Whether the launcher, which is this process's parent, was itself started with a number of threads."""
+    """Whether the user set the number of threads when starting the launcher, which is this process's parent."""
     parent = Path(f"/proc/{os.getppid()}")
     try:
         environment, words = (parent / "environ").read_bytes(), (parent / "cmdline").read_bytes()
@@ -37,7 +37,7 @@ def set_backend_flags(config: RuntimeConfig) -> None:
     """Sets determinism and TF32. TF32 is allowed only in bf16 and fp16 runs without --deterministic."""
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if config.deterministic != torch.are_deterministic_algorithms_enabled():  # the call takes seconds of imports
+    if config.deterministic != torch.are_deterministic_algorithms_enabled():  # the call takes seconds
         torch.use_deterministic_algorithms(config.deterministic)
         # Otherwise torch fills each new tensor with NaN, which adds 38 % more kernels to a step of `fast`.
         torch.utils.deterministic.fill_uninitialized_memory = not config.deterministic  # type: ignore[attr-defined]
