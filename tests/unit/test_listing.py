@@ -92,7 +92,7 @@ def test_classes_that_exist_in_only_one_split_are_named(photos: Path) -> None:
 @pytest.mark.parametrize("other", ["Dog", "dog ", " dog", "\uff44og"])
 def test_class_names_that_look_alike_are_shown_with_the_difference(other: str, photos: Path) -> None:
     (photos / "test" / "dog").rename(photos / "test" / other)
-    assert f"'dog' and {other!a} look alike" in fails(photos)
+    assert f"'dog' and {other!a} only look alike" in fails(photos)
 
 
 def test_the_unicode_form_of_a_class_name_does_not_matter(photos: Path) -> None:
@@ -100,7 +100,7 @@ def test_the_unicode_form_of_a_class_name_does_not_matter(photos: Path) -> None:
     (photos / "test" / "cat").rename(photos / "test" / "cafe\u0301")
     assert load_folder(photos, size=8).classes == ("caf\xe9", "dog")
     (photos / "train" / "cafe\u0301").mkdir()
-    assert r"'cafe\u0301' and 'caf\xe9' look alike" in fails(photos)
+    assert r"'cafe\u0301' and 'caf\xe9' only look alike" in fails(photos)
 
 
 def test_a_class_name_that_is_not_utf_8_is_refused(photos: Path) -> None:

@@ -95,8 +95,8 @@ def test_each_step_is_taken_at_its_rate_over_as_many_epochs_as_needed(tiny_dir: 
     trainer, sweep = narrow_trainer(tiny_dir), RangeConfig(start_lr=1e-4, end_lr=1e-2, steps=30)
     used: list[float] = []
     step = trainer.train_step
-    trainer.train_step = lambda batch, epoch: (  # type: ignore[method-assign]
-        step(batch, epoch),
+    trainer.train_step = lambda *arguments: (  # type: ignore[method-assign]
+        step(*arguments),
         used.append(trainer.state.optimizer.param_groups[0]["lr"]),
     )[0]
     curve = range_test(trainer, sweep)
