@@ -17,6 +17,7 @@ import tyro
 
 from data_prep.errors import InputError, printable
 from data_prep.streams import forgiving_output
+from data_prep.watched_file import DatasetChanged
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.launch import prints_errors
 
@@ -114,9 +115,10 @@ def _one_line(report: str) -> str:
 
 
 def run_command(work: Callable[[], int | None]) -> int:
-    """Exit status of a command: what `work` returns (None: 0), or 2 after an InputError, which is printed as one line.
+    """Exit status of a command: what `work` returns (None: 0), 2 after an InputError, or 1 after DatasetChanged.
 
-    Every process finds the same mistake, so only the first process of each machine prints it.
+    These errors are printed as one line. Every process finds the same mistake in its input, so only the first process
+    of each machine prints an InputError.
     """
     with forgiving_output():
         try:
@@ -125,6 +127,9 @@ def run_command(work: Callable[[], int | None]) -> int:
             if prints_errors():
                 print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
             return 2
+        except DatasetChanged as error:
+            print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
+            return 1
 
 
 def program_name(module: str) -> str:

@@ -97,7 +97,7 @@ def labels_of_the_run(spec: ModelSpec, dataset: DatasetInfo, data_dir: Path) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status. 0: every image was counted; 2: the input is wrong."""
+    """Exit status. 0: every image was counted; 1: an image is damaged; 2: the input is wrong."""
 
     def evaluate() -> None:
         figures = evaluate_run(parse_flags(EvaluateConfig, argv, prog=program_name("ddp_trainer.evaluate")))

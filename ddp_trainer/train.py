@@ -117,11 +117,10 @@ def main_process() -> None:
 
 def print_error(error: Exception) -> None:
     """Prints one line if the error explains itself, otherwise the whole traceback."""
-    from data_prep.watched_file import DatasetChanged
     from ddp_trainer.engine.step_guard import NonFinite
     from ddp_trainer.run.checkpoint import CheckpointError
 
-    if isinstance(error, CheckpointError | DatasetChanged | NonFinite):
+    if isinstance(error, CheckpointError | NonFinite):
         print(f"error: {error}", file=sys.stderr, flush=True)
     elif isinstance(error, OSError) and error.errno in DISK_ERRORS and error.filename:
         print(f"error: cannot write {error.filename}: {error.strerror}", file=sys.stderr, flush=True)

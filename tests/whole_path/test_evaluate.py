@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data_prep.beton import read_samples
 from data_prep.dataset import read_dataset, write_dataset
 from data_prep.loader import Batch
 from data_prep.sources.folder import FolderImages
@@ -108,6 +109,24 @@ def test_a_dataset_with_only_test_images_of_two_classes_can_be_evaluated(
     chosen = np.isin(found.labels, (2, 5))
     assert figures["test_total"] == chosen.sum() == 8
     assert figures["test_correct"] == (found.predicted == found.labels)[chosen].sum()
+
+
+def test_an_image_that_is_damaged_is_reported_in_one_line(
+    smoke_run: Path,
+    tiny_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Files of large datasets are not hashed at the start, so the damage is found when the image is read."""
+    monkeypatch.setattr("data_prep.dataset.HASHED_BYTES", 0)
+    data = shutil.copytree(tiny_dir, tmp_path / "data")
+    content = bytearray((data / "test.beton").read_bytes())
+    content[int(read_samples(data / "test.beton")["image"]["ptr"][3]) + 100] ^= 1
+    (data / "test.beton").write_bytes(content)
+    assert main([str(smoke_run), "--data-dir", str(data), "--device", "cpu"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "test.beton: image 3 is damaged" in line
 
 
 def mean_of_views(model: nn.Module, image: Tensor, *, mirror: bool) -> Tensor:
