@@ -25,9 +25,10 @@ def unpacked(images: Path, into: Path) -> Path:
     folder = images
     if images.is_file():
         with tarfile.open(images) as archive:
-            archive.extractall(into, filter="data")
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.4 and later have it
+            archive.extractall(into)
         folder = next((path.parent for path in (*into.glob("train"), *into.glob("*/train"))), into)
-    require((folder / "train").is_dir(), f"--images {images} has no folder train")
+    require((folder / "train").is_dir(), f"--images {images} has no train folder")
     return folder
 
 
