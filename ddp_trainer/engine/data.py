@@ -55,17 +55,31 @@ class RunData:
             yield batch, None if on_device is None else on_device[row]
 
 
+def split_training_images(labels: np.ndarray, config: TrainConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions of the images to train on, of those for --validation, and of those for --calibrate, each sorted.
+
+    `labels` (N,): the classes of all training images. Raises InputError if too few images are left to train on.
+    """
+    trained, held_out = np.arange(len(labels)), []
+    for count in (config.data.validation, config.data.calibrate):
+        part = trained[:0]
+        if count:
+            kept, own = hold_out(labels[trained], count=count, seed=config.runtime.seed)
+            trained, part = trained[kept], trained[own]
+        held_out.append(part)
+    return trained, held_out[0], held_out[1]
+
+
 def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo) -> RunData:
     """Loaders over the training images and over the evaluated ones: the test split, or what --validation holds out."""
     train_beton, test_beton = (config.data.data_dir / dataset.splits[name].file for name in ("train", "test"))
     checksums = {config.data.data_dir / split.file: split.sha256 for split in dataset.splits.values()}
-    samples, labels = np.arange(dataset.splits["train"].count), read_labels(train_beton)
+    all_labels = read_labels(train_beton)
+    samples, held_out, calibrated = split_training_images(all_labels, config)
+    labels = all_labels[samples]
     evaluated, evaluated_beton = np.arange(dataset.splits["test"].count), test_beton
     if config.data.validation:
-        samples, evaluated = hold_out(labels, count=config.data.validation, seed=config.runtime.seed)
-        evaluated_beton = train_beton
-    kept, own = hold_out(labels[samples], count=config.data.calibrate, seed=config.runtime.seed)
-    samples, calibrated = samples[kept], samples[own]
+        evaluated, evaluated_beton = held_out, train_beton
     spec = ModelSpec.of(dataset, config.network, flip=config.augment.flip, train_size=config.schedule.train_size)
 
     def loader(beton: Path, batch_size: int) -> StreamLoader | ResidentLoader:
@@ -78,7 +92,7 @@ def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo) -> R
             sha256=checksums[beton],
         )
 
-    labels, weights = labels[samples], None
+    weights = None
     if config.data.balance == "weights":
         numbers = class_weights(labels, len(spec.classes))
         weights = torch.tensor(numbers, dtype=torch.float32, device=runtime.device)
