@@ -1,8 +1,8 @@
 """Keeps Accelerate's own environment variables from changing the weights.
 
-`accelerate launch` sets them from its flags and from the file that `accelerate config` wrote. A run's config.json must
-name everything its weights depend on. So a variable that would change the weights is reported as an error, and the
-others are hidden from Accelerate.
+`accelerate launch` sets these variables from its flags and from the file that `accelerate config` wrote. But a run's
+config.json must record everything that its weights depend on. So a variable that would change the weights is an error,
+and the other variables are hidden from Accelerate.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from ddp_trainer.distributed.hardware import TRUE
 PREFIXES = ("ACCELERATE_", "FORK_LAUNCHED", "FSDP_", "MEGATRON_LM_", "MPI_", "MV2_", "OMPI_", "PARALLELISM_", "PMI_")
 SPEED_ONLY = ("ACCELERATE_CPU_AFFINITY",)
 LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-THREADS = "OMP_NUM_THREADS"  # without it, Accelerate would choose a number and warn
+THREADS = "OMP_NUM_THREADS"  # if it is not set, Accelerate chooses a number of threads and warns
 
 
 def check_accelerate_settings(config: RuntimeConfig) -> None:
@@ -46,7 +46,7 @@ def check_accelerate_settings(config: RuntimeConfig) -> None:
 
 @contextlib.contextmanager
 def environment_of(launch: Mapping[str, str]) -> Iterator[None]:
-    """Within the block, the environment has the `launch` variables, and Accelerate's own settings are hidden."""
+    """Within the block, the environment has the variables in `launch`, but none of Accelerate's own settings."""
     hidden = {name: value for name, value in os.environ.items() if _is_hidden(name)}
     try:
         for name in hidden:

@@ -1,4 +1,4 @@
-"""Settings of torch itself: threads, determinism, and the precision of matrix products."""
+"""Changes torch's own settings: threads, determinism, and the precision of matrix products."""
 
 import os
 from pathlib import Path
@@ -11,10 +11,10 @@ from ddp_trainer.distributed.launch import Launch
 
 
 def use_all_cores(launch: Launch) -> None:
-    """Undoes the OMP_NUM_THREADS=1 that Accelerate's launcher sets for every process, even for a single one.
+    """Divides the CPU cores among the processes of this machine, although Accelerate's launcher sets OMP_NUM_THREADS=1.
 
-    A launched process then uses as many threads as one started with `python -m`, so its floating-point results are the
-    same. If the user has set the number of threads, it is kept.
+    A single launched process then uses as many threads as one that is started with `python -m`, so both compute the
+    same floating-point results. A number of threads that the user has set is kept.
     """
     threads = os.environ.get("OMP_NUM_THREADS")
     set_by_launcher = threads == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ and not _given_to_the_launcher()
@@ -23,7 +23,7 @@ def use_all_cores(launch: Launch) -> None:
 
 
 def _given_to_the_launcher() -> bool:
-    """Whether the user set the number of threads when starting the launcher, which is this process's parent."""
+    """Whether the user set the number of threads for the launcher, which is the parent of this process."""
     parent = Path(f"/proc/{os.getppid()}")
     try:
         environment, words = (parent / "environ").read_bytes(), (parent / "cmdline").read_bytes()
@@ -34,12 +34,12 @@ def _given_to_the_launcher() -> bool:
 
 
 def set_backend_flags(config: RuntimeConfig) -> None:
-    """Sets determinism and TF32. TF32 is allowed only in bf16 and fp16 runs without --deterministic."""
+    """Sets torch's flags for determinism and TF32. Only bf16 and fp16 runs without --deterministic may use TF32."""
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if config.deterministic != torch.are_deterministic_algorithms_enabled():  # the call takes seconds
+    if config.deterministic != torch.are_deterministic_algorithms_enabled():  # the next call takes seconds
         torch.use_deterministic_algorithms(config.deterministic)
-        # Otherwise torch fills each new tensor with NaN, which adds 38 % more kernels to a step of `fast`.
+        # By default, deterministic torch fills each new tensor with NaN, so a step of `fast` has 38 % more kernels.
         torch.utils.deterministic.fill_uninitialized_memory = not config.deterministic  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not config.deterministic
     allow_tf32 = resolve_precision(config) != "fp32" and not config.deterministic

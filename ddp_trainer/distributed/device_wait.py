@@ -1,4 +1,4 @@
-"""Waits for this process's GPU with a time limit, because that GPU may wait for a process that has died."""
+"""Waits for the GPU with a time limit, because the GPU itself may be waiting for a process that has died."""
 
 import math
 import time
@@ -18,8 +18,8 @@ class Event(Protocol):
 def wait_for(event: Event, *, seconds: float = math.inf) -> None:
     """Returns when the device has reached `event`. Raises TimeoutError after `seconds`.
 
-    NCCL's watchdog does not see collectives inside a CUDA graph. Without a time limit, the other processes would wait
-    forever for one that has died.
+    NCCL's watchdog does not see collectives inside a CUDA graph, so without a time limit, this process would wait
+    forever for another one that has died.
     """
     if seconds == math.inf:
         event.synchronize()

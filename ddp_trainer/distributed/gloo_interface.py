@@ -1,21 +1,21 @@
-"""Chooses the network interface on which gloo listens. Anyone who can reach it can join a run: see docs/security.md."""
+"""Chooses gloo's network interface. Anyone who can reach a port of gloo can join the run: see docs/security.md."""
 
 import os
 import socket
 
 import psutil
 
-# Interfaces of containers and virtual machines. Their addresses are the same, or unreachable, on another machine.
+# Name prefixes of interfaces for containers and virtual machines, whose addresses other machines cannot reach.
 BRIDGES = ("docker", "veth", "virbr", "br-")
 
 
 def choose_interface() -> None:
     """Chooses the loopback if all processes are on this machine, otherwise an interface that other machines can reach.
 
-    With several machines, a choice is needed only if this machine's own name resolves to the loopback or not at all.
-    gloo listens at the address of that name, which Debian's installer sets to 127.0.1.1 in /etc/hosts, or else at the
-    loopback. Each of the other machines would then try to reach itself. NCCL skips the loopback on its own. If
-    GLOO_SOCKET_IFNAME is set, it is left unchanged.
+    By default, gloo listens at the address to which this machine's host name resolves, or else at the loopback. If the
+    name resolves to 127.0.1.1, as Debian's installer sets it in /etc/hosts, other machines would connect to themselves.
+    So with several machines, an interface is chosen if the host name has no address that other machines can reach.
+    NCCL needs no choice, because it skips the loopback. If GLOO_SOCKET_IFNAME is set, it is left unchanged.
     """
     if "GLOO_SOCKET_IFNAME" in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         return
@@ -26,14 +26,14 @@ def choose_interface() -> None:
     if _address_of(socket.gethostname()) in found:
         return
     towards_main = _address_towards(os.environ.get("MASTER_ADDR", ""))
-    # On the main machine, the address may be the loopback, which is not in `found`.
+    # On the machine that MASTER_ADDR names, this address may be the loopback, which is not in `found`.
     name = found.get(towards_main) or next(iter(found.values()), None)
     if name:
         os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
 def _interfaces() -> dict[str, str]:
-    """IPv4 address -> name of the interface, for all interfaces that another machine may be able to reach."""
+    """{IPv4 address: name} of the interfaces that another machine may be able to reach."""
     up = {name for name, state in psutil.net_if_stats().items() if state.isup and not name.startswith(BRIDGES)}
     return {
         one.address: name
@@ -57,10 +57,10 @@ def _address_of(host: str) -> str:
 
 
 def _address_towards(host: str) -> str:
-    """This machine's own address on the route to `host`; empty if there is none."""
+    """The address from which this machine sends to `host`; empty if there is no route."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((host, 9))  # chooses the route, and sends nothing
+            probe.connect((host, 9))  # selects a route without sending anything
             return probe.getsockname()[0]
         except OSError:
             return ""

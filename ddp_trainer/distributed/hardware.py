@@ -9,7 +9,7 @@ from pathlib import Path
 from data_prep.errors import InputError, require
 from ddp_trainer.config import RuntimeConfig
 
-# Values of an environment variable that Accelerate takes for true.
+# Values of an environment variable that Accelerate interprets as true.
 TRUE = ("1", "true", "t", "yes", "y", "on")
 
 
@@ -38,7 +38,7 @@ def resolve_device(config: RuntimeConfig) -> str:
         require(
             config.device == "auto",
             "--device cuda contradicts the Accelerate configuration, which asks for the CPU (--cpu or use_cpu); "
-            "leave that out, or use --device cpu",
+            "remove that setting, or use --device cpu",
         )
         return "cpu"
     import torch
@@ -49,7 +49,10 @@ def resolve_device(config: RuntimeConfig) -> str:
 
 
 def resolve_precision(config: RuntimeConfig) -> str:
-    """fp32, bf16 or fp16. Raises InputError for fp16 on the CPU, where gradients cannot be scaled."""
+    """The precision of the run: fp32, bf16 or fp16.
+
+    Raises InputError for fp16 on the CPU, which Accelerate does not support.
+    """
     on_cuda = resolve_device(config) == "cuda"
     if config.precision == "fp16" and not on_cuda:
         raise InputError("--precision fp16 works on CUDA only; use --precision bf16 or fp32 on the CPU")

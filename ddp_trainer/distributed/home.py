@@ -1,4 +1,4 @@
-"""Handles a home directory that is not writable, as in some containers. Otherwise, libraries would print warnings."""
+"""Handles a home directory that is not writable, as in some containers, in which libraries would print warnings."""
 
 import contextlib
 import os
@@ -6,13 +6,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# Where matplotlib, W&B and others keep caches and settings, below the home directory by default.
+# Environment variables with the folders in which matplotlib, W&B and others keep caches and settings. By default, these
+# folders are in the home directory.
 FOLDERS = ("MPLCONFIGDIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "XDG_CACHE_HOME")
 
 
 @contextlib.contextmanager
 def writable_home() -> Iterator[None]:
-    """Within the block, caches are in a temporary folder if the home directory is not writable."""
+    """Within the block, caches and settings are in a temporary folder if the home directory is not writable."""
     if os.access(Path("~").expanduser(), os.W_OK):
         yield
         return

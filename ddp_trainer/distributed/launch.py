@@ -1,6 +1,6 @@
 """Reads rank, local rank and world size from the launcher's environment variables, and checks that they are consistent.
 
-Elsewhere: the process group (`runtime`).
+`runtime` creates the process group.
 """
 
 import os
@@ -12,12 +12,12 @@ from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.accelerate_settings import check_accelerate_settings
 from ddp_trainer.distributed.hardware import resolve_device, resolve_precision
 
-# Set by mpirun and by srun --mpi. Accelerate uses them on CPUs.
+# Variables that mpirun and srun --mpi set, and that Accelerate reads if it runs on CPUs.
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 class Launch(NamedTuple):
-    """One of `world_size` processes, of which `local_world_size` run on this machine."""
+    """The rank of this process among `world_size` processes, of which `local_world_size` run on this machine."""
 
     rank: int = 0
     local_rank: int = 0
@@ -26,7 +26,7 @@ class Launch(NamedTuple):
 
     @classmethod
     def from_environment(cls) -> "Launch":
-        """Raises InputError if the variables are not numbers or contradict each other."""
+        """Reads the launcher's variables. Raises InputError if they are not numbers or contradict each other."""
         world_size = _number("WORLD_SIZE", least=1)
         rank, local_rank = _number("RANK"), _number("LOCAL_RANK")
         local_world_size = _number("LOCAL_WORLD_SIZE", least=1)
@@ -49,7 +49,7 @@ class Launch(NamedTuple):
         return f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
 
     def variables(self) -> dict[str, str]:
-        """These numbers as environment variables; empty for a single process."""
+        """The launcher's variables with these numbers; empty for a single process."""
         if self.world_size == 1:
             return {}
         return {
@@ -77,7 +77,7 @@ class Launch(NamedTuple):
 
 
 def prints_errors() -> bool:
-    """True on the first process of each machine. Only that process prints an error that every process finds."""
+    """True in the first process of each machine, which prints the errors that every process finds."""
     try:
         return Launch.from_environment().local_rank == 0
     except InputError:
@@ -85,7 +85,7 @@ def prints_errors() -> bool:
 
 
 def check_machine(config: RuntimeConfig) -> None:
-    """Raises InputError if the settings ask for something that this launch or machine does not offer."""
+    """Raises InputError if the settings do not fit this machine or the way in which this process was launched."""
     _check_launch(config)
     check_accelerate_settings(config)
     resolve_precision(config)
@@ -94,7 +94,7 @@ def check_machine(config: RuntimeConfig) -> None:
 
 
 def _number(name: str, *, least: int = 0) -> int | None:
-    """The environment variable as a number; None if it is not set."""
+    """The environment variable `name` as a number of at least `least`; None if it is not set."""
     text = os.environ.get(name)
     if text is None:
         return None
@@ -108,7 +108,7 @@ def _number(name: str, *, least: int = 0) -> int | None:
 
 
 def _require_alone(**others: int | None) -> None:
-    """Raises InputError if a variable says that there are other processes, although the world size does not."""
+    """Raises InputError if a variable says that there are several processes, although WORLD_SIZE does not."""
     for name, number in others.items():
         if number is not None and number > (name == "local_world_size"):
             found = f"WORLD_SIZE is {os.environ.get('WORLD_SIZE', 'not set')}"
@@ -127,10 +127,10 @@ def _fix(name: str) -> str:
 
 
 def _check_launch(config: RuntimeConfig) -> None:
-    """Raises InputError if this process was launched as one of several, but is alone.
+    """Raises InputError if this process was launched as one of several but is alone, or if there are too few GPUs.
 
-    `accelerate launch --cpu --num_processes 2` starts a single process. It differs from an intended single process in
-    one way: Accelerate's launcher sets an address to meet at, but no world size.
+    `accelerate launch --cpu --num_processes 2` starts only one process. This mistake can be recognized because the
+    launcher sets MASTER_ADDR but not WORLD_SIZE.
     """
     launch = Launch.from_environment()
     alone = "WORLD_SIZE" not in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ
@@ -154,4 +154,4 @@ def _check_compiler() -> None:
     """Raises InputError if torch.compile would find no compiler."""
     compilers = [os.environ.get(name, "") for name in ("CXX", "CC")] + ["g++", "clang++", "gcc", "clang"]
     found = any(shutil.which(compiler) for compiler in compilers if compiler)
-    require(found, "--compile needs a C++ compiler, and there is none on PATH; install g++, or leave --compile out")
+    require(found, "--compile needs a C++ compiler, and there is none on PATH; install g++, or leave out --compile")

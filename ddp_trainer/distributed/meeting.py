@@ -1,4 +1,4 @@
-"""Waits for the other processes, which may never join. Prints which rank is waiting; a signal ends the wait."""
+"""Handles the wait for the other processes, which may never join: prints a line, and lets a signal end the process."""
 
 import contextlib
 import sys
@@ -13,10 +13,10 @@ PATIENCE_SECONDS = 10.0
 
 @contextlib.contextmanager
 def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
-    """Context for the calls that wait for all processes to join.
+    """Context for calls that wait until all processes have joined.
 
-    After 10 seconds, the first process of each machine prints that it is waiting. From then on, the first signal ends
-    a process, because the others may never join, and there is nothing to save.
+    After 10 seconds, the first process of each machine prints that it is waiting. From then on, a single signal ends
+    the process, because the other processes may never join and there is nothing to save.
     """
     if launch.world_size == 1:
         yield

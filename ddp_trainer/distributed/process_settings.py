@@ -1,6 +1,6 @@
-"""Restores what a run changes in its process, because a notebook keeps running after `main` returns.
+"""Restores what a run changes in its process, because a notebook continues in the same process.
 
-The settings of glibc's allocator are not restored, because they cannot be read (`host_memory`).
+The settings of glibc's allocator (`host_memory`) are not restored, because their previous values cannot be read.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from ddp_trainer.distributed.home import writable_home
 
 @contextlib.contextmanager
 def restored_settings() -> Iterator[None]:
-    """After the block, restores torch's settings and generators, Accelerate's state, and the environment."""
+    """After the block, restores torch's settings and random generators, Accelerate's state, and the environment."""
     with _restored_environment(), writable_home(), _restored_torch(), _own_accelerate_state():
         yield
 
@@ -53,13 +53,13 @@ def _restored_torch() -> Iterator[None]:
             torch.set_float32_matmul_precision(precision)
             torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = benchmark, allow_tf32
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
-            if torch.are_deterministic_algorithms_enabled() != deterministic:  # the call takes seconds of imports
+            if torch.are_deterministic_algorithms_enabled() != deterministic:  # the next call takes seconds
                 torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
 @contextlib.contextmanager
 def _own_accelerate_state() -> Iterator[None]:
-    """Within the block, Accelerate's device and precision, which are global to a process, are those of this run."""
+    """Within the block, Accelerate's global state, such as device and precision, is that of this run."""
     holders = (PartialState, AcceleratorState, GradientState)
     before = [dict(holder._shared_state) for holder in holders]
     for holder in holders:
@@ -67,7 +67,7 @@ def _own_accelerate_state() -> Iterator[None]:
     try:
         yield
     finally:
-        if not dist.is_initialized():  # if it is, the run has failed and the process is about to end
+        if not dist.is_initialized():  # otherwise, the run has failed and the process is about to end
             for holder, state in zip(holders, before, strict=True):
                 holder._shared_state.clear()
                 holder._shared_state.update(state)

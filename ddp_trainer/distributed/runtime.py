@@ -1,7 +1,4 @@
-"""Ranks, devices, precision, seeds and collectives of a run. The only file that uses Accelerator.
-
-Elsewhere: what is computed (`engine`), and what is logged or saved (`run`, `tracking`).
-"""
+"""Ranks, devices, precision, seeds and collectives of a run. This is the only file that uses Accelerator."""
 
 import contextlib
 import math
@@ -30,21 +27,21 @@ from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.distributed.stop_agreement import StopAgreement
 from ddp_trainer.distributed.sync_batchnorm import averaged_batchnorm, synchronize_batchnorm
 
-# Until training begins the processes may be minutes apart: one may read a dataset or wait for a service.
+# Before training starts, processes may be minutes apart: one may read a dataset or wait for a service.
 STARTUP_SECONDS = 300.0
 
-# NCCL's watchdog kills the process. gloo must raise its exception before that, so that files and W&B can be closed.
+# NCCL's watchdog kills the process. gloo must raise an exception earlier, so that files and W&B can still be closed.
 NCCL_MARGIN = 60.0
 
 
 class Runtime:
-    """One process among `world_size`. Build it once, after the input was checked and before anything is trained.
+    """This process as one of `world_size`. Create it once per run, after the input was checked.
 
     Raises InputError if this machine does not have the device or the precision that `config` asks for.
     """
 
     def __init__(self, config: RuntimeConfig, *, accumulate: int = 1, stop: StopRequest | None = None) -> None:
-        """`stop`: the request that this process listens for; default: none, so that a signal ends the process."""
+        """`stop`: set by signals that ask the run to stop; default: none, so such a signal ends the process."""
         check_machine(config)
         self.config = config
         self.precision = resolve_precision(config)
@@ -56,13 +53,16 @@ class Runtime:
         with meeting(launch, stop):
             with environment_of(launch.variables()):
                 self._accelerator = self._build_accelerator(patience, accumulate=accumulate)
-            # Control messages travel between the hosts over gloo, so that they never wait for a device.
+            # Control messages are sent with gloo, between CPUs, so that they never wait for a device.
             self._control = _control_group(patience) if launch.world_size > 1 else None
         self.device: torch.device = self._accelerator.device
         self.rank, self.world_size = launch.rank, launch.world_size
         self.is_main = launch.is_main
         found = self._accelerator.process_index, self._accelerator.num_processes
-        require(found == (self.rank, self.world_size), f"launched as {launch}, but Accelerate found rank {found}")
+        require(
+            found == (self.rank, self.world_size),
+            f"launched as rank {self.rank} of {self.world_size}, but Accelerate found rank {found[0]} of {found[1]}",
+        )
         if self.device.type == "cpu":
             use_all_cores(launch)
             keep_freed_memory()
@@ -74,17 +74,17 @@ class Runtime:
         torch.manual_seed(config.seed)
 
     def _build_accelerator(self, patience: timedelta, *, accumulate: int) -> Accelerator:
-        """Joins the other processes. Whatever changes the training is passed here, and never read by Accelerate."""
+        """Joins the other processes. Settings that change the weights are arguments; Accelerate reads none itself."""
         return Accelerator(
             cpu=resolve_device(self.config) == "cpu",
             mixed_precision="no" if self.precision == "fp32" else self.precision,
             dynamo_backend="no",
-            gradient_accumulation_steps=1,  # the trainer accumulates by itself
+            gradient_accumulation_steps=1,  # the trainer itself accumulates gradients
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=patience),
-                # Buffers are averaged once before an evaluation instead of being sent before every forward pass.
-                # Buckets of 4 MiB let the first all-reduce start early in the backward pass of this 26 MB network.
+                # BatchNorm's buffers are averaged before each evaluation, so DDP need not broadcast them in each step.
+                # With buckets of 4 MiB, the first all-reduce starts early in the backward pass of a 26 MB network.
                 DistributedDataParallelKwargs(
                     broadcast_buffers=False,
                     gradient_as_bucket_view=True,
@@ -96,7 +96,7 @@ class Runtime:
 
     @property
     def timeout(self) -> float:
-        """Seconds to wait for the GPU to finish a step; after that, another process is assumed to have died."""
+        """Seconds within which the GPU must finish a step; otherwise, another process is assumed to have died."""
         return self.config.process_group_timeout if self.world_size > 1 else math.inf
 
     @property
@@ -104,7 +104,7 @@ class Runtime:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
 
     def describe(self) -> dict[str, str | int]:
-        """What config.json says about the machine."""
+        """Entries of config.json that describe the machine."""
         return {
             "precision": self.precision,
             "world_size": self.world_size,
@@ -114,34 +114,37 @@ class Runtime:
         }
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """The model on its device under DDP, and the optimizer behind the gradient scaler. Call `place` first."""
-        self._accelerator.free_memory()  # else it would also unscale the gradients of an earlier model
-        if self.config.compile:  # in place, inside DDP: names in the state dict stay as they are
-            model.compile(dynamic=False)  # one compilation for each size of batches and crops
+        """The model wrapped in DDP, and the optimizer wrapped for the gradient scaler. Call `place` first."""
+        self._accelerator.free_memory()  # otherwise, Accelerate would also unscale the gradients of an earlier model
+        if self.config.compile:  # in place, so that the names in the state dict do not change
+            model.compile(dynamic=False)  # one compilation for each batch size and crop size
         with warnings.catch_warnings():
-            # torch 2.15 renames broadcast_buffers, which Accelerate's settings do not know yet.
+            # torch 2.15 renames broadcast_buffers, but Accelerate still uses the old name.
             warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
             model, optimizer = self._accelerator.prepare(model, optimizer)
         if isinstance(model, DistributedDataParallel) and self.device.type == "cuda":
-            model._set_ddp_runtime_logging_sample_rate(2**30)  # its time measurements wait for the device
+            model._set_ddp_runtime_logging_sample_rate(2**30)  # DDP's time measurements wait for the device
         return model, optimizer
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Moves the model to the device in the chosen memory format. Call it before DDP, whose buckets copy strides."""
+        """Moves the model to the device in the memory format of --channels-last, with synchronized BatchNorm if asked.
+
+        Call it before `prepare`, because DDP's buckets copy the strides of the parameters.
+        """
         if self.config.sync_bn and self.world_size > 1:
             model = synchronize_batchnorm(model)
         memory_format = torch.channels_last if self.config.channels_last else torch.contiguous_format
         return model.to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
 
     def laid_out(self, images: Tensor) -> Tensor:
-        """channels_last images in the model's memory format, which each layer takes over from its input."""
+        """Converts `images`, which are channels_last, to the model's memory format. Each layer keeps that format."""
         return images if self.config.channels_last else images.contiguous()
 
     def backward(self, loss: Tensor) -> None:
         self._accelerator.backward(loss)
 
     def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager:
-        """Keeps the gradients of a backward pass on this rank; for all parts of an accumulated batch but the last."""
+        """Context in which a backward pass does not average gradients, for all but the last part of a batch."""
         return self._accelerator.no_sync(model)
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -161,7 +164,7 @@ class Runtime:
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """(K,) on each rank -> (world_size, K) on every rank."""
+        """Gathers a (K,) tensor of each rank into a (world_size, K) tensor on every rank."""
         if self.world_size == 1:
             return tensor.unsqueeze(0)
         rows = [torch.empty_like(tensor) for _ in range(self.world_size)]
@@ -169,7 +172,7 @@ class Runtime:
         return torch.stack(rows)
 
     def gather_named(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """{name: (...)} on each rank -> {name: (world_size, ...)} in float64 on every rank, in one collective."""
+        """Gathers tensors of shape (...) into float64 tensors of shape (world_size, ...), in one collective."""
         if not tensors:
             return {}
         flat = self.gather(torch.cat([tensor.detach().double().flatten() for tensor in tensors.values()]))
@@ -180,7 +183,7 @@ class Runtime:
         }
 
     def agree_on(self, *numbers: int) -> list[int]:
-        """The main rank's numbers, on every rank."""
+        """Returns the numbers of the main rank on every rank."""
         if self._control is None:
             return list(numbers)
         box = torch.tensor(numbers, dtype=torch.int64)
@@ -188,7 +191,7 @@ class Runtime:
         return box.tolist()
 
     def end_of_startup(self) -> None:
-        """Waits for the other processes. From here on, one that hangs is an error after --process-group-timeout."""
+        """Waits for the other processes. After this call, waiting longer than --process-group-timeout is an error."""
         if self._control is not None:
             dist.barrier(group=self._control)
             for group, margin in ((self._control, 0.0), (None, NCCL_MARGIN if self.device.type == "cuda" else 0.0)):
@@ -202,12 +205,12 @@ class Runtime:
         return torch.cat(states).to(self.device)
 
     def set_generator_state(self, state: Tensor) -> None:
-        """Restores what `generator_state` returned; the state of another kind of device is ignored."""
+        """Restores a state from `generator_state`. Does nothing if the state is from another kind of device."""
         sizes = [len(torch.get_rng_state())]
         if self.device.type == "cuda":
             sizes.append(len(torch.cuda.get_rng_state(self.device)))
         if len(state) == sum(sizes):
-            own = [part.cpu().clone() for part in state.split(sizes)]  # torch reads from the start of the storage
+            own = [part.cpu().clone() for part in state.split(sizes)]  # clones, because torch ignores a view's offset
             torch.set_rng_state(own[0])
             if self.device.type == "cuda":
                 torch.cuda.set_rng_state(own[1], self.device)
@@ -226,12 +229,12 @@ class Runtime:
             dist.destroy_process_group()
 
     def averaged_batchnorm(self, model: nn.Module) -> contextlib.AbstractContextManager:
-        """Within the context the running statistics are those over all ranks' images; after it, each rank's own."""
+        """Within the context, the running statistics of BatchNorm are those over the images of all ranks."""
         return averaged_batchnorm(model, self.sum_over_ranks, self.world_size)
 
 
 def _set_timeout(timeout: timedelta, group: dist.ProcessGroup | None) -> None:
-    """torch 2.15 made this function public."""
+    """Sets the timeout of a process group (None: the default group). torch 2.15 made the function for this public."""
     from torch.distributed import distributed_c10d
 
     name = "set_timeout" if hasattr(distributed_c10d, "set_timeout") else "_set_pg_timeout"

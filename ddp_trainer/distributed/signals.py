@@ -1,6 +1,6 @@
 """Turns signals into a request to stop, which the training loop obeys after the current step.
 
-Imports little on purpose: `train` listens for signals before it imports anything that takes seconds.
+This file imports only fast modules, because `train` must handle signals before it imports anything that takes seconds.
 """
 
 import contextlib
@@ -13,17 +13,17 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-# These two are always handled, even if they were ignored when the process started: a job script may start the launcher
-# with them ignored, so that only the training processes react.
+# These two signals are handled even if they were ignored when the process started. A job script may start the launcher
+# with these signals ignored, so that only the training processes react to them.
 PROMISED_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
-# Other signals that ask a process to end: Ctrl-C, a closed terminal, a batch system's warning, an exceeded CPU time. If
-# they were ignored when the process started, as under nohup or in a script's background job, they stay ignored.
+# Other signals that ask a process to end: Ctrl-C, a closed terminal, a warning from a batch system, exceeded CPU time.
+# If they were ignored when the process started, as under nohup or in a script's background job, they stay ignored.
 OTHER_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
 SIGNALS = (*PROMISED_SIGNALS, *OTHER_SIGNALS)
 
-# A launcher and its workers are often signaled together, and the launcher then passes its own signal on. So a signal
-# that arrives within this time of the first one counts as the same request, not as a second one.
+# A launcher and its workers often receive a signal at the same time, and the launcher then passes its own signal on to
+# the workers. So a signal that arrives within this time of the first one counts as the same request.
 SAME_REQUEST_SECONDS = 2.0
 
 # One of these variables is set in a process that accelerate or torchrun started.
@@ -37,11 +37,14 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 class Preempted(Exception):
-    """The run was asked to stop; its state is saved."""
+    """Raised on every rank after the run was asked to stop."""
 
 
 class StopRequest:
-    """Whether this process was asked to stop. A second signal ends the process at once, with status 128 + signal."""
+    """Records whether this process was asked to stop. A second signal ends the process at once.
+
+    The exit status is then 128 + the number of the signal.
+    """
 
     def __init__(self) -> None:
         self._first_at: float | None = None
@@ -54,7 +57,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Handles SIGNALS within the block, and restores the previous handlers after it."""
+        """Within the block, records requests to stop. Restores the previous signal handlers after it."""
         if threading.current_thread() is not threading.main_thread():
             print(THREAD_MESSAGE, file=sys.stderr, flush=True)
             yield
@@ -63,18 +66,21 @@ class StopRequest:
             yield
 
     def end_at_first_signal(self, enabled: bool) -> None:
-        """While enabled, a single signal ends the process, even if it arrived before: there is nothing to save."""
+        """While enabled, a single signal ends the process at once, even one that has arrived already.
+
+        This is for the time in which there is nothing to save.
+        """
         self._first_is_enough = enabled
         if enabled and self._number is not None:
             os._exit(128 + self._number)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        """Python calls this in the main thread, but only after that thread has returned from C++."""
+        """Records a request to stop. Python calls this in the main thread, after the thread has returned from C++."""
         if self._first_at is None:
             self._first_at = time.monotonic()
 
     def _on_arrival(self, number: int) -> None:
-        """Called in a separate thread as soon as a signal arrives, whatever the main thread is doing."""
+        """Handles a signal as soon as it arrives, in a separate thread, whatever the main thread is doing."""
         now = time.monotonic()
         if self._first_at is None:
             self._first_at = now
@@ -82,14 +88,14 @@ class StopRequest:
             os._exit(128 + number)
         if self._number is None:
             self._number = number
-            if number == signal.SIGINT and os.environ.get("LOCAL_RANK", "0") == "0":  # a person is watching
-                with contextlib.suppress(OSError):  # a pipe whose reader got the Ctrl-C too
+            if number == signal.SIGINT and os.environ.get("LOCAL_RANK", "0") == "0":  # somebody pressed Ctrl-C
+                with contextlib.suppress(OSError):  # stderr may be a pipe whose reader was ended by Ctrl-C, too
                     os.write(2, CTRL_C_MESSAGE)
 
 
 @contextlib.contextmanager
 def handle_signals(handler: Handler) -> Iterator[None]:
-    """Calls `handler` for each of SIGNALS within the block, and restores the previous handlers after it."""
+    """Installs `handler` within the block, as `on_request_to_stop` does. Restores the previous handlers after it."""
     previous = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         on_request_to_stop(handler)
@@ -101,7 +107,7 @@ def handle_signals(handler: Handler) -> Iterator[None]:
 
 
 def on_request_to_stop(handler: Handler) -> None:
-    """Calls `handler` for each of SIGNALS from now on."""
+    """Installs `handler` for each of SIGNALS, except for those of OTHER_SIGNALS that are ignored."""
     for number in SIGNALS:
         if number in PROMISED_SIGNALS or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
@@ -111,8 +117,8 @@ def on_request_to_stop(handler: Handler) -> None:
 def _signal_numbers(receive: Callable[[int], None]) -> Iterator[None]:
     """Calls `receive` in a thread with the number of each signal that arrives within the block.
 
-    The C part of Python's signal handling writes the number to a pipe immediately. The Python part would run only after
-    the main thread has returned from C++, where it may be waiting for another process.
+    Python writes the number of a signal to a pipe immediately, but calls Python handlers only after the main thread has
+    returned from C++, where it may be waiting for another process.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -140,7 +146,8 @@ def stopping_with_the_launcher() -> Iterator[None]:
     """Within the block, the kernel sends SIGTERM to this process when the launcher that started it ends.
 
     `accelerate launch` with one process does not pass signals on, and torchrun passes on only SIGTERM and a few others.
-    So a launcher that dies would leave its workers behind. A process started by hand may outlive its shell.
+    So a launcher that is ended by a signal could leave its workers running. A process that was started without a
+    launcher gets no SIGTERM, because it may outlive its shell.
     """
     launched = any(name in os.environ for name in LAUNCHER_VARIABLES)
     if launched:
@@ -158,10 +165,10 @@ def _signal_on_death_of_parent(number: int) -> None:
 
 
 def exit_process(status: int) -> None:
-    """Ends this process. After a failure, skips all clean-up, because waiting for a rank that is gone may take forever.
+    """Ends this process. After a failure, skips all clean-up, because it might wait forever for a rank that is gone.
 
-    All ranks but the main one always skip it. They have nothing left to write, and a thread of torch that outlives the
-    interpreter may abort the process, which the launcher would take for a failed run.
+    Ranks other than the main one skip clean-up after a success, too. They have nothing left to write, and a thread of
+    torch that outlives the interpreter may abort the process, which the launcher would report as a failed run.
     """
     if status or os.environ.get("RANK", "0") != "0":
         sys.stdout.flush()

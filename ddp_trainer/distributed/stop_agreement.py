@@ -1,4 +1,4 @@
-"""Makes all ranks stop after the same step, no matter which of them was asked to stop."""
+"""Makes all ranks stop after the same step, no matter which rank was asked to stop."""
 
 import torch
 import torch.distributed as dist
@@ -7,7 +7,7 @@ from ddp_trainer.distributed.signals import Preempted, StopRequest
 
 
 class StopAgreement:
-    """Exchanges the ranks' stop requests over the control group, which is None if there is only one rank.
+    """Tells all ranks whether any rank was asked to stop, over the process group `group` (None: there is one rank).
 
     `announce` and `agreed` are collective operations. The exchange overlaps with the work between the two calls.
     """
@@ -18,7 +18,7 @@ class StopAgreement:
         self._exchange: dist.Work | None = None
 
     def announce(self) -> None:
-        """Starts sending the other ranks whether this one was asked to stop."""
+        """Starts an exchange that tells all ranks whether this one was asked to stop."""
         if self._group is not None:
             self._flag.fill_(int(self._request.pending))
             self._exchange = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
@@ -32,7 +32,7 @@ class StopAgreement:
         return bool(self._flag.item())
 
     def raise_if_asked(self) -> None:
-        """Raises Preempted on every rank if any was asked to stop."""
+        """Raises Preempted on every rank if any rank was asked to stop. A collective operation."""
         self.announce()
         if self.agreed():
             raise Preempted

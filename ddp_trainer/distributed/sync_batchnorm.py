@@ -13,7 +13,7 @@ from ddp_trainer.models.custom_resnet import BatchNorm
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """A sum over all ranks that gradients flow back through: each summand gets the sum of all ranks' gradients."""
+    """A differentiable sum over all ranks. In the backward pass, each rank gets the sum of all ranks' gradients."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -29,12 +29,13 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 class SyncBatchNorm(_BatchNorm):
-    """BatchNorm with training statistics over the images of all ranks. (N, C, ...) -> same shape.
+    """BatchNorm whose statistics in training are those of all ranks' images. (N, C, ...) -> same shape.
 
-    Every rank must have the same number of images. torch's own layer does not accept CPU tensors. On a GPU, it makes
-    the host wait in every forward pass, which cannot be captured into a CUDA graph.
+    Every rank must have the same number of images. torch's own SyncBatchNorm does not accept CPU tensors. On a GPU, its
+    forward pass makes the host wait for the device, so it cannot be captured into a CUDA graph.
 
-    The mean is computed before the variance: E[x^2] - E[x]^2 would lose the digits that make 1 and 4 processes agree.
+    The variance is computed from centered values. E[x^2] - E[x]^2 would be less accurate, so that the results of 1 and
+    4 processes would differ.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ def synchronize_batchnorm(model: nn.Module) -> nn.Module:
     """`model` with every BatchNorm replaced by a synchronized one with the same parameters and buffers."""
     for layer in list(model.modules()):
         for name, child in layer.named_children():
-            # Other subclasses are left alone because they may do more: timm's, for example, contain an activation.
+            # Other subclasses are not replaced, because they may do more, such as timm's, which add an activation.
             known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm)
             if isinstance(child, _BatchNorm) and type(child) in known:
                 replacement = SyncBatchNorm(child.num_features, child.eps, child.momentum or 0.1)
@@ -84,10 +85,10 @@ def synchronize_batchnorm(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def averaged_batchnorm(model: nn.Module, sum_over_ranks: Callable[[Tensor], Tensor], world_size: int) -> Iterator[None]:
-    """Within the context, the running statistics are those over all ranks' images; after it, each rank's own again.
+    """Within the context, the running statistics are those over the images of all ranks.
 
-    The variance is that of the ranks' images together: mean(var + mean^2) - mean(mean)^2. The context restores the
-    running statistics, so evaluation does not change the state of training.
+    The variance is that of all images together: mean(var + mean^2) - mean(mean)^2. Each rank's own statistics are
+    restored afterwards, so an evaluation does not change the training state.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
     if world_size == 1 or not layers:
