@@ -1,7 +1,7 @@
-"""`ddp_trainer.launch`, which starts the trainer from scripts and notebooks. (`ddp_trainer.train` is in train.py.)
+"""The Python API: `launch`, which trains in new processes. (`train`, which trains in this process, is in train.py.)
 
-Both functions take a recipe, by name or as a value, and settings as keyword arguments with the names of the flags. A
-wrong setting raises InputError with the line that the command would print.
+Both functions accept a recipe, as a name or a TrainConfig, and settings as keyword arguments with the names of the
+flags. A wrong setting raises InputError with the message that the command would print.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ ONE_MACHINE = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backe
 
 
 def configure(recipe: str | TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
-    """`recipe` with some settings changed. Raises InputError for an unknown name or an impossible value."""
+    """`recipe` with `settings` changed. Raises InputError for an unknown recipe or setting, or for a wrong value."""
     if isinstance(recipe, str):
-        require(recipe in RECIPES, f"unknown recipe '{recipe}': choose from {', '.join(RECIPES)}")
+        require(recipe in RECIPES, f"unknown recipe '{recipe}'; choose from {', '.join(RECIPES)}")
         recipe = RECIPES[recipe]
     return parse_flags(TrainConfig, as_flags(settings), prog="ddp_trainer.train", default=recipe)
 
 
 def as_flags(settings: Mapping[str, Any]) -> list[str]:
-    """{"batch_size": 64, "compile": True} -> ["--batch-size", "64", "--compile"]."""
+    """Settings as flags: {"batch_size": 64, "compile": True} -> ["--batch-size", "64", "--compile"]."""
     words: list[str] = []
     for name, value in settings.items():
         flag = name.replace("_", "-")
@@ -45,11 +45,11 @@ def as_flags(settings: Mapping[str, Any]) -> list[str]:
 
 
 def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **settings: Any) -> RunResult:
-    """Trains with `num_processes` processes under `accelerate launch`, shows their output, and returns the result.
+    """Trains in `num_processes` new processes under `accelerate launch`, and returns the result.
 
-    They are new processes, so this works in a notebook that has already initialized CUDA. They can import every module
-    that this process can import, such as one with a network next to your script. Ctrl-C saves a checkpoint and returns.
-    Raises InputError as `ddp_trainer.train` does, and RuntimeError if the run fails.
+    This works in a notebook that has already initialized CUDA. The new processes print on this process's stderr, and
+    can import every module that this process can import, such as a file next to your script that defines a network.
+    Ctrl-C saves a checkpoint and returns. Raises InputError for a wrong setting, and RuntimeError if the run fails.
     """
     require(num_processes >= 1, f"num_processes must be at least 1, got {num_processes}")
     config = configure(recipe, settings)
@@ -66,18 +66,21 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
 
 
 def _changes(config: TrainConfig) -> dict[str, Any]:
-    """The settings in which `config` differs from the recipe of its name."""
+    """The settings in which `config` differs from the recipe with its name."""
     require(
         config.recipe in RECIPES,
-        f"a launched process does not know the recipe '{config.recipe}': "
-        f"start from one of {', '.join(RECIPES)} and keep its name",
+        f"launched processes do not know a recipe named '{config.recipe}'; "
+        f"derive your configuration from one of {', '.join(RECIPES)}, and keep its name",
     )
     usual = RECIPES[config.recipe].flat()
     return {name: value for name, value in config.flat().items() if value != usual[name]}
 
 
 def _run_shown(command: list[str]) -> int:
-    """Exit status of `command`, whose output is printed as it arrives. Ctrl-C asks it to stop and waits for it."""
+    """Runs `command`, prints its output as it arrives, and returns its exit status.
+
+    Ctrl-C asks the command to stop, and waits for its end.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, ["", *sys.path]))}
     process = subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True

@@ -1,9 +1,9 @@
 """Checkpoints on disk: writes them atomically, checks them before use, and finds the newest good one.
 
-Layout: `checkpoints/step-NNNNNNNN/{state.pt, manifest.json}`. A checkpoint is written into a temporary folder beside
-its final place, flushed to the disk and then renamed, so a folder with the final name is always complete. Everything in
-it is a tensor or a plain value and loads with `weights_only=True`. Elsewhere: when to save, and saving in the
-background (`checkpoint_saver`).
+Layout: `checkpoints/step-NNNNNNNN/{state.pt, manifest.json}`. A checkpoint is written into a temporary folder next to
+the final one, flushed to the disk and then renamed, so a folder with the final name is always complete. The state
+consists of tensors and plain values, so it can be loaded with `weights_only=True`. `checkpoint_saver` saves in the
+background, and `engine.save_schedule` decides when to save.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ WRITING, REPLACED, DROPPED = ".writing-", ".replaced-", ".dropped-"
 
 
 class CheckpointError(Exception):
-    """A checkpoint that is damaged or could not be written."""
+    """A checkpoint is damaged or could not be written."""
 
 
 class OtherRelease(CheckpointError):
-    """An intact checkpoint that was written by a release with another format."""
+    """A checkpoint is intact, but was written by a release with another format."""
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -46,14 +46,15 @@ def step_of(path: Path) -> int:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders, newest first, without temporary ones."""
+    """The checkpoint folders in `folder`, newest first. Temporary folders are left out."""
     return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), key=step_of, reverse=True)
 
 
 def write_checkpoint(place: Path, state: dict[str, Any], *, step: int, score: float | None = None) -> None:
-    """Writes `place` atomically. An older checkpoint of the same step is moved away only when the new one is complete.
+    """Writes a checkpoint into the folder `place`, atomically.
 
-    `score`: accuracy on the validation images, if the run has any.
+    An older checkpoint of the same step is moved away only when the new one is complete. `score`: accuracy on the
+    validation images, if the run has any.
     """
     temporary = place.with_name(WRITING + place.name)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -74,7 +75,7 @@ def write_checkpoint(place: Path, state: dict[str, Any], *, step: int, score: fl
         sync_folder(temporary)
         if place.exists():
             _move_away(place, REPLACED)
-        temporary.rename(place)  # an empty folder of that name is replaced
+        temporary.rename(place)  # replaces `place` if it is an empty folder
         sync_folder(place.parent)
         shutil.rmtree(place.with_name(REPLACED + place.name), ignore_errors=True)
     except BaseException:
@@ -83,10 +84,13 @@ def write_checkpoint(place: Path, state: dict[str, Any], *, step: int, score: fl
 
 
 def clean_up(folder: Path) -> None:
-    """Removes what a killed run left unfinished. Call it only in the process that has locked the run directory."""
+    """Removes the temporary folders of a killed run, and restores a checkpoint that was about to be replaced.
+
+    Call it only in the process that has locked the run directory.
+    """
     for path in folder.glob(f"{REPLACED}*"):
         place = path.with_name(path.name.removeprefix(REPLACED))
-        if not place.exists():  # killed between the two renames
+        if not place.exists():  # the run was killed between the two renames of `write_checkpoint`
             with contextlib.suppress(OSError):
                 path.rename(place)
     for prefix in (WRITING, REPLACED, DROPPED):
@@ -97,8 +101,8 @@ def clean_up(folder: Path) -> None:
 def remove_old(folder: Path, *, keep: int, step: int) -> None:
     """Of the checkpoints up to `step`, keeps the newest `keep` and the one with the highest score. Removes all others.
 
-    Checkpoints of later steps are damaged; otherwise, the run would have been resumed from them. If a checkpoint cannot
-    be removed, this raises OSError after it has tried all others.
+    This includes checkpoints of later steps, which must be damaged: otherwise, the run would have resumed from them.
+    Raises OSError if a checkpoint cannot be removed, but only after it has tried to remove all others.
     """
     found = list_checkpoints(folder)
     good = [path for path in found if step_of(path) <= step]
@@ -115,10 +119,11 @@ def remove_old(folder: Path, *, keep: int, step: int) -> None:
 
 
 def _move_away(path: Path, prefix: str) -> Path:
-    """Renames a checkpoint, so that a half-deleted folder is never taken for a checkpoint. Returns its new path.
+    """Renames a checkpoint, so that a half-deleted folder is never mistaken for a checkpoint. Returns its new path.
 
-    Not every file system can rename every folder: overlayfs, for example, cannot rename a folder of a lower layer. In
-    that case, the folder is emptied in place, beginning with the manifest, without which it is not a checkpoint.
+    Some file systems cannot rename every folder: overlayfs, for example, cannot rename a folder of a lower layer. In
+    that case, this deletes the files in the folder instead. The manifest is first, because a folder without one is not
+    a valid checkpoint.
     """
     try:
         return path.rename(path.with_name(prefix + path.name))
@@ -129,23 +134,23 @@ def _move_away(path: Path, prefix: str) -> Path:
 
 
 def _best(found: list[Path]) -> list[Path]:
-    """A list of one: the oldest of the checkpoints with the highest score. Empty if none has a score."""
+    """The checkpoint with the highest score (the oldest, if several have it), in a list; empty if none has a score."""
     scores: dict[Path, float] = {}
     for path in reversed(found):
         try:
             score = json.loads((path / MANIFEST).read_text())["score"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            continue  # damaged, which is reported when it is loaded
+            continue  # a damaged checkpoint, which is reported when it is loaded
         if isinstance(score, float):
             scores[path] = score
     return [max(scores, key=lambda path: scores[path])] if scores else []
 
 
 def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any]:
-    """The state, in host memory.
+    """The state of the checkpoint `path`, in host memory.
 
-    Raises CheckpointError, with the reason, unless state and manifest are byte for byte what was written and the state
-    loads; OtherRelease if it has another format or lacks some of the `required` keys.
+    Raises CheckpointError if a byte of state or manifest has changed, or if the state cannot be loaded. Raises
+    OtherRelease if the checkpoint has another format, or lacks some of the `required` keys.
     """
     try:
         text = (path / MANIFEST).read_text()
@@ -154,17 +159,17 @@ def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any
         del facts["sha256"]
         actual = (path / STATE).stat().st_size
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: no readable manifest or state ({_name(error)})") from None
+        raise CheckpointError(f"{path} has no readable manifest or state ({_name(error)})") from None
     if actual != size:
-        raise CheckpointError(f"{path / STATE}: {actual} bytes instead of {size}")
+        raise CheckpointError(f"{path / STATE} has {actual} bytes instead of {size}")
     if step != step_of(path) or text != _manifest(facts, path / STATE):
         raise CheckpointError(f"{path}: state and manifest do not match their checksum")
     if version != FORMAT_VERSION:
         raise OtherRelease(f"{path} has format {version}, but this release reads format {FORMAT_VERSION}")
     try:
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    except Exception as error:  # no exception type covers all that torch's reader raises
-        raise CheckpointError(f"{path / STATE}: cannot be loaded ({_name(error)})") from None
+    except Exception as error:  # torch's reader raises many types of exceptions
+        raise CheckpointError(f"{path / STATE} cannot be loaded ({_name(error)})") from None
     missing = set(required) - set(state) if isinstance(state, dict) else set(required) or {"keys"}
     if missing:
         raise OtherRelease(f"{path} has no {', '.join(sorted(missing))}, which this release needs")
@@ -172,9 +177,9 @@ def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any
 
 
 def newest_good_checkpoint(folder: Path, required: Collection[str] = ()) -> Path | None:
-    """The newest checkpoint that passes its checks, or None. A warning on stderr names each damaged one.
+    """The newest checkpoint that can be read, or None. Prints a warning for each damaged one.
 
-    Raises OtherRelease for one that another release wrote.
+    Raises OtherRelease if the newest intact checkpoint was written by another release.
     """
     for path in list_checkpoints(folder):
         try:
@@ -189,7 +194,7 @@ def newest_good_checkpoint(folder: Path, required: Collection[str] = ()) -> Path
 
 
 def _manifest(facts: dict[str, Any], state: Path) -> str:
-    """The content of manifest.json for these facts and this state. Its sha256 covers both."""
+    """Content of manifest.json: `facts`, and one sha256 for the file `state` and the facts together."""
     plain = json.dumps(facts, sort_keys=True)
     with state.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")

@@ -1,6 +1,6 @@
-"""Saves the training state in the background, one checkpoint at a time. For the main process only.
+"""Saves the training state in the background, one checkpoint at a time. Only the main process uses this module.
 
-Elsewhere: the files (`checkpoint`).
+`checkpoint` reads and writes the files.
 """
 
 import errno
@@ -17,10 +17,10 @@ from ddp_trainer.run.checkpoint import CheckpointError, checkpoint_path, clean_u
 
 
 class HostCopy:
-    """A deep copy of a state, in host memory. Later steps do not change it.
+    """A deep copy of a state in host memory, which later steps do not change.
 
-    Copies from a GPU are queued behind the kernels launched so far, and the host does not wait for them: call `wait`
-    before reading.
+    Tensors on a GPU are copied after the kernels launched so far, and the constructor does not wait for these copies.
+    `wait` returns the state when it is complete.
     """
 
     def __init__(self, state: dict[str, Any]) -> None:
@@ -48,7 +48,7 @@ class HostCopy:
 
 
 class CheckpointSaver:
-    """Keeps the newest `keep` checkpoints and the one with the highest score. Cleans up after a killed run."""
+    """Saves checkpoints; keeps the newest `keep` and the one with the highest score. Cleans up after a killed run."""
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         self.folder, self.keep = folder, keep
@@ -65,7 +65,7 @@ class CheckpointSaver:
         score: float | None = None,
         when_saved: Callable[[], object] = lambda: None,
     ) -> None:
-        """Copies the state and returns. The copy is saved while training continues, and then `when_saved` is called.
+        """Copies the state and returns. A thread saves the copy while training continues, then calls `when_saved`.
 
         Raises CheckpointError if the previous save failed.
         """
@@ -73,7 +73,7 @@ class CheckpointSaver:
         self._pending = self._writer.submit(self._write, HostCopy(state), step, score, when_saved)
 
     def check(self) -> None:
-        """Raises CheckpointError if the last save has already failed. Does not wait for it."""
+        """Raises CheckpointError if the last save has failed. Does not wait for a save in progress."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
@@ -101,7 +101,7 @@ class CheckpointSaver:
         self._remove_old(step)
 
     def _remove_old(self, step: int) -> None:
-        """Warns if an old checkpoint cannot be removed. The new one is saved already, so the run must not fail."""
+        """Removes old checkpoints. A failure is only a warning, because the new checkpoint is saved already."""
         try:
             remove_old(self.folder, keep=self.keep, step=step)
         except OSError as error:
@@ -111,7 +111,10 @@ class CheckpointSaver:
                 print(line, file=sys.stderr, flush=True)
 
     def _room(self, state: dict[str, Any], error: Exception) -> str:
-        """Needed and free bytes, if `error` may mean a full disk, which torch.save reports as a RuntimeError."""
+        """A note on needed and free bytes; empty if `error` cannot mean a full disk.
+
+        torch.save reports a full disk as a RuntimeError.
+        """
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return ""
         try:
@@ -122,7 +125,7 @@ class CheckpointSaver:
 
 
 def size_in_bytes(value: Any) -> int:
-    """Size of all tensors in a state. The rest of the file is small."""
+    """Size of all tensors in a state. Its other values are small."""
     if isinstance(value, torch.Tensor):
         return value.nbytes
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

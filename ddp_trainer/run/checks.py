@@ -10,7 +10,7 @@ from data_prep.errors import require
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.tracking.wandb_service import mode_from_environment
 
-SMALLEST_SIDE = 8  # pixels, because the network halves the side three times
+SMALLEST_SIDE = 8  # pixels; the built-in network halves the side three times
 
 
 def check_settings(config: TrainConfig, dataset: DatasetInfo, *, world_size: int) -> int:
@@ -19,13 +19,13 @@ def check_settings(config: TrainConfig, dataset: DatasetInfo, *, world_size: int
     most = max(total - len(dataset.classes), 0)
     require(
         held_out <= most,
-        f"--validation and --calibrate must leave an image of each class to train on: at most {most} of {total}, "
+        f"--validation and --calibrate must leave one training image per class: hold out at most {most} of {total}, "
         f"got {held_out}",
     )
     _check_sides(config, dataset.image_size)
     require(
         not config.runtime.compile or can_compile(),
-        "--compile needs a C++ compiler and Python's headers, and one of them is missing; leave --compile out, or "
+        "--compile needs a C++ compiler and Python's headers, and one of them is missing; leave out --compile, or "
         f"install them as root: apt-get install g++ python{sysconfig.get_python_version()}-dev",
     )
     num_images = total - held_out
@@ -37,12 +37,12 @@ def check_settings(config: TrainConfig, dataset: DatasetInfo, *, world_size: int
         "pass, which is too little for BatchNorm; raise --batch-size, or prepare larger images",
     )
     if config.tracking.uses_wandb:
-        mode_from_environment()  # raises InputError for a mode that W&B does not have
+        mode_from_environment()  # raises InputError if WANDB_MODE is not a mode of W&B
     return num_images
 
 
 def can_compile() -> bool:
-    """Whether this machine has what torch.compile needs: $CXX or g++, and Python.h."""
+    """Whether this machine has what torch.compile needs: a C++ compiler ($CXX or g++) and Python.h."""
     header = Path(sysconfig.get_path("include"), "Python.h")
     return shutil.which(os.environ.get("CXX", "g++")) is not None and header.exists()
 
@@ -76,7 +76,8 @@ def _check_sides(config: TrainConfig, image_size: int) -> None:
 def check_batch(config: TrainConfig, *, num_images: int, world_size: int) -> int:
     """Number of images in one forward pass of one process.
 
-    Raises InputError unless the batch can be shared out evenly and the run has enough steps.
+    Raises InputError if the batch cannot be divided evenly, if there are fewer training images than that, or if
+    --profile is too large for the run.
     """
     batch, accumulate = config.schedule.batch_size, config.schedule.accumulate
     parts = world_size * accumulate

@@ -22,15 +22,15 @@ from ddp_trainer.distributed.launch import Launch
 if TYPE_CHECKING:
     from data_prep.dataset import DatasetInfo
 
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # as `replace_file` names them
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # names of the temporary files of `replace_file`
 PACKAGES = ("torch", "torchvision", "accelerate", "ffcv", "numpy", "wandb")
 
 
 class RunDirectory:
-    """One run's folder, locked by this process so that no other run writes to it.
+    """The folder of one run, locked by this process so that no other run writes to it.
 
-    Raises InputError if another run is using it, if it contains a run and `resume` is false, if it contains symbolic
-    links, or if it cannot be written.
+    Raises InputError if another run is using the folder, if it contains a run and `resume` is false, if it contains
+    symbolic links, or if it cannot be written.
     """
 
     def __init__(self, path: Path, *, resume: bool) -> None:
@@ -53,16 +53,16 @@ class RunDirectory:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """summary.json of a finished run, else None."""
+        """Content of summary.json; None unless the run is finished."""
         return read_json(self.path / "summary.json")
 
     @property
     def status(self) -> dict[str, Any]:
-        """status.json; empty if there is none."""
+        """Content of status.json; empty if there is no such file."""
         return read_json(self.path / "status.json") or {}
 
     def write_status(self, state: str, *, step: int = 0, epoch: int = 0, message: str = "") -> None:
-        """`state`: running, preempted, done or failed."""
+        """Writes status.json. `state`: running, preempted, done or failed."""
         write_json(self.path / "status.json", {"state": state, "step": step, "epoch": epoch, "message": message})
 
     def write_failure(self, error: BaseException, *, step: int = 0, epoch: int = 0) -> None:
@@ -81,7 +81,10 @@ def _fix_of_held_folder() -> str:
 
 
 def lock_folder(path: Path) -> IO[bytes]:
-    """Creates the folder and locks it until the returned file is closed. Raises InputError."""
+    """Creates the folder and locks it until the returned file is closed.
+
+    Raises InputError if the folder cannot be written or another run has locked it.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = os.fdopen(os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "rb")
@@ -99,9 +102,9 @@ def lock_folder(path: Path) -> IO[bytes]:
 
 
 def refuse_links(path: Path) -> None:
-    """Raises InputError for a symbolic link in a run directory: writing through it would change another file.
+    """Raises InputError for a symbolic link in a run directory, because writing to it would change another file.
 
-    W&B creates links of its own in wandb/, but the trainer never writes through them.
+    Links in wandb/ are allowed, except run-id: W&B creates them, and the trainer never writes to them.
     """
     for folder, folders, files in os.walk(path):
         if Path(folder) == path / "wandb":
@@ -123,7 +126,10 @@ def remove_temporaries(path: Path) -> None:
 
 @contextlib.contextmanager
 def claim_run_directory(config: TrainConfig, *, is_main: bool) -> Iterator[RunDirectory | None]:
-    """The run directory, locked within the block; None on every rank but the main one. Raises InputError."""
+    """The run directory, locked within the block; None on every rank but the main one.
+
+    Raises InputError as `RunDirectory` does.
+    """
     if not is_main:
         yield None
         return
@@ -135,7 +141,7 @@ def claim_run_directory(config: TrainConfig, *, is_main: bool) -> Iterator[RunDi
 
 
 def new_folder(name: str) -> Path:
-    """Creates runs/NAME-TIMESTAMP. If that folder exists already, a number is added to the name."""
+    """Creates runs/NAME-TIMESTAMP and returns its path. If the folder exists already, adds a number to the name."""
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
     for number in itertools.count(1):
         suffix = f"-{number}" if number > 1 else ""
@@ -158,7 +164,7 @@ def refuse_present_run(out: Path, *, resume: bool) -> None:
 
 def describe_run(config: TrainConfig, dataset: "DatasetInfo", machine: Mapping[str, Any]) -> dict[str, Any]:
     """Content of config.json. It leaves out the environment and the raw command line, which may contain secrets."""
-    # slurm/node.sh removes its copy of the data at the end of the job, so this records the original folder.
+    # slurm/node.sh removes its copy of the dataset at the end of the job, so the original folder is recorded.
     data_dir = Path(os.environ.get("DDP_STAGED_FROM") or config.data.data_dir)
     return {
         "recipe": config.recipe,
@@ -172,9 +178,9 @@ def describe_run(config: TrainConfig, dataset: "DatasetInfo", machine: Mapping[s
 
 
 def recorded_settings(run_dir: Path) -> dict[str, Any]:
-    """The settings in config.json, with the precision that was used for `auto`, and the sha256 of the training images.
+    """The settings in config.json, the sha256 of the training images, and the precision that `auto` stood for.
 
-    Raises InputError if config.json does not have them.
+    Raises InputError if config.json does not contain them.
     """
     config = read_json(run_dir / "config.json") or {}
     try:
@@ -187,8 +193,8 @@ def recorded_settings(run_dir: Path) -> dict[str, Any]:
 def changed_settings(recorded: Mapping[str, Any], requested: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Settings whose requested value differs from the recorded one, as (name, recorded, requested).
 
-    A setting that is not recorded did not exist in the release that started the run. It counts as its default, because
-    that is how that release behaved. `precision=auto` matches anything.
+    A setting that is not recorded did not exist in the release that started the run. That release behaved as if it had
+    the default value, so the default is compared. `precision=auto` equals any recorded precision.
     """
     recorded = {**TrainConfig().flat(), **recorded}
     names = [name for name, value in requested.items() if (name, value) != ("precision", "auto")]
@@ -196,7 +202,7 @@ def changed_settings(recorded: Mapping[str, Any], requested: Mapping[str, Any]) 
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of PACKAGES. A package that is not installed is left out; wandb, for example, may be missing."""
+    """Versions of PACKAGES. Packages that are not installed are left out, as wandb may be."""
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -27,7 +27,7 @@ GALLERY_SIZE = 48
 
 
 def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentRecorder) -> None:
-    """Writes all results of a finished run on the main process. Every rank must call it."""
+    """Writes all results of a finished run. Every rank must call it, but only the main process writes."""
     model, spec = trainer.evaluated_model, replace(trainer.data.evaluator.spec, temperature=_fitted(trainer))
     with trainer.runtime.averaged_batchnorm(model):
         if isinstance(recorder, Recorder):
@@ -39,7 +39,7 @@ def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentReco
     calibrated = replace(evaluation, logits=evaluation.logits / spec.temperature)
     write_predictions(path, calibrated, trainer.data.evaluator.loader)
     summary = summarize(trainer, evaluation) | describe_calibration(trainer, evaluation, calibrated, spec.temperature)
-    write_json(path / "summary.json", summary)  # its presence says that the run is finished
+    write_json(path / "summary.json", summary)  # a run with this file is finished
     write_model_card_or_warn(path)
     recorder.tracker.finish(summary)
     report = write_report_or_warn(path)
@@ -60,12 +60,12 @@ def _fitted(trainer: Trainer) -> float:
 
 
 def complete_results(run_dir: RunDirectory | None) -> None:
-    """Writes the model card and the report of a finished run that was killed before it had written them."""
+    """Writes the model card and report of a finished run that was killed before it had written them."""
     if run_dir is None:
         return
     is_complete = run_dir.status.get("state") == "done"
     then = "nothing to do" if is_complete else "writing its model card and report"
-    print(f"{run_dir.path} is finished already: {then}", file=sys.stderr, flush=True)
+    print(f"the run in {run_dir.path} is finished already: {then}", file=sys.stderr, flush=True)
     if is_complete:
         return
     summary = run_dir.summary or {}
@@ -106,7 +106,7 @@ def summarize(trainer: Trainer, evaluation: Evaluation) -> dict[str, Any]:
 def describe_calibration(
     trainer: Trainer, evaluation: Evaluation, calibrated: Evaluation, temperature: float
 ) -> dict[str, float]:
-    """Entries of summary.json: the calibration error, and with --calibrate what it was before, and the temperature."""
+    """Entries of summary.json: calibration error and, with --calibrate, temperature and uncalibrated error."""
     entries = {"calibration_error": _calibration_error(calibrated)}
     if trainer.data.calibrator is not None:
         entries |= {"calibration_error_before": _calibration_error(evaluation), "temperature": temperature}
@@ -119,17 +119,17 @@ def _calibration_error(evaluation: Evaluation) -> float:
 
 
 def write_model(run_dir: Path, model: nn.Module, spec: ModelSpec) -> None:
-    """model.safetensors and model.json."""
+    """Writes model.safetensors and model.json."""
     from safetensors.torch import save
 
     # Copies, because the file format does not support tensors that share memory, such as those of tied layers.
     weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
-    replace_file(run_dir / "model.safetensors", save(weights))  # `save_file` would make it readable by its owner only
+    replace_file(run_dir / "model.safetensors", save(weights))  # `save_file` would let only the owner read it
     spec.write(run_dir / "model.json")
 
 
 def write_predictions(run_dir: Path, evaluation: Evaluation, loader: StreamLoader | ResidentLoader) -> None:
-    """predictions.npz: label and probabilities of every evaluated image, and the pixels of the worst mistakes."""
+    """Writes predictions.npz: label and probabilities of each evaluated image, and the pixels of the worst mistakes."""
     probabilities = evaluation.logits.double().softmax(dim=1)
     confidence, predicted = probabilities.max(dim=1)
     wrong = torch.nonzero(predicted != evaluation.labels).flatten()
@@ -161,7 +161,10 @@ def write_report_or_warn(run_dir: Path) -> Path | None:
 
 
 def _or_warn(write: Callable[[Path], Path], run_dir: Path, what: str, module: str) -> Path | None:
-    """Warns if `write` fails. The run is finished already, so a missing model card or report must not fail it."""
+    """The path that `write` returns; None after a warning if it fails.
+
+    The run is finished already, so a missing model card or report must not make it fail.
+    """
     try:
         return write(run_dir)
     except Exception as error:

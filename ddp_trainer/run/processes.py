@@ -16,10 +16,11 @@ from ddp_trainer.run.resume import Start, StartKind
 def join_processes(
     config: TrainConfig, stop: StopRequest, run_dir: RunDirectory | None, start: Start
 ) -> Iterator[tuple[Runtime, Start]]:
-    """(runtime of this process, `start` of the main process).
+    """Joins the other processes, and yields the runtime of this process and the `start` of the main process.
 
     Leaves the process group after the block, but not after an error: other processes may be gone, and leaving would
-    wait for them. Settings that the run changes in this process, such as torch's number of threads, are restored.
+    wait for them. After the block, restores the settings of this process that the run changes, such as torch's number
+    of threads.
     """
     with restored_settings():
         try:

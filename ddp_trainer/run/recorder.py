@@ -1,4 +1,4 @@
-"""The trainer's observer on the main process: it serves the console, trackers, checkpoints and status.json."""
+"""The trainer's observer on the main process: prints, logs to the trackers, writes checkpoints and status.json."""
 
 import contextlib
 import sys
@@ -23,9 +23,9 @@ from ddp_trainer.tracking.tracker import Tracker, build_tracker
 
 
 class SilentRecorder(SilentObserver):
-    """For every rank but the main one."""
+    """The recorder of every rank but the main one. It records nothing."""
 
-    also: Observer | None = None  # the caller's own observer, called on the main rank after the recorder
+    also: Observer | None = None  # an observer that the main rank calls after the recorder
 
     def say(self, line: str) -> None:
         pass
@@ -82,7 +82,7 @@ class Recorder(SilentRecorder):
             whole,
             step=step,
             score=self._score(state),
-            # Not earlier, because a later --resume concludes from this step number that there was a checkpoint.
+            # Not before the save, because --resume concludes from this step number that a checkpoint was saved.
             when_saved=lambda: self.run_dir.write_status("running", step=step, epoch=epoch),
         )
         self.has_checkpoint = True
@@ -97,7 +97,7 @@ class Recorder(SilentRecorder):
         write_json(folder / f"step-{step:08d}.json", report)
 
     def preempted(self) -> None:
-        """Waits until the checkpoint is saved, and says so. Raises CheckpointError if it cannot be saved."""
+        """Waits until the checkpoint is saved, and reports that. Raises CheckpointError if it cannot be saved."""
         self.checkpoints.close()
         resume = f"--out {shell_path(self.run_dir.path)} --resume"
         if self.has_checkpoint:
@@ -122,9 +122,9 @@ class Recorder(SilentRecorder):
             print(f"warning: {other}", file=sys.stderr, flush=True)
 
     def _score(self, state: dict[str, Any]) -> float | None:
-        """Accuracy on the validation images, if this state was just evaluated.
+        """Accuracy on the validation images; None if this state was not evaluated on any.
 
-        None without validation images, because the test images must not be used to choose a checkpoint.
+        Accuracy on the test images is not used, because they must not decide which checkpoint is kept.
         """
         history = state["history"]
         if self.split == "test" or not history or history[-1]["step"] != state["step"]:
@@ -133,7 +133,7 @@ class Recorder(SilentRecorder):
 
 
 def describe_plan(trainer: Trainer) -> str:
-    """One line that says what will be trained, and on which hardware."""
+    """One line that says what will be trained and on which hardware."""
     schedule, runtime = trainer.config.schedule, trainer.runtime
     leftover = len(trainer.data.samples) % schedule.batch_size
     dropped = f" ({leftover} leftover images are dropped each epoch, different ones every time)" if leftover else ""
@@ -157,10 +157,10 @@ def open_recorder(
     runtime: Runtime,
     state: dict[str, Any] | None,
 ) -> Iterator[SilentRecorder]:
-    """Writes config.json and status.json, removes the results of an earlier run with fewer --max-steps, and starts the
-    trackers.
+    """Writes config.json and status.json, starts the trackers, and yields the recorder.
 
-    An exception in the block is recorded as the end of the run. Silent on every rank but the main one.
+    Results that the run wrote before it was resumed with more --max-steps are removed. If the block raises an
+    exception, the run is recorded as failed. On every rank but the main one, the recorder records nothing.
     """
     if run_dir is None:
         yield SilentRecorder()
@@ -183,7 +183,7 @@ def _build_recorder(
     run_dir: RunDirectory, config: TrainConfig, dataset: DatasetInfo, runtime: Runtime, state: dict[str, Any] | None
 ) -> Recorder:
     step, history = (state["step"], state["history"]) if state else (0, [])
-    for name in ("summary.json", "predictions.npz"):  # left by a run with fewer --max-steps
+    for name in ("summary.json", "predictions.npz"):  # written before the run was resumed with more --max-steps
         (run_dir.path / name).unlink(missing_ok=True)
     description = describe_run(config, dataset, runtime.describe())
     write_json(run_dir.path / "config.json", description)

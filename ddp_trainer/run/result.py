@@ -18,7 +18,7 @@ class RunResult:
     """A run directory, and what its files say about the run."""
 
     path: Path
-    state: str  # in status.json: done, or preempted (stopped by Ctrl-C or another signal, with a checkpoint saved)
+    state: str  # from status.json: done, or preempted (stopped by Ctrl-C or another signal)
     summary: dict[str, Any]  # content of summary.json; empty unless the run is done
 
     @classmethod
@@ -36,7 +36,7 @@ class RunResult:
 
     @property
     def report(self) -> Path:
-        """The HTML page of the run."""
+        """Path of the run's HTML report."""
         return self.path / "report" / "index.html"
 
     def model(self) -> "nn.Module":

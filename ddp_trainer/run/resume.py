@@ -1,4 +1,4 @@
-"""Where a run starts, and whether a resumed run is still the same run."""
+"""Decides where a run starts, and refuses to resume a run with other settings."""
 
 import sys
 from collections.abc import Mapping
@@ -33,16 +33,17 @@ class StartKind(IntEnum):
 
 
 class Start(NamedTuple):
-    """Where a run starts. Two integers, so that the ranks can exchange them."""
+    """Where a run starts, as two integers, which ranks can exchange."""
 
     kind: StartKind = StartKind.FRESH
     step: int = 0  # of the checkpoint to resume from
 
 
 def find_start(run_dir: RunDirectory | None, config: TrainConfig, *, last_step: int) -> Start:
-    """Where the run in this directory starts. Without --resume, or without a run directory, it is a fresh start.
+    """Where the run in `run_dir` starts. Without --resume, this is always the beginning.
 
-    Raises InputError if the run's checkpoints are gone, are all damaged, or were written by another release.
+    On ranks other than the main one, `run_dir` is None, and the result is the beginning too. Raises InputError if the
+    run's checkpoints are gone, are all damaged, or were written by another release.
     """
     if run_dir is None or not config.run.resume:
         return Start()
@@ -53,7 +54,7 @@ def find_start(run_dir: RunDirectory | None, config: TrainConfig, *, last_step: 
     try:
         newest = newest_good_checkpoint(run_dir.checkpoints, REQUIRED)
     except OtherRelease as error:
-        raise InputError(f"--resume: {error}; resume it with the release that started it{_commit(run_dir)}") from None
+        raise InputError(f"--resume: {error}; resume with the release that started the run{_commit(run_dir)}") from None
     if newest is not None:
         return Start(StartKind.RESUME, step_of(newest))
     if list_checkpoints(run_dir.checkpoints):
@@ -74,7 +75,7 @@ def _count(value: object) -> int:
 
 
 def _refuse_lost_checkpoints(run_dir: RunDirectory) -> None:
-    """Raises InputError if the run had saved a checkpoint, because starting again would delete its records.
+    """Raises InputError if the run had saved a checkpoint, because a new start would delete its records.
 
     A run that was killed before its first checkpoint has at most one finished epoch and no results.
     """
@@ -84,13 +85,13 @@ def _refuse_lost_checkpoints(run_dir: RunDirectory) -> None:
     if len(epochs) > 1 or saved or any((path / name).exists() for name in ("summary.json", "model.safetensors")):
         steps = max([saved, *(_count(record["step"]) for record in epochs)])
         raise InputError(
-            f"--resume: {path} has a run of {steps} steps, but its checkpoints are gone; restore them, or choose "
-            "another --out"
+            f"--resume: the run in {path} has done {steps} steps, but its checkpoints are gone; restore them, or "
+            "choose another --out"
         )
 
 
 def settings_of(config: TrainConfig, dataset: DatasetInfo, *, precision: str) -> dict[str, Any]:
-    """What a resumed run must share with the run it continues, including the training images and the precision."""
+    """The settings that must not change on --resume, and the precision and the sha256 of the training images."""
     images = dataset.splits["train"].sha256
     return {**config.fixed_on_resume(), "precision": precision, "training images": images}
 
@@ -98,7 +99,7 @@ def settings_of(config: TrainConfig, dataset: DatasetInfo, *, precision: str) ->
 def load_state(start: Start, config: TrainConfig, dataset: DatasetInfo, *, precision: str) -> dict[str, Any] | None:
     """The state to resume from; None for a fresh start or a finished run.
 
-    Raises InputError, which names the settings that differ, if the run was started with other settings.
+    Raises InputError, which lists the differences, if the run was started with other settings.
     """
     out = config.run.out
     if start.kind == StartKind.FRESH:
@@ -106,21 +107,21 @@ def load_state(start: Start, config: TrainConfig, dataset: DatasetInfo, *, preci
             refuse_other_settings(recorded_settings(out), settings_of(config, dataset, precision=precision))
         return None
     assert out is not None, "--resume comes with --out"
-    if start.kind == StartKind.FINISHED:  # nothing is computed, so it does not matter what `auto` means on this machine
+    if start.kind == StartKind.FINISHED:  # nothing is computed, so `auto` need not be resolved on this machine
         requested = settings_of(config, dataset, precision=config.runtime.precision)
         refuse_other_settings(recorded_settings(out), requested)
         return None
     try:
         state = read_checkpoint(checkpoint_path(out / "checkpoints", start.step), REQUIRED)
-    except CheckpointError as error:  # the main process has read it, so this machine sees other files
+    except CheckpointError as error:  # the main process could read it, so this machine sees other files
         raise InputError(f"--resume: {error}; every machine must see the same --out") from None
     refuse_other_settings(state["settings"], settings_of(config, dataset, precision=precision))
     return state
 
 
 def refuse_other_settings(saved: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
-    """Raises InputError, naming what differs, unless every requested setting equals the saved one."""
+    """Raises InputError, which lists the differences, if a requested setting differs from the saved one."""
     changed = changed_settings(saved, requested)
     if changed:
         detail = ", ".join(f"{name} {old} -> {new}" for name, old, new in changed)
-        raise InputError(f"--resume: this would not be the same run ({detail}); use its original settings")
+        raise InputError(f"--resume: the run was started with other settings ({detail}); use the original settings")

@@ -1,4 +1,4 @@
-"""The runs of a sweep: the state of each run, and a runner that trains each run in its own process."""
+"""The runs of a sweep, and a runner that trains each of them in its own process."""
 
 import os
 import re
@@ -16,9 +16,9 @@ from ddp_trainer.distributed.signals import on_request_to_stop
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a sweep, trained or not."""
+    """A run of a sweep, whether or not it was trained already."""
 
-    arguments: list[str]  # of the trainer, without --out and --resume
+    arguments: list[str]  # the trainer's arguments, without --out and --resume
     out: Path  # its run directory
 
     @property
@@ -27,7 +27,7 @@ class PlannedRun:
 
     @property
     def has_report(self) -> bool:
-        """Whether the run is finished and its report was written too."""
+        """Whether the run is finished and its report was written."""
         return self.is_finished and (read_json(self.out / "status.json") or {}).get("state") == "done"
 
 
@@ -45,24 +45,24 @@ class Runner:
             self._process.send_signal(number)
 
     def train(self, run: PlannedRun, *, group: str) -> None:
-        """Returns when the run is finished, has failed or was stopped; if it was stopped, `stopped` is set.
+        """Trains `run`, and returns when it is finished, has failed or was stopped. Sets `stopped` in the last case.
 
-        `group`: the W&B group of all runs, unless the environment names one.
+        `group`: the W&B group of the run, unless the environment variable WANDB_RUN_GROUP names another one.
         """
         environment = {"WANDB_RUN_GROUP": group, **os.environ}
-        environment.pop("WANDB_RUN_ID", None)  # an id belongs to one run
+        environment.pop("WANDB_RUN_ID", None)  # each run needs an id of its own
         command = [*self.launcher, "ddp_trainer.train", *run.arguments, "--out", str(run.out), "--resume"]
         process = self._process = subprocess.Popen(command, env=environment)
-        if self.stopped:  # the signal came before there was a process to pass it on to
+        if self.stopped:  # the signal arrived before the process was started
             process.terminate()
         status = process.wait()
         self._process = None
-        if status == 0 and not run.is_finished:  # somebody sent the signal to the run itself
+        if status == 0 and not run.is_finished:  # a signal was sent to the run directly
             self.stopped = True
 
 
 def count_processes(launcher: list[str]) -> int:
-    """The number of processes that the launcher starts, found by having it start them.
+    """Starts this module with the launcher, and returns the number of processes that the launcher starts.
 
     Raises InputError if it does not start any.
     """
@@ -74,5 +74,5 @@ def count_processes(launcher: list[str]) -> int:
     return int(world_size[1])
 
 
-if __name__ == "__main__":  # started with the launcher by `count_processes`
+if __name__ == "__main__":  # the launcher of `count_processes` runs this
     print(f"world_size={Launch.from_environment().world_size}")

@@ -105,7 +105,7 @@ def test_batch_must_be_divisible_by_the_processes_and_fit_the_images(world_size:
     [
         (
             ["--validation", "96"],
-            "--validation and --calibrate must leave an image of each class to train on: at most 86",
+            "--validation and --calibrate must leave one training image per class: hold out at most 86",
         ),
         (["--validation", "80"], "--batch-size must be at most the number of training images, 16, got 32"),
         (["--cutout", "32"], "--cutout must be below the side of the images, 32 pixels, got 32"),

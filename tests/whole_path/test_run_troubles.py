@@ -192,15 +192,15 @@ def test_a_checkpoint_of_another_release_is_refused_with_the_true_reason(
     config = json.loads((copied_run / "config.json").read_text())
     (copied_run / "config.json").write_text(json.dumps({**config, "git_commit": "0123abcd"}))
     assert_refused(tiny_dir, copied_run, problem)
-    assert_refused(tiny_dir, copied_run, "resume it with the release that started it, commit 0123abcd")
+    assert_refused(tiny_dir, copied_run, "resume with the release that started the run, commit 0123abcd")
 
 
 def test_a_run_whose_checkpoints_are_gone_is_not_started_again(copied_run: Path, tiny_dir: Path) -> None:
     shutil.rmtree(copied_run / "checkpoints")
-    assert_refused(tiny_dir, copied_run, "has a run of 4 steps, but its checkpoints are gone")
+    assert_refused(tiny_dir, copied_run, "has done 4 steps, but its checkpoints are gone")
     for name in ("summary.json", "model.safetensors", "metrics.jsonl"):
         (copied_run / name).unlink()
-    assert_refused(tiny_dir, copied_run, "has a run of 4 steps, but its checkpoints are gone")  # 4: from status.json
+    assert_refused(tiny_dir, copied_run, "has done 4 steps, but its checkpoints are gone")  # 4: from status.json
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(copied_run: Path, tiny_dir: Path) -> None:
