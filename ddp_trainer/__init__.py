@@ -1,6 +1,6 @@
 """Distributed training of image classifiers, from Python (`ddp_trainer.train("fast", ...)`) or the command line.
 
-Importing the package is quick: torch and everything else are imported when they are first used.
+Importing the package is fast: torch and the modules of the package are imported when they are first used.
 """
 
 import importlib
@@ -29,7 +29,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "train":  # the module, which is also callable: see its last lines
+    if name == "train":  # the module itself, which is callable: see the end of train.py
         return importlib.import_module("ddp_trainer.train")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)

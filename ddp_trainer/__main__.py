@@ -1,4 +1,4 @@
-"""`python -m ddp_trainer` lists the commands: the package itself is not a command."""
+"""`python -m ddp_trainer` prints an error that lists the commands, because the package itself is not one."""
 
 import sys
 
@@ -6,5 +6,5 @@ COMMANDS = ("train", "evaluate", "predict", "export", "lr_find", "sweep", "repor
 
 if __name__ == "__main__":
     words = ", ".join(f"ddp_trainer.{name}" for name in COMMANDS)
-    print(f"error: ddp_trainer is not a command; run python -m with one of {words}", file=sys.stderr)
+    print(f"error: ddp_trainer is not a command; run python -m COMMAND, where COMMAND is {words}", file=sys.stderr)
     sys.exit(2)

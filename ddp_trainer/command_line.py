@@ -1,7 +1,7 @@
-"""Turns a command line into a checked configuration, and the outcome of a command into its exit status.
+"""Parses a command line into a checked configuration, and turns the errors of a command into its exit status.
 
-tyro generates the flags from the fields and docstrings of a configuration. Every mistake becomes a one-line InputError,
-which only `run_command` prints.
+tyro generates the flags from the fields and docstrings of a configuration. A mistake in a command line raises
+InputError with a one-line message, which `run_command` prints.
 """
 
 import contextlib
@@ -29,15 +29,15 @@ def parse_command_line(
 ) -> TrainConfig:
     """The configuration that `[RECIPE] [--flag value ...]` describes.
 
-    Raises InputError for an unknown recipe, an unknown flag or an impossible value. `--help` prints and exits with
-    status 0.
+    Raises InputError for an unknown recipe, an unknown flag or an invalid value. `--help` prints the help text and
+    exits with status 0.
     """
     recipe, arguments = take_recipe(argv, recipes)
     return parse_flags(TrainConfig, arguments, prog=f"{prog} [RECIPE]", description=description, default=recipe)
 
 
 def take_recipe(argv: Sequence[str], recipes: Mapping[str, TrainConfig]) -> tuple[TrainConfig, list[str]]:
-    """The recipe that the first word names (default: baseline), and the remaining words.
+    """The recipe that the first argument names (default: baseline), and the remaining arguments.
 
     Raises InputError for an unknown recipe.
     """
@@ -58,7 +58,7 @@ def parse_flags(
 ) -> Section:
     """An instance of the configuration dataclass `section`, from the flags in `argv` (default: sys.argv[1:]).
 
-    Raises InputError for an unknown flag or an impossible value.
+    Raises InputError for an unknown flag or an invalid value.
     """
     argv = sys.argv[1:] if argv is None else argv
     _refuse_values_of_switches(section, argv)
@@ -82,7 +82,7 @@ def parse_flags(
 
 
 def _refuse_values_of_switches(section: type, argv: Sequence[str]) -> None:
-    """Raises InputError for `--sync-bn=True`; tyro itself would only say that True is not a flag."""
+    """Raises InputError if an on/off flag has a value, as in `--sync-bn=True`. tyro's own error has no fix."""
     switches = set(_switches(section))
     for word, after in zip(argv, [*argv, ""][1:], strict=True):
         flag, equals, value = word.partition("=")
@@ -92,7 +92,7 @@ def _refuse_values_of_switches(section: type, argv: Sequence[str]) -> None:
         if flag.startswith("--") and name in switches and value:
             is_on = (value.lower() not in ("false", "no", "off", "0")) != flag.startswith("--no-")
             given = f"{flag}={value}" if equals else f"{flag} {value}"
-            raise InputError(f"{flag} takes no value; write --{'' if is_on else 'no-'}{name}, got {given}")
+            raise InputError(f"{flag} takes no value, got {given}; write --{'' if is_on else 'no-'}{name}")
 
 
 def _switches(section: type) -> Iterator[str]:
@@ -106,7 +106,7 @@ def _switches(section: type) -> Iterator[str]:
 
 
 def _one_line(report: str) -> str:
-    """The first message of tyro's error report, which spans several lines and has a frame and a title."""
+    """The first message of tyro's error report, as one line. The report has several lines, a frame and a title."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", report)
     text = " ".join(re.sub(r"^╭.*$|[─-╿]", " ", plain, flags=re.MULTILINE).split())
     text = re.split(" For full helptext| Argument helptext", text)[0]
@@ -115,9 +115,9 @@ def _one_line(report: str) -> str:
 
 
 def run_command(work: Callable[[], int | None]) -> int:
-    """Exit status of a command: what `work` returns (None: 0), 2 after an InputError, or 1 after DatasetChanged.
+    """Calls `work` and returns the exit status: its result (None: 0), 2 after InputError or 1 after DatasetChanged.
 
-    These errors are printed as one line. Every process finds the same mistake in its input, so only the first process
+    Both errors are printed as one line. Every process finds the same mistake in its input, so only the first process
     of each machine prints an InputError.
     """
     with forgiving_output():
@@ -133,5 +133,5 @@ def run_command(work: Callable[[], int | None]) -> int:
 
 
 def program_name(module: str) -> str:
-    """How the user started `module`, for usage lines."""
+    """The command that runs `module`, such as `python -m ddp_trainer.train`, for usage lines."""
     return f"{Path(sys.executable).name} -m {module}"

@@ -1,7 +1,7 @@
-"""All settings of a training run: frozen, typed sections, checked once and never edited afterwards.
+"""The settings of a run, as frozen dataclasses that check the range of each value when they are created.
 
-Each setting has its name, type, help text and range here. Elsewhere: named configurations (`recipes`), and how a
-command line becomes a configuration (`command_line`).
+The docstring of a field is the help text of its flag. `recipes` contains named configurations, and `command_line`
+parses flags into a configuration.
 """
 
 import dataclasses
@@ -34,18 +34,18 @@ SEED_LIMIT = 2**63
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     network: str = "custom_resnet"
-    """custom_resnet, torchvision:NAME, timm:NAME, or MODULE:FUNCTION, called as FUNCTION(num_classes=N)."""
+    """custom_resnet, torchvision:NAME, timm:NAME, or your own MODULE:FUNCTION, called as FUNCTION(num_classes=N)."""
     widths: tuple[int, int, int, int] = DEFAULT_WIDTHS
     """Channels of the stem and of the three stages of custom_resnet."""
     activation: Literal["relu", "gelu", "celu"] = "relu"
     """Activation of custom_resnet after each BatchNorm; celu has alpha 0.3."""
     freeze_bn_scale: bool = False
-    """Keep the scales of BatchNorm at 1 and learn its biases only."""
+    """Keep the scales of BatchNorm at 1 and train only its biases."""
     bn_momentum: float | None = None
     """Weight of a new batch in the running statistics of BatchNorm; default: the network's own, usually 0.1."""
     init_from: Path | None = None
-    """Start from the weights of this run directory or file (.safetensors, .pt, .pth) that fit by name and shape. All
-    others, such as those of the head for other classes, start at random and are listed."""
+    """Start from the weights in this run directory or file (.safetensors, .pt, .pth). Weights that it lacks or has in
+    another shape, such as those of a head for other classes, are initialized at random and listed."""
     freeze: str = ""
     """Do not train the parameters whose names match these comma-separated patterns, such as 'features.*'."""
 
@@ -64,16 +64,17 @@ class NetworkConfig:
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
-    """sgd: Nesterov momentum 0.9; adamw: betas 0.9 and 0.99; muon: Muon with momentum 0.6 for the convolution
-    filters, and sgd with momentum 0.85 for everything else."""
+    """sgd: Nesterov momentum 0.9; adamw: betas 0.9 and 0.99; muon: Muon with momentum 0.6 for convolutions and hidden
+    linear layers, sgd with momentum 0.85 for all other parameters."""
     peak_lr: float = 0.4
-    """Highest learning rate of the OneCycle schedule."""
+    """Highest learning rate of the one-cycle schedule."""
     head_lr: float | None = None
-    """Highest learning rate of the linear layer; default: that of --peak-lr."""
+    """Highest learning rate of the last linear layer; default: that of --peak-lr."""
     bias_lr: float | None = None
     """Highest learning rate of the biases of BatchNorm; default: that of --peak-lr."""
     weight_decay: float = 5e-4
-    """Decay of convolution and linear weights (with muon: linear only). Biases and BatchNorm are never decayed."""
+    """Weight decay of convolutions and linear layers; with muon, convolutions without a bias are not decayed. Biases
+    and BatchNorm are never decayed."""
     label_smoothing: float = 0.0
     """Share of each target that is spread over all classes."""
     clip_norm: float = 0.0
@@ -93,7 +94,7 @@ class OptimConfig:
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """cpu also works with several processes."""
+    """auto: cuda if torch finds a usable GPU, else cpu. Several processes also work on the CPU."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 if the hardware supports it, else fp16 on CUDA, else fp32. fp32 never uses TF32."""
     compile: bool = False
@@ -105,11 +106,11 @@ class RuntimeConfig:
     sync_bn: bool = False
     """Compute the statistics of BatchNorm over the global batch instead of each process's share."""
     deterministic: bool = False
-    """Repeat a run bit for bit on the same machine with the same number of processes."""
+    """Make a repeated run bit-identical, on the same machine with the same number of processes."""
     seed: int = 0
-    """Seed of the initial weights, the order, the augmentation and the validation split."""
+    """Seed of the initial weights, the order and augmentation of the images, and the choice of held-out images."""
     process_group_timeout: float = 120.0
-    """Give up on another process after this many seconds without an answer."""
+    """Fail if another process does not answer for this many seconds."""
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < SEED_LIMIT, f"--seed must be in [0, 2^63 - 1], got {self.seed}")
@@ -125,12 +126,12 @@ class RunConfig:
     out: Path | None = None
     """Run directory; default: runs/RECIPE-TIMESTAMP."""
     resume: bool = False
-    """Resume from the newest good checkpoint in --out; start from the beginning if there is none."""
+    """Resume from the newest good checkpoint in --out, or start from the beginning if none was saved yet."""
     checkpoint_every_steps: int = 0
-    """Save a checkpoint every this many steps, in addition to those at the end of epochs; 0: only at the end of epochs.
-    On a GPU, not every epoch is saved if epochs take less than 5 s."""
+    """Save a checkpoint every this many steps and at the end of each epoch; 0: only at the end of each epoch. On a GPU
+    without --validation, an epoch that ends within 5 s of the last checkpoint is not saved."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints to keep."""
+    """Number of checkpoints to keep, the newest ones."""
     log_every_steps: int = 50
     """Write a record to steps.jsonl each time this many steps are done; 0: none."""
     profile: int = 0
@@ -150,7 +151,7 @@ class RunConfig:
 
 
 def is_installed(package: str) -> bool:
-    """True for a package with code. A folder of that name without code, such as W&B's own wandb/, does not count."""
+    """Whether `package` can be imported. A folder without code, such as the wandb/ that W&B writes, does not count."""
     found = importlib.util.find_spec(package)
     return found is not None and found.origin is not None
 
@@ -158,11 +159,11 @@ def is_installed(package: str) -> bool:
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     trackers: str = "wandb"
-    """Comma-separated: wandb, tensorboard. metrics.jsonl and steps.jsonl are always written."""
+    """wandb, tensorboard, or both separated by a comma. metrics.jsonl and steps.jsonl are always written."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: what WANDB_MODE or W&B's settings files say, else online with an API key, offline without one. W&B's own
-    variables apply, such as WANDB_PROJECT (default: ddp-trainer), WANDB_NAME (default: the name of the run directory),
-    WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_JOB_TYPE and WANDB_TAGS."""
+    """auto: the mode in WANDB_MODE or W&B's settings files, else online if there is an API key, else offline. W&B's own
+    environment variables apply, such as WANDB_PROJECT (default: ddp-trainer), WANDB_NAME (default: the name of the run
+    directory), WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_JOB_TYPE and WANDB_TAGS."""
 
     def __post_init__(self) -> None:
         unknown = ", ".join(sorted(set(self.tracker_names) - {"wandb", "tensorboard"}))
@@ -186,13 +187,13 @@ class TrackingConfig:
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """The names in a comma-separated list, without surrounding blanks; empty ones are left out."""
+    """The names in a comma-separated list, without surrounding whitespace and without empty names."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One complete configuration. The flags of the command line are the fields of its sections, flat."""
+    """All settings of a run. Each field of a section has a flag of the same name."""
 
     recipe: Annotated[str, tyro.conf.Suppress] = "custom"
     data: DataConfig = field(default_factory=DataConfig)
@@ -205,7 +206,7 @@ class TrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def flat(self) -> dict[str, Any]:
-        """All settings by flag name, with underscores, as JSON values."""
+        """{name: value} of all settings, with values that JSON can represent."""
         values: dict[str, Any] = {}
         for section in dataclasses.fields(self):
             part = getattr(self, section.name)

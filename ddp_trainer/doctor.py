@@ -1,7 +1,8 @@
-"""Doctor: `python -m ddp_trainer.doctor` checks this machine, and prints a fix for anything missing.
+"""Doctor: `python -m ddp_trainer.doctor` checks this machine and prints a fix for anything missing.
 
-It needs only Python itself. Child processes import torch and FFCV, so a package that is missing, broken or crashing is
-reported like any other problem. Exit status 0: ready to train; 1: not ready. No secret is printed.
+The command needs only Python itself. It imports torch and FFCV in child processes, so that a package that is missing or
+crashes is reported like any other problem. It prints no secrets. The exit status is 0 if the machine is ready to train,
+1 if not.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import NamedTuple
 from data_prep.errors import printable
 from data_prep.streams import forgiving_output
 
-OK, ABSENT, PROBLEM = "ok", "-", "PROBLEM"  # training works without parts that are marked as absent
+OK, ABSENT, PROBLEM = "ok", "-", "PROBLEM"  # ABSENT: training works without this part
 REPOSITORY = Path(__file__).resolve().parent.parent
 SET_UP = "make setup"
 NEEDED_GB = 1.0  # two checkpoints, the weights, the report and a prepared CIFAR-10
@@ -50,7 +51,7 @@ print('{"version": "%s"}' % metadata.version("ffcv"))
 
 
 class Finding(NamedTuple):
-    """The state of one part of the machine, and a command that fixes it if it is missing."""
+    """The state of one part of the machine, and a fix if something is missing."""
 
     state: str
     name: str
@@ -59,7 +60,7 @@ class Finding(NamedTuple):
 
 
 class Child:
-    """A Python program that prints one JSON object. It starts immediately; `result` waits for it."""
+    """A child process that runs Python code and prints a JSON object. `result` waits for its end."""
 
     def __init__(self, code: str) -> None:
         self._process = subprocess.Popen(
@@ -71,7 +72,7 @@ class Child:
         )
 
     def result(self) -> tuple[dict, str]:
-        """The object it printed and "", or {} and the reason in one line."""
+        """The printed object and ""; after a failure, {} and the reason in one line."""
         try:
             stdout, stderr = self._process.communicate(timeout=CHILD_SECONDS)
         except subprocess.TimeoutExpired:
@@ -79,10 +80,10 @@ class Child:
             self._process.communicate()
             return {}, f"the import did not finish within {CHILD_SECONDS} s"
         if self._process.returncode < 0:
-            return {}, f"the import crashes (signal {-self._process.returncode})"
+            return {}, f"the import crashed (signal {-self._process.returncode})"
         lines = [line.strip() for line in stderr.splitlines() if line.strip()]
         if self._process.returncode:
-            return {}, lines[-1] if lines else "the import fails"
+            return {}, lines[-1] if lines else "the import failed"
         return json.loads(stdout.splitlines()[-1]), ""
 
 
@@ -97,7 +98,7 @@ def python() -> Finding:
 
 
 def packages() -> Iterator[Finding]:
-    """The packages that pyproject.toml requires, read from the metadata of the installed project."""
+    """Checks the packages that pyproject.toml requires, according to the metadata of the installed project."""
     try:
         wanted = metadata.requires("ddp-trainer") or []
     except metadata.PackageNotFoundError:
@@ -128,7 +129,7 @@ def packages() -> Iterator[Finding]:
 
 
 def set_up(name: str) -> str:
-    """The command that fixes a package. If it is installed but fails, the environment must be created again."""
+    """The command that fixes a package. If the package is installed but fails, .venv must be created again."""
     return f"rm -r .venv && {SET_UP}" if is_installed(name) else SET_UP
 
 
@@ -154,7 +155,7 @@ def torch_and_devices(child: Child) -> Iterator[Finding]:
 
 
 def gpus(found: dict) -> Finding:
-    """GPUs that torch can use. A driver without a usable GPU is reported, because runs would silently use the CPU."""
+    """Checks the GPUs. A driver without a usable GPU is reported, because runs would silently use the CPU."""
     if found["devices"]:
         return Finding(OK, "GPUs", "; ".join(found["devices"]) + f"; {'bf16' if found['bf16'] else 'no bf16, so fp16'}")
     driver = Path("/proc/driver/nvidia/version")
@@ -162,7 +163,7 @@ def gpus(found: dict) -> Finding:
         if not found["built_for"]:
             detail = "there is an NVIDIA driver, but torch is built for the CPU only"
             return Finding(ABSENT, "GPUs", detail, set_up("torch"))
-        detail = f"no GPU that torch for CUDA {found['built_for']} can use; the NVIDIA driver may be too old"
+        detail = f"torch for CUDA {found['built_for']} finds no usable GPU; the NVIDIA driver may be too old"
         return Finding(ABSENT, "GPUs", detail, "nvidia-smi && env | grep CUDA_VISIBLE_DEVICES")
     return Finding(ABSENT, "GPUs", "none; runs use the CPU")
 
@@ -174,7 +175,7 @@ def ffcv(child: Child) -> Finding:
 
 def slurm() -> Finding:
     if not (shutil.which("sbatch") and shutil.which("sinfo")):
-        return Finding(ABSENT, "SLURM", "no sbatch; on a cluster, submit jobs on its login node")
+        return Finding(ABSENT, "SLURM", "no sbatch; on a cluster, submit jobs from a login node")
     sinfo = subprocess.run(["sinfo", "--version"], capture_output=True, text=True)
     if sinfo.returncode:
         reason = (sinfo.stderr.strip().splitlines() or ["sinfo fails"])[-1]
@@ -188,7 +189,7 @@ def wandb() -> Finding:
 
     if has_credentials():
         return Finding(OK, "W&B login", "yes")
-    return Finding(ABSENT, "W&B login", "none; runs are recorded offline, for wandb sync", "wandb login")
+    return Finding(ABSENT, "W&B login", "none; runs are recorded offline; upload them with wandb sync", "wandb login")
 
 
 def disk() -> Finding:
@@ -200,7 +201,7 @@ def disk() -> Finding:
 
 
 def shared_memory() -> Finding:
-    """/dev/shm, through which the processes of several GPUs on one machine communicate."""
+    """Checks /dev/shm, through which processes that train on several GPUs of one machine communicate."""
     try:
         size = shutil.disk_usage("/dev/shm").total / 1e9
     except OSError as error:
@@ -214,7 +215,7 @@ def shared_memory() -> Finding:
 def examine() -> Iterator[Finding]:
     interpreter = python()
     yield interpreter
-    if interpreter.state == PROBLEM:  # the other checks may not even run there
+    if interpreter.state == PROBLEM:  # the other checks may not even run
         return
     children = Child(TORCH), Child(FFCV)
     yield from packages()
@@ -224,13 +225,13 @@ def examine() -> Iterator[Finding]:
 
 
 def main() -> int:
-    """Exit status. 0: ready to train; 1: not ready; 2: the input is wrong."""
+    """Returns the exit status: 0 if the machine is ready to train, 1 if not, 2 for wrong input."""
     with forgiving_output():
         if sys.argv[1:] in (["-h"], ["--help"]):
             print(__doc__)
             return 0
         if sys.argv[1:]:
-            print(f"error: the doctor takes no arguments, got {printable(' '.join(sys.argv[1:]))}", file=sys.stderr)
+            print(f"error: doctor takes no arguments, got {printable(' '.join(sys.argv[1:]))}", file=sys.stderr)
             return 2
         problems = []
         for finding in examine():

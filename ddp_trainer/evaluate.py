@@ -1,4 +1,7 @@
-"""Evaluate: `python -m ddp_trainer.evaluate RUN_DIR [--tta]`, or several processes with `accelerate launch`."""
+"""Evaluate: `python -m ddp_trainer.evaluate RUN_DIR [--tta]` counts correct answers on the test images.
+
+With `accelerate launch` instead of `python`, several processes share the images.
+"""
 
 import json
 import sys
@@ -27,25 +30,28 @@ from ddp_trainer.models.spec import ModelSpec, load_model
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Evaluate a finished run on its test split. Every image is counted exactly once, on any number of processes."""
+    """Evaluate a finished run on test images. Each image is counted exactly once, on any number of processes."""
 
     run_dir: tyro.conf.Positional[Path]
     """Run directory with model.safetensors and model.json."""
     data_dir: Path | None = None
-    """A folder that data_prep wrote; default: the one the run was trained on. Its classes must be classes of the run,
-    by name; it may have fewer of them, and no training images."""
+    """Folder that data_prep wrote, whose test images are evaluated; default: the one that the run was trained on. The
+    run must have a class of the same name for each of its classes. The folder needs no training images."""
     tta: bool = False
-    """Test-time augmentation: classify uncertain images by averaging shifted copies, and mirrored ones too unless
-    the run was trained with --flip none."""
+    """Test-time augmentation: for uncertain images, average the logits of shifted copies, and of mirrored copies
+    unless the run was trained with --flip none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """auto: cuda if torch finds a usable GPU, else cpu."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 if the hardware has it, else fp16 on CUDA, else fp32."""
+    """auto: bf16 if the hardware supports it, else fp16 on CUDA, else fp32."""
 
 
 @restored_settings()
 def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
-    """The figures that the command prints, on every rank. Raises InputError if run or data cannot be used."""
+    """The figures that the command prints; every rank returns them.
+
+    Raises InputError if the run or the dataset cannot be used.
+    """
     model, spec = load_model(config.run_dir)
     trained = Fields.read(config.run_dir / "config.json")
     recorded = trained.text("data_dir", exact=True) if trained else ""
@@ -53,7 +59,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
     dataset = read_dataset(data_dir, needed=("test",))
     labels = labels_of_the_run(spec, dataset, data_dir)
     verify_dataset(data_dir, dataset, full=False)
-    # Signals are not handled, because a signal may end the process at once: nothing is saved here.
+    # No signal handlers are installed: a signal may end the process at once, because there is nothing to save.
     runtime = Runtime(RuntimeConfig(device=config.device, precision=config.precision))
     split = dataset.splits["test"]
     loader = build_loader(
@@ -75,29 +81,29 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
 
 
 def labels_of_the_run(spec: ModelSpec, dataset: DatasetInfo, data_dir: Path) -> list[int]:
-    """The run's label of each class of the dataset, matched by name; the dataset may have fewer classes than the run.
+    """For each class of the dataset, the label of the run's class with the same name.
 
-    Raises InputError for a class that the run does not know, and for another image size than it was trained on.
+    Raises InputError if the run has no such class, or if it was trained on images of another size.
     """
     label_of = {name: label for label, name in enumerate(spec.classes)}
     unknown = [quoted(name) for name in dataset.classes if name not in label_of]
     if unknown:
         missing = [quoted(name) for name in spec.classes if name not in dataset.classes]
-        only = f"; only the run has {name_some(missing)}" if missing else ""
+        only = f", and lacks {name_some(missing)}" if missing else ""
         raise InputError(
             f"{data_dir} has classes that the run was not trained on: {name_some(unknown)}{only}; "
             "pass another dataset as --data-dir"
         )
     if dataset.image_size != spec.image_size:
         raise InputError(
-            f"{data_dir} has images of {dataset.image_size} pixels, but the run was trained on {spec.image_size}; "
-            "pass its dataset as --data-dir"
+            f"{data_dir} has images of {dataset.image_size} pixels a side, but the run was trained on images of "
+            f"{spec.image_size}; pass the dataset of the run as --data-dir"
         )
     return [label_of[name] for name in dataset.classes]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status. 0: every image was counted; 1: an image is damaged; 2: the input is wrong."""
+    """Returns the exit status: 0 if every image was counted, 1 if an image is damaged, 2 for wrong input."""
 
     def evaluate() -> None:
         figures = evaluate_run(parse_flags(EvaluateConfig, argv, prog=program_name("ddp_trainer.evaluate")))

@@ -1,9 +1,9 @@
 """Export: `python -m ddp_trainer.export RUN_DIR --format {onnx,torch}` writes the model as one file for other programs.
 
 The input of the exported model is uint8 (N, 3, H, W) with values 0-255, as decoders return them; the output is float32
-(N, num_classes) logits. Normalization is part of the model, and so is the temperature of a calibrated run. Float input
-is rejected, because [0, 1] could silently be mistaken for [0, 255]. The file gets its final name only after it has been
-checked.
+(N, num_classes) logits. Normalization is part of the model, and so is the division by the temperature of a run with
+--calibrate. Float input is rejected, because values in [0, 1] could be mistaken for values in [0, 255]. The file gets
+its final name only after it has been checked.
 """
 
 import contextlib
@@ -33,9 +33,9 @@ Classifier = Callable[[Tensor], Tensor]  # (N, 3, H, W) uint8 -> (N, num_classes
 
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
-OPSET = 18  # the lowest version that torch's exporter writes without a conversion
-CHECKED_BATCHES = (1, 2, 33)  # a graph with a fixed batch size could not take all of them
-TOLERANCE = 1e-4  # relative to the largest logit; only the order of summation may differ
+OPSET = 18  # the lowest opset that torch's exporter writes without converting the file
+CHECKED_BATCHES = (1, 2, 33)  # a model that was exported with a fixed batch size fails on two of them
+TOLERANCE = 1e-4  # relative to the largest logit; larger than rounding errors of sums in another order
 
 
 class ExportError(Exception):
@@ -46,31 +46,31 @@ class ExportError(Exception):
 class ExportConfig:
     """Write the model of a finished run as RUN_DIR/model.onnx or RUN_DIR/model.pt2.
 
-    Input: uint8 (N, 3, H, W) with values 0-255, for any N. Output: float32 (N, classes) logits. The last line printed
-    names the ONNX versions of the file (IR and opset) that a runtime must support.
+    Input: uint8 (N, 3, H, W) with values 0-255, for any N. Output: float32 (N, classes) logits. The last line of output
+    contains the versions that a program must support to read the file; for ONNX, these are IR and opset.
     """
 
     run_dir: tyro.conf.Positional[Path]
     """Run directory with model.safetensors and model.json."""
     format: Literal["onnx", "torch"]
-    """onnx: for onnxruntime and others; torch: for torch.export.load."""
+    """onnx: for onnxruntime and other ONNX runtimes; torch: for torch.export.load."""
     opset: int | None = None
-    """Version of ONNX's operator set that the file uses; default: 18. Only for --format onnx."""
+    """For --format onnx: version of the ONNX operator set that the file uses; default: 18."""
 
     def __post_init__(self) -> None:
-        require(self.opset is None or self.format == "onnx", "--opset belongs to --format onnx; leave it out")
+        require(self.opset is None or self.format == "onnx", "--opset works only with --format onnx; leave it out")
         require(self.opset is None or self.opset >= 1, f"--opset must be at least 1, got {self.opset}")
 
 
 class Exported(NamedTuple):
-    """A file that was just written, loaded again."""
+    """An exported model that was loaded again from its file."""
 
     classify: Classifier
-    versions: str  # of the format, which a program must support to read the file
+    versions: str  # the format versions that a program must support to read the file
 
 
 class Result(NamedTuple):
-    """A file that was checked and has its final name."""
+    """The exported file, after it has been checked and renamed."""
 
     path: Path
     versions: str
@@ -78,9 +78,9 @@ class Result(NamedTuple):
 
 
 class NormalizingModel(nn.Module):
-    """The network with the normalization of its input and the division by its temperature.
+    """The network, including the normalization of its input and the division of its logits by the temperature.
 
-    Users need not know mean and std, and softmax of the output gives the run's probabilities.
+    Users of the file need not know mean and std, and softmax of the output gives the run's probabilities.
     """
 
     scale: Tensor
@@ -100,9 +100,9 @@ class NormalizingModel(nn.Module):
 
 
 def write_onnx(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path, *, opset: int = OPSET) -> Exported:
-    """Weights are inside the file; class names are JSON in the metadata entry `classes`.
+    """Writes an ONNX file that contains the weights, and the class names as JSON in the metadata entry `classes`.
 
-    Raises InputError if the network cannot be written in version `opset` of the operator set.
+    Raises InputError if torch cannot write the network with version `opset` of the operator set.
     """
     import onnxruntime
 
@@ -116,9 +116,10 @@ def write_onnx(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path, *
         dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
     )
     assert program is not None
-    written = program.model.opset_imports[""]  # the exporter only logs it if it cannot write the requested version
+    written = program.model.opset_imports[""]  # not `opset` if the exporter cannot write that version
     require(
-        written == opset, f"--opset {opset}: torch {torch.__version__} cannot write this network in it; try {written}"
+        written == opset,
+        f"--opset {opset}: torch {torch.__version__} cannot write this network with that version; try {written}",
     )
     program.model.metadata_props["classes"] = json.dumps(spec.classes)
     program.save(path, external_data=False)
@@ -131,7 +132,7 @@ def write_onnx(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path, *
 
 @contextlib.contextmanager
 def silent_exporters() -> Iterator[None]:
-    """Silences the exporters, which print warnings if they succeed and whole graphs if they fail."""
+    """Within the block, hides the output of the exporters: warnings if they succeed, whole graphs if they fail."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -142,9 +143,9 @@ def silent_exporters() -> Iterator[None]:
 
 
 def write_torch(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path) -> Exported:
-    """Class names are JSON in the extra file `classes.json`.
+    """Writes a torch.export file that contains the class names as JSON in the extra file `classes.json`.
 
-    The program runs on the CPU; `torch.export.passes.move_to_device_pass` makes one for a GPU.
+    The exported program runs on the CPU; `torch.export.passes.move_to_device_pass` converts it for a GPU.
     """
     program = torch.export.export(model, (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
     torch.export.save(program, path, extra_files={"classes.json": json.dumps(spec.classes)})
@@ -153,9 +154,9 @@ def write_torch(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path) 
 
 @torch.inference_mode()
 def largest_difference(exported: Classifier, model: nn.Module, spec: ModelSpec) -> float:
-    """The largest difference between the logits of `exported` and `model` on noise, relative to the largest logit.
+    """The largest difference between the logits of `exported` and `model`, relative to the largest logit.
 
-    Raises ExportError if the difference is too large to be a rounding error.
+    Both classify images of random noise. Raises ExportError if the difference is too large to be a rounding error.
     """
     generator, worst = torch.Generator().manual_seed(0), 0.0
     for count in CHECKED_BATCHES:
@@ -166,15 +167,18 @@ def largest_difference(exported: Classifier, model: nn.Module, spec: ModelSpec) 
         found = exported(images)
         if found.shape != expected.shape or not bool(found.isfinite().all()):
             wanted, got = tuple(expected.shape), tuple(found.shape)
-            raise ExportError(f"the exported model must return finite logits of shape {wanted}, got shape {got}")
+            raise ExportError(
+                f"the exported model must return finite logits of shape {wanted}; it returned shape {got}, or values "
+                "that are not finite"
+            )
         worst = max(worst, ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item())
     if worst > TOLERANCE:
-        raise ExportError(f"the exported logits differ from the model's own by {worst:.1e}, relative to the largest")
+        raise ExportError(f"the exported model's logits are wrong by {worst:.1e}, relative to the largest logit")
     return worst
 
 
 def check_packages(format: str) -> None:
-    """Raises InputError, which contains the install command, if packages that the format needs are missing."""
+    """Raises InputError, with the command that installs them, if packages that the format needs are missing."""
     missing = []
     for name in PACKAGES[format]:
         try:
@@ -187,9 +191,10 @@ def check_packages(format: str) -> None:
 
 
 def export_run(config: ExportConfig) -> Result:
-    """Writes the file in a temporary folder, checks it there, and then moves it to its place.
+    """Writes the file in a temporary folder, checks it there, and then moves it to the run directory.
 
-    Raises InputError if the run has no usable model or a package is missing, ExportError if the check fails.
+    Raises InputError if the run has no usable model or a package is missing, and ExportError if the network cannot be
+    exported or the check fails.
     """
     check_packages(config.format)
     model, spec = load_model(config.run_dir)
@@ -207,14 +212,14 @@ def export_run(config: ExportConfig) -> Result:
         raise
     except OSError as error:
         raise InputError(f"{target} cannot be written ({error.strerror}); check permissions and free space") from None
-    except Exception as error:  # the exporters raise nearly anything for a network that they do not support
+    except Exception as error:  # the exporters raise many types of exceptions for unsupported networks
         reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n")[0]
         raise ExportError(f"--format {config.format}: torch cannot export {spec.architecture}: {reason}") from None
     return Result(target, exported.versions, difference)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status. 0: written and checked; 1: the network cannot be exported correctly; 2: the input is wrong."""
+    """Returns the exit status: 0 if the file was written, 1 if the network cannot be exported, 2 for wrong input."""
 
     def work() -> int:
         try:
@@ -223,8 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
             return 1
         print(
-            f"{done.path}: uint8 images (N, 3, H, W) in, float32 logits out; {done.versions}; "
-            f"checked, largest difference {done.difference:.1e}"
+            f"{done.path}: input uint8 (N, 3, H, W), output float32 logits; {done.versions}; checked, largest relative "
+            f"difference of a logit {done.difference:.1e}"
         )
         return 0
 

@@ -1,12 +1,14 @@
 """LR range test: `accelerate launch -m ddp_trainer.lr_find [RECIPE]` suggests a peak learning rate.
 
-The method is from Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv 1506.01186, section 3.3), in
-the exponential form of Gugger, "How Do You Find A Good Learning Rate" (sgugger.github.io, 2018), as in fastai and
-Lightning: the rate rises by a constant factor per step until the smoothed loss exceeds four times its lowest value.
-The suggestion is a tenth of the rate with the lowest smoothed loss (`report.loss_curve`).
+The learning rate rises by a constant factor per step until the smoothed loss exceeds four times its lowest value. The
+suggestion is a tenth of the rate with the lowest smoothed loss (`report.loss_curve`).
 
-The steps are those of a normal run: the trainer comes from `build_trainer` and only has another schedule. The trained
-network is discarded.
+The range test is from Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv 1506.01186, section 3.3).
+The exponential rise is from Gugger, "How Do You Find A Good Learning Rate" (sgugger.github.io, 2018); fastai and
+Lightning use it, too.
+
+The steps are those of a normal run, because `build_trainer` builds the same trainer. Only the learning rates differ.
+The trained network is discarded.
 """
 
 import contextlib
@@ -47,7 +49,7 @@ from ddp_trainer.tracking.console import print_line
 
 @dataclass(frozen=True, kw_only=True)
 class RangeConfig:
-    """The learning rates to try."""
+    """The learning rates to try, and where to write the results."""
 
     out: Path | None = None
     """Folder for lr_find.png and lr_find.json; default: runs/lr_find-RECIPE-TIMESTAMP."""
@@ -73,7 +75,10 @@ class RangeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RangeTestConfig:
-    """A recipe without the settings of a run directory. Of its schedule, only the batch and crop sizes are used."""
+    """The settings of the range test and of the recipe, without run directory and trackers.
+
+    Of the schedule, only the batch and crop sizes are used.
+    """
 
     sweep: RangeConfig = field(default_factory=RangeConfig)
     recipe: Annotated[str, tyro.conf.Suppress] = "custom"
@@ -97,7 +102,7 @@ class RangeTestConfig:
         )
 
     def as_train_config(self) -> TrainConfig:
-        """The trainer's settings: no small crops, and no limit on the number of steps except that of the range test."""
+        """The settings for the trainer, without small crops, --max-steps and step records."""
         return TrainConfig(
             recipe=self.recipe,
             data=self.data,
@@ -111,9 +116,10 @@ class RangeTestConfig:
 
 
 def range_test(trainer: Trainer, sweep: RangeConfig) -> LossCurve:
-    """Trains with a rising learning rate, until the last rate or until the loss diverges. Returns the losses.
+    """Trains with a rising learning rate until the last step, or until the loss diverges, and returns the losses.
 
-    All ranks stop at the same step, because the loss is that of the global batch. Raises Preempted.
+    All ranks stop at the same step, because they compute the loss over the global batch. Raises Preempted if any rank
+    was asked to stop.
     """
     peak_lr = trainer.config.optim.peak_lr
     trainer.share_of_peak = lambda step: sweep.rate(step) / peak_lr
@@ -123,7 +129,7 @@ def range_test(trainer: Trainer, sweep: RangeConfig) -> LossCurve:
         for step in itertools.chain.from_iterable(trainer.steps(epoch) for epoch in itertools.count()):
             done = averages(trainer.runtime.sum_over_ranks(sums.values.clone()))
             sums.reset()
-            if done.num_images:  # none in a skipped step; in fp16, the first ones only search for a loss scale
+            if done.num_images:  # 0 in a skipped step; in fp16, steps are skipped until the loss scale is low enough
                 curve.add(sweep.rate(step - 1), done.loss)
             if trainer.runtime.is_main and step % max(sweep.steps // 10, 1) == 0:
                 _show_progress(sweep, step, done)
@@ -144,7 +150,7 @@ def write_results(out: Path, curve: LossCurve, config: TrainConfig, runtime: Run
     """Writes lr_find.png, then lr_find.json, and prints the suggestion."""
     replace_file(out / "lr_find.png", curve.draw(f"Learning rate range test, {config.recipe}"))
     suggested, others = curve.suggestion(), {}
-    if suggested is not None:  # during the test, the other rates stayed in proportion to --peak-lr
+    if suggested is not None:  # head and bias rates rose in proportion, so they keep their ratio to --peak-lr
         rates = {"head_lr": config.optim.head_lr, "bias_lr": config.optim.bias_lr}
         others = {name: rate / config.optim.peak_lr * suggested for name, rate in rates.items() if rate is not None}
     content = {
@@ -166,7 +172,7 @@ def write_results(out: Path, curve: LossCurve, config: TrainConfig, runtime: Run
 
 
 def find_learning_rate(test: RangeTestConfig, stop: StopRequest) -> None:
-    """Runs the range test and writes its results. Raises InputError before any work is done."""
+    """Runs the range test and writes its results. Wrong input raises InputError before any work is done."""
     config, launch = test.as_train_config(), Launch.from_environment()
     check_machine(config.runtime)
     dataset = read_dataset(config.data.data_dir)
@@ -203,7 +209,7 @@ def parse(argv: Sequence[str]) -> RangeTestConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status. 0: written, or stopped by a signal; 2: the input is wrong; 1: anything else."""
+    """Returns the exit status: 0 after success or a signal, 2 for wrong input, 1 after any other error."""
     stop = StopRequest()
     words = sys.argv[1:] if argv is None else argv
     with stop.listening():
@@ -215,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def main_process() -> None:
-    """Runs `main` and ends the process. The entry point of `python -m ddp_trainer.lr_find` and `ddp-lr-find`."""
+    """Calls `main` and ends the process. Entry point of `python -m ddp_trainer.lr_find` and `ddp-lr-find`."""
     exit_process(main())
 
 

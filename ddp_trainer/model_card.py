@@ -19,7 +19,7 @@ class CardConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status. 0: written; 2: the input is wrong."""
+    """Returns the exit status: 0 if model.md was written, 2 for wrong input."""
     from ddp_trainer.report.model_card import write_model_card
 
     def write() -> None:

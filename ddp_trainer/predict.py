@@ -1,7 +1,7 @@
 """Predict: `python -m ddp_trainer.predict RUN_DIR IMAGE...` classifies image files with the model of a finished run.
 
-It finds the files and prints the predictions. Elsewhere: how an image file of any size and mode becomes the input of
-the network (`data_prep`), and the model (`models`).
+This module finds the files and prints the predictions. `data_prep` decodes and resizes the images, and `models` loads
+the network.
 """
 
 import json
@@ -28,23 +28,23 @@ from ddp_trainer.models.spec import ModelSpec, load_model
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Classify image files with the model of a finished run: path, class, probability, next best class.
+    """Classify image files with the model of a finished run. Print path, class, probability and next best class.
 
-    Files that cannot be read are reported on stderr, the others are still classified, and the exit status is 1.
+    Files that cannot be read are reported on stderr, and the exit status is then 1. All other files are classified.
     """
 
     run_dir: tyro.conf.Positional[Path]
     """Run directory with model.safetensors and model.json."""
     images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE ...")]
-    """PNG, JPEG, WebP, BMP, GIF, TIFF or PPM files of any size and mode, or folders of them. Subfolders are searched,
-    too; hidden files and folders are left out."""
+    """PNG, JPEG, WebP, BMP, GIF, TIFF or PPM files of any size and color mode, or folders that contain them.
+    Subfolders are searched too; hidden files and folders are left out."""
     json: bool = False
-    """Print a JSON object per image instead of tab-separated text."""
+    """Print one JSON object per image instead of tab-separated text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The most probable class of one image and, if the model has several classes, the next one."""
+    """The most probable class of an image and, if the model has more than one class, the second most probable."""
 
     path: Path
     name: str
@@ -64,7 +64,7 @@ class Prediction:
         )
 
     def as_text(self) -> str:
-        """One line of tab-separated columns, whatever the names are."""
+        """One line of tab-separated columns. Tabs and line breaks in names are escaped."""
         columns = [printable(str(self.path)), printable(self.name), f"{self.probability:.2%}"]
         if self.next_name is not None:
             columns.append(f"next: {printable(self.next_name)} {self.next_probability:.2%}")
@@ -72,10 +72,10 @@ class Prediction:
 
 
 def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
-    """`path` itself, or all files below the folder `path`, sorted by name and without hidden files.
+    """Yields `path` if it is a file; otherwise all files below this folder, sorted by name, without hidden ones.
 
-    Follows links to folders, but not to the folders `above`, given as (device, inode), because the search would never
-    end. Adds a line to `problems` for each folder that cannot be read.
+    Links to folders are followed, unless they lead back to one of the folders `above`, given as (device, inode). Adds a
+    line to `problems` for each folder that cannot be read.
     """
     if not path.is_dir():
         yield path
@@ -93,9 +93,9 @@ def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]
 
 
 def find_images(given: Path) -> tuple[list[Path], list[str]]:
-    """The image `given`, or all images in the folder `given`, and a line for each problem.
+    """The image `given`, or all images in the folder `given`; and a line for each problem.
 
-    A dead link counts as an image, so that it is reported later.
+    A broken link counts as an image, so that it is reported when the image is read.
     """
     if not given.is_dir():
         return [given], []
@@ -105,7 +105,7 @@ def find_images(given: Path) -> tuple[list[Path], list[str]]:
 
 
 def read_images(paths: Sequence[Path], size: int) -> tuple[list[Path], list[np.ndarray], list[str]]:
-    """The paths that can be read, their (size, size, 3) pixels, and a line for each of the other paths."""
+    """The readable paths, their pixels as (size, size, 3) arrays, and a line for each unreadable path."""
     readable, pixels, problems = [], [], []
     for path in paths:
         try:
@@ -113,14 +113,17 @@ def read_images(paths: Sequence[Path], size: int) -> tuple[list[Path], list[np.n
             readable.append(path)
         except MemoryError:
             raise
-        except Exception as error:  # decoders raise nearly anything for damaged files
+        except Exception as error:  # decoders raise many types of exceptions for damaged files
             problems.append(f"{path}: {why_unreadable(error)}")
     return readable, pixels, problems
 
 
 @torch.inference_mode()
 def predict(model: nn.Module, spec: ModelSpec, paths: Sequence[Path], pixels: np.ndarray) -> Iterator[Prediction]:
-    """The prediction for the center of each image of `pixels`, (N, H, W, 3) uint8 RGB; `paths` are their files."""
+    """Yields a prediction for the center crop of each image.
+
+    `pixels`: (N, H, W, 3) uint8 RGB; `paths`: the files of these N images.
+    """
     images = center_crop(torch.from_numpy(pixels).permute(0, 3, 1, 2), spec.input_size)
     logits = model(batch_normalize(images, spec.mean, spec.std, torch.float32)).double() / spec.temperature
     best = logits.softmax(dim=1).topk(min(2, len(spec.classes)))
@@ -131,9 +134,9 @@ def predict(model: nn.Module, spec: ModelSpec, paths: Sequence[Path], pixels: np
 
 
 def predict_files(config: PredictConfig) -> int:
-    """Prints a line for each image, and a line on stderr for each problem. Exit status: 0, or 1 if there was a problem.
+    """Prints a line for each image, and a line on stderr for each problem.
 
-    Raises InputError if the run has no usable model.
+    Returns the exit status: 1 if there was a problem, else 0. Raises InputError if the run has no usable model.
     """
     model, spec = load_model(config.run_dir)
     found = [find_images(given) for given in config.images]
@@ -160,7 +163,7 @@ def report_problems(problems: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status. 0: every image was classified; 1: some could not be read; 2: the input is wrong."""
+    """Returns the exit status: 0 if every image was classified, 1 if some could not be read, 2 for wrong input."""
 
     def work() -> int:
         config = parse_flags(PredictConfig, argv, prog=program_name("ddp_trainer.predict"))

@@ -1,4 +1,4 @@
-"""Named, complete configurations. Each docstring gives the command and, where measured, result, hardware and time."""
+"""Named, complete configurations. Each docstring gives the command and, if measured, the result, hardware and time."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +10,7 @@ from ddp_trainer.schedule import ScheduleConfig
 
 
 def baseline() -> TrainConfig:
-    """The classic: 24 epochs of CIFAR-10, OneCycle with its peak at epoch 5, batch 512, crop, flip and 8x8 cutout.
+    """The usual recipe: 24 epochs of CIFAR-10 with SGD, one-cycle learning rate, crop, flip and 8x8 cutout.
 
     Command:   accelerate launch -m ddp_trainer.train baseline
     Source:    David Page's 24-epoch recipe for this network (github.com/davidcpage/cifar10-fast), with learning rates
@@ -30,14 +30,14 @@ def baseline() -> TrainConfig:
 def _muon(*, epochs: int, small_crops: float) -> TrainConfig:
     """The settings that `fast`, `strong` and `long` share, adapted from airbench94_muon.
 
-    airbench94_muon (github.com/KellerJordan/cifar10-airbench) sums the loss over a batch. Here it is averaged over 500
-    images, so the learning rates of SGD are 500 times as large. That of the head also accounts for the scale of the
-    logits, which airbench divides by the number of features: 0.67 * 500 * 8^2 / 512^2. Batches are a quarter of the
-    size, and the learning rate of Muon is lower by a factor of sqrt(2).
+    airbench94_muon (github.com/KellerJordan/cifar10-airbench) sums the loss over a batch. Here the loss is averaged
+    over 500 images, so the learning rates of SGD are 500 times as large. The head's rate also accounts for the scale of
+    the logits, which airbench divides by 512 and this network by 8: 0.67 * 500 * 8^2 / 512^2. A batch has 500 images
+    instead of 2,000, and the learning rate of Muon is lower by a factor of sqrt(2).
 
-    Unlike in airbench, the biases of BatchNorm are not decayed, and all weights are learned and keep torch's default
-    initialization: a whitened stem and dirac initialization did not improve this network. The activation is the one
-    that Page chose for it.
+    Unlike in airbench, the biases of BatchNorm are not decayed, and all weights have torch's default initialization and
+    are trained. A whitened stem and dirac initialization did not improve this network. CELU is the activation that Page
+    chose for this network.
     """
     return TrainConfig(
         augment=AugmentConfig(crop_padding=2, flip="alternating"),
@@ -77,7 +77,7 @@ def strong() -> TrainConfig:
 
 
 def long() -> TrainConfig:
-    """For GPUs: 50 epochs (5.7 PFLOP) with Muon, wide crops and 12x12 cutout, in batches that 8 or 16 GPUs can share.
+    """For GPUs: 50 epochs (5.7 PFLOP) with Muon, wider crop padding, 12x12 cutout, and batches for 8 or 16 GPUs.
 
     Command:   accelerate launch -m ddp_trainer.train long
     Result:    not measured in full. Shortened to 2 epochs (0.23 PFLOP): 84.04 %, or 85.12 % with test-time
@@ -94,12 +94,12 @@ def long() -> TrainConfig:
 
 
 def finetune() -> TrainConfig:
-    """To start from trained weights: 5 epochs at low learning rates, ten times higher for the new linear layer.
+    """For --init-from: 5 epochs at a low learning rate, and at a ten times higher one for the last linear layer.
 
     Command:   python -m ddp_trainer.train finetune --init-from RUN --data-dir data/photos
     Result:    not measured
 
-    Add `--network` as the weights need it, and `--freeze PATTERN` to train only a part.
+    Add the `--network` that the weights belong to, and `--freeze PATTERN` for parameters that must not change.
     """
     return TrainConfig(
         recipe="finetune",
@@ -114,11 +114,11 @@ def photos() -> TrainConfig:
 
     Command:   accelerate launch -m ddp_trainer.train photos --data-dir data/photos
     Source:    the settings for ResNet-18 in github.com/libffcv/ffcv-imagenet (learning rate 0.5 for 256 images, label
-               smoothing 0.1, 16 epochs), with larger areas and a one-cycle schedule
+               smoothing 0.1, 16 epochs), with larger random areas and a one-cycle schedule
     Result:    not measured
 
     Prepare the images with `--size 256`. To start from trained weights, add `--init-from FILE --peak-lr 0.05`. Any
-    other `--network` works, too. At this size, the built-in network takes ten times as many operations as ResNet-18.
+    other `--network` works, too. At 224 pixels, the built-in network takes ten times as many operations as ResNet-18.
     """
     return TrainConfig(
         recipe="photos",
@@ -131,10 +131,10 @@ def photos() -> TrainConfig:
 
 
 def smoke() -> TrainConfig:
-    """A test of the installation: 6 steps, from the data to the report, in seconds on a CPU and without W&B.
+    """A test of the installation: 6 steps, an evaluation and a report, in seconds on a CPU, without W&B.
 
     Command:   python -m ddp_trainer.train smoke --data-dir data/synthetic
-    Result:    the accuracy means nothing
+    Result:    the accuracy is meaningless
     """
     return TrainConfig(
         recipe="smoke",
@@ -147,7 +147,7 @@ def smoke() -> TrainConfig:
 
 
 def demo() -> TrainConfig:
-    """The run of `make demo`: the full network on the built-in synthetic images, in minutes on a CPU.
+    """The run of `make demo`: 3 epochs on synthetic images, in minutes on a CPU.
 
     Command:   python -m ddp_trainer.train demo
     """
@@ -169,6 +169,6 @@ RECIPES: dict[str, TrainConfig] = {recipe.__name__: recipe() for recipe in _ALL}
 
 
 def describe_recipes() -> str:
-    """The description that `--help` shows, with all recipes."""
+    """The text that `--help` shows above the flags, with the first line of each recipe."""
     lines = [f"  {recipe.__name__:10} {_first_line(recipe)}" for recipe in _ALL]
     return "Train an image classifier. Recipes (default: baseline):\n\n" + "\n".join(lines)

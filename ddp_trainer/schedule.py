@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from data_prep.errors import require
 
-INITIAL_LR_FRACTION = 0.04  # first learning rate of a warm-up, as a share of the peak: OneCycleLR's default, 1/25
+INITIAL_LR_FRACTION = 0.04  # first learning rate of a warm-up, as a share of the peak; 1/25 is OneCycleLR's default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,17 +16,17 @@ class ScheduleConfig:
     accumulate: int = 1
     """Split each process's share of the batch into this many forward and backward passes, to save memory."""
     warmup_fraction: float = 5 / 24
-    """Share of all steps during which the learning rate rises to its peak."""
+    """Share of all steps, from the first one, in which the learning rate rises to its peak."""
     final_lr_fraction: float = 0.0
     """Learning rate of the last step, as a share of the peak."""
     train_size: int | None = None
     """Side of the training crops in pixels. Evaluation uses a center crop of the same size. Default: the side of the
     images."""
     small_crop_fraction: float = 0.0
-    """Share of the epochs, at the start, that train on small crops: first on crops with half the full side, then on
-    crops with three quarters of it."""
+    """Share of the epochs, from the first one, that train on small crops. In the first half of these epochs, the side
+    of the crops is half the full side; in the second half, it is three quarters of the full side."""
     max_steps: int | None = None
-    """Stop after this many optimizer steps; the schedule stays that of the full run."""
+    """Stop after this many optimizer steps. Learning rate and crop size still follow the schedule of the full run."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "train_size", "max_steps"):
@@ -39,7 +39,7 @@ class ScheduleConfig:
         require(0 <= small < 1, f"--small-crop-fraction must be in [0, 1), got {small}")
 
     def steps_per_epoch(self, num_images: int) -> int:
-        """Number of full batches in an epoch. The leftover images differ from epoch to epoch."""
+        """Number of full batches in an epoch. Leftover images are not used; they are different ones in each epoch."""
         return num_images // self.batch_size
 
     def last_step(self, num_images: int) -> int:
@@ -51,7 +51,7 @@ class ScheduleConfig:
         """Learning rate at `step` (0-based), as a share of the peak.
 
         Linear warm-up, then linear decay; identical to torch's OneCycleLR with anneal_strategy="linear" (Smith &
-        Topin, arXiv 1708.07120). A pure function: it needs no state in a checkpoint, cannot run past its end, and is
+        Topin, arXiv 1708.07120). As a pure function, it needs no state in a checkpoint, is defined for any step, and is
         the same at every world size.
         """
         start, end = INITIAL_LR_FRACTION, self.final_lr_fraction
@@ -64,13 +64,14 @@ class ScheduleConfig:
 
     @property
     def small_crop_epochs(self) -> int:
-        return int(self.small_crop_fraction * self.epochs + 1e-9)  # 0.58 * 50 is a little less than 29
+        return int(self.small_crop_fraction * self.epochs + 1e-9)  # 1e-9, because 0.58 * 50 is slightly less than 29
 
     def crop_side(self, side: int, *, epoch: int) -> int:
-        """Side in pixels of the crops that the network sees in `epoch` (0-based); `side`: that of the images.
+        """Side in pixels of the training crops in `epoch` (0-based); `side`: the side of the images.
 
-        Progressive resizing (after github.com/mosaicml/composer). With --crop random-resized, small crops are shrunk.
-        With --crop padded, they show a smaller part of the image instead, because the images are small already.
+        Progressive resizing, after github.com/mosaicml/composer. With --crop random-resized, a small crop shows the
+        same area as a large one, at a lower resolution. With --crop padded, where images are small already, it shows a
+        smaller part of the image at full resolution.
         """
         side = self.train_size or side
         if epoch >= self.small_crop_epochs:

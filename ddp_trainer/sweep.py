@@ -1,8 +1,9 @@
 """Sweep: `python -m ddp_trainer.sweep RECIPE --seeds N [--set FLAG=V1,V2]` trains a recipe several times.
 
 Every combination of the values is trained with every seed, one run after another. Each run has its own process and run
-directory, so a failure ends only that run. The same command continues a sweep that was stopped. With `--list`, it only
-prints the runs, which `slurm/sweep.sh` submits as jobs; with `--table`, it only prints the results so far.
+directory, so a failure ends only that run. The same command continues a sweep that was stopped. `--list` only prints
+the arguments of the runs, which `slurm/sweep.sh` submits as jobs. `--table` only writes and prints the table of the
+finished runs.
 """
 
 import argparse
@@ -40,7 +41,7 @@ class Sweep:
 
 
 def parse(argv: Sequence[str]) -> Sweep:
-    """Raises InputError, before anything is trained, if one of the runs is impossible."""
+    """The sweep that the command line describes. Raises InputError if the settings of any run are wrong."""
     recipe, rest = take_recipe(argv, RECIPES)
     try:
         flags, common = _flags_of(recipe.recipe).parse_known_args(rest)
@@ -60,21 +61,21 @@ def _flags_of(recipe: str) -> argparse.ArgumentParser:
         prog=f"{program_name('ddp_trainer.sweep')} [RECIPE]",
         allow_abbrev=False,
         exit_on_error=False,
-        description="Trains a recipe with several seeds and settings, one run after another. The same command "
-        "continues a sweep that was stopped. All other flags are the trainer's and apply to every run.",
+        description="Train a recipe with several seeds and settings, one run after another. The same command continues "
+        "a sweep that was stopped. Every flag that is not listed here is passed to the trainer, for all runs.",
     )
     add, out = parser.add_argument, Path("runs") / f"sweep-{recipe}"
     add("--seeds", type=int, default=3, metavar="N", help="train with seeds 0 to N - 1 (default: 3)")
-    text = "values to try for a trainer flag (true and false for a switch); may be repeated"
+    text = "values to try for a trainer flag (true and false for an on/off flag); repeat --set for more flags"
     add("--set", action="append", default=[], dest="settings", metavar="FLAG=V1,V2", help=text)
-    text = "folder of the run directories and table.md (default: runs/sweep-RECIPE)"
+    text = "folder for the run directories and table.md (default: runs/sweep-RECIPE)"
     add("--out", type=Path, default=out, metavar="DIR", help=text)
     text = 'command that starts the trainer, such as "accelerate launch -m" (default: python -m)'
     add("--launcher", metavar="COMMAND", help=text)
     actions = parser.add_mutually_exclusive_group()
     for action, text in (
-        ("list", "only print the arguments of each run, one run per line and quoted for the shell"),
-        ("table", "only write the table of the finished runs"),
+        ("list", "only print the arguments of each run, one run per line, quoted for the shell"),
+        ("table", "only write and print the table of the finished runs"),
     ):
         actions.add_argument(
             f"--{action}", action="store_const", const=action, default="train", dest="action", help=text
@@ -83,7 +84,7 @@ def _flags_of(recipe: str) -> argparse.ArgumentParser:
 
 
 def _launcher_words(command: str | None) -> list[str]:
-    """Raises InputError if there is no such program."""
+    """The launcher's command as words (default: python -m). Raises InputError if its program does not exist."""
     if command is None:
         return [sys.executable, "-m"]
     try:
@@ -95,11 +96,14 @@ def _launcher_words(command: str | None) -> list[str]:
 
 
 def plan_runs(recipe: str, settings: Sequence[str], seeds: int, common: Sequence[str], out: Path) -> list[PlannedRun]:
-    """All runs. The seeds of a combination follow each other, so that its mean is known early. Raises InputError."""
+    """All runs of the sweep. Runs that differ only in their seed follow one another, so that their mean is known early.
+
+    Raises InputError for wrong flags.
+    """
     columns = []
     for setting in settings:
         flag, _, values = setting.partition("=")
-        require(bool(flag and values), f"--set must have the form FLAG=VALUE,VALUE, got {setting}")
+        require(bool(flag and values), f"--set must have the form FLAG=V1,V2, got {setting}")
         columns.append([(_flag_name(flag), value) for value in dict.fromkeys(values.split(","))])
     swept = [column[0][0] for column in columns]
     for flag in [*swept, *(_flag_name(word) for word in common if word.startswith("--"))]:
@@ -115,7 +119,7 @@ def plan_runs(recipe: str, settings: Sequence[str], seeds: int, common: Sequence
 
 
 def _flag_name(word: str) -> str:
-    """The name of a flag: peak-lr for --peak_lr=1."""
+    """The name of the flag in an argument, such as peak-lr in --peak_lr=1."""
     return word.removeprefix("--").partition("=")[0].replace("_", "-")
 
 
@@ -126,9 +130,9 @@ def _as_flag(flag: str, value: str) -> list[str]:
 
 
 def check(run: PlannedRun, *, world_size: int) -> None:
-    """Raises InputError if the run is impossible, or if its folder has a finished run with other settings.
+    """Raises InputError if the run's settings are wrong, or if its folder contains a finished run with other settings.
 
-    The trainer itself compares the settings of an unfinished run when it resumes it.
+    The settings of an unfinished run are not compared here; the trainer compares them when it resumes the run.
     """
     config = parse_command_line(run.arguments, RECIPES, prog="", description="")
     dataset = read_dataset(config.data.data_dir)
@@ -145,7 +149,10 @@ def _settings_that_matter(config: TrainConfig, images: str) -> dict[str, object]
 
 
 def list_lines(sweep: Sweep) -> list[str]:
-    """The trainer's arguments of each run, quoted for the shell. Raises InputError if one has a line break."""
+    """The trainer's arguments of each run, as one line quoted for the shell.
+
+    Raises InputError if an argument has a line break.
+    """
     commands = [[*run.arguments, "--out", str(run.out)] for run in sweep.runs]
     for word in itertools.chain.from_iterable(commands):
         require(
@@ -155,7 +162,7 @@ def list_lines(sweep: Sweep) -> list[str]:
 
 
 def train_all(sweep: Sweep) -> int:
-    """Trains the runs that are not finished, and writes the table. Exit status: 1 if a run failed, else 0."""
+    """Trains the runs that are not finished, and writes the table. Returns exit status 1 if a run failed, else 0."""
     runner = Runner(sweep.launcher)
     for number, run in enumerate(sweep.runs, 1):
         if not run.has_report and not runner.stopped:
@@ -176,7 +183,10 @@ def write_table(sweep: Sweep) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status. 0: all runs are finished, or the sweep was stopped; 1: a run failed; 2: the input is wrong."""
+    """Returns the exit status: 0 if all runs are finished or the sweep was stopped, 1 if a run failed.
+
+    It is 2 for wrong input, and 130 after Ctrl-C while the settings are checked.
+    """
 
     def work() -> int:
         sweep = parse(sys.argv[1:] if argv is None else argv)
@@ -194,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         return run_command(work)
-    except KeyboardInterrupt:  # only while the settings are checked; later, Ctrl-C is a request to stop
+    except KeyboardInterrupt:  # while the settings are checked; later, Ctrl-C is handled as a request to stop
         return 130
 
 

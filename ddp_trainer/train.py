@@ -1,7 +1,7 @@
 """Train: `accelerate launch -m ddp_trainer.train [RECIPE] [--flag value ...]`, or `python -m` for one process.
 
-`train` shows all stages of a run in order; each is implemented in the file that it is imported from. Imports that take
-seconds are inside functions, so that a signal that arrives during them already counts as a request to stop.
+`train` shows all stages of a run in order; each is implemented in the file from which it is imported. Slow imports are
+inside functions, so that a signal that arrives during an import already counts as a request to stop.
 """
 
 import errno
@@ -15,7 +15,7 @@ from data_prep.streams import forgiving_output
 from ddp_trainer.distributed.faults import reported_faults
 from ddp_trainer.distributed.signals import Preempted, StopRequest
 
-# Disk errors, which no setting can prevent.
+# Disk errors, such as a full disk. They are reported without a traceback.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | None" = None) -> "RunResult | None":
-    """Trains one run, or the rest of one. Raises InputError before any work is done.
+    """Starts or resumes a run, and returns its result when it ends. Returns None on every rank but the main one.
 
-    `observer` is called in addition to the recorder. Returns None on every rank but the main one.
+    `observer` is called in addition to the recorder. Wrong input raises InputError before any work is done.
     """
     from ddp_trainer.distributed.launch import Launch, check_machine
 
@@ -72,7 +72,7 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
 def train_here(
     recipe: "str | TrainConfig" = "baseline", *, observer: "Observer | None" = None, **settings: Any
 ) -> "RunResult | None":
-    """Trains in this process and returns the result. None on every rank but the main one.
+    """Trains in this process and returns the result, or None on every rank but the main one.
 
     `observer` is called on the main rank; derive it from `ddp_trainer.engine.observer.SilentObserver`. Ctrl-C saves a
     checkpoint and returns a result whose state is "preempted".
@@ -86,7 +86,7 @@ def train_here(
 
 @forgiving_output()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status. 0: finished, or preempted with the state saved; 2: the input is wrong; 1: anything else."""
+    """Returns the exit status: 0 if the run is finished or was stopped by a signal, 2 for wrong input, 1 otherwise."""
     stop = StopRequest()
     with stop.listening(), reported_faults():
         return _main(sys.argv[1:] if argv is None else argv, stop)
@@ -109,14 +109,14 @@ def _main(argv: Sequence[str], stop: StopRequest) -> int:
 
 
 def main_process() -> None:
-    """Runs `main` and ends the process. The entry point of `python -m ddp_trainer.train` and `ddp-train`."""
+    """Calls `main` and ends the process. Entry point of `python -m ddp_trainer.train` and `ddp-train`."""
     from ddp_trainer.distributed.signals import exit_process
 
     exit_process(main())
 
 
 def print_error(error: Exception) -> None:
-    """Prints one line if the error explains itself, otherwise the whole traceback."""
+    """Prints an error as one line if its message is enough for the user; otherwise prints the traceback."""
     from ddp_trainer.engine.step_guard import NonFinite
     from ddp_trainer.run.checkpoint import CheckpointError
 
@@ -129,7 +129,7 @@ def print_error(error: Exception) -> None:
 
 
 class _CallableModule(types.ModuleType):
-    """Makes this module callable, because `ddp_trainer.train("fast", ...)` is also a function of the Python API."""
+    """Makes this module callable, because `ddp_trainer.train` is both this module and a function of the Python API."""
 
     def __call__(self, *args: Any, **settings: Any) -> "RunResult | None":
         return train_here(*args, **settings)

@@ -49,11 +49,11 @@ def test_a_wrong_command_line_is_explained_in_one_line(arguments: Sequence[str],
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--sync_bn=True",), "--sync_bn takes no value; write --sync-bn, got --sync_bn=True"),
-        (("--sync-bn", "true"), "--sync-bn takes no value; write --sync-bn, got --sync-bn true"),
-        (("--sync-bn=0",), "--sync-bn takes no value; write --no-sync-bn, got --sync-bn=0"),
-        (("--no-compile=true",), "--no-compile takes no value; write --no-compile, got --no-compile=true"),
-        (("--no-compile", "False"), "--no-compile takes no value; write --compile, got --no-compile False"),
+        (("--sync_bn=True",), "--sync_bn takes no value, got --sync_bn=True; write --sync-bn"),
+        (("--sync-bn", "true"), "--sync-bn takes no value, got --sync-bn true; write --sync-bn"),
+        (("--sync-bn=0",), "--sync-bn takes no value, got --sync-bn=0; write --no-sync-bn"),
+        (("--no-compile=true",), "--no-compile takes no value, got --no-compile=true; write --no-compile"),
+        (("--no-compile", "False"), "--no-compile takes no value, got --no-compile False; write --compile"),
     ],
 )
 def test_the_error_for_a_switch_with_a_value_shows_the_right_spelling(arguments: Sequence[str], message: str) -> None:

@@ -147,10 +147,10 @@ def test_the_file_has_the_requested_opset(small_run: Path, opset: int, capfd: py
     [
         (
             ("--format", "onnx", "--opset", "13"),
-            f"--opset 13: torch {torch.__version__} cannot write this network in it",
+            f"--opset 13: torch {torch.__version__} cannot write this network with that version",
         ),
         (("--format", "onnx", "--opset", "0"), "--opset must be at least 1, got 0"),
-        (("--format", "torch", "--opset", "18"), "--opset belongs to --format onnx"),
+        (("--format", "torch", "--opset", "18"), "--opset works only with --format onnx"),
     ],
 )
 def test_an_impossible_opset_is_refused_in_one_line(

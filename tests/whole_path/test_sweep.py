@@ -39,7 +39,7 @@ def test_every_combination_of_settings_is_trained_with_every_seed(tiny_dir: Path
         (["fest"], "unknown recipe 'fest'"),
         (["smoke", "--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["smoke", "--seeds", "few"], "invalid int value: 'few'"),
-        (["smoke", "--set", "peak-lr"], "--set must have the form FLAG=VALUE,VALUE, got peak-lr"),
+        (["smoke", "--set", "peak-lr"], "--set must have the form FLAG=V1,V2, got peak-lr"),
         (["smoke", "--set", "peak-lr=0.1,-1"], "--peak-lr must be positive, got -1.0"),
         (["smoke", "--set", "peak-rl=0.1"], "peak-rl"),
         (["smoke", "--seed=3"], "--seed is set for each run by the sweep"),
