@@ -6,5 +6,5 @@ COMMANDS = ("train", "evaluate", "predict", "export", "lr_find", "sweep", "repor
 
 if __name__ == "__main__":
     words = ", ".join(f"ddp_trainer.{name}" for name in COMMANDS)
-    print(f"error: ddp_trainer is not a command; run python -m COMMAND, where COMMAND is {words}", file=sys.stderr)
+    print(f"error: ddp_trainer is not a command; run one of these with python -m: {words}", file=sys.stderr)
     sys.exit(2)

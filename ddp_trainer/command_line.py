@@ -82,7 +82,7 @@ def parse_flags(
 
 
 def _refuse_values_of_switches(section: type, argv: Sequence[str]) -> None:
-    """Raises InputError if an on/off flag has a value, as in `--sync-bn=True`. tyro's own error has no fix."""
+    """Raises InputError if an on/off flag has a value, as in `--sync-bn=True`. tyro's own message gives no fix."""
     switches = set(_switches(section))
     for word, after in zip(argv, [*argv, ""][1:], strict=True):
         flag, equals, value = word.partition("=")
@@ -115,7 +115,7 @@ def _one_line(report: str) -> str:
 
 
 def run_command(work: Callable[[], int | None]) -> int:
-    """Calls `work` and returns the exit status: its result (None: 0), 2 after InputError or 1 after DatasetChanged.
+    """Calls `work` and returns the exit status: its result (None: 0), 2 after InputError, or 1 after DatasetChanged.
 
     Both errors are printed as one line. Every process finds the same mistake in its input, so only the first process
     of each machine prints an InputError.

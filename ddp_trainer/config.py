@@ -44,8 +44,8 @@ class NetworkConfig:
     bn_momentum: float | None = None
     """Weight of a new batch in the running statistics of BatchNorm; default: the network's own, usually 0.1."""
     init_from: Path | None = None
-    """Start from the weights in this run directory or file (.safetensors, .pt, .pth). Weights that it lacks or has in
-    another shape, such as those of a head for other classes, are initialized at random and listed."""
+    """Start from the weights in this run directory or file (.safetensors, .pt, .pth). Weights that the file lacks or
+    has in another shape, such as those of a head for other classes, are initialized at random and listed."""
     freeze: str = ""
     """Do not train the parameters whose names match these comma-separated patterns, such as 'features.*'."""
 
@@ -94,7 +94,7 @@ class OptimConfig:
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda if torch finds a usable GPU, else cpu. Several processes also work on the CPU."""
+    """auto: cuda if torch finds a usable GPU, else cpu. Several processes can train on the CPU, too."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 if the hardware supports it, else fp16 on CUDA, else fp32. fp32 never uses TF32."""
     compile: bool = False
@@ -128,12 +128,12 @@ class RunConfig:
     resume: bool = False
     """Resume from the newest good checkpoint in --out, or start from the beginning if none was saved yet."""
     checkpoint_every_steps: int = 0
-    """Save a checkpoint every this many steps and at the end of each epoch; 0: only at the end of each epoch. On a GPU
-    without --validation, an epoch that ends within 5 s of the last checkpoint is not saved."""
+    """Number of steps between checkpoints, in addition to those at the end of each epoch; 0: only at the end of each
+    epoch. On a GPU without --validation, an epoch that ends within 5 s of the last checkpoint is not saved."""
     keep_checkpoints: int = 2
-    """Number of checkpoints to keep, the newest ones."""
+    """Number of recent checkpoints to keep."""
     log_every_steps: int = 50
-    """Write a record to steps.jsonl each time this many steps are done; 0: none."""
+    """Number of steps between records in steps.jsonl; 0: no records."""
     profile: int = 0
     """Trace this many steps of the main process with torch's profiler, after a few warm-up steps; 0: off."""
 

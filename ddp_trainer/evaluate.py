@@ -35,8 +35,8 @@ class EvaluateConfig:
     run_dir: tyro.conf.Positional[Path]
     """Run directory with model.safetensors and model.json."""
     data_dir: Path | None = None
-    """Folder that data_prep wrote, whose test images are evaluated; default: the one that the run was trained on. The
-    run must have a class of the same name for each of its classes. The folder needs no training images."""
+    """Dataset whose test images are evaluated, a folder that data_prep wrote; default: the dataset of the run. Each
+    class of the dataset must be a class of the run, by name. The dataset needs no training images."""
     tta: bool = False
     """Test-time augmentation: for uncertain images, average the logits of shifted copies, and of mirrored copies
     unless the run was trained with --flip none."""
@@ -97,7 +97,7 @@ def labels_of_the_run(spec: ModelSpec, dataset: DatasetInfo, data_dir: Path) -> 
     if dataset.image_size != spec.image_size:
         raise InputError(
             f"{data_dir} has images of {dataset.image_size} pixels a side, but the run was trained on images of "
-            f"{spec.image_size}; pass the dataset of the run as --data-dir"
+            f"{spec.image_size} pixels; pass the dataset of the run as --data-dir"
         )
     return [label_of[name] for name in dataset.classes]
 

@@ -228,8 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
             return 1
         print(
-            f"{done.path}: input uint8 (N, 3, H, W), output float32 logits; {done.versions}; checked, largest relative "
-            f"difference of a logit {done.difference:.1e}"
+            f"{done.path}: input uint8 (N, 3, H, W), output float32 logits; {done.versions}; checked: logits have a "
+            f"relative error of at most {done.difference:.1e}"
         )
         return 0
 

@@ -35,9 +35,9 @@ def _muon(*, epochs: int, small_crops: float) -> TrainConfig:
     the logits, which airbench divides by 512 and this network by 8: 0.67 * 500 * 8^2 / 512^2. A batch has 500 images
     instead of 2,000, and the learning rate of Muon is lower by a factor of sqrt(2).
 
-    Unlike in airbench, the biases of BatchNorm are not decayed, and all weights have torch's default initialization and
-    are trained. A whitened stem and dirac initialization did not improve this network. CELU is the activation that Page
-    chose for this network.
+    Unlike in airbench, the biases of BatchNorm are not decayed, and all weights are trained from torch's default
+    initialization: a whitened stem and dirac initialization did not improve this network. Page chose CELU for this
+    network.
     """
     return TrainConfig(
         augment=AugmentConfig(crop_padding=2, flip="alternating"),
@@ -77,7 +77,7 @@ def strong() -> TrainConfig:
 
 
 def long() -> TrainConfig:
-    """For GPUs: 50 epochs (5.7 PFLOP) with Muon, wider crop padding, 12x12 cutout, and batches for 8 or 16 GPUs.
+    """For GPUs: 50 epochs (5.7 PFLOP) with Muon, wider padding and 12x12 cutout, in batches that 16 GPUs can share.
 
     Command:   accelerate launch -m ddp_trainer.train long
     Result:    not measured in full. Shortened to 2 epochs (0.23 PFLOP): 84.04 %, or 85.12 % with test-time

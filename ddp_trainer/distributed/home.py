@@ -1,4 +1,4 @@
-"""Handles a home directory that is not writable, as in some containers, in which libraries would print warnings."""
+"""Handles a home directory that is not writable, as in some containers, so that libraries do not print warnings."""
 
 import contextlib
 import os
@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# Environment variables with the folders in which matplotlib, W&B and others keep caches and settings. By default, these
-# folders are in the home directory.
+# Environment variables that set where matplotlib, W&B and others keep caches and settings; by default, in the home
+# directory.
 FOLDERS = ("MPLCONFIGDIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "XDG_CACHE_HOME")
 
 

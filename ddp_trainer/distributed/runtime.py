@@ -35,13 +35,13 @@ NCCL_MARGIN = 60.0
 
 
 class Runtime:
-    """This process as one of `world_size`. Create it once per run, after the input was checked.
+    """Device, precision and collectives of this process. Create one Runtime per run, after the input was checked.
 
     Raises InputError if this machine does not have the device or the precision that `config` asks for.
     """
 
     def __init__(self, config: RuntimeConfig, *, accumulate: int = 1, stop: StopRequest | None = None) -> None:
-        """`stop`: set by signals that ask the run to stop; default: none, so such a signal ends the process."""
+        """`stop`: records signals that ask the run to stop; default: none, so such a signal ends the process."""
         check_machine(config)
         self.config = config
         self.precision = resolve_precision(config)
@@ -74,7 +74,7 @@ class Runtime:
         torch.manual_seed(config.seed)
 
     def _build_accelerator(self, patience: timedelta, *, accumulate: int) -> Accelerator:
-        """Joins the other processes. Settings that change the weights are arguments; Accelerate reads none itself."""
+        """Joins the other processes. Sets all that affects the weights, so that Accelerate need not read settings."""
         return Accelerator(
             cpu=resolve_device(self.config) == "cpu",
             mixed_precision="no" if self.precision == "fp32" else self.precision,
@@ -127,7 +127,7 @@ class Runtime:
         return model, optimizer
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Moves the model to the device in the memory format of --channels-last, with synchronized BatchNorm if asked.
+        """Moves the model to the device in the memory format of --channels-last, and applies --sync-bn.
 
         Call it before `prepare`, because DDP's buckets copy the strides of the parameters.
         """
@@ -144,7 +144,7 @@ class Runtime:
         self._accelerator.backward(loss)
 
     def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager:
-        """Context in which a backward pass does not average gradients, for all but the last part of a batch."""
+        """Context in which a backward pass does not average gradients. Use it for all parts of a batch but the last."""
         return self._accelerator.no_sync(model)
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -172,7 +172,7 @@ class Runtime:
         return torch.stack(rows)
 
     def gather_named(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Gathers tensors of shape (...) into float64 tensors of shape (world_size, ...), in one collective."""
+        """Gathers named tensors of shape (...) into float64 tensors of shape (world_size, ...), in one collective."""
         if not tensors:
             return {}
         flat = self.gather(torch.cat([tensor.detach().double().flatten() for tensor in tensors.values()]))

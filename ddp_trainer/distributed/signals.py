@@ -75,7 +75,7 @@ class StopRequest:
             os._exit(128 + self._number)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        """Records a request to stop. Python calls this in the main thread, after the thread has returned from C++."""
+        """Records a request to stop. Python calls this in the main thread, but not while that thread runs C++ code."""
         if self._first_at is None:
             self._first_at = time.monotonic()
 
@@ -117,8 +117,8 @@ def on_request_to_stop(handler: Handler) -> None:
 def _signal_numbers(receive: Callable[[int], None]) -> Iterator[None]:
     """Calls `receive` in a thread with the number of each signal that arrives within the block.
 
-    Python writes the number of a signal to a pipe immediately, but calls Python handlers only after the main thread has
-    returned from C++, where it may be waiting for another process.
+    Python writes the number to a pipe immediately. It calls signal handlers only when the main thread is not running
+    C++ code, where that thread may be waiting for another process.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

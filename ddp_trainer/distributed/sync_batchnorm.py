@@ -29,13 +29,13 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 class SyncBatchNorm(_BatchNorm):
-    """BatchNorm whose statistics in training are those of all ranks' images. (N, C, ...) -> same shape.
+    """BatchNorm with statistics over the images of all ranks in training. (N, C, ...) -> (N, C, ...).
 
     Every rank must have the same number of images. torch's own SyncBatchNorm does not accept CPU tensors. On a GPU, its
     forward pass makes the host wait for the device, so it cannot be captured into a CUDA graph.
 
-    The variance is computed from centered values. E[x^2] - E[x]^2 would be less accurate, so that the results of 1 and
-    4 processes would differ.
+    The variance is computed from centered values. E[x^2] - E[x]^2 would be less accurate, so the result would depend
+    on the number of processes.
     """
 
     def forward(self, input: Tensor) -> Tensor:

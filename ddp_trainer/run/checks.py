@@ -76,8 +76,8 @@ def _check_sides(config: TrainConfig, image_size: int) -> None:
 def check_batch(config: TrainConfig, *, num_images: int, world_size: int) -> int:
     """Number of images in one forward pass of one process.
 
-    Raises InputError if the batch cannot be divided evenly, if there are fewer training images than that, or if
-    --profile is too large for the run.
+    Raises InputError if the batch cannot be divided evenly or is larger than the training set, or if --profile is too
+    large for the run.
     """
     batch, accumulate = config.schedule.batch_size, config.schedule.accumulate
     parts = world_size * accumulate

@@ -104,7 +104,8 @@ def lock_folder(path: Path) -> IO[bytes]:
 def refuse_links(path: Path) -> None:
     """Raises InputError for a symbolic link in a run directory, because writing to it would change another file.
 
-    Links in wandb/ are allowed, except run-id: W&B creates them, and the trainer never writes to them.
+    Links in wandb/ are allowed, because W&B creates some. The trainer writes to only one file in it, run-id, which must
+    not be a link.
     """
     for folder, folders, files in os.walk(path):
         if Path(folder) == path / "wandb":

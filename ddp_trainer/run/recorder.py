@@ -25,7 +25,7 @@ from ddp_trainer.tracking.tracker import Tracker, build_tracker
 class SilentRecorder(SilentObserver):
     """The recorder of every rank but the main one. It records nothing."""
 
-    also: Observer | None = None  # an observer that the main rank calls after the recorder
+    also: Observer | None = None  # another observer, called after the recorder on the main rank
 
     def say(self, line: str) -> None:
         pass
@@ -35,7 +35,7 @@ class SilentRecorder(SilentObserver):
 
 
 class Recorder(SilentRecorder):
-    """Records what the trainer reports, in the run directory and the trackers. Use `open_recorder` to create it."""
+    """Records what the trainer reports, in the run directory and the trackers. Use `open_recorder` to create one."""
 
     def __init__(
         self,
@@ -97,7 +97,10 @@ class Recorder(SilentRecorder):
         write_json(folder / f"step-{step:08d}.json", report)
 
     def preempted(self) -> None:
-        """Waits until the checkpoint is saved, and reports that. Raises CheckpointError if it cannot be saved."""
+        """Waits until the checkpoint is saved, then prints how to resume.
+
+        Raises CheckpointError if the checkpoint cannot be saved.
+        """
         self.checkpoints.close()
         resume = f"--out {shell_path(self.run_dir.path)} --resume"
         if self.has_checkpoint:

@@ -45,7 +45,7 @@ class Runner:
             self._process.send_signal(number)
 
     def train(self, run: PlannedRun, *, group: str) -> None:
-        """Trains `run`, and returns when it is finished, has failed or was stopped. Sets `stopped` in the last case.
+        """Trains `run`, and returns when it is finished, has failed or was stopped. Sets `stopped` if it was stopped.
 
         `group`: the W&B group of the run, unless the environment variable WANDB_RUN_GROUP names another one.
         """

@@ -205,5 +205,5 @@ def test_single_process_is_refused_if_two_were_requested(tiny_dir: Path, tmp_pat
         timeout=120,
     )
     assert finished.returncode != 0
-    assert "this one is alone" in finished.stderr
+    assert "but only one was started" in finished.stderr
     assert not (tmp_path / "run").exists()
