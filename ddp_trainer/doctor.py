@@ -25,7 +25,7 @@ from data_prep.streams import forgiving_output
 OK, ABSENT, PROBLEM = "ok", "-", "PROBLEM"  # ABSENT: training works without this part
 REPOSITORY = Path(__file__).resolve().parent.parent
 SET_UP = "make setup"
-NEEDED_GB = 1.0  # two checkpoints, the weights, the report and a prepared CIFAR-10
+NEEDED_GB = 1.0  # for two checkpoints, the weights, the report and a prepared CIFAR-10
 SHARED_MEMORY_GB = 0.25  # containers often have 0.064, which is too little for NCCL
 CHILD_SECONDS = 300
 

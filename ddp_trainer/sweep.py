@@ -41,7 +41,7 @@ class Sweep:
 
 
 def parse(argv: Sequence[str]) -> Sweep:
-    """The sweep that the command line describes. Raises InputError if the settings of any run are wrong."""
+    """The sweep that the command line describes. Raises InputError if the settings of any run are invalid."""
     recipe, rest = take_recipe(argv, RECIPES)
     try:
         flags, common = _flags_of(recipe.recipe).parse_known_args(rest)
@@ -98,7 +98,7 @@ def _launcher_words(command: str | None) -> list[str]:
 def plan_runs(recipe: str, settings: Sequence[str], seeds: int, common: Sequence[str], out: Path) -> list[PlannedRun]:
     """All runs of the sweep. Runs that differ only in their seed follow one another, so that their mean is known early.
 
-    Raises InputError for wrong flags.
+    Raises InputError for invalid flags.
     """
     columns = []
     for setting in settings:
@@ -130,7 +130,7 @@ def _as_flag(flag: str, value: str) -> list[str]:
 
 
 def check(run: PlannedRun, *, world_size: int) -> None:
-    """Raises InputError if the run's settings are wrong, or if its folder contains a finished run with other settings.
+    """Raises InputError if the run's settings are invalid, or if its folder has a finished run with other settings.
 
     The settings of an unfinished run are not compared here; the trainer compares them when it resumes the run.
     """

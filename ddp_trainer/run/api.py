@@ -1,7 +1,7 @@
 """The Python API: `launch`, which trains in new processes. (`train`, which trains in this process, is in train.py.)
 
 Both functions accept a recipe, as a name or a TrainConfig, and settings as keyword arguments with the names of the
-flags. A wrong setting raises InputError with the message that the command would print.
+flags. An invalid setting raises InputError with the message that the command would print.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ ONE_MACHINE = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backe
 
 
 def configure(recipe: str | TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
-    """`recipe` with `settings` changed. Raises InputError for an unknown recipe or setting, or for a wrong value."""
+    """`recipe` with `settings` changed. Raises InputError for an unknown recipe or setting, or an invalid value."""
     if isinstance(recipe, str):
         require(recipe in RECIPES, f"unknown recipe '{recipe}'; choose from {', '.join(RECIPES)}")
         recipe = RECIPES[recipe]
@@ -49,7 +49,7 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
 
     This works in a notebook that has already initialized CUDA. The new processes print on this process's stderr, and
     can import every module that this process can import, such as a file next to your script that defines a network.
-    Ctrl-C saves a checkpoint and returns. Raises InputError for a wrong setting, and RuntimeError if the run fails.
+    Ctrl-C saves a checkpoint and returns. Raises InputError for an invalid setting, and RuntimeError if the run fails.
     """
     require(num_processes >= 1, f"num_processes must be at least 1, got {num_processes}")
     config = configure(recipe, settings)
