@@ -1,4 +1,6 @@
-"""Train: `accelerate launch -m ddp_trainer.train [RECIPE] [--flag value ...]`, or `python -m` for one process.
+"""Train: `accelerate launch -m ddp_trainer.train [RECIPE] [--flag value ...]` starts or resumes a run.
+
+`python -m ddp_trainer.train` does the same with one process.
 
 `train` shows all stages of a run in order; each is implemented in the file from which it is imported. Slow imports are
 inside functions, so that a signal that arrives during an import already counts as a request to stop.

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# Environment variables that set where matplotlib, W&B and others keep caches and settings; by default, in the home
+# Environment variables that set where matplotlib, W&B and others keep caches and settings. By default, that is the home
 # directory.
 FOLDERS = ("MPLCONFIGDIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "XDG_CACHE_HOME")
 

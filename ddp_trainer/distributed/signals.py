@@ -102,7 +102,7 @@ def handle_signals(handler: Handler) -> Iterator[None]:
         yield
     finally:
         for number, before in previous.items():
-            if before is not None:  # None: C code installed it
+            if before is not None:  # None: the handler was installed by C code
                 signal.signal(number, before)
 
 

@@ -1,4 +1,4 @@
-"""What a run returns to Python."""
+"""The result that a run returns to Python."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ class RunResult:
 
     @classmethod
     def of(cls, path: Path) -> "RunResult":
-        """Raises InputError if `path` is not a run directory."""
+        """The result of the run in `path`. Raises InputError if `path` is not a run directory."""
         status = read_json(path / "status.json")
         if status is None:
             raise InputError(f"{path} is not a run directory: it has no status.json")
