@@ -101,7 +101,7 @@ def clean_up(folder: Path) -> None:
 def remove_old(folder: Path, *, keep: int, step: int) -> None:
     """Of the checkpoints up to `step`, keeps the newest `keep` and the one with the highest score. Removes all others.
 
-    This includes checkpoints of later steps, which must be damaged: otherwise, the run would have resumed from them.
+    Checkpoints of later steps are removed too: they must be damaged, or the run would have resumed from them.
     Raises OSError if a checkpoint cannot be removed, but only after it has tried to remove all others.
     """
     found = list_checkpoints(folder)
