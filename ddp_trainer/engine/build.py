@@ -1,4 +1,4 @@
-"""Builds a trainer, in the same way for runs, the range test, the benchmarks and the tests."""
+"""Builds a trainer, in the same way for runs, the learning rate range test, the benchmarks and the tests."""
 
 from torch import nn
 
@@ -16,10 +16,10 @@ from ddp_trainer.models.spec import ModelSpec, build_network
 
 
 def prepare_network(config: TrainConfig, dataset: DatasetInfo, *, load_weights: bool) -> tuple[nn.Module, list[str]]:
-    """The network that the settings describe, and lines about it for the user.
+    """The network that the settings describe, and lines about it to print.
 
-    `load_weights`: whether to apply --init-from; a resumed run has its own weights. Raises InputError if the network
-    cannot be built or does not do what training needs.
+    `load_weights`: whether to apply --init-from; False for a resumed run, whose weights are in its checkpoint. Raises
+    InputError if the network cannot be built or trained.
     """
     spec, name = ModelSpec.of(dataset, config.network), config.network.network
     network, lines = build_network(config.network, spec), []
@@ -29,9 +29,9 @@ def prepare_network(config: TrainConfig, dataset: DatasetInfo, *, load_weights: 
         names = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
         require(
             config.schedule.accumulate == 1,
-            f"--accumulate needs a network that uses all its parameters; --freeze what {name} does not use: {names}",
+            f"--accumulate needs a network that uses all its parameters; {name} does not use {names}; --freeze them",
         )
-        lines.append(f"{len(unused)} parameters of {name} get no gradient and stay as they are: {names}")
+        lines.append(f"{len(unused)} parameters of {name} get no gradient and do not change: {names}")
     if load_weights and config.network.init_from is not None:
         loaded = load_initial_weights(network, config.network.init_from)
         lines.append(loaded.describe(config.network.init_from))
@@ -50,7 +50,7 @@ def build_trainer(
     """A trainer at step 0, on this rank's device.
 
     `network`: maps normalized (N, 3, H, W) images to (N, num_classes) logits; default: the network of the settings.
-    `data`: default: the training images of `dataset` and its evaluated split.
+    `data`: the images of the run; default: those of `dataset`, as the settings select them.
     """
     data = data or build_data(config, runtime, dataset)
     if network is None:

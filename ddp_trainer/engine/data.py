@@ -1,4 +1,4 @@
-"""The images of one run: those to train on, in which order, and those to evaluate on."""
+"""Decides which images a run trains on, in which order, and which images it evaluates."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,18 +21,18 @@ from ddp_trainer.models.spec import ModelSpec
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """What is read, how it is augmented, and which images are trained and evaluated on."""
+    """The data of a run: its loader, its augmentation, and the images to train on and to evaluate."""
 
     loader: StreamLoader | ResidentLoader
-    samples: np.ndarray  # (N,) positions in the beton file, held-out images excluded
+    samples: np.ndarray  # (N,) positions of the training images in the beton file; held-out images are excluded
     augmenter: Augmenter
     evaluator: Evaluator
-    labels: np.ndarray | None = None  # (N,) of the samples, if classes are drawn equally often
-    class_weights: Tensor | None = None  # (C,) float32 on the device, if the loss is weighted
-    calibrator: Evaluator | None = None  # over the images that --calibrate holds out
+    labels: np.ndarray | None = None  # (N,) classes of `samples`, only with --balance batches
+    class_weights: Tensor | None = None  # (C,) float32 on the device, only with --balance weights
+    calibrator: Evaluator | None = None  # evaluates the images that --calibrate holds out
 
     def plan(self, epoch: int, *, config: TrainConfig, runtime: Runtime) -> Order:
-        """(steps, images per step and rank) each: this rank's images for each step of `epoch`."""
+        """This rank's images in `epoch`, and their turns: arrays of shape (steps, images per step and rank)."""
         size, seed = config.schedule.batch_size, config.runtime.seed
 
         def share(order: np.ndarray) -> np.ndarray:
@@ -48,7 +48,7 @@ class RunData:
     def batches(
         self, epoch: int, rows: slice, *, config: TrainConfig, runtime: Runtime
     ) -> Iterator[tuple[Batch, Tensor | None]]:
-        """This rank's images for each of the steps `rows` of `epoch`, and their turns (N,): see `Order.turns`."""
+        """Yields this rank's batch for each of the steps `rows` of `epoch`, and its turns (N,): see `Order.turns`."""
         samples, turns = self.plan(epoch, config=config, runtime=runtime)
         on_device = None if turns is None else torch.from_numpy(turns[rows]).to(runtime.device)
         for row, batch in enumerate(self.loader.batches(samples[rows])):
@@ -56,7 +56,7 @@ class RunData:
 
 
 def split_training_images(labels: np.ndarray, config: TrainConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions of the images to train on, of those for --validation, and of those for --calibrate, each sorted.
+    """Sorted positions of the images to train on, of those for --validation, and of those for --calibrate.
 
     `labels` (N,): the classes of all training images. Raises InputError if too few images are left to train on.
     """
@@ -71,7 +71,7 @@ def split_training_images(labels: np.ndarray, config: TrainConfig) -> tuple[np.n
 
 
 def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo) -> RunData:
-    """Loaders over the training images and over the evaluated ones: the test split, or what --validation holds out."""
+    """The data of a run. It evaluates the test split, or the images that --validation holds out."""
     train_beton, test_beton = (config.data.data_dir / dataset.splits[name].file for name in ("train", "test"))
     checksums = {config.data.data_dir / split.file: split.sha256 for split in dataset.splits.values()}
     all_labels = read_labels(train_beton)

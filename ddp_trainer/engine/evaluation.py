@@ -1,7 +1,7 @@
 """Exact evaluation: every image counts once, with any number of processes.
 
-Each rank fills its own rows of whole-dataset tables, the tables are summed over the ranks, and loss, accuracy and
-probabilities are computed from the sums, with the same result on every rank.
+Each rank fills its own rows of tables that have a row for every image. The tables are then summed over the ranks, so
+every rank computes the same loss, accuracy and probabilities.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from data_prep.order import evaluation_batches
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.models.spec import ModelSpec
 
-# Images whose best two logits differ by at least this much skip test-time augmentation. With 2, and even with
-# 1, none of 5,000 predictions changed (compared with six views of every image; a model with 77 % accuracy).
+# Images whose best two logits differ by at least this much skip test-time augmentation. For a model with 77 % accuracy,
+# margins of 2 and even of 1 gave the same 5,000 predictions as six views of every image.
 SURE_MARGIN = 2.0
 UNCERTAIN_STEP = 100  # the number of uncertain images is rounded up to a multiple of this
 
@@ -47,14 +47,14 @@ class Evaluation:
 
     @property
     def balanced_accuracy(self) -> float:
-        """Mean over the classes of the share of their images that is correct; classes without images do not count."""
+        """Mean of the accuracies on each class, without classes that have no images."""
         totals = self._class_sizes()
         hits = self.labels[self.logits.argmax(dim=1) == self.labels].bincount(minlength=len(totals))
         return (hits[totals > 0].double() / totals[totals > 0]).mean().item()
 
     @property
     def largest_class_share(self) -> float:
-        """Share of the images that belong to the largest class: the accuracy of always answering with it."""
+        """Share of the images that belong to the largest class: the accuracy if this class is always predicted."""
         return self._class_sizes().max().item() / self.total
 
     def _class_sizes(self) -> Tensor:
@@ -70,7 +70,7 @@ def _num_correct(logits: Tensor, labels: Tensor) -> int:
 
 
 class Evaluator:
-    """Runs a model over fixed samples of one beton file, shared out over all ranks."""
+    """Evaluates a model on fixed samples of one beton file, which are divided among all ranks."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Evaluator:
     def run(self, model: nn.Module, *, tta: bool = False, poll: Callable[[], None] = lambda: None) -> Evaluation:
         """Evaluates every sample once. A collective operation.
 
-        `model`: the unwrapped network, so that no collective waits for a rank that has no batch left.
+        `model`: the network without its DDP wrapper, because DDP would wait for ranks that have no batch left.
         `poll` is called before each batch, equally often on every rank; an exception in it ends the evaluation.
         """
         was_training, device = model.training, self.runtime.device
@@ -124,7 +124,7 @@ class Evaluator:
         images = batch_normalize(images, self.spec.mean, self.spec.std, next(model.parameters()).dtype)
         images = self.runtime.laid_out(images)
         with self.runtime.autocast():
-            forward = model.forward  # not compiled: each number of images would be compiled separately
+            forward = model.forward  # not compiled: torch.compile would compile each batch size separately
             plain = forward(images).to(torch.promote_types(images.dtype, torch.float32))  # at least float32
             if not tta:
                 return plain, plain
@@ -134,18 +134,20 @@ class Evaluator:
 def averaged_over_views(model: Callable[[Tensor], Tensor], images: Tensor, plain: Tensor, *, mirror: bool) -> Tensor:
     """(N, C) logits of images (N, 3, H, W), averaged over three or six views where `plain` (N, C) is uncertain.
 
-    The views are the image itself, the image moved by a pixel up-left and by one down-right, and with `mirror` the
-    mirror image of each. The unmoved views count as much as the moved ones together (airbench, arXiv 2404.00498:
-    multi-crop). An image whose best two `plain` logits differ by SURE_MARGIN or more keeps those, since views rarely
-    change such a prediction (after hiverge/cifar10-speedrun, with a margin instead of a share of the images, which
-    would depend on the batch).
+    The views are the image itself, the image moved diagonally by one pixel (up-left and down-right) and, if `mirror`,
+    the mirror image of each. The unmoved views count as much as the moved ones together (airbench, arXiv 2404.00498:
+    multi-crop).
+
+    An image whose best two `plain` logits differ by SURE_MARGIN or more keeps its `plain` logits, since views rarely
+    change such a prediction. This idea is from hiverge/cifar10-speedrun, which selects a share of the images instead;
+    the result would then depend on the batch.
     """
     best = plain.topk(min(2, plain.size(1)), dim=1).values
     margins = best[:, 0] - best[:, -1]
     count = int((margins < SURE_MARGIN).sum())
     if count == 0:
         return plain
-    # Only a few sizes, because convolutions are tuned for each: some certain images are computed too, and then dropped.
+    # Convolutions are tuned for each batch size, so only a few sizes are used. Results of the extra images are dropped.
     size = min(-(-count // UNCERTAIN_STEP) * UNCERTAIN_STEP, len(images))
     uncertain = margins.argsort(stable=True)[:size]
 

@@ -1,4 +1,4 @@
-"""Muon for filters and matrices and SGD for all other parameters, in one optimizer that never waits for the device.
+"""One optimizer with Muon for filters and matrices and SGD for all other parameters. It never waits for the device.
 
 torch.optim.Muon accepts only matrices. All other parameters would need a second optimizer, and its gradient scaler,
 checkpoint and learning rate would have to be kept consistent with the first one's.
@@ -18,16 +18,16 @@ from ddp_trainer.engine.newton_schulz import orthogonalize
 
 
 class Muon(torch.optim.Optimizer):
-    """An optimizer with one of three updates for each parameter group, chosen by the group's entry `muon`.
+    """An optimizer with three kinds of updates. The entry `muon` of a parameter group selects one of them.
 
     "filters": for filters (O, I, H, W) of a convolution before a normalization layer. They are treated as a matrix with
-    O rows and rescaled to norm sqrt(O) before each step, so that `lr` is a relative change, whatever their size. There
-    is no weight decay, because the normalization cancels the norm. After airbench94_muon
+    O rows and rescaled to norm sqrt(O) before each step, so that `lr` sets the relative size of the change. There is no
+    weight decay, because the normalization cancels the norm. The method is that of airbench94_muon
     (github.com/KellerJordan/cifar10-airbench).
 
     "matrix": for all other weights with at least two dimensions, treated as a matrix with one row for each output.
-    They are not rescaled, and weight decay applies. For tall matrices, a step is longer by sqrt(rows / columns). After
-    Jordan et al. (see `newton_schulz`).
+    They are not rescaled, and weight decay applies. For tall matrices, a step is longer by a factor of
+    sqrt(rows / columns). The method is that of Jordan et al. (see `newton_schulz`).
 
     None: SGD with Nesterov momentum.
     """
@@ -54,10 +54,10 @@ class Muon(torch.optim.Optimizer):
                 self._follow(weights, weights, group["momentum"], lr=group["lr"], weight_decay=group["weight_decay"])
 
     def _directions(self, weights: list[Tensor], momentum: float) -> list[Tensor]:
-        """The Nesterov momentum of each of `weights`, orthogonalized."""
+        """The orthogonalized Nesterov momentum of each of `weights`."""
         ahead = [torch.empty_like(one) for one in weights]
         torch._foreach_zero_(ahead)
-        self._follow(ahead, weights, momentum, lr=-1.0, weight_decay=0.0)  # `ahead` is now Nesterov's momentum
+        self._follow(ahead, weights, momentum, lr=-1.0, weight_decay=0.0)  # `ahead` is now the Nesterov momentum
         matrices = orthogonalize([_as_matrix(one) for one in ahead])
         return [_as_weights(matrix, one) for matrix, one in zip(matrices, weights, strict=True)]
 
@@ -91,7 +91,7 @@ class Muon(torch.optim.Optimizer):
     def _descend(
         self, moved: list[Tensor], gradients: list[Tensor], momenta: list[Tensor] | None = None, **options: Any
     ) -> None:
-        """torch's fused SGD: one kernel for all tensors, which changes nothing if `found_inf` is nonzero."""
+        """Calls torch's fused SGD: one kernel for all tensors, which changes nothing if `found_inf` is nonzero."""
         sgd(
             moved,
             gradients,
@@ -106,7 +106,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _as_matrix(weights: Tensor) -> Tensor:
-    """(O, ...) -> (O, columns) without a copy. Columns are in memory order, which makes no difference to the result."""
+    """(O, ...) -> (O, columns) without a copy. The columns are in memory order, which does not affect the update."""
     return (weights if weights.is_contiguous() or weights.ndim != 4 else weights.permute(0, 2, 3, 1)).flatten(1)
 
 

@@ -1,4 +1,4 @@
-"""Parameter groups, and the optimizer that the settings name."""
+"""Builds the parameter groups and the optimizer from the settings, and sets its learning rates."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +10,7 @@ from ddp_trainer.engine.muon import Muon
 
 
 class Kind(NamedTuple):
-    """What decides how a parameter is updated. Parameters of one kind form a group."""
+    """How a parameter is updated. All parameters of the same kind form one parameter group."""
 
     peak_lr: float
     weight_decay: float
@@ -18,10 +18,10 @@ class Kind(NamedTuple):
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Trainable parameters, grouped by peak learning rate, weight decay and, with muon, by the kind of update.
+    """Trainable parameters, grouped by peak learning rate, weight decay and, for Muon, the kind of update.
 
-    Weights of convolutions and linear layers are decayed, unless Muon keeps their norm; biases and the parameters of
-    normalization layers are not.
+    Weight decay applies to parameters with at least two dimensions, such as the weights of linear layers, except to
+    filters that Muon rescales. It does not apply to biases and normalization layers.
     """
     head = _head_of(model)
     kinds: dict[Kind, list[nn.Parameter]] = {}
@@ -35,7 +35,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 
 
 def _head_of(model: nn.Module) -> nn.Module | None:
-    """The last linear layer, which gives the logits."""
+    """The last linear layer, which computes the logits."""
     linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     return linear[-1] if linear else None
 
@@ -55,7 +55,7 @@ def _kind_of(layer: nn.Module, name: str, parameter: nn.Parameter, head: nn.Modu
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """A fused optimizer: one kernel for all parameters, on the CPU too. Muon's filters have a few kernels each."""
+    """The optimizer that --optimizer names. It is fused, also on the CPU: one kernel applies each group's update."""
     groups = parameter_groups(model, config)
     if config.optimizer == "muon":
         return Muon(groups, lr=config.peak_lr)
@@ -67,7 +67,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 class LearningRates:
     """The learning rates of an optimizer's groups, set before each step.
 
-    On a GPU they are scalars on the device that keep their place in memory, so that a captured graph reads new values.
+    On a GPU, they are scalars at fixed addresses in device memory, so that a captured graph reads the new values.
     Create the object when the parameters are on their final device.
     """
 
@@ -80,7 +80,7 @@ class LearningRates:
         self._rates = torch.zeros(len(groups), device=device)  # one kernel fills the scalars of all groups
 
     def set(self, share_of_peak: float) -> None:
-        groups = self._optimizer.param_groups  # another list after each load_state_dict
+        groups = self._optimizer.param_groups  # load_state_dict replaces this list
         if self._on_device:
             torch.mul(self._peaks, share_of_peak, out=self._rates)
             for group, rate in zip(groups, self._rates.unbind(), strict=True):
@@ -91,9 +91,9 @@ class LearningRates:
 
 
 def zero_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Creates the momentum of SGD and Muon now. Call it when the parameters are on their final device.
+    """Creates the momentum buffers of SGD and Muon. Call it when the parameters are on their final device.
 
-    torch's fused SGD would use uninitialized memory for momentum if the very first step is skipped.
+    Otherwise, torch's fused SGD would use uninitialized memory as momentum after a first step that is skipped.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"] if group.get("momentum") else ():

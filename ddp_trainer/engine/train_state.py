@@ -1,8 +1,9 @@
-"""The content of a checkpoint: everything that the rest of a run depends on, by name.
+"""The content of a checkpoint: everything on which the rest of a run depends.
 
-Order, augmentation and learning rate are pure functions of seed and step, so they need no state. torch's generators
-are kept for networks with dropout. Entries that differ between ranks are stacked along a first dimension: `buffers`
-(running statistics of BatchNorm), `sums` (of the current epoch) and `generators`.
+The order of the images, their augmentation and the learning rate are pure functions of seed and step, so they need no
+state. The states of torch's generators are kept for networks with dropout. Entries that differ between ranks are
+stacked along a first dimension: `buffers` (running statistics of BatchNorm), `sums` (of the current epoch) and
+`generators`.
 """
 
 from collections.abc import Callable
@@ -53,14 +54,17 @@ class TrainState:
         self.step = 0  # optimizer steps done
         self.history: list[Record] = []  # one record per finished epoch
         self.sums = RunningSums(runtime.device)  # of the current epoch, over this rank's images
-        self.logged_sums = torch.zeros_like(self.sums.values)  # of all ranks, at the last record within the epoch
+        self.logged_sums = torch.zeros_like(self.sums.values)  # sums over all ranks at the last step record
         self.watch = Stopwatch()  # of the current epoch, evaluation excluded
         self.guard = StepGuard(
             model, optimizer, [self.sums.values], scaler=runtime.scaler, clip=clip, timeout=runtime.timeout
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """A collective operation: call it on every rank. Raises NonFinite if the last steps must not be saved."""
+        """The content of a checkpoint, with the entries KEYS. A collective operation: call it on every rank.
+
+        Raises NonFinite if a skipped step has to end the run.
+        """
         skipped = self.guard.settle()
         scaler = self.runtime.scaler
         return {
@@ -79,9 +83,9 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned, with this or another number of processes.
+        """Restores what `state_dict` returned. The number of processes may have changed since then.
 
-        With another number, running statistics are averaged and sums are shared out equally.
+        In that case, running statistics are averaged, and sums are divided equally among the ranks.
         """
         self._check_buffers(state["buffers"])
         self.step, self.history = state["step"], list(state["history"])
@@ -101,14 +105,14 @@ class TrainState:
             self.runtime.set_generator_state(state["generators"][rank])
 
     def start_epoch(self, sums: Tensor) -> None:
-        """Resets what is counted per epoch: loss, hits, seconds, skipped steps. `sums`: those of all ranks so far."""
+        """Resets what is counted per epoch: loss, hits, seconds, skipped steps. `sums`: the old sums over all ranks."""
         self.watch = Stopwatch()
         self.sums.reset()
         self.logged_sums -= sums  # the next record also covers the last steps of the old epoch
         self.guard.start_epoch()
 
     def _buffers(self) -> dict[str, Tensor]:
-        """This rank's floating-point buffers: of the model, and of its average."""
+        """This rank's floating-point buffers: those of the model and those of its moving average."""
         models = {"model": self.model} if self.ema is None else {"model": self.model, "ema": self.ema}
         return {
             f"{owner}.{name}": buffer
@@ -118,7 +122,7 @@ class TrainState:
         }
 
     def _check_buffers(self, saved: dict[str, Tensor]) -> None:
-        """Raises InputError unless `saved` has this network's buffers, by name and shape."""
+        """Raises InputError unless the buffers in `saved` have the names and shapes of this network's buffers."""
         ours = {(name, tuple(buffer.shape)) for name, buffer in self._buffers().items()}
         theirs = {(name, tuple(rows.shape[1:])) for name, rows in saved.items()}
         names = ", ".join(sorted({name for name, _ in ours ^ theirs}))

@@ -1,6 +1,6 @@
-"""The training loop: a step, an epoch, a run. The only place where a step calls backward.
+"""The training loop: steps, epochs and the whole run. Only this module computes the gradients of a step.
 
-This module defines what a step computes. Ranks, tracking and saving are passed in as arguments. The loop never waits
+Processes, tracking and saving are left to the `Runtime` and the `Observer` that are passed in. The loop never waits
 for the device within a step: the host reads the results of each step one step later.
 """
 
@@ -35,7 +35,7 @@ from ddp_trainer.tracking.metric_files import Record
 
 
 class Trainer:
-    """One run on one rank, from its current step to its last. Build it with `engine.build.build_trainer`."""
+    """Trains on one rank, from the current step to the last one. Build it with `engine.build.build_trainer`."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Trainer:
         self.step_log = StepLog(config.run.log_every_steps)
         self.share_of_peak: Callable[[int], float] = self._one_cycle
         self.rates.set(1.0)
-        self._loss_divisor = math.nan  # the guard skips the steps of the warm-up
+        self._loss_divisor = math.nan  # NaN losses, so that the guard skips the steps of the warm-up
         warm_up(self.wrapped, self.state, self._work, config, data.evaluator.spec.image_size)
         self._loss_divisor = config.schedule.accumulate
         self.not_captured = why_not(config, runtime)
@@ -72,9 +72,9 @@ class Trainer:
         return self.model if self.state.ema is None else self.state.ema.module
 
     def fit(self) -> Evaluation:
-        """Trains to the last step; returns the last evaluation, with test-time augmentation.
+        """Trains to the last step and returns the last evaluation, with test-time augmentation.
 
-        Raises Preempted, with the state saved, when any rank was asked to stop.
+        If any rank is asked to stop, saves the state and raises Preempted.
         """
         with reporting_the_end(self.guard, self.runtime, self.observer, steps_per_epoch=self.steps_per_epoch):
             try:
@@ -86,13 +86,13 @@ class Trainer:
                     evaluation = self.finish_epoch(epoch)
                 return evaluation or self.evaluate(tta=True)
             except (Preempted, DatasetChanged) as error:
-                # One rank notices a changed file while others may be within a step, and saving is collective.
+                # Saving is collective, but other ranks may not have noticed that the dataset changed.
                 if isinstance(error, Preempted) or self.runtime.world_size == 1:
-                    self.save()  # raises NonFinite if the last steps must not be saved
+                    self.save()  # raises NonFinite instead if a skipped step has to end the run
                 raise
 
     def train_epoch(self, epoch: int) -> None:
-        """Takes the steps of `epoch` (0-based) from the current one to its end, or to the last step of the run."""
+        """Takes the remaining steps of `epoch` (0-based), at most up to the last step of the run."""
         before = epoch * self.steps_per_epoch
         progress = self.observer.progress
         progress.start(epoch + 1, self.config.schedule.epochs, self.steps_per_epoch, self.state.step - before)
@@ -108,7 +108,7 @@ class Trainer:
         progress.finish()
 
     def steps(self, epoch: int, *, until: int | None = None) -> Iterator[int]:
-        """Takes the remaining steps of `epoch`, at most up to step `until`, and yields the number of steps done.
+        """Takes the remaining steps of `epoch`, at most up to step `until`. After each, yields the run's step count.
 
         Raises Preempted after the step in which any rank was asked to stop.
         """
@@ -125,7 +125,7 @@ class Trainer:
     def train_step(self, batch: Batch, epoch: int, turns: Tensor | None = None) -> None:
         """Takes one step, or skips it if the loss or a gradient is not finite. Never waits for the device.
 
-        `turns`: as in `Order`.
+        `turns` (N,): see `Order.turns`; default: `epoch` for every image.
         """
         side = self.config.schedule.crop_side(batch.images.size(2), epoch=epoch)
         self.rates.set(self.share_of_peak(self.state.step))
@@ -134,8 +134,7 @@ class Trainer:
         self.state.step += 1
 
     def _work(self, batch: Batch, epoch: int | Tensor, side: int) -> Tensor:
-        """Does everything that a step does on the device. Returns the losses, (N,). Stores nothing on the host, because
-        it may be captured (see `graph`)."""
+        """Does the device's part of a step. Returns the losses, (N,). Stores nothing on the host: see `GraphedStep`."""
         augmented = self.data.augmenter(batch, epoch=epoch, side=side)
         losses = []
         with self.guard.attempt() as decision:
@@ -148,7 +147,7 @@ class Trainer:
         return torch.cat(losses) if len(losses) > 1 else losses[0]
 
     def _backward(self, part: AugmentedBatch) -> Tensor:
-        """Adds this part's gradients, counts its images, and returns its losses, (N,)."""
+        """Adds the gradients of `part`, updates the running sums, and returns the losses, (N,)."""
         logits = self.wrapped(self.runtime.laid_out(part.images))
         losses = losses_per_image(
             logits,
@@ -164,9 +163,9 @@ class Trainer:
         return losses.detach()
 
     def finish_epoch(self, epoch: int) -> Evaluation:
-        """Evaluation, record and checkpoint after the steps of `epoch`.
+        """Evaluates the model, records the epoch, saves a checkpoint if one is due, and returns the evaluation.
 
-        An epoch that --max-steps cut short is saved as unfinished, so that a resumed run with more steps finishes it.
+        An epoch that --max-steps cut short is saved as unfinished, so that a run resumed with more steps finishes it.
         """
         state = self.state
         cut_short = state.step < (epoch + 1) * self.steps_per_epoch
@@ -206,12 +205,12 @@ class Trainer:
 
     def save(self) -> None:
         state = self.state.state_dict()
-        self._flush_step_log()  # a resumed run does not take these steps again
+        self._flush_step_log()  # now, because a resumed run does not repeat the steps of the pending record
         self.observer.save(state, step=self.state.step, epoch=len(self.state.history))
         self.saves.saved()
 
     def _log_step(self, epoch: int) -> None:
-        """Reports the pending record, and starts to copy the next one if it is due."""
+        """Reports the pending record and, if the next one is due, starts to copy it to the host."""
         self._flush_step_log()
         step = self.state.step
         if self.step_log.is_due(step):
@@ -236,7 +235,7 @@ class Trainer:
             self.runtime.clip_gradients(self.wrapped, self.config.optim.clip_norm)
 
     def _progress_values(self) -> dict[str, float]:
-        """Figures for the main rank's progress bar: those of its own images, so that drawing needs no other rank."""
+        """Figures for the progress bar. They come from this rank's images, so drawing involves no other rank."""
         own = averages(self.state.sums.values)
         done = self.runtime.world_size * own.num_images
         return {
