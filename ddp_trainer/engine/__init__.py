@@ -1,1 +1,1 @@
-"""The loop and everything a step is made of."""
+"""The training loop and all parts of a step."""

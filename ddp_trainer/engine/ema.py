@@ -1,6 +1,6 @@
 """An exponential moving average of a model's weights, updated without waiting for the device.
 
-torch's AveragedModel waits for the device in each update, to read the number of updates, and cannot skip one.
+torch's AveragedModel waits for the device in each update to read the number of updates, and it cannot skip an update.
 """
 
 import copy
@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 
 class Ema(nn.Module):
-    """`module` is the average of parameters and buffers; the first update copies those of the model."""
+    """A moving average of a model: `module` holds the averaged parameters and buffers.
+
+    The first update copies the parameters and buffers of the model.
+    """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         """`decay`: share of the old average that each update keeps."""
@@ -32,7 +35,7 @@ class Ema(nn.Module):
         torch._foreach_mul_(moves, share)  # type: ignore[attr-defined]
         torch._foreach_add_(averages, moves)  # type: ignore[attr-defined]
         for average, value in pairs:
-            if not average.is_floating_point():  # BatchNorm's number of batches
+            if not average.is_floating_point():  # such as the number of batches that BatchNorm has seen
                 average.copy_(value)
         self.updates += ~skip
 

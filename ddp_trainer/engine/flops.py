@@ -1,4 +1,4 @@
-"""Counts the floating-point operations of a run, on the real layers and the real optimizer."""
+"""Counts the floating-point operations of a run, based on its real layers and its real optimizer."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -36,7 +36,10 @@ def training_flops(config: TrainConfig, spec: ModelSpec, *, steps: int, num_imag
 
 
 def training_flops_per_image(model: nn.Module, image_size: int) -> float:
-    """Forward and backward operations for one image of `image_size` pixels a side, by torch's FlopCounterMode."""
+    """Operations of the forward and backward pass for one image of `image_size` pixels a side.
+
+    They are counted by torch's FlopCounterMode.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     was_training, count = model.training, 2
@@ -55,5 +58,5 @@ def optimizer_flops_per_step(model: nn.Module, config: OptimConfig) -> float:
     turned = [weights for group in parameter_groups(model, config) if group["muon"] for weights in group["params"]]
     shapes = [(len(weights), weights.numel() // len(weights)) for weights in turned]
     with FlopCounterMode(display=False) as counter:
-        orthogonalize([torch.empty(shape, device="meta") for shape in shapes])  # counted, but not computed
+        orthogonalize([torch.empty(shape, device="meta") for shape in shapes])  # nothing is computed on the meta device
     return counter.get_total_flops()

@@ -1,8 +1,8 @@
 """Captures the work of a step on a GPU into a CUDA graph, so that one call launches it instead of hundreds.
 
-A graph repeats the same kernels at the same memory addresses. Whatever differs between steps must therefore stay at a
-fixed address in device memory: the batch and the epoch are copied there before each step, `LearningRates` keeps the
-learning rates there, and everything that a step changes is updated in place. The host's part of a step is in
+A graph repeats the same kernels at the same memory addresses. All values that differ between steps must therefore be
+at fixed addresses in device memory: the batch and the epoch are copied there before each step, `LearningRates` keeps
+the learning rates there, and everything that a step changes is updated in place. The host's part of a step is in
 `Trainer.train_step`.
 """
 
@@ -20,7 +20,7 @@ Work = Callable[[Batch, int | Tensor, int], Tensor]  # batch, epoch and side of 
 
 
 def why_not(config: TrainConfig, runtime: Runtime) -> str | None:
-    """The reason why the steps of a run are not captured into graphs, or None if they are."""
+    """The reason why the steps of a run are not captured into graphs, or None if they are captured."""
     obstacles = {
         "the CPU has no graphs": runtime.device.type != "cuda",
         "--graph off": config.runtime.graph == "off",
@@ -48,7 +48,7 @@ class GraphedStep:
         self._failed = False
 
     def __call__(self, batch: Batch, epoch: int | Tensor, side: int) -> Tensor:
-        """Losses of the batch, (N,)."""
+        """Takes one step and returns the losses of the batch, (N,)."""
         if side not in self._graphs and not self._failed:
             self._capture(batch, epoch, side)
         if self._failed:
@@ -68,7 +68,7 @@ class GraphedStep:
             self._epoch.fill_(epoch)
 
     def _capture(self, batch: Batch, epoch: int | Tensor, side: int) -> None:
-        """Records a step without taking it, because kernels do not run during a capture."""
+        """Captures a step into a graph. The step is not taken, because kernels do not run during a capture."""
         if self._batch is None:
             self._batch = Batch(*(column.clone() for column in batch))
             self._epoch = torch.as_tensor(epoch).to(batch.indices, copy=True)
@@ -83,14 +83,14 @@ class GraphedStep:
             self._failed = True
             self._optimizer.zero_grad(set_to_none=True)
             reason = str(error).partition("\n")[0]
-            self._say(f"steps run without CUDA graphs, because one of them cannot be captured: {reason}")
+            self._say(f"steps run without CUDA graphs, because a step cannot be captured: {reason}")
         else:
             self._graphs[side] = graph, losses
 
 
 @contextmanager
 def _capturable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Marks AdamW's parameter groups as capturable in the block. The fused AdamW needs nothing else."""
+    """Marks AdamW's parameter groups as capturable within the block. A capture of fused AdamW needs nothing else."""
     groups = [group for group in optimizer.param_groups if "capturable" in group]
     for group in groups:
         group["capturable"] = True

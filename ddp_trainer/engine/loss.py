@@ -1,4 +1,4 @@
-"""The training loss, per image, with label smoothing, mixed images and weights of the classes."""
+"""The training loss of each image, with label smoothing, mixed images and class weights."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,10 +15,10 @@ def losses_per_image(
 ) -> Tensor:
     """(N,) cross-entropy of logits (N, C) with labels (N,), not averaged.
 
-    For mixed images (mixup, cutmix) `partners` (N,) are the labels of the second image and `weights` (N,) the share
+    For mixed images (mixup, cutmix), `partners` (N,) are the labels of the second image and `weights` (N,) is the share
     of the first; the loss is the weighted sum over both labels. `class_weights` (C,) multiply the loss of each label.
-    A mean of these losses is taken over the images, not over the weights, so it does not depend on how a batch is
-    split.
+    The caller divides the sum of these losses by the number of images. torch would divide it by the sum of the class
+    weights, and the mean would then depend on how a batch is split.
     """
 
     def loss_with(targets: Tensor) -> Tensor:

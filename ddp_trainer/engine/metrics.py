@@ -1,4 +1,4 @@
-"""Sums that stay on the device, and the clock of training. Nothing here waits for the device by itself."""
+"""Running sums that stay on the device, their averages, and a stopwatch."""
 
 import time
 from typing import NamedTuple
@@ -16,9 +16,9 @@ class Averages(NamedTuple):
 
 
 class RunningSums:
-    """Loss, hits and images since the last reset, added up on the device in float64.
+    """Sums of losses, correct predictions (hits) and images since the last reset, on the device in float64.
 
-    Sums and counts are divided once, at the end: a mean of batch means is wrong as soon as batches differ in size.
+    They are divided only at the end, because a mean of batch means is wrong if batches differ in size.
     """
 
     SIZE = 3
@@ -27,7 +27,7 @@ class RunningSums:
         self.values = torch.zeros(self.SIZE, dtype=torch.float64, device=device)
 
     def add(self, losses: Tensor, hits: Tensor) -> None:
-        """losses (N,) and hits (N,) bool, of one batch; neither is read by the host."""
+        """Adds a batch: `losses` (N,) and `hits` (N,) bool. The host does not read them."""
         count = torch.full((), losses.numel(), dtype=torch.float64, device=losses.device)
         self.values += torch.stack((losses.sum(dtype=torch.float64), hits.sum(dtype=torch.float64), count))
 
@@ -36,13 +36,13 @@ class RunningSums:
 
 
 def averages(sums: Tensor) -> Averages:
-    """(3,) sums -> means. Waits for the device."""
+    """The means of `sums` (3,): see `RunningSums`. Waits for the device."""
     loss, hits, count = sums.tolist()
     return Averages(loss / max(count, 1), hits / max(count, 1), int(count))
 
 
 class Stopwatch:
-    """Seconds that it has run, over several starts and stops. It is stopped during an evaluation."""
+    """Adds up the seconds between its starts and stops."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

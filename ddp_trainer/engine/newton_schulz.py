@@ -6,21 +6,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Coefficients of a quintic polynomial. Its slope at zero is as steep as possible while singular values still end up
-# near one: Jordan et al., "Muon: An optimizer for hidden layers in neural networks"
+# Coefficients of a quintic polynomial. They make its slope at zero as steep as possible under the condition that all
+# singular values end up near one: Jordan et al., "Muon: An optimizer for hidden layers in neural networks"
 # (kellerjordan.github.io/posts/muon, 2024).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
-# Above this ratio of columns to rows, iterating on the Gram matrix takes fewer operations, for any number of steps. It
-# saves 2 * steps - 2 products of 2 * rows^2 * columns operations each, and adds 3 * steps - 3 of 2 * rows^3 each.
+# Above this ratio of columns to rows, iterating on the Gram matrix takes fewer operations than iterating on the matrix
+# itself. It saves 2 * steps - 2 products of 2 * rows^2 * columns operations each, and adds 3 * steps - 3 products of
+# 2 * rows^3 operations each. The ratio does not depend on the number of steps.
 GRAM_FORM_COLUMNS = 1.5
 
 
 def orthogonalize(matrices: Sequence[Tensor], *, steps: int = 3) -> list[Tensor]:
     """Matrices with the same shapes and singular vectors as `matrices`, and singular values close to one.
 
-    Each step replaces X by P X, where P = a + b G + c G^2 and G = X X^T. Matrices of equal shape are computed as a
-    batch. On a GPU with bfloat16, products with whole matrices use bfloat16, whatever the precision of the run.
+    Each step replaces X by P X, where P = a I + b G + c G^2 and G = X X^T. Matrices of equal shape are computed as a
+    batch. On a GPU that supports bfloat16, X is stored in bfloat16, whatever the precision of the run.
     """
     wide = [matrix.mT if matrix.size(0) > matrix.size(1) else matrix for matrix in matrices]
     places_of: dict[torch.Size, list[int]] = {}
@@ -42,23 +43,23 @@ def orthogonalize(matrices: Sequence[Tensor], *, steps: int = 3) -> list[Tensor]
 
 
 def _normalized(bank: Tensor) -> Tensor:
-    """(B, M, N) -> the same matrices scaled to norm 1, because no singular value may exceed 1."""
+    """(B, M, N) -> the same matrices scaled to norm 1. The iteration needs singular values of at most 1."""
     bank = bank.bfloat16() if bank.is_cuda and _gpu_has_bf16() else bank
     return bank / bank.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
 
 
 def _iterate(bank: Tensor, steps: int) -> Tensor:
-    """(B, M, N) with M <= N -> the same shape."""
+    """Iterates on the matrices themselves: (B, M, N) with M <= N -> the same shape."""
     for _ in range(steps):
         bank = _polynomial(bank @ bank.mT) @ bank
     return bank
 
 
 def _iterate_on_grams(banks: Sequence[Tensor], steps: int, dtype: torch.dtype) -> list[Tensor]:
-    """(B, M, N) each, all with the same M -> the same shapes.
+    """Iterates on Gram matrices: (B, M, N) each, all with the same M -> the same shapes.
 
-    Each step computes only P G P, which replaces G, and the product of all P so far, both in `dtype`. X is multiplied
-    by that product once, at the end.
+    Each step replaces G by P G P and updates the product of all P so far, both in `dtype`. At the end, X is multiplied
+    by this product.
     """
     gram = torch.cat([bank @ bank.mT for bank in banks]).to(dtype)
     product = factor = _polynomial(gram)
@@ -71,7 +72,7 @@ def _iterate_on_grams(banks: Sequence[Tensor], steps: int, dtype: torch.dtype) -
 
 
 def _polynomial(gram: Tensor) -> Tensor:
-    """a + b G + c G^2 of matrices (B, M, M)."""
+    """P = a I + b G + c G^2 for each G in `gram` (B, M, M)."""
     a, b, c = COEFFICIENTS
     value = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
     value.diagonal(dim1=1, dim2=2).add_(a)

@@ -1,7 +1,7 @@
-"""What the loop reports, and the observer that ignores it all.
+"""The interface to which the training loop reports, and an observer that ignores all reports.
 
-The main process records, prints and saves (`run.recorder`). Every other rank has the silent observer, so the loop
-never asks which rank it runs on.
+The observer of the main process records, prints and saves (`run.recorder`). Every other rank has the silent observer,
+so the loop never asks which rank it runs on.
 """
 
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from ddp_trainer.tracking.metric_files import Record
 
 
 class Observer(Protocol):
-    """Called by the trainer, on its own thread, in the order of events."""
+    """The trainer calls these methods on the training thread, in the order of events."""
 
     progress: Progress
 
@@ -20,7 +20,7 @@ class Observer(Protocol):
         ...
 
     def step_record(self, record: Record) -> None:
-        """Called every `--log-every-steps` steps, one step late, with mean figures since the previous record."""
+        """Called every `--log-every-steps` steps, one step late, with the means since the previous record."""
         ...
 
     def epoch_done(self, record: Record) -> None: ...
@@ -34,12 +34,12 @@ class Observer(Protocol):
         ...
 
     def skipped(self, report: dict[str, Any], *, step: int) -> None:
-        """A skipped step ended the run: `report` lists its images and their losses."""
+        """Called when a skipped step ends the run. `report` lists the images of the step and their losses."""
         ...
 
 
 class SilentObserver:
-    """For every rank but the main one, and for callers that need no reports."""
+    """Ignores all reports. Used on every rank but the main one, and by callers that need no reports."""
 
     def __init__(self) -> None:
         self.progress: Progress = build_progress(enabled=False)

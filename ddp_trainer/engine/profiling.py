@@ -1,7 +1,6 @@
-"""`--profile N`: N training steps under torch's profiler, as a trace file and a table. On the main rank only.
+"""`--profile N`: traces N training steps with torch's profiler, on the main rank only.
 
-The other ranks do the same work at the same time, so their traces would look the same. Without the flag, the loop
-contains none of this.
+The other ranks do the same work at the same time, so their traces would look the same.
 """
 
 import os
@@ -9,23 +8,23 @@ import sys
 from pathlib import Path
 from typing import Any, Self
 
-WARM_UP_STEPS = 3  # the first steps allocate memory and choose kernels, which is not what a run spends its time on
+WARM_UP_STEPS = 3  # not traced: the first steps also allocate memory and choose kernels, so they are not typical
 TRACE = "trace.json.gz"  # for ui.perfetto.dev or chrome://tracing
 ROWS = 15
 
 
 class StepProfiler:
-    """Traces steps after a few that warm up. Call `step` after each step."""
+    """Traces training steps after a few warm-up steps. Call `step` after each training step."""
 
     def __init__(self, profiler: Any, *, steps: int) -> None:
         self._profiler, self._steps_left = profiler, steps
 
     @classmethod
     def start(cls, steps: int, *, steps_left: int, folder: Path) -> Self | None:
-        """Writes trace.json.gz to `folder` and prints a table on stderr when the last traced step is done.
+        """Starts a profiler, which traces `steps` steps, writes trace.json.gz to `folder` and prints a table on stderr.
 
-        Traces fewer than `steps` if the run has fewer left, and returns None if only one is left or `steps` is 0. An
-        evaluation between two traced steps is traced too.
+        `steps_left`: number of steps that the run still takes. At least one of them warms up, so fewer than `steps` may
+        be traced; returns None if none would be. An evaluation between two traced steps is traced too.
         """
         active = min(steps, steps_left - 1)
         if active < 1:
@@ -49,7 +48,7 @@ class StepProfiler:
 
 
 def write_profile(profiler: Any, steps: int, folder: Path) -> None:
-    """Writes the trace and prints the table. A profile that cannot be written is reported and never ends the run."""
+    """Writes the trace and prints the table. If this fails, prints a warning; the run continues."""
     temporary = folder / f".{os.getpid()}-{TRACE}"
     try:
         profiler.export_chrome_trace(str(temporary))
@@ -61,8 +60,8 @@ def write_profile(profiler: Any, steps: int, folder: Path) -> None:
 
 
 def table(profiler: Any) -> str:
-    """The operations that take the most time themselves, on the device if that is not the CPU."""
-    # Host events: each has the device time of its kernels, which are listed a second time by themselves.
+    """A table of the operations with the most time of their own: on the GPU if it was used, otherwise on the CPU."""
+    # Only host events: they include the device time of their kernels, which are also listed as separate events.
     averages = [event for event in profiler.key_averages() if event.device_type.name == "CPU"]
     on_device = any(event.self_device_time_total for event in averages)
     times = {

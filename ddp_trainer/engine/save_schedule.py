@@ -6,11 +6,12 @@ import time
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 
-SECONDS_BETWEEN_EPOCHS = 5.0  # on a GPU, where an epoch may take less time than a save
+# On a GPU, an epoch may take less time than a save, so an epoch that ends within this time after a save is not saved.
+SECONDS_BETWEEN_EPOCHS = 5.0
 
 
 class SaveSchedule:
-    """Whether a checkpoint is due, with the same answer on every rank. Call `saved` after each save."""
+    """Decides whether a checkpoint is due, with the same answer on every rank. Call `saved` after each save."""
 
     def __init__(self, config: TrainConfig, runtime: Runtime, *, steps_per_epoch: int, last_step: int) -> None:
         self._every, self._runtime = config.run.checkpoint_every_steps, runtime

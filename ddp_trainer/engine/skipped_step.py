@@ -11,7 +11,7 @@ from ddp_trainer.engine.step_guard import Attempt, NonFinite, StepGuard
 
 
 def describe_step(attempt: Attempt, runtime: Runtime, *, epoch: int) -> dict[str, Any]:
-    """The images and losses of every rank, as JSON values. `epoch`: 0-based. A collective operation."""
+    """The images and losses of a step on every rank, as JSON values. `epoch`: 0-based. A collective operation."""
     samples = runtime.gather(attempt.indices).tolist()
     losses = runtime.gather(attempt.losses.double()).tolist()
     ranks = [
@@ -33,4 +33,4 @@ def reporting_the_end(
         observer.skipped(report, step=error.step + 1)
         raise
     finally:
-        observer.progress.finish()  # the next message starts on a line of its own
+        observer.progress.finish()  # so that the next message starts on a new line

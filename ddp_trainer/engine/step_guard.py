@@ -18,18 +18,19 @@ from torch.nn.utils import get_total_norm
 from ddp_trainer.engine.host_copy import PendingValues
 from ddp_trainer.engine.reversible import Reversible
 
-FP16_PATIENCE = 10  # skipped steps in a row: halving the loss scale ten times did not help
+# With fp16, the loss scale is halved after each skipped step. The run ends if this many steps in a row were skipped.
+FP16_PATIENCE = 10
 
 
 class NonFinite(Exception):
-    """The run cannot continue. `step` (0-based) is the last step that was skipped."""
+    """Raised when a skipped step has to end the run. `step` (0-based) is the last step that was skipped."""
 
     def __init__(self, step: int, patience: int) -> None:
         self.step = step
         steps = f"in {patience} steps in a row, the last of them" if patience > 1 else "at"
         super().__init__(
-            f"loss or gradient not finite {steps} step {step + 1}; the update was skipped. "
-            "Its images are listed in crash/. Try a lower --peak-lr, or look at those images"
+            f"loss or gradient not finite {steps} step {step + 1}; the step was skipped. "
+            "Its images are listed in crash/. Try a lower --peak-lr, or look at these images"
         )
 
 
@@ -75,7 +76,7 @@ class StepGuard:
         clip: Callable[[], None] = lambda: None,
         timeout: float = math.inf,
     ) -> None:
-        """`optimizer`: may be wrapped by Accelerate. `changed_by_forward`: tensors to restore, besides the buffers.
+        """`optimizer`: may be wrapped by Accelerate. `changed_by_forward`: further tensors to restore, besides buffers.
 
         `clip`: called before each update to clip the gradients. `timeout`: seconds to wait for a step to finish.
         """
@@ -124,7 +125,7 @@ class StepGuard:
         return next(recent for recent in self._recent if recent.step == error.step)
 
     def _decide(self) -> Tensor:
-        """() bool: whether to skip this step. An overflow of the norm counts, even if every gradient is finite."""
+        """() bool: whether to skip this step. It is skipped if the norm of all gradients is not finite."""
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         norm = get_total_norm(gradients)
         zero = norm - norm  # NaN if the norm is not finite

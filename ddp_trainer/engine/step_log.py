@@ -1,4 +1,7 @@
-"""Figures within an epoch: means since the previous record, every few steps, read without waiting for the device."""
+"""Records within an epoch: every few steps, the means since the previous record.
+
+They are read without waiting for the device.
+"""
 
 from torch import Tensor
 
@@ -11,7 +14,7 @@ class StepLog:
     """Turns running sums into records. A record is copied to the host while the next step runs."""
 
     def __init__(self, every: int) -> None:
-        """`every`: steps between two records; 0: none."""
+        """`every`: steps between two records; 0: no records."""
         self._every = every
         self._pending: tuple[Record, PendingValues] | None = None
 
@@ -26,7 +29,7 @@ class StepLog:
     def take(self) -> Record | None:
         """The pending record; None if there is none, or if all of its steps were skipped.
 
-        Call it a step after `add`, or before the state is saved.
+        Call it one step after `add`, or before the state is saved.
         """
         if self._pending is None:
             return None

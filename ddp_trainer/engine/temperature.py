@@ -1,19 +1,19 @@
-"""Temperature scaling: one number that turns the logits of a finished network into probabilities one can rely on."""
+"""Temperature scaling: calibrates the probabilities of a trained network by dividing its logits by one number."""
 
 import math
 
 from torch import Tensor
 
 COLDEST, HOTTEST = 0.05, 20.0  # limits; if every image is classified correctly, the best temperature would be 0
-NUM_HALVINGS = 60  # of the range: more digits than float64 has
+NUM_HALVINGS = 60  # of the interval; the result then has all digits of float64
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature T for which softmax(logits / T) gives `labels` (N,) the highest likelihood; logits are (N, C).
 
-    The class that is predicted stays the same (Guo et al., arXiv 1706.04599). The mean negative log-likelihood is a
-    convex function of 1 / T, so its slope is zero in one place, which is found by bisection: the result is
-    deterministic, and the same on every rank.
+    The predicted classes stay the same (Guo et al., arXiv 1706.04599). The mean negative log-likelihood is a convex
+    function of 1 / T, so its slope is zero at one point, which is found by bisection. The result is deterministic and
+    the same on every rank.
     """
     logits = logits.double().cpu()
     true = logits.gather(1, labels.cpu()[:, None])[:, 0]
@@ -26,7 +26,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     low, high = math.log(COLDEST), math.log(HOTTEST)
     for _ in range(NUM_HALVINGS):
         middle = (low + high) / 2
-        if slope(math.exp(middle)) > 0:  # the network is too sure
+        if slope(math.exp(middle)) > 0:  # the network is overconfident
             low = middle
         else:
             high = middle

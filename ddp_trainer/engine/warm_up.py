@@ -1,8 +1,8 @@
-"""Warms up before the first step, so that the first step takes as long as any other and computes the same result.
+"""Warms up before the first step, so that this step takes no longer than others and a resumed run stays exact.
 
 DDP reorders its gradient buckets after the first passes. With three or more ranks, the position of a gradient in its
-bucket changes the order of summation. Without a warm-up, a resumed run would take its first step with the initial
-order, while the uninterrupted run took the same step with the final order.
+bucket affects the order of summation. Without a warm-up, a resumed run would take its first step with the initial
+order, but the uninterrupted run took the same step with the final order.
 """
 
 import torch
@@ -17,7 +17,7 @@ from ddp_trainer.engine.train_state import TrainState
 from ddp_trainer.models.blank_pass import blank_passes
 
 # DDP records the order of the gradients in one backward pass, and sorts its buckets accordingly at the start of the
-# next pass. With a static graph, the first pass only records the graph, and the second one the order.
+# next pass. With a static graph, the first pass only records the graph, and the second pass records the order.
 PASSES = 2
 
 # DDP waits for the device in its first 10 steps to measure times, and a step that waits cannot be captured.
@@ -25,7 +25,7 @@ STEPS = 11
 
 
 def warm_up(wrapped: nn.Module, state: TrainState, work: Work, config: TrainConfig, image_size: int) -> None:
-    """Warms up the steps of all crop sizes. `state` does not change, provided that the guard skips each `work`.
+    """Warms up the steps at all crop sizes. `state` does not change, provided that the guard skips every step.
 
     On a GPU, this takes whole steps, so that all kernels are chosen and loaded and all memory is allocated. On the CPU,
     forward and backward passes are enough. `wrapped`: the network, wrapped in DDP if there are several processes.
