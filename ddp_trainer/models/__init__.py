@@ -1,1 +1,1 @@
-"""Networks, and the file that says how to rebuild one."""
+"""Networks by name, checks of a network, and model.json, from which a network is rebuilt."""

@@ -8,7 +8,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def blank_passes(model: nn.Module) -> Iterator[None]:
-    """After the block, removes the gradients and restores the buffers that forward and backward passes have changed."""
+    """After forward and backward passes in the block, removes the gradients and restores the buffers."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     yield
     model.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""Checks before the first step, with one forward and one backward pass, that a network can be trained.
+"""Checks before the first step that a network can be trained, with a forward and backward pass at each crop size.
 
 Any problem with a network of your own is reported here in one line. Otherwise, you would see a traceback from the
 middle of a step, or an accuracy of zero.
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from data_prep.errors import InputError, require
 from ddp_trainer.models.blank_pass import blank_passes
 
-NUM_IMAGES = 2  # the fewest with which BatchNorm has a variance
+NUM_IMAGES = 2  # BatchNorm needs at least two to compute a variance
 
 
 def check_network(network: nn.Module, name: str, *, num_classes: int, sides: list[int]) -> list[str]:
-    """Names of trainable parameters that a pass does not use; usually none.
+    """Names of the trainable parameters that get no gradient; usually none.
 
-    `sides`: sides of the square images that the network will see. Raises InputError if parameters are missing, of a
-    wrong type or spread over devices, or if the output is not (N, num_classes) finite logits. Leaves the network and
-    the global generator unchanged.
+    `sides`: sides of the square images that the network will see. Raises InputError if no parameter is trainable, if
+    parameters have a wrong type or are not on the CPU, or if the output is not (N, num_classes) finite logits. Leaves
+    the network and the global generator unchanged.
     """
     _check_parameters(network, name)
     with torch.random.fork_rng(devices=[]), blank_passes(network):
@@ -36,7 +36,8 @@ def _check_parameters(network: nn.Module, name: str) -> None:
     devices = {str(tensor.device) for tensor in (*network.parameters(), *network.buffers())}
     require(
         devices == {"cpu"},
-        f"--network {name} must be built on the CPU (the trainer moves it), got {', '.join(sorted(devices))}",
+        f"--network {name} must be built on the CPU (the trainer moves it to the device), "
+        f"got {', '.join(sorted(devices))}",
     )
     types = {parameter.dtype for parameter in trainable}
     require(
@@ -46,7 +47,7 @@ def _check_parameters(network: nn.Module, name: str) -> None:
 
 
 def _run(network: nn.Module, name: str, images: Tensor) -> object:
-    """The output for a training batch. For networks that work only in NCHW order, the error message says so."""
+    """The output for a training batch. If the network fails only in channels-last order, the error message says so."""
     was_training = network.training
     try:
         return network.train()(images)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from ddp_trainer.config import DEFAULT_WIDTHS
 
-# The head's input is 512 maxima, each of which is several units large, so its logits are large too. Without this
-# factor, the head diverges at learning rates that suit the convolutions. The value is Page's.
+# The inputs of the head are 512 maxima of several units each, so its logits are large too. Without this factor, the
+# head diverges at learning rates that suit the convolutions. The value is Page's.
 LOGIT_SCALE = 1 / 8
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {

@@ -12,14 +12,14 @@ from data_prep.errors import InputError, require
 
 @dataclass(frozen=True)
 class Loaded:
-    """Which entries of a network came from a file, and which did not fit."""
+    """Names of the tensors that were loaded from a file, and of those that did not fit."""
 
     fitting: tuple[str, ...]
-    fresh: tuple[str, ...]  # entries that the file lacks or has in another shape; they keep their random values
-    unused: tuple[str, ...]  # entries of the file that the network lacks
+    fresh: tuple[str, ...]  # tensors that the file lacks or has in another shape; they keep their initial values
+    unused: tuple[str, ...]  # tensors of the file that the network lacks
 
     def describe(self, source: Path) -> str:
-        line = f"starting from {source}: {len(self.fitting)} of {len(self.fitting) + len(self.fresh)} tensors"
+        line = f"starting from {source}: loaded {len(self.fitting)} of {len(self.fitting) + len(self.fresh)} tensors"
         if self.fresh:
             line += f"; randomly initialized: {', '.join(self.fresh)}"
         if self.unused:
@@ -31,13 +31,13 @@ def load_initial_weights(network: nn.Module, source: Path) -> Loaded:
     """Copies into `network` every tensor of `source` that fits by name and shape.
 
     `source`: a run directory, a .safetensors file, or a .pt or .pth file, which is read with weights_only. Raises
-    InputError if it cannot be read, or if nothing in it fits.
+    InputError if it cannot be read, or if it fits none of the network's parameters.
     """
     weights = read_weights(source)
     own = network.state_dict()
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     trained = [name for name in fitting if name in dict(network.named_parameters())]
-    require(bool(trained), f"--init-from {source}: nothing in it fits the network by name and shape")
+    require(bool(trained), f"--init-from {source}: no tensor in it has the name and shape of a network parameter")
     network.load_state_dict({**own, **fitting})
     return Loaded(
         fitting=tuple(fitting),
@@ -67,7 +67,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
         if isinstance(content, dict)
         else {}
     )
-    require(bool(weights), f"--init-from {source} must contain a dictionary of tensors by name, but has none")
+    require(bool(weights), f"--init-from {source} must contain a dictionary of named tensors, but it contains none")
     return {name.removeprefix("module."): value for name, value in weights.items()}  # DDP adds this prefix
 
 
@@ -80,7 +80,7 @@ def freeze(network: nn.Module, patterns: tuple[str, ...]) -> None:
     for pattern in patterns:
         matching = [name for name in parameters if fnmatchcase(name, pattern)]
         some = ", ".join(list(parameters)[:3])
-        require(bool(matching), f"--freeze {pattern} matches no parameter; the first names are {some}, ...")
+        require(bool(matching), f"--freeze {pattern} matches no parameter; the first parameters are {some}, ...")
         for name in matching:
             parameters[name].requires_grad_(False)
     trains = any(parameter.requires_grad for parameter in parameters.values())

@@ -1,7 +1,7 @@
 """Networks by name: the built-in one, those of torchvision and timm, and functions of your own.
 
-A name that cannot be resolved is reported in one line. Elsewhere: whether the network can be trained (`check`), and
-which settings it was built from (`spec`).
+An unknown name is reported in one line. Elsewhere: whether the network can be trained (`check`), and from
+which settings it was built (`spec`).
 """
 
 import difflib
@@ -62,11 +62,11 @@ def _from_timm(name: str, model: str) -> Callable[..., nn.Module]:
 def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
     """A function or class that is defined in one of the user's modules.
 
-    A run directory from somebody else may also name a function, so functions of Python's own library are refused.
+    Functions of Python's own library are refused, because the name may come from somebody else's run directory.
     """
     module_name = name.partition(":")[0]
     own = module_name.split(".")[0] not in sys.stdlib_module_names
-    require(own, f"--network {name}: name a function of your own, not one of Python's library")
+    require(own, f"--network {name}: use a function of your own, not one of Python's library")
     dotted = module_name.removesuffix(".py").strip("/").replace("/", ".")
     is_path = "/" in module_name or module_name.endswith(".py")
     require(not is_path, f"--network needs the name of a module, not of a file; use {dotted}:{function}, got {name}")

@@ -17,7 +17,7 @@ from ddp_trainer.models.custom_resnet import ACTIVATIONS
 from ddp_trainer.models.initial_weights import freeze
 
 # Limits for a model.json that comes from somebody else. Three poolings reduce the smallest side to one pixel; at the
-# largest side, the first activation takes 4 GB.
+# largest side, the first activation of one image takes 4 GB.
 MIN_SIDE, MAX_SIDE, MAX_WIDTH = 8, 4096, 8192
 TEMPERATURES = (1e-3, 1e3)
 FLIPS = ("none", "random", "alternating")
@@ -28,7 +28,7 @@ class ModelSpec:
     """What a network was built from, and how its input must be normalized."""
 
     classes: tuple[str, ...]
-    mean: tuple[float, float, float]  # of the training images, 0-1 scale
+    mean: tuple[float, float, float]  # of the training images, on a scale of 0-1
     std: tuple[float, float, float]
     image_size: int  # pixels a side of a prepared image
     train_size: int | None = None  # pixels a side of the center crop that the network sees; None: the whole image
@@ -61,7 +61,7 @@ class ModelSpec:
 
     @property
     def evaluation_batch(self) -> int:
-        """Images per evaluation batch: 500 of 32x32 pixels, fewer if larger, so that memory stays bounded."""
+        """Images per evaluation batch: 500 of 32x32 pixels, or fewer larger ones, so that memory stays bounded."""
         return max(1, min(500, 500 * 32**2 // self.image_size**2))
 
     def write(self, path: Path) -> None:
@@ -69,7 +69,7 @@ class ModelSpec:
 
     @classmethod
     def read(cls, path: Path) -> "ModelSpec":
-        """Raises InputError if the file is missing or does not describe a model."""
+        """Reads a model.json. Raises InputError if the file is missing or does not describe a model."""
         fields = Fields.read(path)
         if fields is None:
             raise InputError(f"{path} is missing: {_why_unfinished(path.parent)}")
@@ -85,13 +85,14 @@ class ModelSpec:
             flip=fields.text("flip", "random"),
             temperature=fields.number("temperature") or 1.0,
         )
+        coldest, hottest = TEMPERATURES
         unknown = set(fields.names()) - {field.name for field in dataclasses.fields(cls)}
         for problem, found in (
             ("it has no classes", not spec.classes),
             ("it has no image_size", not spec.image_size),
             ("train_size must be at most image_size", spec.input_size > spec.image_size),
             ("std must be positive", min(spec.std) <= 0),
-            (f"temperature must be in {TEMPERATURES}", not TEMPERATURES[0] <= spec.temperature <= TEMPERATURES[1]),
+            (f"temperature must be from {coldest:g} to {hottest:g}", not coldest <= spec.temperature <= hottest),
             ("widths must be four numbers", len(spec.widths) != 4),
             (f"activation must be one of {', '.join(ACTIVATIONS)}", spec.activation not in ACTIVATIONS),
             (f"flip must be one of {', '.join(FLIPS)}", spec.flip not in FLIPS),
@@ -115,7 +116,7 @@ def build_model(spec: ModelSpec) -> nn.Module:
 
 
 def build_network(config: NetworkConfig, spec: ModelSpec) -> nn.Module:
-    """A fresh network to train. Parameters are frozen here, before DDP, which would wait for their gradients."""
+    """A new network to train. Parameters are frozen before DDP wraps it, because DDP would wait for their gradients."""
     network = build_model(spec)
     for norm in (layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)):
         if config.bn_momentum is not None:
@@ -152,7 +153,7 @@ def load_model(run_dir: Path | str) -> tuple[nn.Module, ModelSpec]:
 def _check_shapes(weights: Path, spec: ModelSpec) -> None:
     """Raises InputError unless the file's header has the tensors that `spec` describes.
 
-    Nothing is allocated before that, because widths in a file from somebody else could ask for any amount of memory.
+    The check allocates no memory for tensors, because the widths in somebody else's file could ask for any amount.
     """
     from safetensors import safe_open
 

@@ -160,7 +160,7 @@ def test_initial_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None
     (tmp_path / "text.safetensors").write_text("no weights")
     for name, expected in (
         ("other.pt", "nothing in it fits"),
-        ("list.pt", "must contain a dictionary of tensors by name"),
+        ("list.pt", "must contain a dictionary of named tensors"),
         ("text.safetensors", "cannot be read"),
         ("absent.pt", "there is no file"),
     ):
@@ -171,7 +171,7 @@ def test_initial_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None
 def test_freeze_accepts_patterns_of_parameter_names() -> None:
     network = build_network(NetworkConfig(freeze="0.*, 4.weight"), replace(SPEC, architecture=f"{OWN}small"))
     assert {name for name, value in network.named_parameters() if not value.requires_grad} == {"0.weight", "4.weight"}
-    with pytest.raises(InputError, match=r"--freeze stem\.\* matches no parameter; the first names are 0\.weight"):
+    with pytest.raises(InputError, match=r"--freeze stem\.\* matches no parameter; the first parameters are 0\.weight"):
         freeze(networks.small(5), ("stem.*",))
     with pytest.raises(InputError, match="leaves nothing to train"):
         freeze(networks.small(5), ("*",))
