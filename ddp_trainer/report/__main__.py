@@ -16,11 +16,11 @@ class ReportConfig:
     """Write RUN_DIR/report/index.html and its pictures. With several runs, compare them in the report of the first."""
 
     run_dirs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories; the report is written into the first."""
+    """Run directories; the report is written into the first of them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status. 0: written; 2: the input is wrong."""
+    """Exit status. 0: the report is written; 2: the input is wrong."""
 
     def report() -> None:
         config = parse_flags(ReportConfig, argv, prog=program_name("ddp_trainer.report"))

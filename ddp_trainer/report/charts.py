@@ -35,11 +35,10 @@ def thin_out(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def curves(title: str, names: Sequence[str], *, scale: float = 1.0, unit: str = "", from_zero: bool = False) -> Panel:
-    """A panel with a curve for each of the figures `names`.
+    """A panel with one curve for each of the recorded values `names`.
 
-    With one run, each figure has its own color, there is a legend, and pale curves show the records within epochs.
-    With several runs, each run has its own color, and training curves are dashed. A panel has no room for a legend of
-    the runs.
+    With one run, each value has its own color, and pale curves show the records within epochs. With several runs, each
+    run has its own color, and training curves are dashed; there is no legend, because the panel has no room for it.
     """
 
     def draw(axes: Axes, runs: Sequence[Run]) -> None:
@@ -133,7 +132,7 @@ def curves_figure(runs: Sequence[Run]) -> Figure:
 
 
 def _name_runs(figure: Figure, runs: Sequence[Run]) -> None:
-    """A legend of the runs below all panels."""
+    """Adds a legend of the runs below the panels."""
     from matplotlib.lines import Line2D
 
     lines = [
@@ -153,7 +152,7 @@ def reliability_figure(found: Calibration) -> Figure:
 
 
 def _draw_reliability(axes: Axes, found: Calibration) -> None:
-    """Draws one bar for each range of probabilities: how often a class predicted with such a probability was right."""
+    """Draws one bar for each range of probabilities: the share of correct predictions among those in the range."""
     width = 1 / NUM_BINS
     middles = (np.arange(NUM_BINS) + 0.5) * width
     filled = found.counts > 0

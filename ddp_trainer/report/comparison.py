@@ -1,4 +1,4 @@
-"""The comparison of several runs: mean and standard deviation over seeds, settings that differ, and common curves."""
+"""Compares several runs: mean and standard deviation over seeds, settings that differ, and curves on common axes."""
 
 from collections.abc import Callable, Sequence
 from statistics import mean, stdev
@@ -90,7 +90,7 @@ def _run_row(run: Run, number: int) -> Row:
 
 
 def _spread_row(runs: Sequence[Run], name: str, over: Callable[[Sequence[float]], float]) -> Row:
-    """Each figure over all `runs`; a dash if a run lacks the figure."""
+    """A row with the value of `over` for each figure of the `runs`, or a dash if a run lacks the figure."""
     cells = []
     for figure in FIGURES:
         values = [value for run in runs if (value := figure.value(run)) is not None]
@@ -99,7 +99,7 @@ def _spread_row(runs: Sequence[Run], name: str, over: Callable[[Sequence[float]]
 
 
 def _differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The settings in which the runs differ, and their values."""
+    """The name of each setting in which the runs differ, and its value in each run."""
     names = dict.fromkeys(name for run in runs for name in run.settings if name not in LEFT_OUT)
     values = {
         name.replace("_", "-"): [plain(run.settings[name]) if name in run.settings else NOTHING for run in runs]

@@ -1,7 +1,7 @@
 """The confusion matrix as a picture whose size is bounded, whatever the number of classes.
 
-With up to MAX_LABELED classes, the picture has their labels. With more, each cell is a few pixels wide; with more than
-MAX_SIDE classes, one pixel stands for several classes. Elsewhere: counting (`scores`).
+With more than MAX_LABELED classes, the picture has no labels. With more than MAX_SIDE classes, one pixel stands for
+several classes. Elsewhere: counting (`scores`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_NUMBERED = 20  # with more classes a cell has no room for a number
-MAX_LABELED = 100  # with more classes a row has no room for a label
+MAX_NUMBERED = 20  # with more classes, a cell has no room for a number
+MAX_LABELED = 100  # with more classes, a row has no room for a label
 MAX_SIDE = 2000  # pixels
-STRONGEST = 0.7  # opacity of a full cell; a number in it must be readable
+STRONGEST = 0.7  # opacity of a cell that has all images of its class; the number in it must be readable
 
 
 def confusion_png(found: Predictions, classes: Sequence[str]) -> bytes:
@@ -55,7 +55,7 @@ def confusion_figure(found: Predictions, labels: Sequence[str]) -> Figure:
 
 
 def opacity(counts: np.ndarray) -> np.ndarray:
-    """(C, C) in [0, 1]: share of the true class, on a square-root scale so that rare mistakes are visible."""
+    """(C, C) in [0, 1]: each cell's share of its true class. The square-root scale makes rare mistakes visible."""
     return np.sqrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
 
 
@@ -89,7 +89,7 @@ def _draw_numbers(axes: Axes, counts: np.ndarray) -> None:
 
 
 def cells_png(found: Predictions, *, transparent: bool) -> bytes:
-    """PNG without labels, at most MAX_SIDE pixels a side. With `transparent`, it suits any background."""
+    """PNG of the matrix without labels, at most MAX_SIDE pixels a side. With `transparent`, it suits any background."""
     from PIL import Image
 
     num_classes = found.probabilities.shape[1]
@@ -106,7 +106,7 @@ def cells_png(found: Predictions, *, transparent: bool) -> bytes:
 
 
 def _palette(*, transparent: bool) -> bytes:
-    """256 colors from the background to the color of a full cell. With `transparent`, all 256 are that color."""
+    """256 colors from the background to CELL. With `transparent`, all 256 are CELL, because only the opacity varies."""
     full, background = (np.frombuffer(bytes.fromhex(color[1:]), np.uint8).astype(float) for color in (CELL, SURFACE))
     shares = np.ones((256, 1)) if transparent else np.linspace(0, 1, 256)[:, None]
     return np.rint(background + shares * (full - background)).astype(np.uint8).tobytes()

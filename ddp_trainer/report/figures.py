@@ -1,4 +1,4 @@
-"""matplotlib figures in the report's style, as SVG for the page and as PNG files. No global state is changed.
+"""matplotlib figures in the report's style, as SVG for the page and as PNG files. matplotlib's globals do not change.
 
 The SVG refers to colors by the variables of the page's style sheet, so one drawing works in the light and in the dark
 scheme. Text in the SVG is real text, in the page's font.
@@ -48,7 +48,7 @@ def style(axes: Axes, *, title: str, x: str, y: str = "") -> None:
 
 
 def to_png(figure: Figure, dpi: int = 130) -> bytes:
-    """PNG of the figure, which is drawn only once; `savefig` draws it twice."""
+    """PNG of the figure. `savefig` would draw the figure twice."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
@@ -82,7 +82,7 @@ def to_svg(figure: Figure) -> str:
 
 
 def _prepare_texts(figure: Figure) -> None:
-    """Shows names literally: `$` does not start a formula, and a letter that one font lacks comes from another font."""
+    """Shows texts literally: `$` does not start a formula, and a letter that one font lacks comes from another font."""
     from matplotlib.text import Text
 
     families = fonts()

@@ -1,6 +1,6 @@
 """Renders the report's HTML templates. Values are escaped unless they are Markup.
 
-Templates and the style sheet are files in `templates/`. Elsewhere: what the sections say.
+Templates and the style sheet are files in `templates/`. Elsewhere: the values for them (`sections`, `results`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @cache
 def environment() -> jinja2.Environment:
-    """The templates of this package. It is an error if a template uses a value that was not passed."""
+    """jinja2 with the templates of this package. If a template uses a value that was not passed, it raises an error."""
     found = jinja2.Environment(
         loader=jinja2.PackageLoader("ddp_trainer.report"),
         autoescape=True,
@@ -39,12 +39,12 @@ def environment() -> jinja2.Environment:
 
 
 def render(template: str, **values: object) -> Markup:
-    """HTML of `templates/TEMPLATE`."""
+    """HTML of the file `template` in templates/, filled with `values`."""
     return Markup(environment().get_template(template).render(values))
 
 
 def chart(figure: Figure, description: str) -> Markup:
-    """`figure` as inline SVG in the colors of the reader's scheme, with `description` for screen readers."""
+    """`figure` as inline SVG in the reader's color scheme (light or dark), with `description` for screen readers."""
     svg = Markup(to_svg(figure))  # matplotlib escapes the texts in it
     return Markup('<div role="img" aria-label="{}">{}</div>').format(description, svg)
 

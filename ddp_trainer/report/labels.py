@@ -30,15 +30,15 @@ def shorten(name: str, length: int = 16) -> str:
 def distinct_labels(names: Sequence[str], length: int = 16) -> list[str]:
     """A short label for each class.
 
-    It begins with the number of the class if it would otherwise equal another label, or if no font on this machine can
-    show it.
+    A label begins with the number of the class if it would otherwise equal another label, or if no font on this machine
+    can show it.
     """
     labels = [shorten(name, length) for name in names]
     labels = [
         f"{number}: {shorten(name, length - 4)}" if repeated or not is_drawable(name) else label
         for number, (name, label, repeated) in enumerate(zip(names, labels, _repeated(labels), strict=True))
     ]
-    if any(_repeated(labels)):  # the name of one class is the label of another
+    if any(_repeated(labels)):  # for example, if the name of one class equals the label of another
         return [f"class {number}" for number in range(len(names))]
     return labels
 
@@ -54,7 +54,7 @@ def is_drawable(text: str) -> bool:
 
 
 def fonts() -> list[str]:
-    """Families for matplotlib, in order of preference."""
+    """Font families for matplotlib, in order of preference."""
     from matplotlib.font_manager import fontManager
 
     installed = {font.name for font in fontManager.ttflist}

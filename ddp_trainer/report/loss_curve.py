@@ -3,14 +3,14 @@
 import math
 
 DIVERGED = 4.0  # the loss has diverged above this multiple of its lowest smoothed value, as in fastai
-SHARE = 0.1  # share of all steps that the average covers, and that count as the first steps
+SHARE = 0.1  # the average covers this share of all steps; as many steps count as the first steps
 
 
 class LossCurve:
     """Losses by learning rate, raw and smoothed by an exponential average with bias correction.
 
-    The average covers a fixed share of the steps, so it lags behind by the same factor of the learning rate, however
-    many steps there are.
+    The average covers a fixed share of the steps, so it lags behind by the same factor of the learning rate, whatever
+    the number of steps.
     """
 
     def __init__(self, steps: int) -> None:
@@ -40,7 +40,7 @@ class LossCurve:
     def lowest(self) -> int | None:
         """The step with the lowest smoothed loss after the first steps.
 
-        None if the loss did not fall below the mean of the first steps, because its minimum then means nothing.
+        None if the loss did not fall below the mean of the first steps, because its minimum is meaningless then.
         """
         later = range(self._first, len(self.smoothed))
         if not later:
@@ -49,7 +49,7 @@ class LossCurve:
         return step if self.smoothed[step] < sum(self.losses[: self._first]) / self._first else None
 
     def suggestion(self) -> float | None:
-        """A tenth of the rate with the lowest smoothed loss, to two digits; the method is not even that accurate."""
+        """A tenth of the rate with the lowest smoothed loss, rounded to two digits; None if the loss did not fall."""
         return None if self.lowest is None else float(f"{self.rates[self.lowest] / 10:.2g}")
 
     def advice(self) -> str:

@@ -1,7 +1,7 @@
 """The model card: model.md in the run directory, written from the files of a finished run.
 
-It tells somebody who receives the weights what they need to know, and how to load them. The sections follow Mitchell
-et al., "Model Cards for Model Reporting" (arXiv 1810.03993).
+It is for people who receive the weights: it describes the model and its limits, and shows how to load it. The sections
+follow Mitchell et al., "Model Cards for Model Reporting" (arXiv 1810.03993).
 """
 
 from collections.abc import Iterator
@@ -93,7 +93,7 @@ def headline(run: Run) -> Iterator[str]:
         )
     averaged = run.number("test_accuracy_tta")
     if averaged is not None:
-        yield f"- With test-time augmentation of uncertain images: {percent(averaged)}."
+        yield f"- Accuracy with test-time augmentation of uncertain images: {percent(averaged)}."
     yield f"- Input: {input_images(run)}. Output: a logit for each of {len(run.classes)} classes."
     yield f"- Classes, in order: {', '.join(map(code, run.classes))}."
     network = code(plain(run.settings.get("network", "custom_resnet")))
@@ -104,7 +104,7 @@ def input_images(run: Run) -> str:
     whole, center = run.dataset.image_size or "?", run.settings.get("train_size")
     if not isinstance(center, int) or center == whole:
         return f"RGB images of {whole}x{whole} pixels"
-    return f"RGB images of {center}x{center} pixels, the centers of images of {whole}x{whole} pixels"
+    return f"RGB images of {center}x{center} pixels, center-cropped from images of {whole}x{whole} pixels"
 
 
 def data(run: Run) -> Iterator[str]:
@@ -113,10 +113,10 @@ def data(run: Run) -> Iterator[str]:
     yield f"- Source: {code(dataset.source)}; {counts or 'number of images unknown'}."
     held_out = run.settings.get("validation")
     if held_out:
-        yield f"- {code(plain(held_out))} of the training images were held out, and the accuracy is measured on them."
+        yield f"- {code(plain(held_out))} of the training images were held out to measure the accuracy."
     calibrated = run.settings.get("calibrate")
     if calibrated:
-        yield f"- {code(plain(calibrated))} other training images were held out, and the temperature is fitted on them."
+        yield f"- {code(plain(calibrated))} of the training images were held out to fit the temperature."
     mean, std = (", ".join(f"{value:.4f}" for value in values) or NOTHING for values in (dataset.mean, dataset.std))
     yield f"- Colors of the training images on a scale of 0-1: mean {mean}; standard deviation {std}."
     for split in dataset.splits.values():
@@ -142,15 +142,16 @@ def recipe(run: Run) -> Iterator[str]:
 
 
 def limits(run: Run) -> Iterator[str]:
-    yield f"- The interval reflects only the choice of the {run.split} images, not that of the seed: this is one run."
+    yield f"- The interval accounts for the choice of the {run.split} images, but not for the seed: this is one run."
     if run.split == "test":
-        yield "- If settings were tuned on this number, it is optimistic; `--validation N` holds out images to tune on."
+        yield "- If settings were tuned on the test images, the accuracy is too optimistic; `--validation N` holds out"
+        yield "  training images to tune on."
     if run.number("steps") == run.settings.get("max_steps"):
         yield "- `--max-steps` ended the run early: the full recipe may do better."
     if run.predictions is not None:
         yield from measured_limits(run, run.predictions)
     yield "- Every image gets one of the classes above, whatever it shows, and possibly with a high probability."
-    yield "- Not evaluated: images of another size or origin than the training images, corrupted images, attacks, and"
+    yield "- Not evaluated: images of a different size or origin than in training, corrupted images, attacks, and"
     yield "  differences between groups of people or places."
 
 
@@ -158,17 +159,18 @@ def measured_limits(run: Run, found: Predictions) -> Iterator[str]:
     recall = precision_and_recall(found.labels, found.predicted, len(run.classes))[1]
     worst = int(np.nanargmin(recall))
     images = int(class_counts(found.labels, len(run.classes))[worst])
-    yield f"- Weakest class: {code(run.classes[worst])}; {recall[worst]:.1%} of its {images:,} images were recognized."
+    weakest = f"- Weakest class: {code(run.classes[worst])}; "
+    yield weakest + f"{recall[worst]:.1%} of its {images:,} images are classified correctly."
     error = calibration(found.labels, found.predicted, found.confidence).error
-    yield f"- Its probabilities are off by {error:.1%} on average (expected calibration error, 15 bins)."
+    yield f"- The probabilities are off by {error:.1%} on average (expected calibration error, 15 bins)."
     before, temperature = run.number("calibration_error_before"), run.number("temperature")
     if before is not None and temperature is not None:
-        yield f"- They are computed with a temperature of {temperature:.3f}; with 1, they would be off by {before:.1%}."
+        yield f"- The softmax has a temperature of {temperature:.3f}; with 1, the error would be {before:.1%}."
 
 
 def usage() -> Iterator[str]:
     yield "`images` is a uint8 tensor (N, 3, height, width) with values 0-255; `logits.softmax(1)` gives probabilities"
     yield "in the order of the classes above. In this folder, with ddp-trainer installed:"
     yield from ("", "```python", WITH_THIS_PACKAGE.rstrip(), "```", "")
-    yield from ("Without ddp-trainer, from a file that you export once:", "", "```bash", EXPORT, "```", "")
+    yield from ("To use the model without ddp-trainer, export it once:", "", "```bash", EXPORT, "```", "")
     yield from ("```python", WITHOUT_THIS_PACKAGE.rstrip(), "```")

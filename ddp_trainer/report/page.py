@@ -1,4 +1,4 @@
-"""The page as a whole. It has no scripts and loads nothing. Elsewhere: its sections."""
+"""Builds the whole page. It has no scripts and loads no other files. Elsewhere: its sections."""
 
 from collections.abc import Sequence
 

@@ -33,7 +33,7 @@ def data_command(run: Run) -> list[str]:
 
 
 def train_command(run: Run) -> str:
-    """The command that trains, with the flags that differ from the recipe, or all flags if the recipe is unknown."""
+    """The command that trains. It has the flags that differ from the recipe, or all flags if the recipe is unknown."""
     launcher = LAUNCHER.format(run.world_size) if run.world_size != 1 else "python"
     usual = recipe_settings(run.recipe)
     words = [launcher, "-m ddp_trainer.train"]

@@ -35,7 +35,10 @@ class ClassRow(NamedTuple):
 
 
 def results(run: Run, *, is_detail: bool = False) -> Markup:
-    """All sections. With `is_detail`, the page compares several runs, and has no confusion matrix beside the curves."""
+    """All sections about the predictions. `is_detail`: the page compares several runs.
+
+    The confusion matrix is left out if the page shows it beside the curves (`sections.curves`).
+    """
     found = run.predictions
     if found is None:
         return Markup("")
@@ -48,8 +51,8 @@ def confusion_picture(run: Run) -> Markup:
     found = run.predictions
     if found is None:
         return Markup("")
-    right = f"{found.num_correct:,} of {len(found.labels):,} images are right"
-    described = f"Confusion matrix of {len(run.classes)} classes: {right}"
+    correct = f"{found.num_correct:,} of {len(found.labels):,} images are classified correctly"
+    described = f"Confusion matrix of {len(run.classes)} classes: {correct}"
     if len(run.classes) > MAX_LABELED:
         return picture(cells_png(found, transparent=True), described)
     return chart(confusion_figure(found, distinct_labels(run.classes)), described)
@@ -74,7 +77,7 @@ def confusion(run: Run, found: Predictions, *, show_matrix: bool) -> Markup:
 
 
 def classes(run: Run, found: Predictions) -> Markup:
-    """A row for each class. Of more than MAX_ROWS classes, only those with the lowest recall are listed."""
+    """A row for each class. If there are more than MAX_ROWS classes, lists those with the lowest recall."""
     rows = class_rows(run.classes, found)
     if len(rows) > MAX_ROWS:
         rows = sorted(rows, key=lambda row: (math.isnan(row.recall), row.recall))[:MAX_ROWS]

@@ -1,6 +1,6 @@
 """The arithmetic of the report, in NumPy.
 
-`confusion_counts` needs memory for every pair of classes. All other functions need it only for each image and class.
+Only the memory of `confusion_counts` grows with the square of the number of classes.
 """
 
 import math
@@ -13,16 +13,16 @@ NUM_BINS = 15
 
 
 class Calibration(NamedTuple):
-    """Bins of equal width over the confidence, (NUM_BINS,) each. Empty bins have a count of 0 and are NaN elsewhere."""
+    """Predictions in bins of equal width by confidence. In an empty bin, the count is 0 and both means are NaN."""
 
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    counts: np.ndarray
+    confidence: np.ndarray  # (NUM_BINS,) mean in each bin
+    accuracy: np.ndarray  # (NUM_BINS,) mean in each bin
+    counts: np.ndarray  # (NUM_BINS,) number of predictions in each bin
     error: float  # expected calibration error, 0 to 1
 
 
 class Pair(NamedTuple):
-    """Images of class `true` that were taken for class `predicted`."""
+    """The number of images of class `true` for which class `predicted` was predicted."""
 
     true: int
     predicted: int
@@ -49,7 +49,7 @@ def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def precision_and_recall(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """(C,) each. Precision is NaN for a class that was never predicted, and recall for a class without images."""
+    """(C,) each. Precision is NaN for a class that was never predicted; recall is NaN for a class without images."""
     hits = class_counts(labels[predicted == labels], num_classes).astype(float)
     totals = class_counts(predicted, num_classes), class_counts(labels, num_classes)
     precision, recall = (np.divide(hits, n, out=np.full_like(hits, np.nan), where=n > 0) for n in totals)
@@ -65,7 +65,7 @@ def confused_pairs(labels: np.ndarray, predicted: np.ndarray, limit: int) -> lis
 
 
 def calibration(labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray) -> Calibration:
-    """Compares how often predictions are right with the probabilities they were given. Bins are (low, high]."""
+    """Compares the confidence of predictions with the share of them that is correct. Bins are (low, high]."""
     hits = (predicted == labels).astype(float)
     bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
     counts = np.bincount(bins, minlength=NUM_BINS)

@@ -39,7 +39,7 @@ def hardware(run: Run) -> str:
 
 
 def operations(run: Run) -> str:
-    """The number of operations of the run, and how many of them are the optimizer's, if any."""
+    """The number of operations of the run, and the part of them that the optimizer takes, if any."""
     total, optimizer = quantity(run.number("train_pflops"), "PFLOP"), run.number("optimizer_pflops")
     return f"{total}, of which {quantity(optimizer)} in the optimizer" if optimizer else total
 
@@ -78,11 +78,12 @@ def notices(run: Run) -> list[str]:
         if run.message:
             notes.append(run.message)
     if run.split == "validation":
-        notes.append("Measured on training images that were held out, not on the test split.")
+        notes.append("The figures are measured on held-out training images, not on the test split.")
     found, counts = run.predictions, run.counts
     if found is not None and counts is not None and (found.num_correct, len(found.labels)) != counts:
         notes.append(
-            f"predictions.npz is from another evaluation: {found.num_correct} of its {len(found.labels)} are right."
+            "predictions.npz is from another evaluation: "
+            f"{found.num_correct} of its {len(found.labels)} predictions are correct."
         )
     return notes
 
@@ -104,7 +105,7 @@ def curves(runs: Sequence[Run]) -> Markup:
 
 
 def configuration(run: Run) -> Markup:
-    """Every setting, the versions and the data, as config.json has them."""
+    """Every setting, the versions and the data, as recorded in config.json."""
     dataset = run.dataset
     data = {
         "source": dataset.source or NOTHING,

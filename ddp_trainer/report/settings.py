@@ -7,5 +7,6 @@ from ddp_trainer.config import FREE_ON_RESUME
 NO_DIFFERENCE = FREE_ON_RESUME - {"max_steps"}
 
 # The report leaves these out when it compares runs or says how to repeat one: they decide where a run is stored, how it
-# is tracked and how fast it loads data. It does show `device` and `compile`, which change the last digits of a result.
+# is tracked and how fast it loads data. The report shows `device` and `compile`, which change the last digits of a
+# result.
 LEFT_OUT = NO_DIFFERENCE - {"device", "compile"}

@@ -15,7 +15,7 @@ HEAD = "| settings | n | mean {} accuracy | standard deviation | with TTA | stan
 
 
 def results_table(folders: Sequence[Path]) -> str:
-    """The table: finished runs that differ only in their seed share one row.
+    """The table in Markdown. Finished runs that differ only in their seed share one row.
 
     Raises InputError if a run directory is damaged.
     """
@@ -38,7 +38,7 @@ def results_table(folders: Sequence[Path]) -> str:
 
 
 def _mean_and_spread(values: Sequence[float | None]) -> str:
-    """Two cells of the table; dashes if a run lacks the figure."""
+    """Mean and standard deviation as two cells of the table, or dashes if a run lacks the figure."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return f"{NOTHING} | {NOTHING}"
@@ -46,7 +46,7 @@ def _mean_and_spread(values: Sequence[float | None]) -> str:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """A label for each run: its values of the settings, except seed, that differ between runs and affect the result."""
+    """A label for each run: its values of all settings that affect the result and differ between runs, except seed."""
     settings: list[dict[str, Setting]] = [{"recipe": run.recipe, **run.settings} for run in runs]
     unnamed = {*NO_DIFFERENCE, "seed"} - {"data_dir"}  # runs on different datasets must not share a row
     names = dict.fromkeys(name for each in settings for name in each if name not in unnamed)

@@ -32,7 +32,7 @@ def four_digits(value: float | None) -> str:
 
 
 def plain(value: Setting) -> str:
-    """A setting as on a command line; the values of a list are separated by spaces."""
+    """The value of a setting as text. The values of a list are separated by spaces."""
     if isinstance(value, list):
         return " ".join(map(plain, value))
     if value is None or isinstance(value, bool):

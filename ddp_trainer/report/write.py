@@ -1,6 +1,6 @@
 """Writes the report of a run: one self-contained HTML page and its pictures.
 
-It is made from the files in the run directory alone, without GPU, data or W&B. Elsewhere: reading
+The report is made from the files in the run directory alone, without GPU, data or W&B. Elsewhere: reading
 (`tracking.run_record`), arithmetic (`scores`), drawing (`charts`, `confusion`, `gallery`) and the page (`page`).
 """
 
@@ -31,7 +31,7 @@ def write_report(run_dirs: Sequence[Path]) -> Path:
         raise InputError("report: no run directory given; name at least one")
     runs = load_runs([Path(run_dir) for run_dir in run_dirs])
     folder = runs[0].path / "report"
-    if folder.is_symlink():  # files would be written and deleted wherever it leads
+    if folder.is_symlink():  # otherwise, files would be written and deleted in the folder that it points to
         raise InputError(f"{folder} is a symbolic link; remove it")
     pictures, page = draw_pictures(runs), build_page(runs)
     try:
@@ -39,7 +39,7 @@ def write_report(run_dirs: Sequence[Path]) -> Path:
         for name in PICTURES:
             if name in pictures:
                 replace_file(folder / name, pictures[name])
-            else:  # left by an earlier report, a picture would contradict the page
+            else:  # a picture from an earlier report would contradict the page
                 (folder / name).unlink(missing_ok=True)
         replace_file(folder / "index.html", page.encode())
     except OSError as error:
@@ -48,7 +48,7 @@ def write_report(run_dirs: Sequence[Path]) -> Path:
 
 
 def draw_pictures(runs: Sequence[Run]) -> dict[str, bytes]:
-    """Name in PICTURES -> PNG. A run without predictions has only its curves."""
+    """{name in PICTURES: PNG}. For a run without predictions, only the curves are drawn."""
     run, found = runs[0], runs[0].predictions
     pictures = {"curves.png": to_png(curves_figure(runs))}
     if found is not None:

@@ -53,7 +53,7 @@ def test_report_and_card_say_what_the_temperature_brought(calibrated: Path) -> N
     before, temperature = run.number("calibration_error_before"), run.number("temperature")
     page = reliability(run, run.predictions)
     assert f"temperature of {temperature:.3f}, which was fitted on 30" in " ".join(page.split())
-    assert f"the error was {before:.2%}" in page
+    assert f"the error would be {before:.2%}" in page
     assert f"a temperature of {temperature:.3f}" in (calibrated / "model.md").read_text()
     without = reliability(replace(run, summary={}), run.predictions)
     assert "temperature of" not in without

@@ -101,4 +101,6 @@ def test_every_command_uses_the_center_crop(folder: Path, resident: Path, capsys
     stored = np.load(resident / "predictions.npz")["probabilities"].max(axis=1)
     assert sorted(line["probability"] for line in predicted) == pytest.approx(sorted(stored), abs=1e-4)
     assert export.main([str(resident), "--format", "torch"]) == 0
-    assert "RGB images of 48x48 pixels, the centers of images of 64x64 pixels" in (resident / "model.md").read_text()
+    assert (
+        "RGB images of 48x48 pixels, center-cropped from images of 64x64 pixels" in (resident / "model.md").read_text()
+    )
