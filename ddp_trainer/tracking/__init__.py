@@ -1,1 +1,1 @@
-"""What a run records, on disk, on the console and elsewhere, and how it is read back."""
+"""Writes the records of a run to disk, W&B, TensorBoard and the console, and reads them back from disk."""

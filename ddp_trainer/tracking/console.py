@@ -1,6 +1,6 @@
 """Shows the progress of a run: a live bar on a terminal, or plain lines in a log. Only the main rank shows anything.
 
-Everything goes to stderr. The training loop provides the figures; this file decides when to read and how to show them.
+All output goes to stderr. The training loop provides the figures. This file decides when to read and how to show them.
 """
 
 import os
@@ -16,7 +16,7 @@ from rich.console import Console
 Values = Callable[[], Mapping[str, float]]
 
 DRAW_SECONDS = 0.5  # minimum time between two updates of the bar, because each of them waits for the device
-LINE_SECONDS = (10.0, 30.0)  # minimum and maximum time between two lines of a log, of which an epoch gets about ten
+LINE_SECONDS = (10.0, 30.0)  # minimum and maximum time between two lines of a log; within these limits, ten per epoch
 BAR_CELLS, MIN_BAR_CELLS = 24, 6
 
 
@@ -41,7 +41,7 @@ class Progress(Protocol):
 
 
 class SilentProgress:
-    """For every rank but the main one."""
+    """Shows nothing. Used on every rank but the main one."""
 
     def start(self, epoch: int, epochs: int, total_steps: int, initial_step: int) -> None:
         pass
@@ -115,7 +115,7 @@ class BarProgress(_Epoch):
         print_line(line, self.stream)
 
     def _fitted(self, figures: str) -> str:
-        """On a narrow terminal, the bar shrinks first; if that is not enough, the figures are cut off."""
+        """`figures`, cut off if they do not fit beside the bar, which is shortened first."""
         room = self.console.width - len(self.label) - 2
         self.column.bar_width = min(max(room - len(figures), MIN_BAR_CELLS), BAR_CELLS)
         return figures[: max(room - self.column.bar_width, 0)]
@@ -175,7 +175,7 @@ def epoch_label(epoch: int, epochs: int) -> str:
 
 
 def epoch_line(record: Mapping[str, Any], *, epochs: int) -> str:
-    """The summary of an epoch; `record` is its line of metrics.jsonl."""
+    """A line that summarizes an epoch. `record`: the epoch's record in metrics.jsonl."""
     accuracy = f"{record['test_correct']}/{record['test_total']} ({record['test_accuracy']:.2%})"
     return (
         f"{epoch_label(int(record['epoch']), epochs)}  "

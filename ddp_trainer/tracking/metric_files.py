@@ -1,4 +1,4 @@
-"""The records of a run as files: JSON lines, and TensorBoard's event files. Other files decide when to write them."""
+"""The records of a run as files: JSON lines, and TensorBoard's event files. Other modules decide when to write them."""
 
 import json
 import shutil
@@ -63,7 +63,7 @@ def _readable(path: Path) -> Iterator[Record]:
 
 
 class TensorBoardMirror:
-    """Event files in RUN/tensorboard/, rewritten on resume."""
+    """Writes event files to RUN/tensorboard/. A resumed run rewrites them from the start."""
 
     def __init__(self, run_dir: Path, steps: Sequence[Record], epochs: Sequence[Record]) -> None:
         from torch.utils.tensorboard import SummaryWriter

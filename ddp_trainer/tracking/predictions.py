@@ -22,11 +22,11 @@ KINDS = {"indices": "iu", "labels": "iu", "probabilities": "f", "wrong_indices":
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """The evaluated images. Every label is a class; every probability is in [0, 1]."""
+    """Labels and predictions of the evaluated images. Every label is a class number below C."""
 
     indices: np.ndarray  # (N,) integers, positions in the evaluated file
     labels: np.ndarray  # (N,) integers
-    probabilities: np.ndarray  # (N, C) float
+    probabilities: np.ndarray  # (N, C) float, each in [0, 1]
     wrong_indices: np.ndarray  # (K,) integers, most confident mistake first
     wrong_images: np.ndarray  # (K, H, W, 3) uint8
 
@@ -56,7 +56,7 @@ class Mistake(NamedTuple):
 
 
 def most_confident_mistakes(found: Predictions, classes: Sequence[str]) -> list[Mistake]:
-    """At most MAX_MISTAKES, most confident first."""
+    """At most MAX_MISTAKES misclassified images, most confident mistake first."""
     rows = {int(index): row for row, index in enumerate(found.indices)}
     mistakes = []
     for sample, pixels in zip(found.wrong_indices[:MAX_MISTAKES].tolist(), found.wrong_images, strict=False):
@@ -72,7 +72,7 @@ class Header(NamedTuple):
 
 
 def read_predictions(path: Path) -> Predictions | None:
-    """None if there is no such file. Raises InputError if arrays are missing or do not match."""
+    """Reads predictions.npz; None if there is no such file. Raises InputError if arrays are missing or do not match."""
     if not path.exists():
         return None
     if not path.is_file():
@@ -80,15 +80,15 @@ def read_predictions(path: Path) -> Predictions | None:
     try:
         found = _read_arrays(path)
     except _Misfit as misfit:
-        raise InputError(f"{path}: {misfit}; train again or remove it") from None
-    except Exception as error:  # readers of zip files and arrays raise nearly anything for damaged ones
+        raise InputError(f"{path}: {misfit}; train again or remove the file") from None
+    except Exception as error:  # for damaged files, the readers of zip files and arrays raise almost any exception
         reason = printable(" ".join(str(error).split())[:200]) or type(error).__name__
-        raise InputError(f"{path} cannot be read ({reason}); train again or remove it") from None
+        raise InputError(f"{path} cannot be read ({reason}); train again or remove the file") from None
     return found
 
 
 class _Misfit(Exception):
-    """Arrays do not match; the message says which."""
+    """Raised if an array is not as expected. The message says what is wrong."""
 
 
 def _read_arrays(path: Path) -> Predictions:
@@ -111,7 +111,7 @@ def _read_header(archive: zipfile.ZipFile, name: str) -> Header:
         length = member.tell()
     size = dtype.itemsize * int(np.prod(shape, dtype=object))
     if archive.getinfo(f"{name}.npy").file_size != length + size:
-        raise _Misfit(f"{name} does not have the size that its header says")
+        raise _Misfit(f"the size of {name} does not match its header")
     return Header(shape, dtype)
 
 
@@ -121,7 +121,7 @@ def _parse_header(member: IO[bytes], name: str) -> Header:
         raise _Misfit(f"{name} has a header of version {version[0]}.{version[1]}, not 1.0")
     shape, _, dtype = np.lib.format.read_array_header_1_0(member)
     if dtype.kind not in KINDS[name] or dtype.itemsize > 8:
-        raise _Misfit(f"{name} has type {str(dtype)[:30]}")
+        raise _Misfit(f"{name} has an unsupported type: {str(dtype)[:30]}")
     return Header(shape, dtype)
 
 
@@ -136,7 +136,7 @@ def _check_headers(headers: dict[str, Header]) -> None:
         raise _Misfit(f"the shapes of indices {headers['indices'].shape} and labels {labels} do not match")
     is_rgb = len(images) == 4 and images[3] == 3 and 0 not in images[1:] and headers["wrong_images"].dtype == np.uint8
     if not is_rgb or headers["wrong_indices"].shape != images[:1]:
-        raise _Misfit(f"wrong_images must be one RGB image for each wrong index, got shape {images}")
+        raise _Misfit(f"wrong_images must have one RGB image for each entry of wrong_indices, got shape {images}")
 
 
 def _check_values(found: Predictions) -> None:

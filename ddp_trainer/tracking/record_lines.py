@@ -12,7 +12,7 @@ from data_prep.json_fields import is_number
 
 Record = dict[str, float]
 
-LARGEST_FIGURE = 1e30  # not far below the largest float32
+LARGEST_FIGURE = 1e30  # values of this size or more are left out; the largest float32 is 3.4e38
 
 
 def read_epochs(path: Path) -> tuple[Record, ...]:
@@ -25,7 +25,7 @@ def read_epochs(path: Path) -> tuple[Record, ...]:
         record = _parse_record(line)
         if record is not None and 1 <= record.get("epoch", 0) <= 1e9:
             records[record["epoch"]] = record
-        elif number < len(lines):  # otherwise, this is a last line without a newline: it was cut off
+        elif number < len(lines):  # a last line without a newline was cut off, and is left out
             raise InputError(f"{path}, line {number}: not the JSON record of an epoch; remove the line")
     return tuple(records[epoch] for epoch in sorted(records))
 
@@ -55,7 +55,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _parse_record(line: str) -> Record | None:
-    """The figures of one line; values that are not finite are left out."""
+    """The figures of one line, without values that are not finite or too large; None if it is not a JSON object."""
     try:
         fields: Any = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,6 +1,6 @@
-"""Reads a run back from its directory and checks it: what this module returns is consistent and safe to use.
+"""Reads a run back from its directory, and checks that its files are consistent and safe to use.
 
-Elsewhere: writing these files (`run`, `tracking`), the types of single fields (`json_fields`), lines of records
+Elsewhere: writing these files (`run`, `tracking`), checking single fields (`json_fields`), reading JSON lines
 (`record_lines`) and predictions.npz (`predictions`).
 """
 
@@ -16,7 +16,7 @@ from data_prep.json_fields import Fields, Setting
 from ddp_trainer.tracking.predictions import Mistake, Predictions, most_confident_mistakes, read_predictions
 from ddp_trainer.tracking.record_lines import Record, columns, read_epochs, read_steps
 
-FIGURES = (  # of summary.json
+FIGURES = (  # that are read from summary.json
     *("test_accuracy", "test_correct", "test_total", "test_accuracy_tta", "test_balanced_accuracy", "epochs", "steps"),
     *("largest_class_share", "test_loss", "calibration_error_before", "temperature"),
     *("train_seconds", "train_pflops", "optimizer_pflops", "parameters", "images_per_second"),
@@ -40,7 +40,7 @@ class RecordedDataset:
     splits: Mapping[str, RecordedSplit] = field(default_factory=dict)
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    skipped: tuple[str, ...] = ()  # unreadable files
+    skipped: tuple[str, ...] = ()  # names of image files that could not be read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Run:
     """One run directory. An interrupted run lacks a summary and predictions, and may lack epochs."""
 
     path: Path
-    name: str  # of the folder; made unique if several runs are loaded
+    name: str  # of the folder; with its parent's name if several loaded runs have the same
     recipe: str
     data_dir: str
     settings: Mapping[str, Setting]
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def counts(self) -> tuple[int, int] | None:
-        """(correct, evaluated) of the final model, or of the last finished epoch if there is no final model."""
+        """(correct, evaluated) images of the final model, or of the last finished epoch if there is no final model."""
         counts = _counts_in(self.summary or {})
         if counts is None and self.predictions is not None:
             return self.predictions.num_correct, len(self.predictions.labels)
@@ -77,7 +77,7 @@ class Run:
 
     @property
     def accuracy(self) -> float | None:
-        """0 to 1."""
+        """Share of correct predictions, 0 to 1, or None if it is unknown."""
         if self.counts is not None:
             return self.counts[0] / self.counts[1]
         return self.metrics[-1].get("test_accuracy") if self.metrics else None
@@ -109,7 +109,7 @@ def list_mistakes(run: Run) -> list[Mistake]:
 
 
 def load_run(path: Path | str) -> Run:
-    """Raises InputError, which names the file, if `path` is not a run directory or a file in it is unusable."""
+    """Reads the run in `path`. Raises InputError if this is not a run directory or a file in it cannot be used."""
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path} is not a folder: name a run directory, such as runs/NAME")

@@ -37,7 +37,7 @@ class Mirror(Log, Protocol):
 
 
 class RunTracker:
-    """Writes the JSON lines, and the mirrors for as long as they work."""
+    """Writes each record to the JSON lines, and to every mirror as long as it works."""
 
     def __init__(self, steps: JsonLines, epochs: JsonLines, mirrors: dict[str, Mirror], state: dict[str, str]) -> None:
         self._steps, self._epochs, self._mirrors, self._state = steps, epochs, mirrors, state
@@ -78,7 +78,7 @@ def build_tracker(
     step: int = 0,
     state: Mapping[str, str] = {},
 ) -> Tracker:
-    """Starts the records of a run. Call it on the main process only.
+    """Opens the files and starts the mirrors. Call it on the main process only.
 
     A run that is resumed after `step` keeps `history` in metrics.jsonl, and the records up to that step in
     steps.jsonl. `state`: what `Tracker.state` returned when the run was saved.
@@ -91,7 +91,7 @@ def build_tracker(
     if "tensorboard" in settings.tracker_names:
         try:
             mirrors["TensorBoard"] = TensorBoardMirror(run_dir, kept, history)
-        except Exception as error:  # a broken installation, for example, cannot be imported
+        except Exception as error:  # for example, a broken installation cannot be imported
             warn(f"TensorBoard does not work, continuing without it: {one_line(error)}")
     mode = choose_wandb_mode(settings, run_dir)
     if mode != "disabled":
@@ -128,7 +128,7 @@ def start_wandb(
     steps: Sequence[Record],
     epochs: Sequence[Record],
 ) -> WandBMirror | None:
-    """A W&B run in `mode` if that works, else an offline run, else None. A line on stderr reports each failure."""
+    """A W&B run in `mode`, or an offline run if this fails, or None. A line on stderr reports each failure."""
     for attempt in dict.fromkeys((mode, "offline")):
         before = set(run_dir.glob("wandb/run-*"))
         try:

@@ -1,7 +1,7 @@
-"""Mirrors the records to W&B, with one W&B run for each run directory. The only file that imports wandb.
+"""Mirrors the records to W&B, with one W&B run for each run directory. Only this file imports wandb.
 
-Elsewhere: whether to go online, under which id, and how long to wait (`wandb_service`), and what happens when W&B fails
-(`tracker`).
+Elsewhere: whether to go online, which id to use, and how long to wait (`wandb_service`), and what happens when W&B
+fails (`tracker`).
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from ddp_trainer.tracking.wandb_service import bounded
 
 START_SECONDS = 15  # W&B's own limit for a server to answer
 FINISH_SECONDS = 50  # W&B's own limit for the last upload
-GIVE_UP_SECONDS = 60  # our own limit, in case W&B's service exceeds the others
-BEST = "test_accuracy"  # the summary shows its maximum over the epochs
+GIVE_UP_SECONDS = 60  # our limit, in case W&B's service exceeds its own limits
+BEST = "test_accuracy"  # W&B's summary shows its maximum over the epochs
 LAST = ("train_loss", "train_accuracy", "test_loss", "learning_rate", "seconds", "images_per_second")
 MAX_CONFUSION_CLASSES = 100  # W&B draws tables of up to 10,000 rows, one for each cell of the matrix
 MODEL_FILES = ("model.safetensors", "model.json", "model.md")
@@ -29,7 +29,7 @@ MODEL_FILES = ("model.safetensors", "model.json", "model.md")
 class WandBMirror:
     """One W&B run through Accelerate's tracker; its files are in RUN/wandb/.
 
-    W&B's own step is the optimizer step, and records that its server already has are skipped. A resumed offline run
+    W&B's step is the optimizer step. Records that W&B's server already has are not sent again. A resumed offline run
     writes all of its records to a new file and removes the old one, so that `wandb sync` sends each record once.
     """
 
@@ -39,7 +39,7 @@ class WandBMirror:
         self._waiting: Record | None = None
         self._tracker = self._start(mode)
         run = self._tracker.run
-        self._first_step = run.step  # for a resumed online run, the first step that its server lacks
+        self._first_step = run.step  # for a resumed online run, the first step that W&B's server lacks
         self._tracker.store_init_configuration(dict(config))
         for axis in ("epoch", "step", "step/step"):
             run.define_metric(axis, summary="last")
@@ -86,10 +86,10 @@ class WandBMirror:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def log_step(self, record: Record) -> None:
-        """Logs the record under names that begin with step/, because the names of epoch records have another x axis.
+        """Logs the record under names that begin with step/, because epoch records have the same names.
 
-        The record is held back until the next one. W&B closes a step's row as soon as it is sent, but an epoch that
-        ends with this step must be in the same row.
+        The record is held back until the next call. If an epoch ends with this step, its record belongs in the same
+        row, and W&B closes a row as soon as it is sent.
         """
         self._log_waiting()
         self._waiting = record
@@ -125,7 +125,7 @@ class WandBMirror:
         def close() -> None:
             run = self._tracker.run
             try:
-                if failed:  # a run that was only stopped will log this record when it is resumed
+                if failed:  # a preempted run logs this record when it is resumed
                     self._log_waiting()
                 if summary is not None:
                     run.summary.update({f"final/{name}": value for name, value in summary.items()})

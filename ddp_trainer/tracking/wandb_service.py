@@ -67,7 +67,7 @@ def has_credentials(base_url: str | None = None) -> bool:
 
 
 def choose_run_id(run_dir: Path, saved: str | None) -> str:
-    """The id in the checkpoint, else the one stored in this directory, else WANDB_RUN_ID, else a new one.
+    """The id in the checkpoint (`saved`), else the id stored in `run_dir`, else WANDB_RUN_ID, else a new id.
 
     An id belongs to one run directory: WANDB_RUN_ID is not used if a directory next to this one already has it.
     """
@@ -77,7 +77,7 @@ def choose_run_id(run_dir: Path, saved: str | None) -> str:
 
 
 def keep_run_id(run_dir: Path, run_id: str) -> None:
-    """Stores an id that W&B has accepted, for a run that dies before its first checkpoint and is resumed."""
+    """Stores an id that W&B accepted, so that a run that dies before its first checkpoint keeps its id when resumed."""
     _id_file(run_dir).write_text(run_id + "\n")
 
 
@@ -98,8 +98,8 @@ def _unused_id_from_environment(run_dir: Path) -> str | None:
 def bounded(work: Callable[[], None], seconds: float) -> None:
     """Runs `work` and raises what it raises. After `seconds`, kills W&B's service and raises TimeoutError.
 
-    W&B's own limits, such as finish_timeout, are enforced by its service. If the service hangs, `finish` waits forever,
-    and so does `log` after a few hundred records.
+    W&B's own limits, such as finish_timeout, are enforced by its service. If the service hangs, W&B's `finish` waits
+    forever, and so does its `log` after a few hundred records.
     """
     raised: list[BaseException] = []
 
