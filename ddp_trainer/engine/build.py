@@ -29,7 +29,8 @@ def prepare_network(config: TrainConfig, dataset: DatasetInfo, *, load_weights: 
         names = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
         require(
             config.schedule.accumulate == 1,
-            f"--accumulate needs a network that uses all its parameters; {name} does not use {names}; --freeze them",
+            f"--accumulate needs a network that uses all its parameters, but {name} does not use {names}; freeze them "
+            "with --freeze",
         )
         lines.append(f"{len(unused)} parameters of {name} get no gradient and do not change: {names}")
     if load_weights and config.network.init_from is not None:

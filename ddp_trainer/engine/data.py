@@ -21,7 +21,7 @@ from ddp_trainer.models.spec import ModelSpec
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """The data of a run: its loader, its augmentation, and the images to train on and to evaluate."""
+    """The data of a run: its loader, its augmentation, and the images for training and evaluation."""
 
     loader: StreamLoader | ResidentLoader
     samples: np.ndarray  # (N,) positions of the training images in the beton file; held-out images are excluded
@@ -32,7 +32,7 @@ class RunData:
     calibrator: Evaluator | None = None  # evaluates the images that --calibrate holds out
 
     def plan(self, epoch: int, *, config: TrainConfig, runtime: Runtime) -> Order:
-        """This rank's images in `epoch`, and their turns: arrays of shape (steps, images per step and rank)."""
+        """This rank's images in `epoch`: an order whose arrays have shape (steps, images per step and rank)."""
         size, seed = config.schedule.batch_size, config.runtime.seed
 
         def share(order: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ class Evaluation:
     samples: np.ndarray  # (N,) positions in the beton file
     labels: Tensor  # (N,) int64
     logits: Tensor  # (N, num_classes) float32
-    logits_tta: Tensor | None  # the same with test-time augmentation: see `averaged_over_views`
+    logits_tta: Tensor | None  # logits with test-time augmentation: see `averaged_over_views`
 
     @property
     def total(self) -> int:
@@ -47,7 +47,7 @@ class Evaluation:
 
     @property
     def balanced_accuracy(self) -> float:
-        """Mean of the accuracies on each class, without classes that have no images."""
+        """Mean of the accuracies of all classes that have images."""
         totals = self._class_sizes()
         hits = self.labels[self.logits.argmax(dim=1) == self.labels].bincount(minlength=len(totals))
         return (hits[totals > 0].double() / totals[totals > 0]).mean().item()

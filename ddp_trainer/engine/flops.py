@@ -17,7 +17,7 @@ class TrainingFlops(NamedTuple):
     """Operations of convolutions and matrix products. A multiply-add counts as two operations."""
 
     network: float  # forward and backward, for all images
-    optimizer: float  # of one process; each process computes the same
+    optimizer: float  # on one process; every process does the same work
 
     @property
     def total(self) -> float:

@@ -60,7 +60,7 @@ def write_profile(profiler: Any, steps: int, folder: Path) -> None:
 
 
 def table(profiler: Any) -> str:
-    """A table of the operations with the most time of their own: on the GPU if it was used, otherwise on the CPU."""
+    """A table of the operations with the largest self time, on the GPU if it was used, otherwise on the CPU."""
     # Only host events: they include the device time of their kernels, which are also listed as separate events.
     averages = [event for event in profiler.key_averages() if event.device_type.name == "CPU"]
     on_device = any(event.self_device_time_total for event in averages)
@@ -71,6 +71,6 @@ def table(profiler: Any) -> str:
     }
     total = max(sum(time for time, _ in times.values()), 1e-9)
     costliest = sorted(times.items(), key=lambda item: -item[1][0])[:ROWS]
-    lines = [f"{'share':>7} {'own ms':>10} {'calls':>7}  operation ({'device' if on_device else 'CPU'} time)"]
+    lines = [f"{'share':>7} {'self ms':>10} {'calls':>7}  operation ({'device' if on_device else 'CPU'} time)"]
     lines += [f"{time / total:7.1%} {time / 1e3:10.1f} {calls:7}  {key[:70]}" for key, (time, calls) in costliest]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""--init-from and --freeze: the weights of another run or file to start from, and the parameters that stay fixed."""
+"""--init-from and --freeze: the weights from which a run starts, and the parameters that stay fixed."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -31,7 +31,7 @@ def load_initial_weights(network: nn.Module, source: Path) -> Loaded:
     """Copies into `network` every tensor of `source` that fits by name and shape.
 
     `source`: a run directory, a .safetensors file, or a .pt or .pth file, which is read with weights_only. Raises
-    InputError if it cannot be read, or if it fits none of the network's parameters.
+    InputError if it cannot be read, or if no tensor in it fits a parameter of the network.
     """
     weights = read_weights(source)
     own = network.state_dict()

@@ -1,7 +1,7 @@
 """Networks by name: the built-in one, those of torchvision and timm, and functions of your own.
 
-An unknown name is reported in one line. Elsewhere: whether the network can be trained (`check`), and from
-which settings it was built (`spec`).
+An unknown name is reported in one line. Elsewhere: whether the network can be trained (`check`), and from which
+settings it was built (`spec`).
 """
 
 import difflib
@@ -70,7 +70,7 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
     dotted = module_name.removesuffix(".py").strip("/").replace("/", ".")
     is_path = "/" in module_name or module_name.endswith(".py")
     require(not is_path, f"--network needs the name of a module, not of a file; use {dotted}:{function}, got {name}")
-    if os.getcwd() not in sys.path:  # `python -m` puts it there, but commands such as ddp-train do not
+    if os.getcwd() not in sys.path:  # `python -m` adds this folder, but commands such as ddp-train do not
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)

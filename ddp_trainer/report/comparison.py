@@ -90,7 +90,7 @@ def _run_row(run: Run, number: int) -> Row:
 
 
 def _spread_row(runs: Sequence[Run], name: str, over: Callable[[Sequence[float]], float]) -> Row:
-    """A row with the value of `over` for each figure of the `runs`, or a dash if a run lacks the figure."""
+    """A row with the mean or standard deviation (`over`) of each figure, or a dash if a run lacks the figure."""
     cells = []
     for figure in FIGURES:
         values = [value for run in runs if (value := figure.value(run)) is not None]

@@ -1,7 +1,7 @@
 """matplotlib figures in the report's style, as SVG for the page and as PNG files. matplotlib's globals do not change.
 
-The SVG refers to colors by the variables of the page's style sheet, so one drawing works in the light and in the dark
-scheme. Text in the SVG is real text, in the page's font.
+The SVG uses the color variables of the page's style sheet, so one drawing works in the light and in the dark scheme.
+Text in the SVG is real text, in the page's font.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def style(axes: Axes, *, title: str, x: str, y: str = "") -> None:
 
 
 def to_png(figure: Figure, dpi: int = 130) -> bytes:
-    """PNG of the figure. `savefig` would draw the figure twice."""
+    """PNG of the figure. Faster than `savefig`, which draws the figure twice."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image

@@ -48,7 +48,7 @@ class Run:
     """One run directory. An interrupted run lacks a summary and predictions, and may lack epochs."""
 
     path: Path
-    name: str  # of the folder; with its parent's name if several loaded runs have the same
+    name: str  # of the folder; PARENT/FOLDER if several loaded runs have the same name
     recipe: str
     data_dir: str
     settings: Mapping[str, Setting]

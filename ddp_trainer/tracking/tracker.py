@@ -18,7 +18,7 @@ from ddp_trainer.tracking.wandb_service import choose_run_id, keep_run_id, mode_
 
 class Tracker(Log, Protocol):
     def finish(self, summary: Mapping[str, object] | None, *, failed: bool = False) -> None:
-        """Closes everything within a limited time. `summary` is None unless the run is finished."""
+        """Closes the files and mirrors within a limited time. `summary` is None unless the run is finished."""
         ...
 
     def state(self) -> dict[str, str]:
@@ -32,7 +32,7 @@ class Mirror(Log, Protocol):
     def finish(self, summary: Mapping[str, object] | None, *, failed: bool) -> None: ...
 
     def abandon(self) -> None:
-        """Called once, after a call that raised."""
+        """Called once, after another method raised an exception."""
         ...
 
 
