@@ -1,4 +1,4 @@
 """Turns image files into a dataset (`python -m data_prep`), and the dataset into augmented batches on the device.
 
-Never imports `ddp_trainer`.
+This package never imports `ddp_trainer`.
 """

@@ -1,4 +1,4 @@
-"""`python -m data_prep`: writes the images of one source as a dataset for the trainer. Only the command line."""
+"""The command `python -m data_prep`, which writes the images of a source as a dataset for the trainer."""
 
 import argparse
 import math
@@ -22,7 +22,7 @@ from data_prep.streams import forgiving_output
 
 BATCH_SIZE, PEAK_LR = 512, 0.4  # of the default recipe
 DEFAULT_SIZE = 32
-# Flags that only some sources use. With other sources they are an error, so that nobody believes they had an effect.
+# Flags that only some sources use. With another source, they are an error instead of being ignored.
 ONLY_FOR = {"size": ("folder", "synthetic"), "skip_unreadable": ("folder",)} | dict.fromkeys(
     ("train_count", "test_count", "seed"), ("synthetic",)
 )
@@ -31,10 +31,10 @@ DESCRIPTION = "Write images as a dataset for ddp_trainer: OUT/train.beton, OUT/t
 EXAMPLES = """\
 sources:
   cifar10, cifar100  the archive or its extracted files in ROOT, downloaded if absent; verified before use
-  folder             images of any kind in ROOT/train/CLASS and ROOT/test/CLASS (or val, valid, validation)
+  folder             image files in ROOT/train/CLASS and ROOT/test/CLASS (or val, valid, validation)
   synthetic          ten classes of images, generated from a seed; needs no input
 
-An image of more than 100 million pixels is refused; set DATA_PREP_MAX_PIXELS to raise the limit.
+Limit: 100 million pixels per image (JPEG, unless progressive: 400 million). Set DATA_PREP_MAX_PIXELS to raise it.
 
 examples:
   python -m data_prep
@@ -108,7 +108,7 @@ def _fill_in(options: argparse.Namespace) -> argparse.Namespace:
 def prepare(options: argparse.Namespace, check: Callable[[], None]) -> DatasetInfo:
     """Reads the source and writes the dataset.
 
-    Raises InputError, and whatever `check` raises; it is called often, so that a signal ends the work soon.
+    Raises InputError, and what `check` raises. `check` is called often, so that a signal stops the work soon.
     """
     _check_out(options.out)
     messages = DecoderMessages()
@@ -167,7 +167,7 @@ def _open_source(options: argparse.Namespace, bars: Bars) -> Source:
 
 
 def describe(info: DatasetInfo, out: Path) -> str:
-    """What was written, and the next command."""
+    """Text that says what was written, and which command to run next."""
     side, size = info.image_size, sum(split.bytes for split in info.splits.values()) / 1e6
     counts = " and ".join(f"{split.count} {name}" for name, split in info.splits.items())
     if "train" in info.splits:
@@ -181,9 +181,9 @@ def describe(info: DatasetInfo, out: Path) -> str:
 
 
 def _flags_for(num_images: int) -> str:
-    """Flags that make the default recipe fit a small dataset; its batches have 512 images.
+    """Flags that make the default recipe, whose batches have 512 images, fit a small dataset.
 
-    The learning rate falls with the batch size (linear scaling, Goyal et al., arXiv 1706.02677).
+    The learning rate is proportional to the batch size (Goyal et al., arXiv 1706.02677).
     """
     if num_images >= BATCH_SIZE:
         return ""
@@ -192,9 +192,9 @@ def _flags_for(num_images: int) -> str:
 
 
 class _Stopper:
-    """Raises SystemExit at the first SIGTERM or SIGINT, so that incomplete files are removed; ignores later ones.
+    """Raises SystemExit at the first SIGTERM or SIGINT, so that incomplete files are removed; ignores later signals.
 
-    C code such as NumPy's `tofile` may swallow what a signal handler raises, so the signal number is kept as well.
+    C code such as NumPy's `tofile` may swallow the exception of a signal handler, so the signal number is stored, too.
     """
 
     def __init__(self) -> None:
@@ -216,7 +216,7 @@ class _Stopper:
 
 @forgiving_output()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status. 0: written; 1: the machine failed; 2: the input is wrong; 130 or 143: interrupted."""
+    """Runs the command. Exit status: 0 on success, 1 on a system error, 2 on wrong input, 130 or 143 if interrupted."""
     stopper = _Stopper()
     try:
         return _run(argv, stopper)

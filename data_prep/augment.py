@@ -1,7 +1,7 @@
 """Augmentation on the device: random numbers for each image, and the operations they control.
 
-Everything drawn for an image is a function of (seed, epoch, sample index), so it is the same on every rank, in every
-batch and at every number of processes. The operations themselves are in `batch_ops`.
+The random numbers of an image are a function of (seed, epoch, sample index), so they are the same on every rank, in
+every batch and with any number of processes. The operations themselves are in `batch_ops`.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from data_prep.random_bits import below, random_bits, uniform
 from data_prep.resized_crop import batch_resized_crop, sides_of_areas
 
 NUM_DRAWS = 12
-# The row of the random bits that each decision uses. Add new ones at the end, so that augmented images stay the same.
+# The row of random bits that each decision uses. Append new rows, so that existing decisions keep their random bits.
 CROP_TOP, CROP_LEFT, FLIP, CUTOUT_TOP, CUTOUT_LEFT, BRIGHTNESS, CONTRAST, MIX_WEIGHT, BOX_TOP, BOX_LEFT = range(10)
 CROP_AREA, CROP_RATIO = 10, 11
 
@@ -49,12 +49,12 @@ class AugmentedBatch(NamedTuple):
 
     images: Tensor  # (N, 3, H, W) normalized, channels_last
     labels: Tensor  # (N,) int64
-    partner_labels: Tensor | None  # (N,) int64: labels of the images mixed in
-    label_weights: Tensor | None  # (N,) weight of `labels`; `partner_labels` has the rest
+    partner_labels: Tensor | None  # (N,) int64: labels of the images that were mixed in
+    label_weights: Tensor | None  # (N,) weights of `labels`; those of `partner_labels` are 1 minus these
 
 
 class Augmenter:
-    """Turns uint8 batches into augmented, normalized ones, as the configuration says."""
+    """Turns uint8 batches into augmented and normalized batches, as configured by `config`."""
 
     def __init__(
         self,
@@ -70,9 +70,10 @@ class Augmenter:
         self._quantiles = torch.from_numpy(beta_quantiles(alpha)).float() if alpha else None
 
     def __call__(self, batch: ImageBatch, *, epoch: int | Tensor, side: int | None = None) -> AugmentedBatch:
-        """Augments uint8 images for `epoch` (0-based), or for the epoch (N,) of each image.
+        """Augments the uint8 images of a batch.
 
-        `side`: side of the crops, default: that of the images.
+        `epoch` (0-based) is one number for the batch, or a tensor (N,) with one for each image. `side` is the side of
+        the crops in pixels (default: the side of the images).
         """
         draws = self._draw(batch.indices, epoch)
         images = self._crop(batch.images, draws, side)
@@ -109,8 +110,8 @@ class Augmenter:
         return batch_resized_crop(images, top, left, height, width, size=size)
 
     def _flip(self, images: Tensor, indices: Tensor, draws: Tensor, epoch: int | Tensor) -> Tensor:
-        """Mirrors a random half of the images. Alternating: one half in even epochs, the other half in odd ones
-        (airbench94, github.com/KellerJordan/cifar10-airbench)."""
+        """Mirrors images left to right: `random` each with probability 1/2; `alternating` a random half of them in even
+        epochs and the other half in odd epochs (airbench94, github.com/KellerJordan/cifar10-airbench)."""
         if self.config.flip == "none":
             return images
         if self.config.flip == "random":
@@ -136,7 +137,7 @@ class Augmenter:
     def _mix(self, images: Tensor, indices: Tensor, epoch: int | Tensor) -> tuple[Tensor, Tensor]:
         """Mixed images and the weights (N,) of their own labels. N must be even.
 
-        Both images of a pair use the draws of the smaller sample index and epoch, so they agree.
+        Both images of a pair use the draws for the smaller sample index and epoch, so they get the same weight and box.
         """
         if isinstance(epoch, Tensor) and epoch.dim():
             epoch = torch.minimum(epoch, batch_partners(epoch))
@@ -152,7 +153,7 @@ class Augmenter:
         return batch_cutmix(images, top, left, box_height, box_width)
 
     def _beta(self, uniforms: Tensor) -> Tensor:
-        """Uniform numbers (N,) -> numbers from Beta(alpha, alpha), by interpolation in its table of quantiles."""
+        """Uniform numbers (N,) -> numbers from Beta(alpha, alpha), by interpolation in a table of its quantiles."""
         assert self._quantiles is not None
         table = self._quantiles = self._quantiles.to(uniforms.device)
         position = uniforms * (len(table) - 1)
@@ -161,7 +162,7 @@ class Augmenter:
 
 
 def split_batch(batch: AugmentedBatch, parts: int) -> Iterator[AugmentedBatch]:
-    """Equal consecutive parts of a batch."""
+    """Yields `parts` equal, consecutive parts of a batch."""
     if parts == 1:
         yield batch
         return

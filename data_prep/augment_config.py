@@ -1,4 +1,4 @@
-"""Settings of the augmentation. Kept apart from the code that applies them, which needs torch."""
+"""Settings of the augmentation. Unlike the code that applies them, this module does not import torch."""
 
 import math
 from dataclasses import dataclass
@@ -15,21 +15,22 @@ class AugmentConfig:
     crop_padding: int = 4
     """For --crop padded: number of reflected pixels added on every side; 0: no padding."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """For --crop random-resized: smallest and largest area, as a share of the image."""
+    """For --crop random-resized: smallest and largest area of the crop, as a share of the image."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """For --crop random-resized: smallest and largest width, as a multiple of the height."""
+    """For --crop random-resized: smallest and largest width of the crop, as a multiple of its height."""
     flip: Literal["none", "random", "alternating"] = "random"
     """Mirror images left to right. random: each with probability 1/2; alternating: each in every other epoch."""
     cutout: int = 0
-    """Blank out a square with this side at a random place; 0: none."""
+    """Side in pixels of a square that is blanked out at a random place in each image; 0: none."""
     brightness: float = 0.0
     """Shift the values of each image by up to this many standard deviations."""
     contrast: float = 0.0
-    """Scale each image's distance from the mean color by a factor between 1 - x and 1 + x."""
+    """Scale each image's distance from the mean color by a factor between 1 - x and 1 + x, where x is this value."""
     mixup: float = 0.0
-    """Blend pairs of images with a weight from Beta(x, x); 0: off."""
+    """Blend pairs of images with a weight drawn from Beta(x, x), where x is this value; 0: off."""
     cutmix: float = 0.0
-    """Swap a rectangle between pairs of images, with an area from Beta(x, x); 0: off."""
+    """Swap a rectangle between pairs of images. Its share of the area is drawn from Beta(x, x), where x is this value;
+    0: off."""
 
     def __post_init__(self) -> None:
         for name in ("crop_padding", "cutout", "brightness", "contrast", "mixup", "cutmix"):

@@ -1,6 +1,6 @@
-"""Pure functions on whole batches of images, the building blocks of augmentation. They draw no random numbers.
+"""Operations on whole batches of images, from which the augmentation is built.
 
-Nothing here loops over images or waits for the device.
+They draw no random numbers, do not loop over images, and do not wait for the device.
 """
 
 import functools
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def _rows(images: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, H, W * C): each image row contiguous in memory; a view of a channels_last batch.
+    """(N, C, H, W) -> (N, H, W * C), with contiguous rows of pixels. A view if the batch is channels_last.
 
-    Kernels run along the last dimension; with only three colors in it they would be several times slower on a CPU.
+    Kernels run along the last dimension. If it held only the three colors, they would be several times slower on a CPU.
     """
     return images.permute(0, 2, 3, 1).flatten(2)
 
@@ -24,10 +24,10 @@ def _images(rows: Tensor, channels: int) -> Tensor:
 
 
 def batch_crop(images: Tensor, top: Tensor, left: Tensor, *, size: tuple[int, int], padding: int) -> Tensor:
-    """(N, C, H, W) -> (N, C, *size): crops of the padded images; `top` and `left` (N,) are the corners.
+    """(N, C, H, W) -> (N, C, *size): crops of the padded images; `top` and `left` (N,) are their corners.
 
-    A strided view holds every window of every padded image, and indexing picks one of each, so that whole rows are
-    copied at a time.
+    A strided view contains every possible crop of every padded image. Indexing selects one crop per image and copies
+    whole rows at a time.
     """
     padded = _pad(images.permute(0, 2, 3, 1), padding).contiguous()  # (N, H + 2p, W + 2p, C)
     count, padded_height, padded_width, channels = padded.shape
@@ -41,7 +41,7 @@ def batch_crop(images: Tensor, top: Tensor, left: Tensor, *, size: tuple[int, in
 
 
 def _pad(images: Tensor, padding: int) -> Tensor:
-    """(N, H, W, C), reflected on all four sides without repeating the edge."""
+    """Pads images (N, H, W, C) by reflection on all four sides, without repeating the edge."""
     for axis in (2, 1):
         size = images.shape[axis]
         before = images.narrow(axis, 1, padding).flip(axis)
@@ -65,7 +65,7 @@ def batch_flip(images: Tensor, flipped: Tensor) -> Tensor:
 
 
 def _words(rows: Tensor) -> Tensor:
-    """Rows of bytes, viewed as the widest integers that fit: fewer elements for kernels that only move them."""
+    """A view of rows of bytes as the widest integers that fit, so that kernels that only copy move fewer elements."""
     length = rows.shape[-1]
     if rows.dtype != torch.uint8 or length % 4:
         return rows
@@ -75,7 +75,10 @@ def _words(rows: Tensor) -> Tensor:
 def _rectangle(
     size: tuple[int, int], top: Tensor, left: Tensor, height: Tensor, width: Tensor, channels: int
 ) -> Tensor:
-    """(N, H, W * channels) bool: True inside each image's rectangle, clipped at the borders. Corners and sides (N,)."""
+    """(N, H, W * channels) bool: True inside each image's rectangle, which is clipped at the borders.
+
+    `size` is (H, W); `top`, `left`, `height` and `width` are (N,).
+    """
     rows = torch.arange(size[0], device=top.device)
     columns = torch.arange(size[1], device=top.device).repeat_interleave(channels)
     in_rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])
@@ -84,9 +87,10 @@ def _rectangle(
 
 
 def batch_cutout(images: Tensor, top: Tensor, left: Tensor, *, side: int) -> Tensor:
-    """(N, C, H, W) normalized: sets a square of `side` pixels to 0, the mean color; `top` and `left` (N,) are corners.
+    """Normalized images (N, C, H, W) with a square of `side` pixels set to 0, the mean color.
 
-    DeVries & Taylor, arXiv 1708.04552, except that the square never extends beyond the image.
+    `top` and `left` (N,) are the corners of the squares. The method is from DeVries & Taylor, arXiv 1708.04552, where
+    squares may extend beyond the image.
     """
     sides = torch.full_like(top, side)
     _, channels, height, width = images.shape
@@ -105,24 +109,27 @@ def batch_normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, .
 def _scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], width: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """(W * C,) each, for one row of pixels. Cached, because a copy from the host waits for the GPU's pending work."""
+    """Scale and shift for one row of pixels, (W * C,) each.
+
+    They are cached, because a copy from the host would wait for the GPU's pending work.
+    """
     scale = torch.tensor([1 / (255 * deviation) for deviation in std], dtype=dtype, device=device)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=dtype, device=device)
     return scale.repeat(width), shift.repeat(width)
 
 
 def batch_jitter(images: Tensor, shift: Tensor, stretch: Tensor) -> Tensor:
-    """(N, C, H, W) normalized, in place: stretch * image + shift; `shift` and `stretch` (N,)."""
+    """Replaces normalized images (N, C, H, W) in place by stretch * image + shift; `shift` and `stretch` are (N,)."""
     return images.mul_(stretch[:, None, None, None]).add_(shift[:, None, None, None])
 
 
 def batch_partners(column: Tensor) -> Tensor:
-    """(N, ...) with N even: rows 2k and 2k + 1 swapped."""
+    """`column` (N, ...) with rows 2k and 2k + 1 swapped. N must be even."""
     return column.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
 def batch_mixup(images: Tensor, weights: Tensor) -> Tensor:
-    """weights * images + (1 - weights) * partners; `weights` (N,). Zhang et al., arXiv 1710.09412."""
+    """weights * images + (1 - weights) * partners; `weights` is (N,). Zhang et al., arXiv 1710.09412."""
     return torch.lerp(batch_partners(images), images, weights[:, None, None, None].to(images.dtype))
 
 
@@ -141,8 +148,8 @@ def batch_cutmix(images: Tensor, top: Tensor, left: Tensor, height: Tensor, widt
 def beta_quantiles(alpha: float, count: int = 1025) -> np.ndarray:
     """(count,) evenly spaced quantiles of Beta(alpha, alpha).
 
-    The density is integrated over a variable in which it has no poles: for alpha >= 1/2 the angle t in x = sin(t)^2,
-    and for smaller ones u = x^alpha, from x = 0 to the middle; the other half is its mirror image.
+    The density is integrated over a variable in which it has no poles. For alpha >= 1/2, this is the angle t with
+    x = sin(t)^2. For a smaller alpha, it is u = x^alpha from x = 0 to 1/2; the other half is the mirror image.
     """
     probabilities = np.linspace(0, 1, count)
     if alpha >= 0.5:

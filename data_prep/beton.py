@@ -5,9 +5,9 @@ the stored image). With the last two, a reader can verify that it got the right 
 content of a file, and some damaged files make it overwrite its own memory. Therefore `check_beton` checks every file
 before FFCV reads it.
 
-For images of given sizes in bytes, our writer always writes the same file, except for the images, labels and checksums
-themselves. The check compares all other bytes with the expected ones, instead of judging which deviations are harmless.
-It takes milliseconds and does not import FFCV.
+The sizes of the images in bytes determine everything in a file that our writer produces, except the images, labels and
+checksums themselves. The check compares everything else with what it must be, instead of judging which deviations are
+harmless. It takes milliseconds and does not import FFCV. In this module, "a checked file" is one that has passed it.
 """
 
 import hashlib
@@ -61,7 +61,7 @@ def check_beton(path: Path, expected: Expected) -> None:
 
 
 def read_samples(path: Path) -> np.ndarray:
-    """(N,) SAMPLE: address, label, index and checksum of each image of a checked file. Does not import ffcv."""
+    """(N,) of dtype SAMPLE: address, label, index and checksum of each image in a checked file."""
     count = int(np.fromfile(path, dtype=HEADER, count=1)["num_samples"][0])
     return np.fromfile(path, dtype=SAMPLE, count=count, offset=SAMPLES_START)
 
@@ -98,7 +98,7 @@ def read_sizes(path: Path) -> np.ndarray:
 
 
 class _Content:
-    """The bytes of a file. Only requested bytes are read. A memory map would keep megabytes around each of them."""
+    """The bytes of a file. Only requested slices are read; a memory map would load megabytes around each slice."""
 
     def __init__(self, file: BufferedReader) -> None:
         self._file, self._size = file, os.fstat(file.fileno()).st_size
@@ -146,7 +146,7 @@ def _find_problem(content: _Content, expected: Expected) -> str | None:
 def _sizes(content: _Content, expected: Expected) -> np.ndarray | None:
     """(N,) int64: size in bytes of each image, or None if images of these sizes do not fit into the file.
 
-    `expected` comes from another file, so nothing is allocated until it agrees with the length of this one.
+    `expected` comes from dataset.json. Nothing is allocated until its count agrees with the length of this file.
     """
     count, size = expected.count, expected.image_size**2 * 3
     table = len(content) - count * ALLOCATION.itemsize
@@ -159,7 +159,7 @@ def _sizes(content: _Content, expected: Expected) -> np.ndarray | None:
 
 
 def _addresses(sizes: np.ndarray) -> tuple[np.ndarray, int]:
-    """(N,) int64 addresses of images of these sizes, and the address of the table after them.
+    """(N,) int64 addresses of images of these sizes, and the address of the allocation table after them.
 
     FFCV fills pages of PAGE_SIZE bytes one after another. An image never crosses the end of a page.
     """
@@ -199,7 +199,7 @@ def _fields() -> np.ndarray:
 
 
 def _samples(addresses: np.ndarray, found: np.ndarray, expected: Expected) -> np.ndarray:
-    """The samples that the file must have, with the labels and checksums that it has."""
+    """The samples that the file must have; labels and checksums are taken from `found`, the samples that it has."""
     samples = np.zeros(len(addresses), SAMPLE)
     samples["image"]["mode"], samples["image"]["ptr"] = IMAGE_MODES[expected.encoding], addresses
     samples["image"]["width"] = samples["image"]["height"] = expected.image_size

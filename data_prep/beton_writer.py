@@ -1,4 +1,4 @@
-"""Writes beton files with FFCV, in a guarded child process (`ffcv_writer`)."""
+"""Writes beton files with FFCV in a child process (`ffcv_writer`), which is killed if it stalls."""
 
 import subprocess
 import sys
@@ -12,11 +12,11 @@ STALL_SECONDS = 60.0
 def write_betons(
     folder: Path, names: Sequence[str], *, progress: Callable[[str, int], object] = lambda name, written: None
 ) -> None:
-    """Writes each split that is spooled in `folder` to `folder`/NAME.beton. The same input gives the same bytes.
+    """Writes the splits `names`, spooled in `folder`, to `folder`/NAME.beton. The same input gives the same bytes.
 
-    When FFCV's writer fails, it spins forever. It therefore runs in a child process that exits at the first exception,
+    When FFCV's writer fails, it waits forever. It therefore runs in a child process that exits at the first exception,
     is killed if it makes no progress, and ends when this process ends. `progress` is called with the name of a split
-    and the number of its images written so far. Raises RuntimeError with the writer's last line of output if it fails.
+    and the number of its images written so far. Raises RuntimeError if the writer fails or stalls.
     """
     child = subprocess.Popen(
         [sys.executable, "-m", "data_prep.ffcv_writer", str(folder), *names],
@@ -28,7 +28,7 @@ def write_betons(
     try:
         _follow(child, progress)
     finally:
-        child.kill()  # its resource tracker survives and removes the shared memory
+        child.kill()  # Python's resource tracker survives it and removes its shared memory
         child.wait()
         for stream in (child.stdout, child.stderr):
             if stream is not None:

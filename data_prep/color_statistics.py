@@ -6,7 +6,7 @@ Statistics = tuple[float, float, float]  # one number for each channel, on a sca
 
 
 class ColorCounts:
-    """Counts how often each value occurs in each channel. Counts are exact, so the order of images does not matter."""
+    """Counts how often each value occurs in each channel. The result does not depend on the order of the images."""
 
     def __init__(self) -> None:
         self._counts = np.zeros((3, 256), dtype=np.int64)
@@ -22,6 +22,6 @@ class ColorCounts:
         for counts in self._counts:
             mean = float(counts @ values / counts.sum())
             means.append(mean)
-            # Images of a single color have a deviation of 0, and normalization divides by it.
+            # Images of a single color have a deviation of 0, but normalization divides by the deviation.
             deviations.append(max(float(np.sqrt(counts @ (values - mean) ** 2 / counts.sum())), 1 / 255))
         return tuple(means), tuple(deviations)  # type: ignore[return-value]

@@ -15,9 +15,8 @@ class DataConfig:
     """Hold out this many training images (stratified, fixed by the seed) and evaluate on them instead of the test
     split. Use it to choose settings."""
     calibrate: int = 0
-    """Hold out this many training images (stratified, fixed by the seed; none of those of --validation) and fit a
-    temperature on them when the run ends, so that the model's probabilities say
-    how often it is right."""
+    """Hold out this many training images besides those of --validation (stratified, fixed by the seed) and fit a
+    temperature on them when the run ends, so that the model's probabilities say how often it is right."""
     balance: Literal["none", "batches", "weights"] = "none"
     """For classes of unequal size. batches: draw images of each class equally often, those of small classes several
     times in an epoch; weights: weight the loss of an image by the inverse of its class's size, with a mean of 1."""
@@ -25,8 +24,8 @@ class DataConfig:
     """stream: read every epoch from the file; resident: keep all images in device memory; auto: resident if they are
     small compared with that memory. All three give the same batches."""
     verify: Literal["auto", "full"] = "auto"
-    """full: compare both files with their checksums before the first step; auto: only files of up to 0.5 GB. Each image
-    is compared with its own checksum when it is read, in any case."""
+    """full: compare train.beton and test.beton with their sha256 before the first step; auto: do so only for files of
+    up to 0.5 GB. With either, each image is compared with its own checksum when it is read."""
     num_workers: int = 1
     """Data-loading threads of each process."""
 
@@ -38,7 +37,7 @@ class DataConfig:
 
     @property
     def held_out(self) -> int:
-        """Number of training images that are not trained on."""
+        """Number of training images that the run does not train on."""
         return self.validation + self.calibrate
 
     @property

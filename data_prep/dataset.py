@@ -39,8 +39,8 @@ def write_dataset(
     """Writes the files of a dataset to `out`. They get their final names only when all are complete and checked.
 
     The images are read once, a few at a time. Then `say` is called with each of the source's notes. An older dataset in
-    `out` stays intact until the end. Raises InputError if `out` is not writable or the disk is too small, and any
-    error of the source.
+    `out` stays intact until the end. Raises InputError if `out` is not writable or too little space is free, and
+    any error of the source.
     """
     _check_space(source, out, encoding)
     with _temporary_folder(out) as temporary:
@@ -109,7 +109,10 @@ def _remove_left_behind(out: Path) -> None:
 
 
 def _spool(source: Source, folder: Path, encoding: Encoding, progress: Progress) -> tuple[dict[str, int], ColorCounts]:
-    """Reads all images into spools in `folder`. Returns the size of each split, and color counts of the first one."""
+    """Reads all images into spools in `folder`.
+
+    Returns the number of images in each split, and the color counts of the first split.
+    """
     total, counts, colors = sum(map(source.count, SPLITS)), {}, ColorCounts()
     names = [name for name in SPLITS if source.count(name)]
 
@@ -190,7 +193,7 @@ def read_dataset(directory: Path, *, needed: Sequence[str] = SPLITS) -> DatasetI
     try:
         info = parse_manifest(fields)
     except (KeyError, TypeError, ValueError) as error:
-        problem = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        problem = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path} cannot be used: {problem}; prepare the data again: {prepare}") from None
     if not info.splits.keys() >= set(needed):
         raise InputError(
@@ -222,7 +225,7 @@ def preparation(directory: Path, dataset: Mapping[str, Any]) -> str:
 
 
 def verify_dataset(directory: Path, info: DatasetInfo, *, full: bool) -> None:
-    """Raises InputError unless both beton files are complete and match dataset.json.
+    """Raises InputError unless all beton files are complete and match dataset.json.
 
     Structure, labels and checksums are always verified, in time proportional to the number of images. If `full`, or if
     the file has at most HASHED_BYTES, the whole file is hashed as well. In any case, each image is compared with its

@@ -14,8 +14,8 @@ DEFAULT_QUALITY = 90
 
 @dataclass(frozen=True)
 class Encoding:
-    """`raw` keeps the pixels. `jpeg` takes less space and is read from a disk in less time, but loses detail and must
-    be decoded each time it is read."""
+    """How images are stored. `raw` keeps the pixels. `jpeg` takes less space, and so less time to read from a disk, but
+    loses detail, and each image must be decoded whenever it is read."""
 
     name: Literal["raw", "jpeg"] = "raw"
     quality: int | None = None  # of a JPEG, 1 to 100

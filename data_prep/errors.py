@@ -5,7 +5,7 @@ import unicodedata
 from pathlib import Path
 
 CONTROL_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, line and paragraph separators
-# Characters that reorder the text around them: a reader would see a different command from the one they paste.
+# Characters that reorder the text around them: users would see a command that differs from the one they paste.
 REORDERING = set(map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
 
@@ -23,7 +23,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_printable(flag: str, path: Path | None) -> None:
-    """Raises InputError for a name with line breaks, which would break job scripts and logs."""
+    """Raises InputError for a path with unprintable characters: line breaks would break job scripts and logs."""
     require(
         path is None or str(path).isprintable(),
         f"--{flag} must have no line breaks or other unprintable characters, got {str(path)!r}",
@@ -41,7 +41,7 @@ def printable(text: str) -> str:
 
 
 def quoted(value: object, limit: int = 60) -> str:
-    """`value`, which comes from a file, for use in a message: like `repr`, but cut off after `limit` characters."""
+    """`value`, which comes from a file, as text for a message: its `repr`, but cut off after `limit` characters."""
     if isinstance(value, (dict, list)):
         return f"a {'JSON object' if isinstance(value, dict) else 'list'} of length {len(value)}"
     if isinstance(value, str) and len(value) > limit:

@@ -10,7 +10,7 @@ import torch
 
 @functools.cache
 def import_ffcv() -> None:
-    """Makes later `import ffcv...` statements cheap and harmless. Call it before the first one, inside a function."""
+    """Makes later `import ffcv...` statements cheap and harmless. Call it inside a function, before the first one."""
     threads = torch.get_num_threads()
     try:
         # FFCV keeps two numbers in a typed dictionary that only plain Python reads. Numba would spend 5 seconds at each
@@ -29,7 +29,7 @@ def import_ffcv() -> None:
             numba.set_num_threads(n)
 
         def compile_reader(self: OSCacheManager) -> Any:
-            """FFCV's version looks up the size of each image in a table; in our files all sizes are the same."""
+            """FFCV's version looks up the size of each image in a table; in raw files, all sizes are the same."""
 
             def read(address: int, memory: Any) -> Any:
                 return memory[0][address : address + memory[2][0]]
@@ -50,8 +50,8 @@ def import_ffcv() -> None:
         Compiler.set_num_threads = set_num_threads
         Compiler.compile = compile_once
         OSCacheManager.compile_reader = compile_reader  # FFCV's version takes two seconds to compile
-        # Our pipelines end on the host. On a machine with a GPU, FFCV's thread would still select a stream for each
-        # batch, and so open a context on the first GPU in every process.
+        # Our pipelines end on the host. On a machine with a GPU, FFCV's thread would still select a CUDA stream for
+        # each batch, and so create a CUDA context on the first GPU in every process.
         epoch_iterator.IS_CUDA = False
     finally:
         torch.set_num_threads(threads)

@@ -1,8 +1,8 @@
 """Reads raw images from a beton file through FFCV.
 
 This module works around problems of FFCV 1.0.2: its batches are views of a ring buffer, an exception in its thread
-leaves the reader waiting forever, and an iterator that is not exhausted leaks its thread. It also changes torch's
-number of threads (see `ffcv_import`).
+leaves the reader waiting forever, and an iterator that is not exhausted leaks its thread. `ffcv_import`
+avoids further problems.
 """
 
 from collections.abc import Generator
@@ -38,7 +38,10 @@ class FfcvReader:
         self.image_size = int(self._loader.reader.metadata["f0"]["height"][0])
 
     def read(self, order: np.ndarray) -> Generator[HostBatch, None, None]:
-        """The images at these positions (N,), in batches. Raises RuntimeError if FFCV fails or an image is damaged."""
+        """Yields batches of the images at positions `order` (N,).
+
+        Raises RuntimeError if FFCV fails, and DamagedImage if an image is not the one that was written.
+        """
         from ffcv.loader.epoch_iterator import EpochIterator
 
         iterator: Any = EpochIterator(self._loader, order.astype(np.uint64))  # type: ignore[arg-type]
@@ -71,7 +74,7 @@ class FfcvReader:
 
 
 def _build_ffcv_loader(beton: Path, batch_size: int, num_workers: int) -> Any:
-    """FFCV's loader, with pipelines that end with uint8 tensors on the host."""
+    """FFCV's loader, with pipelines that return tensors on the host."""
     import_ffcv()
     from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader
@@ -92,7 +95,7 @@ def _build_ffcv_loader(beton: Path, batch_size: int, num_workers: int) -> Any:
 
 
 def _close(iterator: Any) -> None:
-    """Ends FFCV's thread. It may be waiting to put a batch, so the queue is emptied until the thread has ended."""
+    """Ends FFCV's thread. It may be waiting for space in the queue, so the queue is emptied until it has ended."""
     iterator.iter_ixes = iter(())  # no batch after the current one
     iterator.terminate_event.set()
     while iterator.is_alive():

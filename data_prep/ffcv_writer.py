@@ -56,7 +56,7 @@ def _write_stored(shape: Sequence[int], mode: int, destination: Any, stored: np.
 def main(folder: Path, names: list[str]) -> None:
     parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # the parent died before the line above
+    if os.getppid() != parent:  # the parent died before the call above
         os._exit(1)
     import_ffcv()
     import ffcv.writer

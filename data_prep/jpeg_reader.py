@@ -1,6 +1,6 @@
 """Reads and decodes JPEG images from a beton file, in threads that work ahead of the caller.
 
-FFCV's own decoder is not used, because it ignores errors. libjpeg-turbo releases Python's global lock while it decodes.
+FFCV's own decoder is not used, because it ignores errors. libjpeg-turbo, which is used instead, releases the GIL.
 """
 
 import os
@@ -22,7 +22,7 @@ from data_prep.watched_file import DamagedImage
 CHUNK = 8  # images that a thread decodes at a time
 BATCHES_AHEAD = 2
 
-# All images of a batch, the first row of it to decode, and the positions in the file of the images to decode.
+# (images of the whole batch, index in the batch of the first one to decode, positions in the file of those to decode)
 Task = tuple[np.ndarray, int, np.ndarray]
 
 
@@ -37,12 +37,12 @@ class JpegReader:
         self._labels, self._checksums = samples["label"].astype(np.int64), samples["checksum"].astype(np.int64)
 
     def read(self, order: np.ndarray) -> Generator[HostBatch, None, None]:
-        """The images at these positions (N,), in batches.
+        """Yields batches of the images at positions `order` (N,).
 
         Raises DamagedImage if an image is not the one that was written, and OSError if reading fails.
         """
         ahead = max(BATCHES_AHEAD * -(-self.batch_size // CHUNK), 2 * self.num_workers)
-        with open_regular(self.beton) as file:  # not mapped, so that a truncated file is an error instead of a SIGBUS
+        with open_regular(self.beton) as file:  # not memory-mapped: truncation is an error, not a SIGBUS
             decode = partial(self._decode, file.fileno())
             decoded = map_in_order(decode, self._tasks(order), threads=self.num_workers, ahead=ahead)
             with closing(decoded):

@@ -1,6 +1,6 @@
 """Reads JSON files that may come from anywhere: every field must have the right type and be within its range.
 
-Elsewhere: opening and parsing (`files`), and which fields a file has.
+`files` opens and parses the files. The callers know which fields a file has.
 """
 
 import reprlib
@@ -27,8 +27,8 @@ def _is_whole(value: object, least: int, most: int) -> bool:
 class Fields:
     """The fields of one JSON object.
 
-    A missing or null field has no value. A field of the wrong type raises InputError, which names the file and the
-    field. Strings are made printable unless `exact` is set.
+    A null field counts as missing. A field of the wrong type or outside its range raises InputError, which names the
+    file and the field. Strings are made printable unless `exact` is set.
     """
 
     def __init__(self, content: Mapping[str, Any], path: Path, *, parent: str = "") -> None:
@@ -36,7 +36,7 @@ class Fields:
 
     @classmethod
     def read(cls, path: Path) -> "Fields | None":
-        """None if there is no such file."""
+        """The fields of the JSON object in `path`, or None if there is no such file."""
         content = read_json(path)
         return None if content is None else cls(content, path)
 
@@ -75,7 +75,7 @@ class Fields:
         return tuple(values)
 
     def number(self, name: str) -> float | None:
-        """A finite number. NaN and the infinities, which Python writes to JSON, count as missing."""
+        """A finite number. NaN, infinity (Python writes both to JSON) and numbers beyond LARGEST count as missing."""
         value = self._content.get(name)
         if value is None:
             return None

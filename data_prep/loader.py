@@ -21,8 +21,8 @@ from data_prep.jpeg_reader import JpegReader
 from data_prep.watched_file import DatasetChanged, WatchedFile
 
 Mode = Literal["auto", "stream", "resident"]
-IndexBatches = Sequence[np.ndarray] | np.ndarray  # positions in the file; each row or element is a batch
-RESIDENT_SHARE = 0.25  # of the free memory: what the images may take up in mode auto
+IndexBatches = Sequence[np.ndarray] | np.ndarray  # positions in the file: one element or one row for each batch
+RESIDENT_SHARE = 0.25  # largest share of the free memory that images may take up in mode auto
 
 
 class Batch(NamedTuple):
@@ -39,7 +39,7 @@ class StreamLoader:
     def __init__(
         self, beton: Path, *, device: torch.device, batch_size: int, num_workers: int, sha256: str | None = None
     ) -> None:
-        """`sha256`: hash of the file. If given, the file may be touched, or replaced by a copy, while it is read."""
+        """`sha256`: hash of the file. If given, the file may be touched, or replaced by an identical copy."""
         self.beton, self.device, self.batch_size = beton, device, batch_size
         reader = JpegReader if holds_jpegs(beton) else FfcvReader
         self._reader = reader(beton, batch_size, min(num_workers, len(os.sched_getaffinity(0))))
@@ -48,12 +48,12 @@ class StreamLoader:
         self._to_device = _PinnedCopies(device) if device.type == "cuda" else _clone
 
     def batches(self, index_batches: IndexBatches) -> Iterator[Batch]:
-        """Yields the samples at each array of positions. All arrays but the last non-empty one must have `batch_size`.
+        """Yields one batch for each array of positions. An empty array gives an empty batch.
 
-        An empty array gives an empty batch. Raises RuntimeError if the file changes while it is read, if an image is
-        damaged, or if the reader returns other samples than requested. Raises IndexError for positions outside the
-        file. If a raw file is truncated while it is read, the process may die of SIGBUS instead, because FFCV maps it
-        into memory.
+        All arrays must have `batch_size` positions, except empty ones and the last one that is not empty. Raises
+        RuntimeError if the file changes while it is read, if an image is damaged, or if the reader returns samples that
+        were not requested. Raises IndexError for positions outside the file. If a raw file is truncated while it is
+        read, the process may die of SIGBUS instead, because FFCV maps the file into memory.
         """
         order = _checked_order(index_batches, self.count, self.batch_size)
         self._file.check()
@@ -64,8 +64,8 @@ class StreamLoader:
                     continue
                 images, labels, found = next(read)
                 if not np.array_equal(found.numpy(), indices):
-                    raise DatasetChanged(f"{self.beton} returned other samples than requested: it has changed")
-                self._file.check()  # again after reading: a truncated page reads as zeros
+                    raise DatasetChanged(f"{self.beton} has changed: reading it returned the wrong samples")
+                self._file.check()  # again after reading, because truncated parts read as zeros
                 yield Batch(*self._to_device(images.permute(0, 3, 1, 2), labels, found))
 
     def _empty(self) -> Batch:
@@ -77,7 +77,7 @@ class StreamLoader:
 
 
 class ResidentLoader:
-    """Keeps all images of a stream in device memory."""
+    """Keeps all images of a StreamLoader in device memory."""
 
     def __init__(self, stream: StreamLoader) -> None:
         self.batch_size, self.count, size = stream.batch_size, stream.count, stream.image_size
@@ -127,7 +127,7 @@ def _free_memory(device: torch.device) -> float:
 
 
 def _checked_order(index_batches: IndexBatches, count: int, batch_size: int | None = None) -> np.ndarray:
-    """All positions (K,) int64 in one array. Raises IndexError or ValueError for batches the file cannot give."""
+    """All positions in one array, (K,) int64. Raises IndexError for wrong positions, ValueError for batch sizes."""
     filled = [np.asarray(indices, dtype=np.int64) for indices in index_batches if len(indices)]
     order = np.concatenate(filled) if filled else np.empty(0, dtype=np.int64)
     if len(order) and not (order.min() >= 0 and order.max() < count):
@@ -138,7 +138,7 @@ def _checked_order(index_batches: IndexBatches, count: int, batch_size: int | No
 
 
 def _clone(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Copies out of the ring buffer, with the same strides."""
+    """Copies of tensors that FFCV's ring buffer will overwrite, with the same strides."""
     return tuple(tensor.clone() for tensor in tensors)
 
 

@@ -62,7 +62,7 @@ class DatasetInfo:
 
 
 def parse_manifest(fields: dict[str, Any]) -> DatasetInfo:
-    """Raises KeyError, TypeError or ValueError for fields that do not describe a dataset."""
+    """The dataset that `fields` describe. Raises KeyError, TypeError or ValueError if they are wrong."""
     _check_type(dict, splits=fields["splits"])
     present = [name for name in SPLITS if name == "test" or name in fields["splits"]]
     splits = {name: _parse_split(name, fields["splits"][name]) for name in present}
@@ -105,7 +105,7 @@ def _parse_split(name: str, fields: object) -> SplitInfo:
     _check_type(str, file=split.file, sha256=split.sha256, tables_sha256=split.tables_sha256)
     _check_type(int, count=split.count, bytes=split.bytes)
     if Path(split.file).name != split.file or "\0" in split.file:
-        raise ValueError(f"file must be a name in the same folder, got {quoted(split.file)}")
+        raise ValueError(f"file must be the name of a file in the same folder, got {quoted(split.file)}")
     if split.count < 1:
         raise ValueError(f"count must be positive, got {split.count}")
     return split
@@ -122,7 +122,7 @@ def _three_numbers(name: str, values: list[Any]) -> tuple[float, float, float]:
 
 
 def _check_type(kind: type, **values: object) -> None:
-    """Raises TypeError for a value of another type; True does not count as a number."""
+    """Raises TypeError unless each value has exactly the type `kind`, so that True is not a number."""
     for name, value in values.items():
         if type(value) is not kind:
             raise TypeError(f"{name} must be {KINDS[kind]}, got {quoted(value)}")
@@ -133,4 +133,4 @@ def _check_strings(name: str, values: list[Any]) -> None:
     _check_type(list, **{name: values})
     for value in values:
         if type(value) is not str:
-            raise TypeError(f"{name} must be a list of strings, got {quoted(value)} in it")
+            raise TypeError(f"{name} must contain only strings, got {quoted(value)}")

@@ -12,10 +12,10 @@ from data_prep.errors import require
 
 
 class Order(NamedTuple):
-    """The samples of an epoch, or of the steps of one rank in it."""
+    """The samples of an epoch, or those of one rank in the epoch."""
 
     samples: np.ndarray  # positions in the beton file
-    turns: np.ndarray | None  # how often each was drawn before in the run; None: once in each earlier epoch
+    turns: np.ndarray | None  # how often each was drawn earlier in the run; None: once in each earlier epoch
 
 
 def epoch_order(samples: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
@@ -28,19 +28,21 @@ def epoch_order(samples: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
 
 
 def balanced_order(samples: np.ndarray, labels: np.ndarray, *, count: int, seed: int, epoch: int) -> Order:
-    """`count` of `samples` (N,) for `epoch` (0-based), each class equally often; `labels` (N,) are their classes.
+    """Draws `count` of `samples` (N,) for `epoch` (0-based), from each class equally often.
 
-    Class sizes differ by at most one, in the epoch and over all epochs so far. Each class is a deck of cards: all its
-    images are drawn, in random order, before one of them is drawn again. A pure function: it needs no state.
+    `labels` (N,) are the classes of the samples. The numbers of draws from any two classes differ by at most one, in
+    the epoch and over all epochs so far. Each class is like a deck of cards: all its images are drawn, in random order,
+    before one of them is drawn again. This is a pure function, so it needs no state in a checkpoint.
     """
     classes, drawn, turns = np.unique(labels), [], []
     for place, label in enumerate(classes.tolist()):
         deck = np.asarray(samples, dtype=np.int64)[labels == label]
-        # The draws 0, 1, 2, ... of all epochs go to the classes in turn; these are the class's own in this epoch.
+        # The draws of all epochs go to the classes in turn. `own` has the numbers of this class's draws in this epoch;
+        # number 0 is the first draw from the class in the run.
         own = np.arange(*(-(-(draws - place) // len(classes)) for draws in (epoch * count, (epoch + 1) * count)))
         rounds = own // len(deck)
         for number in np.unique(rounds).tolist():
-            # label + 1, because numpy takes (seed, epoch), which `epoch_order` uses, and (seed, epoch, 0) for the same.
+            # label + 1, because NumPy treats (seed, number, 0) like (seed, number), which `epoch_order` uses.
             generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, number, label + 1))))
             drawn.append(generator.permutation(deck)[own[rounds == number] % len(deck)])
         turns.append(rounds)
@@ -51,7 +53,7 @@ def balanced_order(samples: np.ndarray, labels: np.ndarray, *, count: int, seed:
 def class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """(num_classes,) weights of the classes, in inverse proportion to their sizes.
 
-    Their mean over the images, whose classes are `labels` (N,), is 1.
+    `labels` (N,) are the classes of the images. The mean weight over the images is 1.
     """
     counts = np.bincount(labels, minlength=num_classes)
     return len(labels) / np.count_nonzero(counts) / np.maximum(counts, 1)
@@ -82,7 +84,7 @@ def evaluation_batches(samples: np.ndarray, *, batch_size: int, rank: int, world
 
 
 def hold_out(labels: np.ndarray, *, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, held out): sorted positions, `count` of them held out, in proportion to the class sizes.
+    """Sorted positions of the images (kept, held out). `count` are held out, in proportion to the class sizes.
 
     Every class keeps at least one image to train on. Raises InputError if `count` is too large for that.
     """
@@ -90,7 +92,7 @@ def hold_out(labels: np.ndarray, *, count: int, seed: int) -> tuple[np.ndarray, 
     require(
         count <= len(labels) - num_classes,
         f"--validation and --calibrate must leave one image of each of the {num_classes} classes to train on: "
-        f"at most {len(labels) - num_classes} of {len(labels)} images, got {count}",
+        f"they can hold out at most {len(labels) - num_classes} of {len(labels)} images, got {count}",
     )
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, len(labels)))))
     shuffled = generator.permutation(len(labels))
@@ -104,7 +106,7 @@ def hold_out(labels: np.ndarray, *, count: int, seed: int) -> tuple[np.ndarray, 
 
 
 def _give_back(is_held_out: np.ndarray, labels: np.ndarray, by_class: np.ndarray) -> None:
-    """For each class without training images, swaps one of its images for one of the class that has the most left."""
+    """For each class without training images, swaps one of its images with one of the class that has the most left."""
     left = np.bincount(labels[~is_held_out], minlength=int(labels.max()) + 1)
     for label in np.unique(labels):
         if left[label] == 0:

@@ -1,8 +1,8 @@
 """Random numbers as a function of (seed, epoch, sample, draw): the same on any device, on any rank, in any batch.
 
-Counter-based: the finalizer of splitmix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators",
-OOPSLA 2014; constants of Stafford's variant 13) applied to a key. int64 arithmetic wraps around in torch, on the CPU
-and on CUDA.
+The generator is counter-based: it applies the finalizer of splitmix64 (Steele, Lea & Flood, "Fast splittable
+pseudorandom number generators", OOPSLA 2014; constants of Stafford's variant 13) to a key. In torch, int64 arithmetic
+wraps around, on the CPU and on CUDA.
 """
 
 import torch
@@ -38,7 +38,7 @@ def _mix_int(value: int) -> int:
 
 
 def random_bits(indices: Tensor, *, seed: int, epoch: int | Tensor, num_draws: int) -> Tensor:
-    """indices (N,) int64 -> (num_draws, N) int64 with 64 random bits each. `epoch`: one for all samples, or (N,)."""
+    """indices (N,) int64 -> (num_draws, N) int64 with 64 random bits each. `epoch`: of all samples, or of each."""
     if isinstance(epoch, Tensor):
         key = _mix((epoch + 1) * _signed(_GOLDEN) + _signed(_mix_int(seed + _GOLDEN)))
     else:

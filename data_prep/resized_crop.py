@@ -1,9 +1,8 @@
-"""Crops an area of its own size from each image of a batch, and resizes all of them to one size.
+"""Crops each image of a batch to an area of any size, and resizes all crops to the same size.
 
-The interpolation is bilinear with antialiasing, as in Pillow and in torch's `interpolate(..., antialias=True)`: the old
-pixels of a row or column are weighted by a triangle around each new pixel, which is wider if the crop shrinks. The
-result for an image does not depend on the rest of its batch, so it is the same for any number of processes, bit for
-bit.
+The interpolation is bilinear with antialiasing, as in Pillow and in torch's `interpolate(..., antialias=True)`: along
+each axis, the weights of the old pixels form a triangle around the new pixel, which is wider if the crop is shrunk. The
+result for an image does not depend on the rest of its batch, so it is bit-identical for any number of processes.
 """
 
 import math
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-WEIGHT_UNITS = 2048  # 11 bits, the precision of TF32
-ROW_UNITS = 8  # 3 bits more than the 8 of a pixel
-KERNEL_UNITS = 2**14  # of the triangles before they are normalized; sums over up to 1000 pixels fit float32
+WEIGHT_UNITS = 2048  # weights are multiples of 1 / WEIGHT_UNITS, which fit the 11 bits of TF32
+ROW_UNITS = 8  # rows between the two products are multiples of 1 / ROW_UNITS: the 8 bits of a pixel and 3 more
+KERNEL_UNITS = 2**14  # units of the triangles before normalization; sums over up to 1000 pixels fit float32
 
 
 def batch_resized_crop(
@@ -69,11 +68,11 @@ def sides_of_areas(
     """Heights and widths, (N,) int64, of crops whose areas are `shares` (N,) of the area of an image of `size`.
 
     `positions` (N,), 0 to 1, choose the aspect ratio (width / height) on a logarithmic scale between the two `ratios`.
-    For a large area, this range is narrowed to the ratios with which the crop fits into the image. After Szegedy et
-    al., arXiv 1409.4842. torchvision's RandomResizedCrop draws another area instead, so its areas are smaller on
-    average.
+    For a large area, this range is narrowed to the ratios with which the crop fits into the image. If a crop does not
+    fit, torchvision's RandomResizedCrop draws another area instead, so its areas are smaller on average. The method is
+    from Szegedy et al., arXiv 1409.4842.
     """
-    # log and exp may round differently at another position in a vector. In float64, that does not change whole pixels.
+    # log and exp may round differently at another position in a vector. In float64, that does not change rounded sides.
     shares, positions = shares.double(), positions.double()
     square, room = math.log(size[1] / size[0]), -shares.log()
     low = (square - room).clamp(min=math.log(ratios[0]))
@@ -87,8 +86,8 @@ def sides_of_areas(
 def _weights(start: Tensor, length: Tensor, *, old: int, new: int) -> Tensor:
     """(N, new, old) float32: the weight of each old pixel for each new one, in units of 1 / WEIGHT_UNITS.
 
-    `start` and `length` (N,): the range of old pixels to resize; the others have weight 0. The cumulative sums are
-    rounded instead of the weights, so that the rounded weights of every new pixel add up to 1.
+    `start` and `length` (N,): the range of old pixels to resize; pixels outside it have weight 0. The cumulative sums
+    are rounded instead of the weights, so that the rounded weights of every new pixel add up to 1.
     """
     scale = (length / new)[:, None]
     center = scale * (torch.arange(new, device=start.device) + 0.5)  # (N, new), in pixels from `start`

@@ -1,4 +1,4 @@
-"""Keeps the images of a split in temporary files until FFCV's writer, which must know their number, can start."""
+"""Keeps the images of a split in temporary files, because FFCV's writer must know their number before it starts."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -47,7 +47,7 @@ class SpoolWriter:
 
 @contextmanager
 def open_spool(folder: Path, name: str, encoding: str) -> Iterator[SpoolWriter]:
-    """Writes NAME.images and NAME.records in `folder`, and at the end NAME.json, which describes them."""
+    """A writer of NAME.images and NAME.records in `folder`. At the end, NAME.json is written, which describes them."""
     with open(folder / f"{name}.images", "wb") as images, open(folder / f"{name}.records", "wb") as records:
         writer = SpoolWriter(images, records)
         yield writer

@@ -1,7 +1,7 @@
-"""stdout and stderr that cannot make a command fail.
+"""Keeps a command working when its output cannot be written.
 
-What a command prints is only for its reader. So a full disk, a closed pipe, a terminal that is gone or a stream that
-was closed from the start changes neither what the command does nor its exit status.
+A full disk, a closed pipe, a terminal that is gone or a stream that was closed from the start changes neither what the
+command does nor its exit status.
 """
 
 from __future__ import annotations  # the doctor runs on older Pythons too
@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 @contextlib.contextmanager
 def forgiving_output() -> Iterator[None]:
-    """Within the block, output errors are ignored: the first one silences its stream.
+    """Within the block, output errors are ignored: the first error on a stream silences that stream.
 
     Also works as a decorator for a command's `main`. On stdout, characters that the encoding lacks are escaped, and a
     file name that is not valid text is written as its raw bytes. Streams that are not files, as in a notebook, are left
@@ -47,14 +47,14 @@ class _UnfailingFile(io.FileIO):
         if not self._silenced:
             try:
                 written = super().write(data)
-                return len(data) if written is None else written  # None: a non-blocking pipe is full; data is dropped
+                return len(data) if written is None else written  # None: a non-blocking pipe is full, so data is lost
             except OSError:
                 self._silenced = True
         return len(data)
 
 
 def _unfailing(stream: TextIO | None, *, errors: str) -> TextIO:
-    """A stream for the same descriptor as `stream`."""
+    """A stream with the same file descriptor as `stream`, whose writes always succeed."""
     if stream is None or stream.closed:
         return open(os.devnull, "w", encoding="utf-8", errors=errors)
     if not isinstance(stream, io.TextIOWrapper) or isinstance(getattr(stream.buffer, "raw", None), _UnfailingFile):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 class DatasetChanged(RuntimeError):
-    """The file no longer has the content that it had at the start of the run."""
+    """A file no longer has the content that it had at the start of the run."""
 
 
 class DamagedImage(DatasetChanged):

@@ -1,4 +1,4 @@
-"""Sources of images. A source provides uint8 images and class names, and does not depend on beton files."""
+"""Sources of images. A source provides uint8 images and class names, and knows nothing about beton files."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ import numpy as np
 from data_prep.errors import InputError
 
 SOURCES = ("cifar10", "cifar100", "folder", "synthetic")
-NUM_NAMED = 5  # names that a message lists; the others are only counted
-CHUNK_BYTES = 2**20  # of images that are handled at a time
+NUM_NAMED = 5  # a message lists this many names, and only counts the others
+CHUNK_BYTES = 2**20  # size of the images that are handled at a time
 
 
 class Split(NamedTuple):
@@ -39,7 +39,7 @@ class UnreadableImagesError(InputError):
 
 
 class Source(Protocol):
-    """Images that are read once. The caller reads all chunks of train, then those of test, and then the findings."""
+    """Images that are read once. The caller reads all chunks of train, then those of test, then calls `findings`."""
 
     @property
     def source(self) -> str: ...
@@ -51,7 +51,7 @@ class Source(Protocol):
     def image_size(self) -> int: ...
 
     def count(self, split: str) -> int:
-        """The number of images in a split, before any is read. Unreadable images are included."""
+        """The number of images in a split, known before any is read, so unreadable images are included."""
         ...
 
     def chunks(self, split: str) -> Generator[Split, None, None]:

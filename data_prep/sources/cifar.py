@@ -1,7 +1,7 @@
 """Finds or downloads CIFAR-10 and CIFAR-100, verifies them, and reads them without unpacking anything to the disk.
 
-The archive must have the sha256 below, and an extracted file the md5 that torchvision lists. Each file is read into
-memory once, verified there and parsed from there, so it cannot change in between, and the folder need not be writable.
+The archive must have the sha256 below, and each extracted file must have the md5 that torchvision lists. A file is read
+into memory once, and verified and parsed there, so it cannot change in between. The folder need not be writable.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 20.0  # without an answer from the server
 CHUNK_BYTES = 2**18
 MAX_ARCHIVE_BYTES = 2**28  # each archive is about 170 MB
-SHA256 = {  # of the archives, by the md5 that torchvision lists
+SHA256 = {  # md5 of an archive, as torchvision lists it -> its sha256
     "c58f30108f718f92721af3b95e74349a": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
     "eb9058c3a382ffc7106e4002c42a8d85": "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
 }
@@ -67,7 +67,7 @@ def _to_split(batches: list[dict]) -> Split:
     images = np.concatenate([np.asarray(batch["data"]) for batch in batches])
     labels = [label for batch in batches for label in batch["labels" if "labels" in batch else "fine_labels"]]
     if images.dtype != np.uint8 or images.shape != (len(labels), 3072):
-        raise ValueError(f"{images.shape} {images.dtype} images with {len(labels)} labels")
+        raise ValueError(f"images must be ({len(labels)}, 3072) uint8, got {images.shape} {images.dtype}")
     pixels = images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return Split(np.ascontiguousarray(pixels), np.array(labels, dtype=np.int64))
 
@@ -112,7 +112,7 @@ def _read(path: Path) -> bytes:
 
 
 def _genuine(path: Path, content: bytes, md5: str) -> bytes:
-    """`content` of `path`. Raises InputError unless it has the md5 and, for an archive, the sha256 it must have."""
+    """`content` of `path`. Raises InputError if its md5 or, for an archive, its sha256 is wrong."""
     kinds = [("md5", md5, hashlib.md5(content, usedforsecurity=False).hexdigest())]
     if md5 in SHA256:
         kinds.insert(0, ("sha256", SHA256[md5], hashlib.sha256(content).hexdigest()))
@@ -124,7 +124,7 @@ def _genuine(path: Path, content: bytes, md5: str) -> bytes:
 
 
 def _download(kind: type["CIFAR10"], root: Path, progress: Progress) -> None:
-    """Downloads the archive. It gets its name only once it is complete; an exception or Ctrl-C leaves nothing."""
+    """Downloads the archive. It gets its name only once complete; an exception or Ctrl-C leaves nothing behind."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Collects the messages of image decoders, to report them in one line instead of one or more for each file.
+"""Collects the messages of image decoders, to report them in one line instead of several for each file.
 
 Decoders written in Python issue warnings. C libraries such as libtiff print to stderr.
 """

@@ -1,4 +1,4 @@
-"""Counts images that occur in both splits or in two classes, in 16 bytes of memory per image."""
+"""Counts images that occur in both splits or in several classes. Needs 16 bytes of memory per image."""
 
 import hashlib
 
@@ -17,10 +17,10 @@ def duplicate_notes(train: np.ndarray, test: np.ndarray) -> list[str]:
     notes = []
     if in_both := len(np.intersect1d(train[:, 0], test[:, 0])):
         notes.append(
-            f"warning: {count_of(in_both, 'image')} in both train and test; the test accuracy will be too high"
+            f"warning: found {count_of(in_both, 'image')} in both train and test; the test accuracy will be too high"
         )
     of_each_class = np.unique(np.concatenate([train, test]), axis=0)
     _, num_classes = np.unique(of_each_class[:, 0], return_counts=True)
     if ambiguous := int((num_classes > 1).sum()):
-        notes.append(f"warning: {count_of(ambiguous, 'image')} in more than one class")
+        notes.append(f"warning: found {count_of(ambiguous, 'image')} in more than one class")
     return notes

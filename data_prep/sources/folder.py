@@ -1,6 +1,6 @@
 """Reads image files from folders named after their classes, in a fixed shuffled order and with bounded memory.
 
-Elsewhere: which files are read (`listing`), and how a file becomes pixels (`picture`).
+`listing` lists the files to read, and `picture` turns a file into pixels.
 """
 
 from array import array
@@ -20,7 +20,7 @@ from data_prep.sources.listing import Listing, list_splits
 from data_prep.sources.picture import Picture, read_picture, why_unreadable
 
 MIN_SIZE, MAX_SIZE = 8, 1024
-DARK = 65536 // 8  # 16-bit images whose values all stay below this are likely to have fewer bits
+DARK = 65536 // 8  # 16-bit images without larger values probably have fewer bits
 
 Labeled = tuple[Path, int]  # an image file and its label
 
@@ -34,7 +34,7 @@ class _Read(NamedTuple):
 
 @dataclass
 class _Reading:
-    """Everything but the pixels that was found while the files of one split were read."""
+    """What was found, apart from the pixels, while the files of one split were read."""
 
     listing: Listing
     unreadable: list[tuple[Path, str]] = field(default_factory=list)  # files and reasons
@@ -56,14 +56,14 @@ class _Reading:
         present = set(np.unique(self.table()[:, 1]).tolist())
         folders = enumerate(self.listing.classes.values())
         if empty := [shell_path(folder) for label, folder in folders if label not in present]:
-            raise InputError(f"{name_some(empty)}: no image in it can be read; replace them, or remove the class")
+            raise InputError(f"{name_some(empty)}: no readable images; replace them, or remove the class")
 
 
 class FolderImages:
     """A source with all images below `root`, resized to `size` x `size` pixels.
 
     The images are sorted by class and file name and then shuffled with a fixed seed. Their order depends only on the
-    file names, and any prefix mixes the classes. Raises InputError if there are no class folders, if a class is empty,
+    file names, and the classes are mixed. Raises InputError if there are no class folders, if a class is empty,
     or if train and test have different classes. Unless `skip_unreadable`, `findings` raises UnreadableImagesError if
     some images could not be read.
     """
@@ -83,7 +83,7 @@ class FolderImages:
 
     def chunks(self, split: str) -> Generator[Split, None, None]:
         """Yields the readable images of a split, a few at a time. They are decoded in threads, because Pillow releases
-        Python's global lock."""
+        the GIL."""
         reading = self._readings[split]
         read = partial(_read_chunk, size=self.image_size)
         chunks = _chunks_of(reading.listing, images_per_chunk(self.image_size**2 * 3))
@@ -143,6 +143,6 @@ def _reading_notes(train: _Reading, test: _Reading) -> list[str]:
     if 0 <= (brightest := max(train.brightest, test.brightest)) < DARK:
         notes.append(
             f"the 16-bit images are dark: no value exceeds {brightest} of 65535; "
-            "if they have fewer bits, scale them to 16 first"
+            "if they have fewer bits, scale their values to 16 bits first"
         )
     return notes

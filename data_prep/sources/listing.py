@@ -1,6 +1,6 @@
 """Lists the image files in a folder of classes: ROOT/train/CLASS/** and ROOT/test/CLASS/**.
 
-Nothing below the two splits is skipped silently: every entry is taken as an image, reported as an error, or counted.
+Nothing below the two splits is skipped silently: every entry is used as an image, reported as an error, or counted.
 """
 
 import os
@@ -22,7 +22,7 @@ LAYOUT = "ROOT must have the folders train/CLASS and test/CLASS, or test/CLASS a
 
 @dataclass
 class Listing:
-    """The image files of one split, sorted by class and name, and what else was found."""
+    """The image files of one split, sorted by class and name, and counts of everything else."""
 
     root: Path
     classes: dict[str, Path] = field(default_factory=dict)  # name in Unicode form NFC -> folder
@@ -51,7 +51,7 @@ def list_splits(root: Path) -> tuple[Listing, Listing, list[str]]:
         raise InputError(f"--root {shell_path(root)}: no such folder; {LAYOUT}")
     train_root, candidates = root / "train", [root / name for name in TEST_NAMES if (root / name).is_dir()]
     if not candidates:
-        raise InputError(f"--root {shell_path(root)}: it has no test folder (or {', '.join(TEST_NAMES[1:])}); {LAYOUT}")
+        raise InputError(f"--root {shell_path(root)}: no test folder ({' or '.join(TEST_NAMES)}) in it; {LAYOUT}")
     with_classes = [folder for folder in candidates if any(entry.is_dir() for entry in _visible(folder))]
     test_root = (with_classes or candidates)[0]
     train, test = Listing(train_root), Listing(test_root)
@@ -76,7 +76,7 @@ def list_splits(root: Path) -> tuple[Listing, Listing, list[str]]:
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
-    """What is not hidden in `folder`, sorted by name. Raises InputError if the folder is not readable."""
+    """The entries of `folder` that are not hidden, sorted by name. Raises InputError if the folder is not readable."""
     return [entry for entry in _entries(folder) if not entry.name.startswith(".")]
 
 
@@ -116,7 +116,7 @@ def _class_name(name: str, root: Path) -> str:
         name.encode()
     except UnicodeEncodeError:
         raise InputError(f"{shell_path(root)}: the name of class folder {name!a} is not UTF-8; rename it") from None
-    return unicodedata.normalize("NFC", name)  # a Mac writes the decomposed form
+    return unicodedata.normalize("NFC", name)  # macOS writes the decomposed form
 
 
 def _check_same(train: Listing, test: Listing) -> None:

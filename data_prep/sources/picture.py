@@ -17,7 +17,7 @@ from data_prep.errors import printable
 from data_prep.files import open_regular
 from data_prep.sources.decoder_messages import reading
 
-# Recognized by content, whatever the file's name. Of an animation, only the first frame is used.
+# A format is recognized by the content of a file, not by its name. Of an animation, only the first frame is used.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"P5", b"P6")
@@ -26,7 +26,7 @@ LIMIT_VARIABLE = "DATA_PREP_MAX_PIXELS"
 _limit = os.environ.get(LIMIT_VARIABLE, "")
 MAX_PIXELS = int(_limit) if _limit.isdecimal() else 100_000_000  # of one image, as it is decoded
 MAX_SHRINKING = 4  # a JPEG may have this many times as many pixels, because it can be decoded at a smaller size
-STRIP_PIXELS = 2**22  # converted at a time
+STRIP_PIXELS = 2**22  # number of pixels that are converted at a time
 LARGE_PIXELS = 2**24  # larger images are decoded one at a time, whatever the number of threads
 Image.MAX_IMAGE_PIXELS = None  # turns off Pillow's own limit; `_check_size` enforces ours
 
@@ -40,8 +40,8 @@ _UPRIGHT = {  # EXIF orientation -> operation that turns the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # of a PNG
-_ANCILLARY_MARKERS = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # of a JPEG: comments, and all APPn except JFIF and Adobe
+_PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # the only chunks of a PNG that matter for its pixels
+_ANCILLARY_MARKERS = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # JPEG comments, and all APPn except JFIF and Adobe
 _one_large_image = threading.Lock()
 
 
@@ -219,8 +219,8 @@ def _jpeg_pixels(content: bytes) -> bytes:
 def _jpeg_with_end(content: bytes, size: int) -> bytes | None:
     """A JPEG that lacks only its end marker, with the marker added. None if pixels are missing too.
 
-    The decoder makes up missing pixels from whatever follows the data. So no pixels are missing if two different
-    endings give the same picture. A progressive JPEG is not repaired, because its last scans may be missing unnoticed.
+    The decoder makes up missing pixels from whatever follows the data. If two different endings give the same picture,
+    no pixels are missing. A progressive JPEG is not repaired, because its last scans may be missing unnoticed.
     """
     if content.rstrip(b"\0").endswith(b"\xff\xd9"):
         return None

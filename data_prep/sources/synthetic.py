@@ -1,7 +1,7 @@
 """Ten classes of synthetic images, generated from a seed, for demos and tests.
 
-A class is a shape. Its colors, position, size, tilt and background are random, so no single pixel says much about the
-class, and a linear classifier is far less accurate than a network.
+Each class is a shape. The colors, position, size, tilt and background are random, so no single pixel says much about
+the class, and a linear classifier is far less accurate than a network.
 """
 
 from collections.abc import Callable

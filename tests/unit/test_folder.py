@@ -86,7 +86,7 @@ def test_damaged_files_can_be_skipped_and_are_recorded(photos: Path) -> None:
 def test_a_class_that_loses_all_its_images_is_named(photos: Path) -> None:
     for path in (photos / "test" / "cat").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(InputError, match="test/cat: no image in it can be read"):
+    with pytest.raises(InputError, match="test/cat: no readable images"):
         load_folder(photos, size=8, skip_unreadable=True)
 
 
@@ -103,8 +103,8 @@ def test_duplicates_are_counted(photos: Path) -> None:
     for name in ("train/cat/twin.png", "train/dog/twin.png", "test/dog/twin.png"):
         save(photos / name, Image.new("RGB", (8, 8), WHITE))
     assert load_folder(photos, size=8).notes == (
-        "warning: 1 image in both train and test; the test accuracy will be too high",
-        "warning: 1 image in more than one class",
+        "warning: found 1 image in both train and test; the test accuracy will be too high",
+        "warning: found 1 image in more than one class",
     )
 
 

@@ -77,7 +77,7 @@ def test_a_link_back_to_a_folder_above_is_named(photos: Path) -> None:
 def test_a_missing_root_or_split_is_named(photos: Path) -> None:
     assert str(photos / "absent") in fails(photos / "absent")
     (photos / "test").rename(photos / "tests")
-    assert "test folder (or val, valid, validation)" in fails(photos)
+    assert "no test folder (test or val or valid or validation) in it" in fails(photos)
     (photos / "train").rename(photos / "training")
     assert "train" in fails(photos)
 
