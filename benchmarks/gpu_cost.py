@@ -1,4 +1,4 @@
-"""What one step costs the host and the GPU, and how many operations it launches."""
+"""Measures the time that one step takes on the host and on the GPU, and counts the GPU operations of the step."""
 
 import statistics
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-STEPS = 20  # for the time of the host
+STEPS = 20  # number of steps whose time on the host is measured
 TRACED_STEPS = 5
 
 

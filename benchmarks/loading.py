@@ -7,9 +7,9 @@ resident:    ResidentLoader and Augmenter with the settings of `baseline`. All i
 torchvision: a DataLoader over an in-memory dataset of PIL images, like torchvision's CIFAR10, with RandomCrop,
              RandomHorizontalFlip, ToTensor, Normalize and RandomErasing as an 8x8 cutout, and one worker per core.
 
-All three produce normalized float32 batches of the same images. They run alternately for several rounds. The results
-are images/s and ratios of images/s, each as the median over rounds. The first round, in which the workers start, does
-not count.
+All three produce normalized float32 batches of the same images. They take turns for several rounds. The results are
+images/s and ratios of images/s, each as the median over rounds. The first round, in which the workers start, does not
+count.
 """
 
 import argparse
@@ -89,9 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data/synthetic"))
     parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument(
-        "--images", type=int, default=20_000, help="images per epoch; at most all images of the dataset"
-    )
+    parser.add_argument("--images", type=int, default=20_000, help="images per epoch; at most the whole dataset")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--result", type=Path, help="write the figures here as JSON")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The training loops whose speed `training_step` compares. Each `*_step` function returns one step, ready to be called.
+"""The training loops whose speed `training_step` compares. A `*_step` function returns a function that takes one step.
 
 All loops train the network that `config` describes, with its batch size, on crops of `side` pixels.
 """
@@ -71,7 +71,7 @@ def bare_graph_step(config: TrainConfig, side: int) -> Step:
     step = bare_step(config, side)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # kernels are loaded and chosen before the capture
+    with torch.cuda.stream(stream):  # kernels must be loaded and chosen before the capture
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(stream)
@@ -114,7 +114,7 @@ def first_epoch(config: TrainConfig, *, image_size: int, side: int) -> int:
     """The first epoch (0-based) with crops of `side` pixels. Raises InputError if there is none."""
     sides = [config.schedule.crop_side(image_size, epoch=epoch) for epoch in range(config.schedule.epochs)]
     known = ", ".join(map(str, sorted(set(sides))))
-    require(side in sides, f"--side must be one of the crops of the recipe ({known}), got {side}")
+    require(side in sides, f"--side must be one of the crop sizes of the recipe ({known}), got {side}")
     return sides.index(side)
 
 

@@ -3,11 +3,12 @@
     {python | accelerate launch ...} -m benchmarks.reliability [--data-dir DIR] [--batch-size N] [--rounds N]
                                                                [--result FILE]
 
-save:   the time that `Trainer.save` stops the loop to copy the state, and the time until the background thread has
-        written the checkpoint to the disk.
+save:   the time for which `Trainer.save` blocks the loop to copy the state, and the time until the background thread
+        has written the checkpoint to the disk.
 stop:   the time of `announce` and `agreed`, one directly after the other. In the training loop, a step runs between the
-        two and hides part of that time, so this is an upper bound. It is relevant only with several processes.
-guard:  the additional time of a step without forward and backward, compared with a guard that checks nothing.
+        two calls and hides part of that time, so the result is an upper bound. It matters only with several
+        processes.
+guard:  the time that the guard adds to a step without forward and backward, compared with a guard that checks nothing.
 
 The results are medians over rounds, in milliseconds. The time of a whole step is printed for comparison.
 """

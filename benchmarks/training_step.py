@@ -5,16 +5,16 @@
 
 ours:          Trainer.train_step with all its parts: augmentation, schedule, metrics, guard, and the agreement on a
                stop.
-ours_no_graph: the same with `--graph off`, on a GPU only.
-bare:          the same model, precision and memory format, but only forward, backward and a step of SGD, whatever the
-               optimizer of the recipe, on a fixed batch.
-bare_graph:    the bare loop replayed as one CUDA graph, on a GPU only.
+ours_no_graph: the same as `ours`, but with `--graph off`; on a GPU only.
+bare:          only forward, backward and a step of SGD (even if the recipe has another optimizer), on a fixed batch;
+               the model, precision and memory format are those of `ours`.
+bare_graph:    a step of `bare`, replayed as one CUDA graph; on a GPU only.
 newcomer:      the loop of most tutorials: fp32, NCHW, an optimizer that is not fused, and `.item()` in each step.
 
-Each loop runs in its own process, so that they do not share settings of the memory allocator. In each round, every loop
-runs a few steps. The results are images/s and ratios of images/s, each as the median over rounds, so that a change in
-the machine's speed does not favor one of the loops. On a GPU, they are followed by the milliseconds of the host and of
-the GPU, and the operations on the GPU, for one step of each loop.
+Each loop runs in its own process, so that loops do not share settings of the memory allocator. In each round, every
+loop runs a few steps. The results are images/s and ratios of images/s, each as the median over rounds, so that a change
+in the machine's speed does not favor one of the loops. On a GPU, the output also has the milliseconds of the host and
+of the GPU, and the number of GPU operations, for one step of each loop.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def synchronize() -> None:
 def measure(
     config: TrainConfig, side: int, *, loops: Sequence[str], rounds: int, steps: int
 ) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """Images/s of each loop, by name, for each round; and the costs of a step on the GPU, if it runs on one.
+    """Images/s of each loop by name, for each round; and, on a GPU, the costs of a step by name.
 
     Raises InputError if a loop fails.
     """
@@ -92,7 +92,7 @@ def measure(
 
 
 def ask(name: str, loop: Connection, steps: int) -> Any:
-    """What the process of a loop answers. Raises InputError if it has ended."""
+    """Sends `steps` to the process of a loop and returns its answer. Raises InputError if the process has ended."""
     try:
         loop.send(steps)
         return loop.recv()
@@ -101,7 +101,7 @@ def ask(name: str, loop: Connection, steps: int) -> Any:
 
 
 def summarize(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Medians over rounds: images/s of each loop, and the ratio of ours to each other one."""
+    """Medians over rounds: images/s of each loop, and the ratio of `ours` to each other loop."""
     names = list(rounds[0])
     figures = {f"{name}_images_per_second": statistics.median(r[name] for r in rounds) for name in names}
     for other in names if "ours" in names else []:
@@ -118,10 +118,10 @@ def parse_options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Train
         allow_abbrev=False,
     )
     parser.add_argument("--recipe", choices=RECIPES, default="baseline")
-    parser.add_argument("--side", type=int, help="side of the crops, one of those of the recipe; default: the largest")
-    parser.add_argument("--loops", nargs="+", choices=LOOPS, help="default: all that this device can run")
+    parser.add_argument("--side", type=int, help="a crop size of the recipe, in pixels; default: the largest")
+    parser.add_argument("--loops", nargs="+", choices=LOOPS, help="loops to run; default: all that this device can run")
     parser.add_argument("--rounds", type=int, default=5)
-    steps = 100 if torch.cuda.is_available() else 2  # a GPU needs many queued steps for a meaningful rate
+    steps = 100 if torch.cuda.is_available() else 2  # on a GPU, only many queued steps give a meaningful rate
     parser.add_argument("--steps", type=int, default=steps, help="steps of each loop in a round")
     parser.add_argument("--result", type=Path, help="write the figures here as JSON")
     options, flags = parser.parse_known_args(argv)

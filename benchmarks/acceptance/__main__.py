@@ -2,9 +2,8 @@
 
     python -m benchmarks.acceptance [--data-dir DIR] [--images PATH] [--out DIR] [--work DIR] [--seconds N] [--rehearse]
 
-Each stage has a time limit, and is left out if the remaining time is shorter than that. `acceptance.json` in --out is
-rewritten after each stage, so an interrupted run keeps its measurements. The exit status is 0 if every stage that ran
-has passed.
+Each stage has a time limit, and is left out if less time than that remains. `acceptance.json` in --out is rewritten
+after each stage, so an interrupted run keeps its measurements. The exit status is 0 if every stage that ran has passed.
 
 With --rehearse, every stage runs on the CPU in its smallest form, with a narrow network. This tests the stages, but
 says nothing about speed or accuracy.
@@ -30,8 +29,12 @@ SECONDS = 600.0
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--data-dir", type=Path, default=Path("data/cifar10"), help="prepared dataset to use if it exists")
-    add("--images", type=Path, help="images to prepare if not: a folder with train/ and test/, or a tar archive of one")
+    add("--data-dir", type=Path, default=Path("data/cifar10"), help="prepared dataset, used if it exists")
+    add(
+        "--images",
+        type=Path,
+        help="images to prepare if --data-dir has no dataset: a folder with train/ and test/, or a tar archive of it",
+    )
     now = time.strftime("%Y%m%d-%H%M%S")
     add("--out", type=Path, default=Path(f"benchmarks/results/gpu-{now}"), help="folder for figures and logs")
     add("--work", type=Path, default=Path(f"runs/acceptance-{now}"), help="folder for data and runs")

@@ -2,9 +2,9 @@
 
     python -m benchmarks.acceptance.images --out DIR [--images PATH] [--train-count N] [--test-count N]
 
-It uses the images of --images (a folder with train/CLASS and test/CLASS, or a tar archive of one). Without --images, it
-uses CIFAR-10's archive in data/raw if that exists, and synthetic images otherwise (default: as many as CIFAR-10 has).
-Nothing is downloaded.
+The images come from --images (a folder with train/CLASS and test/CLASS, or a tar archive of such a folder). Without
+--images, they come from CIFAR-10's archive in data/raw if it exists. Otherwise, synthetic images are generated
+(default: as many as CIFAR-10 has). Nothing is downloaded.
 """
 
 import argparse

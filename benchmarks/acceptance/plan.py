@@ -9,7 +9,7 @@ from benchmarks.acceptance.runner import Stage
 
 Command = tuple[str | Path, ...]
 
-# Recipe, batch size and side of the crops of each measurement of step times.
+# The recipe, the batch size and the side of the crops for each measurement of step times.
 STEPS = (
     ("fast", 500, 16),
     ("fast", 500, 24),
@@ -26,8 +26,8 @@ TINY = ("--device", "cpu", "--widths", "8", "8", "16", "16", "--batch-size", "16
 class Plan:
     """Where an acceptance run reads and writes, and whether it is only a rehearsal. All paths are absolute."""
 
-    data: Path  # the dataset of all stages; prepared first if it does not exist
-    images: Path | None  # images to prepare it from
+    data: Path  # the dataset of all stages; it is prepared first if it does not exist
+    images: Path | None  # images from which the dataset is prepared
     out: Path  # figures and logs
     work: Path  # data and runs
     rehearse: bool
@@ -84,13 +84,13 @@ def _train(plan: Plan, recipe: str, *, name: str = "", flags: Command = (), laun
 
 
 def _runs_together(plan: Plan) -> list[Command]:
-    """More recipes and seeds, all at once on the same GPU. Only their accuracies count, not their times."""
+    """Runs of several recipes and seeds, all at once on the same GPU. Only their accuracies count, not their times."""
     seeds = [("fast", 1), ("fast", 2), ("strong", 1), ("baseline", 1), ("long", 1)]
     return [_train(plan, recipe, name=f"{recipe}-{seed}", flags=("--seed", str(seed))) for recipe, seed in seeds]
 
 
 def _launch(plan: Plan) -> Command:
-    """One process for each GPU. A batch of 496 images is divisible by 1, 2, 4 and 8."""
+    """Starts one process for each GPU. A batch of 496 images is divisible by 1, 2, 4 and 8."""
     file = "launch/cpu_processes.yaml" if plan.rehearse else "launch/all_gpus.yaml"
     launcher: Command = ("accelerate.commands.launch", "--config_file", file)
     flags: Command = ("--batch-size", "496", "--epochs", "2")
@@ -117,7 +117,7 @@ def _benchmark(plan: Plan, name: str) -> Command:
 
 
 def _kills(plan: Plan) -> Command:
-    """SIGKILL and stop signals at random moments. The resumed run must equal the uninterrupted run, bit for bit."""
+    """Sends SIGKILL and stop signals at random times. The resumed run must equal an uninterrupted one, bit for bit."""
     chosen: Command = ("--parts", "kills", "signals", "--kills", "5", "--signals", "4", "--device", "cuda")
     if plan.rehearse:
         chosen = ("--parts", "kills", "--kills", "1")

@@ -1,6 +1,6 @@
-"""Runs stages of commands and records their outcomes. There is a limit for each stage and one for all of them.
+"""Runs stages of commands and records their outcomes. There is a time limit for each stage and one for all of them.
 
-A stage whose limit exceeds the remaining time is left out. A stage that fails does not stop the others.
+A stage whose time limit exceeds the remaining time is left out. A stage that fails does not stop later ones.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a stage. `detail` names the commands that failed."""
+    """The result of a stage. `detail` names the commands that failed, or says why the stage was left out."""
 
     name: str
     state: Literal["passed", "failed", "out of time", "left out"]
@@ -78,7 +78,11 @@ def run_stage(stage: Stage, log: Path) -> Outcome:
                 for process in running:
                     _end(process)
     results = zip(stage.commands, codes, strict=True)
-    failures = [f"{_short(command)}: {'time' if code is None else code}" for command, code in results if code != 0]
+    failures = [
+        f"{_short(command)}: {'out of time' if code is None else f'exit status {code}'}"
+        for command, code in results
+        if code != 0
+    ]
     state = "out of time" if None in codes else "failed" if failures else "passed"
     return Outcome(stage.name, state, time.monotonic() - started, detail=", ".join(failures))
 

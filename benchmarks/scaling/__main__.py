@@ -2,12 +2,12 @@
 
     python -m benchmarks.scaling [--axes NAME ...] [--work DIR] [--result FILE] [--picture FILE] [--quick]
 
-prepare:    python -m data_prep --source folder, from JPEG files that have the final size already.
+prepare:    python -m data_prep --source folder, from JPEG files that already have the final size.
 start:      a run, from the start of its process to the end of its first step.
 epoch:      one epoch with augmentation and a network that costs almost nothing, streamed from the file.
-evaluation: the test images (a tenth as many), with test-time augmentation.
-checkpoint: saving a checkpoint of that network to the disk.
-run:        a whole run with a single step, with evaluation, results and report.
+evaluation: evaluation of the test images (a tenth as many as training images), with test-time augmentation.
+checkpoint: saving a checkpoint of the same network to the disk.
+run:        a whole run with a single step, including evaluation, results and report.
 report:     python -m ddp_trainer.report for that run.
 
 Each measurement runs in its own process. An exponent of 1 means that the cost is proportional to the number of images,
@@ -51,7 +51,7 @@ def command_of(part: str, folder: Path, side: int) -> list[str | Path]:
 
 
 def measure_shape(shape: Shape, work: Path, parts: Sequence[str]) -> Costs:
-    """The cost of each part for a dataset of this shape, which is created first and removed afterwards."""
+    """The cost of each part for a dataset of this shape. The dataset is created first and removed afterwards."""
     folder = Path(tempfile.mkdtemp(dir=work))
     try:
         write_images(folder / "images", shape)
@@ -70,12 +70,12 @@ def size_along(axis: str, shape: Shape) -> int:
 
 
 def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
-    """k in cost ~ size^k, from the last two sizes."""
+    """The exponent k in cost ~ size^k, from the last two sizes."""
     return math.log(costs[-1] / costs[-2]) / math.log(sizes[-1] / sizes[-2])
 
 
 def summarize(axis: str, measured: dict[Shape, Costs]) -> dict[str, float]:
-    """Figures by name: seconds and megabytes of each part at each size, and the exponent of each."""
+    """Figures by name: seconds and megabytes of each part at each size, and their exponents."""
     figures = {}
     sizes = [size_along(axis, shape) for shape in measured]
     for part in next(iter(measured.values())):

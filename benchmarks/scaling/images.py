@@ -1,4 +1,4 @@
-"""Writes a folder of JPEG files with any number of images and classes, and images of any size."""
+"""Writes a folder of JPEG files, with any number of images and classes and with images of any size."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ class Shape:
         return f"{self.images} images of {self.side} pixels in {self.classes} classes"
 
     def counts(self) -> dict[str, int]:
-        """Images of each split; every class has an image in both."""
+        """The number of images in each split."""
         return {"train": self.images, "test": max(self.images // 10, self.classes)}
 
 

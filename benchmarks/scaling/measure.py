@@ -15,8 +15,8 @@ INTERVAL = 0.05  # seconds between two measurements of memory
 class Cost(NamedTuple):
     """The time and memory that a command took."""
 
-    seconds: float  # the number that it printed in its last line, or else its whole running time
-    megabytes: float  # peak of the sum over its processes; shared memory is counted once
+    seconds: float  # the number in the last line that it printed, or else its running time
+    megabytes: float  # peak of the sum over all its processes; shared memory is counted once
 
 
 def cost_of(command: Sequence[str | Path], log: Path) -> Cost:

@@ -1,4 +1,4 @@
-"""Draws the costs of all parts on logarithmic scales, with one column for each axis: time above, peak memory below."""
+"""Draws the costs of all parts on logarithmic scales: time above, peak memory below, and one column for each axis."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Runs one part of a run, to be measured, and prints the seconds that it took as its last line.
+"""Runs the part of a run that is to be measured, and prints the seconds that it took as the last line.
 
 python -m benchmarks.scaling.work {start,epoch,evaluation,checkpoint,run} DATA_DIR RUN_DIR
 """
@@ -31,7 +31,7 @@ def settings(data_dir: Path, run_dir: Path) -> TrainConfig:
 
 
 class FirstStep(SilentObserver):
-    """Prints the seconds since the process was started, and ends it, after the first step."""
+    """After the first step, prints the seconds since the process was started, and ends the process."""
 
     def step_done(self, step: int) -> None:
         print(seconds_since_start(), flush=True)

@@ -35,7 +35,7 @@ def test_a_stage_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     ]
     outcomes = run_stages(stages, tmp_path, seconds=60, report=lambda found: reports.append(states(found)))
     assert states(outcomes) == ["passed", "failed", "passed"]
-    assert outcomes[1].detail == "sh -c: 3"
+    assert outcomes[1].detail == "sh -c: exit status 3"
     assert reports == [["passed"], ["passed", "failed"], ["passed", "failed", "passed"]]
     log = (tmp_path / "bad.log").read_text()
     assert "broken\n" in log
