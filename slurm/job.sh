@@ -1,6 +1,5 @@
 # shellcheck shell=bash
-# Common to all job scripts: messages, the settings of this cluster, and the Python environment. The scripts source this
-# file in the repository.
+# Sourced by all job scripts, in the repository: messages, the settings of this cluster, and the Python environment.
 
 say() { echo "slurm: $*" >&2; }
 stop() {

@@ -3,15 +3,15 @@
 # with srun, once per node and with the trainer's arguments, and exports the other settings.
 set -euo pipefail
 if [[ ! -f slurm/job.sh || -z ${STATUS:-} || -z ${DATA_DIR:-} || -z ${PROCESSES:-} ]]; then
-  echo "error: slurm/node.sh is a part of the job script; submit that one: sbatch slurm/train.sh ..." >&2
+  echo "error: slurm/node.sh is a part of the training job; submit the job with: sbatch slurm/train.sh ..." >&2
   exit 2
 fi
 source slurm/job.sh
 
 stop_requested='' child='' interrupted=''
 
-# SLURM signals every process of the step, so the trainer has received the signal, too. But if the trainer has not yet
-# started to listen, there is nothing to save either, so this function ends it.
+# SLURM signals every process of the job step, so the trainer has received the signal, too. But if the trainer does not
+# handle signals yet, it has nothing to save either, so this function ends it.
 on_request() {
   stop_requested=yes interrupted=yes
   if [[ $child && $(stat_of "$STATUS") == "$STATUS_BEFORE" ]]; then kill -HUP -- "-$child" 2>/dev/null || true; fi
@@ -31,7 +31,7 @@ run() {
   while true; do
     interrupted='' status=0
     wait "$child" || status=$?
-    [[ $interrupted ]] || break # else a signal ended the wait, but not the child
+    [[ $interrupted ]] || break # otherwise, a signal ended the wait, but not the child
   done
   child=''
   if [[ $stop_requested && $(stat_of "$STATUS") == "$STATUS_BEFORE" ]]; then status=0; fi
@@ -63,11 +63,11 @@ else
     --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$world_size" --machine_rank "$SLURM_NODEID"
     --main_process_ip "$RENDEZVOUS_HOST" --main_process_port "$RENDEZVOUS_PORT"
     --rdzv_backend static --rdzv_conf timeout=600) # c10d would unpickle what it receives: docs/security.md
-  # Settings of torchrun that Accelerate has no flag for: ignore TERM; the name by which the other nodes know this one;
-  # and the rendezvous of a single node, which would use the same port in all jobs.
+  # Accelerate has no flags for these settings of torchrun: which signals it handles (not TERM), the name by which other
+  # nodes know this one, and the rendezvous of a single node, which would otherwise use the same port in all jobs.
   export PET_SIGNALS_TO_HANDLE=SIGHUP PET_LOCAL_ADDR=$SLURMD_NODENAME
   export PET_RDZV_ENDPOINT=$RENDEZVOUS_HOST:$RENDEZVOUS_PORT
-  # Seconds until the other workers of a node are killed after one has died. They have nothing to save.
+  # After one worker has died, the others on its node are killed after this many seconds. They have nothing to save.
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=10
 fi
 run "${launcher[@]}" -m ddp_trainer.train "$@"

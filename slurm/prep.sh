@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A job that prepares a dataset. A training job can wait for it. Submit it in the repository:
+# A job that prepares a dataset. A training job can wait for it. Submit both in the repository:
 #   job=$(sbatch --parsable slurm/prep.sh --source cifar10)
 #   sbatch --dependency=afterok:$job slurm/train.sh baseline
-# Its arguments are those of python -m data_prep. If compute nodes have no network, download on the login node first.
+# The arguments are those of python -m data_prep. If compute nodes have no network, download on the login node first.
 #SBATCH --job-name=prep
 #SBATCH --output=logs/%x_%j.out
 #SBATCH --open-mode=append
@@ -13,8 +13,8 @@
 set -euo pipefail
 
 if [[ ! -f slurm/job.sh ]]; then
-  echo "error: $PWD on $(uname -n) is not the repository; go there and sbatch slurm/prep.sh, or name it with" \
-    "sbatch --chdir; every node has to see that folder" >&2
+  echo "error: $PWD on $(uname -n) is not the repository; run sbatch slurm/prep.sh in the repository, or name" \
+    "the repository with sbatch --chdir; every node must see that folder" >&2
   exit 2
 fi
 source slurm/job.sh

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The training job, on one or several nodes. Submit it in the repository:
 #   sbatch [sbatch flags] slurm/train.sh [RECIPE] [--flag value ...]
-# A flag of sbatch overrides the line below of the same name: sbatch --nodes=2 --gpus-per-node=8 slurm/train.sh baseline
+# A flag of sbatch overrides the #SBATCH line of the same name:
+#   sbatch --nodes=2 --gpus-per-node=8 slurm/train.sh baseline
 # The settings of your cluster belong in slurm/cluster.env. Default of --out: RUNS/NAME-JOBID.
 #SBATCH --job-name=train
 #SBATCH --output=logs/%x_%j.out
@@ -13,14 +14,14 @@
 #SBATCH --time=02:00:00
 #SBATCH --requeue
 #SBATCH --kill-on-invalid-dep=yes
-# Send USR2 three minutes before the time limit, to the processes of the step and not to this script (which is B:USR2).
+# Send USR2 three minutes before the time limit, to the processes of the step, and not to this script as B:USR2 would.
 #SBATCH --signal=USR2@180
 set -euo pipefail
 
-# sbatch runs a copy of this file, so its own path does not lead to the repository; the working directory must be it.
+# sbatch runs a copy of this file, whose path does not lead to the repository, so this must be the working directory.
 if [[ ! -f slurm/job.sh ]]; then
-  echo "error: $PWD on $(uname -n) is not the repository; go there and sbatch slurm/train.sh, or name it with" \
-    "sbatch --chdir; every node has to see that folder" >&2
+  echo "error: $PWD on $(uname -n) is not the repository; run sbatch slurm/train.sh in the repository, or name" \
+    "the repository with sbatch --chdir; every node must see that folder" >&2
   exit 2
 fi
 source slurm/job.sh
@@ -81,8 +82,8 @@ if ((attempt > 1)) && [[ $(state_of_run) == "done" ]]; then
   exit 0
 fi
 
-# `attempts` in the run directory has the checkpoint that the last attempt started from, and the number of attempts in a
-# row before it that saved no new checkpoint. Requeues by SLURM itself, after a preemption or a lost node, count, too.
+# The file `attempts` in the run directory has the checkpoint that the last attempt started from, and how many attempts
+# in a row before it saved no new checkpoint. Attempts that SLURM itself requeued (preemption, lost node) count, too.
 began_with=$(newest_checkpoint) stalled=0
 if [[ $attempt -gt 1 && -f $out/attempts ]]; then
   IFS=, read -r before stalled <"$out/attempts" || true
@@ -123,11 +124,11 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per
   bash slurm/node.sh "${arguments[@]}" || result=$?
 
 # The launchers turn every failure into exit status 1, but status.json says what happened. If another node wrote it, it
-# may become visible late. `none` means that this attempt wrote nothing: with exit status 0, it was stopped before the
-# first step.
+# may become visible late. The state `none` means that this attempt wrote nothing. With exit status 0, the attempt was
+# then stopped before the first step.
 for ((waited = 0; waited < 30; waited++)); do
   state=$(state_of_run)
-  [[ $(stat_of "$STATUS") != "$STATUS_BEFORE" || $state:$result == done:0 ]] || state=none # done:0: it was finished already
+  [[ $(stat_of "$STATUS") != "$STATUS_BEFORE" || $state:$result == done:0 ]] || state=none # done:0: finished before
   [[ $result == 0 && $state =~ ^(none|running)$ ]] || break
   sleep 1
 done
@@ -135,7 +136,7 @@ case $state:$result in
   done:*) say "finished: $out" ;;
   preempted:* | none:0) requeue ;;
   *)
-    echo "error: the run failed (state: $state, exit status: $result) and is not requeued; once fixed, $resume" >&2
+    echo "error: the run failed (state: $state, exit status: $result) and is not requeued; fix the cause, then $resume" >&2
     exit 1
     ;;
 esac

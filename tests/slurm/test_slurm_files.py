@@ -75,8 +75,8 @@ def script(
             {"SLURM_JOB_ID": "7", "DDP_MAX_STALLED": "a[$(id)]"},
             "DDP_MAX_STALLED must be a whole number",
         ),
-        ("node.sh", (), {}, "submit that one: sbatch slurm/train.sh"),
-        ("node.sh", (), {"SLURM_JOB_ID": "7"}, "submit that one: sbatch slurm/train.sh"),
+        ("node.sh", (), {}, "submit the job with: sbatch slurm/train.sh"),
+        ("node.sh", (), {"SLURM_JOB_ID": "7"}, "submit the job with: sbatch slurm/train.sh"),
         (
             "sweep.sh",
             ("smoke",),
