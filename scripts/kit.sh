@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes a kit: a folder for a machine that has Python and torch, but neither a network nor a compiler.
 #   bash scripts/kit.sh OUT [FILE ...]
-# OUT/wheels gets FFCV and the packages that such a machine usually lacks, in the versions of constraints.txt. Each FILE,
-# such as an archive of images, is copied to OUT. Run `make setup` first.
+# OUT/wheels gets FFCV and the packages that such a machine usually lacks, in the versions of constraints.txt. Each
+# FILE, such as an archive of images, is copied to OUT. Run `make setup` first.
 # TARGET: Python version of the other machine (default: that of .venv). PACKAGES: the packages to include besides FFCV.
 # On the other machine, scripts/use_kit.sh makes .venv from the kit.
 set -euo pipefail
@@ -18,7 +18,7 @@ shift
 packages=${PACKAGES:-tyro typeguard docstring-parser simplejpeg xxhash pytest pytest-xdist execnet iniconfig pluggy}
 target=${TARGET:-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')}
 
-# Prints the entries of the packages in constraints.txt, with their hashes.
+# Prints the lines of constraints.txt for $packages, with their hashes.
 wanted() {
   awk -v names=" $packages " '/^[^ #]/ { keep = index(names, " " substr($1, 1, index($1, "==") - 1) " ") } keep' \
     constraints.txt
@@ -34,4 +34,5 @@ wanted >"$requirements"
   --requirement "$requirements" --dest "$out/wheels"
 bash scripts/ffcv/build.sh .venv "$out/wheels"
 if [[ $# -gt 0 ]]; then cp "$@" "$out"; fi
-echo "kit: $(du -sh "$out" | cut -f1) in $out for Python $target on $machine; next: bash scripts/use_kit.sh there"
+echo "kit: $(du -sh "$out" | cut -f1) in $out for Python $target on $machine; next," \
+  "on the other machine: bash scripts/use_kit.sh KIT"

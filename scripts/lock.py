@@ -1,8 +1,8 @@
-"""Rewrites constraints.txt with the newest versions that pyproject.toml allows: .venv/bin/python scripts/lock.py
+"""Rewrites constraints.txt with the newest versions that pyproject.toml allows.
 
-It needs uv (pip install uv), which resolves versions for all Pythons and platforms together and lists the files of each
-version. This script keeps the wheels that `make setup` can install: those for Python 3.11 to 3.13 on Linux with glibc,
-x86_64 and aarch64.
+Run it with .venv/bin/python scripts/lock.py. It needs uv (pip install uv), which resolves versions for all Pythons and
+platforms together and lists the files of each version. This script keeps the wheels that `make setup` can install:
+those for Python 3.11 to 3.13 on Linux with glibc, x86_64 and aarch64.
 """
 
 import re
@@ -16,9 +16,9 @@ from packaging.markers import Marker
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HEAD = """\
-# The packages that the tests run with, and the sha256 of every wheel of theirs for Python 3.11 to 3.13 on Linux (x86_64
-# and aarch64). `make setup` installs these files and no others. FFCV is not among them: scripts/ffcv builds it.
-# pyproject.toml has the ranges. To move to newer versions: scripts/lock.py, then make test.
+# The packages that the tests run with, and the sha256 of all their wheels for Python 3.11 to 3.13 on Linux (x86_64 and
+# aarch64). `make setup` installs these files and no others. FFCV is not among them: scripts/ffcv builds it.
+# pyproject.toml has the ranges. To get newer versions, run scripts/lock.py, then make test.
 """
 WHEEL = re.compile(
     r"-none-any\.whl$|-(cp311-cp311|cp312-cp312|cp313-cp313|cp3\d+-abi3|py3-none|py2\.py3-none)-\S*manylinux\S*(x86_64|aarch64)\.whl$"
@@ -36,7 +36,7 @@ MACHINES = [
 
 
 def resolve(folder: Path) -> list[dict[str, Any]]:
-    """Resolves the versions with uv and returns its list of packages, which includes FFCV's dependencies."""
+    """Resolves the versions with uv. Returns its list of packages, which includes FFCV's dependencies but not FFCV."""
     override = folder / "override.txt"
     override.write_text(f"ffcv @ {(REPOSITORY / 'scripts' / 'ffcv').as_uri()}\n")
     extra = folder / "extra.in"

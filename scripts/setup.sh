@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Creates .venv and installs the packages of constraints.txt, FFCV, and this project.
 # It needs Python with venv, but neither root nor a compiler. A second call changes nothing and takes a moment.
-# `make setup` calls it; PYTHON names the interpreter.
+# `make setup` calls this script; PYTHON names the interpreter.
 # Exit status: 0 if .venv is ready; 2 if something is missing that only the user can provide, with one line that names it;
 # otherwise the status of the command that failed.
 set -euo pipefail
@@ -18,8 +18,9 @@ stop() { echo "error: $*" >&2; exit 2; }
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2] + sys.abiflags)' 2>/dev/null || true; }
 is_supported() { [[ $1 == 3.11 || $1 == 3.12 || $1 == 3.13 ]]; }
 
-# Sets `python` and `version`. If PYTHON names an interpreter, it is used. Otherwise the first supported one of these
-# is used: the interpreter of .venv, which somebody may have chosen; python3; and Debian's and Ubuntu's python3.XX.
+# Sets `python` and `version`. If PYTHON is not python3, the interpreter it names is used. Otherwise, the first
+# supported one of these is used: the interpreter of .venv, which somebody may have chosen; python3; and Debian's and
+# Ubuntu's python3.XX.
 find_python() {
   local wanted=${PYTHON:-python3} candidate candidates present
   candidates=("$wanted")

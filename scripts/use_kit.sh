@@ -2,7 +2,7 @@
 # Makes .venv from the packages of this machine and the wheels of a kit, without a network, a compiler or root access:
 #   bash scripts/use_kit.sh KIT
 # PYTHON (default: python3) is the interpreter that has torch. The kit's packages take precedence over this machine's.
-# Finally it runs doctor, which prints what is still missing. The exit status is that of doctor.
+# Finally, the script runs doctor, which prints what is still missing. The exit status is that of doctor.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

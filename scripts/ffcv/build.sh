@@ -3,11 +3,12 @@
 #   bash scripts/ffcv/build.sh VENV [FOLDER]
 #
 # FFCV's setup.py requires OpenCV, TurboJPEG and pkg-config, which only root can install. FFCV's C++ library (150 lines)
-# uses OpenCV to resize images and TurboJPEG to decode JPEG. This project stores raw images only, which need neither. So
-# it is compiled with the headers in include/: they declare the functions of OpenCV and TurboJPEG, and print one
-# line and end the process if one of them is called. These headers are used even if the real libraries are installed, so
-# that every machine runs the same build. The script uses the machine's C++ compiler if there is one (this takes seconds).
-# Otherwise it downloads ziglang, a compiler in a wheel of 100 MB, for the build, and removes it afterwards.
+# uses OpenCV to resize images and TurboJPEG to decode JPEG. This project reads only raw images through FFCV, which need
+# neither. The library is therefore compiled with the headers in include/, which replace OpenCV and TurboJPEG: if it
+# tries to resize or decode an image, it prints one line and ends the process. These headers are used even if the real
+# libraries are installed, so that every machine runs the same build.
+# The script uses the machine's C++ compiler if there is one; this takes seconds. Otherwise, it downloads ziglang, a
+# compiler in a wheel of 100 MB, and removes it after the build.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=$(cd "$1" && pwd)
@@ -25,19 +26,19 @@ fetch_source() {
 
 can_compile() { echo '#include <pthread.h>' | "$1" -x c++ -shared -fPIC -o "$work/probe.so" - 2>/dev/null; }
 
-# Sets the arrays `compile` and `link`: a command with its options.
+# Sets the arrays `compile` and `link`, each a command with its options.
 find_compiler() {
   local candidate
   for candidate in ${CXX:+"$CXX"} g++ clang++; do
     if can_compile "$candidate"; then compile=("$candidate") link=("$candidate"); return; fi
   done
-  echo "setup: no C++ compiler here, so ziglang is fetched for this build (100 MB)"
+  echo "setup: found no C++ compiler; downloading ziglang for this build (100 MB)"
   pip install --no-deps --only-binary :all: --require-hashes --requirement "$here/compiler.txt" --target "$work/zig"
   export ZIG_GLOBAL_CACHE_DIR=$work/zig-cache ZIG_LOCAL_CACHE_DIR=$work/zig-cache
   local zig=$work/zig/ziglang/zig target
-  target=$(uname -m)-linux-gnu # the architecture's baseline; zig's default is the CPU of this machine
+  target=$(uname -m)-linux-gnu # for any CPU of this architecture; zig's default is this CPU
   compile=("$zig" c++ -target "$target")
-  # Python has already loaded the C library. To link it, zig would build its own stub of it, which takes a minute.
+  # The C library is not linked: Python has already loaded it, and zig would take a minute to build a stub of it.
   link=("$zig" cc -target "$target" -nostdlib)
 }
 
@@ -48,7 +49,7 @@ find_compiler
 "${link[@]}" -shared "$work/libffcv.o" -o "$work/ffcv/_libffcv.abi3.so"
 cp "$work/libffcv/libffcv.cpp" "$work/ffcv/" # a test compiles it again with the real libraries
 
-# pyproject.toml replaces setup.py, which would compile and requires a package that needs the system's libGL.
+# pyproject.toml replaces setup.py, which would compile again and requires a package that needs the system's libGL.
 # FFCV's benchmarks are removed, because they import three packages that nothing else needs.
 rm -r "$work"/{setup.py,setup.cfg,ffcv.egg-info,ffcv/benchmarks}
 cp "$here/pyproject.toml" "$work/"

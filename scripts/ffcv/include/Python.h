@@ -1,6 +1,6 @@
 // Declares the part of Python's stable ABI that libffcv.cpp uses: a module without functions, because FFCV calls its
 // library through ctypes. Every CPython since 3.2 with a global interpreter lock has this layout
-// (docs.python.org/3/c-api/stable.html), so python3-dev is not needed, and one build works with every version.
+// (docs.python.org/3/c-api/stable.html), so python3-dev is not needed, and one build works with all these versions.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

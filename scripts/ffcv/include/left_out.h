@@ -3,8 +3,8 @@
 #include <stdio.h>
 #include <unistd.h>
 
-// Prints an error and ends the process. FFCV ignores the return values of these functions, so without this, training
-// would continue with uninitialized images.
+// Prints an error and ends the process. FFCV ignores the return values of the replaced functions, so without
+// this error, training would continue with uninitialized images.
 [[noreturn]] static inline void left_out(const char *what) {
     fprintf(stderr, "error: this build of FFCV cannot %s: it reads and writes raw images only\n", what);
     _exit(1);
