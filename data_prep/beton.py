@@ -48,7 +48,7 @@ class Expected:
 
 
 def check_beton(path: Path, expected: Expected) -> None:
-    """Raises InputError unless `path` has exactly the structure that our writer produces for these numbers."""
+    """Raises InputError unless `path` has exactly the structure that our writer produces for `expected`."""
     try:
         with open_regular(path) as file:
             problem = _find_problem(_Content(file), expected)

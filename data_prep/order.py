@@ -1,4 +1,4 @@
-"""Which samples each step and rank gets: one global order per epoch, sliced by rank. Pure NumPy.
+"""Decides which samples each step and rank gets: one global order per epoch, sliced by rank.
 
 The images of a step depend on the seed and the epoch, never on the number of processes, so a run can be resumed with
 another number of processes, and runs with different numbers can be compared.

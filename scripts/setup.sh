@@ -61,7 +61,7 @@ install() {
   say "building FFCV"
   bash scripts/ffcv/build.sh .venv
   "${pip[@]}" install -qq --no-deps --no-build-isolation --editable .
-  say "importing torch and ffcv once"
+  say "checking that torch and ffcv can be imported"
   .venv/bin/python -c 'import torch, torchvision, ffcv, accelerate'
 }
 
@@ -75,4 +75,4 @@ rm -f "$stamp"
 check_venv
 install
 fingerprint >"$stamp"
-say "done; .venv/bin holds python and accelerate"
+say "done; .venv/bin has python and accelerate"

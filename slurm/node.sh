@@ -47,7 +47,7 @@ if [[ -n ${DDP_STAGE_DIR:-} ]]; then
   prefix=ddp-trainer-$SLURM_JOB_ID-$SLURM_NODEID
   mkdir -p "$folder" && find "$folder" -maxdepth 1 -type d -user "$(id -u)" -name "$prefix-*" -exec rm -rf {} +
   staged=$(mktemp -d "$folder/$prefix-XXXXXXXX") ||
-    stop "DDP_STAGE_DIR: no folder can be created in $folder on $(uname -n); choose another one, or leave it empty"
+    stop "no folder can be created in $folder on $(uname -n); set DDP_STAGE_DIR to another folder, or leave it empty"
   trap 'rm -rf "$staged"' EXIT
   run "$python" -m slurm.stage "$DATA_DIR" "$staged"
   set -- "$@" --data-dir "$staged"

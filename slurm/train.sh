@@ -29,7 +29,7 @@ source slurm/job.sh
 [[ -n ${SLURM_JOB_ID:-} ]] ||
   stop "this is a job script; submit it: sbatch slurm/train.sh ... (without SLURM: accelerate launch -m ddp_trainer.train)"
 [[ ${SLURM_STEP_NUM_TASKS:-1} == 1 ]] ||
-  stop "srun started $SLURM_STEP_NUM_TASKS copies of this script; submit one: sbatch slurm/train.sh ..."
+  stop "srun started $SLURM_STEP_NUM_TASKS copies of this script; submit it once: sbatch slurm/train.sh ..."
 [[ ${SLURM_NTASKS_PER_NODE:-1} == 1 ]] ||
   stop "leave --ntasks-per-node at 1: one launcher on each node starts a process for each GPU"
 max_stalled=${DDP_MAX_STALLED:-5}
@@ -115,7 +115,7 @@ RENDEZVOUS_PORT=$((10000 + SLURM_JOB_ID % 20000)) # below the ports that the sys
 STATUS_BEFORE=$(stat_of "$STATUS")
 export RENDEZVOUS_HOST RENDEZVOUS_PORT STATUS_BEFORE DATA_DIR=$data_dir PROCESSES=$processes
 say "job $SLURM_JOB_ID, attempt $attempt: $SLURM_JOB_NUM_NODES x $processes processes on $SLURM_JOB_NODELIST, in $out"
-((attempt > 1)) || say "if it fails or is cancelled, $resume"
+((attempt > 1)) || say "if the run fails or is cancelled, $resume"
 
 # --export and --wait override values that an sbatch flag or the site may have set.
 result=0

@@ -40,7 +40,7 @@ class _Reading:
     unreadable: list[tuple[Path, str]] = field(default_factory=list)  # files and reasons
     seen: array = field(default_factory=lambda: array("Q"))  # fingerprint and label of each image, alternately
     metadata_ignored: int = 0
-    brightest: int = -1  # of all 16-bit images
+    brightest: int = -1  # largest value in all 16-bit images; -1 if there are none
 
     def add(self, read: _Read, label: int) -> None:
         self.seen.extend((read.fingerprint, label))
