@@ -1,4 +1,4 @@
-"""The stages of the acceptance run: time limits, failures, stages that are left out, and valid commands."""
+"""Stages of `benchmarks.acceptance`: time limits, failures, stages that are left out, and valid flags."""
 
 import itertools
 import json
@@ -42,7 +42,7 @@ def test_a_stage_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "more\n" in log
 
 
-def test_a_stage_that_exceeds_its_limit_is_killed_with_its_children_and_starts_no_more_commands(tmp_path: Path) -> None:
+def test_a_stage_that_exceeds_its_time_limit_is_killed_with_its_children(tmp_path: Path) -> None:
     child = tmp_path / "child"
     stage = Stage("slow", 0.5, [shell(f"sleep 60 & echo $! >{child}; wait"), shell(f"touch {tmp_path}/second")])
     outcome = run_stage(stage, tmp_path / "log")
@@ -62,7 +62,7 @@ def wait_for_end(pid: int) -> None:
         time.sleep(0.02)
 
 
-def test_a_stage_that_no_longer_fits_is_left_out_and_a_shorter_one_still_runs(tmp_path: Path) -> None:
+def test_a_stage_longer_than_the_remaining_time_is_left_out_and_a_shorter_one_runs(tmp_path: Path) -> None:
     stages = [Stage("long", 100, [shell(f"touch {tmp_path}/long")]), Stage("short", 1, [shell("true")])]
     outcomes = run_stages(stages, tmp_path, seconds=10, report=lambda _: None)
     assert states(outcomes) == ["left out", "passed"]
@@ -70,14 +70,16 @@ def test_a_stage_that_no_longer_fits_is_left_out_and_a_shorter_one_still_runs(tm
     assert not (tmp_path / "long").exists()
 
 
-def test_commands_of_a_together_stage_run_at_the_same_time(tmp_path: Path) -> None:
+def test_commands_of_a_stage_with_together_run_at_the_same_time(tmp_path: Path) -> None:
     waits = shell(f"until [ -e {tmp_path}/there ]; do sleep 0.02; done")
     outcome = run_stage(Stage("two", 5, [waits, shell(f"touch {tmp_path}/there")], together=True), tmp_path / "log")
     assert outcome.state == "passed"
 
 
 @pytest.mark.parametrize(("script", "status"), [("true", 0), ("false", 1)])
-def test_exit_status_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, status: int) -> None:
+def test_exit_status_is_1_if_a_stage_failed_and_all_states_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, status: int
+) -> None:
     stages = [Stage("only", 5, [shell(script)]), Stage("too long", 1000, [])]
     monkeypatch.setattr(acceptance, "all_stages", lambda plan: stages)
     arguments = ["--rehearse", "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"), "--seconds", "30"]

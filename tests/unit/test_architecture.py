@@ -1,4 +1,4 @@
-"""The rules of the code base: allowed imports and calls, and the maximum size of files and functions."""
+"""The rules of the code base: allowed imports and calls, and limits on file length and parameters."""
 
 import ast
 import sys
@@ -51,7 +51,7 @@ def importers_of(package: str) -> set[str]:
 
 
 def calls_in(file: Path) -> Iterator[tuple[ast.Call, str, str]]:
-    """(call, owner, name) of each call `owner.name(...)`; the owner is empty unless it is a plain name."""
+    """Yields (call, owner, name) of each call `owner.name(...)`; owner is "" if it is not a plain name."""
     for node in ast.walk(tree_of(file)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             owner = node.func.value
@@ -103,7 +103,7 @@ def top_imports_of(file: Path) -> set[str]:
     return {name.split(".")[0] for name in (*plain, *(n.module or "" for n in body if isinstance(n, ast.ImportFrom)))}
 
 
-def test_packages_import_nothing_from_benchmarks_slurm_scripts_or_tests() -> None:
+def test_packages_do_not_import_benchmarks_slurm_or_tests() -> None:
     outsiders = ("benchmarks", "slurm", "tests", "conftest", "pytest")
     assert {outsider: importers_of(outsider) for outsider in outsiders} == {outsider: set() for outsider in outsiders}
 
@@ -120,7 +120,7 @@ def test_only_data_prep_imports_ffcv() -> None:
     assert {name.split("/")[0] for name in importers_of("ffcv")} == {"data_prep"}
 
 
-def test_only_one_function_builds_trainers() -> None:
+def test_only_one_file_builds_trainers() -> None:
     users = {name_of(file) for file in SOURCES for call in ast.walk(tree_of(file)) if builds(call)}
     assert users == {"ddp_trainer/engine/build.py"}
 
@@ -130,7 +130,7 @@ def builds(node: ast.AST) -> bool:
 
 
 def test_backward_is_called_in_few_files() -> None:
-    """The trainer calls it through the runtime. Network checks, operation counts and the warm-up call it directly."""
+    """The trainer calls it through the runtime; network checks, operation counts and the warm-up call it directly."""
     callers = {name_of(file) for file in MODULES for _, _, name in calls_in(file) if name == "backward"}
     assert callers == {
         "ddp_trainer/engine/trainer.py",
@@ -155,7 +155,7 @@ def test_variables_of_the_launcher_are_read_in_one_folder() -> None:
 
 
 def test_only_one_file_reads_pickles() -> None:
-    """It reads only arrays from CIFAR's pickles. Tensors load with weights_only=True, arrays without pickles."""
+    """That file reads only arrays from CIFAR's pickles. All others load tensors and arrays without pickled code."""
     picklers = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
     offenders = [name_of(file) for file in MODULES if imports_of(file) & picklers]
     for file in MODULES:
@@ -189,7 +189,6 @@ def test_every_file_has_a_docstring() -> None:
 
 
 def test_files_stay_small() -> None:
-    """A larger file should be split."""
     lines = {name_of(file): len(file.read_text().splitlines()) for file in SOURCES}
     assert {name: count for name, count in lines.items() if count > MAX_LINES} == {}
 

@@ -19,7 +19,7 @@ COUNT = 12 * 64  # 768 draws in an epoch
 
 
 def drawn(epochs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the samples and turns of the first epochs, (epochs, COUNT) each."""
+    """Samples and turns of the first epochs, each (epochs, COUNT). A turn says how often the image was drawn before."""
     orders = [balanced_order(SAMPLES, LABELS, count=COUNT, seed=3, epoch=epoch) for epoch in range(epochs)]
     return tuple(np.stack([order[field] for order in orders]) for field in (0, 1))  # type: ignore[return-value, arg-type]
 
@@ -37,11 +37,11 @@ def test_all_images_of_a_class_get_their_turn_before_one_is_repeated() -> None:
         own, turn = (column[LABELS[samples - 1000] == label] for column in (samples, turns))
         assert len(own) == 5 * COUNT // 4
         full = len(own) // size
-        assert np.array_equal(np.bincount(turn)[:full], np.full(full, size)), "each turn has every image"
-        assert len(np.unique(np.stack([own, turn]), axis=1).T) == len(own), "and has it once"
+        assert np.array_equal(np.bincount(turn)[:full], np.full(full, size)), "every image is drawn in each full turn"
+        assert len(np.unique(np.stack([own, turn]), axis=1).T) == len(own), "no image is drawn twice in a turn"
 
 
-def test_an_epoch_is_mixed_and_depends_on_seed_and_epoch_only() -> None:
+def test_order_is_shuffled_and_depends_only_on_seed_and_epoch() -> None:
     samples, turns = drawn(2)
     again = balanced_order(SAMPLES, LABELS, count=COUNT, seed=3, epoch=1)
     assert np.array_equal(samples[1], again.samples)
@@ -53,12 +53,12 @@ def test_an_epoch_is_mixed_and_depends_on_seed_and_epoch_only() -> None:
 
 def batch_of(count: int) -> Batch:
     images = torch.randint(0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return Batch(images, torch.arange(count) % 10, torch.arange(count) // 2)  # each image of the file twice
+    return Batch(images, torch.arange(count) % 10, torch.arange(count) // 2)  # each image index occurs twice
 
 
 @pytest.mark.parametrize("mix", [{}, {"mixup": 0.4}, {"cutmix": 1.0}])
 @pytest.mark.parametrize("flip", ["random", "alternating"])
-def test_an_image_is_augmented_by_its_turn_as_by_the_epoch_of_that_number(flip: str, mix: dict[str, float]) -> None:
+def test_an_image_in_turn_n_is_augmented_as_in_epoch_n(flip: str, mix: dict[str, float]) -> None:
     augmenter = Augmenter(AugmentConfig(flip=flip, **mix), mean=(0.5,) * 3, std=(0.2,) * 3, seed=1)  # type: ignore[arg-type]
     batch, turns = batch_of(16), torch.arange(16) // 4
     by_turn = augmenter(batch, epoch=turns)
@@ -68,11 +68,11 @@ def test_an_image_is_augmented_by_its_turn_as_by_the_epoch_of_that_number(flip: 
             assert one is None or other is None or torch.equal(one[own], other[own])
 
 
-def test_repeated_images_of_a_batch_are_augmented_differently_and_pairs_agree() -> None:
+def test_repeats_of_an_image_are_augmented_differently_and_mixup_pairs_share_a_weight() -> None:
     plain = Augmenter(AugmentConfig(), mean=(0.5,) * 3, std=(0.2,) * 3, seed=1)
     batch = Batch(batch_of(1).images.expand(64, -1, -1, -1), torch.zeros(64).long(), torch.zeros(64).long())
     images: AugmentedBatch = plain(batch, epoch=torch.arange(64))
-    assert len(images.images.flatten(1).unique(dim=0)) > 40, "of 162 crops"
+    assert len(images.images.flatten(1).unique(dim=0)) > 40, "64 draws of 162 crops and flips"
     mixed = Augmenter(AugmentConfig(mixup=1.0), mean=(0.5,) * 3, std=(0.2,) * 3, seed=1)(batch, epoch=torch.arange(64))
     assert mixed.label_weights is not None
     pairs = mixed.label_weights.view(-1, 2)
@@ -80,14 +80,14 @@ def test_repeated_images_of_a_batch_are_augmented_differently_and_pairs_agree() 
     assert len(pairs[:, 0].unique()) > 20
 
 
-def test_weights_of_the_classes_have_a_mean_of_one_over_the_images() -> None:
+def test_class_weights_have_mean_1_over_the_images() -> None:
     weights = class_weights(LABELS, 5)
     assert weights[LABELS].mean() == pytest.approx(1)
     totals = weights[[0, 1, 3, 4]] * SIZES
-    assert totals == pytest.approx(np.full(4, totals[0])), "each class counts equally"
+    assert totals == pytest.approx(np.full(4, totals[0])), "each class has the same total weight"
 
 
-def test_weighted_losses_of_mixed_images_are_the_mixture_of_weighted_losses() -> None:
+def test_loss_of_a_mixed_image_mixes_the_weighted_losses_of_its_labels() -> None:
     logits = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     labels, partners, share = torch.tensor([0, 1, 2, 2]), torch.tensor([1, 0, 2, 2]), torch.tensor([0.3, 0.3, 0.9, 0.9])
     weights = torch.tensor([0.5, 2.0, 1.5])

@@ -1,4 +1,4 @@
-"""Quantiles of Beta(x, x), from which mixup and cutmix draw their weights, against numpy's generator and moments."""
+"""Quantiles of Beta(alpha, alpha), from which mixup and cutmix draw weights, match NumPy's samples and the moments."""
 
 import numpy as np
 import pytest
@@ -9,11 +9,11 @@ ALPHAS = [0.01, 0.05, 0.1, 0.2, 0.45, 0.5, 1.0, 2.0, 5.0]
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
-def test_beta_quantiles_are_those_of_numpys_generator(alpha: float) -> None:
+def test_beta_quantiles_match_samples_from_numpy(alpha: float) -> None:
     drawn = np.random.default_rng(0).beta(alpha, alpha, size=400_000)
     expected = np.quantile(drawn, np.linspace(0, 1, 1025)[1:-1])
-    assert np.abs(beta_quantiles(alpha)[1:-1] - expected).mean() < 2e-3  # 400,000 draws are good for 1e-3
-    lowest = 1 / 1024, 1 / 32, 1 / 4  # of a small alpha, these are very small
+    assert np.abs(beta_quantiles(alpha)[1:-1] - expected).mean() < 2e-3  # the sampling error is about 1e-3
+    lowest = 1 / 1024, 1 / 32, 1 / 4  # tiny if alpha is small, so their logarithms are compared
     exponents = np.log(beta_quantiles(alpha)[[1, 32, 256]]) - np.log(np.quantile(drawn, lowest))
     assert np.abs(alpha * exponents).max() < 0.1
 
@@ -28,5 +28,5 @@ def test_beta_quantiles_have_the_moments_of_the_distribution(alpha: float) -> No
     assert middle.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.02)
 
 
-def test_beta_quantiles_of_a_narrow_distribution_are_numbers() -> None:
+def test_beta_quantiles_of_a_narrow_distribution_have_the_right_spread() -> None:
     assert beta_quantiles(5000.0)[1:-1].std() == pytest.approx(1 / (2 * 10001**0.5), rel=0.02)

@@ -69,28 +69,28 @@ def place_all_at(content: bytearray, address: int, step: int = 0) -> None:
 TABLE_AT = -60 * ALLOCATION.itemsize
 DAMAGES: dict[str, Callable[[bytearray], None]] = {
     "empty": lambda content: content.clear(),
-    "10 bytes": lambda content: content.__delitem__(slice(10, None)),
-    "half": keep(0.5),
-    "half of its table": lambda content: content.__delitem__(slice(len(content) + TABLE_AT // 2, None)),
+    "only 10 bytes": lambda content: content.__delitem__(slice(10, None)),
+    "only the first half": keep(0.5),
+    "half of the allocation table": lambda content: content.__delitem__(slice(len(content) + TABLE_AT // 2, None)),
     "one byte short": lambda content: content.__delitem__(-1),
     "one byte more": lambda content: content.append(0),
-    "foreign": lambda content: content.__setitem__(slice(None), b"\xff\xd8 a JPEG, perhaps" * 10_000),
-    "interrupted before its table": edit("table", HEADER, 0, 0, 0),
+    "not a beton file": lambda content: content.__setitem__(slice(None), b"\xff\xd8 a JPEG, perhaps" * 10_000),
+    "written without the allocation table": edit("table", HEADER, 0, 0, 0),
     "another version": edit("version", HEADER, 0, 0, 3),
-    "more samples": edit("num_samples", HEADER, 0, 0, 2**40),
-    "another type": edit("type_id", FIELD, HEADER.itemsize, 1, 2),
+    "too many samples": edit("num_samples", HEADER, 0, 0, 2**40),
+    "another field type": edit("type_id", FIELD, HEADER.itemsize, 1, 2),
     "another width": edit("image.width", SAMPLE, SAMPLES_AT, 7, 64),
     "a JPEG": edit("image.mode", SAMPLE, SAMPLES_AT, 7, 0),
-    "an address outside": edit("image.ptr", SAMPLE, SAMPLES_AT, 7, 2**40),
+    "an address outside the file": edit("image.ptr", SAMPLE, SAMPLES_AT, 7, 2**40),
     "a label too high": edit("label", SAMPLE, SAMPLES_AT, 7, 10),
     "a label below zero": edit("label", SAMPLE, SAMPLES_AT, 7, -1),
     "out of order": edit("index", SAMPLE, SAMPLES_AT, 7, 8),
     "an allocation too large": edit("size", ALLOCATION, TABLE_AT, 7, 3072 * 500),
     "another sample in the table": edit("sample_id", ALLOCATION, TABLE_AT, 7, 8),
     "another page size": edit("page_size", HEADER, 0, 0, 2**22),
-    "an argument of a field": edit("arguments", FIELD, HEADER.itemsize, 1, 1),
-    "padding of a field": lambda content: content.__setitem__(HEADER.itemsize + FIELD.itemsize - 1, 1),
-    "padding of a sample": lambda content: content.__setitem__(SAMPLES_AT + 13, 1),
+    "another field argument": edit("arguments", FIELD, HEADER.itemsize, 1, 1),
+    "nonzero padding of a field": lambda content: content.__setitem__(HEADER.itemsize + FIELD.itemsize - 1, 1),
+    "nonzero padding of a sample": lambda content: content.__setitem__(SAMPLES_AT + 13, 1),
     "data before the first image": lambda content: content.__setitem__(2**23 - 1, 1),
     "data after the last image": lambda content: content.__setitem__(2**23 + 60 * 3072, 1),
     "overlapping images": lambda content: place_all_at(content, 2**23),
@@ -115,7 +115,7 @@ def test_a_damaged_file_is_refused_in_one_line(whole: bytes, tmp_path: Path, dam
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4)))[1:])
 def test_fields_in_another_order_are_refused(whole: bytes, tmp_path: Path, order: tuple[int, ...]) -> None:
-    """FFCV assumes the order of the fields in the file, and would read labels as addresses."""
+    """FFCV trusts the order of the fields in the file, and would read labels as addresses."""
     content = bytearray(whole)
     fields = np.frombuffer(content, FIELD, 4, HEADER.itemsize)
     fields[:] = fields[list(order)]
@@ -131,7 +131,7 @@ def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
 
 
 def test_images_that_fill_several_pages_pass_the_check(tmp_path: Path) -> None:
-    """A page has 8 MiB, which is not a multiple of the size of an image."""
+    """A page of 8 MiB is not a multiple of the size of an image."""
     images = np.random.default_rng(0).integers(0, 256, (7, 1000, 1000, 3), dtype=np.uint8)
     write_splits(tmp_path, {"train": Split(images, np.zeros(7, np.int64))})
     check_beton(tmp_path / "train.beton", Expected(count=7, image_size=1000, num_classes=1))
@@ -160,12 +160,12 @@ def test_numpy_types_equal_those_of_ffcv() -> None:
         Split(np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 1, 2, -1])),
     ],
 )
-def test_arrays_that_ffcv_cannot_write_are_refused_first(bad: Split, tmp_path: Path) -> None:
+def test_arrays_that_ffcv_cannot_write_are_refused(bad: Split, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"images|labels"), open_spool(tmp_path, "train", "raw") as spool:
         spool.add(bad, [image.tobytes() for image in bad.images])
 
 
-def test_a_split_of_images_of_different_shapes_is_refused(tmp_path: Path) -> None:
+def test_a_split_with_images_of_different_shapes_is_refused(tmp_path: Path) -> None:
     with open_spool(tmp_path, "train", "raw") as spool:
         spool.add(Split(np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int64)), [bytes(3072)])
         with pytest.raises(ValueError, match="must have the shape"):
@@ -177,7 +177,7 @@ def shared_memory() -> set[str]:
 
 
 def test_a_failed_writer_ends_and_leaves_no_files_or_shared_memory(tmp_path: Path) -> None:
-    """The images are larger than a page: FFCV's worker raises, and its parent would wait forever."""
+    """The images are larger than a page, so FFCV's worker raises an error. FFCV alone would wait forever."""
     before = shared_memory()
     huge = Split(np.zeros((2, 2000, 4000, 3), np.uint8), np.zeros(2, np.int64))
     with pytest.raises(RuntimeError, match=r"FFCV's writer failed: .*Tried allocating"):
@@ -187,7 +187,7 @@ def test_a_failed_writer_ends_and_leaves_no_files_or_shared_memory(tmp_path: Pat
 
 
 def test_a_writer_that_stalls_is_killed(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(beton_writer, "STALL_SECONDS", 0.5)  # importing FFCV takes longer
+    monkeypatch.setattr(beton_writer, "STALL_SECONDS", 0.5)  # shorter than an import of FFCV
     with pytest.raises(RuntimeError, match="no progress"):
         write_splits(tmp_path, {"train": split})
     wait_until(lambda: not writers_for(tmp_path))

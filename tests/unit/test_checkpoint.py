@@ -51,7 +51,7 @@ def test_loaded_state_equals_the_saved_one_and_only_the_newest_checkpoints_are_k
 
 def test_best_checkpoint_is_kept_in_addition_to_the_newest(tmp_path: Path) -> None:
     for step, score in enumerate((0.5, 0.9, None, 0.9, 0.7, None), start=1):
-        checkpoint_saver = CheckpointSaver(tmp_path, keep=1)  # a new saver must find the best checkpoint on the disk
+        checkpoint_saver = CheckpointSaver(tmp_path, keep=1)  # a new saver must find the best checkpoint on disk
         checkpoint_saver.save(state(step), step=step, score=score)
         checkpoint_saver.close()
     assert names(tmp_path) == ["step-00000002", "step-00000006"]
@@ -88,7 +88,7 @@ def test_damaged_checkpoint_is_named_and_the_previous_one_is_used(
     assert "step-00000002" in capsys.readouterr().err
 
 
-def test_checkpoint_counts_as_damaged_if_renamed_and_as_another_release_if_a_key_is_missing(tmp_path: Path) -> None:
+def test_renamed_checkpoint_is_damaged_and_one_without_a_key_is_from_another_release(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "step-00000001", state(1), step=1)
     with pytest.raises(OtherRelease, match="has no optimizer"):
         read_checkpoint(tmp_path / "step-00000001", {"step", "optimizer"})
@@ -97,7 +97,7 @@ def test_checkpoint_counts_as_damaged_if_renamed_and_as_another_release_if_a_key
         read_checkpoint(tmp_path / "step-00000002")
 
 
-# Forks one writer for each n, and kills it at the nth call of a function that changes the disk.
+# Forks a writer for each folder STEP-FUNCTION-COUNT. The writer exits at that call of a function that changes the disk.
 KILLED_WRITERS = """
 import os, shutil, sys, torch
 from pathlib import Path
@@ -141,7 +141,7 @@ MOMENTS = [
 
 
 def test_save_killed_at_any_moment_leaves_a_good_checkpoint(tmp_path: Path) -> None:
-    """The writer is killed between any two changes to the disk, while it saves the next step or the same step again."""
+    """The writer is killed before each of its changes to the disk, while it saves the next step or the same step."""
     folders = [tmp_path / f"{step}-{moment}" for step in (1, 2) for moment in MOMENTS]
     done = subprocess.run(
         [sys.executable, "-c", KILLED_WRITERS, *map(str, folders)],
@@ -152,7 +152,7 @@ def test_save_killed_at_any_moment_leaves_a_good_checkpoint(tmp_path: Path) -> N
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["9"] * len(folders), "each moment must exist"
+    assert done.stdout.split() == ["9"] * len(folders), "every writer must be killed"
     for folder in folders:
         clean_up(folder)  # as a new run does
         newest = newest_good_checkpoint(folder)

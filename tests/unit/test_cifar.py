@@ -31,7 +31,7 @@ class Trap:
 
 
 class Response(io.BytesIO):
-    """The response of a server."""
+    """An HTTP response with a Content-Length."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
@@ -81,7 +81,7 @@ def md5(content: bytes) -> str:
 
 @pytest.fixture
 def archive(monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """A small archive, with its checksums in place of the real ones."""
+    """A small CIFAR-10 archive, whose checksums replace the real ones."""
     files, kind = make_files(), datasets.CIFAR10
     content = pack(files)
     monkeypatch.setattr(kind, "train_list", [[name, md5(files[name])] for name, _ in kind.train_list])
@@ -169,7 +169,7 @@ def test_extracted_files_and_archives_are_found_and_nothing_is_written(
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_the_real_archives_must_have_their_sha256() -> None:
+def test_a_sha256_is_known_for_each_real_archive() -> None:
     assert {datasets.CIFAR10.tgz_md5, datasets.CIFAR100.tgz_md5} == set(SHA256)
 
 
@@ -210,6 +210,6 @@ def test_an_interrupted_download_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     assert left_in(tmp_path) == set()
 
 
-def test_a_root_that_is_not_a_genuine_archive_is_named(tmp_path: Path) -> None:
+def test_error_names_a_root_that_is_not_a_genuine_archive(tmp_path: Path) -> None:
     (tmp_path / "raw").write_text("")
     assert f"{tmp_path}/raw is incomplete or not genuine" in fails(tmp_path / "raw")

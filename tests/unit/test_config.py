@@ -79,7 +79,7 @@ def test_help_lists_every_promised_flag_and_every_recipe(capsys: pytest.CaptureF
         (["--process-group-timeout", "inf"], "--process-group-timeout must be in (0, 604800] seconds, got inf"),
     ],
 )
-def test_wrong_flag_is_named_in_one_line(arguments: list[str], expected: str) -> None:
+def test_wrong_flag_or_value_is_refused_in_one_line(arguments: list[str], expected: str) -> None:
     with pytest.raises(InputError) as caught:
         parse(*arguments)
     assert expected in str(caught.value)
@@ -92,7 +92,9 @@ def test_settings_that_may_change_on_resume_exist() -> None:
 
 
 @pytest.mark.parametrize(("world_size", "images", "fits"), [(1, 640, True), (3, 640, False), (2, 31, False)])
-def test_batch_must_be_divisible_by_the_processes_and_fit_the_images(world_size: int, images: int, fits: bool) -> None:
+def test_batch_size_must_be_divisible_by_the_processes_and_not_exceed_the_images(
+    world_size: int, images: int, fits: bool
+) -> None:
     if fits:
         assert check_batch(RECIPES["smoke"], num_images=images, world_size=world_size) == 32 // world_size
     else:

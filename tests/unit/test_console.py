@@ -1,4 +1,4 @@
-"""The output of a run: a bar on a terminal, plain lines in a log, nothing on other ranks."""
+"""Progress of a run: a bar on a terminal, plain lines in a log, and nothing on ranks other than 0."""
 
 import fcntl
 import io
@@ -87,7 +87,7 @@ def test_the_bar_is_removed_before_a_note_and_the_cursor_is_never_hidden() -> No
     assert stream.getvalue().endswith("\x1b[1A\x1b[2Kkept\n"), "up one line, erase it, then the note"
     assert "\x1b[?25l" not in stream.getvalue(), "a process that is killed could not show the cursor again"
     bar.finish()
-    assert stream.getvalue().endswith("kept\n"), "no bar was drawn, so there is nothing to remove"
+    assert stream.getvalue().endswith("kept\n"), "no bar was drawn after the note, so there is nothing to remove"
 
 
 def test_each_epoch_gets_a_bar_of_its_own() -> None:
@@ -127,7 +127,7 @@ def test_a_log_gets_about_ten_lines_per_epoch() -> None:
 
 
 @pytest.mark.parametrize(("seconds_per_step", "expected"), [(0.01, 0), (15.0, 49)])
-def test_a_log_gets_no_line_in_a_fast_epoch_and_one_every_30_s_in_a_slow_one(
+def test_a_log_gets_no_lines_in_a_fast_epoch_and_one_every_30_s_in_a_slow_one(
     seconds_per_step: float, expected: int
 ) -> None:
     clock, reader, stream = Clock(), Reader(), io.StringIO()
@@ -149,7 +149,7 @@ def test_the_remaining_time_of_a_resumed_epoch_counts_only_its_new_steps(monkeyp
     assert "0:00:05 left" in stream.getvalue()
 
 
-def test_silent_ranks_read_and_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_disabled_progress_reads_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     progress, reader = build_progress(enabled=False), Reader()
     assert isinstance(progress, SilentProgress)
     progress.start(1, 2, 10, 0)

@@ -1,4 +1,4 @@
-"""Messages of decoders are told in one line with their files; none is printed by itself."""
+"""Messages of image decoders are collected in one line that names the files, and none is printed directly."""
 
 import os
 import warnings
@@ -31,11 +31,11 @@ def test_each_file_is_counted_once_and_the_first_ones_are_named() -> None:
     assert note.isprintable()
     for entry in messages.first:
         number = entry.removeprefix("$'").partition("\\x0a")[0]
-        assert entry.endswith(f"(oddity of {number})"), "the warning belongs to the file"
+        assert entry.endswith(f"(oddity of {number})"), "each file has its own warning"
     assert DecoderMessages().note() is None
 
 
-def test_nothing_is_printed_in_the_block_and_everything_after_it(
+def test_decoders_print_nothing_in_the_block_and_stderr_works_after_it(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     exif = save(tmp_path / "exif.jpg", Image.new("RGB", (8, 8)), exif=BAD_EXIF)

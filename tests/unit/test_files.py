@@ -58,9 +58,7 @@ def test_a_file_system_that_cannot_sync_folders_is_tolerated(
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
-def test_a_folder_that_cannot_be_written_to_the_disk_is_an_error(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_sync_of_a_folder_is_an_error(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", fail_with(number))
     with pytest.raises(OSError, match=os.strerror(number)):
         sync_folder(tmp_path)
@@ -129,7 +127,9 @@ def mutated(fields: dict, rng: random.Random) -> None:
             place[name] = rng.choice(ODD_VALUES)
 
 
-def test_any_dataset_json_is_read_or_refused_in_one_printable_line(tiny_dir: Path, tmp_path: Path) -> None:
+def test_a_randomly_changed_dataset_json_is_read_or_refused_in_one_printable_line(
+    tiny_dir: Path, tmp_path: Path
+) -> None:
     text, messages = (tiny_dir / "dataset.json").read_text(), []
     for number in range(500):
         fields = json.loads(text)

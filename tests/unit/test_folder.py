@@ -26,17 +26,17 @@ def photos(tmp_path: Path) -> Path:
     return draw_photos(tmp_path)
 
 
-def test_images_and_labels_belong_together_and_classes_mix(photos: Path) -> None:
+def test_images_keep_their_labels_and_classes_are_shuffled(photos: Path) -> None:
     found = load_folder(photos, size=8)
     assert found.classes == ("cat", "dog")
     assert (found.train.images.shape, found.test.images.shape) == ((12, 8, 8, 3), (4, 8, 8, 3))
     assert found.train.labels.dtype == np.int64
     assert np.array_equal(found.train.images[:, 0, 0, 0] >= 100, found.train.labels == 1)
     assert sorted(found.train.images[:, 0, 0, 0]) == [*range(0, 60, 10), *range(100, 160, 10)]
-    assert sorted(set(found.train.labels[:5])) == [0, 1]  # the classes are mixed
+    assert sorted(set(found.train.labels[:5])) == [0, 1]  # the classes are shuffled
 
 
-def test_the_order_depends_on_names_alone(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_order_of_images_depends_only_on_file_names(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = tmp_path_factory.mktemp("other")
     for path in sorted(photos.rglob("*.png"), reverse=True):
         save(other / path.relative_to(photos), Image.open(path))
@@ -61,7 +61,7 @@ def spoil(photos: Path) -> None:
         (photos / "train" / "cat" / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing more")
 
 
-def test_all_damaged_files_are_found_in_one_reading(photos: Path) -> None:
+def test_all_damaged_files_are_reported_together(photos: Path) -> None:
     spoil(photos)
     with pytest.raises(UnreadableImagesError, match=r"8 image files cannot be read.* and 3 more; ") as caught:
         load_folder(photos)
@@ -83,14 +83,14 @@ def test_damaged_files_can_be_skipped_and_are_recorded(photos: Path) -> None:
     assert found.notes == ("skipped 8 unreadable image files; dataset.json lists them",)
 
 
-def test_a_class_that_loses_all_its_images_is_named(photos: Path) -> None:
+def test_error_names_a_class_in_which_no_image_can_be_read(photos: Path) -> None:
     for path in (photos / "test" / "cat").iterdir():
         path.write_bytes(b"")
     with pytest.raises(InputError, match="test/cat: no readable images"):
         load_folder(photos, size=8, skip_unreadable=True)
 
 
-def test_a_png_with_one_wrong_byte_is_damaged(photos: Path) -> None:
+def test_a_png_with_one_wrong_byte_is_refused(photos: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     path = save(photos / "train" / "cat" / "flipped.png", Image.fromarray(noise))
     content = bytearray(path.read_bytes())

@@ -1,8 +1,8 @@
-"""The inputs and outputs of a step's CUDA graph, tested on the CPU. Replaying a graph means doing the work again.
+"""Inputs and outputs of a step's CUDA graph, tested on the CPU. Here, replaying a graph calls the step's code again.
 
-The test shows that each batch and epoch reaches the work, that a capture takes no step, and that the next step does not
-overwrite the losses. It shows nothing about CUDA: see `tests/whole_path/test_fake_cuda.py` for captures, and
-`tests/whole_path/test_gpu.py` for values.
+The test shows that each batch and epoch reaches that code, that a capture takes no step, and that the next step does
+not overwrite the losses. It does not use CUDA: `tests/whole_path/test_fake_cuda.py` tests captures, and
+`tests/whole_path/test_gpu.py` compares the weights.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
 
 
 class Repeated:
-    """Replaces a CUDA graph: a capture only records the arguments, and `replay` does the work on the same tensors."""
+    """Replaces a CUDA graph: a capture only records the arguments, and `replay` runs the step on the same tensors."""
 
     capturing: "Repeated | None" = None
 
@@ -61,7 +61,7 @@ def graphed(trainer: Trainer) -> Trainer:
 
 
 def trained(trainer: Trainer) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Returns the weights after three epochs, and the losses that the guard keeps of the last two steps."""
+    """Returns the weights after three epochs, and the losses of the last two steps, which the guard keeps."""
     for epoch in range(3):
         trainer.train_epoch(epoch)
     return trainer.model.state_dict(), [attempt.losses for attempt in trainer.guard._recent]
@@ -69,7 +69,7 @@ def trained(trainer: Trainer) -> tuple[dict[str, Tensor], list[Tensor]]:
 
 @pytest.fixture
 def settings(tiny_dir: Path) -> TrainConfig:
-    """Nine steps, on crops of three sizes."""
+    """Settings of a run of nine steps, on crops of three sizes."""
     config = narrow_settings(tiny_dir)
     return replace(
         config,

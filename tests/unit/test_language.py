@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.support.source import REPOSITORY, name_of
 
-# Avoided words, as patterns, with the word to use.
+# Patterns of avoided words, each with the words to use instead.
 AVOIDED = {
     r"anew": "again, rewrite or rebuild",
     r"lest": "so that ... not, or: to avoid",
@@ -28,7 +28,7 @@ SUFFIXES = {".py", ".sh", ".md", ".toml", ".yaml", ".yml", ".html", ".css", ".j2
 
 
 def texts() -> Iterator[Path]:
-    """Yields every file that a person reads, except this one, which lists the words."""
+    """Yields every file that a person reads."""
     yield from (REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml"))
     for root in ROOTS:
         yield from (file for file in sorted((REPOSITORY / root).rglob("*")) if file.suffix in SUFFIXES)

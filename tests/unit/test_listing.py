@@ -61,12 +61,12 @@ def test_images_are_recognized_by_content_and_subfolders_are_read(photos: Path) 
     assert found.notes == ()
 
 
-def test_a_dead_link_is_named(photos: Path) -> None:
+def test_error_names_a_dead_link(photos: Path) -> None:
     (photos / "train" / "bird").symlink_to("/nowhere/bird")
     assert f"{photos}/train/bird is a link to something that does not exist" in fails(photos)
 
 
-def test_a_link_back_to_a_folder_above_is_named(photos: Path) -> None:
+def test_error_names_a_link_back_to_a_folder_above(photos: Path) -> None:
     (photos / "train" / "cat" / "again").symlink_to(photos / "train" / "cat")
     assert f"{photos}/train/cat/again: this link leads back" in fails(photos)
     (photos / "train" / "cat" / "again").unlink()
@@ -74,7 +74,7 @@ def test_a_link_back_to_a_folder_above_is_named(photos: Path) -> None:
     assert f"{photos}/train/cat/loop" in fails(photos)
 
 
-def test_a_missing_root_or_split_is_named(photos: Path) -> None:
+def test_error_names_a_missing_root_or_split(photos: Path) -> None:
     assert str(photos / "absent") in fails(photos / "absent")
     (photos / "test").rename(photos / "tests")
     assert "no test folder (test or val or valid or validation) in it" in fails(photos)
@@ -82,7 +82,7 @@ def test_a_missing_root_or_split_is_named(photos: Path) -> None:
     assert "train" in fails(photos)
 
 
-def test_classes_that_exist_in_only_one_split_are_named(photos: Path) -> None:
+def test_error_names_classes_that_exist_in_only_one_split(photos: Path) -> None:
     (photos / "test" / "dog").rename(photos / "test" / "hound")
     line = fails(photos)
     assert f"dog only in {photos}/train" in line
@@ -109,7 +109,7 @@ def test_a_class_name_that_is_not_utf_8_is_refused(photos: Path) -> None:
     assert "'d\\udcf6g' is not UTF-8" in fails(photos)
 
 
-def test_an_empty_class_or_split_is_named(photos: Path) -> None:
+def test_error_names_an_empty_class_or_split(photos: Path) -> None:
     (photos / "train" / "ant").mkdir()
     (photos / "test" / "ant").mkdir()
     assert f"{photos}/train/ant" in fails(photos)

@@ -1,4 +1,4 @@
-"""The loader delivers exactly the requested samples in both modes, and handles known defects of FFCV."""
+"""The loader delivers exactly the requested samples, streamed and resident, and handles known defects of FFCV."""
 
 import os
 import shutil
@@ -47,9 +47,9 @@ def plans() -> dict[str, list[np.ndarray]]:
         "full batches": batches[:7],
         "one image": [shuffled[:1]],
         "partial, then empty": [*batches, empty, empty],
-        "nothing": [],
-        "only empty": [empty],
-        "repeats": [np.repeat(shuffled[:4], 8)] * 3,
+        "no batches": [],
+        "one empty batch": [empty],
+        "repeated images": [np.repeat(shuffled[:4], 8)] * 3,
     }
 
 
@@ -69,7 +69,7 @@ def test_both_modes_give_the_written_images_in_the_requested_order(
             assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_an_epoch_left_early_leaves_no_thread(stream: StreamLoader) -> None:
+def test_an_abandoned_epoch_leaves_no_thread(stream: StreamLoader) -> None:
     before = threading.active_count()
     for _ in range(5):
         batches = stream.batches(plans()["whole epoch, partial last"])
@@ -140,7 +140,7 @@ def test_an_exception_in_the_ffcv_thread_is_raised(stream: StreamLoader, monkeyp
         list(stream.batches(plans()["full batches"]))
 
 
-def test_a_stalled_thread_ends_the_run(stream: StreamLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stalled_ffcv_thread_raises_an_error(stream: StreamLoader, monkeypatch: pytest.MonkeyPatch) -> None:
     from ffcv.loader.epoch_iterator import EpochIterator
 
     monkeypatch.setattr("data_prep.ffcv_reader.STALL_SECONDS", 1.0)
@@ -149,7 +149,9 @@ def test_a_stalled_thread_ends_the_run(stream: StreamLoader, monkeypatch: pytest
         list(stream.batches(plans()["full batches"]))
 
 
-def test_wrong_samples_raise_an_error(stream: StreamLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_other_than_the_requested_ones_raise_an_error(
+    stream: StreamLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = stream._reader.read
     monkeypatch.setattr(stream._reader, "read", lambda order: asked(order[::-1].copy()))
     with pytest.raises(RuntimeError, match="other samples"):
@@ -157,7 +159,7 @@ def test_wrong_samples_raise_an_error(stream: StreamLoader, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("change", ["removed", "replaced", "truncated"])
-def test_a_file_that_changes_between_epochs_ends_the_run(
+def test_a_file_that_changes_between_epochs_raises_an_error(
     image_set_and_beton: tuple[np.ndarray, np.ndarray, Path], tmp_path: Path, change: str
 ) -> None:
     path = tmp_path / "train.beton"
@@ -184,7 +186,7 @@ def test_positions_outside_the_file_are_refused(
             list(loader.batches([np.array(positions)]))
 
 
-def test_auto_is_resident_if_the_images_fit_into_memory(
+def test_auto_mode_is_resident_if_the_images_fit_into_memory(
     image_set_and_beton: tuple[np.ndarray, np.ndarray, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def chosen() -> type:

@@ -36,7 +36,7 @@ def test_model_json_keeps_the_size_of_the_input(tmp_path: Path) -> None:
         ModelSpec.read(path)
 
 
-def test_network_computes_the_same_as_its_structure_written_out() -> None:
+def test_network_matches_its_layers_written_out() -> None:
     """The order of layers is convolution, pooling, BatchNorm, activation."""
     model = CustomResNet().eval()
     convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
@@ -66,7 +66,7 @@ def test_network_returns_logits_instead_of_probabilities() -> None:
 def test_counting_operations_leaves_the_model_unchanged() -> None:
     model = CustomResNet()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    # 379.26 million multiply-adds forward, three times that for training, except for the input gradient of the stem.
+    # A forward pass takes 379.26 million multiply-adds, and training about three times as many.
     assert training_flops_per_image(model, 32) == pytest.approx(2.276e9, rel=0.01)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -93,14 +93,14 @@ def test_loaded_model_equals_the_written_one(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(images), model(images))
 
 
-@pytest.mark.parametrize("damage", ["missing", "no weights", "foreign json", "truncated weights"])
+@pytest.mark.parametrize("damage", ["no model.json", "no weights", "another json file", "truncated weights"])
 def test_unreadable_model_is_refused_in_one_line(tmp_path: Path, damage: str) -> None:
     write_model(tmp_path, build_model(SPEC), SPEC)
-    if damage == "missing":
+    if damage == "no model.json":
         (tmp_path / "model.json").unlink()
     elif damage == "no weights":
         (tmp_path / "model.safetensors").unlink()
-    elif damage == "foreign json":
+    elif damage == "another json file":
         (tmp_path / "model.json").write_text('{"hello": 1}')
     else:
         weights = tmp_path / "model.safetensors"

@@ -64,7 +64,7 @@ def test_code_in_the_card_computes_the_logits_of_the_model(
     assert np.abs(np.load(tmp_path / "out.npy") - own).max() < 1e-5 * np.abs(own).max()
 
 
-def test_figures_are_those_of_the_summary(smoke_run: Path) -> None:
+def test_card_shows_the_figures_of_the_run(smoke_run: Path) -> None:
     card, summary = ((smoke_run / name).read_text() for name in ("model.md", "summary.json"))
     correct = json.loads(summary)["test_correct"]
     assert f"{correct / 40:.2%}, {correct} of 40 test images; 95% interval" in card

@@ -1,4 +1,4 @@
-"""Muon's step equals a plain implementation of its formula, and all other parameters take the step of torch's SGD."""
+"""Muon's step equals a plain implementation of its formula; parameters without Muon take the step of torch's SGD."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from ddp_trainer.models.custom_resnet import CustomResNet
 
 
 def reference(matrix: Tensor, steps: int) -> Tensor:
-    """Applies the polynomial of `orthogonalize` to the singular values."""
+    """Applies the polynomial of `orthogonalize` to the singular values of `matrix`, `steps` times."""
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     a, b, c = COEFFICIENTS
     s = s / s.norm()
@@ -24,7 +24,7 @@ def reference(matrix: Tensor, steps: int) -> Tensor:
 
 
 def test_orthogonalize_applies_the_polynomial_to_the_singular_values() -> None:
-    """For square, wide and tall matrices. Two have the same shape, and a third one has its transpose."""
+    """The matrices are square, wide and tall. Two have the same shape, and a third has the transposed shape."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(6, 6), (5, 40), (5, 7), (40, 5), (5, 40)]
     matrices = [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
@@ -38,7 +38,7 @@ def test_zero_gradient_gives_a_zero_step() -> None:
 
 
 def plain_newton_schulz(x: Tensor, steps: int) -> Tensor:
-    """The published iteration on a single whole matrix."""
+    """The published Newton-Schulz iteration, on one matrix."""
     a, b, c = COEFFICIENTS
     tall = x.size(0) > x.size(1)
     x = x.mT if tall else x
@@ -50,7 +50,7 @@ def plain_newton_schulz(x: Tensor, steps: int) -> Tensor:
 
 
 def plain_step(weights: Tensor, average: Tensor, gradient: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """The weights and momentum of one parameter after a step of Muon, in a plain implementation."""
+    """Weights and momentum of one parameter after a step of a plain implementation of Muon."""
     average = 0.6 * average + gradient
     matrix = (gradient + 0.6 * average).flatten(1)
     direction, (rows, columns) = plain_newton_schulz(matrix, 3).view_as(weights), matrix.shape
@@ -61,8 +61,8 @@ def plain_step(weights: Tensor, average: Tensor, gradient: Tensor, group: dict[s
 
 
 @pytest.mark.parametrize("kind", ["filters", "matrix"])
-def test_hundred_steps_equal_those_of_the_plain_implementation(kind: str) -> None:
-    """Gradients are of rank 6 with noise, in float32, so that most singular values are small, as in training."""
+def test_100_steps_equal_those_of_a_plain_implementation(kind: str) -> None:
+    """The float32 gradients have rank 6 plus noise, so that most singular values are small, as in training."""
     generator = torch.Generator().manual_seed(3)
     shapes = [(16, 8, 3, 3), (16, 8, 3, 3), (32, 3, 3, 3), (24, 2, 1, 1), (12, 12), (40, 10), (10, 40)]
     shapes = shapes[:4] if kind == "filters" else shapes
@@ -85,8 +85,8 @@ def test_hundred_steps_equal_those_of_the_plain_implementation(kind: str) -> Non
         assert (parameter - expected).norm() <= 1e-5 * expected.norm()
 
 
-def test_operations_of_a_step_are_those_of_the_products() -> None:
-    """The products are G = X X^T, three polynomials, two updates each of G and P, and P X."""
+def test_operations_of_a_step_are_those_of_its_matrix_products() -> None:
+    """Two products with X, three in the polynomials, and six in the updates of the Gram matrix and of P."""
     model = CustomResNet()
     shapes = [sorted(weights.flatten(1).shape) for weights in model.parameters() if weights.ndim == 4]
     expected = sum(2 * 2 * m * m * n + 9 * 2 * m**3 for m, n in shapes)

@@ -1,4 +1,4 @@
-"""Networks by name: valid ones can be trained, and one line says what is wrong with the others."""
+"""Networks by name: valid ones can be trained, and one line says what is wrong with any other."""
 
 import copy
 import sys

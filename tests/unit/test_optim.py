@@ -44,8 +44,8 @@ def test_learning_rate_reaches_every_group(device: torch.device, name: str) -> N
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
-def test_rates_on_a_device_keep_their_place_in_memory(name: str) -> None:
-    """A captured graph reads them from there. A loaded state has other rates, which the next call replaces."""
+def test_learning_rates_on_a_device_keep_their_address(name: str) -> None:
+    """A captured graph reads the rates there. Loading a state replaces the tensors; the next `set` restores them."""
     with torch.device("meta"):
         model = CustomResNet(widths=(8, 8, 16, 16))
     optimizer = build_optimizer(model, OptimConfig(optimizer=name, bias_lr=32.0))  # type: ignore[arg-type]
@@ -61,7 +61,7 @@ def test_rates_on_a_device_keep_their_place_in_memory(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
-def test_rate_may_be_a_tensor(name: str) -> None:
+def test_learning_rate_may_be_a_tensor(name: str) -> None:
     def weights_after_a_step(rate: float | torch.Tensor) -> torch.Tensor:
         torch.manual_seed(0)
         layers = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 5)

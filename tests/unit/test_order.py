@@ -1,4 +1,4 @@
-"""The order of samples is global and sliced by rank. No sample is lost or repeated, on any number of processes."""
+"""Each rank takes a slice of one global order. No sample is lost or repeated, on any number of processes."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_a_batch_that_is_not_divisible_by_the_ranks_is_refused() -> None:
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("count", [1, 2, 6, 50, 1003])
 @pytest.mark.parametrize("batch_size", [1, 10, 500])
-def test_evaluation_counts_every_sample_once_in_the_same_number_of_batches(
+def test_evaluation_has_every_sample_once_and_as_many_batches_on_every_rank(
     world_size: int, count: int, batch_size: int
 ) -> None:
     samples = SAMPLES[:count]
@@ -70,7 +70,7 @@ def test_held_out_images_are_stratified(count: int) -> None:
 @pytest.mark.parametrize("images_per_class", [1, 2, 5])
 @pytest.mark.parametrize("count", [1, 8, 39])
 def test_validation_leaves_every_class_an_image_to_train_on(images_per_class: int, count: int) -> None:
-    """There are one large and forty small classes, which a simple split would hold out completely."""
+    """One class is large and forty are small. A simple split would hold out all images of a small class."""
     labels = np.concatenate([np.repeat(np.arange(40), images_per_class), np.full(60, 40)])
     kept, held_out = hold_out(labels, count=count, seed=0)
     assert len(held_out) == count

@@ -58,7 +58,7 @@ def test_sixteen_bit_values_are_scaled_to_eight_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
 def test_transparent_pixels_become_white(mode: str, tmp_path: Path) -> None:
     clear = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
-    if mode in ("P", "RGB"):  # one color stands for transparent
+    if mode in ("P", "RGB"):  # one color is marked as transparent
         transparency = 0 if mode == "P" else (0, 0, 0)
         path = save(tmp_path / "a.png", Image.new(mode, (32, 32), 0), transparency=transparency)
     else:
@@ -83,7 +83,7 @@ def test_exif_orientation_is_applied(suffix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(32, 96), (96, 32)])
-def test_the_center_square_is_taken(shape: tuple[int, int], tmp_path: Path) -> None:
+def test_images_are_center_cropped(shape: tuple[int, int], tmp_path: Path) -> None:
     pixels = np.zeros((*shape, 3), dtype=np.uint8)
     center = tuple(slice((side - 32) // 2, (side + 32) // 2) for side in shape)
     pixels[center] = RED
@@ -108,7 +108,7 @@ def test_images_of_any_size_are_resized(side: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("side", [600, 613])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
 def test_averaging_strips_before_resizing_changes_little(mode: str, side: int, tmp_path: Path) -> None:
-    """Images of at least eight times the size are averaged down strip by strip before they are resized."""
+    """Images at least eight times as large as the target are averaged down in strips before they are resized."""
     smooth = gradient(side).astype(np.uint16) * 257
     image = Image.fromarray(smooth) if mode == "I;16" else Image.fromarray(gradient(side)).convert(mode)
     found = read_image(save(tmp_path / "a.png", image), 16)
@@ -226,4 +226,4 @@ print(peak_memory() - before)
         [sys.executable, "-c", code], env=environment(), cwd=REPOSITORY, text=True, capture_output=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 420, "MiB"
+    assert int(done.stdout) < 420, "peak memory in MiB"

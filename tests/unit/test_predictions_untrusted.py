@@ -57,14 +57,16 @@ def replace_header(path: Path, name: str, shape: tuple[int, ...]) -> None:
 def test_array_beyond_the_limit_is_refused_before_it_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The array contains zeros, so the compressed file is a thousand times smaller."""
+    """The array contains only zeros, so the compressed file is much smaller than the array."""
     arrays = {key: array for key, array in make_run(tmp_path / "run").items() if np.ndim(array)}
     arrays["probabilities"] = np.zeros((300, 10_000), np.float32)
     path = tmp_path / "run" / "predictions.npz"
     np.savez_compressed(path, **arrays)
     assert path.stat().st_size < 1e5
     monkeypatch.setattr(predictions, "MAX_BYTES", 10_000_000)
-    monkeypatch.setattr(np.lib.format, "read_array", lambda *arguments, **options: pytest.fail("it was unpacked"))
+    monkeypatch.setattr(
+        np.lib.format, "read_array", lambda *arguments, **options: pytest.fail("the array was unpacked")
+    )
     with pytest.raises(InputError, match=r"take 12\.0 MB; the limit is 10\.0 MB"):
         read_predictions(path)
 

@@ -53,7 +53,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))  # inside an SVG
+        self.tags.append((tag, dict(attrs)))  # self-closing, inside an SVG
 
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] != "style":
@@ -74,7 +74,7 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return run, found, Page(write_report([run]))
 
 
-def test_page_loads_nothing_and_describes_every_picture(complete):
+def test_page_loads_no_other_file_and_describes_every_picture(complete):
     run, found, page = complete
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object"})
     policy = next(one["content"] for one in page.of("meta") if one.get("http-equiv") == "Content-Security-Policy")
@@ -91,7 +91,7 @@ def test_page_loads_nothing_and_describes_every_picture(complete):
         assert (run / "report" / name).read_bytes().startswith(b"\x89PNG\r\n")
 
 
-def test_page_shows_the_figures_of_the_files(complete):
+def test_page_shows_the_figures_in_the_run_directory(complete):
     _, found, page = complete
     low, high = wilson_interval(found["correct"], found["total"])
     predicted = found["probabilities"].argmax(axis=1)
@@ -130,7 +130,7 @@ def test_page_says_if_the_training_loss_includes_label_smoothing(complete, tmp_p
     assert "label smoothing" in Page(write_report([run])).text
 
 
-def test_interrupted_run_is_described_by_its_epochs(tmp_path):
+def test_page_of_an_unfinished_run_shows_its_finished_epochs(tmp_path):
     run = tmp_path / "stopped"
     make_run(run)
     write_report([run])
@@ -163,7 +163,7 @@ def test_picture_of_mistakes_says_if_there_are_none(complete, tmp_path):
     assert sheet.read_bytes() != (complete[0] / "report" / "misclassified.png").read_bytes()
 
 
-def test_hundred_classes_are_all_listed(tmp_path):
+def test_all_of_100_classes_are_listed(tmp_path):
     make_run(tmp_path / "many", num_classes=100)
     page = Page(write_report([tmp_path / "many"]))
     assert all(re.search(rf"\bkind-{label} \d+ ", page.text) for label in range(100))
@@ -192,7 +192,7 @@ def test_commands_that_repeat_the_run_can_be_parsed(smoke_run):
     assert {name for name, value in config.flat().items() if value != original[name]} <= LEFT_OUT
 
 
-def test_several_runs_have_mean_and_spread_over_their_seeds(tmp_path):
+def test_page_of_several_runs_shows_mean_and_standard_deviation_over_seeds(tmp_path):
     runs = [tmp_path / "a" / "same", tmp_path / "b" / "same", tmp_path / "stopped"]
     found = [make_run(run, seed=seed) for seed, run in enumerate(runs)]
     (runs[2] / "summary.json").unlink()
@@ -218,7 +218,7 @@ def test_runs_with_different_settings_are_not_averaged(tmp_path):
     shares = [one["correct"] / one["total"] for one in found]
     for first, second in ((0, 2), (1, 3)):
         assert f"mean {np.mean([shares[first], shares[second]]):.2%}" in page.text
-    assert page.text.count("standard deviation") == 3, "two rows, and the note below the table"
+    assert page.text.count("standard deviation") == 3, "one for each pair of runs, and one in the note below the table"
     assert "over 2 runs" not in page.text
     assert "over 2 runs" not in Page(write_report([runs[0], runs[2], runs[1]])).text, "the third has other settings"
 
@@ -229,7 +229,7 @@ def test_runs_with_different_numbers_of_processes_are_not_averaged(tmp_path):
         make_run(run, seed=seed)
     path = runs[1] / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "world_size": 1}))
-    assert Page(write_report(runs)).text.count("standard deviation") == 1, "the note below the table"
+    assert Page(write_report(runs)).text.count("standard deviation") == 1, "only in the note below the table"
 
 
 def test_runs_that_differ_in_settings_without_effect_on_the_result_are_averaged(tmp_path):

@@ -1,4 +1,4 @@
-"""If the report cannot use a run directory, one line names the file."""
+"""If a report cannot be made from a run directory, one line names the damaged file."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def damage(run: Path, name: str, content: str) -> None:
         ("model.json", '{"classes": ["one"]}'),
     ],
 )
-def test_damaged_file_is_named_in_one_line(tmp_path, capsys, name, content):
+def test_error_names_the_damaged_file_in_one_line(tmp_path, capsys, name, content):
     make_run(tmp_path / "run")
     damage(tmp_path / "run", name, content)
     assert main([str(tmp_path / "run")]) == 2
@@ -48,7 +48,7 @@ def test_damaged_file_is_named_in_one_line(tmp_path, capsys, name, content):
         ("labels", np.zeros(300)),
     ],
 )
-def test_predictions_that_do_not_match_are_refused(tmp_path, name, value):
+def test_predictions_of_wrong_shapes_or_values_are_refused(tmp_path, name, value):
     found = make_run(tmp_path / "run")
     arrays = {key: array for key, array in found.items() if np.ndim(array)} | {name: value}
     np.savez(tmp_path / "run" / "predictions.npz", **arrays)
@@ -56,7 +56,7 @@ def test_predictions_that_do_not_match_are_refused(tmp_path, name, value):
         write_report([tmp_path / "run"])
 
 
-def test_command_prints_the_path_of_the_report_or_one_line_of_error(tmp_path, capsys):
+def test_command_prints_the_path_of_the_report_or_one_error_line(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert "not a run directory" in capsys.readouterr().err
     assert main([]) == 2
@@ -71,8 +71,8 @@ def test_command_prints_the_path_of_the_report_or_one_line_of_error(tmp_path, ca
     [(b"indices.npy", 60, b"\xff" * 40), (b"PK\x01\x02", 8, b"\x01"), (b"PK\x01\x02", 10, b"\x63")],
     ids=["compressed data", "encrypted", "unknown compression"],
 )
-def test_a_zip_file_with_damaged_content_is_named(tmp_path, capsys, found, offset, damage):
-    """The structure of the zip file is intact."""
+def test_error_names_a_zip_file_with_damaged_content(tmp_path, capsys, found, offset, damage):
+    """The list of arrays in the zip file is intact."""
     arrays = make_run(tmp_path / "run")
     path = tmp_path / "run" / "predictions.npz"
     np.savez_compressed(path, **{key: array for key, array in arrays.items() if np.ndim(array)})

@@ -1,4 +1,4 @@
-"""Labels in pictures are short, and no two classes have the same one."""
+"""Labels of classes in pictures are short, and no two classes share a label."""
 
 import pytest
 

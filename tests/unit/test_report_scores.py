@@ -1,4 +1,4 @@
-"""The figures of the report equal those of slow, simple code."""
+"""The report's scores match slow, simple reference code."""
 
 import math
 from collections import Counter
@@ -22,11 +22,11 @@ def test_wilson_interval_solves_its_equation():
     for correct, total in ((0, 5), (5, 5), (1, 3), (9612, 10000)):
         low, high = wilson_interval(correct, total)
         assert 0 <= low <= correct / total <= high <= 1
-        for end in {low, high} - {0.0, 1.0}:  # |share - p| is Z95 standard errors of p
+        for end in {low, high} - {0.0, 1.0}:  # an end p is Z95 standard errors of p away from the share
             assert abs(correct / total - end) == pytest.approx(Z95 * math.sqrt(end * (1 - end) / total))
 
 
-def test_counts_precision_recall_and_pairs_equal_those_of_loops():
+def test_counts_precision_recall_and_confused_pairs_match_plain_loops():
     found = draw_predictions(7)
     labels, predicted = found["labels"], found["probabilities"].argmax(axis=1)
     seen = Counter(zip(labels.tolist(), predicted.tolist(), strict=True))
@@ -45,7 +45,7 @@ def test_counts_precision_recall_and_pairs_equal_those_of_loops():
     assert [pair.images for pair in pairs] == sorted((pair.images for pair in pairs), reverse=True)
 
 
-def test_calibration_error_equals_that_of_a_loop_over_bins():
+def test_calibration_error_matches_a_loop_over_bins():
     found = draw_predictions(4, count=500)
     confidence = found["probabilities"].max(axis=1).astype(float)
     hits = found["probabilities"].argmax(axis=1) == found["labels"]

@@ -1,4 +1,4 @@
-"""Resized crops equal those of torchvision, and do not depend on the batch."""
+"""Resized crops match torchvision, and do not depend on the batch."""
 
 import math
 from collections.abc import Callable
@@ -50,8 +50,8 @@ def boxes(count: int, height: int, width: int) -> Boxes:
 @BOTH
 @pytest.mark.parametrize("whole", [(32, 32), (64, 64), (40, 57)])
 @pytest.mark.parametrize("size", [(32, 32), (8, 8), (49, 20)])
-def test_crops_equal_those_of_torchvision(resize: Resize, whole: tuple[int, int], size: tuple[int, int]) -> None:
-    """The final rounding explains a difference of 0.5 from the float reference, and rounding the rows another 0.5."""
+def test_crops_match_torchvision(resize: Resize, whole: tuple[int, int], size: tuple[int, int]) -> None:
+    """The reference does not round. Rounding pixels explains a difference of 0.5, and rounding rows another 0.5."""
     images, places = noise(40, *whole), boxes(40, *whole)
     crops = resize(images, *places, size=size)
     assert crops.dtype == torch.uint8
@@ -70,7 +70,7 @@ def test_crops_that_have_the_new_size_are_not_interpolated(resize: Resize) -> No
         assert torch.equal(crop, image[:, y : y + 24, x : x + 24])
 
 
-def test_every_sum_is_exact_so_that_its_order_does_not_matter() -> None:
+def test_sums_are_exact_so_their_order_does_not_matter() -> None:
     images, (top, left, height, width) = noise(40, 48, 48), boxes(40, 48, 48)
     crops = resize_by_products(images, top, left, height, width, size=(24, 24))
     by_row, by_column = (_weights(top, height, old=48, new=24), _weights(left, width, old=48, new=24))
@@ -95,7 +95,7 @@ def test_crops_do_not_depend_on_the_batch(resize: Resize) -> None:
 
 
 def test_the_method_depends_on_the_device(device: torch.device) -> None:
-    """Weights may be rounded differently on a GPU."""
+    """Weights may be rounded differently on a GPU, so pixels may differ by 1."""
     images, places = noise(20, 40, 40), boxes(20, 40, 40)
     resize, tolerance = (resize_one_by_one, 0) if device.type == "cpu" else (resize_by_products, 1)
     expected = resize(images, *places, size=(24, 24))
@@ -113,12 +113,12 @@ def test_areas_and_ratios_are_spread_evenly_over_their_ranges(size: tuple[int, i
     assert (height <= size[0]).all()
     assert (width >= 1).all()
     assert (width <= size[1]).all()
-    small, logs = shares < 0.37, (width / height).log()  # every ratio fits these areas
+    small, logs = shares < 0.37, (width / height).log()  # these areas fit into the image with any ratio
     torch.testing.assert_close(((height * width) / math.prod(size))[small], shares[small], rtol=0.12, atol=0)
     assert logs[small].abs().max() < math.log(4 / 3) + 0.1  # sides are whole pixels
     assert logs[small].mean().abs() < 0.01
     assert logs[small].std() == pytest.approx(2 * math.log(4 / 3) / 12**0.5, rel=0.02)
-    assert (logs - math.log(size[1] / size[0]))[shares > 0.99].abs().max() < 0.05, "only the shape of the image fits"
+    assert (logs - math.log(size[1] / size[0]))[shares > 0.99].abs().max() < 0.05, "only the image's own ratio fits"
 
 
 def test_areas_that_fit_with_no_ratio_are_clamped_to_the_image() -> None:
@@ -135,12 +135,12 @@ def smooth(count: int) -> Batch:
     return Batch(images, torch.zeros(count, dtype=torch.long), torch.arange(count))
 
 
-def test_random_resized_crops_have_the_areas_of_the_settings_and_are_spread_over_the_image() -> None:
+def test_random_resized_crops_have_the_requested_areas_and_cover_the_image() -> None:
     config = AugmentConfig(crop="random-resized", crop_scale=(0.25, 0.5), flip="none")
     augmenter = Augmenter(config, mean=(0.0,) * 3, std=(1 / 255,) * 3, seed=0)
-    images = augmenter(smooth(2000), epoch=0).images / 4  # in pixels
+    images = augmenter(smooth(2000), epoch=0).images / 4  # row and column of each pixel
     first, last = images[:, :, 0, 0], images[:, :, -1, -1]
-    extent = (last - first)[:, :2] + 1  # height and width of the crops, about
+    extent = (last - first)[:, :2] + 1  # approximate height and width of the crops
     shares, ratios = extent.prod(dim=1) / 64**2, extent[:, 1] / extent[:, 0]
     assert (shares.min(), shares.max()) == (pytest.approx(0.25, abs=0.03), pytest.approx(0.5, abs=0.03))
     assert shares.mean() == pytest.approx(0.375, abs=0.02)
@@ -160,7 +160,7 @@ def test_a_smaller_crop_shows_the_same_area() -> None:
 
 
 @pytest.mark.parametrize(("whole", "side"), [(256, 224), (33, 32), (35, 32), (32, 32)])
-def test_center_crop_equals_that_of_torchvision(whole: int, side: int) -> None:
+def test_center_crop_matches_torchvision(whole: int, side: int) -> None:
     images = noise(2, whole, whole)
     assert torch.equal(center_crop(images, side), reference.center_crop(images, [side]))
 

@@ -1,4 +1,4 @@
-"""Which steps and epochs end with a save. No GPU is needed, because only the name of the device is read."""
+"""Which steps and epochs end with a checkpoint. Only the device's name is read, so no GPU is needed."""
 
 from dataclasses import replace
 
@@ -51,7 +51,7 @@ def test_short_epochs_on_a_gpu_are_not_all_saved(clock: list[float], share: floa
     assert saved_epochs(schedule(single_runtime(), "cuda"), clock, seconds=seconds) == expected
 
 
-def test_every_epoch_is_saved_on_the_cpu_with_validation_and_on_request(clock: list[float]) -> None:
+def test_every_epoch_is_saved_on_the_cpu_or_with_validation_or_on_request(clock: list[float]) -> None:
     for saves in (
         schedule(single_runtime(), "cpu"),
         schedule(single_runtime(), "cuda", validation=20),
@@ -60,7 +60,7 @@ def test_every_epoch_is_saved_on_the_cpu_with_validation_and_on_request(clock: l
         assert saved_epochs(saves, clock, seconds=0.1) == [True] * EPOCHS
 
 
-def test_steps_are_saved_as_asked_but_not_twice_at_the_end_of_an_epoch() -> None:
+def test_steps_are_saved_as_requested_but_not_twice_at_the_end_of_an_epoch() -> None:
     saves = schedule(single_runtime(), "cpu", every=5)
     assert [step for step in range(1, 21) if saves.after_step(step)] == [5, 15]
     assert not any(schedule(single_runtime(), "cpu").after_step(step) for step in range(1, 21))

@@ -8,7 +8,7 @@ from ddp_trainer.schedule import INITIAL_LR_FRACTION, ScheduleConfig
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(97 * 24, 5 / 24), (6, 5 / 24), (100, 0.3), (7, 0.5)])
-def test_curve_equals_torch_one_cycle(total: int, warmup: float) -> None:
+def test_learning_rate_equals_torch_one_cycle(total: int, warmup: float) -> None:
     schedule = ScheduleConfig(epochs=1, warmup_fraction=warmup, final_lr_fraction=INITIAL_LR_FRACTION / 1e4)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = torch.optim.lr_scheduler.OneCycleLR(
@@ -31,7 +31,7 @@ def test_curve_equals_torch_one_cycle(total: int, warmup: float) -> None:
 
 @pytest.mark.parametrize("total", [1, 2, 5, 1000])
 @pytest.mark.parametrize("warmup", [0.0, 0.2, 1.0])
-def test_curve_stays_between_its_ends(total: int, warmup: float) -> None:
+def test_learning_rate_stays_between_its_initial_value_and_its_peak(total: int, warmup: float) -> None:
     schedule = ScheduleConfig(epochs=1, warmup_fraction=warmup, final_lr_fraction=0.1)
     curve = [schedule.one_cycle(step, steps_per_epoch=total) for step in range(total)]
     assert all(INITIAL_LR_FRACTION <= value <= 1.0 for value in curve)

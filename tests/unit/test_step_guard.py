@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite changes nothing, and the run ends or continues as promised."""
+"""A step whose loss or gradient is not finite changes nothing. It ends the run, unless a gradient scaler is used."""
 
 import copy
 import math
@@ -22,7 +22,7 @@ from tests.support.narrow import WIDTHS, narrow_settings, narrow_trainer, single
 
 
 class ScaledOptimizer:
-    """An optimizer with a gradient scaler around it, as in an fp16 run."""
+    """An optimizer that steps through a gradient scaler, as in an fp16 run."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
         self.optimizer, self.scaler = optimizer, scaler
@@ -50,7 +50,7 @@ class Step:
         self.number = 0
 
     def __call__(self, images: Tensor, *, factor: float = 1.0, overflow: bool = False) -> None:
-        """With `overflow`, one element of a gradient becomes infinite while the loss is finite, as with fp16."""
+        """Takes a step. With `overflow`, one element of a gradient becomes infinite although the loss is finite."""
         labels = torch.zeros(len(images), dtype=torch.int64, device=self.device)
         with self.guard.attempt() as decision:
             losses = nn.functional.cross_entropy(self.model(images.to(self.device)), labels, reduction="none")
@@ -155,7 +155,7 @@ def test_infinite_loss_with_finite_gradients_gets_a_nan_gradient() -> None:
     assert value.grad.isnan()
 
 
-def test_average_of_weights_follows_its_definition(device: torch.device) -> None:
+def test_moving_average_follows_its_definition_and_ignores_skipped_steps(device: torch.device) -> None:
     model = nn.Linear(3, 2).to(device)
     ema = Ema(model, decay=0.75)
     expected = None

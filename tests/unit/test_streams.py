@@ -79,7 +79,7 @@ def test_letters_that_the_encoding_lacks_are_written_as_escapes(tmp_path: Path) 
     assert finished.stderr == b"stderr: na\\xefve\n" * 3
 
 
-def test_a_file_name_that_is_not_text_is_printed_as_its_bytes() -> None:
+def test_a_file_name_that_is_not_utf_8_is_printed_as_its_bytes() -> None:
     code = "from data_prep.streams import forgiving_output\nwith forgiving_output(): print('caf\\udce9.png')"
     finished = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, timeout=60)
     assert finished.stdout == b"caf\xe9.png\n"

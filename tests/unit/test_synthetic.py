@@ -15,7 +15,7 @@ LINEAR_CEILING = 0.65
 
 
 def best_linear_accuracy(train: Split, test: Split) -> float:
-    """Test accuracy of ridge regression on raw pixels, with the strength that is best on the TEST images."""
+    """Test accuracy of ridge regression on raw pixels, with the regularization that is best on the test images."""
     mean = train.images.mean(axis=0, dtype=np.float32)
     pixels, unseen = (((split.images - mean) / 64).reshape(len(split.labels), -1) for split in (train, test))
     targets = np.eye(10)[train.labels] - 0.1
@@ -33,8 +33,8 @@ def test_a_linear_classifier_stays_far_below_the_network() -> None:
     assert 0.1 < best_linear_accuracy(drawn.train, drawn.test) <= LINEAR_CEILING
 
 
-def test_the_linear_classifier_of_this_test_can_learn() -> None:
-    """Here, a bright band encodes the class. This shows that the classifier of the test above can succeed."""
+def test_the_linear_classifier_can_learn() -> None:
+    """The position of a bright band encodes the class, so the classifier has an easy task."""
     drawn = draw_synthetic(train_count=400, test_count=200, seed=0)
     for split in (drawn.train, drawn.test):
         for image, label in zip(split.images, split.labels, strict=True):
@@ -64,7 +64,7 @@ def test_counts_and_sizes_out_of_range_are_refused(arguments: dict[str, int]) ->
         draw_synthetic(**{"train_count": 20, "test_count": 20, "seed": 0, **arguments})
 
 
-def test_dataset_json_has_the_promised_keys_and_the_statistics_of_the_training_images(tiny_dir: Path) -> None:
+def test_dataset_json_has_the_documented_keys_and_the_statistics_of_the_training_images(tiny_dir: Path) -> None:
     manifest = json.loads((tiny_dir / "dataset.json").read_text())
     assert set(manifest) == {
         *("format_version", "source", "classes", "image_size", "channels", "encoding", "splits", "mean", "std"),

@@ -1,4 +1,4 @@
-"""Temperature scaling: one number, fitted on held-out images, corrects probabilities and leaves the answers alone."""
+"""Temperature scaling: one number, fitted on held-out images, corrects the probabilities."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.support.narrow import narrow_settings, single_runtime
 
 
 def draw(temperature: float, count: int = 20_000) -> tuple[Tensor, Tensor]:
-    """Returns logits that are wrong by the factor `temperature`, and labels drawn from the right probabilities."""
+    """Returns logits that are scaled by `temperature`, and labels drawn from the probabilities without that scaling."""
     generator = torch.Generator().manual_seed(0)
     right = 3 * torch.randn(count, 10, dtype=torch.float64, generator=generator)
     labels = torch.multinomial(right.softmax(dim=1), 1, generator=generator)[:, 0]
@@ -26,24 +26,24 @@ def draw(temperature: float, count: int = 20_000) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-def test_the_factor_of_the_logits_is_found(temperature: float) -> None:
+def test_fit_recovers_the_temperature(temperature: float) -> None:
     assert fit_temperature(*draw(temperature)) == pytest.approx(temperature, rel=0.03)
 
 
-def test_no_other_temperature_has_a_lower_loss() -> None:
+def test_no_nearby_temperature_has_a_lower_loss() -> None:
     logits, labels = draw(1.7, count=500)
     best = fit_temperature(logits, labels)
     losses = [F.cross_entropy(logits.double() / (best * factor), labels).item() for factor in (1, 0.999, 1.001)]
     assert min(losses) == losses[0]
 
 
-def test_extreme_logits_end_at_the_limits() -> None:
+def test_temperature_stays_within_its_limits() -> None:
     labels = torch.arange(8) % 4
     assert fit_temperature(F.one_hot(labels, 4).float(), labels) == pytest.approx(COLDEST)
     assert fit_temperature(F.one_hot((labels + 1) % 4, 4).float(), labels) == pytest.approx(HOTTEST)
 
 
-def test_held_out_images_are_trained_on_by_nobody_and_calibrate_others_than_they_validate(tiny_dir: Path) -> None:
+def test_training_validation_and_calibration_images_do_not_overlap(tiny_dir: Path) -> None:
     config = narrow_settings(tiny_dir)
     config = replace(config, data=replace(config.data, validation=20, calibrate=30))
     dataset = read_dataset(tiny_dir)

@@ -1,4 +1,4 @@
-"""The records of a run in JSON lines and TensorBoard, and failures of a tracker. test_wandb.py tests W&B itself."""
+"""Records in JSON lines and TensorBoard, and failures of a tracker. whole_path/test_wandb.py tests W&B itself."""
 
 import json
 import subprocess
@@ -33,14 +33,14 @@ def test_a_resumed_run_records_every_step_once(tmp_path: Path) -> None:
         tracker.log_step(step_record(step))
     tracker.finish(None)
     with (tmp_path / "steps.jsonl").open("a") as file:
-        file.write('{"epoch": 2, "st')  # cut short by a kill
+        file.write('{"epoch": 2, "st')  # the run was killed while it wrote this line
     resumed = build_tracker(DISABLED, run_dir=tmp_path, config={}, step=2)
     resumed.log_step(step_record(3))
     resumed.finish(None)
     assert read_lines(tmp_path / "steps.jsonl") == [step_record(step) for step in (1, 2, 3)]
 
 
-def test_a_failing_tracker_is_dropped_with_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_tracker_is_disabled_with_one_warning(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     class Broken:
         calls: ClassVar[list[str]] = []
 
@@ -97,7 +97,7 @@ def test_tensorboard_has_each_step_and_epoch_once_after_a_resume(tmp_path: Path)
     ], done.stderr
 
 
-def test_a_tensorboard_that_does_not_start_causes_one_warning(
+def test_tensorboard_that_fails_to_start_causes_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object) -> None:
@@ -111,13 +111,13 @@ def test_a_tensorboard_that_does_not_start_causes_one_warning(
     assert capfd.readouterr().err.count("numpy has another version") == 1
 
 
-def test_a_missing_tensorboard_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_missing_tensorboard_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install tensorboard"):
         TrackingConfig(trackers="tensorboard")
 
 
-def test_a_missing_wandb_is_an_error_only_if_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_wandb_is_an_error_only_if_it_was_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert TrackingConfig().wandb == "auto"
     assert TrackingConfig(wandb="online", trackers="").tracker_names == ()

@@ -15,7 +15,7 @@ from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:
-    """Returns copies of the weights and of everything else that a step changes, except states that are all zero."""
+    """Returns copies of everything that a step changes, except optimizer state that is all zero."""
     state = trainer.state
     assert state.ema is not None
     slots = {
