@@ -58,7 +58,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another version": (lambda folder: edit_manifest(folder, format_version=99), "version"),
     "truncated": (truncate, "python -m data_prep --source synthetic --out"),
     "bit flip": (flip_a_bit, "python -m data_prep --source synthetic --out"),
-    "foreign": (lambda folder: (folder / "test.beton").write_bytes(b"hello world" * 1000), "test.beton"),
+    "not a beton file": (lambda folder: (folder / "test.beton").write_bytes(b"hello world" * 1000), "test.beton"),
     "no beton": (lambda folder: (folder / "test.beton").unlink(), "test.beton"),
 }
 
@@ -74,7 +74,7 @@ def test_damaged_data_is_refused(tiny_dir: Path, tmp_path: Path, damage: str) ->
     assert (finished.returncode, line[:7]) == (2, "error: ")
     assert expected in line
     assert str(folder) in line
-    assert not (tmp_path / "run").exists(), "nothing is written for input that is refused"
+    assert not (tmp_path / "run").exists(), "nothing is written if the input is refused"
 
 
 def test_fields_of_wrong_types_in_dataset_json_are_refused(tiny_dir: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_benchmark_runs_and_writes_its_figures(
     assert all(map(math.isfinite, written["figures"].values()))
 
 
-def test_training_step_takes_the_flags_of_the_trainer() -> None:
+def test_training_step_accepts_the_flags_of_the_trainer() -> None:
     options, config = training_step.parse_options(["--recipe", "fast", "--network", "torchvision:resnet18", *SHORT])
     assert options.steps == 1
     assert config.network.network == "torchvision:resnet18"
@@ -48,7 +48,9 @@ def test_training_step_takes_the_flags_of_the_trainer() -> None:
     ("flags", "message"),
     [(("--side", "20"), "--side must be one of"), (("--batch-size", "97"), "--batch-size must be at most")],
 )
-def test_training_step_refuses_what_it_cannot_measure(flags: tuple[str, ...], message: str, tiny_dir: Path) -> None:
+def test_training_step_refuses_settings_that_it_cannot_measure(
+    flags: tuple[str, ...], message: str, tiny_dir: Path
+) -> None:
     with pytest.raises(InputError, match=message):
         training_step.main(["--recipe", "fast", "--data-dir", str(tiny_dir), *flags])
 

@@ -1,4 +1,4 @@
-"""`--calibrate` as a user meets it: the temperature is stored, and all programs give the same probabilities."""
+"""`--calibrate`: the temperature is stored in model.json, and all programs give the same probabilities."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,7 @@ def calibrated(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-def test_predictions_have_the_temperature_of_model_json(calibrated: Path, tiny_dir: Path) -> None:
+def test_all_programs_use_the_temperature_in_model_json(calibrated: Path, tiny_dir: Path) -> None:
     model, spec = load_model(calibrated)
     summary = json.loads((calibrated / "summary.json").read_text())
     assert summary["temperature"] == spec.temperature != 1
@@ -47,7 +47,7 @@ def test_predictions_have_the_temperature_of_model_json(calibrated: Path, tiny_d
     np.testing.assert_allclose([answer.probability for answer in answers], shares.max(dim=1).values, atol=1e-5)
 
 
-def test_report_and_card_say_what_the_temperature_brought(calibrated: Path) -> None:
+def test_report_and_model_card_show_the_effect_of_the_temperature(calibrated: Path) -> None:
     run = load_run(calibrated)
     assert run.predictions is not None
     before, temperature = run.number("calibration_error_before"), run.number("temperature")
@@ -59,12 +59,13 @@ def test_report_and_card_say_what_the_temperature_brought(calibrated: Path) -> N
     assert "temperature of" not in without
 
 
-def test_report_of_a_run_without_calibration_says_how_to_correct_it(calibrated: Path) -> None:
+def test_report_of_a_poorly_calibrated_run_recommends_calibrate(calibrated: Path) -> None:
     run = load_run(calibrated)
     assert run.predictions is not None
     many = replace(
         run.predictions,
         labels=np.tile(run.predictions.labels, 30),
-        probabilities=np.tile(run.predictions.probabilities, (30, 1)) ** 4,  # no longer as often right as it says
+        probabilities=np.tile(run.predictions.probabilities, (30, 1))
+        ** 4,  # the confidence no longer matches the accuracy
     )
     assert "--calibrate 1000" in reliability(replace(run, summary={}), many)

@@ -120,7 +120,7 @@ def test_jpeg_images_are_written_with_the_requested_quality(photos: Path, tmp_pa
     assert (info.encoding, info.quality) == ("jpeg", 80)
 
 
-def test_synthetic_counts_and_size_have_an_effect(tmp_path: Path) -> None:
+def test_synthetic_dataset_has_the_requested_counts_and_size(tmp_path: Path) -> None:
     flags = ("--train-count", 30, "--test-count", 20, "--size", 8, "--seed", 1, "--out", "set")
     assert prepare("--source", "synthetic", *flags, cwd=tmp_path).returncode == 0
     info = read_dataset(tmp_path / "set")
@@ -156,14 +156,14 @@ def test_wrong_input_is_reported_in_one_line(arguments: tuple[str, ...], words: 
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
+def test_error_names_a_folder_that_is_not_writable(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     assert "locked" in refused("--source", "synthetic", "--out", "locked/set", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("sign", [".writing-*", ".writing-*/train.beton"], ids=["at the start", "halfway"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_an_interrupted_run_leaves_nothing_incomplete(number: int, code: int, sign: str, tmp_path: Path) -> None:
+def test_an_interrupted_command_leaves_no_incomplete_files(number: int, code: int, sign: str, tmp_path: Path) -> None:
     """The signal arrives while the command writes, which takes seconds with this number of images."""
     arguments = ("--source", "synthetic", "--train-count", "20000", "--size", "16", "--out", "set")
     process = subprocess.Popen(
@@ -201,7 +201,7 @@ def test_flags_are_not_abbreviated() -> None:
         parse(["--sour", "synthetic"])
 
 
-def test_decoder_warnings_are_one_line_and_without_train_images_the_next_step_is_evaluate(tmp_path: Path) -> None:
+def test_decoder_warnings_take_one_line_and_the_next_step_of_a_test_only_dataset_is_evaluate(tmp_path: Path) -> None:
     for number in range(7):
         save(tmp_path / "root" / "test" / "cat" / f"{number}.jpg", Image.new("RGB", (8, 8)), exif=BAD_EXIF)
     damaged_tiff(tmp_path / "root" / "test" / "cat" / "damaged.tif")

@@ -1,4 +1,4 @@
-"""Writing and verifying a dataset: bounded memory, reproducible files, and damage found at the start or when read."""
+"""Writing and verifying a dataset: bounded memory, reproducible files, and detection of damage."""
 
 import filecmp
 import subprocess
@@ -87,7 +87,7 @@ def test_a_failure_removes_the_folders_that_were_made(tmp_path: Path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
-def test_color_statistics_equal_those_of_all_pixels_at_once() -> None:
+def test_color_statistics_match_those_of_all_pixels_at_once() -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
     colors = ColorCounts()
     for start in range(0, 50, 7):
@@ -129,7 +129,7 @@ def test_a_changed_label_or_checksum_is_found_at_the_start(column: str, tmp_path
         verify_dataset(tmp_path, info, full=False)
 
 
-def test_a_dataset_of_an_older_version_is_refused_by_its_version(tmp_path: Path) -> None:
+def test_a_dataset_of_an_older_format_version_is_refused(tmp_path: Path) -> None:
     write_dataset(draw_synthetic(train_count=10, test_count=10, seed=0, size=8), tmp_path)
     path = tmp_path / "dataset.json"
     path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 1'))

@@ -1,4 +1,4 @@
-"""README and docs are correct: their commands run, and their flags, paths, links, tree and error texts exist.
+"""README and docs are correct: commands run, and flags, paths, links, the file tree and error texts exist.
 
 These tests run the bash and python blocks in the order of the pages, in one folder, as a reader would. They only parse
 the console and pycon blocks.
@@ -44,7 +44,7 @@ def blocks(*languages: str) -> list[Block]:
 
 
 def commands() -> list[str]:
-    """Returns every command of the bash and console blocks, without prompt and comment, continued lines joined.
+    """Returns every command in the bash and console blocks, without prompts and comments, with continued lines joined.
 
     In a console block, lines without a prompt are output.
     """
@@ -68,7 +68,7 @@ def tree() -> list[str]:
     (text,) = (block.text for block in blocks("text") if block.page.name == "architecture.md")
     for line in text.splitlines():
         match = re.fullmatch(r"( *)(\S+) +\S.*", line)
-        assert match, f"neither a file nor its caption: {line}"
+        assert match, f"not a path and a caption: {line}"
         depth = len(match[1]) // 2
         paths.append(parents[depth] + match[2])
         parents[depth + 1 :] = [paths[-1]]
@@ -92,7 +92,7 @@ def repository_paths() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which the blocks run: it has `launch`, and photos of cats and dogs (noise of two colors)."""
+    """The folder in which the blocks run. It has `launch`, and photos of cats and dogs: noise in two colors."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("reader")
@@ -228,7 +228,7 @@ def test_readme_is_short() -> None:
 
 
 def test_error_texts_are_printed_by_the_code() -> None:
-    """This repository prints the texts that begin with `error:` in the same words; … stands for what varies."""
+    """The code contains the texts that begin with `error:` word for word, except for the parts marked by …."""
     files = [
         *(file for folder in ("data_prep", "ddp_trainer", "slurm") for file in (REPOSITORY / folder).rglob("*.py")),
         *(REPOSITORY / "slurm").glob("*.sh"),

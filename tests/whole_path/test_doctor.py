@@ -50,7 +50,7 @@ def test_doctor_finds_this_machine_ready_and_prints_no_key() -> None:
         ("import os; os.abort()", "crashed (signal 6)"),
     ],
 )
-def test_a_package_that_cannot_be_imported_is_named_with_its_fix(torch: str, reason: str, tmp_path: Path) -> None:
+def test_doctor_prints_the_fix_for_a_package_that_cannot_be_imported(torch: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text(torch)
     status, answer = ask(path=tmp_path)
     lines = answer.splitlines()
@@ -79,7 +79,7 @@ def test_doctor_runs_without_installed_packages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", ["3.8", "3.9", "3.10"])
-def test_an_older_python_gets_the_supported_versions(version: str) -> None:
+def test_doctor_on_an_older_python_prints_the_supported_versions(version: str) -> None:
     python = shutil.which(f"python{version}")
     if python is None or subprocess.run([python, "--version"], capture_output=True).returncode:
         pytest.skip(f"there is no Python {version} here")

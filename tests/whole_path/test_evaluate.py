@@ -1,4 +1,4 @@
-"""The evaluate command counts every test image once at any number of processes, and reports errors in one line."""
+"""The evaluate command counts every test image once with any number of processes, and reports errors in one line."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def test_three_processes_count_every_image_once(smoke_run: Path) -> None:
 
 
 def with_manifest(data_dir: Path, target: Path, **changes: object) -> Path:
-    """Copies a dataset, with other values in its dataset.json."""
+    """Copies a dataset and changes values in its dataset.json."""
     shutil.copytree(data_dir, target)
     manifest = json.loads((target / "dataset.json").read_text())
     (target / "dataset.json").write_text(json.dumps(manifest | changes))
@@ -71,7 +71,7 @@ def test_a_dataset_with_other_classes_or_another_image_size_is_refused(
 def test_classes_are_matched_by_name_and_training_images_are_not_needed(
     smoke_run: Path, tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The classes have another order than those of the run, so each label stands for another class."""
+    """The dataset lists the classes in another order than the run, so each label stands for another class."""
     info = read_dataset(tiny_dir)
     found = read_predictions(smoke_run / "predictions.npz")
     assert found is not None
@@ -103,7 +103,7 @@ def test_a_dataset_with_only_test_images_of_two_classes_can_be_evaluated(
             save(tmp_path / "root" / "test" / info.classes[label] / f"{number}.png", Image.fromarray(image))
     data = shutil.copytree(tiny_dir, tmp_path / "data")
     write_dataset(FolderImages(tmp_path / "root", size=32), data)
-    assert {path.name for path in data.iterdir()} == {"test.beton", "dataset.json"}, "no older training images"
+    assert {path.name for path in data.iterdir()} == {"test.beton", "dataset.json"}, "older training images are removed"
     assert main([str(smoke_run), "--data-dir", str(data), "--device", "cpu"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     chosen = np.isin(found.labels, (2, 5))
@@ -111,7 +111,7 @@ def test_a_dataset_with_only_test_images_of_two_classes_can_be_evaluated(
     assert figures["test_correct"] == (found.predicted == found.labels)[chosen].sum()
 
 
-def test_an_image_that_is_damaged_is_reported_in_one_line(
+def test_a_damaged_image_is_reported_in_one_line(
     smoke_run: Path,
     tiny_dir: Path,
     tmp_path: Path,
@@ -130,7 +130,7 @@ def test_an_image_that_is_damaged_is_reported_in_one_line(
 
 
 def mean_of_views(model: nn.Module, image: Tensor, *, mirror: bool) -> Tensor:
-    """Returns the logits (classes,) of one image (C, H, W), averaged over its views one by one."""
+    """Returns the logits (classes,) of one image (C, H, W), averaged over views that are computed one by one."""
     padded = F.pad(image[None], (1, 1, 1, 1), mode="reflect")[0]
     height, width = image.shape[1:]
     weights = {(1, 1): 0.5, (0, 0): 0.25, (2, 2): 0.25}
@@ -164,7 +164,7 @@ def test_only_uncertain_images_are_averaged_over_their_views(device: torch.devic
 
 
 class SideDetector(nn.Module):
-    """Classifies images by their brighter side, left or right, with uncertain predictions."""
+    """Classifies images by their brighter side, left or right. All predictions are uncertain."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class SideDetector(nn.Module):
 
 
 @pytest.mark.parametrize(("flip", "accuracy"), [("none", 1.0), ("random", 0.5), ("alternating", 0.5)])
-def test_a_run_that_never_mirrored_images_is_not_evaluated_on_mirror_images(flip: str, accuracy: float) -> None:
+def test_a_model_trained_without_flips_is_not_evaluated_on_mirrored_images(flip: str, accuracy: float) -> None:
     """The classes differ only in which side is bright, so averaging with the mirrored image would give a tie."""
     images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
     images[:2, :, :, :16] = images[2:, :, :, 16:] = 255
@@ -190,7 +190,7 @@ def test_a_run_that_never_mirrored_images_is_not_evaluated_on_mirror_images(flip
 
 
 def test_only_the_center_of_each_image_is_evaluated() -> None:
-    """The class is the brighter side of the center crop. In the pixels around it, the other side is brighter."""
+    """The class is the brighter side of the center crop. Outside the crop, the other side is brighter."""
     images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
     images[:2, :, :, 16:] = images[2:, :, :, :16] = 255
     center = images[:, :, 8:24, 8:24]

@@ -103,7 +103,7 @@ def test_exported_files_refuse_float_images_and_contain_the_class_names(
     assert [json.loads(text) for text in foreign["classes"]] == 2 * [list(load_model(exported_run)[1].classes)]
 
 
-def test_only_the_finished_file_is_left(foreign: dict[str, np.ndarray], exported_run: Path) -> None:
+def test_no_temporary_export_files_are_left(foreign: dict[str, np.ndarray], exported_run: Path) -> None:
     assert {path.name for path in exported_run.glob("*model*")} >= {"model.onnx", "model.pt2"}
     assert list(exported_run.glob(".export-*")) == []
 
@@ -124,14 +124,14 @@ def small_run(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("format", ["onnx", "torch"])
-def test_another_activation_is_exported_too(small_run: Path, format: str) -> None:
-    """The export command itself compares the logits."""
+def test_a_network_with_another_activation_can_be_exported(small_run: Path, format: str) -> None:
+    """The export command itself compares the logits of the file with those of the model."""
     assert export.main([str(small_run), "--format", format]) == 0
 
 
 @pytest.mark.parametrize("opset", [17, 21])
 def test_the_file_has_the_requested_opset(small_run: Path, opset: int, capfd: pytest.CaptureFixture[str]) -> None:
-    """For opset 17, torch's exporter converts the file and logs a warning."""
+    """For opset 17, torch's exporter converts the file and logs a warning, which the command does not show."""
     import onnx
 
     assert export.main([str(small_run), "--format", "onnx", "--opset", str(opset)]) == 0
@@ -193,7 +193,7 @@ def test_a_network_that_torch_cannot_export_is_reported_in_one_line(
     assert {path.name for path in tmp_path.iterdir()} == {"model.json", "model.safetensors"}
 
 
-def test_a_missing_package_is_named_with_its_fix(
+def test_error_for_a_missing_package_says_how_to_install_it(
     small_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

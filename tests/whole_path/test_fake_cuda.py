@@ -16,7 +16,7 @@ from tests.support.workers.fake_cuda_cases import CAPTURED, CARELESS, EAGER, OPT
 
 Cases = dict[str, dict[str, Any]]
 
-# The host reads the counts of the previous step, which has finished by then or is about to.
+# The host waits only for the counts of the previous step, which has finished by then or is about to.
 ONE_STEP_LATE = {"cudaEventSynchronize": 1}
 
 # The maximum number of operations in a step without a graph. Lower a budget when a step has become cheaper.
@@ -40,8 +40,8 @@ BUDGETS = {
 }
 
 STEPS, CROP_SIZES = 30, 3
-MOST_OPERATIONS = 20  # that the host launches in a step with a graph
-MOST_HOST_SHARE = 0.2  # CPU time of a step with a graph, as a share of one without
+MOST_OPERATIONS = 20  # launched by the host in a step with a graph
+MOST_HOST_SHARE = 0.2  # CPU time of a step with a graph, as a share of a step without one
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +58,13 @@ def cases_of(module: str, *arguments: str | Path, **options: Any) -> Cases:
 
 @pytest.fixture(scope="module")
 def steps(cuda: dict[str, str], synthetic_dir: Path) -> Cases:
-    """One step for each recipe, option and careless change."""
+    """Measurements of one step for each recipe, each option and each careless change that makes the host wait."""
     return cases_of("fake_cuda_steps", synthetic_dir, env=cuda)
 
 
 @pytest.fixture(scope="module")
 def runs(cuda: dict[str, str], synthetic_dir: Path) -> Cases:
-    """Three epochs on crops of three sizes, with graphs where they are possible."""
+    """Measurements of runs of three epochs on crops of three sizes, with graphs where they are possible."""
     return cases_of("fake_cuda_graphs", synthetic_dir, env=cuda)
 
 
@@ -75,12 +75,12 @@ def test_step_does_not_wait_and_stays_within_its_budget(steps: Cases, case: str)
 
 
 @pytest.mark.parametrize("case", CARELESS)
-def test_careless_changes_are_noticed(steps: Cases, case: str) -> None:
+def test_careless_changes_that_wait_are_detected(steps: Cases, case: str) -> None:
     assert steps[case]["waits"] != ONE_STEP_LATE
 
 
 @pytest.mark.parametrize("case", CAPTURED)
-def test_every_step_is_one_graph_after_one_capture_for_each_crop_size(runs: Cases, case: str) -> None:
+def test_every_step_replays_a_graph_that_is_captured_once_for_each_crop_size(runs: Cases, case: str) -> None:
     found = runs[case]
     assert (found["steps"], len(found["graphs"]), found["said"], found["illegal"]) == (STEPS, STEPS, [], [])
     assert found["captures"] == (1 if case == "torchvision" else CROP_SIZES)
@@ -108,7 +108,7 @@ def test_another_thread_may_wait_during_a_capture(runs: Cases) -> None:
 
 
 def test_copying_the_state_for_a_checkpoint_does_not_wait(runs: Cases) -> None:
-    """This is the second copy. The first one allocates page-locked memory, which torch then keeps."""
+    """The second copy is tested, because the first one allocates page-locked memory, which torch then keeps."""
     assert runs["second copy"]["waits"] == {}
     assert runs["second copy"]["copies"] > 10
 

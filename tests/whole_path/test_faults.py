@@ -1,4 +1,4 @@
-"""Runs a short form of the fault injection of tests/soak; `make soak` runs all of it."""
+"""A short form of the fault injection in tests/soak (`make soak`), and faults that it does not inject."""
 
 import os
 import random
@@ -123,7 +123,7 @@ stop = signals.StopRequest()
 with stop.listening():
     os.kill(os.getpid(), signal.SIGINT)
     assert stop.pending
-    os.kill(os.getpid(), signal.SIGUSR2)  # passed on by a launcher: the same request
+    os.kill(os.getpid(), signal.SIGUSR2)  # passed on by a launcher, so it counts as the same request
     time.sleep(0.3)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(5)

@@ -19,7 +19,7 @@ from ddp_trainer.distributed.gloo_interface import BRIDGES, choose_interface
 from tests.support.trainer import NARROW, REPOSITORY, environment
 
 KEEP = "echo here; cat"
-NEEDED = "needs root, iproute2 and the right to make network namespaces"
+NEEDED = "needs root, iproute2 and the right to create network namespaces"
 CABLE = ("192.0.2.41", "192.0.2.42")
 
 
@@ -29,7 +29,7 @@ def succeeds(*command: str) -> bool:
 
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[list[list[str]]]:
-    """For each of two machines, the command prefix that runs a command there. A sleeping process keeps each alive."""
+    """The prefixes that run a command on each of two machines. A waiting process keeps each machine alive."""
     keepers = [
         subprocess.Popen(
             ["unshare", "--net", "--uts", "--mount", "sh", "-c", KEEP],

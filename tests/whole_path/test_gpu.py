@@ -88,7 +88,7 @@ def test_stream_and_resident_train_the_same_model(tiny_dir: Path, tmp_path: Path
 )
 @pytest.mark.parametrize("side", [16, 24, 32])
 def test_augmentation_on_a_gpu_equals_that_on_the_cpu(tiny_dir: Path, config: AugmentConfig, side: int) -> None:
-    """Bit for bit, except that a GPU rounds once instead of twice when mixup blends two images."""
+    """The results are bit-identical, except that a GPU rounds once instead of twice when mixup blends two images."""
     info = read_dataset(tiny_dir)
     found = []
     for device in (CPU, GPU):

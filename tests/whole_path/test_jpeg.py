@@ -77,14 +77,14 @@ def test_the_same_images_give_the_same_files(folder: Path, tmp_path: Path) -> No
         assert filecmp.cmp(folder / name, tmp_path / name, shallow=False)
 
 
-def test_the_description_records_the_encoding(folder: Path) -> None:
+def test_dataset_json_records_the_encoding(folder: Path) -> None:
     info = read_dataset(folder)
     verify_dataset(folder, info, full=True)
     assert (info.encoding, info.quality) == ("jpeg", 90)
     assert preparation(folder, info.as_json()).endswith("--encoding jpeg --quality 90")
 
 
-def test_an_epoch_left_early_leaves_no_thread(folder: Path) -> None:
+def test_an_abandoned_epoch_leaves_no_thread(folder: Path) -> None:
     before, loader = threading.active_count(), stream(folder)
     batches = loader.batches(np.arange(64).reshape(4, 16))
     next(batches)
@@ -101,7 +101,7 @@ def test_a_flipped_bit_is_found_when_the_image_is_read(encoding: Encoding, tmp_p
     content[address + size // 2] ^= 4
     beton.write_bytes(content)
     loader = stream(tmp_path)
-    assert len(list(loader.batches([np.arange(16)]))) == 1  # the other images are fine
+    assert len(list(loader.batches([np.arange(16)]))) == 1  # none of these images is damaged
     with pytest.raises(DamagedImage, match=r"train\.beton: image 37 is damaged \(its checksum differs\)"):
         list(loader.batches(np.arange(32, 64).reshape(2, 16)))
     with pytest.raises(DamagedImage):

@@ -1,6 +1,6 @@
 """scripts/kit.sh and scripts/use_kit.sh: the packages in a kit, and a .venv made from them and the machine's packages.
 
-The wheels are not downloaded and FFCV is not compiled here: fake commands record how they were called.
+Fake commands only record their arguments, so no wheel is downloaded and FFCV is not compiled.
 """
 
 import os
@@ -15,6 +15,7 @@ import pytest
 from tests.support.trainer import REPOSITORY
 
 RECORD = '#!/usr/bin/env bash\necho "${0##*/} $*" >>"$CALLS"\n'
+# Copies the requirements file, because kit.sh removes it.
 KEEP_REQUIREMENTS = 'while [[ $# -gt 0 ]]; do [[ $1 == --requirement ]] && cp "$2" "$CALLS.txt"; shift; done\n'
 DOCTOR = "import sys, tyro, torch\nprint('tyro', tyro.origin)\nsys.exit(3)\n"
 
@@ -33,13 +34,10 @@ def call(project: Path, script: str, *arguments: str | Path, **variables: str) -
     return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=60)
 
 
-def test_kit_has_the_wheels_of_the_other_python_and_the_named_files(project: Path, tmp_path: Path) -> None:
+def test_kit_has_the_wheels_for_the_target_python_and_the_given_files(project: Path, tmp_path: Path) -> None:
     python = project / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    # Keeps the requirements, which kit.sh removes.
-    python.write_text(
-        RECORD + 'while [[ $# -gt 0 ]]; do [[ $1 == --requirement ]] && cp "$2" "$CALLS.txt"; shift; done\n'
-    )
+    python.write_text(RECORD + KEEP_REQUIREMENTS)
     python.chmod(0o755)
     (project / "scripts" / "ffcv" / "build.sh").write_text(RECORD)
     (tmp_path / "photos.tar").write_text("photos")

@@ -1,4 +1,4 @@
-"""Each launch/*.yaml starts the promised processes (tested on a CPU), and Accelerate uses all of its settings."""
+"""Each launch/*.yaml starts the documented processes (tested on a CPU), and Accelerate uses every setting in it."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def start(file: str, *flags: str, port: int | None = None) -> subprocess.Popen[s
 
 
 def worlds(*processes: subprocess.Popen[str]) -> list[tuple[int, int, int]]:
-    """Returns (rank, world size, number of reached processes) of every started worker, sorted by rank."""
+    """Returns (rank, world size, number of processes that it reached) of every started worker, sorted by rank."""
     found = []
     for process in processes:
         stdout, stderr = process.communicate(timeout=120)

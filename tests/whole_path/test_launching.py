@@ -1,4 +1,4 @@
-"""With any environment variables, exit status 0 means that there are results, and status 2 comes with one line."""
+"""How processes start and stop: the launcher's environment variables, and signals."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def test_variables_of_accelerate_do_not_change_the_weights(tiny_dir: Path, tmp_p
 
 
 def test_without_local_rank_each_process_counts_as_one_machine(tiny_dir: Path, tmp_path: Path) -> None:
-    """Kubernetes starts processes with RANK and WORLD_SIZE only."""
+    """Kubernetes sets neither LOCAL_RANK nor LOCAL_WORLD_SIZE."""
     words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--max-steps", "2", "--out", tmp_path / "run")
     pod = {name: PAIR[name] for name in ("WORLD_SIZE", "MASTER_ADDR")} | {"MASTER_PORT": "29732"}
     pods = [start(NARROW, *words, env={**pod, "RANK": str(rank)}) for rank in range(2)]
@@ -115,7 +115,7 @@ def test_a_number_of_threads_set_by_the_user_is_kept(tiny_dir: Path, tmp_path: P
         assert json.loads((tmp_path / name / "config.json").read_text())["threads"] == expected
 
 
-def test_a_process_that_waits_for_a_missing_one_says_so_and_ends_at_the_first_signal(
+def test_a_process_that_waits_for_another_prints_a_line_and_ends_at_the_first_signal(
     tiny_dir: Path, tmp_path: Path
 ) -> None:
     process = start(NARROW, "smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", tmp_path / "run", env=PAIR)

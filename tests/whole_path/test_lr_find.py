@@ -30,7 +30,7 @@ TINY = ("smoke", "--device", "cpu", "--batch-size", "8")
 
 
 def curve_with_valley(at: float, *, sweep: RangeConfig) -> LossCurve:
-    """Returns losses that fall until the learning rate `at` and explode after it."""
+    """Returns a curve whose loss falls until the learning rate `at` and explodes above it."""
     curve = LossCurve(sweep.steps)
     for step in range(sweep.steps):
         rate = sweep.rate(step)
@@ -54,7 +54,7 @@ def test_range_test_uses_no_small_crops_even_if_the_recipe_does() -> None:
 
 
 @pytest.mark.parametrize("steps", [50, 400])
-def test_the_suggestion_moves_with_the_valley_at_any_number_of_steps(steps: int) -> None:
+def test_the_suggestion_moves_with_the_valley_for_any_number_of_steps(steps: int) -> None:
     sweep = RangeConfig(start_lr=1e-6, end_lr=1e3, steps=steps)
     low, high = (curve_with_valley(at, sweep=sweep) for at in (0.01, 1.0))
     assert low.diverged and high.diverged
@@ -62,7 +62,7 @@ def test_the_suggestion_moves_with_the_valley_at_any_number_of_steps(steps: int)
     suggestions = low.suggestion(), high.suggestion()
     assert suggestions[0] and suggestions[1]
     assert suggestions[1] / suggestions[0] == pytest.approx(100, rel=0.3)
-    assert 0.1 < suggestions[1] < 3, "below the rates at which the loss explodes, above those that do nothing"
+    assert 0.1 < suggestions[1] < 3, "above the rates without effect, and below those at which the loss explodes"
 
 
 def test_a_loss_that_is_not_finite_ends_the_range_test_and_is_left_out() -> None:
@@ -122,7 +122,7 @@ def test_skipped_steps_count_as_divergence_unless_fp16_is_searching_for_a_loss_s
 ) -> None:
     """In the last case, the last step is skipped; the host learns of a skipped step only one step later."""
     trainer = narrow_trainer(tiny_dir, not_finite_in=skipped)
-    trainer.guard._patience = patience  # a CPU has no fp16
+    trainer.guard._patience = patience  # stands for fp16, which a CPU does not support
     curve = range_test(trainer, RangeConfig(start_lr=1e-6, end_lr=1e-5, steps=30))
     assert len(curve.losses) == kept
     assert curve.diverged == (len(skipped) == patience)
@@ -158,7 +158,9 @@ def test_two_ranks_stop_together_and_leave_a_run_in_the_folder_unchanged(
     assert "suggested_lr" in found
     assert found["diverged"], "the rates are far too high"
     assert len(found["losses"]) < 9
-    assert found["losses"][0] == pytest.approx(math.log(10), rel=0.2), "the mean over the global batch, untrained"
+    assert found["losses"][0] == pytest.approx(math.log(10), rel=0.2), (
+        "the loss of an untrained network, averaged over the global batch"
+    )
     assert found["world_size"] == 2
 
 
@@ -167,7 +169,7 @@ def test_sigterm_to_one_rank_ends_both_with_nothing_written(tiny_dir: Path, tmp_
     with start("ddp_trainer.lr_find", *TINY, *flags, processes=2) as launcher:
         assert launcher.stderr is not None
         printed = ""
-        while "step 8/80" not in printed:  # both are in the loop
+        while "step 8/80" not in printed:  # both ranks are in the training loop
             line = launcher.stderr.readline()
             assert line, printed
             printed += line

@@ -1,4 +1,4 @@
-"""A report that cannot be written never fails a finished run."""
+"""A finished run does not fail because its report cannot be written."""
 
 import json
 from pathlib import Path

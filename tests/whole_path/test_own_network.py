@@ -1,4 +1,4 @@
-"""Networks of torchvision and of the user can be trained, stopped, resumed, evaluated and exported."""
+"""Networks from torchvision, timm and the user can be trained, stopped, resumed, evaluated and exported."""
 
 import filecmp
 import json
@@ -54,8 +54,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     assert filecmp.cmp(whole / "model.safetensors", parts / "model.safetensors", shallow=False)
 
 
-def test_unused_and_frozen_parameters_stay_as_they_were_built(tiny_dir: Path, tmp_path: Path) -> None:
-    """They are not decayed either, with one process or two."""
+def test_unused_and_frozen_parameters_keep_their_initial_values(tiny_dir: Path, tmp_path: Path) -> None:
+    """Weight decay does not change them either, with one process or two."""
     runs = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
@@ -94,7 +94,9 @@ def test_every_command_rebuilds_the_network_of_a_run(tiny_dir: Path, tmp_path: P
     exports = (("export", "--format", "torch"), ("export", "--format", "onnx"))
     for command, *flags in (*exports, ("model_card",), ("report.__main__",)):
         finished = fork(out, *flags, program=f"ddp_trainer.{command}:main")
-        assert finished.returncode == 0, finished.stderr  # an export compares its logits with the model's
+        assert finished.returncode == 0, (
+            finished.stderr
+        )  # export itself compares the logits of the file with the model's
     card = (out / "model.md").read_text()
     assert network in card
 
@@ -145,7 +147,7 @@ def build(num_classes):
 
 
 def test_a_network_beside_the_users_script_is_found_from_anywhere(tiny_dir: Path, tmp_path: Path) -> None:
-    """The network is not installed, and the working directory is another folder."""
+    """The network is not installed, and the working directory is another folder. `evaluate` needs PYTHONPATH there."""
     scripts, elsewhere, out = tmp_path / "scripts", tmp_path / "elsewhere", tmp_path / "run"
     scripts.mkdir()
     elsewhere.mkdir()

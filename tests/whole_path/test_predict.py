@@ -139,7 +139,7 @@ def paths_in(output: str) -> list[str]:
     return [json.loads(line)["path"] for line in output.splitlines()]
 
 
-def test_a_folder_means_all_images_below_it(run_dir, tmp_path, capsys):
+def test_all_images_below_a_folder_are_classified(run_dir, tmp_path, capsys):
     expected = [str(draw(tmp_path / name)) for name in ("a/1.png", "b.jpeg", "c/d/2.JPG")]
     draw(tmp_path / ".hidden/3.png")
     (tmp_path / "notes.txt").write_text("not an image")
@@ -201,7 +201,7 @@ def test_wrong_input_gives_one_line_and_exit_status_2(run_dir, tmp_path, capsys)
         assert printed.err.startswith("error: ") and printed.err.count("\n") == 1 and printed.out == ""
 
 
-def test_warnings_of_decoders_are_one_line(run_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_decoder_warnings_take_one_line(run_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for number in range(3):
         save(tmp_path / f"{number}.jpg", Image.new("RGB", (8, 8)), exif=BAD_EXIF)
     damaged_tiff(tmp_path / "damaged.tif")

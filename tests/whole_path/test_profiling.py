@@ -28,7 +28,7 @@ def test_profiled_run_leaves_a_trace_of_its_steps_and_a_table(tiny_dir: Path, tm
     assert (tmp_path / "run" / "summary.json").exists(), "the run continues to its end"
 
 
-def test_run_without_the_flag_leaves_no_trace(smoke_run: Path) -> None:
+def test_run_without_profile_leaves_no_trace(smoke_run: Path) -> None:
     assert not (smoke_run / "trace.json.gz").exists()
 
 

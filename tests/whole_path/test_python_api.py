@@ -39,7 +39,7 @@ def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ddp_trainer.run.outputs.write_report_or_warn", lambda run_dir: None)
 
 
-def test_importing_the_package_imports_no_torch() -> None:
+def test_importing_the_package_does_not_import_torch() -> None:
     code = "import sys, ddp_trainer; ddp_trainer.RECIPES; assert 'torch' not in sys.modules"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(), cwd=REPOSITORY, text=True, capture_output=True, timeout=60
@@ -48,13 +48,13 @@ def test_importing_the_package_imports_no_torch() -> None:
 
 
 def test_train_can_be_called_again_and_restores_the_process(tiny_dir: Path, tmp_path: Path) -> None:
-    """It is called with two precisions, after an exception, and with the caller's own recipe and observer."""
+    """`train` is called with two precisions, after an exception, and with the caller's own recipe and observer."""
     handlers, threads = signal.getsignal(signal.SIGTERM), set(threading.enumerate())
     results = [
         ddp_trainer.train("smoke", data_dir=tiny_dir, out=tmp_path / precision, precision=precision, **NARROW)
         for precision in ("fp32", "bf16")
     ]
-    with pytest.raises(RuntimeError, match="an observer's own"):
+    with pytest.raises(RuntimeError, match="error in an observer"):
         ddp_trainer.train("smoke", data_dir=tiny_dir, out=tmp_path / "broken", observer=Broken(), **NARROW)
     gentle = replace(ddp_trainer.RECIPES["smoke"], optim=replace(ddp_trainer.RECIPES["smoke"].optim, peak_lr=0.01))
     listener = Listener()
@@ -70,11 +70,11 @@ def test_train_can_be_called_again_and_restores_the_process(tiny_dir: Path, tmp_
 
 class Broken(SilentObserver):
     def step_done(self, step: int) -> None:
-        raise RuntimeError("an observer's own")
+        raise RuntimeError("error in an observer")
 
 
 def test_train_works_in_a_thread(tiny_dir: Path, tmp_path: Path) -> None:
-    """Signals are not handled in a thread, and one line says so."""
+    """Signals are not handled in a thread."""
     found = []
 
     def work() -> None:
@@ -94,7 +94,7 @@ def test_train_works_in_a_thread(tiny_dir: Path, tmp_path: Path) -> None:
         ({"precision": "fp8"}, "--precision"),
     ],
 )
-def test_a_wrong_setting_raises_the_error_message_of_the_command(tiny_dir: Path, settings: dict, expected: str) -> None:
+def test_a_wrong_setting_raises_the_same_error_as_the_command(tiny_dir: Path, settings: dict, expected: str) -> None:
     for call in (ddp_trainer.train, lambda *a, **k: ddp_trainer.launch(*a, num_processes=2, **k)):
         with pytest.raises(ddp_trainer.InputError) as caught:
             call("smoke", data_dir=tiny_dir, **settings)

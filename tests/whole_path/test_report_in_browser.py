@@ -1,4 +1,4 @@
-"""The report in a real browser, if one is installed: no requests, no errors, and nothing is cut off."""
+"""The report in a real browser, if one is installed: it loads no other file, has no errors, and fits the window."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from ddp_trainer.report.write import write_report
 from tests.support.chromium import PROGRAM, Chromium
 from tests.support.run_directories import make_run
 
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here")
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="Chromium is not installed")
 LAYOUT = """({
     width: document.documentElement.clientWidth,
     needed: document.documentElement.scrollWidth,

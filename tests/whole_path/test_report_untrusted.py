@@ -1,4 +1,4 @@
-"""Untrusted run directories: hostile content in any file gives one line, never a traceback."""
+"""Untrusted run directories: hostile content of a file is handled, or refused in one line without a traceback."""
 
 import json
 import re
@@ -88,7 +88,7 @@ def test_report_survives_any_json(narrow_run: Path, capsys: pytest.CaptureFixtur
 
 
 def test_many_mutations_are_valid_json(narrow_run: Path) -> None:
-    """Otherwise the tests of this file would only show that invalid JSON is refused."""
+    """Otherwise the tests in this file would only show that invalid JSON is refused."""
     usable = 0
     for content in mutations((narrow_run / "config.json").read_text(), 100, seed=0):
         try:
@@ -154,7 +154,7 @@ def test_export_survives_any_json(
 def test_widths_that_do_not_fit_the_weights_allocate_nothing(narrow_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(narrow_run, tmp_path / "run")
     fields = json.loads((run / "model.json").read_text())
-    (run / "model.json").write_text(json.dumps({**fields, "widths": [8192] * 4}))  # 9.7 GB
+    (run / "model.json").write_text(json.dumps({**fields, "widths": [8192] * 4}))  # 9.7 GB of weights
     with pytest.raises(InputError, match=r"does not fit model\.json"):
         load_model(run)
     for changes in ({"widths": [20000] * 4}, {"widths": "abcd"}, {"image_size": 0}, {"image_size": 60000}):
@@ -182,7 +182,7 @@ def test_report_never_follows_a_link_out_of_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("commit", ["-f", "HEAD; id", "0000000\x1b[201~", "abc", "G" * 40])
-def test_command_to_paste_contains_a_commit_only_if_it_is_a_hash(tmp_path: Path, commit: str) -> None:
+def test_commands_that_repeat_the_run_contain_the_commit_only_if_it_is_a_hash(tmp_path: Path, commit: str) -> None:
     make_run(tmp_path / "run")
     path = tmp_path / "run" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "git_commit": commit}))

@@ -16,7 +16,7 @@ import pytest
 from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
 from tests.support.trainer import NARROW, fork, read_lines, start, train
 
-# 96 training images in batches of 16 give ten epochs of 6 steps, with a checkpoint after every second step.
+# Ten epochs of 6 steps (96 training images in batches of 16), with a checkpoint after every second step.
 PLAN = (
     "--epochs",
     "10",
@@ -82,12 +82,14 @@ def same_run(one: Path, other: Path) -> None:
     )
     assert ours == theirs
     assert read_lines(one / "steps.jsonl") == read_lines(other / "steps.jsonl")
-    assert [record["step"] for record in read_lines(one / "steps.jsonl")] == list(range(4, 61, 4)), "each step once"
+    assert [record["step"] for record in read_lines(one / "steps.jsonl")] == list(range(4, 61, 4)), (
+        "each record occurs once"
+    )
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """The directories of uninterrupted runs, by number of processes."""
+    """A function from the number of processes to the directory of an uninterrupted run."""
 
     @functools.cache
     def run_directory(processes: int) -> Path:
@@ -108,7 +110,7 @@ def test_run_stopped_by_a_signal_and_resumed_equals_the_uninterrupted_run(
     process = start(NARROW, *arguments, processes=processes)
     wait_for_an_epoch(out, process)
     victims = workers(process) if processes > 1 else [process.pid]
-    os.kill(victims[-1], number)  # any one rank, here the last
+    os.kill(victims[-1], number)  # one rank, here the last
     process.communicate(timeout=90)
     status = json.loads((out / "status.json").read_text())
     if number != signal.SIGKILL:
@@ -118,7 +120,7 @@ def test_run_stopped_by_a_signal_and_resumed_equals_the_uninterrupted_run(
         assert not (out / "summary.json").exists()
     assert not any(alive(pid) for pid in victims)
     resumed = (*plan(processes), "--data-dir", tiny_dir, "--out", out, "--resume")
-    assert "after step" in train(*resumed, processes=processes, module=NARROW).stderr, "it does not start over"
+    assert "after step" in train(*resumed, processes=processes, module=NARROW).stderr, "the run does not start over"
     same_run(whole, out)
 
 
@@ -130,8 +132,8 @@ def test_finished_run_is_left_unchanged(smoke_run: Path, tiny_dir: Path, tmp_pat
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_changed_setting_is_refused_and_named(tiny_dir: Path, tmp_path: Path) -> None:
-    """It is refused whether steps are left to train or not."""
+def test_changed_setting_is_refused_and_shown(tiny_dir: Path, tmp_path: Path) -> None:
+    """The change is refused even if no steps are left to train."""
     out = tmp_path / "run"
     train("--data-dir", tiny_dir, "--out", out, "--max-steps", "2", module=NARROW)
     arguments = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", out, "--resume")
@@ -140,7 +142,7 @@ def test_changed_setting_is_refused_and_named(tiny_dir: Path, tmp_path: Path) ->
         finished = fork(*arguments, "--peak-lr", "0.05", "--max-steps", steps)
         assert finished.returncode == 2
         assert "peak_lr 0.1 -> 0.05" in finished.stderr
-        assert contents(out) == before, "nothing is written over"
+        assert contents(out) == before, "no file is changed"
     train("--data-dir", tiny_dir, "--out", out, "--resume", "--max-steps", "3", "--data-mode", "stream", module=NARROW)
     assert json.loads((out / "summary.json").read_text())["steps"] == 3
 
@@ -159,7 +161,7 @@ def test_resumed_run_has_no_results_until_it_is_finished_again(tiny_dir: Path, t
 def test_max_steps_below_the_reached_step_finishes_the_run(tiny_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train("--data-dir", tiny_dir, "--out", out, "--max-steps", "5", module=NARROW)
-    (out / "summary.json").unlink()  # as if it had been stopped there
+    (out / "summary.json").unlink()  # as if the run had been stopped at step 5
     train("--data-dir", tiny_dir, "--out", out, "--max-steps", "4", "--resume", module=NARROW)
     assert json.loads((out / "summary.json").read_text())["steps"] == 5
 

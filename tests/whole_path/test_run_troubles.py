@@ -47,10 +47,10 @@ def assert_refused(data: Path, out: Path, problem: str, *words: str) -> None:
     done = resume(data, out, *words)
     assert done.returncode == 2, done.stderr
     assert problem in done.stderr.splitlines()[-1]
-    assert contents(out) == before, "nothing is written over"
+    assert contents(out) == before, "no file is changed"
 
 
-# Modules that Python imports at startup. They emulate a file system without locks, or without fsync of folders.
+# Modules that Python imports at startup. They emulate a file system without locks, and one without fsync of folders.
 WITHOUT_LOCKS = """
 import errno, fcntl, os
 def flock(*arguments): raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -67,7 +67,7 @@ os.fsync = fsync
 
 
 @pytest.mark.parametrize("lack", [WITHOUT_LOCKS, WITHOUT_FOLDER_SYNC])
-def test_a_file_system_without_locks_or_folder_sync_is_enough(lack: str, tiny_dir: Path, tmp_path: Path) -> None:
+def test_a_file_system_without_locks_or_folder_sync_can_be_used(lack: str, tiny_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(lack)
     path = f"{tmp_path}:{environment()['PYTHONPATH']}"
     out = tmp_path / "run"
@@ -131,7 +131,7 @@ def test_an_old_checkpoint_that_cannot_be_renamed_is_removed(tmp_path: Path, mon
 def test_a_full_disk_while_weights_are_saved_gives_one_line_and_no_partial_file(
     copied_run: Path, tiny_dir: Path
 ) -> None:
-    """The run is resumed at its end, with a limit on the size of files that the weights exceed."""
+    """A finished run without its weights is resumed, with a limit on the size of files that the weights exceed."""
     for name in ("summary.json", "model.safetensors"):
         (copied_run / name).unlink()
 
@@ -174,7 +174,7 @@ def rewrite(run_dir: Path, change: Callable[[dict], object], *, version: int = c
         checkpoint.FORMAT_VERSION = before
 
 
-def test_a_setting_that_an_older_run_did_not_have_counts_as_its_default(copied_run: Path, tiny_dir: Path) -> None:
+def test_a_setting_that_an_older_run_did_not_have_is_taken_as_the_default(copied_run: Path, tiny_dir: Path) -> None:
     rewrite(copied_run, lambda state: state["settings"].pop("freeze_bn_scale"))
     assert_refused(tiny_dir, copied_run, "freeze_bn_scale False -> True", "--freeze-bn-scale")
     assert resume(tiny_dir, copied_run).returncode == 0
@@ -200,7 +200,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_started_again(copied_run: Path,
     assert_refused(tiny_dir, copied_run, "has done 4 steps, but its checkpoints are gone")
     for name in ("summary.json", "model.safetensors", "metrics.jsonl"):
         (copied_run / name).unlink()
-    assert_refused(tiny_dir, copied_run, "has done 4 steps, but its checkpoints are gone")  # 4: from status.json
+    assert_refused(tiny_dir, copied_run, "has done 4 steps, but its checkpoints are gone")  # as status.json says
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(copied_run: Path, tiny_dir: Path) -> None:

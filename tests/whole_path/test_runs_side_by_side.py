@@ -82,7 +82,7 @@ except KeyboardInterrupt:
 """
 
 
-def test_main_restores_what_it_changes_and_runs_in_a_thread(tiny_dir: Path, tmp_path: Path) -> None:
+def test_main_restores_what_it_changes_and_can_run_in_a_thread(tiny_dir: Path, tmp_path: Path) -> None:
     """Emulates a notebook: runs with two precisions, then a run in a thread, then an interrupt of a later cell."""
     done = subprocess.run(
         [sys.executable, "-c", CELLS, str(tmp_path), *WORDS, "--data-dir", str(tiny_dir)],
@@ -125,7 +125,7 @@ def test_a_dataset_that_is_only_touched_or_copied_does_not_end_a_run(tiny_dir: P
     assert process.returncode == 0, stderr
 
 
-def test_a_dataset_that_changes_ends_the_run_with_a_checkpoint_saved(tiny_dir: Path, tmp_path: Path) -> None:
+def test_a_dataset_that_changes_ends_the_run_after_a_checkpoint_is_saved(tiny_dir: Path, tmp_path: Path) -> None:
     data, out = Path(shutil.copytree(tiny_dir, tmp_path / "data")), tmp_path / "run"
     process = _streaming(data, out)
     content = bytearray((data / "train.beton").read_bytes())

@@ -37,7 +37,7 @@ esac
 
 
 class Machine(NamedTuple):
-    """An emulated machine: a project folder, and a PATH with only the programs of the test."""
+    """An emulated machine: a project folder, and a PATH with only the programs that the test adds."""
 
     project: Path
     path: Path
@@ -57,7 +57,7 @@ class Machine(NamedTuple):
         )
 
     def recorded(self) -> list[str]:
-        """Returns the calls since the last call of this method."""
+        """Returns the calls that were recorded since this method was last called."""
         lines = self.calls.read_text().splitlines()
         self.calls.write_text("")
         return lines
@@ -113,7 +113,7 @@ def test_a_failed_install_is_tried_again(machine: Machine) -> None:
     text = constraints.read_text()
     constraints.write_text(text + "# changed\n")
     assert machine.set_up(PIP_STATUS="7").returncode == 7
-    constraints.write_text(text)  # this version was installed before, but the failed call may have changed it
+    constraints.write_text(text)  # this version was installed before, but the failed call may have changed packages
     machine.recorded()
     assert machine.set_up().returncode == 0
     assert machine.recorded_steps()[-1] == "imports"
@@ -127,7 +127,7 @@ def test_a_moved_project_gets_a_new_venv(machine: Machine) -> None:
     assert moved.recorded_steps() == STEPS
 
 
-def test_a_python_without_venv_is_named_with_the_command_that_installs_it(machine: Machine) -> None:
+def test_error_for_a_python_without_venv_says_how_to_install_it(machine: Machine) -> None:
     finished = machine.set_up(VENV_STATUS="1")
     package = f"python3.{sys.version_info.minor}-venv"
     assert (finished.returncode, machine.recorded()) == (2, [])
@@ -137,7 +137,7 @@ def test_a_python_without_venv_is_named_with_the_command_that_installs_it(machin
 
 
 @pytest.mark.parametrize("version", ["3.10", "3.13t", "3.14", ""])
-def test_an_unsupported_python_is_named(version: str, machine: Machine) -> None:
+def test_error_names_an_unsupported_python(version: str, machine: Machine) -> None:
     machine.add("python3", f"#!/usr/bin/env bash\necho {version}\n")
     done = machine.set_up()
     assert done.returncode == 2
@@ -203,7 +203,7 @@ def test_ci_runs_make_test_with_real_images_only_if_they_exist(tmp_path: Path) -
     (project / ".ci").mkdir(parents=True)
     shutil.copy(REPOSITORY / ".ci" / "run", project / ".ci" / "run")
     (project / "Makefile").write_text("test:\n\t@ls $${CIFAR10_JPEG_ROOT:-/dev/null}\n")
-    unwanted = ("CIFAR10_JPEG_ROOT", "MAKE", "MFLAGS")  # make sets the last two for its tests
+    unwanted = ("CIFAR10_JPEG_ROOT", "MAKE", "MFLAGS")  # make sets the last two when it runs the tests
     environment = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
 
     def run_ci() -> str:

@@ -17,13 +17,13 @@ RUN_FILES = [
 ]
 
 
-def test_run_directory_has_every_promised_file(smoke_run: Path) -> None:
+def test_run_directory_has_every_documented_file(smoke_run: Path) -> None:
     assert [name for name in RUN_FILES if not (smoke_run / name).exists()] == []
     assert list((smoke_run / "checkpoints").glob("step-*"))
     assert json.loads((smoke_run / "status.json").read_text())["state"] == "done"
 
 
-def test_metrics_have_each_epoch_once_with_the_promised_keys(smoke_run: Path) -> None:
+def test_metrics_have_each_epoch_once_with_the_documented_keys(smoke_run: Path) -> None:
     records = read_lines(smoke_run / "metrics.jsonl")
     assert [record["epoch"] for record in records] == [1, 2]
     promised = {"epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate"}
@@ -55,7 +55,7 @@ def test_summary_counts_every_test_image(smoke_run: Path) -> None:
     assert promised <= set(summary)
     assert (summary["test_total"], summary["parameters"], summary["world_size"]) == (40, 6_573_130, 1)
     assert summary["test_accuracy"] == summary["test_correct"] / 40
-    assert summary["test_balanced_accuracy"] == pytest.approx(summary["test_accuracy"]), "4 images of each class"
+    assert summary["test_balanced_accuracy"] == pytest.approx(summary["test_accuracy"]), "each class has 4 test images"
     assert summary["largest_class_share"] == 0.1
     assert summary["train_pflops"] == pytest.approx(6 * 32 * 2.276e9 / 1e15, rel=0.01)
     assert summary["optimizer_pflops"] == 0, "SGD has no matrix products"
@@ -84,7 +84,7 @@ def test_log_file_has_plain_lines(tiny_dir: Path, tmp_path: Path) -> None:
     finished = train("--data-dir", tiny_dir, "--out", tmp_path / "run", "--max-steps", "1", module=NARROW)
     assert "\r" not in finished.stderr
     assert "\x1b" not in finished.stderr
-    assert "/40 (" in finished.stderr, "the last lines give counts"
+    assert "/40 (" in finished.stderr, "a line shows the number of test images"
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_log_file_has_plain_lines(tiny_dir: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_settings_work_together(tiny_dir: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
+def test_combined_settings_work(tiny_dir: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
     train("--data-dir", tiny_dir, "--out", tmp_path / "run", "--max-steps", "1", *flags, module=NARROW)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     held_out = "--validation" in flags

@@ -1,4 +1,4 @@
-"""A training step stays within a budget of operations, because on a fast GPU, their number determines its time."""
+"""A training step stays within a budget of operations, because their number determines its time on a fast GPU."""
 
 import pytest
 import torch
@@ -10,13 +10,13 @@ from ddp_trainer.distributed.signals import StopRequest
 from tests.support.blank_steps import blank_batch, blank_trainer, changed_recipe
 from tests.support.operations import CountOperations
 
-# As in docs/results.md.
+# At most three more than the counts in docs/results.md.
 BUDGET = {"fast": 345, "strong": 345, "long": 367, "baseline": 214}
 
 
 @pytest.mark.parametrize("recipe", BUDGET)
 def test_step_stays_within_its_budget_of_operations(recipe: str) -> None:
-    """Counts the second step, on a small batch in bfloat16, because the first one creates momentum and constants."""
+    """Counts the operations of the second step, because the first one creates momentum and constants."""
     config = changed_recipe(recipe, schedule={"batch_size": 4})
     batch = blank_batch(4, torch.device("cpu"))
     with restored_settings():

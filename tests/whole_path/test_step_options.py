@@ -24,7 +24,7 @@ Take = Callable[..., Trainer]
 
 @pytest.fixture
 def stepped(tiny_dir: Path, device: torch.device) -> Take:
-    """Returns trainers after one step on a batch of 32 images, in which the second half repeats the first."""
+    """A function that returns a trainer after one step on 32 images, of which the second half repeats the first."""
 
     def take(*, accumulate: int = 1, balance: str = "none", **optim: float) -> Trainer:
         config = narrow_settings(tiny_dir)
@@ -60,8 +60,8 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(stepped: Take) -
     assert averages(parts.state.sums.values) == pytest.approx(averages(whole.state.sums.values))
 
 
-def test_classes_are_weighted_in_the_loss_and_parts_change_nothing(stepped: Take) -> None:
-    """The classes have 9 or 10 images, so the loss differs a little."""
+def test_class_weights_change_the_loss_and_accumulation_does_not(stepped: Take) -> None:
+    """The classes have 9 or 10 images each, so their weights change the loss only a little."""
     plain, whole, parts = stepped(), stepped(balance="weights"), stepped(balance="weights", accumulate=2)
     torch.testing.assert_close(momentum(parts), momentum(whole), rtol=1e-9, atol=1e-12)
     one, other = (averages(trainer.state.sums.values).loss for trainer in (plain, whole))

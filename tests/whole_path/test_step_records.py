@@ -17,7 +17,7 @@ def records(data_dir: Path, out: Path, *flags: str, processes: int = 1) -> list[
 
 
 def test_records_are_means_over_the_steps_since_the_previous_record(tiny_dir: Path, tmp_path: Path) -> None:
-    """This also holds at the start of an epoch. Every step has the same number of images."""
+    """A record may span two epochs. All steps have the same number of images, so they count equally in a mean."""
     each = records(tiny_dir, tmp_path / "each", "--log-every-steps", "1")
     assert [record["step"] for record in each] == list(range(1, 13))
     assert [record["epoch"] for record in each] == [1] * 6 + [2] * 6

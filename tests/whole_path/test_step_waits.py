@@ -1,6 +1,6 @@
 """A training step never waits for the device and never mixes devices, in any recipe and with any option.
 
-The steps run on the meta device (see `MetaRuntime`), so no GPU is needed. Autocast and cuDNN, which only CUDA has, are
+The steps run on the meta device (see `MetaRuntime`), so no GPU is needed. Autocast and cuDNN do not exist there and are
 not covered.
 """
 
@@ -82,7 +82,7 @@ WAITS: dict[str, Callable[[Tensor], object]] = {
 
 
 @pytest.mark.parametrize("wait", WAITS)
-def test_a_wait_within_a_step_is_found(monkeypatch: pytest.MonkeyPatch, wait: str) -> None:
+def test_a_wait_within_a_step_raises_an_error(monkeypatch: pytest.MonkeyPatch, wait: str) -> None:
     trainer, plain = trainer_of("smoke"), trainer_module.nan_gradient_if_not_finite
 
     def waiting(loss: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ def test_listing_runs_trains_nothing(tiny_dir: Path, tmp_path: Path, capsys: pyt
 
 
 def test_a_stopped_sweep_continues_and_ends_with_its_table(tiny_dir: Path, tmp_path: Path) -> None:
-    """The sweep stops because the folder of the second run cannot be created."""
+    """Ctrl-C stops the first sweep. In the next one, seed=1 fails because its folder cannot be created."""
     small = ("--device", "cpu", "--batch-size", "8", "--data-dir", tiny_dir)
     sweep = ("smoke", "--seeds", "2", *small, "--max-steps", "3", "--out", tmp_path)
     (tmp_path / "seed=1").write_text("in the way")
@@ -123,7 +123,7 @@ def test_a_stopped_sweep_continues_and_ends_with_its_table(tiny_dir: Path, tmp_p
 
     again = run("ddp_trainer.sweep", *sweep)
     assert "[1/2]" not in again.stderr, "a finished run is not trained again"
-    (first / "status.json").write_text('{"state": "running"}')  # as if it had been killed after its summary
+    (first / "status.json").write_text('{"state": "running"}')  # as if it had been killed after it wrote its summary
     shutil.rmtree(first / "report")
     again = run("ddp_trainer.sweep", *sweep)
     assert f"{first} is finished already" in again.stderr
@@ -133,7 +133,7 @@ def test_a_stopped_sweep_continues_and_ends_with_its_table(tiny_dir: Path, tmp_p
     assert "was trained with max_steps 3, not 2; choose another folder with --out" in other.stderr
 
 
-def test_runs_that_differ_in_the_seed_only_share_a_row(smoke_run: Path, tmp_path: Path) -> None:
+def test_runs_that_differ_only_in_the_seed_share_a_row(smoke_run: Path, tmp_path: Path) -> None:
     """Runs with another number of steps get another row; the number of kept checkpoints is ignored."""
     folders = []
     for number, changes in enumerate(({}, {"keep_checkpoints": 9, "seed": 1}, {"max_steps": 5})):

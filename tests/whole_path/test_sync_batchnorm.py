@@ -33,7 +33,7 @@ def test_synchronized_batchnorm_equals_batchnorm_on_the_whole_batch(tmp_path: Pa
             assert torch.allclose(rank[name], plain.state_dict()[name], rtol=1e-9)
 
 
-def test_statistics_with_bf16_equal_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_in_bf16_match_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.distributed.all_reduce", lambda values: None)  # one process
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 1)
     ours, plain = SyncBatchNorm(3), nn.BatchNorm2d(3)

@@ -97,7 +97,7 @@ def test_deterministic_steps_repeat_bit_for_bit(build: Build) -> None:
 @pytest.mark.parametrize(
     "changes", [{}, {"precision": "fp16"}, {"recipe": "baseline", "precision": "bf16", "optimizer": "adamw"}]
 )
-def test_restored_trainer_continues_as_the_saved_one(
+def test_restored_trainer_continues_like_the_saved_one(
     device: torch.device, build: Build, changes: dict[str, Any]
 ) -> None:
     if changes.get("precision") == "fp16" and device.type == "cpu":

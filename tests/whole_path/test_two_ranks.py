@@ -12,7 +12,7 @@ DUMP_BATCHES, LOSSES = (f"tests.support.workers.{name}:main" for name in ("dump_
 
 
 def global_batches(folder: Path, world_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images and indices, (steps, batch, ...) each, joined from the files of all ranks in rank order."""
+    """Returns images and indices, each (steps, batch, ...), concatenated from the files of all ranks in rank order."""
     ranks = [np.load(folder / f"rank-{rank}-of-{world_size}.npz") for rank in range(world_size)]
     return tuple(np.concatenate([rank[name] for rank in ranks], axis=1) for name in ("images", "indices"))  # type: ignore[return-value]
 
@@ -46,7 +46,7 @@ STEPS = {"float64": 30, "float32": 12, "balanced": 20}
 
 @pytest.fixture(scope="module")
 def losses(synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of files NAME-PROCESSES.json with the loss at each step, with synchronized BatchNorm."""
+    """A folder of files NAME-PROCESSES.json, which contain the loss of each step with synchronized BatchNorm."""
     folder = tmp_path_factory.mktemp("losses")
     for world_size in (1, 2, 4):
         parts = [f"{name}={steps}" for name, steps in STEPS.items()]
@@ -59,7 +59,7 @@ def losses(synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_losses_with_synchronized_batchnorm_are_the_same(losses: Path, name: str, tolerance: float) -> None:
     one, two, four = (json.loads((losses / f"{name}-{size}.json").read_text()) for size in (1, 2, 4))
     assert len(one) == STEPS[name]
-    assert len(set(one)) == len(one), "every step has its own images and weights"
+    assert len(set(one)) == len(one), "no two steps have the same loss"
     if name == "float64":  # in float32, the learning rate is so low that the loss hardly falls in 12 steps
         assert np.mean(one[-10:]) < np.mean(one[:10])
     assert two == pytest.approx(one, rel=tolerance)

@@ -13,10 +13,7 @@ from tests.support.wandb_file import of_kind, read_history, read_records, read_s
 
 
 def epochs_in(run_dir: Path) -> list[dict[str, Any]]:
-    """The epochs in W&B's history, without the figures of a step in the same row.
-
-    The results of a finished run are in a row of their own.
-    """
+    """Returns the epoch records in W&B's history, without the figures of a step that are in the same row."""
     rows = [row for row in read_history(run_dir) if "epoch" in row]
     return [{name: value for name, value in row.items() if not name.startswith("step/")} for row in rows]
 
@@ -74,7 +71,7 @@ def test_the_summary_has_the_best_and_the_final_accuracy(offline_run: Path) -> N
     assert summary["final/test_accuracy"] == 0.5
 
 
-def test_confusion_matrix_table_and_model_are_those_of_the_files(offline_run: Path) -> None:
+def test_confusion_matrix_table_and_model_match_the_files_of_the_run(offline_run: Path) -> None:
     (results,) = [row for row in read_history(offline_run) if not {"epoch", "step/epoch"} & set(row)]
     assert {name.split(".")[0] for name in results} == {"confusion_matrix_table", "misclassified"}
     with np.load(offline_run / "predictions.npz") as found:
@@ -93,7 +90,7 @@ def test_confusion_matrix_table_and_model_are_those_of_the_files(offline_run: Pa
     files = {one.name.split("-")[-1]: one.manifest.contents for one in artifacts if one.type == "run_table"}
     images = [file for file in files["misclassified"] if file.path.startswith("media/images/")]
     assert len(images) == len(wrong)
-    assert all(Path(image.local_path).is_relative_to(offline_run) for image in images), "not in the home folder"
+    assert all(Path(image.local_path).is_relative_to(offline_run) for image in images), "no image is in the home folder"
     (model,) = [one for one in artifacts if one.type == "model"]
     assert {file.path: file.local_path for file in model.manifest.contents} == {
         name: str(offline_run / name) for name in ("model.safetensors", "model.json")
@@ -136,7 +133,7 @@ def test_a_run_that_died_before_its_first_checkpoint_keeps_its_id(tmp_path: Path
 
 @pytest.mark.parametrize("end", ["stopped", "failed"])
 def test_a_run_that_ends_within_an_epoch_records_every_step_once(tmp_path: Path, end: str) -> None:
-    """Step 3 is logged, but its epoch is not. Both share a row, which W&B must not close too early."""
+    """The run ends after step 3 is logged, but before its epoch is. Both records belong to one row of W&B's history."""
     run_dir = tmp_path / "run"
     state, _, _ = track(run_dir, [], records=[([step_record(2), step_record(3)], None)], end=end)
     assert steps_in(run_dir) == [step_record(2), step_record(3)][: 2 if end == "failed" else 1]
@@ -164,8 +161,8 @@ def test_an_id_that_wandb_refuses_is_reported_and_discarded(tmp_path: Path) -> N
     assert epochs_in(tmp_path / "run") == [record(1), record(2)]
 
 
-def test_mode_auto_reads_wandbs_own_settings_files(tmp_path: Path) -> None:
-    """`wandb offline` and `wandb init` write these files in the working directory."""
+def test_mode_auto_reads_wandbs_own_settings_file(tmp_path: Path) -> None:
+    """`wandb offline` and `wandb init` write this file in the working directory."""
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "settings").write_text("[default]\nmode = offline\nproject = flowers\n")
     env = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}
@@ -212,5 +209,5 @@ def test_a_run_does_not_need_wandb(tiny_dir: Path, tmp_path: Path) -> None:
     assert "wandb" not in json.loads((tmp_path / "run" / "config.json").read_text())["versions"]
 
 
-def test_no_file_contains_a_key_the_environment_or_the_command_line(offline_run: Path) -> None:
+def test_no_file_contains_the_api_key_an_environment_variable_or_the_command_line(offline_run: Path) -> None:
     assert holds(offline_run, KEY) + holds(offline_run, MARKER) == []

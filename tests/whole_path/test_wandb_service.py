@@ -53,7 +53,7 @@ def test_an_unknown_wandb_mode_is_refused(monkeypatch: pytest.MonkeyPatch, tiny_
     assert not (tmp_path / "run").exists()
 
 
-def test_a_login_in_the_netrc_file_counts_for_its_own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_login_in_the_netrc_file_counts_only_for_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "netrc"
     file.write_text(f"machine api.wandb.ai\n  login user\n  password {KEY}\n")
     file.chmod(0o600)
@@ -75,7 +75,7 @@ def test_work_with_a_time_limit_raises_its_own_error_or_a_timeout() -> None:
     assert time.monotonic() - started < 5
 
 
-def test_the_id_of_the_checkpoint_has_priority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wandb_id_in_the_checkpoint_has_priority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     (tmp_path / "wandb").mkdir()
     first = choose_run_id(tmp_path, None)
