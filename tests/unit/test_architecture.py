@@ -1,4 +1,4 @@
-"""The rules of the code base: allowed imports and calls, and limits on file length and parameters."""
+"""The rules of the code base: allowed imports and calls, and limits on the size of files and parameter lists."""
 
 import ast
 import sys
@@ -11,7 +11,7 @@ MAX_LINES = 250
 MAX_PARAMETERS = 6
 MAX_NAMES = 18  # modules and folders at the top of ddp_trainer/
 
-# Low to high. A module may import modules of its own layer and of those before it.
+# From low to high. A module may import from its own layer and from those before it.
 LADDER = (
     ("data_prep",),
     ("schedule",),
@@ -76,7 +76,7 @@ def test_no_imports_are_circular() -> None:
         if inner == arrows:
             break
         arrows = inner
-    assert sorted(arrows) == [], "imports that form circles"
+    assert sorted(arrows) == [], "no imports form a circle"
 
 
 def test_the_top_of_the_package_has_few_names() -> None:
@@ -85,7 +85,7 @@ def test_the_top_of_the_package_has_few_names() -> None:
         "__init__",
         "__main__",
     }
-    assert names == LAYER_OF.keys() - {"data_prep", "__init__", "__main__"}, "the ladder lists every name"
+    assert names == LAYER_OF.keys() - {"data_prep", "__init__", "__main__"}, "LADDER contains every name"
     assert len(names) <= MAX_NAMES
 
 

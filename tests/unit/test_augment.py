@@ -129,7 +129,7 @@ def test_only_seed_and_epoch_change_the_result(config: AugmentConfig, side: int 
     calls = itertools.count()
 
     def images(seed: int, epoch: int) -> torch.Tensor:
-        torch.manual_seed(next(calls))  # must have no effect
+        torch.manual_seed(next(calls))  # the global seed must have no effect
         return Augmenter(config, mean=MEAN, std=STD, seed=seed)(batch, epoch=epoch, side=side).images
 
     first = images(0, 0)

@@ -176,7 +176,7 @@ def shared_memory() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
 
 
-def test_a_failed_writer_ends_and_leaves_no_files_or_shared_memory(tmp_path: Path) -> None:
+def test_a_failed_writer_ends_and_leaves_no_shared_memory(tmp_path: Path) -> None:
     """The images are larger than a page, so FFCV's worker raises an error. FFCV alone would wait forever."""
     before = shared_memory()
     huge = Split(np.zeros((2, 2000, 4000, 3), np.uint8), np.zeros(2, np.int64))

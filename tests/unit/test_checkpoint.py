@@ -97,7 +97,7 @@ def test_renamed_checkpoint_is_damaged_and_one_without_a_key_is_from_another_rel
         read_checkpoint(tmp_path / "step-00000002")
 
 
-# Forks a writer for each folder STEP-FUNCTION-COUNT. The writer exits at that call of a function that changes the disk.
+# Forks a writer for each folder, which is named STEP-FUNCTION-COUNT. The writer exits at call number COUNT of FUNCTION.
 KILLED_WRITERS = """
 import os, shutil, sys, torch
 from pathlib import Path
@@ -141,7 +141,7 @@ MOMENTS = [
 
 
 def test_save_killed_at_any_moment_leaves_a_good_checkpoint(tmp_path: Path) -> None:
-    """The writer is killed before each of its changes to the disk, while it saves the next step or the same step."""
+    """Writers are killed before each change to the disk, while they save the next step or the same step again."""
     folders = [tmp_path / f"{step}-{moment}" for step in (1, 2) for moment in MOMENTS]
     done = subprocess.run(
         [sys.executable, "-c", KILLED_WRITERS, *map(str, folders)],
@@ -154,7 +154,7 @@ def test_save_killed_at_any_moment_leaves_a_good_checkpoint(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["9"] * len(folders), "every writer must be killed"
     for folder in folders:
-        clean_up(folder)  # as a new run does
+        clean_up(folder)  # as a resumed run does
         newest = newest_good_checkpoint(folder)
         assert newest is not None, folder.name
         assert read_checkpoint(newest)["weight"][0] == step_of(newest)

@@ -84,7 +84,9 @@ def test_the_bar_is_removed_before_a_note_and_the_cursor_is_never_hidden() -> No
     bar.start(1, 2, 10, 0)
     bar.update(5, Reader())
     bar.note("kept")
-    assert stream.getvalue().endswith("\x1b[1A\x1b[2Kkept\n"), "up one line, erase it, then the note"
+    assert stream.getvalue().endswith("\x1b[1A\x1b[2Kkept\n"), (
+        "the cursor moves up one line, erases it, and prints the note"
+    )
     assert "\x1b[?25l" not in stream.getvalue(), "a process that is killed could not show the cursor again"
     bar.finish()
     assert stream.getvalue().endswith("kept\n"), "no bar was drawn after the note, so there is nothing to remove"

@@ -1,4 +1,4 @@
-"""`map_in_order` yields results in order, limits how many wait, and raises an error in place of its result."""
+"""`map_in_order` yields results in order, limits how many results wait, and raises an error in place of its result."""
 
 import threading
 import time

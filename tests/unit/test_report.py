@@ -169,7 +169,7 @@ def test_all_of_100_classes_are_listed(tmp_path):
     assert all(re.search(rf"\bkind-{label} \d+ ", page.text) for label in range(100))
 
 
-def test_hostile_names_are_shown_as_they_are(tmp_path):
+def test_hostile_names_are_shown_as_text(tmp_path):
     run = tmp_path / "<b>$run$"
     make_run(run, num_classes=len(HOSTILE), classes=HOSTILE)
     page = Page(write_report([run]))

@@ -15,7 +15,7 @@ from tests.support.trainer import run
 def test_freed_memory_is_reused_without_page_faults() -> None:
     finished = run("tests.support.workers.page_faults")
     assert finished.returncode == 0, finished.stderr
-    assert int(finished.stdout) < 5 * 16384  # ten blocks have 163,840 pages; less than half may be new
+    assert int(finished.stdout) < 5 * 16384  # ten blocks have 163,840 pages; fewer than half may cause a page fault
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("bf16", True)])

@@ -84,7 +84,7 @@ def differences(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
 NAN_IMAGE = images(3).index_fill(0, torch.tensor(2), math.nan)
 BAD: dict[str, dict[str, Any]] = {
     "images": {"images": NAN_IMAGE},  # loss, gradients and the statistics of BatchNorm are NaN
-    "loss": {"images": images(3), "factor": 1e40},  # finite for each image, infinite after the factor
+    "loss": {"images": images(3), "factor": 1e40},  # finite for each image, infinite after multiplication by `factor`
     "gradient": {"images": images(3), "overflow": True},
 }
 

@@ -114,7 +114,7 @@ def test_single_small_image_in_a_forward_pass_is_refused(tiny_dir: Path) -> None
     check_settings(config, replace(small, image_size=16), world_size=1)
 
 
-def test_run_fails_if_its_processes_cannot_meet(tiny_dir: Path, tmp_path: Path) -> None:
+def test_run_fails_if_its_processes_cannot_connect(tiny_dir: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

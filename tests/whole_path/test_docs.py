@@ -83,7 +83,7 @@ def repository_paths() -> Iterator[str]:
     except FileNotFoundError:
         pytest.skip("git is not installed")
     if listed.returncode:
-        pytest.skip(f"not a checkout that git reads: {listed.stderr}")
+        pytest.skip(f"git cannot read this folder: {listed.stderr}")
     for path in map(Path, listed.stdout.splitlines()):
         if path.name != "__init__.py" and (REPOSITORY / path).exists():
             yield str(path)
@@ -228,7 +228,7 @@ def test_readme_is_short() -> None:
 
 
 def test_error_texts_are_printed_by_the_code() -> None:
-    """The code contains the texts that begin with `error:` word for word, except for the parts marked by …."""
+    """The code contains each `error:` text of docs/troubleshooting.md word for word; … stands for varying parts."""
     files = [
         *(file for folder in ("data_prep", "ddp_trainer", "slurm") for file in (REPOSITORY / folder).rglob("*.py")),
         *(REPOSITORY / "slurm").glob("*.sh"),

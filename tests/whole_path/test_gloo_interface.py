@@ -121,7 +121,7 @@ def test_an_interface_is_chosen_only_if_the_default_would_fail(monkeypatch: pyte
     assert named("2", "127.0.1.1") == name, "the interface on the route to the main machine"
     assert named("2", "no-such-name.invalid") == name
     assert named("2", "127.0.1.1", MASTER_ADDR="127.0.1.1") == "other0", "the first interface that is not a bridge"
-    assert named("1", "127.0.1.1") is None, "one process"
-    assert named("2", "127.0.1.1", LOCAL_WORLD_SIZE="2") == "lo", "one machine"
+    assert named("1", "127.0.1.1") is None, "a single process needs no interface"
+    assert named("2", "127.0.1.1", LOCAL_WORLD_SIZE="2") == "lo", "processes on one machine use the loopback interface"
     assert named("2", address) is None, "the machine's name resolves to an address that others can reach"
     assert named("2", "127.0.1.1", GLOO_SOCKET_IFNAME="eth7") == "eth7", "the user's choice is kept"

@@ -85,7 +85,7 @@ def test_variables_of_accelerate_do_not_change_the_weights(tiny_dir: Path, tmp_p
     assert plain.read_bytes() == other.read_bytes()
 
 
-def test_without_local_rank_each_process_counts_as_one_machine(tiny_dir: Path, tmp_path: Path) -> None:
+def test_without_local_rank_each_process_counts_as_a_machine(tiny_dir: Path, tmp_path: Path) -> None:
     """Kubernetes sets neither LOCAL_RANK nor LOCAL_WORLD_SIZE."""
     words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--max-steps", "2", "--out", tmp_path / "run")
     pod = {name: PAIR[name] for name in ("WORLD_SIZE", "MASTER_ADDR")} | {"MASTER_PORT": "29732"}

@@ -164,7 +164,7 @@ def test_two_ranks_stop_together_and_leave_a_run_in_the_folder_unchanged(
     assert found["world_size"] == 2
 
 
-def test_sigterm_to_one_rank_ends_both_with_nothing_written(tiny_dir: Path, tmp_path: Path) -> None:
+def test_sigterm_to_one_rank_ends_both_and_nothing_is_written(tiny_dir: Path, tmp_path: Path) -> None:
     flags = ("--data-dir", tiny_dir, "--out", tmp_path / "out", "--steps", "80", "--end-lr", "0.01")
     with start("ddp_trainer.lr_find", *TINY, *flags, processes=2) as launcher:
         assert launcher.stderr is not None

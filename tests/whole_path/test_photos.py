@@ -65,7 +65,7 @@ def same_model(one: Path, other: Path) -> bool:
 
 
 def test_killed_and_resumed_run_equals_the_uninterrupted_one(data: Path, tmp_path: Path) -> None:
-    """32 steps in 8 epochs, with crops of 24, 36 and 48 pixels."""
+    """The runs take 32 steps in 8 epochs, on crops of 24, 36 and 48 pixels."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     done(fork(*PHOTOS, *LONG, "--data-dir", data, "--out", whole, processes=2))
     arguments = (*PHOTOS, *LONG, "--data-dir", data, "--out", parts)

@@ -1,4 +1,4 @@
-"""scripts/setup.sh makes the right calls and prints the right messages. pip, venv and FFCV's build only record calls.
+"""scripts/setup.sh makes the right calls and prints the right messages. pip, venv and the FFCV build are fakes.
 
 These tests do not run the real set-up; .ci/run does, on a bare machine.
 """
@@ -97,7 +97,7 @@ def test_first_call_installs_everything_and_second_call_nothing(machine: Machine
     "file",
     ["pyproject.toml", "constraints.txt", "scripts/setup.sh", "scripts/ffcv/build.sh", "scripts/ffcv/source.txt"],
 )
-def test_a_changed_requirement_is_installed(file: str, machine: Machine) -> None:
+def test_a_changed_requirement_or_build_script_causes_an_installation(file: str, machine: Machine) -> None:
     machine.set_up()
     machine.recorded()
     with (machine.project / file).open("a") as stream:
@@ -154,7 +154,7 @@ def test_a_supported_python_is_found_if_the_default_is_not_supported(machine: Ma
 
 
 def test_an_interpreter_that_the_user_named_once_is_kept(machine: Machine) -> None:
-    """It is kept even if the default interpreter is not supported."""
+    """The interpreter is kept even if the default one is not supported."""
     named = machine.path / "elsewhere python"
     machine.add(named.name, (machine.path / "python3").read_text())
     machine.add("python3", "#!/usr/bin/env bash\necho 3.10\n")

@@ -1,4 +1,4 @@
-"""A training step stays within a budget of operations, because their number determines its time on a fast GPU."""
+"""A training step stays within a budget of operations: on a fast GPU, their number determines the time of a step."""
 
 import pytest
 import torch

@@ -32,7 +32,7 @@ def test_any_number_of_ranks_sees_the_same_augmented_images(
     assert finished.returncode == 0, finished.stderr
     images, indices = global_batches(tmp_path, world_size)
     assert np.array_equal(indices, batches_of_one[1])
-    assert np.array_equal(images.view(np.int32), batches_of_one[0].view(np.int32)), "images differ in some bits"
+    assert np.array_equal(images.view(np.int32), batches_of_one[0].view(np.int32)), "images are bit-identical"
 
 
 def test_no_image_is_repeated_within_an_epoch_and_epochs_differ(batches_of_one: tuple[np.ndarray, np.ndarray]) -> None:

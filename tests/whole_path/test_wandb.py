@@ -209,5 +209,5 @@ def test_a_run_does_not_need_wandb(tiny_dir: Path, tmp_path: Path) -> None:
     assert "wandb" not in json.loads((tmp_path / "run" / "config.json").read_text())["versions"]
 
 
-def test_no_file_contains_the_api_key_an_environment_variable_or_the_command_line(offline_run: Path) -> None:
+def test_no_file_contains_the_api_key_the_environment_or_the_command_line(offline_run: Path) -> None:
     assert holds(offline_run, KEY) + holds(offline_run, MARKER) == []
