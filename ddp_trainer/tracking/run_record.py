@@ -16,7 +16,7 @@ from data_prep.json_fields import Fields, Setting
 from ddp_trainer.tracking.predictions import Mistake, Predictions, most_confident_mistakes, read_predictions
 from ddp_trainer.tracking.record_lines import Record, columns, read_epochs, read_steps
 
-FIGURES = (  # that are read from summary.json
+FIGURES = (  # read from summary.json
     *("test_accuracy", "test_correct", "test_total", "test_accuracy_tta", "test_balanced_accuracy", "epochs", "steps"),
     *("largest_class_share", "test_loss", "calibration_error_before", "temperature"),
     *("train_seconds", "train_pflops", "optimizer_pflops", "parameters", "images_per_second"),

@@ -137,7 +137,7 @@ def start_wandb(
             return mirror
         except Exception as error:
             then = "recording offline" if attempt != "offline" else "continuing without it"
-            warn(f"W&B {attempt} does not work, {then}: {one_line(error)}")
+            warn(f"W&B does not work in {attempt} mode, {then}: {one_line(error)}")
             for folder in set(run_dir.glob("wandb/run-*")) - before:
                 shutil.rmtree(folder, ignore_errors=True)
             forget_wandb(run_dir)

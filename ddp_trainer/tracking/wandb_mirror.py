@@ -86,7 +86,7 @@ class WandBMirror:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def log_step(self, record: Record) -> None:
-        """Logs the record under names that begin with step/, because epoch records have the same names.
+        """Logs the record under names that begin with step/, because epoch records have entries of the same names.
 
         The record is held back until the next call. If an epoch ends with this step, its record belongs in the same
         row, and W&B closes a row as soon as it is sent.

@@ -57,7 +57,7 @@ def test_without_a_server_or_a_valid_key_the_run_is_offline(tmp_path: Path, sile
     _, said, code = track(run_dir, [1, 2], env=env, settings={"wandb": "auto"})
     assert code == 0
     assert time.monotonic() - started < 75
-    assert len([line for line in said.splitlines() if line.startswith("warning: W&B online does not work")]) == 1
+    assert len([line for line in said.splitlines() if line.startswith("warning: W&B does not work in online")]) == 1
     assert "Traceback" not in said
     assert [row["epoch"] for row in read_history(run_dir) if "epoch" in row] == [1, 2]
     assert [folder.name[:11] for folder in run_dir.glob("wandb/*run-20*")] == ["offline-run"]
