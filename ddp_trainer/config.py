@@ -146,7 +146,7 @@ class RunConfig:
         ):
             value = getattr(self, name)
             require(value >= least, f"--{name.replace('_', '-')} must be at least {least}, got {value}")
-        require(not self.resume or self.out is not None, "--resume needs --out DIR, the run to resume")
+        require(not self.resume or self.out is not None, "--resume needs --out DIR, the directory of the run")
         require_printable("out", self.out)
 
 

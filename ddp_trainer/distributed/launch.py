@@ -151,7 +151,7 @@ def _check_launch(config: RuntimeConfig) -> None:
 
 
 def _check_compiler() -> None:
-    """Raises InputError if torch.compile would find no compiler."""
+    """Raises InputError if there is no compiler that torch.compile could use."""
     compilers = [os.environ.get(name, "") for name in ("CXX", "CC")] + ["g++", "clang++", "gcc", "clang"]
     found = any(shutil.which(compiler) for compiler in compilers if compiler)
     require(found, "--compile needs a C++ compiler, and there is none on PATH; install g++, or leave out --compile")

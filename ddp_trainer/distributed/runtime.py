@@ -74,7 +74,7 @@ class Runtime:
         torch.manual_seed(config.seed)
 
     def _build_accelerator(self, patience: timedelta, *, accumulate: int) -> Accelerator:
-        """Joins the other processes. Settings that affect the weights are passed here, none is left to Accelerate."""
+        """Joins the other processes. Accelerate gets every setting that affects the weights as an argument."""
         return Accelerator(
             cpu=resolve_device(self.config) == "cpu",
             mixed_precision="no" if self.precision == "fp32" else self.precision,

@@ -48,7 +48,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._first_at: float | None = None
-        self._number: int | None = None  # of the first signal
+        self._number: int | None = None  # the number of the first signal
         self._first_is_enough = False
 
     @property

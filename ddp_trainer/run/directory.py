@@ -75,7 +75,7 @@ class RunDirectory:
 
 def _fix_of_held_folder() -> str:
     copies = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if copies != "1" and Launch.from_environment().world_size == 1:  # each copy is a run of one process
+    if copies != "1" and Launch.from_environment().world_size == 1:  # each copy would be a run of its own
         return f"srun started {copies} copies of this program instead of one launcher per node; use slurm/train.sh"
     return "choose another folder, or wait until that run has ended"
 

@@ -36,7 +36,7 @@ class Start(NamedTuple):
     """Where a run starts, as two integers, which ranks can exchange."""
 
     kind: StartKind = StartKind.FRESH
-    step: int = 0  # of the checkpoint to resume from
+    step: int = 0  # the step of the checkpoint to resume from
 
 
 def find_start(run_dir: RunDirectory | None, config: TrainConfig, *, last_step: int) -> Start:
