@@ -226,7 +226,7 @@ def test_small_batches_can_be_augmented(count: int) -> None:
     assert augmented.images.shape == (count, 3, 32, 32)
 
 
-def test_impossible_settings_are_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(InputError, match="--cutout must be 0 or more, got -1"):
         AugmentConfig(cutout=-1)
     with pytest.raises(InputError, match="cannot be combined"):

@@ -1,4 +1,4 @@
-"""A wrong command line is explained in one line, and a command does not fail if its output cannot be written."""
+"""An invalid command line is explained in one line, and a command does not fail if its output cannot be written."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ def parse(*arguments: str) -> TrainConfig:
         ),
     ],
 )
-def test_a_wrong_command_line_is_explained_in_one_line(arguments: Sequence[str], message: str) -> None:
+def test_an_invalid_command_line_is_explained_in_one_line(arguments: Sequence[str], message: str) -> None:
     with pytest.raises(InputError) as error:
         parse(*arguments)
     assert str(error.value) == message

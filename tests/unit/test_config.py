@@ -79,7 +79,7 @@ def test_help_lists_every_documented_flag_and_every_recipe(capsys: pytest.Captur
         (["--process-group-timeout", "inf"], "--process-group-timeout must be in (0, 604800] seconds, got inf"),
     ],
 )
-def test_wrong_flag_or_value_is_refused_in_one_line(arguments: list[str], expected: str) -> None:
+def test_invalid_flag_or_value_is_refused_in_one_line(arguments: list[str], expected: str) -> None:
     with pytest.raises(InputError) as caught:
         parse(*arguments)
     assert expected in str(caught.value)

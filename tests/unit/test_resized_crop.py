@@ -94,7 +94,7 @@ def test_crops_do_not_depend_on_the_batch(resize: Resize) -> None:
     assert resize(images[:0], *(column[:0] for column in places), size=(24, 24)).shape == (0, 3, 24, 24)
 
 
-def test_the_method_depends_on_the_device(device: torch.device) -> None:
+def test_the_resizing_method_depends_on_the_device(device: torch.device) -> None:
     """Weights may be rounded differently on a GPU, so pixels may differ by 1."""
     images, places = noise(20, 40, 40), boxes(20, 40, 40)
     resize, tolerance = (resize_one_by_one, 0) if device.type == "cpu" else (resize_by_products, 1)
@@ -165,7 +165,7 @@ def test_center_crop_matches_torchvision(whole: int, side: int) -> None:
     assert torch.equal(center_crop(images, side), reference.center_crop(images, [side]))
 
 
-def test_impossible_areas_and_ratios_are_refused() -> None:
+def test_invalid_areas_and_ratios_are_refused() -> None:
     for scale in ((0.0, 1.0), (0.5, 0.2), (0.5, 1.1), (math.nan, 1.0)):
         with pytest.raises(InputError, match="--crop-scale must be two shares in"):
             AugmentConfig(crop_scale=scale)

@@ -93,7 +93,7 @@ def test_fields_of_wrong_types_in_dataset_json_are_refused(tiny_dir: Path, tmp_p
                 read_dataset(tmp_path)
 
 
-def test_impossible_settings_are_refused(tiny_dir: Path, tmp_path: Path) -> None:
+def test_invalid_settings_are_refused(tiny_dir: Path, tmp_path: Path) -> None:
     data = ("--data-dir", tiny_dir, "--out", tmp_path / "run")
     assert "unknown recipe" in refused("smok", *data)
     assert "fp16" in refused(*SMOKE, *data, "--precision", "fp16")

@@ -153,7 +153,7 @@ def test_the_file_has_the_requested_opset(small_run: Path, opset: int, capfd: py
         (("--format", "torch", "--opset", "18"), "--opset works only with --format onnx"),
     ],
 )
-def test_an_impossible_opset_is_refused_in_one_line(
+def test_an_unsupported_opset_is_refused_in_one_line(
     small_run: Path, flags: tuple[str, ...], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """For opset 13, torch's exporter would write opset 18 and log a traceback."""

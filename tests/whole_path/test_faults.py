@@ -15,7 +15,7 @@ from tests.support.trainer import NARROW, REPOSITORY, environment, read_lines, r
 PLAN = ("--epochs", "2", "--max-steps", "12", "--batch-size", "16", "--checkpoint-every-steps", "2")
 
 
-def test_faults_of_every_kind_break_no_promise(tmp_path: Path) -> None:
+def test_faults_of_every_kind_break_no_documented_guarantee(tmp_path: Path) -> None:
     seed = str(random.randrange(10**6))
     sizes = ("--kills", "1", "--signals", "1", "--launched", "1", "--damages", "21", "--ranks", "1")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Importing a module has no side effects, and a wrong command line is refused before torch is imported."""
+"""Importing a module has no side effects, and an invalid command line is refused before torch is imported."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def test_importing_has_no_side_effects(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["ddp_trainer.train", "ddp_trainer.sweep", "ddp_trainer.report", "slurm.preflight"])
-def test_wrong_command_line_is_refused_before_torch_is_imported(module: str, tmp_path: Path) -> None:
+def test_invalid_command_line_is_refused_before_torch_is_imported(module: str, tmp_path: Path) -> None:
     """Importing torch takes seconds."""
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     variables = {**os.environ, "PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}

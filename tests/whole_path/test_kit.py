@@ -78,7 +78,9 @@ def test_packages_of_the_kit_take_precedence_over_those_of_the_machine(project: 
         ("use_kit.sh", ["nothing"], "name the folder that scripts/kit.sh made, got 'nothing'"),
     ],
 )
-def test_wrong_arguments_give_one_line(project: Path, script: str, arguments: list[str], message: str) -> None:
+def test_invalid_arguments_are_refused_in_one_line(
+    project: Path, script: str, arguments: list[str], message: str
+) -> None:
     finished = call(project, script, *arguments)
     assert finished.returncode == 2
     assert message in finished.stderr

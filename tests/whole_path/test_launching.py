@@ -50,7 +50,7 @@ PAIR = {
         ("ACCELERATE_TORCH_DEVICE=meta", "pass --device"),
     ],
 )
-def test_an_impossible_environment_is_reported_in_one_line_before_torch_is_imported(
+def test_an_invalid_environment_is_reported_in_one_line_before_torch_is_imported(
     variables: str, problem: str, tiny_dir: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")

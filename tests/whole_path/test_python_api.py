@@ -94,7 +94,7 @@ def test_train_works_in_a_thread(tiny_dir: Path, tmp_path: Path) -> None:
         ({"precision": "fp8"}, "--precision"),
     ],
 )
-def test_a_wrong_setting_raises_the_same_error_as_the_command(tiny_dir: Path, settings: dict, expected: str) -> None:
+def test_an_invalid_setting_raises_the_same_error_as_the_command(tiny_dir: Path, settings: dict, expected: str) -> None:
     for call in (ddp_trainer.train, lambda *a, **k: ddp_trainer.launch(*a, num_processes=2, **k)):
         with pytest.raises(ddp_trainer.InputError) as caught:
             call("smoke", data_dir=tiny_dir, **settings)

@@ -77,7 +77,7 @@ def try_mutations(run: Path, names: tuple[str, ...], count: int, command: Callab
 
 
 @pytest.mark.usefixtures("no_drawing")
-def test_report_survives_any_json(narrow_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_survives_changed_json(narrow_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def command(content: str) -> None:
         check(report.main, [str(narrow_run)], capsys, content)
         if (narrow_run / "report" / "index.html").exists():
@@ -99,14 +99,14 @@ def test_many_mutations_are_valid_json(narrow_run: Path) -> None:
     assert 50 < usable < 95
 
 
-def test_curves_of_any_records_are_drawn_or_refused(narrow_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_curves_of_changed_records_are_drawn_or_refused(narrow_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(narrow_run)]
     try_mutations(
         narrow_run, ("metrics.jsonl", "steps.jsonl"), 5, lambda content: check(report.main, arguments, capsys, content)
     )
 
 
-def test_model_card_survives_any_json(narrow_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_model_card_survives_changed_json(narrow_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def command(content: str) -> None:
         check(model_card.main, [str(narrow_run)], capsys, content)
         if (narrow_run / "model.md").exists():
@@ -118,12 +118,12 @@ def test_model_card_survives_any_json(narrow_run: Path, capsys: pytest.CaptureFi
     try_mutations(narrow_run, JSON_FILES[:5], 30, command, seed=1)
 
 
-def test_predict_survives_any_json(narrow_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_survives_changed_json(narrow_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(narrow_run), str(narrow_run / "image.png")]
     try_mutations(narrow_run, ("model.json",), 80, lambda content: check(predict.main, arguments, capsys, content), 2)
 
 
-def test_evaluate_survives_any_json(narrow_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_survives_changed_json(narrow_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("model.json", "model.safetensors"):
         shutil.copy(narrow_run / name, tmp_path)
     arguments = [str(narrow_run), "--device", "cpu"]
@@ -139,7 +139,7 @@ def test_evaluate_survives_any_json(narrow_run: Path, tmp_path: Path, capsys: py
         check(evaluate.main, [str(tmp_path), "--device", "cpu"], capsys, repr(value))
 
 
-def test_export_survives_any_json(
+def test_export_survives_changed_json(
     narrow_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load_only(run_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""Problems with a run directory: the message gives the true reason, and no record is lost."""
+"""Problems with a run directory: the message gives the actual reason, and no record is lost."""
 
 import json
 import resource
@@ -185,7 +185,7 @@ def test_a_setting_that_an_older_run_did_not_have_is_taken_as_the_default(copied
     ("change", "version", "problem"),
     [(lambda state: state.pop("sums"), 2, "has no sums"), (lambda state: None, 1, "has format 1")],
 )
-def test_a_checkpoint_of_another_release_is_refused_with_the_true_reason(
+def test_a_checkpoint_of_another_release_is_refused_with_the_actual_reason(
     copied_run: Path, tiny_dir: Path, change: Callable[[dict], object], version: int, problem: str
 ) -> None:
     rewrite(copied_run, change, version=version)

@@ -62,7 +62,7 @@ def test_every_combination_of_settings_is_trained_with_every_seed(tiny_dir: Path
         (["smoke", "--list", "--out", "two\nlines"], "'two\\nlines/seed=0' has a line break"),
     ],
 )
-def test_an_impossible_sweep_is_refused_before_anything_is_trained(
+def test_an_invalid_sweep_is_refused_before_anything_is_trained(
     arguments: list[str], message: str, tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = () if "--data-dir" in arguments else ("--data-dir", str(tiny_dir))
