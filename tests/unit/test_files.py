@@ -97,7 +97,7 @@ def test_unusable_json_is_reported_in_one_line(name: str, tmp_path: Path) -> Non
     assert str(caught.value).isprintable()
 
 
-def test_a_missing_json_file_is_none_and_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_missing_json_file_reads_as_none_and_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     assert read_json(tmp_path / "a.json") is None
     os.mkfifo(tmp_path / "a.json")
     with pytest.raises(InputError, match="not a regular file"):

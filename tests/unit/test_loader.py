@@ -1,4 +1,4 @@
-"""The loader delivers exactly the requested samples, streamed and resident, and handles known defects of FFCV."""
+"""The stream and the resident loader deliver exactly the requested samples, and handle known defects of FFCV."""
 
 import os
 import shutil
@@ -54,7 +54,7 @@ def plans() -> dict[str, list[np.ndarray]]:
 
 
 @pytest.mark.parametrize("name", plans())
-def test_both_modes_give_the_written_images_in_the_requested_order(
+def test_both_loaders_give_the_written_images_in_the_requested_order(
     image_set_and_beton: tuple[np.ndarray, np.ndarray, Path], stream: StreamLoader, resident: ResidentLoader, name: str
 ) -> None:
     images, labels, _ = image_set_and_beton

@@ -220,7 +220,7 @@ def test_runs_with_different_settings_are_not_averaged(tmp_path):
         assert f"mean {np.mean([shares[first], shares[second]]):.2%}" in page.text
     assert page.text.count("standard deviation") == 3, "one for each pair of runs, and one in the note below the table"
     assert "over 2 runs" not in page.text
-    assert "over 2 runs" not in Page(write_report([runs[0], runs[2], runs[1]])).text, "the third has other settings"
+    assert "over 2 runs" not in Page(write_report([runs[0], runs[2], runs[1]])).text, "the third run has other settings"
 
 
 def test_runs_with_different_numbers_of_processes_are_not_averaged(tmp_path):

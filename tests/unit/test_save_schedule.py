@@ -1,4 +1,4 @@
-"""Which steps and epochs end with a checkpoint. Only the device's name is read, so no GPU is needed."""
+"""Tests which steps and epochs end with a checkpoint. Only the device's name is read, so no GPU is needed."""
 
 from dataclasses import replace
 

@@ -63,7 +63,7 @@ def prepared(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     """A dataset of the photos, and what the command printed."""
     folder = tmp_path_factory.mktemp("prepared")
     done = prepare("--source", "folder", "--root", photos, "--out", "new/set", "--size", 16, cwd=folder)
-    assert (done.returncode, done.stderr) == (0, "")  # no bars in a log
+    assert (done.returncode, done.stderr) == (0, "")  # a log has no progress bars
     return folder / "new" / "set", done.stdout
 
 

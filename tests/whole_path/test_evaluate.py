@@ -144,7 +144,7 @@ def mean_of_views(model: nn.Module, image: Tensor, *, mirror: bool) -> Tensor:
 
 @pytest.mark.parametrize("mirror", [True, False])
 @torch.no_grad()
-def test_only_uncertain_images_are_averaged_over_their_views(device: torch.device, mirror: bool) -> None:
+def test_only_uncertain_predictions_are_averaged_over_views(device: torch.device, mirror: bool) -> None:
     torch.manual_seed(0)
     model = CustomResNet(num_classes=3, widths=(8, 8, 16, 16)).double().eval().to(device)
     images = torch.randn(12, 3, 32, 32, dtype=torch.float64).to(device)

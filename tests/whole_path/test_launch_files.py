@@ -1,4 +1,4 @@
-"""Each launch/*.yaml starts the documented processes (tested on a CPU), and Accelerate uses every setting in it."""
+"""Each launch/*.yaml starts the documented number of processes, and Accelerate uses every setting in it."""
 
 import json
 import os

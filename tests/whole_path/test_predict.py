@@ -66,7 +66,7 @@ def test_text_output_has_one_line_per_image(run_dir, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["two\nlines.png", "a\ttab.png", "\x1b[31mred.png", "line\u2028separator.png"])
-def test_a_name_with_control_characters_stays_on_its_line(run_dir, tmp_path, capsys, name):
+def test_a_file_name_with_control_characters_stays_on_its_line(run_dir, tmp_path, capsys, name):
     path = draw(tmp_path / name)
     assert main([str(run_dir), str(path)]) == 0
     (line,) = capsys.readouterr().out.splitlines()
@@ -85,7 +85,7 @@ def test_a_class_name_with_control_characters_stays_in_its_column(tmp_path, caps
 
 
 @pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "é\\udce9.png".encode()), ("ascii", b"\\xe9\\udce9.png")])
-def test_a_name_that_the_encoding_cannot_express_is_printed_with_escapes(run_dir, tmp_path, encoding, shown):
+def test_a_file_name_that_the_encoding_cannot_express_is_printed_with_escapes(run_dir, tmp_path, encoding, shown):
     path = os.fsencode(tmp_path) + "é".encode() + b"\xe9.png"
     draw(tmp_path / "x.png").rename(os.fsdecode(path))
     command = [sys.executable, "-m", "ddp_trainer.predict", run_dir, path]
@@ -174,7 +174,7 @@ def test_unreadable_images_are_named_and_the_others_classified(run_dir, tmp_path
 
 
 @pytest.mark.parametrize("given", ["pipe.png", "."])
-def test_a_pipe_is_refused_immediately(run_dir, tmp_path, capsys, given):
+def test_a_pipe_is_refused_at_once(run_dir, tmp_path, capsys, given):
     """A pipe in a folder is refused, too, if it is named like an image."""
     os.mkfifo(tmp_path / "pipe.png")
     os.mkfifo(tmp_path / "pipe")

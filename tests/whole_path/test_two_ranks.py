@@ -56,7 +56,9 @@ def losses(synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("float64", 1e-9), ("float32", 1e-4), ("balanced", 1e-9)])
-def test_losses_with_synchronized_batchnorm_are_the_same(losses: Path, name: str, tolerance: float) -> None:
+def test_losses_with_synchronized_batchnorm_do_not_depend_on_the_number_of_ranks(
+    losses: Path, name: str, tolerance: float
+) -> None:
     one, two, four = (json.loads((losses / f"{name}-{size}.json").read_text()) for size in (1, 2, 4))
     assert len(one) == STEPS[name]
     assert len(set(one)) == len(one), "no two steps have the same loss"
