@@ -125,7 +125,7 @@ def first_batch(loader: ResidentLoader | StreamLoader) -> Batch:
 def ready(config: TrainConfig, side: int) -> tuple[nn.Module, Tensor, Tensor]:
     """The network, normalized images and labels, all on the device. The images are channels-last."""
     dataset = read_dataset(config.data.data_dir)
-    spec = ModelSpec.of(dataset, config.network)
+    spec = ModelSpec.of(dataset, config)
     batch = first_batch(
         build_loader(
             config.data.data_dir / dataset.splits["train"].file,

@@ -60,6 +60,14 @@ class Fields:
             raise self._wrong(name, "a list of strings", values)
         return tuple(values) if exact else tuple(map(printable, values))
 
+    def flag(self, name: str, default: bool) -> bool:
+        value = self._content.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self._wrong(name, "true or false", value)
+        return value
+
     def whole(self, name: str, *, least: int = 0, most: int = LARGEST) -> int | None:
         value = self._content.get(name)
         if value is None:

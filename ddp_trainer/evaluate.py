@@ -38,8 +38,8 @@ class EvaluateConfig:
     """Dataset whose test images are evaluated, a folder that data_prep wrote; default: the dataset of the run. Each
     class of the dataset must be a class of the run, by name. The dataset needs no training images."""
     tta: bool = False
-    """Test-time augmentation: for uncertain images, average the logits of shifted copies, and of mirrored copies
-    unless the run was trained with --flip none."""
+    """Test-time augmentation: for uncertain images, average the logits of shifted and mirrored copies. Copies are
+    shifted only if the run cropped at random positions, and mirrored only if it did not use --flip none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda if torch finds a usable GPU, else cpu."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 # A shell starts background jobs with SIGINT ignored. This process and all processes that it starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Many processes share the cores, so waiting threads must not spin. This must be set before torch is imported.
-os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+# Many processes share the cores: one thread each, unless the caller sets another number, and waiting threads must not
+# spin. This must be set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_WAIT_POLICY"] = "passive"
 # The slowest files start first. Otherwise a single worker would still run them after all others have finished.
 LONGEST = (
     "test_slurm",

@@ -21,7 +21,7 @@ def prepare_network(config: TrainConfig, dataset: DatasetInfo, *, load_weights: 
     `load_weights`: whether to apply --init-from; False for a resumed run, whose weights are in its checkpoint. Raises
     InputError if the network cannot be built or trained.
     """
-    spec, name = ModelSpec.of(dataset, config.network), config.network.network
+    spec, name = ModelSpec.of(dataset, config), config.network.network
     network, lines = build_network(config.network, spec), []
     sides = config.schedule.crop_sides(spec.image_size)
     unused = check_network(network, name, num_classes=len(spec.classes), sides=sides)

@@ -80,7 +80,7 @@ def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo) -> R
     evaluated, evaluated_beton = np.arange(dataset.splits["test"].count), test_beton
     if config.data.validation:
         evaluated, evaluated_beton = held_out, train_beton
-    spec = ModelSpec.of(dataset, config.network, flip=config.augment.flip, train_size=config.schedule.train_size)
+    spec = ModelSpec.of(dataset, config)
 
     def loader(beton: Path, batch_size: int) -> StreamLoader | ResidentLoader:
         return build_loader(

@@ -128,15 +128,18 @@ class Evaluator:
             plain = forward(images).to(torch.promote_types(images.dtype, torch.float32))  # at least float32
             if not tta:
                 return plain, plain
-            return plain, averaged_over_views(forward, images, plain, mirror=self.spec.flip != "none")
+            mirror, shift = self.spec.flip != "none", self.spec.shift
+            return plain, averaged_over_views(forward, images, plain, mirror=mirror, shift=shift)
 
 
-def averaged_over_views(model: Callable[[Tensor], Tensor], images: Tensor, plain: Tensor, *, mirror: bool) -> Tensor:
-    """(N, C) logits of images (N, 3, H, W), averaged over three or six views where `plain` (N, C) is uncertain.
+def averaged_over_views(
+    model: Callable[[Tensor], Tensor], images: Tensor, plain: Tensor, *, mirror: bool, shift: bool
+) -> Tensor:
+    """(N, C) logits of images (N, 3, H, W), averaged over up to six views where `plain` (N, C) is uncertain.
 
-    The views are the image itself, the image moved diagonally by one pixel (up-left and down-right) and, if `mirror`,
-    the mirror image of each. The unmoved views count as much as the moved ones together (airbench, arXiv 2404.00498:
-    multi-crop).
+    The views are the image itself, if `shift` the image moved diagonally by one pixel (up-left and down-right), and if
+    `mirror` the mirror image of each. The unmoved views count as much as the moved ones together (airbench, arXiv
+    2404.00498: multi-crop).
 
     An image whose best two `plain` logits differ by SURE_MARGIN or more keeps its `plain` logits, since views rarely
     change such a prediction. This idea is from hiverge/cifar10-speedrun, which selects a share of the images instead;
@@ -155,8 +158,10 @@ def averaged_over_views(model: Callable[[Tensor], Tensor], images: Tensor, plain
         return (logits + model(view.flip(3))) / 2 if mirror else logits
 
     chosen = images[uncertain]
-    padded = F.pad(chosen, (1, 1, 1, 1), mode="reflect")
-    moved = (padded[:, :, :-2, :-2], padded[:, :, 2:, 2:])
-    up_left, down_right = (with_mirror_image(view, model(view).to(plain)) for view in moved)
-    views = with_mirror_image(chosen, plain[uncertain]) / 2 + (up_left + down_right) / 4
+    views = with_mirror_image(chosen, plain[uncertain])
+    if shift:
+        padded = F.pad(chosen, (1, 1, 1, 1), mode="reflect")
+        moved = (padded[:, :, :-2, :-2], padded[:, :, 2:, 2:])
+        up_left, down_right = (with_mirror_image(view, model(view).to(plain)) for view in moved)
+        views = views / 2 + (up_left + down_right) / 4
     return plain.index_copy(0, uncertain[:count], views[:count])

@@ -11,7 +11,7 @@ from data_prep.dataset import DatasetInfo
 from data_prep.errors import InputError, require, shell_path
 from data_prep.files import read_json, write_json
 from data_prep.json_fields import Fields, short_repr
-from ddp_trainer.config import DEFAULT_WIDTHS, NetworkConfig
+from ddp_trainer.config import DEFAULT_WIDTHS, NetworkConfig, TrainConfig
 from ddp_trainer.models import registry
 from ddp_trainer.models.custom_resnet import ACTIVATIONS
 from ddp_trainer.models.initial_weights import freeze
@@ -36,22 +36,24 @@ class ModelSpec:
     activation: str = "relu"
     architecture: str = registry.BUILT_IN  # as in --network
     flip: str = "random"  # --flip of the run; if it is "none", test-time augmentation must not mirror images either
+    shift: bool = True  # whether the run cropped at random positions; if not, neither does test-time augmentation
     temperature: float = 1.0  # logits are divided by it before softmax: see --calibrate
 
     @classmethod
-    def of(
-        cls, dataset: DatasetInfo, network: NetworkConfig, *, flip: str = "random", train_size: int | None = None
-    ) -> "ModelSpec":
+    def of(cls, dataset: DatasetInfo, config: TrainConfig) -> "ModelSpec":
+        network, augment, schedule = config.network, config.augment, config.schedule
+        small_crops = min(schedule.crop_sides(dataset.image_size)) < dataset.image_size
         return cls(
             classes=tuple(dataset.classes),
             mean=dataset.mean,
             std=dataset.std,
             image_size=dataset.image_size,
-            train_size=train_size,
+            train_size=schedule.train_size,
             widths=network.widths,
             activation=network.activation,
             architecture=network.network,
-            flip=flip,
+            flip=augment.flip,
+            shift=augment.crop == "random-resized" or augment.crop_padding > 0 or small_crops,
         )
 
     @property
@@ -83,6 +85,7 @@ class ModelSpec:
             activation=fields.text("activation", "relu"),
             architecture=fields.text("architecture", registry.BUILT_IN),
             flip=fields.text("flip", "random"),
+            shift=fields.flag("shift", True),
             temperature=fields.number("temperature") or 1.0,
         )
         coldest, hottest = TEMPERATURES

@@ -48,7 +48,7 @@ def narrow_trainer(
 ) -> Trainer:
     """Calls `build_trainer` with weights and images of type `dtype`."""
     dataset = read_dataset(config.data.data_dir)
-    spec, data = ModelSpec.of(dataset, config.network), build_data(config, runtime, dataset)
+    spec, data = ModelSpec.of(dataset, config), build_data(config, runtime, dataset)
     augmenter = Augmenter(config.augment, mean=spec.mean, std=spec.std, seed=config.runtime.seed, dtype=dtype)
     network = network or build_network(config.network, spec)
     data = replace(data, augmenter=augmenter)

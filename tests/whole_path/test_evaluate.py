@@ -3,7 +3,7 @@
 import json
 import shutil
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,25 +11,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from data_prep.beton import read_samples
 from data_prep.dataset import read_dataset, write_dataset
 from data_prep.loader import Batch
 from data_prep.sources.folder import FolderImages
 from data_prep.sources.synthetic import draw_synthetic
-from ddp_trainer.config import RuntimeConfig
-from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import Preempted
-from ddp_trainer.engine.evaluation import SURE_MARGIN, Evaluator, averaged_over_views
+from ddp_trainer.engine.evaluation import Evaluator
 from ddp_trainer.evaluate import main
-from ddp_trainer.models.custom_resnet import CustomResNet
 from ddp_trainer.models.spec import ModelSpec, build_model
 from ddp_trainer.tracking.predictions import read_predictions
 from ddp_trainer.train import main as train_main
 from tests.support.photos import save
-from tests.support.trainer import NARROW, fork, train
+from tests.support.trainer import fork
 
 
 def test_three_processes_count_every_image_once(smoke_run: Path) -> None:
@@ -127,87 +122,6 @@ def test_a_damaged_image_is_reported_in_one_line(
     assert main([str(smoke_run), "--data-dir", str(data), "--device", "cpu"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "test.beton: image 3 is damaged" in line
-
-
-def mean_of_views(model: nn.Module, image: Tensor, *, mirror: bool) -> Tensor:
-    """Returns the logits (classes,) of one image (C, H, W), averaged over views that are computed one by one."""
-    padded = F.pad(image[None], (1, 1, 1, 1), mode="reflect")[0]
-    height, width = image.shape[1:]
-    weights = {(1, 1): 0.5, (0, 0): 0.25, (2, 2): 0.25}
-    views = []
-    for (top, left), weight in weights.items():
-        view = padded[:, top : top + height, left : left + width]
-        copies = [view, view.flip(2)] if mirror else [view]
-        views += [weight / len(copies) * model(copy[None])[0] for copy in copies]
-    return torch.stack(views).sum(dim=0)
-
-
-@pytest.mark.parametrize("mirror", [True, False])
-@torch.no_grad()
-def test_only_uncertain_predictions_are_averaged_over_views(device: torch.device, mirror: bool) -> None:
-    torch.manual_seed(0)
-    model = CustomResNet(num_classes=3, widths=(8, 8, 16, 16)).double().eval().to(device)
-    images = torch.randn(12, 3, 32, 32, dtype=torch.float64).to(device)
-    plain = model(images)
-    best = plain.topk(2, dim=1).values
-    margins = best[:, 0] - best[:, 1]
-    # Half of the predictions are certain. No margin is so close to the threshold that rounding matters.
-    factor = SURE_MARGIN / margins.sort().values[5:7].mean()
-    model.head.weight *= factor
-    model.head.bias *= factor
-    sure = factor * margins >= SURE_MARGIN
-    assert sure.sum() == 6
-    expected = torch.stack([mean_of_views(model, image, mirror=mirror) for image in images])
-    expected[sure] = factor * plain[sure]
-    averaged = averaged_over_views(model, images, model(images), mirror=mirror)
-    torch.testing.assert_close(averaged, expected, rtol=0, atol=1e-9)
-
-
-class SideDetector(nn.Module):
-    """Classifies images by their brighter side, left or right. All predictions are uncertain."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(0.4))
-
-    def forward(self, images: Tensor) -> Tensor:
-        halves = images.mean(dim=(1, 2)).unflatten(1, (2, -1)).mean(dim=2)  # (N, left and right)
-        return self.scale * halves / halves.abs().max()
-
-
-@pytest.mark.parametrize(("flip", "accuracy"), [("none", 1.0), ("random", 0.5), ("alternating", 0.5)])
-def test_a_model_trained_without_flips_is_not_evaluated_on_mirrored_images(flip: str, accuracy: float) -> None:
-    """The classes differ only in which side is bright, so averaging with the mirrored image would give a tie."""
-    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
-    images[:2, :, :, :16] = images[2:, :, :, 16:] = 255
-    batch = Batch(images, torch.tensor([0, 0, 1, 1]), torch.arange(4))
-    loader = SimpleNamespace(batches=lambda plan: iter([batch]), batch_size=4)
-    spec = ModelSpec(classes=("left", "right"), mean=(0.5,) * 3, std=(0.5,) * 3, image_size=32, flip=flip)  # type: ignore[arg-type]
-    runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32"))
-    evaluation = Evaluator(loader, np.arange(4), spec, runtime).run(SideDetector(), tta=True)  # type: ignore[arg-type]
-    assert evaluation.correct == 4
-    assert evaluation.correct_tta == 4 * accuracy
-
-
-def test_only_the_center_of_each_image_is_evaluated() -> None:
-    """The class is the brighter side of the center crop. Outside the crop, the other side is brighter."""
-    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
-    images[:2, :, :, 16:] = images[2:, :, :, :16] = 255
-    center = images[:, :, 8:24, 8:24]
-    center.copy_(255 - center)
-    batch = Batch(images, torch.tensor([0, 0, 1, 1]), torch.arange(4))
-    loader = SimpleNamespace(batches=lambda plan: iter([batch]), batch_size=4)
-    spec = ModelSpec(classes=("left", "right"), mean=(0.5,) * 3, std=(0.5,) * 3, image_size=32)  # type: ignore[arg-type]
-    runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32"))
-    for train_size, correct in ((16, 4), (None, 0)):
-        chosen = replace(spec, train_size=train_size)
-        evaluation = Evaluator(loader, np.arange(4), chosen, runtime).run(SideDetector())  # type: ignore[arg-type]
-        assert evaluation.correct == correct
-
-
-def test_model_json_records_whether_the_run_mirrored_images(tiny_dir: Path, tmp_path: Path) -> None:
-    train("--data-dir", tiny_dir, "--out", tmp_path / "run", "--flip", "none", "--max-steps", "1", module=NARROW)
-    assert ModelSpec.read(tmp_path / "run" / "model.json").flip == "none"
 
 
 def test_request_to_stop_ends_the_evaluation_between_two_batches() -> None:

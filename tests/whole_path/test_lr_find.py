@@ -85,7 +85,7 @@ def narrow_trainer(data_dir: Path, *, not_finite_in: Container[int] = ()) -> Tra
         runtime=replace(recipe.runtime, device="cpu", precision="fp32"),
     )
     config, dataset = RangeTestConfig.of(recipe).as_train_config(), read_dataset(data_dir)
-    network, passes = build_network(config.network, ModelSpec.of(dataset, config.network)), itertools.count(1)
+    network, passes = build_network(config.network, ModelSpec.of(dataset, config)), itertools.count(1)
     network.register_forward_hook(lambda *called: called[2] * (math.nan if next(passes) in not_finite_in else 1.0))
     return build_trainer(config, Runtime(config.runtime, stop=StopRequest()), dataset, network=network)
 

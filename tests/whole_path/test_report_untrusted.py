@@ -14,7 +14,7 @@ from PIL import Image
 from data_prep.dataset import read_dataset
 from data_prep.errors import InputError
 from ddp_trainer import evaluate, export, model_card, predict
-from ddp_trainer.config import NetworkConfig
+from ddp_trainer.config import NetworkConfig, TrainConfig
 from ddp_trainer.models.spec import ModelSpec, build_model, load_model
 from ddp_trainer.report import __main__ as report
 from ddp_trainer.report.reproduce import reproduce_commands
@@ -36,7 +36,7 @@ def narrow_run(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     config |= {"data_dir": str(tiny_dir), "dataset": json.loads((tiny_dir / "dataset.json").read_text())}
     (run / "config.json").write_text(json.dumps(config))
     (run / "status.json").write_text('{"state": "done", "step": 30, "epoch": 3, "message": "fine"}')
-    spec = ModelSpec.of(dataset, NetworkConfig(widths=(2, 2, 4, 4)))
+    spec = ModelSpec.of(dataset, TrainConfig(network=NetworkConfig(widths=(2, 2, 4, 4))))
     write_model(run, build_model(spec).eval(), spec)
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(run / "image.png")
     return run
