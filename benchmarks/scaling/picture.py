@@ -28,6 +28,8 @@ def draw(axes: Mapping[str, Mapping[Shape, Mapping[str, Cost]]], path: Path) -> 
                 costs = [getattr(costs[part], kind) for costs in measured.values()]
                 panel.loglog(sizes, costs, marker="o", markersize=3, label=part)
             panel.grid(visible=True, color="0.9")
+        grid[1, column].set_xticks(sizes, [f"{size:,}" for size in sizes])
+        grid[1, column].minorticks_off()
         grid[1, column].set_xlabel(LABELS[axis])
     grid[0, 0].set_ylabel("seconds")
     grid[1, 0].set_ylabel("peak memory in MB")
