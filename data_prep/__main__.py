@@ -144,7 +144,7 @@ def _with_list(error: UnreadableImagesError, out: Path) -> InputError:
 
 
 def _check_out(out: Path) -> None:
-    """Raises InputError if `out` is not writable, before minutes are spent on reading."""
+    """Raises InputError if `out` is not writable. Called before the images are read, which can take minutes."""
     nearest = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir():
         raise InputError(f"--out {shell_path(out)}: {shell_path(nearest)} is not a folder; use another folder")

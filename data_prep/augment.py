@@ -110,8 +110,8 @@ class Augmenter:
         return batch_resized_crop(images, top, left, height, width, size=size)
 
     def _flip(self, images: Tensor, indices: Tensor, draws: Tensor, epoch: int | Tensor) -> Tensor:
-        """Mirrors images left to right: `random` each with probability 1/2; `alternating` a random half of them in even
-        epochs and the other half in odd epochs (airbench94, github.com/KellerJordan/cifar10-airbench)."""
+        """Mirrors images left to right. `random`: each with probability 1/2; `alternating`: a random half of them in
+        even epochs, the other half in odd epochs (airbench94, github.com/KellerJordan/cifar10-airbench)."""
         if self.config.flip == "none":
             return images
         if self.config.flip == "random":

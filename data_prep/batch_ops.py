@@ -136,7 +136,7 @@ def batch_mixup(images: Tensor, weights: Tensor) -> Tensor:
 def batch_cutmix(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) with the partner's pixels inside each rectangle, and the share (N,) of their own pixels.
 
-    Corners and sides of the rectangles are (N,); they are clipped at the borders. Yun et al., arXiv 1905.04899.
+    The rectangles, whose corners and sides are (N,), are clipped at the borders. Yun et al., arXiv 1905.04899.
     """
     _, channels, *size = images.shape
     swapped = _rectangle((size[0], size[1]), top, left, height, width, channels)
@@ -148,8 +148,8 @@ def batch_cutmix(images: Tensor, top: Tensor, left: Tensor, height: Tensor, widt
 def beta_quantiles(alpha: float, count: int = 1025) -> np.ndarray:
     """(count,) evenly spaced quantiles of Beta(alpha, alpha).
 
-    The density is integrated over a variable in which it has no poles. For alpha >= 1/2, this is the angle t with
-    x = sin(t)^2. For a smaller alpha, it is u = x^alpha from x = 0 to 1/2; the other half is the mirror image.
+    The density is integrated over a variable in which it has no poles. For alpha >= 1/2, the variable is the angle t
+    with x = sin(t)^2. For a smaller alpha, it is u = x^alpha from x = 0 to 1/2; the other half is the mirror image.
     """
     probabilities = np.linspace(0, 1, count)
     if alpha >= 0.5:

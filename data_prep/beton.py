@@ -7,7 +7,7 @@ before FFCV reads it.
 
 The sizes of the images in bytes determine everything in a file that our writer produces, except the images, labels and
 checksums themselves. The check compares everything else with what it must be, instead of judging which deviations are
-harmless. It takes milliseconds and does not import FFCV. In this module, "a checked file" is one that has passed it.
+harmless. It takes milliseconds and does not import FFCV. Below, "a checked file" is one that has passed this check.
 """
 
 import hashlib
@@ -146,7 +146,7 @@ def _find_problem(content: _Content, expected: Expected) -> str | None:
 def _sizes(content: _Content, expected: Expected) -> np.ndarray | None:
     """(N,) int64: size in bytes of each image, or None if images of these sizes do not fit into the file.
 
-    `expected` comes from dataset.json. Nothing is allocated until its count agrees with the length of this file.
+    `expected` comes from dataset.json. Nothing is allocated until its count is known to fit the length of this file.
     """
     count, size = expected.count, expected.image_size**2 * 3
     table = len(content) - count * ALLOCATION.itemsize

@@ -1,4 +1,4 @@
-"""Settings of the data of a run: which images are read, how, and which of them are evaluated."""
+"""Settings of the data of a run: which images are read, how they are read, and which are evaluated."""
 
 from dataclasses import dataclass
 from pathlib import Path

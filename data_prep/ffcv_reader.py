@@ -1,8 +1,8 @@
 """Reads raw images from a beton file through FFCV.
 
 This module works around problems of FFCV 1.0.2: its batches are views of a ring buffer, an exception in its thread
-leaves the reader waiting forever, and an iterator that is not exhausted leaks its thread. `ffcv_import`
-avoids further problems.
+leaves the reader waiting forever, and an iterator that is not exhausted leaks its thread. `ffcv_import` avoids
+further problems.
 """
 
 from collections.abc import Generator

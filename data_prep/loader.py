@@ -127,7 +127,7 @@ def _free_memory(device: torch.device) -> float:
 
 
 def _checked_order(index_batches: IndexBatches, count: int, batch_size: int | None = None) -> np.ndarray:
-    """All positions in one array, (K,) int64. Raises IndexError for wrong positions, ValueError for batch sizes."""
+    """All positions in one array, (K,) int64. Raises IndexError or ValueError for wrong positions or batch sizes."""
     filled = [np.asarray(indices, dtype=np.int64) for indices in index_batches if len(indices)]
     order = np.concatenate(filled) if filled else np.empty(0, dtype=np.int64)
     if len(order) and not (order.min() >= 0 and order.max() < count):
@@ -143,9 +143,9 @@ def _clone(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 class _PinnedCopies:
-    """Copies host tensors to the GPU through page-locked slots, on its own stream and without waiting for the GPU.
+    """Copies host tensors to the GPU through page-locked slots, on its own CUDA stream, without waiting for the GPU.
 
-    A slot is filled again only when its last copy is done. The training stream waits for the copy; the host does not.
+    A slot is filled again only when its last copy is done. The training stream waits for each copy; the host does not.
     """
 
     NUM_SLOTS = 3

@@ -1,7 +1,7 @@
 """Decides which samples each step and rank gets: one global order per epoch, sliced by rank.
 
 The images of a step depend on the seed and the epoch, never on the number of processes, so a run can be resumed with
-another number of processes, and runs with different numbers can be compared.
+another number of processes, and runs with different numbers of processes can be compared.
 """
 
 from typing import NamedTuple
@@ -84,7 +84,7 @@ def evaluation_batches(samples: np.ndarray, *, batch_size: int, rank: int, world
 
 
 def hold_out(labels: np.ndarray, *, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted positions of the images (kept, held out). `count` are held out, in proportion to the class sizes.
+    """Sorted positions of the images (kept, held out). `count` of them are held out, in proportion to the class sizes.
 
     Every class keeps at least one image to train on. Raises InputError if `count` is too large for that.
     """

@@ -38,7 +38,10 @@ def _mix_int(value: int) -> int:
 
 
 def random_bits(indices: Tensor, *, seed: int, epoch: int | Tensor, num_draws: int) -> Tensor:
-    """indices (N,) int64 -> (num_draws, N) int64 with 64 random bits each. `epoch`: of all samples, or of each."""
+    """indices (N,) int64 -> (num_draws, N) int64 with 64 random bits each.
+
+    `epoch` is one number for all samples, or a tensor (N,) with one for each sample.
+    """
     if isinstance(epoch, Tensor):
         key = _mix((epoch + 1) * _signed(_GOLDEN) + _signed(_mix_int(seed + _GOLDEN)))
     else:

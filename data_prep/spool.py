@@ -47,7 +47,7 @@ class SpoolWriter:
 
 @contextmanager
 def open_spool(folder: Path, name: str, encoding: str) -> Iterator[SpoolWriter]:
-    """A writer of NAME.images and NAME.records in `folder`. At the end, NAME.json is written, which describes them."""
+    """A writer of NAME.images and NAME.records in `folder`. At the end, NAME.json is written, which describes both."""
     with open(folder / f"{name}.images", "wb") as images, open(folder / f"{name}.records", "wb") as records:
         writer = SpoolWriter(images, records)
         yield writer

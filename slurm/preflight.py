@@ -20,7 +20,7 @@ from ddp_trainer.run.directory import refuse_present_run
 
 
 def check(argv: Sequence[str]) -> tuple[TrainConfig, int]:
-    """The configuration and the number of processes per node. Raises InputError."""
+    """The configuration and the number of processes per node. Raises InputError if the job cannot run."""
     config = parse_command_line(argv, RECIPES, prog="slurm/train.sh", description="")
     processes = cpu_processes() if config.runtime.device == "cpu" else usable_gpus()
     try:
@@ -34,7 +34,7 @@ def check(argv: Sequence[str]) -> tuple[TrainConfig, int]:
 
 
 def cpu_processes() -> int:
-    """DDP_PROCESSES_PER_NODE. Raises InputError."""
+    """The number in DDP_PROCESSES_PER_NODE (default: 1). Raises InputError unless it is a positive integer."""
     requested = os.environ.get("DDP_PROCESSES_PER_NODE", "1")
     is_number = requested.isascii() and requested.isdecimal()
     require(
@@ -64,7 +64,7 @@ def usable_gpus() -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status. 0: the job can start; 2: the input is wrong."""
+    """Runs the check. Exit status: 0 if the job can start, 2 on wrong input."""
 
     def work() -> None:
         with contextlib.redirect_stdout(sys.stderr):  # the job script must not read the output of --help

@@ -30,7 +30,7 @@ def _unusable(data_dir: Path, problem: str) -> InputError:
 
 
 def main() -> int:
-    """Exit status. 0: copied and checked; 2: the dataset or the folder cannot be used."""
+    """Copies and verifies. Exit status: 0 on success, 2 if the dataset or the folder cannot be used."""
 
     def work() -> None:
         require(len(sys.argv) == 3, "usage: python -m slurm.stage DATA_DIR COPY")

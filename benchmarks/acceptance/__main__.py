@@ -38,7 +38,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     now = time.strftime("%Y%m%d-%H%M%S")
     add("--out", type=Path, default=Path(f"benchmarks/results/gpu-{now}"), help="folder for figures and logs")
     add("--work", type=Path, default=Path(f"runs/acceptance-{now}"), help="folder for data and runs")
-    add("--seconds", type=float, default=SECONDS, help="time limit for all stages together")
+    add("--seconds", type=float, default=SECONDS, help="time limit for all stages together, in seconds")
     add("--rehearse", action="store_true", help="run every stage in its smallest form, on the CPU")
     return parser.parse_args(argv)
 

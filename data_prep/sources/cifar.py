@@ -27,7 +27,7 @@ from data_prep.sources.array_pickle import read_arrays
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
 
-TIMEOUT_SECONDS = 20.0  # without an answer from the server
+TIMEOUT_SECONDS = 20.0  # time to wait for an answer from the server
 CHUNK_BYTES = 2**18
 MAX_ARCHIVE_BYTES = 2**28  # each archive is about 170 MB
 SHA256 = {  # md5 of an archive, as torchvision lists it -> its sha256

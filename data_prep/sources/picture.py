@@ -1,6 +1,6 @@
 """Turns an image file into square RGB pixels, with bounded memory and a limit on the number of pixels.
 
-A file is rejected only if its pixels cannot be read; damaged metadata is ignored.
+Damaged metadata is ignored if the pixels can be read.
 """
 
 import io
@@ -59,10 +59,10 @@ def read_image(path: Path, size: int) -> np.ndarray:
 
 
 def read_picture(path: Path, size: int) -> Picture:
-    """Reads the center square of one image file at `size` x `size`.
+    """Reads the center square of one image file, resized to `size` x `size` pixels.
 
     The picture is turned upright according to its EXIF orientation, and resized with an antialiasing filter.
-    Transparent pixels are laid over white, 16-bit values are scaled to 8 bits, and gray, palette and CMYK images
+    Transparent images are laid over white, 16-bit values are scaled to 8 bits, and gray, palette and CMYK images
     become RGB. Raises ValueError or OSError, and for damaged files whatever else the decoder raises.
     """
     with reading(path), open_regular(path) as file:
