@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     import torch
 
-# A shell starts background jobs with SIGINT ignored. This process and all processes that it starts would inherit that.
+# A shell starts background jobs with SIGINT ignored. This process and its child processes would inherit this setting.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Many processes share the cores: one thread each, unless the caller sets another number, and waiting threads must not
 # spin. This must be set before torch is imported.
@@ -75,7 +75,7 @@ def jpeg_cifar_dir() -> Path:
     """The folder of real CIFAR-10 images as JPEG files. The test is skipped if the machine does not have them."""
     root = os.environ.get("CIFAR10_JPEG_ROOT")
     if not root:
-        pytest.skip("CIFAR10_JPEG_ROOT names no folder of real images")
+        pytest.skip("CIFAR10_JPEG_ROOT, the folder of real images, is not set")
     return Path(root)
 
 

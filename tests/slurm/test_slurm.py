@@ -141,7 +141,7 @@ def uninterrupted(cluster: Cluster, checkout: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def staged(cluster: Cluster, checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    """A job of one process that waits for its data, copies it to its node, and is preempted without grace time."""
+    """A job that copies its data to its node and is preempted without grace time, the job of its data, and the disk."""
     disk, data = tmp_path_factory.mktemp("disk of the node"), checkout / "data" / "from prep"
     counts = ("--train-count", str(NUM_TRAIN), "--test-count", str(NUM_TEST), "--seed", str(DATA_SEED))
     source = ("--source", "synthetic", *counts)
@@ -237,7 +237,7 @@ def test_an_interrupted_job_has_the_results_of_an_uninterrupted_one(
     stops = fate.result(timeout=400)
     assert job.state == "COMPLETED", job.log
     assert job.restarts == 2
-    # The step that is being saved, the current step, and the step in which the ranks agree to stop.
+    # At most three more steps: the one being saved, the current one, and the one in which the ranks agree to stop.
     assert all(1 <= saved - frozen <= 3 for frozen, saved in stops), stops
     out = run_of(checkout, job)
     assert filecmp.cmp(out / "model.safetensors", uninterrupted / "model.safetensors", shallow=False)

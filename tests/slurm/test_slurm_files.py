@@ -147,7 +147,7 @@ def test_the_content_of_the_attempts_file_is_not_evaluated(content: str, tmp_pat
     )
     assert "error: the run failed" in done.stderr, done.stderr
     assert not (folder / "PWNED").exists()
-    assert (folder / "out" / "attempts").read_text() == ",1\n", "this attempt started where the previous one did"
+    assert (folder / "out" / "attempts").read_text() == ",1\n", "the attempt counts as one without progress"
 
 
 def test_the_arguments_of_a_listed_run_reach_the_trainer_unchanged(
@@ -196,7 +196,8 @@ def test_a_batch_that_the_nodes_cannot_share_evenly_is_refused(
     assert dict(os.environ) == before
 
 
-def test_the_job_script_does_not_take_the_help_text_for_its_input() -> None:
+def test_preflight_prints_its_help_to_stderr() -> None:
+    """The job script reads the standard output of preflight.py."""
     finished = run("slurm.preflight", "smoke", "--help")
     assert "--batch-size" in finished.stderr
     assert finished.stdout == ""

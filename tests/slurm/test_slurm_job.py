@@ -1,4 +1,4 @@
-"""Tests slurm/train.sh on a real SLURM with declared GPUs and a fake launcher.
+"""Tests slurm/train.sh on a real SLURM, with a fake launcher and GPUs that exist only in SLURM's configuration.
 
 The launcher records how it was called and writes the status.json that the test needs, so a job takes seconds.
 """
@@ -168,7 +168,7 @@ def test_a_failed_run_is_not_requeued(requeued: dict[str, Job], name: str, state
     assert f"error: the run failed (state: {state}" in job.log
 
 
-def test_a_signal_before_the_first_step_ends_the_attempt(requeued: dict[str, Job]) -> None:
+def test_a_job_that_gets_a_signal_before_the_first_step_is_requeued(requeued: dict[str, Job]) -> None:
     job = requeued["starts"]
     assert job.end() == "COMPLETED", job.log
     assert job.restarts == 1
@@ -189,7 +189,7 @@ def test_each_task_of_an_array_requeues_only_itself(requeued: object, desk: Desk
         wait_until(lambda task=task: task.restarts == 1 and task.state == "COMPLETED", lambda task=task: task.log)
 
 
-def test_a_task_of_a_sweep_gets_the_arguments_of_its_line_and_further_ones(requeued: object, desk: Desk) -> None:
+def test_a_sweep_task_gets_the_arguments_in_its_line_and_then_those_of_the_script(requeued: object, desk: Desk) -> None:
     (desk.folder / "runs.txt").write_text("smoke --seed 1 --out a\nsmoke --seed 2 --out 'runs/it'\"'\"'s $(odd) *'\n")
     job = desk.submit("--array=2", arguments=("--sweep", "runs.txt", "--resume"), ENDS_AS="done")
     assert job.end() == "COMPLETED", job.log
@@ -197,7 +197,7 @@ def test_a_task_of_a_sweep_gets_the_arguments_of_its_line_and_further_ones(reque
 
 
 @pytest.mark.parametrize(("task", "file", "message"), [("3", "runs.txt", "has no line 3"), ("1", "no.txt", "no.txt")])
-def test_a_task_without_a_line_fails_with_one_line(
+def test_a_sweep_task_without_a_line_or_a_file_fails_with_an_error(
     requeued: object, desk: Desk, task: str, file: str, message: str
 ) -> None:
     (desk.folder / "runs.txt").write_text("smoke\nsmoke\n")

@@ -1,7 +1,7 @@
 """Injects faults many times: kills, signals, damaged files and broken ranks. `python -m tests.soak [--kills N ...]`
 
 Prints a table with a row for each kind of fault: how often it was tried, and how often the promise was broken ("lost").
-The exit status is 1 if any promise was broken. `make soak` runs all of it, `make test` a short form.
+The exit status is 1 if any promise was broken. `make soak` runs all parts, and `make test` a short form of them.
 """
 
 import argparse
@@ -43,17 +43,21 @@ def parse() -> argparse.Namespace:
         "--signals",
         type=int,
         default=10,
-        help="number of signals to a single process, and as many to one of two and to one of four processes",
+        help="number of signals for each number of processes",
     )
     parser.add_argument("--launched", type=int, default=6, help="number of signals to real launchers")
     parser.add_argument(
         "--damages", type=int, default=210, help="number of damaged checkpoints, and of damaged datasets"
     )
     parser.add_argument("--mutations", type=int, default=20_000, help="number of mutations of a beton file")
-    parser.add_argument("--ranks", type=int, default=2, help="how often a rank is killed, frozen and made to raise")
+    parser.add_argument(
+        "--ranks", type=int, default=2, help="how often a rank is killed, frozen, and made to raise an error"
+    )
     parser.add_argument("--world-sizes", type=int, nargs="*", default=[1, 2, 3, 4, 7])
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device of runs that get killed")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="device of the runs that are killed or signaled"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--result", type=Path, help="write the table here as JSON")
     return parser.parse_args()

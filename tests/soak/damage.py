@@ -64,7 +64,7 @@ def damaged_checkpoints(real: Path, cases: int, rng: random.Random) -> Outcome:
     from ddp_trainer.run.checkpoint import list_checkpoints, newest_good_checkpoint
     from ddp_trainer.run.resume import REQUIRED
 
-    outcome = Outcome("newest checkpoint damaged", promise="detected, named, the previous one used")
+    outcome = Outcome("newest checkpoint damaged", promise="detected and named; the previous checkpoint is used")
     newest, previous = list_checkpoints(real)[:2]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "checkpoints"
@@ -87,7 +87,7 @@ def damaged_datasets(real: Path, cases: int, rng: random.Random) -> Outcome:
     from data_prep.dataset import read_dataset, verify_dataset
     from data_prep.errors import InputError
 
-    outcome = Outcome("beton or dataset.json damaged", promise="refused in one line, no crash")
+    outcome = Outcome("beton or dataset.json damaged", promise="refused with one line, without a crash")
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(cases):
             name = ("train.beton", "test.beton", "dataset.json")[number % 3]
@@ -102,7 +102,7 @@ def damaged_datasets(real: Path, cases: int, rng: random.Random) -> Outcome:
             except InputError as error:
                 said = str(error)
             except BaseException as error:
-                said = f"accepted by accident: {error!r}"
+                said = f"crashed: {error!r}"
             harmless = name == "dataset.json" and said == "accepted" and _same_meaning(folder, real)
             outcome.count(harmless or (str(folder) in said and "\n" not in said), f"{name} {damage}: {said}")
     return outcome

@@ -158,13 +158,13 @@ def _restore(path: Path, patches: list[Patch], length: int, content: bytes) -> N
 def fuzzed_betons(folder: Path, cases: int, seed: int) -> Outcome:
     """Runs `fuzz_betons` and returns its row in the table of the soak tests."""
     result = fuzz_betons(folder, cases, seed)
-    outcome = Outcome("beton mutated", promise="refused, or reads back the same images")
+    outcome = Outcome("beton mutated", promise="refused, or the same images are read back")
     outcome.tried, outcome.losses = result.tried, result.stories
     outcome.notes = {
         **result.counts,
         "crashes": result.crashes,
         "hangs": result.hangs,
-        "MiB of memory at most": result.peak_mebibytes,
+        "MiB of peak memory": result.peak_mebibytes,
     }
     outcome.seconds = time.monotonic() - outcome.started
     return outcome

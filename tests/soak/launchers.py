@@ -19,8 +19,8 @@ from tests.support.trainer import NARROW, REPOSITORY, SEVERAL
 
 ALONE = ("--num_machines", "1", "--num_processes", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--cpu")
 LAUNCHERS = {
-    "accelerate launch of one": ("accelerate.commands.launch", *ALONE, "-m"),
-    "accelerate launch of two": ("accelerate.commands.launch", *SEVERAL, "--num_processes", "2", "-m"),
+    "accelerate launch with one process": ("accelerate.commands.launch", *ALONE, "-m"),
+    "accelerate launch with two processes": ("accelerate.commands.launch", *SEVERAL, "--num_processes", "2", "-m"),
     "torchrun": ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"),
 }
 
@@ -68,7 +68,9 @@ def workers(out: Path) -> list[int]:
 
 
 def signalled_launchers(data: Path, folder: Path, times: int, rng: random.Random) -> Outcome:
-    outcome = Outcome("a stop signal to a launcher or its worker", promise="saved, all processes gone in 30 s")
+    outcome = Outcome(
+        "a stop signal to a launcher or its worker", promise="a checkpoint is saved, and all processes end within 30 s"
+    )
     names = list(LAUNCHERS)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for number in range(times):
@@ -93,7 +95,7 @@ def signal_launcher(launcher: str, data: Path, out: Path, rng: random.Random, ou
         outcome.took(time.monotonic() - started)
         status = json.loads((out / "status.json").read_text())
         if not gone or status["state"] not in ("preempted", "done"):
-            return f"{number.name} to {target} of {launcher}: gone {gone}, {status}\n{_tail(out)}"
+            return f"{number.name} to {target} of {launcher}: all processes ended: {gone}, {status}\n{_tail(out)}"
         return saved_at_the_end(out)
     finally:
         for pid in [*workers(out), process.pid]:

@@ -1,4 +1,4 @@
-"""Starts trainer processes within a second, by forking this process, which has imported but not computed anything.
+"""Starts trainer processes within a second by forking this process, which has already imported everything.
 
 A forked process has its own session, log file and environment, and runs the real `main`.
 """

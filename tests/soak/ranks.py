@@ -1,4 +1,7 @@
-"""Kills or freezes one of two ranks, or makes it raise: all processes must end in time. Also tests exact evaluation."""
+"""Kills or freezes one of two ranks, or makes it raise an error: all processes must end in time.
+
+Also tests exact evaluation.
+"""
 
 import json
 import random
@@ -22,7 +25,7 @@ def broken_ranks(data: Path, folder: Path, times: int, rng: random.Random) -> li
 
 
 def _broken(fault: str, data: Path, folder: Path, times: int, rng: random.Random) -> Outcome:
-    promise = f"all gone within {PROMISED[fault]:.0f} s, exit status not 0"
+    promise = f"all processes end within {PROMISED[fault]:.0f} s, with an exit status other than 0"
     outcome = Outcome(f"one of two ranks {'is ' if fault != 'raises' else ''}{fault}", promise=promise)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for number in range(times):
@@ -47,14 +50,16 @@ def exact_counts(data: Path, folder: Path, world_sizes: Sequence[int]) -> Outcom
     """Evaluates 40 test images with each number of ranks; 40 is not a multiple of 3 or 7."""
     outcome = Outcome(
         "evaluation at 1, 2, 3, 4 and 7 ranks",
-        promise="each test image counted once, the same result everywhere",
+        promise="each test image is counted once",
     )
     for size in world_sizes:
         out = folder / f"counted-{size}"
         steps = ("--max-steps", "1", "--batch-size", "84", "--peak-lr", "1e-9")
         codes = Job(("--data-dir", data, "--out", out, *steps), folder / f"counted-{size}.log", processes=size).wait()
         if codes != [0] * size:
-            outcome.count(False, f"{size} ranks: exit {codes}: {(folder / f'counted-{size}.log').read_text()[-2000:]}")
+            outcome.count(
+                False, f"{size} ranks: exit statuses {codes}: {(folder / f'counted-{size}.log').read_text()[-2000:]}"
+            )
             continue
         summary = json.loads((out / "summary.json").read_text())
         good = summary["test_total"] == 40 and summary["test_accuracy"] == summary["test_correct"] / 40

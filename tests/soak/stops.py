@@ -32,7 +32,7 @@ PLAN = (
     "24",
 )
 STOPS_PER_RUN = 5
-TOO_LATE = "after its end"
+TOO_LATE = "after the end of the run"
 VOLATILE = {"seconds", "images_per_second", "train_seconds", "epoch_seconds"}
 
 
@@ -95,14 +95,17 @@ Interruption = Callable[[Scene, Path, random.Random, Outcome], tuple[str, str]]
 def killed_runs(scene: Scene, kills: int, rng: random.Random) -> Outcome:
     """Sends SIGKILL to all ranks or to one, about every third time while a checkpoint is being written."""
     size = "one process" if scene.processes == 1 else f"{scene.processes} processes"
-    outcome = Outcome(f"SIGKILL, {size}", promise="resumed, the result is bit-identical")
+    outcome = Outcome(f"SIGKILL, {size}", promise="the resumed run equals the uninterrupted run")
     return _interrupted_runs(scene, _kill, kills, rng, outcome)
 
 
 def signalled_runs(scene: Scene, signals: int, rng: random.Random) -> Outcome:
     """Sends each stop signal in turn to one rank."""
     size = "the process" if scene.processes == 1 else f"one of {scene.processes} ranks"
-    outcome = Outcome(f"a stop signal to {size}", promise="saved, all gone in 30 s, the result is bit-identical")
+    outcome = Outcome(
+        f"a stop signal to {size}",
+        promise="a checkpoint is saved, all processes end within 30 s, the resumed run equals the uninterrupted run",
+    )
     return _interrupted_runs(scene, _signal, signals, rng, outcome)
 
 
@@ -121,7 +124,7 @@ def _interrupted_runs(
             while len(stories) < wanted and (not stories or stories[-1][0] != TOO_LATE):
                 stories.append(interrupt(scene, out, rng, outcome))
             codes = scene.start(out).wait()
-            lost = scene.differences(out) if codes == [0] * scene.processes else [f"exit {codes}"]
+            lost = scene.differences(out) if codes == [0] * scene.processes else [f"exit statuses {codes}"]
             log = scene.log(out).read_text()[-2000:] if lost else ""
             for story, problem in stories:
                 if story != TOO_LATE or lost or problem:
@@ -173,7 +176,7 @@ def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tu
     outcome.note(number.name)
     state = json.loads((out / "status.json").read_text())["state"]
     if codes != [0] * scene.processes:
-        return number.name, f"exit {codes}: {scene.log(out).read_text()[-2000:]}"
+        return number.name, f"exit statuses {codes}: {scene.log(out).read_text()[-2000:]}"
     if state == "preempted":
         outcome.note("preempted")
         return number.name, saved_at_the_end(out)
@@ -187,4 +190,4 @@ def saved_at_the_end(out: Path) -> str:
     step = json.loads((out / "status.json").read_text())["step"]
     newest = list_checkpoints(out / "checkpoints")[:1]
     saved = read_checkpoint(newest[0])["step"] if newest else None
-    return "" if saved == step or (step == 0 and saved is None) else f"stopped at step {step}, but saved is {saved}"
+    return "" if saved == step or (step == 0 and saved is None) else f"stopped at step {step}, but saved step {saved}"

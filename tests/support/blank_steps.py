@@ -25,11 +25,11 @@ def _step_on_meta(*arguments: Any, **options: Any) -> None:
     values = [*arguments, *options.values()]
     tensors = [one for value in values for one in (value if isinstance(value, list) else [value])]
     if {tensor.device.type for tensor in tensors if isinstance(tensor, Tensor)} != {"meta"}:
-        raise RuntimeError("tensors of a fused step are on two devices")
+        raise RuntimeError("the tensors of a fused step are on different devices")
 
 
 _META = torch.library.Library("aten", "IMPL", "Meta")
-for _name in ("_fused_sgd_", "_fused_sgd_.tensor_lr", "_fused_adamw_.tensor_lr"):  # torch lacks them
+for _name in ("_fused_sgd_", "_fused_sgd_.tensor_lr", "_fused_adamw_.tensor_lr"):  # torch has no meta kernels for these
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{_name}", "Meta"):
         _META.impl(_name, _step_on_meta)
 
@@ -38,7 +38,7 @@ class MetaRuntime(Runtime):
     """A single-process runtime on the meta device, whose tensors have shapes but no values.
 
     Anything that would wait for a GPU raises an error here, because there is no value to wait for. So does an operation
-    on tensors of two devices.
+    on tensors of different devices.
     """
 
     def __init__(self, config: RuntimeConfig, **options: Any) -> None:
@@ -46,7 +46,7 @@ class MetaRuntime(Runtime):
         self.device = torch.device("meta")
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        optimizer._need_device_dtype_check_for_fused = False  # type: ignore[attr-defined]  # it does not know "meta"
+        optimizer._need_device_dtype_check_for_fused = False  # type: ignore[attr-defined]  # it rejects "meta"
         return model, optimizer
 
     def backward(self, loss: Tensor) -> None:

@@ -1,7 +1,7 @@
 """Runs programs of this project in forked processes, which start in one second instead of nine.
 
-They are forked from a server process that has already imported everything. Several ranks have the environment that a
-launcher would give them. Tests of how a process starts or is launched start new interpreters instead.
+They are forked from a server process that has already imported everything. With several ranks, each process has the
+environment variables that a launcher would set. Tests of how a process starts use new interpreters instead.
 """
 
 import importlib
@@ -15,16 +15,16 @@ from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.support.workers.preloaded"])
-GRACE_SECONDS = 30.0  # how long the other ranks may run on after one has failed
+GRACE_SECONDS = 30.0  # how long the other ranks may keep running after one has failed
 
 
 def run(
     program: str, arguments: Sequence[str], folder: Path, *, env: Mapping[str, str], processes: int, timeout: float
 ) -> int | None:
-    """Runs `program`, MODULE:FUNCTION, in each process, and returns the first exit status that is not 0.
+    """Runs `program` (MODULE:FUNCTION) in each process. Returns the first exit status that is not 0, or else 0.
 
-    It is None if a process had to be killed after `timeout` seconds. The output of all processes goes to the files
-    stdout and stderr in `folder`. As under a launcher, all ranks are ended if one of them fails.
+    The result is None if a process had to be killed after `timeout` seconds. The output of all processes goes to the
+    files stdout and stderr in `folder`. As under a launcher, all ranks are ended if one of them fails.
     """
     port = free_port()
     ranks = [{} if processes == 1 else rank_environment(rank, processes, port) for rank in range(processes)]

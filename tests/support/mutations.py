@@ -42,7 +42,7 @@ def _remove(content: str, rng: random.Random) -> str:
 
 
 def _nest(content: str, rng: random.Random) -> str:
-    """Replaces a value by nested lists, sometimes more deeply nested than a parser can recurse."""
+    """Replaces a value with nested lists, sometimes nested too deeply for a recursive parser."""
     depth = rng.choice([40, 100_000])
     return _edit(content, rng, lambda holder, key: holder.__setitem__(key, "NESTED")).replace(
         '"NESTED"', "[" * depth + "]" * depth

@@ -11,7 +11,7 @@ from data_prep.errors import InputError
 from data_prep.sources import Split
 from data_prep.sources.folder import FolderImages
 
-BAD_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x20\0\x12\x01\x03\0\x01\0\0\0"  # 32 entries, of which there are none
+BAD_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x20\0\x12\x01\x03\0\x01\0\0\0"  # claims 32 entries, but contains none
 
 
 def save(path: Path, image: Image.Image, **options: Any) -> Path:
@@ -21,7 +21,7 @@ def save(path: Path, image: Image.Image, **options: Any) -> Path:
 
 
 def damaged_tiff(path: Path) -> Path:
-    """Writes a compressed file about which libtiff prints a line."""
+    """Writes a damaged TIFF file, for which libtiff prints a message."""
     pixels = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
     content = bytearray(save(path, Image.fromarray(pixels), compression="tiff_lzw").read_bytes())
     content[200:260] = bytes(byte ^ 0x5A for byte in content[200:260])
@@ -40,7 +40,7 @@ def draw_photos(root: Path) -> Path:
 
 
 class Loaded(NamedTuple):
-    """All images of a folder, and the findings of reading them."""
+    """All images of a folder, and what was found while they were read."""
 
     classes: tuple[str, ...]
     train: Split
@@ -50,7 +50,7 @@ class Loaded(NamedTuple):
 
 
 def load_folder(root: Path, **options: Any) -> Loaded:
-    """Reads a folder as the command does, but keeps all images in memory."""
+    """Reads a folder as `data_prep` does, but keeps all images in memory."""
     source = FolderImages(root, **options)
     train, test = ([*source.chunks(name)] for name in ("train", "test"))
     findings = source.findings()

@@ -31,5 +31,5 @@ def wait_until(
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {seconds:.0f} s: {what if isinstance(what, str) else what()}")
+            raise TimeoutError(f"timed out after {seconds:.0f} s: {what if isinstance(what, str) else what()}")
         time.sleep(pause)

@@ -25,8 +25,8 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "squ
 PATH = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin"
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
 NUM_NODES, NUM_GPUS = 5, 8
-# Jobs in `main` (two nodes) are never preempted. On the other nodes, a job in `urgent` preempts the running jobs. Those
-# in `graceful` have a minute to end. Those in `abrupt` are requeued immediately and killed after KillWait seconds.
+# Jobs in `main` (two nodes) are never preempted. On the other nodes, a job in `urgent` preempts the running jobs. Jobs
+# in `graceful` then have a minute to end. Jobs in `abrupt` are requeued immediately and killed after KillWait seconds.
 PARTITIONS = """
 PartitionName=main Nodes=127.0.0.[1-2] Default=YES PriorityTier=1 PreemptMode=OFF
 PartitionName=graceful Nodes=127.0.0.[3-4] PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
@@ -184,7 +184,7 @@ class Cluster:
             (folder / f"gpu{number}").symlink_to("/dev/null")
         gpus = f"NodeName=127.0.0.[1-{NUM_NODES}] Name=gpu File={folder}/gpu[0-{NUM_GPUS - 1}]\n"
         (folder / "gres.conf").write_text(gpus)
-        # slurmd loads a cgroup plugin in any case; v1 with an empty mount point starts everywhere.
+        # slurmd loads a cgroup plugin in any case; v1 with an empty mount point works everywhere.
         (folder / "cgroup.conf").write_text(f"CgroupPlugin=cgroup/v1\nCgroupMountpoint={folder}/cgroup\n")
 
     def start(self) -> None:

@@ -40,7 +40,7 @@ class Finished(NamedTuple):
     stderr: str
 
 
-SECRET = "of-the-environment-and-not-to-be-recorded"
+SECRET = "environment-value-that-must-not-be-recorded"
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -75,7 +75,7 @@ def run(module: str, *arguments: str | Path, processes: int = 1, timeout: float 
     except subprocess.TimeoutExpired:
         process.kill()
         stdout, stderr = process.communicate()
-        pytest.fail(f"{module} did not end in {timeout} s:\n{stdout}\n{stderr}")
+        pytest.fail(f"{module} did not end within {timeout} s:\n{stdout}\n{stderr}")
     return Finished(process.returncode, stdout, stderr)
 
 
@@ -88,14 +88,14 @@ def train(*arguments: str | Path, module: str = "ddp_trainer.train", processes: 
 
 
 def fork(*arguments: str | Path, program: str = f"{NARROW}:narrow_main", processes: int = 1) -> Finished:
-    """Runs the narrow trainer, or another `program`, MODULE:FUNCTION, in forked processes, which start quickly."""
+    """Runs `program` (MODULE:FUNCTION, default: the narrow trainer) in forked processes, which start quickly."""
     with tempfile.TemporaryDirectory() as folder:
         code = forked.run(
             program, [*map(str, arguments)], Path(folder), env=environment(), processes=processes, timeout=240
         )
         stdout, stderr = ((Path(folder) / name).read_text() for name in ("stdout", "stderr"))
     if code is None:
-        pytest.fail(f"{program} did not end in 240 s:\n{stdout}\n{stderr}")
+        pytest.fail(f"{program} did not end within 240 s:\n{stdout}\n{stderr}")
     return Finished(code, stdout, stderr)
 
 

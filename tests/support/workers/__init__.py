@@ -1,1 +1,1 @@
-"""Programs that tests start as processes, most of them with the real launcher."""
+"""Programs that tests run in processes of their own."""

@@ -123,8 +123,8 @@ def main(data_dir: Path) -> None:
 
 
 def ranks(data_dir: Path) -> None:
-    """Several ranks, without and with synchronized BatchNorm."""
-    # Disabled, because DDP compares the shapes of all ranks' parameters on the device, and that computes nothing.
+    """Trains with several ranks, without and with synchronized BatchNorm."""
+    # Disabled, because DDP compares the shapes of all ranks' parameters on the device, which computes nothing here.
     ddp._verify_param_shape_across_processes = lambda *_: True  # type: ignore[attr-defined]
     for name, config in RANKS.items():
         trainer = Steps(data_dir).trainer(config)

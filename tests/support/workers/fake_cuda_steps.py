@@ -39,7 +39,7 @@ class Steps:
         return build_trainer(config, runtime, self.dataset)
 
     def calls(self, config: TrainConfig) -> Calls:
-        """The calls of one step on whole images without a CUDA graph, after WARM_STEPS others."""
+        """The calls of one step on whole images without a CUDA graph, after WARM_STEPS other steps."""
         config = changed(config, {"runtime": {"graph": "off"}})
         trainer, epoch = self.trainer(config), config.schedule.epochs - 1
         batch = first_batch(trainer)

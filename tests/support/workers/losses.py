@@ -1,6 +1,6 @@
 """Writes the loss of the global batch at each step. Arguments: DATA_DIR OUT NAME=STEPS ...
 
-A name is a type of numbers, or `balanced`: float64 with mixed images of balanced classes, which have unequal sizes.
+NAME is float32, float64 or balanced. `balanced` uses float64, mixup and --balance batches on classes of unequal size.
 BatchNorm is synchronized. The network is narrow, so that float64 on a CPU takes only seconds.
 """
 

@@ -1,6 +1,6 @@
 """Imports and compiles everything that a trainer needs, which takes seven seconds, before trainers are forked.
 
-It must not compute anything with torch, because a pool of threads would not survive the fork.
+It must not compute anything with torch, because torch's threads would not survive the fork.
 """
 
 import tempfile
