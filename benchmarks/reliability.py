@@ -1,14 +1,15 @@
-"""Measures the time that checkpoints, the agreement on a stop, and the guard against NaN add to the training loop.
+"""Measures how much time the training loop loses to checkpoints, to the agreement on a stop, and to the NaN guard.
 
     {python | accelerate launch ...} -m benchmarks.reliability [--data-dir DIR] [--batch-size N] [--rounds N]
                                                                [--result FILE]
 
 save:   the time for which `Trainer.save` blocks the loop to copy the state, and the time until the background thread
         has written the checkpoint to the disk.
-stop:   the time of `announce` and `agreed`, one directly after the other. In the training loop, a step runs between the
-        two calls and hides part of that time, so the result is an upper bound. It matters only with several
-        processes.
-guard:  the time that the guard adds to a step without forward and backward, compared with a guard that checks nothing.
+stop:   the time in which the ranks agree whether to stop: `runtime.stop.announce` starts the exchange, and
+        `runtime.stop.agreed` waits for its result. In the training loop, a step runs between the two calls and hides
+        part of that time, so the result is an upper bound. It matters only with several processes.
+guard:  how much longer an optimizer step takes with the guard than with `PlainGuard`, which checks nothing. The
+        gradients are zeros, so no forward or backward pass is needed.
 
 The results are medians over rounds, in milliseconds. The time of a whole step is printed for comparison.
 """

@@ -68,8 +68,8 @@ def sync_folder(folder: Path) -> None:
 
 def open_regular(path: Path) -> BufferedReader:
     """Opens a regular file. Raises OSError for anything else: reading a pipe may block, and a device may never end."""
-    # The path is checked before it is opened, too, because opening a device can have side effects. O_NONBLOCK is needed
-    # because the file may be replaced by a pipe in between.
+    # The path is checked before it is opened, because opening a device can have side effects, and again afterwards,
+    # because the file may have been replaced. O_NONBLOCK: if a pipe has replaced it, opening must not block.
     _require_regular(os.stat(path), path)
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     try:

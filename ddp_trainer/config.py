@@ -73,7 +73,7 @@ class OptimConfig:
     bias_lr: float | None = None
     """Highest learning rate of the biases of BatchNorm; default: that of --peak-lr."""
     weight_decay: float = 5e-4
-    """Weight decay of convolutions and linear layers; with muon, convolutions without a bias are not decayed. Biases
+    """Weight decay of convolutions and linear layers; with muon, ungrouped convolutions without a bias are not decayed. Biases
     and BatchNorm are never decayed."""
     label_smoothing: float = 0.0
     """Share of each target that is spread over all classes."""
@@ -129,7 +129,8 @@ class RunConfig:
     """Resume from the newest good checkpoint in --out, or start from the beginning if none was saved yet."""
     checkpoint_every_steps: int = 0
     """Number of steps between checkpoints, in addition to those at the end of each epoch; 0: only at the end of each
-    epoch. On a GPU without --validation, an epoch that ends within 5 s of the last checkpoint is not saved."""
+    epoch. On a GPU, an epoch that ends less than 5 s after the previous save gets no checkpoint, unless it is the last
+    epoch or --validation is set."""
     keep_checkpoints: int = 2
     """Number of recent checkpoints to keep."""
     log_every_steps: int = 50

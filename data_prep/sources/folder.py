@@ -20,7 +20,7 @@ from data_prep.sources.listing import Listing, list_splits
 from data_prep.sources.picture import Picture, read_picture, why_unreadable
 
 MIN_SIZE, MAX_SIZE = 8, 1024
-DARK = 65536 // 8  # 16-bit images without larger values probably have fewer bits
+DARK = 65536 // 8  # if all 16-bit values are below this, the files probably hold data of 12 bits or fewer
 
 Labeled = tuple[Path, int]  # an image file and its label
 
@@ -142,7 +142,7 @@ def _reading_notes(train: _Reading, test: _Reading) -> list[str]:
         notes.append(f"ignored unreadable metadata of {count_of(num_ignored, 'image file')}")
     if 0 <= (brightest := max(train.brightest, test.brightest)) < DARK:
         notes.append(
-            f"the 16-bit images are dark: no value exceeds {brightest} of 65535; "
-            "if they have fewer bits, scale their values to 16 bits first"
+            f"the 16-bit images are dark: their largest value is {brightest} of 65535; "
+            "if the files hold data of fewer bits, such as 12, scale it to the full range first"
         )
     return notes

@@ -1,7 +1,7 @@
 """Injects faults many times: kills, signals, damaged files and broken ranks. `python -m tests.soak [--kills N ...]`
 
-Prints a table with a row for each kind of fault: how often it was tried, and how often the promise was broken ("lost").
-The exit status is 1 if any promise was broken. `make soak` runs all parts, and `make test` a short form of them.
+Prints a table with a row for each kind of fault: what must happen after it (the promise), how often it was tried, and
+how often the promise was broken ("lost"). The exit status is 1 if any promise was broken. `make soak` runs all parts, and `make test` a short form of them.
 """
 
 import argparse
@@ -64,7 +64,10 @@ def parse() -> argparse.Namespace:
 
 
 def prepare(folder: Path) -> Path:
-    """Writes a dataset of 96 training and 40 test images; imports and compiles everything before the first fork."""
+    """Writes a dataset of 96 training and 40 test images.
+
+    Also imports and compiles what a trainer needs, because the trainers are forked from this process.
+    """
     import tests.support.workers.preloaded  # noqa: F401
     from data_prep.dataset import write_dataset
     from data_prep.sources.synthetic import draw_synthetic
@@ -76,7 +79,10 @@ def prepare(folder: Path) -> Path:
 
 @functools.cache
 def scene_of(data: Path, folder: Path, processes: int, device: str) -> stops.Scene:
-    """Returns the scene for this number of processes. It is cached, so the uninterrupted run is trained only once."""
+    """Returns the uninterrupted run with this number of processes, with which stopped runs are compared.
+
+    Cached, because it must be trained first.
+    """
     return stops.Scene(data, folder, processes, device)
 
 

@@ -138,5 +138,5 @@ def test_dark_16_bit_images_and_ignored_metadata_are_reported(photos: Path) -> N
         content = path.read_bytes()
         path.write_bytes(content[:33] + b"\0\0\0\x04eXIfxxxx" + b"\0\0\0\0" + content[33:])
     dark, ignored = sorted(load_folder(photos, size=8).notes, reverse=True)
-    assert dark.startswith("the 16-bit images are dark: no value exceeds 40")
+    assert dark.startswith("the 16-bit images are dark: their largest value is 40")
     assert ignored == "ignored unreadable metadata of 2 image files"
