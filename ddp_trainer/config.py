@@ -73,8 +73,8 @@ class OptimConfig:
     bias_lr: float | None = None
     """Highest learning rate of the biases of BatchNorm; default: that of --peak-lr."""
     weight_decay: float = 5e-4
-    """Weight decay of convolutions and linear layers; with muon, ungrouped convolutions without a bias are not decayed. Biases
-    and BatchNorm are never decayed."""
+    """Weight decay of convolutions and linear layers. Biases and BatchNorm are never decayed, and with muon, neither
+    are ungrouped convolutions without a bias."""
     label_smoothing: float = 0.0
     """Share of each target that is spread over all classes."""
     clip_norm: float = 0.0
