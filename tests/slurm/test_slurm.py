@@ -141,7 +141,10 @@ def uninterrupted(cluster: Cluster, checkout: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def staged(cluster: Cluster, checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    """A job that copies its data to its node and is preempted without grace time, the job of its data, and the disk."""
+    """A job that copies its data to its node and is preempted without grace time.
+
+    Returns this job, the job that prepares the data, and the disk of the node.
+    """
     disk, data = tmp_path_factory.mktemp("disk of the node"), checkout / "data" / "from prep"
     counts = ("--train-count", str(NUM_TRAIN), "--test-count", str(NUM_TEST), "--seed", str(DATA_SEED))
     source = ("--source", "synthetic", *counts)

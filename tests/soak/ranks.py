@@ -26,7 +26,7 @@ def broken_ranks(data: Path, folder: Path, times: int, rng: random.Random) -> li
 
 def _broken(fault: str, data: Path, folder: Path, times: int, rng: random.Random) -> Outcome:
     promise = f"all processes end within {PROMISED[fault]:.0f} s, with an exit status other than 0"
-    outcome = Outcome(f"one of two ranks {'is ' if fault != 'raises' else ''}{fault}", promise=promise)
+    outcome = Outcome(f"one of two ranks {'raises an error' if fault == 'raises' else f'is {fault}'}", promise=promise)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for number in range(times):
             out = Path(scratch) / f"run-{number}"
