@@ -16,7 +16,7 @@ from ddp_trainer.models.spec import ModelSpec, build_network
 
 
 def prepare_network(config: TrainConfig, dataset: DatasetInfo, *, load_weights: bool) -> tuple[nn.Module, list[str]]:
-    """The network that the settings describe, and lines about it to print.
+    """The network that the settings describe, and lines to print about it.
 
     `load_weights`: whether to apply --init-from; False for a resumed run, whose weights are in its checkpoint. Raises
     InputError if the network cannot be built or trained.

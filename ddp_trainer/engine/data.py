@@ -32,7 +32,7 @@ class RunData:
     calibrator: Evaluator | None = None  # evaluates the images that --calibrate holds out
 
     def plan(self, epoch: int, *, config: TrainConfig, runtime: Runtime) -> Order:
-        """This rank's images in `epoch`: an order whose arrays have shape (steps, images per step and rank)."""
+        """This rank's images in `epoch`, in arrays of shape (steps, images per step and rank)."""
         size, seed = config.schedule.batch_size, config.runtime.seed
 
         def share(order: np.ndarray) -> np.ndarray:
@@ -48,7 +48,7 @@ class RunData:
     def batches(
         self, epoch: int, rows: slice, *, config: TrainConfig, runtime: Runtime
     ) -> Iterator[tuple[Batch, Tensor | None]]:
-        """Yields this rank's batch for each of the steps `rows` of `epoch`, and its turns (N,): see `Order.turns`."""
+        """Yields this rank's batch, and its turns (N,) as in `Order.turns`, for the steps of `epoch` in `rows`."""
         samples, turns = self.plan(epoch, config=config, runtime=runtime)
         on_device = None if turns is None else torch.from_numpy(turns[rows]).to(runtime.device)
         for row, batch in enumerate(self.loader.batches(samples[rows])):
@@ -71,7 +71,7 @@ def split_training_images(labels: np.ndarray, config: TrainConfig) -> tuple[np.n
 
 
 def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo) -> RunData:
-    """The data of a run. It evaluates the test split, or the images that --validation holds out."""
+    """The data of a run. Evaluation uses the test split, or the images that --validation holds out."""
     train_beton, test_beton = (config.data.data_dir / dataset.splits[name].file for name in ("train", "test"))
     checksums = {config.data.data_dir / split.file: split.sha256 for split in dataset.splits.values()}
     all_labels = read_labels(train_beton)

@@ -26,7 +26,7 @@ class Ema(nn.Module):
 
     @torch.no_grad()
     def update(self, model: nn.Module, *, skip: Tensor) -> None:
-        """Moves the average one step towards `model`, unless `skip` (a () bool tensor on the device) is True."""
+        """Moves the average one step towards `model`, unless `skip`, a bool scalar on the device, is True."""
         pairs = list(zip(self._tensors(self.module), self._tensors(model), strict=True))
         averages = [average for average, _ in pairs if average.is_floating_point()]
         current = [value.detach() for _, value in pairs if value.is_floating_point()]

@@ -137,13 +137,13 @@ def averaged_over_views(
 ) -> Tensor:
     """(N, C) logits of images (N, 3, H, W), averaged over up to six views where `plain` (N, C) is uncertain.
 
-    The views are the image itself, if `shift` the image moved diagonally by one pixel (up-left and down-right), and if
-    `mirror` the mirror image of each. The unmoved views count as much as the moved ones together (airbench, arXiv
-    2404.00498: multi-crop).
+    One view is the image itself. With `shift`, two more are the image moved diagonally by one pixel (up-left and
+    down-right). With `mirror`, the mirror image of each is a view, too. The unmoved views together count as much as the
+    moved ones together (airbench, arXiv 2404.00498: multi-crop).
 
     An image whose best two `plain` logits differ by SURE_MARGIN or more keeps its `plain` logits, since views rarely
-    change such a prediction. This idea is from hiverge/cifar10-speedrun, which selects a share of the images instead;
-    the result would then depend on the batch.
+    change such a prediction. This idea is from hiverge/cifar10-speedrun, which selects a fixed share of the images
+    instead. Here, the result would then depend on the batch.
     """
     best = plain.topk(min(2, plain.size(1)), dim=1).values
     margins = best[:, 0] - best[:, -1]

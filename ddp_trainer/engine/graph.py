@@ -1,4 +1,4 @@
-"""Captures the work of a step on a GPU into a CUDA graph, so that one call launches it instead of hundreds.
+"""Captures the work of a step on a GPU into a CUDA graph, so that one call launches all its kernels.
 
 A graph repeats the same kernels at the same memory addresses. All values that differ between steps must therefore be
 at fixed addresses in device memory: the batch and the epoch are copied there before each step, `LearningRates` keeps
@@ -35,9 +35,9 @@ def why_not(config: TrainConfig, runtime: Runtime) -> str | None:
 class GraphedStep:
     """Replays a graph of `work`. There is one graph for each crop size, captured when that size is first used.
 
-    Take an ordinary step of each size beforehand, because the first step chooses kernels and creates optimizer states.
-    If a capture fails, for example because the network waits for the device, all later steps run without graphs, and
-    `say` is called with one line that gives the reason.
+    Beforehand, take a step of each crop size without a graph, to choose kernels and create optimizer states. If a
+    capture fails, for example because the network waits for the device, all later steps run without graphs, and `say`
+    is called with one line that gives the reason.
     """
 
     def __init__(self, work: Work, optimizer: torch.optim.Optimizer, say: Callable[[str], object]) -> None:

@@ -9,7 +9,7 @@ from ddp_trainer.distributed.device_wait import wait_for
 
 
 class PendingValues:
-    """A copy of a small tensor on the host, queued behind the kernels launched so far. Only `read` waits for it."""
+    """A host copy of a small device tensor, queued behind the kernels launched so far. Only `read` waits for it."""
 
     def __init__(self, values: Tensor) -> None:
         on_gpu = values.is_cuda

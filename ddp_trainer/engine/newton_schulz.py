@@ -56,7 +56,7 @@ def _iterate(bank: Tensor, steps: int) -> Tensor:
 
 
 def _iterate_on_grams(banks: Sequence[Tensor], steps: int, dtype: torch.dtype) -> list[Tensor]:
-    """Iterates on Gram matrices: (B, M, N) each, all with the same M -> the same shapes.
+    """Iterates on Gram matrices. `banks`: (B, M, N) each, all with the same M. The results have the same shapes.
 
     Each step replaces G by P G P and updates the product of all P so far, both in `dtype`. At the end, X is multiplied
     by this product.

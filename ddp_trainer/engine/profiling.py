@@ -23,8 +23,9 @@ class StepProfiler:
     def start(cls, steps: int, *, steps_left: int, folder: Path) -> Self | None:
         """Starts a profiler, which traces `steps` steps, writes trace.json.gz to `folder` and prints a table on stderr.
 
-        `steps_left`: number of steps that the run still takes. At least one of them warms up, so fewer than `steps` may
-        be traced; returns None if none would be. An evaluation between two traced steps is traced too.
+        `steps_left`: number of steps that the run still takes. At least one of them is a warm-up step, so fewer than
+        `steps` may be traced. Returns None if no step is left to trace. An evaluation between two traced steps is
+        traced too.
         """
         active = min(steps, steps_left - 1)
         if active < 1:

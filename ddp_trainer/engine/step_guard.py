@@ -27,7 +27,7 @@ class NonFinite(Exception):
 
     def __init__(self, step: int, patience: int) -> None:
         self.step = step
-        steps = f"in {patience} steps in a row, the last of them" if patience > 1 else "at"
+        steps = f"in {patience} steps in a row, up to" if patience > 1 else "at"
         super().__init__(
             f"loss or gradient not finite {steps} step {step + 1}; the step was skipped. "
             "Its images are listed in crash/. Try a lower --peak-lr, or look at these images"

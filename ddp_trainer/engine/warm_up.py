@@ -28,7 +28,8 @@ def warm_up(wrapped: nn.Module, state: TrainState, work: Work, config: TrainConf
     """Warms up the steps at all crop sizes. `state` does not change, provided that the guard skips every step.
 
     On a GPU, this takes whole steps, so that all kernels are chosen and loaded and all memory is allocated. On the CPU,
-    forward and backward passes are enough. `wrapped`: the network, wrapped in DDP if there are several processes.
+    several processes take only forward and backward passes, and a single one takes none. `wrapped`: the network, in DDP
+    if there are several processes.
     """
     sides, runtime = config.schedule.crop_sides(image_size), state.runtime
     if runtime.device.type == "cuda":
