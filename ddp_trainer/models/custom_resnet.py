@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ddp_trainer.config import DEFAULT_WIDTHS
 
-# The inputs of the head are 512 maxima of several units each, so its logits are large too. Without this factor, the
+# The 512 inputs of the head are maxima with values well above 1, so its logits are large too. Without this factor, the
 # head diverges at learning rates that suit the convolutions. The value is Page's.
 LOGIT_SCALE = 1 / 8
 

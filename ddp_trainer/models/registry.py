@@ -1,7 +1,7 @@
 """Networks by name: the built-in one, those of torchvision and timm, and functions of your own.
 
-An unknown name is reported in one line. Elsewhere: whether the network can be trained (`check`), and from which
-settings it was built (`spec`).
+An unknown name is reported in one line. `check` tests whether the network can be trained, and `spec` records the
+settings it was built from.
 """
 
 import difflib

@@ -36,7 +36,7 @@ class ModelSpec:
     activation: str = "relu"
     architecture: str = registry.BUILT_IN  # as in --network
     flip: str = "random"  # --flip of the run; if it is "none", test-time augmentation must not mirror images either
-    shift: bool = True  # whether the run cropped at random positions; if not, neither does test-time augmentation
+    shift: bool = True  # whether crops were at random positions; if not, test-time augmentation must not shift images
     temperature: float = 1.0  # logits are divided by it before softmax: see --calibrate
 
     @classmethod
