@@ -66,7 +66,7 @@ def test_network_returns_logits_instead_of_probabilities() -> None:
 def test_counting_operations_leaves_the_model_unchanged() -> None:
     model = CustomResNet()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    # A forward pass takes 379.26 million multiply-adds, and training about three times as many.
+    # A forward pass takes 379.26 million multiply-adds (two operations each), and training about three times as many.
     assert training_flops_per_image(model, 32) == pytest.approx(2.276e9, rel=0.01)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""Networks by name: valid ones can be trained, and one line says what is wrong with any other."""
+"""Networks by name: a valid one can be trained, and one line says what is wrong with an invalid one."""
 
 import copy
 import sys
@@ -123,7 +123,7 @@ def test_a_weight_that_two_layers_share_is_updated_once() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
-def test_every_optimizer_trains_a_network_of_matrices_and_filters(optimizer: str) -> None:
+def test_every_optimizer_trains_a_network_with_convolutions_and_linear_layers(optimizer: str) -> None:
     torch.manual_seed(0)
     network, images, labels = networks.small(5), torch.randn(20, 3, 32, 32), torch.arange(20) % 5
     built = build_optimizer(network, OptimConfig(optimizer=optimizer, peak_lr=0.01))  # type: ignore[arg-type]

@@ -39,7 +39,7 @@ def test_a_batch_that_is_not_divisible_by_the_ranks_is_refused() -> None:
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("count", [1, 2, 6, 50, 1003])
 @pytest.mark.parametrize("batch_size", [1, 10, 500])
-def test_evaluation_has_every_sample_once_and_the_same_number_of_batches_on_every_rank(
+def test_evaluation_uses_every_sample_once_and_every_rank_gets_the_same_number_of_batches(
     world_size: int, count: int, batch_size: int
 ) -> None:
     samples = SAMPLES[:count]

@@ -1,4 +1,4 @@
-"""`map_in_order` yields results in order, limits how many results wait, and raises an error in place of its result."""
+"""`map_in_order` yields results in order, lets few results wait, and raises an item's error in place of its result."""
 
 import threading
 import time
@@ -26,7 +26,7 @@ def test_few_results_wait_for_a_slow_consumer() -> None:
     assert len(started) <= 4
 
 
-def test_an_error_is_raised_in_place_of_its_result_and_no_thread_is_left() -> None:
+def test_an_error_is_raised_in_place_of_the_result_and_no_thread_is_left() -> None:
     def divide(number: int) -> float:
         return 1 / (3 - number)
 

@@ -163,7 +163,7 @@ def test_picture_of_mistakes_says_if_there_are_none(complete, tmp_path):
     assert sheet.read_bytes() != (complete[0] / "report" / "misclassified.png").read_bytes()
 
 
-def test_all_of_100_classes_are_listed(tmp_path):
+def test_all_100_classes_are_listed(tmp_path):
     make_run(tmp_path / "many", num_classes=100)
     page = Page(write_report([tmp_path / "many"]))
     assert all(re.search(rf"\bkind-{label} \d+ ", page.text) for label in range(100))

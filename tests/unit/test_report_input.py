@@ -72,7 +72,7 @@ def test_command_prints_the_path_of_the_report_or_one_error_line(tmp_path, capsy
     ids=["compressed data", "encrypted", "unknown compression"],
 )
 def test_error_names_a_zip_file_with_damaged_content(tmp_path, capsys, found, offset, damage):
-    """The list of arrays in the zip file is intact."""
+    """The names of the arrays are readable; the damage is found only when an array is read."""
     arrays = make_run(tmp_path / "run")
     path = tmp_path / "run" / "predictions.npz"
     np.savez_compressed(path, **{key: array for key, array in arrays.items() if np.ndim(array)})

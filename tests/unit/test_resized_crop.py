@@ -51,7 +51,7 @@ def boxes(count: int, height: int, width: int) -> Boxes:
 @pytest.mark.parametrize("whole", [(32, 32), (64, 64), (40, 57)])
 @pytest.mark.parametrize("size", [(32, 32), (8, 8), (49, 20)])
 def test_crops_match_torchvision(resize: Resize, whole: tuple[int, int], size: tuple[int, int]) -> None:
-    """The reference does not round. Rounding pixels explains a difference of 0.5, and rounding rows another 0.5."""
+    """The reference does not round. Rounding after each axis explains a difference of up to 0.5 per axis."""
     images, places = noise(40, *whole), boxes(40, *whole)
     crops = resize(images, *places, size=size)
     assert crops.dtype == torch.uint8

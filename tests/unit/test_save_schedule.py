@@ -1,4 +1,4 @@
-"""Tests which steps and epochs end with a checkpoint. Only the device's name is read, so no GPU is needed."""
+"""Tests which steps and epochs end with a checkpoint. No GPU is needed, because only the device's name matters."""
 
 from dataclasses import replace
 

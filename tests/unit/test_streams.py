@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.trainer import environment
 
-# Writes a lot to both streams, and then its result: a file that contains "done".
+# Prints to stdout and stderr, and then writes its result: a file that contains "done".
 COMMAND = """
 import faulthandler, sys
 from pathlib import Path

@@ -18,7 +18,7 @@ from tests.support.narrow import narrow_settings, single_runtime
 
 
 def draw(temperature: float, count: int = 20_000) -> tuple[Tensor, Tensor]:
-    """Returns logits that are scaled by `temperature`, and labels drawn from the probabilities without that scaling."""
+    """Draws labels from the probabilities of random logits. Returns the logits times `temperature`, and the labels."""
     generator = torch.Generator().manual_seed(0)
     right = 3 * torch.randn(count, 10, dtype=torch.float64, generator=generator)
     labels = torch.multinomial(right.softmax(dim=1), 1, generator=generator)[:, 0]

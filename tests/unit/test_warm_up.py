@@ -1,4 +1,4 @@
-"""Steps that the guard skips do not change the training state, so a run may take them before it starts."""
+"""Steps that the guard skips do not change the training state, so a run can warm up with them."""
 
 import math
 from dataclasses import replace
