@@ -63,7 +63,7 @@ def prepared(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     """A dataset of the photos, and what the command printed."""
     folder = tmp_path_factory.mktemp("prepared")
     done = prepare("--source", "folder", "--root", photos, "--out", "new/set", "--size", 16, cwd=folder)
-    assert (done.returncode, done.stderr) == (0, "")  # a log has no progress bars
+    assert (done.returncode, done.stderr) == (0, "")  # no progress bars, because stderr is not a terminal
     return folder / "new" / "set", done.stdout
 
 
@@ -201,7 +201,7 @@ def test_flags_are_not_abbreviated() -> None:
         parse(["--sour", "synthetic"])
 
 
-def test_decoder_warnings_take_one_line_and_the_next_step_of_a_test_only_dataset_is_evaluate(tmp_path: Path) -> None:
+def test_decoder_warnings_take_one_line_and_without_training_images_evaluate_is_suggested(tmp_path: Path) -> None:
     for number in range(7):
         save(tmp_path / "root" / "test" / "cat" / f"{number}.jpg", Image.new("RGB", (8, 8)), exif=BAD_EXIF)
     damaged_tiff(tmp_path / "root" / "test" / "cat" / "damaged.tif")

@@ -37,7 +37,7 @@ class Block(NamedTuple):
 
 
 def blocks(*languages: str) -> list[Block]:
-    """Returns the code blocks of all pages that are marked with one of `languages`."""
+    """Returns the code blocks in one of `languages`, from all pages."""
     fence = re.compile(r"^```(\w+)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
     found = [Block(page, *match) for page in PAGES for match in fence.findall(page.read_text())]
     return [block for block in found if block.language in languages]
@@ -92,7 +92,7 @@ def repository_paths() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which the blocks run. It has `launch`, and photos of cats and dogs: noise in two colors."""
+    """The folder in which the blocks run, with a link to `launch` and photos of cats and dogs (noise in two colors)."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("reader")

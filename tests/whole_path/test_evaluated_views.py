@@ -1,4 +1,4 @@
-"""Evaluation with several views of an image, and on the center of an image, is right image by image."""
+"""Evaluation gives the right result for every image, with several views of it or with its center only."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -212,7 +212,7 @@ def test_the_export_extra_contains_every_package_that_export_imports() -> None:
         importlib.import_module(name)
 
 
-def test_an_exported_file_with_other_logits_is_not_kept(
+def test_an_exported_file_whose_logits_differ_from_those_of_the_model_is_not_kept(
     small_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The logits differ as if the exporter had lost the normalization."""

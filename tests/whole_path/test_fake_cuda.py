@@ -1,6 +1,7 @@
 """The operations and waits of a step on a GPU, tested without one: torch's CUDA code runs on an imitation of CUDA.
 
-Values, speed and race conditions need a GPU (`test_gpu.py`). For details, see `tests/support/fake_cuda/library.py`.
+Values, speed and race conditions can be tested only on a GPU (`test_gpu.py`). For details, see
+`tests/support/fake_cuda/library.py`.
 """
 
 import json
@@ -16,7 +17,7 @@ from tests.support.workers.fake_cuda_cases import CAPTURED, CARELESS, EAGER, OPT
 
 Cases = dict[str, dict[str, Any]]
 
-# The host waits only for the counts of the previous step, which has finished by then or is about to.
+# The host waits once per step: for the skip counts of the previous step, which has finished or is about to finish.
 ONE_STEP_LATE = {"cudaEventSynchronize": 1}
 
 # The maximum number of operations in a step without a graph. Lower a budget when a step has become cheaper.

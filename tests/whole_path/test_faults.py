@@ -33,7 +33,7 @@ def test_faults_of_every_kind_break_no_documented_guarantee(tmp_path: Path) -> N
 
 
 def test_full_disk_ends_the_run_with_one_line_and_keeps_earlier_checkpoints(tiny_dir: Path, tmp_path: Path) -> None:
-    """A run of 4 steps is resumed with a limit on the size of files, which its next checkpoint exceeds."""
+    """A run of 4 steps is resumed with a file size limit that is too small for its next checkpoint."""
     out = tmp_path / "run"
     arguments = ("smoke", "--device", "cpu", *PLAN, "--data-dir", str(tiny_dir), "--out", str(out))
     train(*arguments[3:], "--max-steps", "4", module=NARROW)
@@ -123,7 +123,7 @@ stop = signals.StopRequest()
 with stop.listening():
     os.kill(os.getpid(), signal.SIGINT)
     assert stop.pending
-    os.kill(os.getpid(), signal.SIGUSR2)  # passed on by a launcher, so it counts as the same request
+    os.kill(os.getpid(), signal.SIGUSR2)  # within 0.2 s, as if passed on by a launcher: the same request
     time.sleep(0.3)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(5)

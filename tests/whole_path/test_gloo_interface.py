@@ -29,7 +29,7 @@ def succeeds(*command: str) -> bool:
 
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[list[list[str]]]:
-    """The prefixes that run a command on each of two machines. A waiting process keeps each machine alive."""
+    """Two command prefixes. Each runs a command on one of the machines, which a waiting process keeps alive."""
     keepers = [
         subprocess.Popen(
             ["unshare", "--net", "--uts", "--mount", "sh", "-c", KEEP],

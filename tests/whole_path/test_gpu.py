@@ -45,7 +45,7 @@ def train(*arguments: str | Path) -> None:
 def test_resumed_run_equals_the_uninterrupted_one(tiny_dir: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(*flags, "--data-dir", tiny_dir, "--out", whole, "--max-steps", "12")
-    for steps in ("7", "12"):  # in the middle of the second epoch
+    for steps in ("7", "12"):  # the first part ends within the second epoch
         train(*flags, "--data-dir", tiny_dir, "--out", parts, "--max-steps", steps, "--resume")
     assert filecmp.cmp(whole / "model.safetensors", parts / "model.safetensors", shallow=False)
     assert read_lines(whole / "steps.jsonl") == read_lines(parts / "steps.jsonl")
@@ -138,7 +138,8 @@ def test_host_copy_in_a_busy_queue_is_not_changed_by_later_steps(tiny_dir: Path)
         trainer = build_for(tiny_dir, GPU)()
         take(trainer, range(3))
         expected = snapshot(trainer)
-        torch.cuda._sleep(500_000_000)  # about 0.3 s, so that the copies and the steps below are still queued
+        # Keep the GPU busy for about 0.3 s, so that the copies are still queued when the steps below are launched.
+        torch.cuda._sleep(500_000_000)
         waiting = HostCopy({"model": trainer.model.state_dict()})
         take(trainer, range(3, 6))
         copied = waiting.wait()["model"]

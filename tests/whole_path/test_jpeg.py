@@ -122,7 +122,7 @@ def test_a_jpeg_of_another_size_is_an_error() -> None:
         decode_into(np.empty((32, 32, 3), np.uint8), content)
 
 
-def test_jpeg_sizes_that_do_not_fit_the_file_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_byte_counts_and_addresses_that_do_not_fit_the_file_are_refused(folder: Path, tmp_path: Path) -> None:
     content = (folder / "train.beton").read_bytes()
     wanted = Expected(COUNT, SIZE, 3, "jpeg")
     path = tmp_path / "train.beton"

@@ -1,4 +1,4 @@
-"""scripts/kit.sh and scripts/use_kit.sh: the packages in a kit, and a .venv made from them and the machine's packages.
+"""scripts/kit.sh makes a kit, a folder of packages. use_kit.sh makes .venv from it and the machine's packages.
 
 Fake commands only record their arguments, so no wheel is downloaded and FFCV is not compiled.
 """
@@ -34,7 +34,7 @@ def call(project: Path, script: str, *arguments: str | Path, **variables: str) -
     return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=60)
 
 
-def test_kit_has_the_wheels_for_the_target_python_and_the_given_files(project: Path, tmp_path: Path) -> None:
+def test_kit_has_the_given_files_and_the_wheels_for_the_target_python(project: Path, tmp_path: Path) -> None:
     python = project / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(RECORD + KEEP_REQUIREMENTS)

@@ -58,7 +58,7 @@ def test_every_setting_reaches_the_launcher(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_the_command_in_the_comment_names_the_file(file: Path) -> None:
+def test_a_comment_in_each_file_shows_the_command_that_uses_the_file(file: Path) -> None:
     assert f"accelerate launch --config_file launch/{file.name} " in file.read_text()
 
 

@@ -1,4 +1,4 @@
-"""A finished run does not fail because its report cannot be written."""
+"""A finished run does not fail if its report cannot be written."""
 
 import json
 from pathlib import Path

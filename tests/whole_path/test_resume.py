@@ -89,7 +89,7 @@ def same_run(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """A function from the number of processes to the directory of an uninterrupted run."""
+    """A function that takes a number of processes and returns the directory of an uninterrupted run."""
 
     @functools.cache
     def run_directory(processes: int) -> Path:
@@ -148,7 +148,7 @@ def test_changed_setting_is_refused_and_shown(tiny_dir: Path, tmp_path: Path) ->
 
 
 def test_resumed_run_has_no_results_until_it_is_finished_again(tiny_dir: Path, tmp_path: Path) -> None:
-    """The resumed run fails in the first of the added steps."""
+    """The run is resumed with a larger --max-steps, and fails in the next step."""
     arguments = ("--data-dir", tiny_dir, "--out", tmp_path / "run", "--max-steps")
     train(*arguments, "3", module=NARROW)
     results = [tmp_path / "run" / name for name in ("summary.json", "predictions.npz")]

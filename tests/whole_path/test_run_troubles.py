@@ -131,7 +131,7 @@ def test_an_old_checkpoint_that_cannot_be_renamed_is_removed(tmp_path: Path, mon
 def test_a_full_disk_while_weights_are_saved_gives_one_line_and_no_partial_file(
     copied_run: Path, tiny_dir: Path
 ) -> None:
-    """A finished run without its weights is resumed, with a limit on the size of files that the weights exceed."""
+    """A finished run without its weights is resumed with a file size limit that is too small for the weights."""
     for name in ("summary.json", "model.safetensors"):
         (copied_run / name).unlink()
 
@@ -174,7 +174,7 @@ def rewrite(run_dir: Path, change: Callable[[dict], object], *, version: int = c
         checkpoint.FORMAT_VERSION = before
 
 
-def test_a_setting_that_an_older_run_did_not_have_is_taken_as_the_default(copied_run: Path, tiny_dir: Path) -> None:
+def test_a_setting_that_an_older_run_did_not_have_counts_as_its_default_value(copied_run: Path, tiny_dir: Path) -> None:
     rewrite(copied_run, lambda state: state["settings"].pop("freeze_bn_scale"))
     assert_refused(tiny_dir, copied_run, "freeze_bn_scale False -> True", "--freeze-bn-scale")
     assert resume(tiny_dir, copied_run).returncode == 0

@@ -80,7 +80,7 @@ def test_evaluate_prints_the_figures_of_the_summary(smoke_run: Path) -> None:
     assert figures["test_loss"] == pytest.approx(summary["test_loss"], rel=1e-5)
 
 
-def test_log_file_has_plain_lines(tiny_dir: Path, tmp_path: Path) -> None:
+def test_stderr_has_plain_lines_if_it_is_not_a_terminal(tiny_dir: Path, tmp_path: Path) -> None:
     finished = train("--data-dir", tiny_dir, "--out", tmp_path / "run", "--max-steps", "1", module=NARROW)
     assert "\r" not in finished.stderr
     assert "\x1b" not in finished.stderr

@@ -21,7 +21,7 @@ META = torch.device("meta")
 
 
 class NoPendingValues:
-    """Replaces PendingValues. The values are zeros, because the meta device has no values."""
+    """Replaces PendingValues, which copies values to the host. Its values are zeros, because meta tensors have none."""
 
     def __init__(self, values: Tensor) -> None:
         self._values = torch.zeros(values.shape, dtype=values.dtype)

@@ -133,7 +133,7 @@ def test_a_run_that_died_before_its_first_checkpoint_keeps_its_id(tmp_path: Path
 
 @pytest.mark.parametrize("end", ["stopped", "failed"])
 def test_a_run_that_ends_within_an_epoch_records_every_step_once(tmp_path: Path, end: str) -> None:
-    """The run ends after step 3 is logged, but before its epoch is. Both records belong to one row of W&B's history."""
+    """The run ends after step 3 is logged and before epoch 1 is logged. W&B's history has one row for both records."""
     run_dir = tmp_path / "run"
     state, _, _ = track(run_dir, [], records=[([step_record(2), step_record(3)], None)], end=end)
     assert steps_in(run_dir) == [step_record(2), step_record(3)][: 2 if end == "failed" else 1]
@@ -172,7 +172,7 @@ def test_mode_auto_reads_wandbs_own_settings_file(tmp_path: Path) -> None:
     assert of_kind(read_records(tmp_path / "run"), "run")[0].project == "flowers"
 
 
-def test_without_wandb_a_run_is_recorded_and_one_line_says_so(tmp_path: Path) -> None:
+def test_without_wandb_a_run_is_recorded_and_one_line_names_the_missing_package(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['wandb'] = None")
     path = {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
     for settings, lines in (({"wandb": "auto"}, 1), ({"wandb": "disabled"}, 0)):
