@@ -1,4 +1,4 @@
-"""`python -m ddp_trainer` prints an error that lists the commands, because the package itself is not one."""
+"""`python -m ddp_trainer` prints an error that lists the commands, because the package itself is not a command."""
 
 import sys
 

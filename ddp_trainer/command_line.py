@@ -82,7 +82,10 @@ def parse_flags(
 
 
 def _refuse_values_of_switches(section: type, argv: Sequence[str]) -> None:
-    """Raises InputError if an on/off flag has a value, as in `--sync-bn=True`. tyro's own message gives no fix."""
+    """Raises InputError if an on/off flag has a value, as in `--sync-bn=True`.
+
+    tyro would reject it too, but its message does not say what to write instead.
+    """
     switches = set(_switches(section))
     for word, after in zip(argv, [*argv, ""][1:], strict=True):
         flag, equals, value = word.partition("=")

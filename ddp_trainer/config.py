@@ -69,12 +69,12 @@ class OptimConfig:
     peak_lr: float = 0.4
     """Highest learning rate of the one-cycle schedule."""
     head_lr: float | None = None
-    """Highest learning rate of the last linear layer; default: that of --peak-lr."""
+    """Highest learning rate of the last linear layer; default: the value of --peak-lr."""
     bias_lr: float | None = None
-    """Highest learning rate of the biases of BatchNorm; default: that of --peak-lr."""
+    """Highest learning rate of the biases of BatchNorm; default: the value of --peak-lr."""
     weight_decay: float = 5e-4
-    """Weight decay of convolutions and linear layers. Biases and BatchNorm are never decayed, and with muon, neither
-    are ungrouped convolutions without a bias."""
+    """Weight decay of convolutions and linear layers. Biases and BatchNorm are never decayed. With muon,
+    ungrouped convolutions without a bias are not decayed either."""
     label_smoothing: float = 0.0
     """Share of each target that is spread over all classes."""
     clip_norm: float = 0.0
@@ -128,9 +128,9 @@ class RunConfig:
     resume: bool = False
     """Resume from the newest good checkpoint in --out, or start from the beginning if none was saved yet."""
     checkpoint_every_steps: int = 0
-    """Number of steps between checkpoints, in addition to those at the end of each epoch; 0: only at the end of each
-    epoch. On a GPU, an epoch that ends less than 5 s after the previous save gets no checkpoint, unless it is the last
-    epoch or --validation is set."""
+    """Number of steps between checkpoints within an epoch; 0: save only at the end of each epoch. On a GPU, an epoch
+    that ends less than 5 s after the previous save gets no checkpoint, unless it is the last epoch or --validation is
+    set."""
     keep_checkpoints: int = 2
     """Number of recent checkpoints to keep."""
     log_every_steps: int = 50
@@ -194,7 +194,7 @@ def split_names(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """All settings of a run. Each field of a section has a flag of the same name."""
+    """All settings of a run, grouped into sections. Each field of a section has a flag of the same name."""
 
     recipe: Annotated[str, tyro.conf.Suppress] = "custom"
     data: DataConfig = field(default_factory=DataConfig)

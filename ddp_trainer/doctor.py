@@ -98,7 +98,7 @@ def python() -> Finding:
 
 
 def packages() -> Iterator[Finding]:
-    """Checks the packages that pyproject.toml requires, according to the metadata of the installed project."""
+    """Checks the packages that the installed project requires, according to its metadata."""
     try:
         wanted = metadata.requires("ddp-trainer") or []
     except metadata.PackageNotFoundError:
@@ -201,7 +201,7 @@ def disk() -> Finding:
 
 
 def shared_memory() -> Finding:
-    """Checks /dev/shm, through which processes that train on several GPUs of one machine communicate."""
+    """Checks /dev/shm, which processes on several GPUs of one machine use to communicate."""
     try:
         size = shutil.disk_usage("/dev/shm").total / 1e9
     except OSError as error:

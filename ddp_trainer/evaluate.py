@@ -36,7 +36,7 @@ class EvaluateConfig:
     """Run directory with model.safetensors and model.json."""
     data_dir: Path | None = None
     """Dataset whose test images are evaluated, a folder that data_prep wrote; default: the dataset of the run. Each
-    class of the dataset must be a class of the run, by name. The dataset needs no training images."""
+    class of the dataset must have the name of a class of the run. The dataset needs no training images."""
     tta: bool = False
     """Test-time augmentation: for uncertain images, average the logits of shifted and mirrored copies. Copies are
     shifted only if the run cropped at random positions, and mirrored only if it did not use --flip none."""
@@ -89,7 +89,7 @@ def labels_of_the_run(spec: ModelSpec, dataset: DatasetInfo, data_dir: Path) -> 
     unknown = [quoted(name) for name in dataset.classes if name not in label_of]
     if unknown:
         missing = [quoted(name) for name in spec.classes if name not in dataset.classes]
-        only = f", and lacks {name_some(missing)}" if missing else ""
+        only = f" (and it lacks {name_some(missing)})" if missing else ""
         raise InputError(
             f"{data_dir} has classes that the run was not trained on: {name_some(unknown)}{only}; "
             "pass another dataset as --data-dir"

@@ -1,8 +1,8 @@
 """Export: `python -m ddp_trainer.export RUN_DIR --format {onnx,torch}` writes the model as one file for other programs.
 
 The input of the exported model is uint8 (N, 3, H, W) with values 0-255, as decoders return them; the output is float32
-(N, num_classes) logits. Normalization is part of the model, and so is the division by the temperature of a run with
---calibrate. Float input is rejected, because values in [0, 1] could be mistaken for values in [0, 255]. The file gets
+(N, num_classes) logits. The model normalizes its input and, after a run with --calibrate, divides the logits by the
+temperature. Float input is rejected, because values in [0, 1] could be mistaken for values in [0, 255]. The file gets
 its final name only after it has been checked.
 """
 
@@ -35,7 +35,7 @@ FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 OPSET = 18  # the lowest opset that torch's exporter writes without converting the file
 CHECKED_BATCHES = (1, 2, 33)  # a model that was exported with a fixed batch size fails on two of them
-TOLERANCE = 1e-4  # relative to the largest logit; larger than rounding errors of sums in another order
+TOLERANCE = 1e-4  # relative to the largest logit; summing in another order changes the logits by less
 
 
 class ExportError(Exception):
@@ -116,7 +116,7 @@ def write_onnx(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path, *
         dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
     )
     assert program is not None
-    written = program.model.opset_imports[""]  # not `opset` if the exporter cannot write that version
+    written = program.model.opset_imports[""]  # differs from `opset` if the exporter cannot write that version
     require(
         written == opset,
         f"--opset {opset}: torch {torch.__version__} cannot write this network with that version; try {written}",
@@ -178,7 +178,7 @@ def largest_difference(exported: Classifier, model: nn.Module, spec: ModelSpec) 
 
 
 def check_packages(format: str) -> None:
-    """Raises InputError, with the command that installs them, if packages that the format needs are missing."""
+    """Raises InputError if packages that the format needs are missing. The message has the command to install them."""
     missing = []
     for name in PACKAGES[format]:
         try:

@@ -74,8 +74,8 @@ class Prediction:
 def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
     """Yields `path` if it is a file; otherwise all files below this folder, sorted by name, without hidden ones.
 
-    Links to folders are followed, unless they lead back to one of the folders `above`, given as (device, inode). Adds a
-    line to `problems` for each folder that cannot be read.
+    Follows links to folders, unless they lead back to a folder above `path`. `above` has these folders, as (device,
+    inode). Adds a line to `problems` for each folder that cannot be read.
     """
     if not path.is_dir():
         yield path

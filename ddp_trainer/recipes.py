@@ -15,7 +15,7 @@ def baseline() -> TrainConfig:
     Command:   accelerate launch -m ddp_trainer.train baseline
     Source:    David Page's 24-epoch recipe for this network (github.com/davidcpage/cifar10-fast), with learning rates
                for a loss that is averaged over the batch
-    Result:    not measured in full. After its first 5 epochs, at the highest learning rate (0.56 PFLOP): 76.62 %, or
+    Result:    not measured in full. Stopped after 5 epochs (0.56 PFLOP), when the learning rate is highest: 76.62 %, or
                78.36 % with test-time augmentation (n = 1)
     Measured:  on the images and the hardware of `fast`
     """
@@ -36,8 +36,8 @@ def _muon(*, epochs: int, small_crops: float) -> TrainConfig:
     instead of 2,000, and the learning rate of Muon is lower by a factor of sqrt(2).
 
     Unlike in airbench, the biases of BatchNorm are not decayed, and all weights are trained from torch's default
-    initialization: a whitened stem and dirac initialization did not improve this network. Page chose CELU for this
-    network.
+    initialization: a whitened stem and dirac initialization did not improve this network. CELU is David Page's
+    choice for it (see `baseline`).
     """
     return TrainConfig(
         augment=AugmentConfig(crop_padding=2, flip="alternating"),
@@ -94,7 +94,7 @@ def long() -> TrainConfig:
 
 
 def finetune() -> TrainConfig:
-    """For --init-from: 5 epochs at a low learning rate, and at a ten times higher one for the last linear layer.
+    """For --init-from: 5 epochs at a low learning rate, which is ten times as high for the last linear layer.
 
     Command:   python -m ddp_trainer.train finetune --init-from RUN --data-dir data/photos
     Result:    not measured

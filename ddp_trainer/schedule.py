@@ -70,7 +70,7 @@ class ScheduleConfig:
         """Side in pixels of the training crops in `epoch` (0-based); `side`: the side of the images.
 
         Progressive resizing, after github.com/mosaicml/composer. With --crop random-resized, a small crop shows the
-        same area as a large one, at a lower resolution. With --crop padded, where images are small already, it shows a
+        same area as a large one, at a lower resolution. With --crop padded, which is for small images, it shows a
         smaller part of the image at full resolution.
         """
         side = self.train_size or side
