@@ -66,7 +66,7 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
 
 
 def _changes(config: TrainConfig) -> dict[str, Any]:
-    """The settings in which `config` differs from the recipe with its name."""
+    """The settings in which `config` differs from the recipe of the same name."""
     require(
         config.recipe in RECIPES,
         f"launched processes do not know a recipe named '{config.recipe}'; "
@@ -79,7 +79,7 @@ def _changes(config: TrainConfig) -> dict[str, Any]:
 def _run_shown(command: list[str]) -> int:
     """Runs `command`, prints its output as it arrives, and returns its exit status.
 
-    Ctrl-C asks the command to stop, and waits for its end.
+    After Ctrl-C, asks the command to stop, and waits for its end.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, ["", *sys.path]))}
     process = subprocess.Popen(

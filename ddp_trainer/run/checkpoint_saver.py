@@ -113,7 +113,7 @@ class CheckpointSaver:
     def _room(self, state: dict[str, Any], error: Exception) -> str:
         """A note on needed and free bytes; empty if `error` cannot mean a full disk.
 
-        torch.save reports a full disk as a RuntimeError.
+        Any error that is not an OSError can mean one, because torch.save reports a full disk as a RuntimeError.
         """
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return ""

@@ -179,7 +179,7 @@ def describe_run(config: TrainConfig, dataset: "DatasetInfo", machine: Mapping[s
 
 
 def recorded_settings(run_dir: Path) -> dict[str, Any]:
-    """The settings in config.json, the sha256 of the training images, and the precision that `auto` stood for.
+    """The settings in config.json, the sha256 of the training images, and the precision that the run used.
 
     Raises InputError if config.json does not contain them.
     """
@@ -203,7 +203,7 @@ def changed_settings(recorded: Mapping[str, Any], requested: Mapping[str, Any]) 
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of PACKAGES. Packages that are not installed are left out, as wandb may be."""
+    """Versions of those PACKAGES that are installed."""
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -106,7 +106,7 @@ def summarize(trainer: Trainer, evaluation: Evaluation) -> dict[str, Any]:
 def describe_calibration(
     trainer: Trainer, evaluation: Evaluation, calibrated: Evaluation, temperature: float
 ) -> dict[str, float]:
-    """Entries of summary.json: calibration error and, with --calibrate, temperature and uncalibrated error."""
+    """Entries of summary.json: calibration error and, with --calibrate, temperature and error before calibration."""
     entries = {"calibration_error": _calibration_error(calibrated)}
     if trainer.data.calibrator is not None:
         entries |= {"calibration_error_before": _calibration_error(evaluation), "temperature": temperature}

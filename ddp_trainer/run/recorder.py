@@ -82,7 +82,7 @@ class Recorder(SilentRecorder):
             whole,
             step=step,
             score=self._score(state),
-            # Not before the save, because --resume concludes from this step number that a checkpoint was saved.
+            # Written after the save, because --resume concludes from this step number that a checkpoint was saved.
             when_saved=lambda: self.run_dir.write_status("running", step=step, epoch=epoch),
         )
         self.has_checkpoint = True

@@ -107,7 +107,7 @@ def load_state(start: Start, config: TrainConfig, dataset: DatasetInfo, *, preci
             refuse_other_settings(recorded_settings(out), settings_of(config, dataset, precision=precision))
         return None
     assert out is not None, "--resume comes with --out"
-    if start.kind == StartKind.FINISHED:  # nothing is computed, so `auto` need not be resolved on this machine
+    if start.kind == StartKind.FINISHED:  # nothing is computed, so --precision auto need not be resolved
         requested = settings_of(config, dataset, precision=config.runtime.precision)
         refuse_other_settings(recorded_settings(out), requested)
         return None
