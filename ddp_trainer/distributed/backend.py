@@ -11,7 +11,7 @@ from ddp_trainer.distributed.launch import Launch
 
 
 def use_all_cores(launch: Launch) -> None:
-    """Divides the CPU cores among the processes of this machine, although Accelerate's launcher sets OMP_NUM_THREADS=1.
+    """Gives each process an equal share of this machine's cores, even if Accelerate's launcher set OMP_NUM_THREADS=1.
 
     A single launched process then uses as many threads as one that is started with `python -m`, so both compute the
     same floating-point results. A number of threads that the user has set is kept.

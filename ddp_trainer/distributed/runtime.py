@@ -234,10 +234,10 @@ class Runtime:
 
 
 def _set_timeout(timeout: timedelta, group: dist.ProcessGroup | None) -> None:
-    """Sets the timeout of a process group (None: the default group). torch 2.15 made the function for this public."""
+    """Sets the timeout of a process group (None: the default group)."""
     from torch.distributed import distributed_c10d
 
-    name = "set_timeout" if hasattr(distributed_c10d, "set_timeout") else "_set_pg_timeout"
+    name = "set_timeout" if hasattr(distributed_c10d, "set_timeout") else "_set_pg_timeout"  # before torch 2.15
     getattr(distributed_c10d, name)(timeout, group)
 
 

@@ -117,8 +117,8 @@ def on_request_to_stop(handler: Handler) -> None:
 def _signal_numbers(receive: Callable[[int], None]) -> Iterator[None]:
     """Calls `receive` in a thread with the number of each signal that arrives within the block.
 
-    Python writes the number to a pipe immediately. It calls signal handlers only when the main thread is not running
-    C++ code, where that thread may be waiting for another process.
+    Python writes the number to a pipe immediately. In contrast, it calls no signal handler while the main thread runs
+    C++ code, such as a wait for another process.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

@@ -9,7 +9,7 @@ from ddp_trainer.distributed.signals import Preempted, StopRequest
 class StopAgreement:
     """Tells all ranks whether any rank was asked to stop, over the process group `group` (None: there is one rank).
 
-    `announce` and `agreed` are collective operations. The exchange overlaps with the work between the two calls.
+    `announce` starts a collective exchange, and `agreed` waits for it, so it overlaps with the work between the two.
     """
 
     def __init__(self, request: StopRequest, group: dist.ProcessGroup | None) -> None:
