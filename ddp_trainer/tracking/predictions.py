@@ -1,7 +1,7 @@
 """Reads and checks predictions.npz of a run, and lists the mistakes in it.
 
-The file may come from anywhere, so the header of every array is checked before the array is allocated.
-Elsewhere: writing it (`run.outputs`).
+The file may come from anywhere, so the header of every array is checked before the array is allocated. `run.outputs`
+writes the file.
 """
 
 import zipfile
@@ -22,7 +22,7 @@ KINDS = {"indices": "iu", "labels": "iu", "probabilities": "f", "wrong_indices":
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """Labels and predictions of the evaluated images. Every label is a class number below C."""
+    """Labels and predictions of N evaluated images. Every label is a class number below C, the number of classes."""
 
     indices: np.ndarray  # (N,) integers, positions in the evaluated file
     labels: np.ndarray  # (N,) integers

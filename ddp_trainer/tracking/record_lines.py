@@ -1,4 +1,4 @@
-"""Reads metrics.jsonl and steps.jsonl back. Elsewhere: writing them (`metric_files`)."""
+"""Reads metrics.jsonl and steps.jsonl, which `metric_files` writes."""
 
 import json
 from collections.abc import Sequence

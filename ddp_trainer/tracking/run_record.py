@@ -1,7 +1,7 @@
 """Reads a run back from its directory, and checks that its files are consistent and safe to use.
 
-Elsewhere: writing these files (`run`, `tracking`), checking single fields (`json_fields`), reading JSON lines
-(`record_lines`) and predictions.npz (`predictions`).
+`json_fields` checks single fields, `record_lines` reads the JSON lines, and `predictions` reads predictions.npz. `run`
+and the other modules of `tracking` write these files.
 """
 
 from collections import Counter
@@ -59,7 +59,7 @@ class Run:
     precision: str
     dataset: RecordedDataset
     metrics: tuple[Record, ...]  # one per epoch, in order
-    steps: tuple[Record, ...]  # from within the epochs, in order
+    steps: tuple[Record, ...]  # from steps.jsonl, in order
     summary: Mapping[str, float] | None  # the figures of summary.json
     split: str  # which images were evaluated: test or validation
     classes: tuple[str, ...]
@@ -91,7 +91,7 @@ class Run:
         return columns(self.metrics, "epoch", name)
 
     def step_series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(epochs, values) of the records within epochs. The middle of the second epoch is 1.5."""
+        """(epochs, values) of the step records. The middle of the second epoch is 1.5."""
         first = self.metrics[0] if self.metrics else {}
         steps_per_epoch = first.get("step", 0) / first["epoch"] if first else 0
         steps, values = columns(self.steps, "step", name)

@@ -1,7 +1,6 @@
 """Mirrors the records to W&B, with one W&B run for each run directory. Only this file imports wandb.
 
-Elsewhere: whether to go online, which id to use, and how long to wait (`wandb_service`), and what happens when W&B
-fails (`tracker`).
+`wandb_service` decides whether to go online, which id to use and how long to wait. `tracker` handles W&B's failures.
 """
 
 import contextlib
@@ -88,8 +87,8 @@ class WandBMirror:
     def log_step(self, record: Record) -> None:
         """Logs the record under names that begin with step/, because epoch records have entries of the same names.
 
-        The record is held back until the next call. If an epoch ends with this step, its record belongs in the same
-        row, and W&B closes a row as soon as it is sent.
+        The record is held back until the next call. If an epoch ends with this step, the epoch's record belongs in
+        the same row, and W&B closes a row as soon as it is sent.
         """
         self._log_waiting()
         self._waiting = record

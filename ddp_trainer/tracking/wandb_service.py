@@ -45,7 +45,7 @@ def resolve_mode(wanted: str, load_settings: Callable[[], Any]) -> str:
         return named
     settings = load_settings()
     mode = MODES[settings.mode]
-    if mode != "online":  # W&B's default
+    if mode != "online":  # online is W&B's default, so the user may not have chosen it
         return mode
     return "online" if settings.api_key or has_credentials(settings.base_url) else "offline"
 
