@@ -123,7 +123,7 @@ stop = signals.StopRequest()
 with stop.listening():
     os.kill(os.getpid(), signal.SIGINT)
     assert stop.pending
-    os.kill(os.getpid(), signal.SIGUSR2)  # within 0.2 s, as if passed on by a launcher: the same request
+    os.kill(os.getpid(), signal.SIGUSR2)  # the same request, because it arrives within 0.2 s
     time.sleep(0.3)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(5)

@@ -174,7 +174,7 @@ def rewrite(run_dir: Path, change: Callable[[dict], object], *, version: int = c
         checkpoint.FORMAT_VERSION = before
 
 
-def test_a_setting_that_an_older_run_did_not_have_counts_as_its_default_value(copied_run: Path, tiny_dir: Path) -> None:
+def test_a_setting_missing_from_an_older_run_has_its_default_value(copied_run: Path, tiny_dir: Path) -> None:
     rewrite(copied_run, lambda state: state["settings"].pop("freeze_bn_scale"))
     assert_refused(tiny_dir, copied_run, "freeze_bn_scale False -> True", "--freeze-bn-scale")
     assert resume(tiny_dir, copied_run).returncode == 0
