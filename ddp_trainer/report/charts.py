@@ -1,6 +1,6 @@
 """Draws curves over epochs, and the reliability diagram.
 
-Elsewhere: the style and the image files (`figures`), and pictures of confusion and mistakes (`confusion`, `gallery`).
+`figures` sets the style and makes SVG and PNG; `confusion` and `gallery` draw the confusion matrix and the mistakes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def curves(title: str, names: Sequence[str], *, scale: float = 1.0, unit: str = 
 
 
 def has_steps(run: Run) -> bool:
-    """Whether there are enough records within epochs to draw them, at least two per epoch."""
+    """Whether there are enough records within epochs to draw: at least two per epoch."""
     return len(run.step_series("train_loss")[0]) >= 2 * len(run.metrics) > 0
 
 

@@ -1,7 +1,7 @@
 """The confusion matrix as a picture whose size is bounded, whatever the number of classes.
 
 With more than MAX_LABELED classes, the picture has no labels. With more than MAX_SIDE classes, one pixel stands for
-several classes. Elsewhere: counting (`scores`).
+several classes. `scores` counts the predictions.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def confusion_figure(found: Predictions, labels: Sequence[str]) -> Figure:
 
 
 def opacity(counts: np.ndarray) -> np.ndarray:
-    """(C, C) in [0, 1]: each cell's share of its true class. The square-root scale makes rare mistakes visible."""
+    """(C, C) in [0, 1]: square root of each cell's share of its true class, so that rare mistakes are visible."""
     return np.sqrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
 
 

@@ -2,15 +2,15 @@
 
 import math
 
-DIVERGED = 4.0  # the loss has diverged above this multiple of its lowest smoothed value, as in fastai
-SHARE = 0.1  # the average covers this share of all steps; as many steps count as the first steps
+DIVERGED = 4.0  # the smoothed loss has diverged if it exceeds this multiple of its lowest value, as in fastai
+SHARE = 0.1  # share of all steps that the average covers, and that are the "first steps" below
 
 
 class LossCurve:
     """Losses by learning rate, raw and smoothed by an exponential average with bias correction.
 
-    The average covers a fixed share of the steps, so it lags behind by the same factor of the learning rate, whatever
-    the number of steps.
+    The average covers a fixed share of the steps, so the learning rate grows by the same factor during its lag, for any
+    number of steps.
     """
 
     def __init__(self, steps: int) -> None:

@@ -1,4 +1,4 @@
-"""The commands that repeat a run, from its config.json. Elsewhere: what the flags mean (`config`)."""
+"""The commands that repeat a run, from its config.json. `config` explains the flags."""
 
 import shlex
 from collections.abc import Mapping

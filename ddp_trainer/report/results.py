@@ -1,6 +1,6 @@
 """The sections of the page about a run's predictions: confusion, classes, calibration, mistakes.
 
-Elsewhere: arithmetic (`scores`) and drawing (`confusion`, `charts`, `gallery`).
+`scores` does the arithmetic; `confusion`, `charts` and `gallery` draw.
 """
 
 import math
@@ -35,7 +35,7 @@ class ClassRow(NamedTuple):
 
 
 def results(run: Run, *, is_detail: bool = False) -> Markup:
-    """All sections about the predictions. `is_detail`: the page compares several runs.
+    """All sections about the predictions. `is_detail`: whether the page compares several runs.
 
     The confusion matrix is left out if the page shows it beside the curves (`sections.curves`).
     """

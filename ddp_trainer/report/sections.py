@@ -1,6 +1,6 @@
 """The sections of the page about one run: headline, curves, configuration, and how to repeat it.
 
-Elsewhere: what its predictions show (`results`) and the comparison of several runs (`comparison`).
+`results` has the sections about its predictions, and `comparison` those that compare several runs.
 """
 
 from collections.abc import Sequence
