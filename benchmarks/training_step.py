@@ -3,8 +3,8 @@
     python -m benchmarks.training_step [--recipe NAME] [--side N] [--loops NAME ...] [--rounds N] [--steps N]
                                        [--result FILE] [flags of the trainer, such as --network or --batch-size]
 
-ours:          Trainer.train_step with all its parts: augmentation, schedule, metrics, guard, and the agreement on a
-               stop.
+ours:          Trainer.train_step with augmentation, schedule, metrics and step guard, and the check whether any
+               process was asked to stop.
 ours_no_graph: the same as `ours`, but with `--graph off`; on a GPU only.
 bare:          only forward, backward and a step of SGD (even if the recipe has another optimizer), on a fixed batch;
                the model, precision and memory format are those of `ours`.
@@ -43,8 +43,8 @@ from ddp_trainer.run.checks import check_batch
 
 
 def serve(name: str, config: TrainConfig, side: int, requests: Connection) -> None:
-    """Runs in its own process: receives numbers of steps, and sends back images/s for each. At 0, it sends the costs
-    of a step on the GPU and ends."""
+    """Runs in its own process: receives numbers of steps, and sends back images/s for each. If the number is 0, it
+    sends the costs of a step on the GPU and ends."""
     step = LOOPS[name](config, side)
     while steps := requests.recv():
         requests.send(rate(step, config.schedule.batch_size, steps))

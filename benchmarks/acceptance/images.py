@@ -21,7 +21,10 @@ CIFAR10_ARCHIVE = Path("data/raw/cifar-10-python.tar.gz")
 
 
 def unpacked(images: Path, into: Path) -> Path:
-    """The folder with train/ and test/. If `images` is an archive, it is unpacked into `into`. Raises InputError."""
+    """The folder with train/ and test/. If `images` is an archive, it is unpacked into `into`.
+
+    Raises InputError if there is no train/.
+    """
     folder = images
     if images.is_file():
         with tarfile.open(images) as archive:

@@ -53,7 +53,7 @@ def print_tables(outcomes: Sequence[Outcome], plan: Plan) -> None:
         for name, run in found.items():
             print(f"  {name:18} {_cells(run, OF_A_RUN[:2], '12.4f')} {_cells(run, OF_A_RUN[3:5], '11.1f')}")
     if steps := step_times(plan):
-        print("\nstep times in images/s")
+        print("\nspeed of the training step in images/s")
         for row in steps:
             rates = {name: value for name, value in row.items() if name.endswith("_images_per_second")}
             print(f"  {row['recipe']:10} batch {row['batch_size']:5} side {row['side']:3}  {_pairs(rates)}")

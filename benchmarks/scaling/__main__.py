@@ -4,7 +4,7 @@
 
 prepare:    python -m data_prep --source folder, from JPEG files that already have the final size.
 start:      a run, from the start of its process to the end of its first step.
-epoch:      one epoch with augmentation and a network that costs almost nothing, streamed from the file.
+epoch:      one epoch of images streamed from the file, with augmentation and a network that costs almost nothing.
 evaluation: evaluation of the test images (a tenth as many as training images), with test-time augmentation.
 checkpoint: saving a checkpoint of the same network to the disk.
 run:        a whole run with a single step, including evaluation, results and report.

@@ -15,7 +15,7 @@ INTERVAL = 0.05  # seconds between two measurements of memory
 class Cost(NamedTuple):
     """The time and memory that a command took."""
 
-    seconds: float  # the number in the last line that it printed, or else its running time
+    seconds: float  # the number that the command printed as its last line, or its running time if it printed none
     megabytes: float  # peak of the sum over all its processes; shared memory is counted once
 
 
