@@ -1,5 +1,6 @@
 # PYTHON: the interpreter for .venv (3.11 to 3.13).
-# RUN: the command that starts training, such as ".venv/bin/accelerate launch --config_file launch/all_gpus.yaml".
+# RUN: the command before "-m ddp_trainer.train"; for example,
+#   ".venv/bin/accelerate launch --config_file launch/all_gpus.yaml".
 # GPU_FLAGS: flags for `make gpu`, such as --rehearse on a machine without a GPU.
 PYTHON ?= python3
 BIN := .venv/bin

@@ -17,7 +17,7 @@ torch=$("$python" -c 'import importlib.util as u; print(u.find_spec("torch").ori
 "$python" -m venv --without-pip .venv
 site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 for wheel in "$1"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$site"; done
-# This machine's own .pth files, such as that of setuptools, take effect only through addsitedir.
+# addsitedir adds the folder that has torch and, unlike a plain path, also reads the .pth files in this folder.
 echo "import site; site.addsitedir('$(dirname "$(dirname "$torch")")')" >"$site/machine.pth"
 echo "$PWD" >"$site/project.pth"
 echo "use_kit: .venv is ready; checking it"

@@ -82,8 +82,9 @@ if ((attempt > 1)) && [[ $(state_of_run) == "done" ]]; then
   exit 0
 fi
 
-# The file `attempts` in the run directory has the checkpoint that the last attempt started from, and how many attempts
-# in a row before it saved no new checkpoint. Attempts that SLURM itself requeued (preemption, lost node) count, too.
+# The file `attempts` in the run directory has the checkpoint that the last attempt started from, and the number of
+# consecutive earlier attempts without a new checkpoint. Attempts that SLURM itself requeued (preemption, lost node)
+# count, too.
 began_with=$(newest_checkpoint) stalled=0
 if [[ $attempt -gt 1 && -f $out/attempts ]]; then
   IFS=, read -r before stalled <"$out/attempts" || true
@@ -124,11 +125,11 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per
   bash slurm/node.sh "${arguments[@]}" || result=$?
 
 # The launchers turn every failure into exit status 1, but status.json says what happened. If another node wrote it, it
-# may become visible late. The state `none` means that this attempt wrote nothing. With exit status 0, the attempt was
-# then stopped before the first step.
+# may become visible late. The state `none` means that this attempt wrote nothing. none:0 means that it was stopped
+# before the first step. An attempt also writes nothing if an earlier job finished the run: done:0.
 for ((waited = 0; waited < 30; waited++)); do
   state=$(state_of_run)
-  [[ $(stat_of "$STATUS") != "$STATUS_BEFORE" || $state:$result == done:0 ]] || state=none # done:0: finished before
+  [[ $(stat_of "$STATUS") != "$STATUS_BEFORE" || $state:$result == done:0 ]] || state=none
   [[ $result == 0 && $state =~ ^(none|running)$ ]] || break
   sleep 1
 done
