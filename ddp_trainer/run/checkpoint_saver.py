@@ -19,7 +19,7 @@ from ddp_trainer.run.checkpoint import CheckpointError, checkpoint_path, clean_u
 class HostCopy:
     """A deep copy of a state in host memory, which later steps do not change.
 
-    Tensors on a GPU are copied after the kernels launched so far, and the constructor does not wait for these copies.
+    Tensors on a GPU are copied once the kernels launched so far have finished. The constructor does not wait for that.
     `wait` returns the state when it is complete.
     """
 

@@ -75,7 +75,7 @@ def _count(value: object) -> int:
 
 
 def _refuse_lost_checkpoints(run_dir: RunDirectory) -> None:
-    """Raises InputError if the run had saved a checkpoint, because a new start would delete its records.
+    """Raises InputError if the run's checkpoints were lost, because a new start would delete its records.
 
     A run that was killed before its first checkpoint has at most one finished epoch and no results.
     """
