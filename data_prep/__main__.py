@@ -34,7 +34,7 @@ sources:
   folder             image files in ROOT/train/CLASS and ROOT/test/CLASS (or val, valid, validation)
   synthetic          ten classes of images, generated from a seed; needs no input
 
-Limit: 100 million pixels per image (JPEG, unless progressive: 400 million). Set DATA_PREP_MAX_PIXELS to raise it.
+Limit: 100 million pixels per image (400 million for a non-progressive JPEG). Set DATA_PREP_MAX_PIXELS to raise it.
 
 examples:
   python -m data_prep
@@ -65,9 +65,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--size",
         type=int,
         metavar="N",
-        help=f"side of the images in pixels; folder and synthetic only (default: {DEFAULT_SIZE})",
+        help=f"side of the images in pixels; needs --source folder or synthetic (default: {DEFAULT_SIZE})",
     )
-    skip_help = "leave out image files that cannot be read, and list them in dataset.json; folder only"
+    skip_help = "leave out image files that cannot be read, and list them in dataset.json; needs --source folder"
     add("--skip-unreadable", action="store_true", default=None, help=skip_help)
     add("--encoding", choices=ENCODINGS, default="raw", help="how the images are stored (default: %(default)s)")
     add("--quality", type=int, metavar="N", help=f"JPEG quality, 1 to 100 (default: {DEFAULT_QUALITY})")
@@ -76,7 +76,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         ("--test-count", "number of test images", DEFAULT_TEST_COUNT),
         ("--seed", "seed of the images", 0),
     ):
-        add(name, type=int, metavar="N", help=f"{words}; synthetic only (default: {default})")
+        add(name, type=int, metavar="N", help=f"{words}; needs --source synthetic (default: {default})")
     options = parser.parse_args(argv)
     for name, sources in ONLY_FOR.items():
         if getattr(options, name) is not None and options.source not in sources:

@@ -65,7 +65,7 @@ def batch_flip(images: Tensor, flipped: Tensor) -> Tensor:
 
 
 def _words(rows: Tensor) -> Tensor:
-    """A view of rows of bytes as the widest integers that fit, so that kernels that only copy move fewer elements."""
+    """Views rows of bytes as int64 or int32 if their length allows it, so that copying them moves fewer elements."""
     length = rows.shape[-1]
     if rows.dtype != torch.uint8 or length % 4:
         return rows
@@ -89,8 +89,8 @@ def _rectangle(
 def batch_cutout(images: Tensor, top: Tensor, left: Tensor, *, side: int) -> Tensor:
     """Normalized images (N, C, H, W) with a square of `side` pixels set to 0, the mean color.
 
-    `top` and `left` (N,) are the corners of the squares. The method is from DeVries & Taylor, arXiv 1708.04552, where
-    squares may extend beyond the image.
+    `top` and `left` (N,) are the corners of the squares. The method is from DeVries & Taylor, arXiv 1708.04552. Their
+    squares may extend beyond the image; those of `Augmenter` do not.
     """
     sides = torch.full_like(top, side)
     _, channels, height, width = images.shape
@@ -154,7 +154,7 @@ def beta_quantiles(alpha: float, count: int = 1025) -> np.ndarray:
     probabilities = np.linspace(0, 1, count)
     if alpha >= 0.5:
         angle = (np.arange(200_000) + 0.5) * (np.pi / 2 / 200_000)
-        cumulative = np.cumsum(np.sin(2 * angle) ** (2 * alpha - 1))  # up to a constant factor; at most 1
+        cumulative = np.cumsum(np.sin(2 * angle) ** (2 * alpha - 1))  # up to a constant factor; no summand exceeds 1
         return np.interp(probabilities, cumulative / cumulative[-1], np.sin(angle) ** 2)
     u = np.linspace(0, 0.5**alpha, 200_001)
     density = (1 - u ** (1 / alpha)) ** (alpha - 1)  # of u, up to a constant factor

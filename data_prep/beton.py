@@ -5,9 +5,9 @@ the stored image). With the last two, a reader can verify that it got the right 
 content of a file, and some damaged files make it overwrite its own memory. Therefore `check_beton` checks every file
 before FFCV reads it.
 
-The sizes of the images in bytes determine everything in a file that our writer produces, except the images, labels and
-checksums themselves. The check compares everything else with what it must be, instead of judging which deviations are
-harmless. It takes milliseconds and does not import FFCV. Below, "a checked file" is one that has passed this check.
+In a file that our writer produces, dataset.json and the sizes of the stored images determine every byte outside the
+images, labels and checksums. The check computes these bytes and refuses any difference, even a harmless one. It takes
+milliseconds and does not import FFCV. Below, "a checked file" is one that has passed this check.
 """
 
 import hashlib

@@ -28,7 +28,7 @@ def write_betons(
     try:
         _follow(child, progress)
     finally:
-        child.kill()  # Python's resource tracker survives it and removes its shared memory
+        child.kill()  # Python's resource tracker survives and removes the child's shared memory
         child.wait()
         for stream in (child.stdout, child.stderr):
             if stream is not None:

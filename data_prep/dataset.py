@@ -177,7 +177,7 @@ def _describe(
 def read_dataset(directory: Path, *, needed: Sequence[str] = SPLITS) -> DatasetInfo:
     """The description of a prepared dataset.
 
-    Raises InputError if there is none, or one that this code cannot read, or if it lacks a split in `needed`.
+    Raises InputError if there is none, if this code cannot read it, or if it lacks a split in `needed`.
     """
     path, prepare = directory / MANIFEST, preparation(directory, {})
     try:

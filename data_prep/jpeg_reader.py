@@ -22,7 +22,7 @@ from data_prep.watched_file import DamagedImage
 CHUNK = 8  # images that a thread decodes at a time
 BATCHES_AHEAD = 2
 
-# (images of the whole batch, index in the batch of the first one to decode, positions in the file of those to decode)
+# (pixels of a batch, index in the batch of the first image to decode, positions in the file of the images to decode)
 Task = tuple[np.ndarray, int, np.ndarray]
 
 

@@ -145,7 +145,7 @@ def _clone(*tensors: Tensor) -> tuple[Tensor, ...]:
 class _PinnedCopies:
     """Copies host tensors to the GPU through page-locked slots, on its own CUDA stream, without waiting for the GPU.
 
-    A slot is filled again only when its last copy is done. The training stream waits for each copy; the host does not.
+    A slot is reused when the copy from it has finished. The training stream waits for each copy; the host does not.
     """
 
     NUM_SLOTS = 3
@@ -162,7 +162,7 @@ class _PinnedCopies:
         self._done[turn].synchronize()
         pinned = self._slots[turn]
         if pinned is None or any(slot.shape != tensor.shape for slot, tensor in zip(pinned, tensors, strict=True)):
-            with torch.inference_mode(False):  # a slot made during an evaluation is written to in training too
+            with torch.inference_mode(False):  # so that training may also fill a slot made in an evaluation
                 pinned = self._slots[turn] = [torch.empty_like(tensor).pin_memory() for tensor in tensors]
         for slot, tensor in zip(pinned, tensors, strict=True):
             slot.copy_(tensor)

@@ -22,7 +22,7 @@ def map_in_order(
 ) -> Generator[Result, None, None]:
     """Yields `function(item)` for each item, in the order of the items, computed by `threads` threads.
 
-    At most `ahead` results exist at a time, whatever the number of items (default: two for each thread). An exception
+    At most `ahead` results (default: two for each thread) exist at a time, whatever the number of items. An exception
     in `function` is raised in place of the result of that item. If the caller stops early, no more items are started.
     """
     ahead = ahead or 2 * threads

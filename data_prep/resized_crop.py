@@ -1,8 +1,9 @@
 """Crops each image of a batch to an area of any size, and resizes all crops to the same size.
 
 The interpolation is bilinear with antialiasing, as in Pillow and in torch's `interpolate(..., antialias=True)`: along
-each axis, the weights of the old pixels form a triangle around the new pixel, which is wider if the crop is shrunk. The
-result for an image does not depend on the rest of its batch, so it is bit-identical for any number of processes.
+each axis, the weights of the old pixels form a triangle around the new pixel. If the crop is shrunk, the triangle is
+wider. The result for an image does not depend on the rest of its batch, so it is bit-identical for any number of
+processes.
 """
 
 import math
@@ -12,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 WEIGHT_UNITS = 2048  # weights are multiples of 1 / WEIGHT_UNITS, which fit the 11 bits of TF32
-ROW_UNITS = 8  # rows between the two products are multiples of 1 / ROW_UNITS: the 8 bits of a pixel and 3 more
-KERNEL_UNITS = 2**14  # units of the triangles before normalization; sums over up to 1000 pixels fit float32
+ROW_UNITS = 8  # between the matrix products, values are multiples of 1 / ROW_UNITS: the 8 bits of a pixel and 3 more
+KERNEL_UNITS = 2**14  # triangle heights are multiples of 1 / KERNEL_UNITS; sums of up to 1000 heights fit float32
 
 
 def batch_resized_crop(

@@ -1,7 +1,7 @@
 """Finds or downloads CIFAR-10 and CIFAR-100, verifies them, and reads them without unpacking anything to the disk.
 
 The archive must have the sha256 below, and each extracted file must have the md5 that torchvision lists. A file is read
-into memory once, and verified and parsed there, so it cannot change in between. The folder need not be writable.
+into memory once, and verified and parsed there, so it cannot change between the two. The folder need not be writable.
 """
 
 import hashlib
@@ -124,7 +124,7 @@ def _genuine(path: Path, content: bytes, md5: str) -> bytes:
 
 
 def _download(kind: type["CIFAR10"], root: Path, progress: Progress) -> None:
-    """Downloads the archive. It gets its name only once complete; an exception or Ctrl-C leaves nothing behind."""
+    """Downloads the archive. It gets its name when it is complete; an exception or Ctrl-C leaves nothing behind."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -24,7 +24,7 @@ SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"BM", b"GIF8", b"
 
 LIMIT_VARIABLE = "DATA_PREP_MAX_PIXELS"
 _limit = os.environ.get(LIMIT_VARIABLE, "")
-MAX_PIXELS = int(_limit) if _limit.isdecimal() else 100_000_000  # of one image, as it is decoded
+MAX_PIXELS = int(_limit) if _limit.isdecimal() else 100_000_000  # of one image, at the size at which it is decoded
 MAX_SHRINKING = 4  # a JPEG may have this many times as many pixels, because it can be decoded at a smaller size
 STRIP_PIXELS = 2**22  # number of pixels that are converted at a time
 LARGE_PIXELS = 2**24  # larger images are decoded one at a time, whatever the number of threads
