@@ -211,7 +211,7 @@ def running_cluster() -> Iterator[Cluster]:
     """Yields a running cluster and removes it completely afterwards. Without SLURM, skips the test, or fails in CI."""
     absent = [name for name in PROGRAMS if not shutil.which(name, path=PATH)]
     if absent:
-        unavailable(f"no SLURM here: {', '.join(absent)} not found; `make test` installs it as root")
+        unavailable(f"no SLURM here: {', '.join(absent)} not found; run `make test` as root to install it")
     folder = Path(tempfile.mkdtemp(prefix="slurm-tests-", dir="/tmp"))
     command = [sys.executable, "-m", "tests.support.slurm_keeper", str(folder)]
     keeper = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, start_new_session=True)

@@ -1,6 +1,6 @@
 // The log of calls, and the streams, events and graphs of an imitated CUDA runtime. All work finishes immediately,
-// because nothing is computed. Stream capture follows CUDA's rules: a call that may wait invalidates the graph, if it
-// is made in the thread that captures.
+// because nothing is computed. Stream capture follows CUDA's rules: a call that may wait makes the capture invalid. In
+// thread-local mode, only the calls of the capturing thread do so.
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
