@@ -12,7 +12,7 @@ SAMPLES_END = SAMPLES_START + COUNT * SAMPLE.itemsize
 FIRST_IMAGE = -(-SAMPLES_END // PAGE_SIZE) * PAGE_SIZE
 Patch = tuple[int, bytes]  # offset, new bytes
 Mutation = tuple[list[Patch], int]  # patches, and the new length
-TABLES = {  # name -> (type, number of rows, offset from the content's length)
+TABLES = {  # name -> (type, number of rows, function that computes the table's offset from the file's length)
     "header": (HEADER, 1, lambda length: 0),
     "fields": (FIELD, len(FIELDS), lambda length: HEADER.itemsize),
     "samples": (SAMPLE, COUNT, lambda length: SAMPLES_START),

@@ -25,13 +25,13 @@ HANG_SECONDS = 120.0
 
 @dataclass
 class FuzzResult:
-    """How many mutated files were refused, read back, or made the reader crash or hang."""
+    """Number of mutated files that were refused or read back, and of those that made the reader crash or hang."""
 
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("refused", "same", "different"), 0))
     crashes: int = 0
     hangs: int = 0
     peak_mebibytes: int = 0
-    stories: list[str] = field(default_factory=list)  # one for each broken promise
+    stories: list[str] = field(default_factory=list)  # one for each failure
 
     @property
     def tried(self) -> int:
@@ -39,7 +39,7 @@ class FuzzResult:
 
 
 def fuzz_betons(folder: Path, cases: int, seed: int) -> FuzzResult:
-    """Writes a beton file to `folder` and reads `cases` mutations of it: first `check_beton`, then the loader."""
+    """Writes a beton file to `folder`. Tries `check_beton`, and then the loader, on `cases` mutations of it."""
     original = write_original(folder)
     result, start = FuzzResult(), 0
     context = multiprocessing.get_context("spawn")

@@ -1,4 +1,4 @@
-"""Counts injected faults and broken promises, and prints them as a table."""
+"""Counts how often each fault was injected and how often the result was wrong, and prints the counts as a table."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ class Outcome:
     """One row of the table: a kind of fault."""
 
     fault: str
-    promise: str
+    promise: str  # what must happen after the fault
     tried: int = 0
     losses: list[str] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
@@ -20,7 +20,7 @@ class Outcome:
     seconds: float = 0.0
 
     def count(self, good: bool, story: str) -> None:
-        """Counts one injected fault; keeps its `story` if the promise was broken."""
+        """Counts one injected fault; keeps its `story` unless the result was `good`."""
         self.tried += 1
         self.seconds = time.monotonic() - self.started
         if not good:

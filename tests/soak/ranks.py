@@ -39,7 +39,7 @@ def _broken(fault: str, data: Path, folder: Path, times: int, rng: random.Random
             started = time.monotonic()
             codes = job.wait(PROMISED[fault])
             outcome.took(time.monotonic() - started)
-            # A launcher kills a frozen rank with SIGKILL; the other rank must end without help.
+            # None: `Job.wait` had to kill the rank. A frozen rank cannot end by itself; a real launcher kills it, too.
             good = training and all(code != 0 for code in codes)
             good &= fault == "frozen" or None not in codes
             outcome.count(good, f"rank {number % 2} {fault}: {codes}")

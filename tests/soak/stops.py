@@ -14,7 +14,7 @@ from ddp_trainer.distributed.signals import SIGNALS
 from tests.soak.nursery import GRACE_SECONDS, Job, wait_until
 from tests.soak.outcome import Outcome
 
-# Four epochs of 6 steps, with an evaluation after each epoch and a checkpoint after every second step.
+# Four epochs of 4 steps, with an evaluation after each epoch and a checkpoint after every second step.
 PLAN = (
     "--epochs",
     "4",
@@ -37,7 +37,7 @@ VOLATILE = {"seconds", "images_per_second", "train_seconds", "epoch_seconds"}
 
 
 class Scene:
-    """Runs on one dataset with one number of processes: an uninterrupted run, and runs that must equal it."""
+    """An uninterrupted run, and runs that must equal it, on the same dataset with the same number of processes."""
 
     def __init__(self, data: Path, folder: Path, processes: int, device: str = "cpu") -> None:
         self.data, self.folder, self.processes, self.device = data, folder, processes, device
@@ -159,7 +159,7 @@ def _kill(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tupl
 
 
 def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tuple[str, str]:
-    """Sends half of the signals in the middle of the run, and the others at any moment, even during the start."""
+    """Sends one signal: half of the time in the middle of the run, otherwise at any moment, even during the start."""
     sent = sum(outcome.notes.get(number.name, 0) for number in SIGNALS)
     number, in_the_middle = SIGNALS[sent % len(SIGNALS)], sent % 4 < 2
     before = set(out.glob("checkpoints/step-*"))
