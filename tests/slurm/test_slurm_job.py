@@ -182,7 +182,7 @@ def test_a_run_without_progress_is_not_requeued_forever(requeued: dict[str, Job]
 
 
 def test_each_task_of_an_array_requeues_only_itself(requeued: object, desk: Desk) -> None:
-    """This includes the task whose job id equals that of the array, while the other task is running."""
+    """One task has the job id of the whole array. Requeuing it must not requeue the other task, which is running."""
     array = desk.submit("--array=1-2", ENDS_AS="preempted done", STARTS_FOR="3")
     tasks = [Job(desk.cluster, f"{array.number}_{task}") for task in (1, 2)]
     for task in tasks:
