@@ -70,7 +70,7 @@ def test_a_stage_longer_than_the_remaining_time_is_left_out_and_a_shorter_one_ru
     assert not (tmp_path / "long").exists()
 
 
-def test_commands_of_a_stage_with_together_run_at_the_same_time(tmp_path: Path) -> None:
+def test_commands_of_a_stage_run_at_the_same_time_if_together_is_set(tmp_path: Path) -> None:
     waits = shell(f"until [ -e {tmp_path}/there ]; do sleep 0.02; done")
     outcome = run_stage(Stage("two", 5, [waits, shell(f"touch {tmp_path}/there")], together=True), tmp_path / "log")
     assert outcome.state == "passed"

@@ -103,7 +103,7 @@ def test_each_epoch_gets_a_bar_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("no_color", [True, False])
-def test_the_bar_has_no_colors_if_no_color_is_set(monkeypatch: pytest.MonkeyPatch, no_color: bool) -> None:
+def test_the_bar_has_no_colors_if_the_variable_no_color_is_set(monkeypatch: pytest.MonkeyPatch, no_color: bool) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     if no_color:
         monkeypatch.setenv("NO_COLOR", "1")

@@ -154,7 +154,7 @@ def test_samples_other_than_the_requested_ones_raise_an_error(
 ) -> None:
     asked = stream._reader.read
     monkeypatch.setattr(stream._reader, "read", lambda order: asked(order[::-1].copy()))
-    with pytest.raises(RuntimeError, match="other samples"):
+    with pytest.raises(RuntimeError, match="the wrong samples"):
         list(stream.batches(plans()["full batches"]))
 
 
