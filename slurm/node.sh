@@ -31,7 +31,7 @@ run() {
   while true; do
     interrupted='' status=0
     wait "$child" || status=$?
-    [[ $interrupted ]] || break # otherwise, a signal ended the wait, but not the child
+    [[ $interrupted ]] || break # a signal ends `wait`, but not the child, so wait again
   done
   child=''
   if [[ $stop_requested && $(stat_of "$STATUS") == "$STATUS_BEFORE" ]]; then status=0; fi
@@ -42,8 +42,8 @@ staged=''
 if [[ -n ${DDP_STAGE_DIR:-} ]]; then
   folder=$DDP_STAGE_DIR
   [[ $folder != tmpdir ]] || folder=${TMPDIR:-/tmp}
-  # Nobody else can guess the name of the copy, or read a folder with mode 0700. A killed attempt of this job may have
-  # left a copy, which is removed.
+  # mktemp gives the copy a name that nobody else can guess, and the mode 0700, so that nobody else can read it. If a
+  # killed attempt of this job has left a copy, it is removed.
   prefix=ddp-trainer-$SLURM_JOB_ID-$SLURM_NODEID
   mkdir -p "$folder" && find "$folder" -maxdepth 1 -type d -user "$(id -u)" -name "$prefix-*" -exec rm -rf {} +
   staged=$(mktemp -d "$folder/$prefix-XXXXXXXX") ||

@@ -14,7 +14,7 @@
 #SBATCH --time=02:00:00
 #SBATCH --requeue
 #SBATCH --kill-on-invalid-dep=yes
-# Send USR2 three minutes before the time limit, to the processes of the step, and not to this script as B:USR2 would.
+# Three minutes before the time limit, send USR2 to the processes that srun started. B:USR2 would signal this script.
 #SBATCH --signal=USR2@180
 set -euo pipefail
 

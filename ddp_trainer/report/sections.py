@@ -59,7 +59,7 @@ def _facts(run: Run) -> dict[str, str]:
         "hardware": hardware(run),
         "throughput": quantity(latest(run, "images_per_second"), "images/s"),
         "balanced accuracy": percent(run.number("test_balanced_accuracy")),
-        "largest class": percent(run.number("largest_class_share")),
+        "share of the largest class": percent(run.number("largest_class_share")),
         f"{run.split} loss": four_digits(latest(run, "test_loss")),
         "parameters": quantity(run.number("parameters")),
         "precision": run.precision or NOTHING,
