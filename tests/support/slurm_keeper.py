@@ -14,7 +14,10 @@ from tests.support.processes import processes_with
 
 
 def keep(folder: Path) -> int:
-    """Waits, kills the daemons and jobs of the cluster, and removes `folder`. Returns the number of processes left."""
+    """Waits until standard input closes, kills the daemons and jobs of the cluster, and removes `folder`.
+
+    Returns the number of processes that are left.
+    """
     sys.stdin.read()
     deadline = time.monotonic() + 30
     while (alive := processes_with(f"SLURM_CONF={folder}/slurm.conf")) and time.monotonic() < deadline:
