@@ -60,7 +60,7 @@ def damage_checkpoint(place: Path, file: str, damage: str, rng: random.Random) -
 
 
 def damaged_checkpoints(real: Path, cases: int, rng: random.Random) -> Outcome:
-    """Damages a copy of the newest checkpoint `cases` times. The folder `real` has at least two checkpoints."""
+    """Damages `cases` copies of the newest checkpoint in the folder `real`, which has at least two checkpoints."""
     from ddp_trainer.run.checkpoint import list_checkpoints, newest_good_checkpoint
     from ddp_trainer.run.resume import REQUIRED
 
