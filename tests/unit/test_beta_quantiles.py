@@ -1,4 +1,4 @@
-"""Quantiles of Beta(alpha, alpha), from which mixup and cutmix draw weights, match NumPy's samples and the moments."""
+"""`beta_quantiles`, from which mixup and cutmix draw weights, matches NumPy's samples and the known moments."""
 
 import numpy as np
 import pytest
