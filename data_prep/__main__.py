@@ -15,6 +15,7 @@ from data_prep.dataset import DatasetInfo, write_dataset
 from data_prep.encoding import DEFAULT_QUALITY, ENCODINGS, Encoding
 from data_prep.errors import InputError, printable, shell_path
 from data_prep.files import replace_file
+from data_prep.machine_limits import machine_problem
 from data_prep.sources import NUM_NAMED, SOURCES, Source, UnreadableImagesError
 from data_prep.sources.decoder_messages import DecoderMessages, collected_messages
 from data_prep.sources.synthetic import DEFAULT_TEST_COUNT, DEFAULT_TRAIN_COUNT, draw_synthetic
@@ -236,12 +237,11 @@ def _run(argv: Sequence[str] | None, stopper: _Stopper) -> int:
         stopper.check()
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except MemoryError:
-        print("error: the images do not fit into memory; use a smaller --size or fewer images", file=sys.stderr)
-        return 2
-    except OSError as error:
+    except Exception as error:
         stopper.check()
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        if (problem := machine_problem(error)) is None:
+            raise
+        print(f"error: {problem}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,10 +1,15 @@
 """Writes beton files with FFCV in a child process (`ffcv_writer`), which is killed if it stalls."""
 
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from select import select
+
+from data_prep.errors import printable
+from data_prep.machine_limits import lacks_memory
 
 STALL_SECONDS = 60.0
 
@@ -16,7 +21,8 @@ def write_betons(
 
     When FFCV's writer fails, it waits forever. It therefore runs in a child process that exits at the first exception,
     is killed if it makes no progress, and ends when this process ends. `progress` is called with the name of a split
-    and the number of its images written so far. Raises RuntimeError if the writer fails or stalls.
+    and the number of its images written so far. If the writer fails, raises MemoryError or OSError if the machine lacks
+    memory or disk space, and otherwise ChildProcessError.
     """
     child = subprocess.Popen(
         [sys.executable, "-m", "data_prep.ffcv_writer", str(folder), *names],
@@ -36,18 +42,28 @@ def write_betons(
 
 
 def _follow(child: subprocess.Popen[str], progress: Callable[[str, int], object]) -> None:
-    """Reports progress until the child has finished. Raises RuntimeError if it fails or stalls."""
+    """Reports progress until the child has finished. Raises an exception if it fails or stalls."""
     assert child.stdout is not None and child.stderr is not None
     while select([child.stdout], [], [], STALL_SECONDS)[0]:
         line = child.stdout.readline()
         if not line:
             break
         if line.startswith("!"):
-            raise RuntimeError(f"FFCV's writer failed: {line[1:].strip()}")
+            raise _failure(line[1:].strip())
         written, name = line.split(maxsplit=1)
         progress(name.strip(), int(written))
     else:
-        raise RuntimeError(f"FFCV's writer made no progress for {STALL_SECONDS:.0f} s and was killed")
+        raise ChildProcessError(f"FFCV's writer made no progress for {STALL_SECONDS:.0f} s and was killed")
     if child.wait(timeout=STALL_SECONDS):
         lines = child.stderr.read().strip().splitlines()
-        raise RuntimeError(f"FFCV's writer failed: {lines[-1] if lines else f'exit status {child.returncode}'}")
+        raise _failure(lines[-1] if lines else f"exit status {child.returncode}")
+
+
+def _failure(line: str) -> Exception:
+    """The exception for the writer's last line of output."""
+    error = ChildProcessError(f"FFCV's writer failed: {printable(line)}")
+    if lacks_memory(error):
+        return MemoryError(*error.args)
+    if found := re.search(r"\[Errno (\d+)\]", line):
+        return OSError(int(found[1]), os.strerror(int(found[1])))
+    return error

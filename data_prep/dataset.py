@@ -16,7 +16,7 @@ from data_prep.beton_writer import write_betons
 from data_prep.color_statistics import ColorCounts
 from data_prep.encoding import RAW, Encoding
 from data_prep.errors import InputError, quoted, shell_path
-from data_prep.files import open_regular, read_json, sync_file, sync_folder
+from data_prep.files import DISK_FULL, open_regular, read_json, sync_file, sync_folder
 from data_prep.manifest import FORMAT_VERSION, MANIFEST, SPLITS, DatasetInfo, SplitInfo, parse_manifest
 from data_prep.parallel import map_in_order, num_threads
 from data_prep.sources import SOURCES, Findings, Source, Split
@@ -80,7 +80,9 @@ def _temporary_folder(out: Path) -> Iterator[Path]:
         raise InputError(f"--out {shell_path(out)} is not writable ({error.strerror}); use another folder") from None
     try:
         yield temporary
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL and error.filename is None:
+            error.filename = str(out)
         shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):  # another process may have put something there
             for folder in made:

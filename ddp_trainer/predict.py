@@ -19,6 +19,7 @@ from torch import nn
 
 from data_prep.batch_ops import batch_normalize, center_crop
 from data_prep.errors import InputError, printable
+from data_prep.machine_limits import due_to_machine
 from data_prep.sources.decoder_messages import DecoderMessages, collected_messages
 from data_prep.sources.listing import looks_like_image
 from data_prep.sources.picture import read_image, why_unreadable
@@ -111,9 +112,9 @@ def read_images(paths: Sequence[Path], size: int) -> tuple[list[Path], list[np.n
         try:
             pixels.append(read_image(path, size))
             readable.append(path)
-        except MemoryError:
-            raise
         except Exception as error:  # decoders raise many types of exceptions for damaged files
+            if due_to_machine(error):
+                raise  # the file may be fine
             problems.append(f"{path}: {why_unreadable(error)}")
     return readable, pixels, problems
 

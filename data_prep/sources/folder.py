@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.errors import InputError, printable, shell_path
+from data_prep.machine_limits import due_to_machine
 from data_prep.parallel import map_in_order, num_threads
 from data_prep.sources import Findings, Split, UnreadableImagesError, count_of, images_per_chunk, name_some
 from data_prep.sources.duplicates import duplicate_notes, fingerprint
@@ -127,9 +128,9 @@ def _read_chunk(labeled: list[Labeled], *, size: int) -> tuple[list[Labeled], li
 def _read_one(path: Path, size: int) -> _Read | str:
     try:
         picture = read_picture(path, size)
-    except MemoryError:
-        raise  # the machine lacks memory; the file may be fine
     except Exception as error:  # decoders raise nearly anything for damaged files
+        if due_to_machine(error):
+            raise  # the file may be fine
         return why_unreadable(error)
     return _Read(picture, fingerprint(picture.pixels))
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from data_prep.errors import printable
 from data_prep.files import open_regular
+from data_prep.machine_limits import due_to_machine
 from data_prep.sources.decoder_messages import reading
 
 # A format is recognized by the content of a file, not by its name. Of an animation, only the first frame is used.
@@ -71,11 +72,9 @@ def read_picture(path: Path, size: int) -> Picture:
         file.seek(0)
         try:
             return _decode(file, size, metadata_ignored=False)
-        except (MemoryError, TooLargeError):
-            raise
         except Exception as error:
-            if "out of memory" in str(error):  # Pillow's message when a decoder runs out of memory
-                raise MemoryError from error
+            if isinstance(error, TooLargeError) or due_to_machine(error):
+                raise
             file.seek(0)
             repaired = _pixels_only(file.read(8 * MAX_PIXELS), size)
             if repaired is None:
@@ -136,9 +135,9 @@ def _orientation(image: Image.Image) -> tuple[int | None, bool]:
     """(EXIF orientation, whether the EXIF data could be read)."""
     try:
         return image.getexif().get(_ORIENTATION_TAG), True
-    except MemoryError:
-        raise
-    except Exception:  # whatever damaged metadata raises
+    except Exception as error:  # whatever damaged metadata raises
+        if due_to_machine(error):
+            raise
         return None, False
 
 
@@ -232,8 +231,8 @@ def _jpeg_with_end(content: bytes, size: int) -> bytes | None:
                 if "progressive" in image.info:
                     return None
             pixels.append(_decode(io.BytesIO(ending), size, metadata_ignored=True).pixels)
-        except (MemoryError, TooLargeError):
-            raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, TooLargeError) or due_to_machine(error):
+                raise
             return None
     return endings[0] if np.array_equal(*pixels) else None

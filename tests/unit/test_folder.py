@@ -1,6 +1,8 @@
 """Folders of image files: all images are read, or one line says which could not be read and why."""
 
+import errno
 import os
+import re
 import time
 from pathlib import Path
 
@@ -113,12 +115,25 @@ def test_a_size_out_of_range_is_refused(size: int, photos: Path) -> None:
     assert f"--size must be 8 to 1024, got {size}" in fails(photos, size=size)
 
 
-def test_a_lack_of_memory_is_not_reported_as_a_damaged_file(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no memory"),
+        OSError("out of memory when reading image file"),  # Pillow's message
+        OSError(errno.EMFILE, "Too many open files"),
+        ImportError("libtiff.so: failed to map segment from shared object"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("place", ["data_prep.sources.folder.read_picture", "data_prep.sources.picture._finish"])
+def test_what_the_machine_lacks_is_not_blamed_on_a_file(
+    error: Exception, place: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def lack(*_: object) -> None:
-        raise MemoryError
+        raise error
 
-    monkeypatch.setattr("data_prep.sources.folder.read_picture", lack)
-    with pytest.raises(MemoryError):
+    monkeypatch.setattr(place, lack)
+    with pytest.raises(type(error), match=re.escape(str(error))):
         load_folder(photos, size=8, skip_unreadable=True)
 
 

@@ -24,9 +24,16 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 FILES = {"train.beton", "test.beton", "dataset.json"}
 
 
-def prepare(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def prepare(*arguments: object, cwd: Path, limit: str = "") -> subprocess.CompletedProcess[str]:
+    """Runs the command. `limit`: flag and value of the shell command `ulimit`."""
+    command = ("bash", "-c", f'ulimit {limit}; exec "$@"', "bash") if limit else ()
     return subprocess.run(
-        [*COMMAND, *map(str, arguments)], cwd=cwd, env=ENVIRONMENT, text=True, capture_output=True, timeout=180
+        [*command, *COMMAND, *map(str, arguments)],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        text=True,
+        capture_output=True,
+        timeout=180,
     )
 
 
@@ -159,6 +166,22 @@ def test_wrong_input_is_reported_in_one_line(arguments: tuple[str, ...], words: 
 def test_error_names_a_folder_that_is_not_writable(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     assert "locked" in refused("--source", "synthetic", "--out", "locked/set", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("limit", "line"),
+    [
+        ("-v 1500000", "the memory limit of this shell, 1,536 MB, is too low; raise it with ulimit -v"),
+        ("-f 4", "[Errno 27] File too large: 'set'"),  # while the images are read
+        ("-f 1024", "[Errno 27] File too large: 'set'"),  # while FFCV writes them
+    ],
+)
+def test_what_the_machine_lacks_is_one_line_and_exit_status_1(
+    limit: str, line: str, photos: Path, tmp_path: Path
+) -> None:
+    done = prepare("--source", "folder", "--root", photos, "--out", "set", cwd=tmp_path, limit=limit)
+    assert (done.returncode, done.stderr) == (1, f"error: {line}\n")
+    assert left_in(tmp_path) == set()
 
 
 @pytest.mark.parametrize("sign", [".writing-*", ".writing-*/train.beton"], ids=["at the start", "halfway"])

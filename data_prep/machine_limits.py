@@ -1,0 +1,36 @@
+"""Recognizes errors that are due to what the machine lacks, so that they are not blamed on the input."""
+
+import errno
+import resource
+
+from data_prep.errors import printable
+
+LACKING = {errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE}
+NO_MEMORY = (  # what libraries say if they do not raise MemoryError
+    "memoryerror",
+    "out of memory",
+    "unable to allocate",
+    "cannot allocate memory",
+    "failed to map segment",
+    "can't start new thread",
+    "bad_alloc",
+)
+
+
+def due_to_machine(error: BaseException) -> bool:
+    """Whether memory, disk space or file descriptors ran out."""
+    return lacks_memory(error) or (isinstance(error, OSError) and error.errno in LACKING)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in NO_MEMORY)
+
+
+def machine_problem(error: BaseException) -> str | None:
+    """One line that explains an error of the machine or the operating system, or None for any other error."""
+    if lacks_memory(error):
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit == resource.RLIM_INFINITY:
+            return "there is not enough free memory; close other programs, or prepare fewer or smaller images"
+        return f"the memory limit of this shell, {limit / 1e6:,.0f} MB, is too low; raise it with ulimit -v"
+    return printable(str(error)) if isinstance(error, OSError) else None
