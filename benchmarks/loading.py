@@ -14,9 +14,6 @@ count.
 
 import argparse
 import os
-import statistics
-import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +21,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.results import write_result
+from benchmarks.rounds import OurEpochs, compare
 from data_prep.augment import Augmenter
 from data_prep.dataset import DatasetInfo, read_dataset
-from data_prep.loader import ResidentLoader, StreamLoader, build_loader
-from data_prep.order import epoch_order, train_batches
+from data_prep.loader import StreamLoader, build_loader
 from ddp_trainer.distributed.hardware import resolve_device
 from ddp_trainer.recipes import baseline
 
@@ -62,29 +59,6 @@ class PilImages(Dataset):
         return image, int(self.labels[position])
 
 
-class OurEpochs:
-    """Produces one epoch of augmented batches per call, in the trainer's global order."""
-
-    def __init__(self, loader: StreamLoader | ResidentLoader, augmenter: Augmenter, samples: np.ndarray) -> None:
-        self.loader, self.augmenter, self.samples, self.epoch = loader, augmenter, samples, 0
-
-    def __call__(self, batch_size: int) -> Iterable[torch.Tensor]:
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        order = epoch_order(self.samples, seed=0, epoch=epoch)
-        for batch in self.loader.batches(train_batches(order, batch_size=batch_size, rank=0, world_size=1)):
-            yield self.augmenter(batch, epoch=epoch).images
-
-
-def rate(batches: Iterable[torch.Tensor], device: torch.device) -> float:
-    """Returns images/s, measured from the request for the first batch until the last batch is on the device."""
-    start, count = time.perf_counter(), 0
-    for images in batches:
-        count += len(images.to(device))
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return count / (time.perf_counter() - start)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data/synthetic"))
@@ -112,26 +86,19 @@ def main() -> None:
         persistent_workers=True,
         pin_memory=device.type == "cuda",
     )
-    ours = {"stream": OurEpochs(stream, augmenter, samples), "resident": OurEpochs(resident, augmenter, samples)}
-
-    rounds: list[dict[str, float]] = []
-    for number in range(options.rounds + 1):
-        rates = {name: rate(epochs(options.batch_size), device) for name, epochs in ours.items()}
-        rates["torchvision"] = rate((batch for batch, _ in theirs), device)
-        if number:  # round 0 is the warm-up
-            rounds.append(rates)
-            print(f"round {number}: " + "  ".join(f"{name} {value:9.0f}" for name, value in rates.items()), flush=True)
-    figures = {f"{name}_images_per_second": statistics.median(r[name] for r in rounds) for name in rounds[0]}
-    for name in ours:
-        figures[f"{name}_beside_torchvision"] = statistics.median(r[name] / r["torchvision"] for r in rounds)
-    for name, value in figures.items():
-        print(f"{name:32} {value:12.2f}")
+    loaders = {
+        "stream": OurEpochs(stream, samples, augmenter),
+        "resident": OurEpochs(resident, samples, augmenter),
+        "torchvision": lambda: (images for images, _ in theirs),
+    }
+    beside = {"stream": "torchvision", "resident": "torchvision"}
+    figures = compare(loaders, beside, rounds=options.rounds, device=device)
     if options.result:
         write_result(
             options.result,
             figures,
             batch_size=options.batch_size,
-            rounds=len(rounds),
+            rounds=options.rounds,
             images=len(samples),
             device=device.type,
             torchvision_workers=theirs.num_workers,

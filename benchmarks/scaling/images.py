@@ -1,10 +1,14 @@
 """Writes a folder of JPEG files, with any number of images and classes and with images of any size."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+Draw = Callable[[np.random.Generator], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,9 @@ class Shape:
         return {"train": self.images, "test": max(self.images // 10, self.classes)}
 
 
-def write_images(root: Path, shape: Shape) -> None:
-    """Writes ROOT/SPLIT/CLASS/NUMBER.jpg. All images are different: smooth colors with some noise."""
+def write_images(root: Path, shape: Shape, draw: Draw | None = None) -> None:
+    """Writes ROOT/SPLIT/CLASS/NUMBER.jpg with quality 90. Without `draw`, they are smooth colors with noise."""
+    draw = draw or partial(_draw, side=shape.side)
     for seed, (split, count) in enumerate(shape.counts().items()):
         generator = np.random.default_rng(seed)
         folders = [root / split / f"class-{label:04d}" for label in range(shape.classes)]
@@ -36,7 +41,7 @@ def write_images(root: Path, shape: Shape) -> None:
             folder.mkdir(parents=True)
         for number in range(count):
             path = folders[number % shape.classes] / f"{number:06d}.jpg"
-            _draw(generator, shape.side).save(path, quality=90)
+            draw(generator).save(path, quality=90)
 
 
 def _draw(generator: np.random.Generator, side: int) -> Image.Image:

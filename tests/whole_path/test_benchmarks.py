@@ -37,6 +37,19 @@ def test_benchmark_runs_and_writes_its_figures(
     assert all(map(math.isfinite, written["figures"].values()))
 
 
+def test_loaders_of_photographs_are_compared(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    flags = ("--images", "20", "--batch-size", "10", "--rounds", "1", "--work", tmp_path, "--result", result)
+    finished = run("benchmarks.photo_loading", *flags)
+    assert finished.returncode == 0, finished.stderr
+    written = json.loads(result.read_text())
+    assert 45 < written["conditions"]["kilobytes_per_photograph"] < 65
+    for name in ("jpeg", "raw", "jpeg_augmented", "raw_augmented"):
+        assert written["figures"][f"{name}_images_per_second"] > 0
+    assert {"jpeg_beside_imagefolder", "raw_augmented_beside_imagefolder_augmented"} < written["figures"].keys()
+    assert [*tmp_path.iterdir()] == [result], "the data is removed"
+
+
 def test_training_step_accepts_the_flags_of_the_trainer() -> None:
     options, config = training_step.parse_options(["--recipe", "fast", "--network", "torchvision:resnet18", *SHORT])
     assert options.steps == 1
