@@ -22,6 +22,7 @@ from data_prep.batch_ops import (
     batch_partners,
     beta_quantiles,
 )
+from data_prep.order import share
 from data_prep.random_bits import below, random_bits, uniform
 from data_prep.resized_crop import batch_resized_crop, sides_of_areas
 
@@ -162,9 +163,7 @@ class Augmenter:
 
 
 def split_batch(batch: AugmentedBatch, parts: int) -> Iterator[AugmentedBatch]:
-    """Yields `parts` equal, consecutive parts of a batch."""
-    if parts == 1:
-        yield batch
-        return
-    columns = [[None] * parts if column is None else column.chunk(parts) for column in batch]
-    yield from (AugmentedBatch(*pieces) for pieces in zip(*columns, strict=True))
+    """Yields `parts` consecutive parts of a batch, whose sizes differ by at most one image."""
+    for part in range(parts):
+        rows = share(len(batch.labels), part, parts)
+        yield AugmentedBatch._make(None if column is None else column[rows] for column in batch)

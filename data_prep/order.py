@@ -59,24 +59,33 @@ def class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return len(labels) / np.count_nonzero(counts) / np.maximum(counts, 1)
 
 
-def train_batches(order: np.ndarray, *, batch_size: int, rank: int, world_size: int) -> np.ndarray:
-    """(steps, batch_size // world_size) samples of `rank`: row s is its slice of the global batch of step s.
+def share(total: int, part: int, parts: int, *, pairs: bool = False) -> slice:
+    """Which of `total` consecutive rows belong to share number `part` (0-based) of `parts`.
+
+    Sizes differ by at most one row, and share 0 is one of the smallest. With `pairs`, rows 2k and 2k + 1 stay together
+    and sizes differ by at most one pair; `total` must be even.
+    """
+    unit = 2 if pairs else 1
+    start, stop = (total // unit * place // parts * unit for place in (part, part + 1))
+    return slice(start, stop)
+
+
+def train_batches(order: np.ndarray, *, batch_size: int, rank: int, world_size: int, pairs: bool = False) -> np.ndarray:
+    """(steps, n) samples of `rank`: row s is its `share` of the global batch of step s.
 
     Concatenated over ranks, the rows are the global batches. Leftover images are skipped; each epoch has its own
     order, so these are different images each time.
     """
-    if batch_size % world_size:
-        raise ValueError(f"batch_size {batch_size} is not divisible by {world_size} ranks")
-    steps, share = len(order) // batch_size, batch_size // world_size
+    steps = len(order) // batch_size
     batches = order[: steps * batch_size].reshape(steps, batch_size)
-    return batches[:, rank * share : (rank + 1) * share]
+    return batches[:, share(batch_size, rank, world_size, pairs=pairs)]
 
 
 def evaluation_batches(samples: np.ndarray, *, batch_size: int, rank: int, world_size: int) -> list[np.ndarray]:
     """Every world_size-th sample, starting at `rank`, in batches of `batch_size`.
 
-    Every sample belongs to exactly one rank. All ranks get the same number of batches, of which the last may be
-    empty, so that collective operations after each batch match.
+    Every sample belongs to exactly one rank. All ranks with the same `batch_size` get the same number of batches, of
+    which the last may be empty, so that collective operations after each batch match.
     """
     mine = np.asarray(samples, dtype=np.int64)[rank::world_size]
     longest_shard = -(-len(samples) // world_size)

@@ -90,11 +90,10 @@ def _runs_together(plan: Plan) -> list[Command]:
 
 
 def _launch(plan: Plan) -> Command:
-    """Starts one process for each GPU. A batch of 496 images is divisible by 1, 2, 4 and 8."""
+    """Starts one process for each GPU."""
     file = "launch/cpu_processes.yaml" if plan.rehearse else "launch/all_gpus.yaml"
     launcher: Command = ("accelerate.commands.launch", "--config_file", file)
-    flags: Command = ("--batch-size", "496", "--epochs", "2")
-    return _train(plan, "fast", name="launch-file", flags=flags, launcher=launcher)
+    return _train(plan, "fast", name="launch-file", flags=("--epochs", "2"), launcher=launcher)
 
 
 def _profile(plan: Plan) -> Command:

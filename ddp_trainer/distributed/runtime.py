@@ -25,7 +25,7 @@ from ddp_trainer.distributed.launch import Launch, check_machine
 from ddp_trainer.distributed.meeting import meeting
 from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.distributed.stop_agreement import StopAgreement
-from ddp_trainer.distributed.sync_batchnorm import averaged_batchnorm, synchronize_batchnorm
+from ddp_trainer.distributed.sync_batchnorm import synchronize_batchnorm
 
 # Before training starts, processes may be minutes apart: one may read a dataset or wait for a service.
 STARTUP_SECONDS = 300.0
@@ -227,10 +227,6 @@ class Runtime:
         """Leaves the process group. Call it only after every rank has done its last collective operation."""
         if dist.is_initialized():
             dist.destroy_process_group()
-
-    def averaged_batchnorm(self, model: nn.Module) -> contextlib.AbstractContextManager:
-        """Within the context, the running statistics of BatchNorm are those over the images of all ranks."""
-        return averaged_batchnorm(model, self.sum_over_ranks, self.world_size)
 
 
 def _set_timeout(timeout: timedelta, group: dist.ProcessGroup | None) -> None:

@@ -31,7 +31,7 @@ class _SumOverRanks(torch.autograd.Function):
 class SyncBatchNorm(_BatchNorm):
     """BatchNorm with statistics over the images of all ranks in training. (N, C, ...) -> (N, C, ...).
 
-    Every rank must have the same number of images. torch's own SyncBatchNorm does not accept CPU tensors. On a GPU, its
+    Ranks may have different numbers of images. torch's own SyncBatchNorm does not accept CPU tensors. On a GPU, its
     forward pass makes the host wait for the device, so it cannot be captured into a CUDA graph.
 
     The variance is computed from centered values. E[x^2] - E[x]^2 would be less accurate, so the result would depend
@@ -42,9 +42,11 @@ class SyncBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         values = input.to(torch.promote_types(input.dtype, torch.float32))  # torch sums bf16 in float32, too
-        count = input.numel() / input.shape[1] * dist.get_world_size()
         over, spread = (0, *range(2, input.ndim)), (-1, *[1] * (input.ndim - 2))
-        mean = _sum_over_ranks(values.sum(dim=over)) / count
+        own_count = values.new_full((1,), input.numel() / input.shape[1])
+        sums = _sum_over_ranks(torch.cat((values.sum(dim=over), own_count)))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
         centered = values - mean.view(spread)
         variance = _sum_over_ranks(centered.square().sum(dim=over)) / count
         self._update_running(mean.detach(), variance.detach(), count)
@@ -52,11 +54,11 @@ class SyncBatchNorm(_BatchNorm):
         return (centered * scale.view(spread) + self.bias.view(spread)).to(input.dtype)
 
     @torch.no_grad()
-    def _update_running(self, mean: Tensor, variance: Tensor, count: float) -> None:
+    def _update_running(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         assert self.momentum is not None
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        unbiased = variance * count / max(count - 1, 1)
+        unbiased = variance * count / (count - 1).clamp_min(1)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         self.num_batches_tracked += 1
 
@@ -84,11 +86,14 @@ def synchronize_batchnorm(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def averaged_batchnorm(model: nn.Module, sum_over_ranks: Callable[[Tensor], Tensor], world_size: int) -> Iterator[None]:
+def averaged_batchnorm(
+    model: nn.Module, sum_over_ranks: Callable[[Tensor], Tensor], world_size: int, weight: float
+) -> Iterator[None]:
     """Within the context, the running statistics are those over the images of all ranks.
 
-    The variance is that of all images together: mean(var + mean^2) - mean(mean)^2. Each rank's own statistics are
-    restored afterwards, so an evaluation does not change the training state.
+    The variance is that of all images together: mean(var + mean^2) - mean(mean)^2. `weight`: the number of images on
+    this rank, relative to the mean over the ranks. Each rank's own statistics are restored afterwards, so an evaluation
+    does not change the training state.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
     if world_size == 1 or not layers:
@@ -97,7 +102,7 @@ def averaged_batchnorm(model: nn.Module, sum_over_ranks: Callable[[Tensor], Tens
     own = [(layer.running_mean, layer.running_var) for layer in layers]
     for layer, (mean, variance) in zip(layers, own, strict=True):
         assert mean is not None and variance is not None
-        moments = sum_over_ranks(torch.stack((mean, variance + mean**2)).double()) / world_size
+        moments = sum_over_ranks(torch.stack((mean, variance + mean**2)).double() * weight) / world_size
         layer.running_mean = moments[0].to(mean.dtype)
         layer.running_var = (moments[1] - moments[0] ** 2).to(variance.dtype)
     try:

@@ -12,7 +12,7 @@ from data_prep.augment import Augmenter
 from data_prep.beton import read_labels
 from data_prep.dataset import DatasetInfo
 from data_prep.loader import Batch, ResidentLoader, StreamLoader, build_loader
-from data_prep.order import Order, balanced_order, class_weights, epoch_order, hold_out, train_batches
+from data_prep.order import Order, balanced_order, class_weights, epoch_order, hold_out, share, train_batches
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.evaluation import Evaluator
@@ -29,21 +29,22 @@ class RunData:
     evaluator: Evaluator
     labels: np.ndarray | None = None  # (N,) classes of `samples`, only with --balance batches
     class_weights: Tensor | None = None  # (C,) float32 on the device, only with --balance weights
-    calibrator: Evaluator | None = None  # evaluates the images that --calibrate holds out
+    # Evaluates the images that --calibrate holds out. The number of batches may differ between ranks.
+    calibrator: Evaluator | None = None
 
     def plan(self, epoch: int, *, config: TrainConfig, runtime: Runtime) -> Order:
-        """This rank's images in `epoch`, in arrays of shape (steps, images per step and rank)."""
-        size, seed = config.schedule.batch_size, config.runtime.seed
+        """This rank's images in `epoch`, in arrays of shape (steps, images per step of this rank)."""
+        size, seed, pairs = config.schedule.batch_size, config.runtime.seed, config.augment.mixes_pairs
 
-        def share(order: np.ndarray) -> np.ndarray:
-            return train_batches(order, batch_size=size, rank=runtime.rank, world_size=runtime.world_size)
+        def own(order: np.ndarray) -> np.ndarray:
+            return train_batches(order, batch_size=size, rank=runtime.rank, world_size=runtime.world_size, pairs=pairs)
 
         if self.labels is None:
-            return Order(share(epoch_order(self.samples, seed=seed, epoch=epoch)), None)
+            return Order(own(epoch_order(self.samples, seed=seed, epoch=epoch)), None)
         count = config.schedule.steps_per_epoch(len(self.samples)) * size
         order = balanced_order(self.samples, self.labels, count=count, seed=seed, epoch=epoch)
         assert order.turns is not None
-        return Order(share(order.samples), share(order.turns))
+        return Order(own(order.samples), own(order.turns))
 
     def batches(
         self, epoch: int, rows: slice, *, config: TrainConfig, runtime: Runtime
@@ -53,6 +54,12 @@ class RunData:
         on_device = None if turns is None else torch.from_numpy(turns[rows]).to(runtime.device)
         for row, batch in enumerate(self.loader.batches(samples[rows])):
             yield batch, None if on_device is None else on_device[row]
+
+
+def images_in_step(config: TrainConfig, rank: int, world_size: int) -> int:
+    """Number of images that `rank` trains on in each step."""
+    rows = share(config.schedule.batch_size, rank, world_size, pairs=config.augment.mixes_pairs)
+    return rows.stop - rows.start
 
 
 def split_training_images(labels: np.ndarray, config: TrainConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -96,7 +103,7 @@ def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo) -> R
     if config.data.balance == "weights":
         numbers = class_weights(labels, len(spec.classes))
         weights = torch.tensor(numbers, dtype=torch.float32, device=runtime.device)
-    train_loader = loader(train_beton, config.schedule.batch_size // runtime.world_size)
+    train_loader = loader(train_beton, images_in_step(config, runtime.rank, runtime.world_size))
     return RunData(
         loader=train_loader,
         samples=samples,

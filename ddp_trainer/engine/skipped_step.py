@@ -5,6 +5,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.observer import Observer
 from ddp_trainer.engine.step_guard import Attempt, NonFinite, StepGuard
@@ -12,13 +16,20 @@ from ddp_trainer.engine.step_guard import Attempt, NonFinite, StepGuard
 
 def describe_step(attempt: Attempt, runtime: Runtime, *, epoch: int) -> dict[str, Any]:
     """The images and losses of a step on every rank, as JSON values. `epoch`: 0-based. A collective operation."""
-    samples = runtime.gather(attempt.indices).tolist()
-    losses = runtime.gather(attempt.losses.double()).tolist()
     ranks = [
-        {"samples": own, "losses": [loss if math.isfinite(loss) else None for loss in own_losses]}
-        for own, own_losses in zip(samples, losses, strict=True)
+        {"samples": samples, "losses": [loss if math.isfinite(loss) else None for loss in losses]}
+        for samples, losses in zip(
+            _lists_of_ranks(attempt.indices, runtime), _lists_of_ranks(attempt.losses.double(), runtime), strict=True
+        )
     ]
     return {"step": attempt.step + 1, "epoch": epoch + 1, "precision": runtime.precision, "ranks": ranks}
+
+
+def _lists_of_ranks(own: Tensor, runtime: Runtime) -> list[list]:
+    """The values (N,) of every rank, of which some may have more than others. A collective operation."""
+    counts = runtime.gather(torch.tensor([len(own)], device=own.device)).flatten().tolist()
+    padded = F.pad(own, (0, max(counts) - len(own)))
+    return [row[:count] for row, count in zip(runtime.gather(padded).tolist(), counts, strict=True)]
 
 
 @contextlib.contextmanager

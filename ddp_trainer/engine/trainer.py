@@ -17,6 +17,7 @@ from data_prep.watched_file import DatasetChanged
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import Preempted
+from ddp_trainer.distributed.sync_batchnorm import averaged_batchnorm
 from ddp_trainer.engine.data import RunData
 from ddp_trainer.engine.ema import Ema
 from ddp_trainer.engine.evaluation import Evaluation
@@ -49,6 +50,7 @@ class Trainer:
         self.config, self.runtime, self.data, self.observer = config, runtime, data, observer
         self.model = runtime.place(model)
         ema = Ema(self.model, decay=config.optim.ema_decay) if config.optim.ema_decay else None
+        self.evaluated_model = self.model if ema is None else ema.module
         self.wrapped, wrapped_optimizer = runtime.prepare(self.model, optimizer)
         zero_momentum(optimizer)
         self.rates = LearningRates(optimizer)
@@ -60,16 +62,12 @@ class Trainer:
         self.step_log = StepLog(config.run.log_every_steps)
         self.share_of_peak: Callable[[int], float] = self._one_cycle
         self.rates.set(1.0)
-        self._loss_divisor = math.nan  # NaN losses, so that the guard skips the steps of the warm-up
+        self._mean_share = math.nan  # NaN losses, so that the guard skips the steps of the warm-up
         warm_up(self.wrapped, self.state, self._work, config, data.evaluator.spec.image_size)
-        self._loss_divisor = config.schedule.accumulate
+        self._mean_share = config.schedule.batch_size / runtime.world_size
         self.not_captured = why_not(config, runtime)
         graphed = None if self.not_captured else GraphedStep(self._work, optimizer, observer.progress.note)
         self._take = graphed or self._work
-
-    @property
-    def evaluated_model(self) -> nn.Module:
-        return self.model if self.state.ema is None else self.state.ema.module
 
     def fit(self) -> Evaluation:
         """Trains to the last step and returns the last evaluation, with test-time augmentation.
@@ -157,7 +155,8 @@ class Trainer:
             label_smoothing=self.config.optim.label_smoothing,
             class_weights=self.data.class_weights,
         )
-        loss = losses.mean() / self._loss_divisor
+        # DDP averages the gradients over ranks, so this is the mean over the global batch, however it is shared out.
+        loss = losses.mean() / (self._mean_share / len(losses))
         self.runtime.backward(nan_gradient_if_not_finite(loss))
         self.state.sums.add(losses.detach(), logits.detach().argmax(dim=1) == part.labels)
         return losses.detach()
@@ -200,8 +199,13 @@ class Trainer:
         return evaluation
 
     def evaluate(self, *, tta: bool = False) -> Evaluation:
-        with self.runtime.averaged_batchnorm(self.evaluated_model):
+        with self.averaged_batchnorm():
             return self.data.evaluator.run(self.evaluated_model, tta=tta, poll=self.runtime.stop.raise_if_asked)
+
+    def averaged_batchnorm(self) -> contextlib.AbstractContextManager:
+        """Within the context, the running statistics of the evaluated model are those over all ranks' images."""
+        weight = self.data.loader.batch_size / self._mean_share
+        return averaged_batchnorm(self.evaluated_model, self.runtime.sum_over_ranks, self.runtime.world_size, weight)
 
     def save(self) -> None:
         state = self.state.state_dict()
@@ -237,7 +241,7 @@ class Trainer:
     def _progress_values(self) -> dict[str, float]:
         """Figures for the progress bar. They come from this rank's images, so drawing involves no other rank."""
         own = averages(self.state.sums.values)
-        done = self.runtime.world_size * own.num_images
+        done = own.num_images * self.config.schedule.batch_size / self.data.loader.batch_size
         return {
             "loss": own.loss,
             "accuracy": own.accuracy,

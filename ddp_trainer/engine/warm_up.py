@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from data_prep.loader import Batch
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
+from ddp_trainer.engine.data import images_in_step
 from ddp_trainer.engine.graph import Work
 from ddp_trainer.engine.step_guard import SkippedSteps
 from ddp_trainer.engine.train_state import TrainState
@@ -57,7 +58,7 @@ def take_skipped_steps(work: Work, state: TrainState, batch: Batch, sides: list[
 
 def _blank_batch(config: TrainConfig, runtime: Runtime, image_size: int) -> Batch:
     """A batch of black images with the shape and memory format of the batches that this rank loads."""
-    count, device = config.schedule.batch_size // runtime.world_size, runtime.device
+    count, device = images_in_step(config, runtime.rank, runtime.world_size), runtime.device
     images = torch.zeros(count, image_size, image_size, 3, dtype=torch.uint8, device=device)
     labels = torch.zeros(count, dtype=torch.int64, device=device)
     return Batch(images.permute(0, 3, 1, 2), labels, torch.zeros_like(labels))
@@ -65,7 +66,7 @@ def _blank_batch(config: TrainConfig, runtime: Runtime, image_size: int) -> Batc
 
 def _blank_images(config: TrainConfig, runtime: Runtime, model: nn.Module, side: int) -> Tensor:
     """A batch of zeros with the shape, dtype and memory format of the network's input on this rank."""
-    count = config.schedule.batch_size // config.schedule.accumulate // runtime.world_size
+    count = images_in_step(config, runtime.rank, runtime.world_size) // config.schedule.accumulate
     dtype = next(model.parameters()).dtype
     images = torch.zeros(count, side, side, 3, dtype=dtype, device=runtime.device)
     return runtime.laid_out(images.permute(0, 3, 1, 2))

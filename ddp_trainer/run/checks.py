@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_prep.dataset import DatasetInfo
 from data_prep.errors import require
+from data_prep.order import share
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.tracking.wandb_service import mode_from_environment
 
@@ -74,22 +75,18 @@ def _check_sides(config: TrainConfig, image_size: int) -> None:
 
 
 def check_batch(config: TrainConfig, *, num_images: int, world_size: int) -> int:
-    """Number of images in one forward pass of one process.
+    """Smallest number of images in a forward pass of any process.
 
-    Raises InputError if the batch cannot be divided evenly or is larger than the training set, or if --profile is too
-    large for the run.
+    Raises InputError if the batch has too few images for the processes or is larger than the training set, or if
+    --profile is too large for the run.
     """
-    batch, accumulate = config.schedule.batch_size, config.schedule.accumulate
-    parts = world_size * accumulate
+    batch, accumulate, pairs = config.schedule.batch_size, config.schedule.accumulate, config.augment.mixes_pairs
+    require(not pairs or batch % 2 == 0, f"--mixup and --cutmix need an even --batch-size, got {batch}")
+    least = accumulate + accumulate % 2 if pairs else accumulate  # images of a process
     require(
-        batch % parts == 0,
-        f"--batch-size {batch} is not divisible by {world_size} processes x --accumulate {accumulate}; "
-        f"use {max(batch // parts, 1) * parts}",
-    )
-    require(
-        not config.augment.mixes_pairs or batch // parts % 2 == 0,
-        f"--mixup and --cutmix need an even number of images in each forward pass, got {batch // parts}; "
-        "change --batch-size",
+        batch >= least * world_size,
+        f"--batch-size must be at least {least * world_size} for {world_size} processes x --accumulate {accumulate}, "
+        f"got {batch}",
     )
     require(
         num_images >= batch,
@@ -100,4 +97,5 @@ def check_batch(config: TrainConfig, *, num_images: int, world_size: int) -> int
         config.run.profile < steps,
         f"--profile must be below the number of steps of the run, {steps}, got {config.run.profile}",
     )
-    return batch // parts
+    first = share(batch, 0, world_size, pairs=pairs)
+    return (first.stop - first.start) // accumulate

@@ -29,7 +29,7 @@ GALLERY_SIZE = 48
 def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentRecorder) -> None:
     """Writes all results of a finished run. Every rank must call it, but only the main process writes."""
     model, spec = trainer.evaluated_model, replace(trainer.data.evaluator.spec, temperature=_fitted(trainer))
-    with trainer.runtime.averaged_batchnorm(model):
+    with trainer.averaged_batchnorm():
         if isinstance(recorder, Recorder):
             write_model(recorder.run_dir.path, model, spec)
     if not isinstance(recorder, Recorder):
@@ -54,7 +54,7 @@ def _fitted(trainer: Trainer) -> float:
     """The temperature of the final weights; 1 without --calibrate. A collective operation."""
     if trainer.data.calibrator is None:
         return 1.0
-    with trainer.runtime.averaged_batchnorm(trainer.evaluated_model):
+    with trainer.averaged_batchnorm():
         found = trainer.data.calibrator.run(trainer.evaluated_model)
     return fit_temperature(found.logits, found.labels)
 

@@ -185,14 +185,14 @@ def test_an_impossible_number_of_processes_is_refused(
     assert f"DDP_PROCESSES_PER_NODE must be a whole number of at least 1, got '{number}'" in capsys.readouterr().err
 
 
-def test_a_batch_that_the_nodes_cannot_share_evenly_is_refused(
+def test_a_batch_with_fewer_images_than_processes_on_all_nodes_is_refused(
     tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DDP_PROCESSES_PER_NODE", "3")
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     before = dict(os.environ)
-    assert preflight.main(["smoke", "--device", "cpu", "--data-dir", str(tiny_dir)]) == 2
-    assert "--batch-size 32 is not divisible by 6 processes" in capsys.readouterr().err
+    assert preflight.main(["smoke", "--device", "cpu", "--batch-size", "5", "--data-dir", str(tiny_dir)]) == 2
+    assert "--batch-size must be at least 6 for 6 processes" in capsys.readouterr().err
     assert dict(os.environ) == before
 
 

@@ -134,7 +134,12 @@ FAULTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, str], str]] 
     "no driver": (("--gpus-per-node=2",), ("smoke",), {"DDP_VENV": sys.prefix}, "torch sees 0"),
     "tasks": (("--ntasks-per-node=2",), ("smoke",), {}, "leave --ntasks-per-node at 1"),
     "folder": (("--chdir=/",), ("smoke",), {}, "/ on "),
-    "batch": (("--gpus-per-node=3",), ("smoke",), {}, "--batch-size 32 is not divisible by 3 processes"),
+    "batch": (
+        ("--gpus-per-node=3",),
+        ("smoke", "--batch-size", "2"),
+        {},
+        "--batch-size must be at least 3 for 3 processes",
+    ),
 }
 
 

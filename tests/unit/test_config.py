@@ -91,15 +91,29 @@ def test_settings_that_may_change_on_resume_exist() -> None:
     assert not FREE_ON_RESUME & set(RECIPES["smoke"].fixed_on_resume())
 
 
-@pytest.mark.parametrize(("world_size", "images", "fits"), [(1, 640, True), (3, 640, False), (2, 31, False)])
-def test_batch_size_must_be_divisible_by_the_processes_and_not_exceed_the_images(
-    world_size: int, images: int, fits: bool
+@pytest.mark.parametrize(("world_size", "arguments", "smallest"), [(1, (), 32), (3, (), 10), (3, ("--mixup", "1"), 10)])
+def test_batch_is_shared_out_over_any_number_of_processes(
+    world_size: int, arguments: tuple[str, ...], smallest: int
 ) -> None:
-    if fits:
-        assert check_batch(RECIPES["smoke"], num_images=images, world_size=world_size) == 32 // world_size
-    else:
-        with pytest.raises(InputError, match="--batch-size"):
-            check_batch(RECIPES["smoke"], num_images=images, world_size=world_size)
+    assert check_batch(parse("smoke", *arguments), num_images=640, world_size=world_size) == smallest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--batch-size", "641"], "--batch-size must be at most the number of training images, 640, got 641"),
+        (["--batch-size", "2"], "--batch-size must be at least 3 for 3 processes x --accumulate 1, got 2"),
+        (
+            ["--batch-size", "4", "--mixup", "1"],
+            "--batch-size must be at least 6 for 3 processes x --accumulate 1, got 4",
+        ),
+        (["--accumulate", "11"], "--batch-size must be at least 33 for 3 processes x --accumulate 11, got 32"),
+        (["--batch-size", "33", "--cutmix", "1"], "--mixup and --cutmix need an even --batch-size, got 33"),
+    ],
+)
+def test_batch_that_cannot_be_shared_out_is_refused(arguments: list[str], expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        check_batch(parse("smoke", *arguments), num_images=640, world_size=3)
 
 
 @pytest.mark.parametrize(

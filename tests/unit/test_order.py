@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_prep.errors import InputError
-from data_prep.order import epoch_order, evaluation_batches, hold_out, train_batches
+from data_prep.order import epoch_order, evaluation_batches, hold_out, share, train_batches
 
 SAMPLES = np.arange(1000, 2003)
 
@@ -22,18 +22,32 @@ def test_neighboring_seeds_and_epochs_have_unrelated_orders() -> None:
             assert (one == other).mean() < 0.02
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
-def test_the_slices_of_the_ranks_make_up_each_global_batch(world_size: int) -> None:
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7, 8])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_the_slices_of_the_ranks_make_up_each_global_batch(world_size: int, pairs: bool) -> None:
     order = epoch_order(SAMPLES, seed=0, epoch=0)
-    ranks = [train_batches(order, batch_size=64, rank=rank, world_size=world_size) for rank in range(world_size)]
-    assert np.array_equal(np.concatenate(ranks, axis=1), train_batches(order, batch_size=64, rank=0, world_size=1))
+    ranks = [
+        train_batches(order, batch_size=100, rank=rank, world_size=world_size, pairs=pairs)
+        for rank in range(world_size)
+    ]
+    assert np.array_equal(np.concatenate(ranks, axis=1), train_batches(order, batch_size=100, rank=0, world_size=1))
     seen = np.concatenate(ranks, axis=1).reshape(-1)
-    assert len(set(seen)) == len(seen) == 1003 // 64 * 64, "only the leftover images are skipped"
+    assert len(set(seen)) == len(seen) == 1000, "only the leftover images are skipped"
 
 
-def test_a_batch_that_is_not_divisible_by_the_ranks_is_refused() -> None:
-    with pytest.raises(ValueError, match="3 ranks"):
-        train_batches(SAMPLES, batch_size=64, rank=0, world_size=3)
+@pytest.mark.parametrize("total", [500, 512, 14, 15])
+@pytest.mark.parametrize("parts", range(1, 9))
+@pytest.mark.parametrize("unit", [1, 2])
+def test_shares_differ_by_at_most_one_image_or_pair(total: int, parts: int, unit: int) -> None:
+    total -= total % unit
+    shares = [share(total, part, parts, pairs=unit == 2) for part in range(parts)]
+    sizes = [rows.stop - rows.start for rows in shares]
+    assert sum(sizes) == total
+    assert all(size % unit == 0 for size in sizes), "pairs stay together"
+    assert max(sizes) - min(sizes) in (0, unit)
+    assert sizes[0] == min(sizes)
+    if total % (parts * unit) == 0:
+        assert set(sizes) == {total // parts}
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])

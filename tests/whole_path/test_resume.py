@@ -16,14 +16,15 @@ import pytest
 from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
 from tests.support.trainer import NARROW, fork, read_lines, start, train
 
-# Ten epochs of 6 steps (96 training images in batches of 16), with a checkpoint after every second step.
+# Ten epochs of 6 steps (96 training images in batches of 15), with a checkpoint after every second step. Two processes
+# have different shares of a batch.
 PLAN = (
     "--epochs",
     "10",
     "--max-steps",
     "60",
     "--batch-size",
-    "16",
+    "15",
     "--checkpoint-every-steps",
     "2",
     "--log-every-steps",

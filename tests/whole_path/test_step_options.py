@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_prep.loader import Batch
@@ -58,6 +58,19 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(stepped: Take) -
     torch.testing.assert_close(momentum(parts), momentum(whole), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-9, atol=1e-12)
     assert averages(parts.state.sums.values) == pytest.approx(averages(whole.state.sums.values))
+
+
+def test_parts_of_different_sizes_give_the_gradient_of_the_whole_batch(tiny_dir: Path, device: torch.device) -> None:
+    """32 images in 3 parts, in a network without BatchNorm."""
+    config, momenta = narrow_settings(tiny_dir), []
+    for accumulate in (1, 3):
+        changed = replace(config, schedule=replace(config.schedule, accumulate=accumulate))
+        runtime = single_runtime(device=device.type, accumulate=accumulate)  # seeds the weights of the network
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+        trainer = narrow_trainer(changed, runtime, dtype=torch.float64, network=network)
+        next(trainer.steps(0))
+        momenta.append(momentum(trainer))
+    torch.testing.assert_close(momenta[1], momenta[0], rtol=1e-9, atol=1e-12)
 
 
 def test_class_weights_change_the_loss_and_accumulation_does_not(stepped: Take) -> None:

@@ -76,8 +76,9 @@ def test_runs_are_checked_for_the_processes_that_the_launcher_starts(
     tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     launcher = f"{sys.executable} -m accelerate.commands.launch {' '.join(SEVERAL)} --num_processes 3 -m"
-    assert main(["smoke", "--data-dir", str(tiny_dir), "--out", str(tmp_path / "x"), "--launcher", launcher]) == 2
-    assert "--batch-size 32 is not divisible by 3 processes" in capsys.readouterr().err
+    words = ["smoke", "--batch-size", "2", "--data-dir", str(tiny_dir), "--out", str(tmp_path / "x")]
+    assert main([*words, "--launcher", launcher]) == 2
+    assert "--batch-size must be at least 3 for 3 processes" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 

@@ -1,4 +1,7 @@
-"""Synchronized BatchNorm on several ranks equals plain BatchNorm on the whole batch, forward and backward."""
+"""Synchronized BatchNorm on several ranks equals plain BatchNorm on the whole batch, forward and backward.
+
+The ranks have different numbers of images.
+"""
 
 from pathlib import Path
 
@@ -6,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_trainer.distributed.sync_batchnorm import SyncBatchNorm
+from ddp_trainer.distributed.sync_batchnorm import SyncBatchNorm, averaged_batchnorm
 from tests.support.trainer import fork
 from tests.support.workers.batchnorm import inputs
 
@@ -35,7 +38,6 @@ def test_synchronized_batchnorm_equals_batchnorm_on_the_whole_batch(tmp_path: Pa
 
 def test_statistics_in_bf16_match_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.distributed.all_reduce", lambda values: None)  # one process
-    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 1)
     ours, plain = SyncBatchNorm(3), nn.BatchNorm2d(3)
     images = inputs()[0].bfloat16()
     found, expected = ours(images), plain(images)
@@ -43,3 +45,17 @@ def test_statistics_in_bf16_match_those_of_torch(monkeypatch: pytest.MonkeyPatch
     assert torch.allclose(found, expected, rtol=2**-7, atol=2**-7)
     for name, value in plain.state_dict().items():
         assert torch.allclose(ours.state_dict()[name], value, rtol=1e-5), name
+
+
+def test_averaged_statistics_are_those_of_all_images() -> None:
+    values = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ranks = [nn.BatchNorm1d(3).double() for _ in range(2)]
+    for layer, own in zip(ranks, (values[:1], values[1:]), strict=True):
+        layer.running_mean, layer.running_var = own.mean(dim=0), own.var(dim=0, correction=0)
+    sent: list[torch.Tensor] = []
+    with averaged_batchnorm(ranks[1], lambda moments: sent.append(moments) or moments, 2, weight=1.5):
+        pass
+    with averaged_batchnorm(ranks[0], lambda moments: moments + sent[0], 2, weight=0.5):
+        assert torch.allclose(ranks[0].state_dict()["running_mean"], values.mean(dim=0))
+        assert torch.allclose(ranks[0].state_dict()["running_var"], values.var(dim=0, correction=0))
+    assert torch.equal(ranks[0].state_dict()["running_mean"], values[0]), "restored"

@@ -24,7 +24,7 @@ def batches_of_one(synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory
     return global_batches(folder, 1)
 
 
-@pytest.mark.parametrize(("world_size", "mode"), [(2, "stream"), (4, "resident")])
+@pytest.mark.parametrize(("world_size", "mode"), [(2, "resident"), (3, "stream")])
 def test_any_number_of_ranks_sees_the_same_augmented_images(
     synthetic_dir: Path, tmp_path: Path, batches_of_one: tuple[np.ndarray, np.ndarray], world_size: int, mode: str
 ) -> None:
@@ -46,9 +46,12 @@ STEPS = {"float64": 30, "float32": 12, "balanced": 20}
 
 @pytest.fixture(scope="module")
 def losses(synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of files NAME-PROCESSES.json, which contain the loss of each step with synchronized BatchNorm."""
+    """A folder of files NAME-PROCESSES.json, which contain the loss of each step with synchronized BatchNorm.
+
+    The batch of 32 images is not divisible by three processes.
+    """
     folder = tmp_path_factory.mktemp("losses")
-    for world_size in (1, 2, 4):
+    for world_size in (1, 2, 3):
         parts = [f"{name}={steps}" for name, steps in STEPS.items()]
         finished = fork(synthetic_dir, folder, *parts, program=LOSSES, processes=world_size)
         assert finished.returncode == 0, finished.stderr
@@ -59,10 +62,10 @@ def losses(synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_losses_with_synchronized_batchnorm_do_not_depend_on_the_number_of_ranks(
     losses: Path, name: str, tolerance: float
 ) -> None:
-    one, two, four = (json.loads((losses / f"{name}-{size}.json").read_text()) for size in (1, 2, 4))
+    one, two, three = (json.loads((losses / f"{name}-{size}.json").read_text()) for size in (1, 2, 3))
     assert len(one) == STEPS[name]
     assert len(set(one)) == len(one), "no two steps have the same loss"
     if name == "float64":  # in float32, the learning rate is so low that the loss hardly falls in 12 steps
         assert np.mean(one[-10:]) < np.mean(one[:10])
     assert two == pytest.approx(one, rel=tolerance)
-    assert four == pytest.approx(one, rel=tolerance)
+    assert three == pytest.approx(one, rel=tolerance)
