@@ -105,6 +105,8 @@ class RuntimeConfig:
     """Store activations and filters in NHWC order."""
     sync_bn: bool = False
     """Compute the statistics of BatchNorm over the global batch instead of each process's share."""
+    gradient_compression: Literal["none", "bf16"] = "none"
+    """bf16: processes exchange their gradients in bf16, which halves the amount of data but rounds the gradients."""
     deterministic: bool = False
     """Make a repeated run bit-identical, on the same machine with the same number of processes."""
     seed: int = 0

@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -43,6 +43,10 @@ class Runtime:
     def __init__(self, config: RuntimeConfig, *, accumulate: int = 1, stop: StopRequest | None = None) -> None:
         """`stop`: records signals that ask the run to stop; default: none, so such a signal ends the process."""
         check_machine(config)
+        require(
+            config.gradient_compression == "none" or dist.is_nccl_available(),
+            "--gradient-compression bf16 needs a build of torch for CUDA; leave it out",
+        )
         self.config = config
         self.precision = resolve_precision(config)
         stop = stop or StopRequest()
@@ -75,6 +79,7 @@ class Runtime:
 
     def _build_accelerator(self, patience: timedelta, *, accumulate: int) -> Accelerator:
         """Joins the other processes. Accelerate gets every setting that affects the weights as an argument."""
+        compressed = self.config.gradient_compression == "bf16"
         return Accelerator(
             cpu=resolve_device(self.config) == "cpu",
             mixed_precision="no" if self.precision == "fp32" else self.precision,
@@ -90,6 +95,7 @@ class Runtime:
                     gradient_as_bucket_view=True,
                     static_graph=accumulate == 1,
                     bucket_cap_mb=4,
+                    comm_hook=DDPCommunicationHookType.BF16 if compressed else DDPCommunicationHookType.NO,
                 ),
             ],
         )

@@ -13,7 +13,7 @@ import pytest
 from ddp_trainer.recipes import RECIPES
 from tests.support.fake_cuda import library
 from tests.support.trainer import run
-from tests.support.workers.fake_cuda_cases import CAPTURED, CARELESS, EAGER, OPTIONS
+from tests.support.workers.fake_cuda_cases import CAPTURED, CARELESS, EAGER, OPTIONS, RANKS
 
 Cases = dict[str, dict[str, Any]]
 
@@ -116,7 +116,7 @@ def test_copying_the_state_for_a_checkpoint_does_not_wait(runs: Cases) -> None:
 
 def test_two_ranks_capture_their_collectives(cuda: dict[str, str], synthetic_dir: Path) -> None:
     found = cases_of("fake_cuda_graphs", synthetic_dir, env={**cuda, "FAKE_GPUS": "2"}, processes=2)
-    for case in ("ranks", "synchronized batchnorm"):
+    for case in RANKS:
         assert (found[case]["illegal"], found[case]["said"]) == ([], [])
         assert len(found[case]["graphs"]) == found[case]["steps"]
         assert found[case]["collectives"] > 0

@@ -71,4 +71,8 @@ EAGER = {
 }
 
 # Whole runs of several ranks.
-RANKS = {"ranks": FAST, "synchronized batchnorm": changed(FAST, {"runtime": {"sync_bn": True}})}
+RANKS = {
+    "ranks": FAST,
+    "synchronized batchnorm": changed(FAST, {"runtime": {"sync_bn": True}}),
+    "compressed gradients": changed(FAST, {"runtime": {"gradient_compression": "bf16"}}),
+}
