@@ -1,0 +1,25 @@
+"""Errors of the machine are one line, and other errors are not mistaken for them."""
+
+import errno
+import resource
+
+import pytest
+
+from data_prep.machine_limits import machine_problem
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"), [(resource.RLIM_INFINITY, "not enough free memory"), (2**30, "1,074 MB, is too low")]
+)
+def test_a_lack_of_memory_names_the_limit_if_there_is_one(
+    limit: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    for error in (MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory"), RuntimeError("std::bad_alloc")):
+        assert words in (machine_problem(error) or "")
+
+
+def test_other_errors_of_the_system_are_quoted_and_bugs_are_not_hidden() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "new\nset")
+    assert machine_problem(full) == r"[Errno 28] No space left on device: 'new\nset'"
+    assert machine_problem(ValueError("the image is damaged")) is None
