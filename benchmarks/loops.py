@@ -28,7 +28,7 @@ AMP_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def our_step(config: TrainConfig, side: int) -> Step:
-    runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate, stop=StopRequest())
+    runtime = Runtime(config.runtime, stop=StopRequest())
     trainer = build_trainer(config, runtime, read_dataset(config.data.data_dir))
     batch = first_batch(trainer.data.loader)
     epoch = first_epoch(config, image_size=batch.images.size(2), side=side)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data_prep.beton import holds_jpegs
 from data_prep.ffcv_reader import FfcvReader
+from data_prep.free_memory import free_memory
 from data_prep.jpeg_reader import JpegReader
 from data_prep.watched_file import DatasetChanged, WatchedFile
 
@@ -103,10 +104,15 @@ def build_loader(
 ) -> StreamLoader | ResidentLoader:
     """A loader for `mode`. auto: resident if the images take less than a quarter of the free device memory."""
     stream = StreamLoader(beton, device=device, batch_size=batch_size, num_workers=num_workers, sha256=sha256)
+    return ResidentLoader(stream) if resident_bytes(stream.count, stream.image_size, mode, device) else stream
+
+
+def resident_bytes(count: int, image_size: int, mode: Mode, device: torch.device) -> int:
+    """Bytes of device memory that `count` images will take up; 0 if they are streamed."""
+    needed = count * image_size**2 * 3
     if mode == "auto":
-        needed = stream.count * stream.image_size**2 * 3
-        mode = "resident" if needed < RESIDENT_SHARE * _free_memory(device) else "stream"
-    return stream if mode == "stream" else ResidentLoader(stream)
+        mode = "resident" if needed < RESIDENT_SHARE * free_memory(device) else "stream"
+    return needed if mode == "resident" else 0
 
 
 def read_images(loader: StreamLoader | ResidentLoader, samples: np.ndarray) -> Tensor:
@@ -116,14 +122,6 @@ def read_images(loader: StreamLoader | ResidentLoader, samples: np.ndarray) -> T
 
 def _in_batches(samples: np.ndarray, size: int) -> list[np.ndarray]:
     return [samples[start : start + size] for start in range(0, len(samples), size)]
-
-
-def _free_memory(device: torch.device) -> float:
-    """Free bytes on the device. Host memory is divided by the number of processes on this machine."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line)
-    return int(available.split()[1]) * 1024 / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _checked_order(index_batches: IndexBatches, count: int, batch_size: int | None = None) -> np.ndarray:

@@ -35,8 +35,9 @@ from ddp_trainer.distributed.launch import Launch, check_machine
 from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import Preempted, StopRequest, exit_process
-from ddp_trainer.engine.build import build_trainer
+from ddp_trainer.engine.build import build_trainer, prepare_network
 from ddp_trainer.engine.metrics import Averages, averages
+from ddp_trainer.engine.passes import resolve_passes
 from ddp_trainer.engine.step_guard import NonFinite
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.recipes import RECIPES
@@ -184,9 +185,11 @@ def find_learning_rate(test: RangeTestConfig, stop: StopRequest) -> None:
             out = out or new_folder(f"lr_find-{config.recipe}")
             stack.enter_context(lock_folder(out))
         stack.enter_context(restored_settings())
-        runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate, stop=stop)
+        runtime = Runtime(config.runtime, stop=stop)
         try:
-            curve = range_test(build_trainer(config, runtime, dataset), test.sweep)
+            network, _ = prepare_network(config, dataset, load_weights=True)
+            config = resolve_passes(config, runtime, dataset, network)
+            curve = range_test(build_trainer(config, runtime, dataset, network=network), test.sweep)
         except Preempted:
             if runtime.is_main:
                 print_line("stopped: nothing was written", sys.stderr)

@@ -1,6 +1,7 @@
 """The schedule of a run: number of steps, learning rate and crop size, as pure functions of step and epoch."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from data_prep.errors import require
 
@@ -13,8 +14,9 @@ class ScheduleConfig:
     """Passes over the training images."""
     batch_size: int = 512
     """Images per optimizer step, over all processes together."""
-    accumulate: int = 1
-    """Split each process's share of the batch into this many forward and backward passes, to save memory."""
+    accumulate: int | Literal["auto"] = 1
+    """Split each process's share of the batch into this many forward and backward passes, to save memory. auto: the
+    fewest passes that fit into memory on every process."""
     warmup_fraction: float = 5 / 24
     """Share of all steps, from the first one, in which the learning rate rises to its peak."""
     final_lr_fraction: float = 0.0
@@ -29,14 +31,22 @@ class ScheduleConfig:
     """Stop after this many optimizer steps. Learning rate and crop size still follow the schedule of the full run."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "train_size", "max_steps"):
+        for name in ("epochs", "batch_size", "train_size", "max_steps"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        accumulate = self.accumulate
+        require(accumulate == "auto" or accumulate >= 1, f"--accumulate must be auto or at least 1, got {accumulate}")
         for name in ("warmup_fraction", "final_lr_fraction"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"--{name.replace('_', '-')} must be in [0, 1], got {value}")
         small = self.small_crop_fraction
         require(0 <= small < 1, f"--small-crop-fraction must be in [0, 1), got {small}")
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes of a process in a step. Only known once `auto` is replaced by a number."""
+        assert self.accumulate != "auto", "resolve_passes has not been called"
+        return self.accumulate
 
     def steps_per_epoch(self, num_images: int) -> int:
         """Number of full batches in an epoch. Leftover images are not used; they are different ones in each epoch."""

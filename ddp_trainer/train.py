@@ -36,6 +36,7 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
     check_machine(config.runtime)  # before torch is imported, which takes seconds
     from data_prep.dataset import read_dataset, verify_dataset
     from ddp_trainer.engine.build import build_trainer, prepare_network
+    from ddp_trainer.engine.passes import resolve_passes
     from ddp_trainer.run.checks import check_settings
     from ddp_trainer.run.directory import claim_run_directory
     from ddp_trainer.run.outputs import complete_results, write_results
@@ -56,6 +57,7 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
                 complete_results(run_dir)
                 return result_of(run_dir)
             network, notes = prepare_network(config, dataset, load_weights=state is None)
+            config = resolve_passes(config, runtime, dataset, network, saved=state)
             with open_recorder(run_dir, config, dataset, runtime, state) as recorder:
                 recorder.also = observer
                 try:

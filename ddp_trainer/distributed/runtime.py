@@ -40,7 +40,7 @@ class Runtime:
     Raises InputError if this machine does not have the device or the precision that `config` asks for.
     """
 
-    def __init__(self, config: RuntimeConfig, *, accumulate: int = 1, stop: StopRequest | None = None) -> None:
+    def __init__(self, config: RuntimeConfig, *, stop: StopRequest | None = None) -> None:
         """`stop`: records signals that ask the run to stop; default: none, so such a signal ends the process."""
         check_machine(config)
         require(
@@ -56,7 +56,7 @@ class Runtime:
         launch = Launch.from_environment()
         with meeting(launch, stop):
             with environment_of(launch.variables()):
-                self._accelerator = self._build_accelerator(patience, accumulate=accumulate)
+                self._accelerator = self._build_accelerator(patience)
             # Control messages are sent with gloo, between CPUs, so that they never wait for a device.
             self._control = _control_group(patience) if launch.world_size > 1 else None
         self.device: torch.device = self._accelerator.device
@@ -77,27 +77,24 @@ class Runtime:
         self.stop = StopAgreement(stop, self._control)
         torch.manual_seed(config.seed)
 
-    def _build_accelerator(self, patience: timedelta, *, accumulate: int) -> Accelerator:
+    def _build_accelerator(self, patience: timedelta) -> Accelerator:
         """Joins the other processes. Accelerate gets every setting that affects the weights as an argument."""
         compressed = self.config.gradient_compression == "bf16"
+        # BatchNorm's buffers are averaged before each evaluation, so DDP need not broadcast them in each step.
+        # With buckets of 4 MiB, the first all-reduce starts early in the backward pass of a 26 MB network.
+        self._ddp = DistributedDataParallelKwargs(
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            bucket_cap_mb=4,
+            comm_hook=DDPCommunicationHookType.BF16 if compressed else DDPCommunicationHookType.NO,
+        )
         return Accelerator(
             cpu=resolve_device(self.config) == "cpu",
             mixed_precision="no" if self.precision == "fp32" else self.precision,
             dynamo_backend="no",
             gradient_accumulation_steps=1,  # the trainer itself accumulates gradients
             step_scheduler_with_optimizer=False,
-            kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=patience),
-                # BatchNorm's buffers are averaged before each evaluation, so DDP need not broadcast them in each step.
-                # With buckets of 4 MiB, the first all-reduce starts early in the backward pass of a 26 MB network.
-                DistributedDataParallelKwargs(
-                    broadcast_buffers=False,
-                    gradient_as_bucket_view=True,
-                    static_graph=accumulate == 1,
-                    bucket_cap_mb=4,
-                    comm_hook=DDPCommunicationHookType.BF16 if compressed else DDPCommunicationHookType.NO,
-                ),
-            ],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=patience), self._ddp],
         )
 
     @property
@@ -119,8 +116,11 @@ class Runtime:
             "threads": torch.get_num_threads(),
         }
 
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def prepare(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, *, passes: int
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The model wrapped in DDP, and the optimizer wrapped for the gradient scaler. Call `place` first."""
+        self._ddp.static_graph = passes == 1  # it allows one backward pass in a step
         self._accelerator.free_memory()  # otherwise, Accelerate would also unscale the gradients of an earlier model
         if self.config.compile:  # in place, so that the names in the state dict do not change
             model.compile(dynamic=False)  # one compilation for each batch size and crop size

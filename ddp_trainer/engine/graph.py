@@ -25,7 +25,7 @@ def why_not(config: TrainConfig, runtime: Runtime) -> str | None:
         "the CPU has no graphs": runtime.device.type != "cuda",
         "--graph off": config.runtime.graph == "off",
         "fp16": runtime.precision == "fp16",
-        "--accumulate": config.schedule.accumulate > 1,
+        "--accumulate": config.schedule.passes > 1,
         "--compile": config.runtime.compile,
         "--profile": config.run.profile > 0,
     }

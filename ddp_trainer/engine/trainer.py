@@ -51,7 +51,7 @@ class Trainer:
         self.model = runtime.place(model)
         ema = Ema(self.model, decay=config.optim.ema_decay) if config.optim.ema_decay else None
         self.evaluated_model = self.model if ema is None else ema.module
-        self.wrapped, wrapped_optimizer = runtime.prepare(self.model, optimizer)
+        self.wrapped, wrapped_optimizer = runtime.prepare(self.model, optimizer, passes=config.schedule.passes)
         zero_momentum(optimizer)
         self.rates = LearningRates(optimizer)
         self.state = TrainState(self.model, wrapped_optimizer, ema, runtime, clip=self._clip_gradients)
@@ -136,7 +136,7 @@ class Trainer:
         augmented = self.data.augmenter(batch, epoch=epoch, side=side)
         losses = []
         with self.guard.attempt() as decision:
-            parts = list(split_batch(augmented, self.config.schedule.accumulate))
+            parts = list(split_batch(augmented, self.config.schedule.passes))
             for part in parts:  # only the last backward pass averages the gradients over the ranks
                 with contextlib.nullcontext() if part is parts[-1] else self.runtime.no_sync(self.wrapped):
                     losses.append(self._backward(part))

@@ -66,7 +66,7 @@ def _blank_batch(config: TrainConfig, runtime: Runtime, image_size: int) -> Batc
 
 def _blank_images(config: TrainConfig, runtime: Runtime, model: nn.Module, side: int) -> Tensor:
     """A batch of zeros with the shape, dtype and memory format of the network's input on this rank."""
-    count = images_in_step(config, runtime.rank, runtime.world_size) // config.schedule.accumulate
+    count = images_in_step(config, runtime.rank, runtime.world_size) // config.schedule.passes
     dtype = next(model.parameters()).dtype
     images = torch.zeros(count, side, side, 3, dtype=dtype, device=runtime.device)
     return runtime.laid_out(images.permute(0, 3, 1, 2))

@@ -10,7 +10,9 @@ from torch import nn
 def blank_passes(model: nn.Module) -> Iterator[None]:
     """After forward and backward passes in the block, removes the gradients and restores the buffers."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    yield
-    model.zero_grad(set_to_none=True)
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
+    try:
+        yield
+    finally:
+        model.zero_grad(set_to_none=True)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])

@@ -81,6 +81,7 @@ def check_batch(config: TrainConfig, *, num_images: int, world_size: int) -> int
     --profile is too large for the run.
     """
     batch, accumulate, pairs = config.schedule.batch_size, config.schedule.accumulate, config.augment.mixes_pairs
+    accumulate = 1 if accumulate == "auto" else accumulate
     require(not pairs or batch % 2 == 0, f"--mixup and --cutmix need an even --batch-size, got {batch}")
     least = accumulate + accumulate % 2 if pairs else accumulate  # images of a process
     require(

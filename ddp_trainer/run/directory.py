@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from data_prep.dataset import DatasetInfo
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # names of the temporary files of `replace_file`
+RESOLVED = ("precision", "accumulate")  # settings for which a run records what it used in place of `auto`
 PACKAGES = ("torch", "torchvision", "accelerate", "ffcv", "numpy", "wandb")
 
 
@@ -195,10 +196,10 @@ def changed_settings(recorded: Mapping[str, Any], requested: Mapping[str, Any]) 
     """Settings whose requested value differs from the recorded one, as (name, recorded, requested).
 
     A setting that is not recorded did not exist in the release that started the run. That release behaved as if it had
-    the default value, so the default is compared. `precision=auto` equals any recorded precision.
+    the default value, so the default is compared. `auto` for a setting in RESOLVED equals any recorded value.
     """
     recorded = {**TrainConfig().flat(), **recorded}
-    names = [name for name, value in requested.items() if (name, value) != ("precision", "auto")]
+    names = [name for name, value in requested.items() if not (name in RESOLVED and value == "auto")]
     return [(name, recorded.get(name), requested[name]) for name in names if recorded.get(name) != requested[name]]
 
 

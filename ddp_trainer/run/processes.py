@@ -24,7 +24,7 @@ def join_processes(
     """
     with restored_settings():
         try:
-            runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate, stop=stop)
+            runtime = Runtime(config.runtime, stop=stop)
             kind, step = runtime.agree_on(*start)
         except Exception as error:  # for example, because a process never joined
             if run_dir is not None and start.kind != StartKind.FINISHED and not isinstance(error, InputError):

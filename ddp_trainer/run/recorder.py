@@ -144,11 +144,12 @@ def describe_plan(trainer: Trainer) -> str:
     if runtime.device.type == "cuda":
         reason = trainer.not_captured
         graphs = f", without CUDA graphs ({reason})" if reason else ", with CUDA graphs"
+    passes = f" in {schedule.passes} passes" if schedule.passes > 1 else ""
     end = f", ends after step {schedule.max_steps} (--max-steps)" if schedule.max_steps else ""
     return (
         f"{trainer.config.recipe}: {schedule.epochs} epochs x {trainer.steps_per_epoch} steps{end}, "
-        f"batch {schedule.batch_size}{dropped}, {runtime.world_size} x {runtime.device_name}, {runtime.precision}"
-        f"{graphs}"
+        f"batch {schedule.batch_size}{passes}{dropped}, "
+        f"{runtime.world_size} x {runtime.device_name}, {runtime.precision}{graphs}"
     )
 
 

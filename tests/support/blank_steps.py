@@ -41,11 +41,13 @@ class MetaRuntime(Runtime):
     on tensors of different devices.
     """
 
-    def __init__(self, config: RuntimeConfig, **options: Any) -> None:
-        super().__init__(replace(config, device="cpu", precision="fp32"), stop=StopRequest(), **options)
+    def __init__(self, config: RuntimeConfig) -> None:
+        super().__init__(replace(config, device="cpu", precision="fp32"), stop=StopRequest())
         self.device = torch.device("meta")
 
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def prepare(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: int
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
         optimizer._need_device_dtype_check_for_fused = False  # type: ignore[attr-defined]  # it rejects "meta"
         return model, optimizer
 

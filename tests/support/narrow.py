@@ -32,10 +32,10 @@ def narrow_settings(data_dir: Path) -> TrainConfig:
     )
 
 
-def single_runtime(*, device: str = "cpu", accumulate: int = 1, stop: StopRequest | None = None) -> Runtime:
+def single_runtime(*, device: str = "cpu", stop: StopRequest | None = None) -> Runtime:
     """Returns a runtime of one process in fp32 that installs no signal handlers."""
     config = RuntimeConfig(device=device, precision="fp32")  # type: ignore[arg-type]
-    return Runtime(config, accumulate=accumulate, stop=stop or StopRequest())
+    return Runtime(config, stop=stop or StopRequest())
 
 
 def narrow_trainer(

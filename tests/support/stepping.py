@@ -41,7 +41,7 @@ def build_for(data_dir: Path, device: torch.device) -> Build:
 
     def build(recipe: str = "fast", **changes: Any) -> Trainer:
         config = settings(data_dir, device, recipe, **changes)
-        runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate, stop=StopRequest())
+        runtime = Runtime(config.runtime, stop=StopRequest())
         return build_trainer(config, runtime, read_dataset(data_dir))
 
     return build

@@ -130,12 +130,13 @@ def builds(node: ast.AST) -> bool:
 
 
 def test_backward_is_called_in_few_files() -> None:
-    """The trainer calls it through the runtime; network checks, operation counts and the warm-up call it directly."""
+    """The trainer calls it through the runtime. Checks, measurements and the warm-up call it directly."""
     callers = {name_of(file) for file in MODULES for _, _, name in calls_in(file) if name == "backward"}
     assert callers == {
         "ddp_trainer/engine/trainer.py",
         "ddp_trainer/distributed/runtime.py",
         "ddp_trainer/engine/flops.py",
+        "ddp_trainer/engine/passes.py",
         "ddp_trainer/engine/warm_up.py",
         "ddp_trainer/models/check.py",
     }
@@ -149,8 +150,8 @@ def test_variables_of_the_launcher_are_read_in_one_folder() -> None:
         for node in ast.walk(tree_of(file))
         if isinstance(node, ast.Constant) and node.value in variables
     }
-    # The loader reads LOCAL_WORLD_SIZE to divide the free memory among the processes on this machine.
-    allowed = {name for name in readers if name.startswith("ddp_trainer/distributed/")} | {"data_prep/loader.py"}
+    # LOCAL_WORLD_SIZE divides the free memory among the processes on this machine.
+    allowed = {name for name in readers if name.startswith("ddp_trainer/distributed/")} | {"data_prep/free_memory.py"}
     assert readers <= allowed
 
 

@@ -57,6 +57,8 @@ def test_help_lists_every_documented_flag_and_every_recipe(capsys: pytest.Captur
         (["basline"], "unknown recipe 'basline'; choose from baseline"),
         (["--peek-lr", "1"], "--peek-lr"),
         (["--epochs", "many"], "many"),
+        (["--accumulate", "0"], "--accumulate must be auto or at least 1, got 0"),
+        (["--accumulate", "some"], "some"),
         (["--crop-scale", "0.5", "0.2"], "--crop-scale must be two shares in (0, 1], the smaller one first"),
         (["--train-size", "0"], "--train-size must be at least 1, got 0"),
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),

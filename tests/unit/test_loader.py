@@ -193,5 +193,5 @@ def test_auto_mode_is_resident_if_the_images_fit_into_memory(
         return type(build_loader(image_set_and_beton[2], mode="auto", device=CPU, batch_size=32, num_workers=1))
 
     assert chosen() is ResidentLoader
-    monkeypatch.setattr("data_prep.loader._free_memory", lambda device: 1e6)
+    monkeypatch.setattr("data_prep.loader.free_memory", lambda device: 1e6)
     assert chosen() is StreamLoader

@@ -75,6 +75,10 @@ def test_step_does_not_wait_and_stays_within_its_budget(steps: Cases, case: str)
     assert steps[case]["operations"] <= BUDGETS[case]
 
 
+def test_accumulate_auto_tries_smaller_passes_until_one_fits(steps: Cases) -> None:
+    assert steps["passes"]["chosen"] == {"64": 1, "16": 4}
+
+
 @pytest.mark.parametrize("case", CARELESS)
 def test_careless_changes_that_wait_are_detected(steps: Cases, case: str) -> None:
     assert steps[case]["waits"] != ONE_STEP_LATE

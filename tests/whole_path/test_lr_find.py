@@ -148,7 +148,7 @@ def test_two_ranks_stop_together_and_leave_a_run_in_the_folder_unchanged(
     out = Path(shutil.copytree(smoke_run, tmp_path / "run"))
     before = contents(out)
     sweep = ("--start-lr", "0.01", "--end-lr", "1e5", "--steps", "9")
-    arguments = (*TINY, "--data-dir", tiny_dir, "--out", out, *sweep)
+    arguments = (*TINY, "--data-dir", tiny_dir, "--out", out, *sweep, "--accumulate", "auto")
     finished = fork(*arguments, program="ddp_trainer.lr_find:main", processes=2)
     assert finished.returncode == 0, finished.stderr
     after = contents(out)

@@ -52,7 +52,7 @@ OPTIONS: list[dict[str, dict[str, Any]]] = [
 
 def trainer_of(recipe: str, **settings: dict[str, Any]) -> Trainer:
     config = changed_recipe(recipe, **settings)
-    return blank_trainer(config, MetaRuntime(config.runtime, accumulate=config.schedule.accumulate))
+    return blank_trainer(config, MetaRuntime(config.runtime))
 
 
 def take_steps(trainer: Trainer) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 import ddp_trainer.engine.trainer as trainer_module
 from data_prep.dataset import read_dataset
@@ -18,7 +19,8 @@ from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import StopRequest
-from ddp_trainer.engine.build import build_trainer
+from ddp_trainer.engine.build import build_trainer, prepare_network
+from ddp_trainer.engine.passes import resolve_passes
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.recipes import RECIPES
 from tests.support.fake_cuda.library import Calls, logged
@@ -35,7 +37,7 @@ class Steps:
 
     def trainer(self, config: TrainConfig) -> Trainer:
         config = changed(config, {"data": {"data_dir": self.data_dir, "data_mode": "resident"}})
-        runtime = Runtime(config.runtime, accumulate=config.schedule.accumulate, stop=StopRequest())
+        runtime = Runtime(config.runtime, stop=StopRequest())
         return build_trainer(config, runtime, self.dataset)
 
     def calls(self, config: TrainConfig) -> Calls:
@@ -48,6 +50,20 @@ class Steps:
         with logged() as calls:
             trainer.train_step(batch, epoch)
         return calls
+
+    def passes(self, most: int) -> int:
+        """What --accumulate auto decides if memory runs out in passes of more than `most` of 64 images."""
+
+        def forward(network: nn.Module, inputs: tuple[Tensor]) -> None:
+            if len(inputs[0]) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        schedule = {"batch_size": 64, "accumulate": "auto"}
+        config = changed(RECIPES["smoke"], {"schedule": schedule, "data": {"data_dir": self.data_dir}})
+        network, _ = prepare_network(config, self.dataset, load_weights=False)
+        network.register_forward_pre_hook(forward)
+        runtime = Runtime(config.runtime, stop=StopRequest())
+        return resolve_passes(config, runtime, self.dataset, network).schedule.passes
 
 
 def first_batch(trainer: Trainer) -> Batch:
@@ -80,6 +96,8 @@ def main(data_dir: Path) -> None:
         report(name, changed(RECIPES["fast"], sections))
     for name, change in CARELESS.items():
         report(name, RECIPES["smoke"], change)
+    with restored_settings():
+        print(json.dumps({"case": "passes", "chosen": {most: steps.passes(most) for most in (64, 16)}}), flush=True)
 
 
 if __name__ == "__main__":

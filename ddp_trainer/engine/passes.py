@@ -1,0 +1,171 @@
+"""Decides for --accumulate auto in how many passes each process takes its share of a batch.
+
+The memory for an image is measured in passes over a few images with the real network on its device. That works on
+the CPU, too, where the kernel kills a process that needs too much. On a GPU, a pass of the chosen size is tried.
+"""
+
+import contextlib
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from data_prep.dataset import DatasetInfo
+from data_prep.errors import require
+from data_prep.free_memory import free_memory
+from data_prep.loader import resident_bytes
+from ddp_trainer.config import TrainConfig
+from ddp_trainer.distributed.runtime import Runtime
+from ddp_trainer.engine.data import images_in_step
+from ddp_trainer.engine.peak_memory import PeakMemory
+from ddp_trainer.models.blank_pass import blank_passes
+
+# Share of the free memory that tensors may take up; the rest is for fragmentation and the workspaces of operations. On
+# the CPU, training took up to 1.5 times the memory of its tensors (resnet18, 64 images of 224 pixels). On a GPU, the
+# share is not measured, but a pass is tried.
+MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.8}
+FEW, MORE = 4, 8  # images in the two measured passes
+# As many copies of the weights are allocated later, at most: the gradients, two values of the optimizer and the moving
+# average, and all of them again while a checkpoint is written.
+STATE_COPIES = 8
+# For each value of a batch: uint8 copies in the loader, and float32 copies during the augmentation.
+BATCH_BYTES = 16
+
+
+class Need(NamedTuple):
+    """Bytes of memory that training allocates."""
+
+    fixed: float  # whatever the number of passes
+    per_image: float  # for each image of a pass
+
+    def images_that_fit(self, available: float) -> int:
+        """The largest number of images in a pass, if `available` bytes may be allocated; 0 if there is none."""
+        return max(0, math.floor((available - self.fixed) / self.per_image))
+
+
+def passes_to_try(images: int, *, fitting: int, smallest_share: int) -> range:
+    """Numbers of passes over `images` with at most `fitting` images in each, in ascending order.
+
+    `smallest_share`: images of the rank with the fewest. Its passes have at least two images each, because a single one
+    may be too little for BatchNorm.
+    """
+    most = max(smallest_share // 2, 1)
+    return range(-(-images // fitting), most + 1) if fitting > 0 else range(0)
+
+
+def resolve_passes(
+    config: TrainConfig,
+    runtime: Runtime,
+    dataset: DatasetInfo,
+    network: nn.Module,
+    *,
+    saved: Mapping[str, Any] | None = None,
+) -> TrainConfig:
+    """`config` with a number in place of --accumulate auto, the same on every rank. A collective operation.
+
+    `saved`: the checkpoint to resume from, whose number is used again if it is from the same number of processes.
+    Does not change weights, buffers and random numbers. Raises InputError if not even the smallest pass fits.
+    """
+    if config.schedule.accumulate != "auto":
+        return config
+    if saved is not None and len(saved["sums"]) == runtime.world_size:
+        passes = saved["settings"]["accumulate"]
+    else:
+        passes = _fewest_passes(config, runtime, dataset, runtime.place(network))
+    return replace(config, schedule=replace(config.schedule, accumulate=passes))
+
+
+def _fewest_passes(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, model: nn.Module) -> int:
+    """The fewest passes that fit on every rank. `model`: on its device."""
+    side, world_size = max(config.schedule.crop_sides(dataset.image_size)), runtime.world_size
+    available = MEMORY_SHARE[runtime.device.type] * free_memory(runtime.device)
+    need = _need(config, runtime, dataset, model, side=side)
+    images, smallest = (images_in_step(config, rank, world_size) for rank in (runtime.rank, 0))
+    numbers = passes_to_try(images, fitting=need.images_that_fit(available), smallest_share=smallest)
+    # With --sync-bn, a rank that runs out of memory in a pass would leave the others waiting.
+    is_tried = runtime.device.type == "cuda" and not config.runtime.sync_bn
+    sizes = ((number, (-(-images // number), side)) for number in numbers)
+    own = (number for number, size in sizes if not is_tried or has_room(model, runtime, size, need.fixed))
+    fewest = torch.tensor([next(own, sys.maxsize)], device=runtime.device)
+    passes = int(runtime.gather(fewest).max())
+    require(
+        passes < sys.maxsize,
+        f"--accumulate auto: on some process, even passes over 2 or 3 images of {side} pixels do not fit into memory; "
+        f"this one needs {(need.fixed + 2 * need.per_image) / 1e9:.2f} GB, and may use {available / 1e9:.2f} GB of the "
+        "free memory; use a smaller --batch-size or --train-size",
+    )
+    return passes
+
+
+def _need(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, model: nn.Module, *, side: int) -> Need:
+    few, more = (peak_of_pass(model, runtime, (count, side)) for count in (FEW, MORE))
+    per_image = max((more - few) / (MORE - FEW), 1)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    batch = images_in_step(config, runtime.rank, runtime.world_size) * 3 * dataset.image_size**2
+    splits = ("train", "train" if config.data.validation else "test")
+    resident = sum(
+        resident_bytes(dataset.splits[name].count, dataset.image_size, config.data.data_mode, runtime.device)
+        for name in splits
+    )
+    constant = max(more - MORE * per_image, 0)
+    return Need(constant + STATE_COPIES * weights + BATCH_BYTES * batch + resident, per_image)
+
+
+def peak_of_pass(model: nn.Module, runtime: Runtime, shape: tuple[int, int]) -> int:
+    """Bytes that the tensors of a pass take up at most, without the gradients of the weights.
+
+    `shape`: number and side of the images.
+    """
+    with PeakMemory() as memory:
+        _take_pass(model, runtime, shape)
+    return memory.peak
+
+
+def has_room(model: nn.Module, runtime: Runtime, shape: tuple[int, int], reserved: float) -> bool:
+    """Whether a pass over images of `shape` succeeds while `reserved` more bytes are allocated."""
+    try:
+        room = torch.empty(int(reserved), dtype=torch.uint8, device=runtime.device)
+        _take_pass(model, runtime, shape)
+        runtime.synchronize()
+        del room
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        if runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return True
+
+
+def _take_pass(model: nn.Module, runtime: Runtime, shape: tuple[int, int]) -> None:
+    """A forward and backward pass on blank images, which leaves no trace and waits for no other rank."""
+    count, side = shape
+    dtype, device = next(model.parameters()).dtype, runtime.device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), blank_passes(model), _freed_gradients(model):
+        images = torch.zeros(count, side, side, 3, dtype=dtype, device=device).permute(0, 3, 1, 2)
+        with runtime.autocast():
+            logits = model(runtime.laid_out(images))
+        logits.sum().backward()
+
+
+@contextlib.contextmanager
+def _freed_gradients(model: nn.Module) -> Iterator[None]:
+    """Frees the gradient of each parameter as soon as it is computed.
+
+    Together they could take more memory than a pass over a few images, and would hide how its memory grows.
+    """
+
+    def free(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    handles = [parameter.register_post_accumulate_grad_hook(free) for parameter in trained]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

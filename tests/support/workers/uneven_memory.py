@@ -1,0 +1,16 @@
+"""Runs the narrow trainer as if each rank had memory for a given number of images in a pass.
+
+Arguments: these numbers, such as 16,8, then those of the trainer.
+"""
+
+from collections.abc import Sequence
+
+from ddp_trainer.distributed.launch import Launch
+from ddp_trainer.engine.passes import Need
+from tests.support.workers.narrow_train import narrow_main
+
+
+def main(argv: Sequence[str]) -> int:
+    fitting = int(argv[0].split(",")[Launch.from_environment().rank])
+    Need.images_that_fit = lambda self, available: fitting  # type: ignore[method-assign]
+    return narrow_main(argv[1:])

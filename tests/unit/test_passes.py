@@ -1,0 +1,162 @@
+"""--accumulate auto takes the fewest passes that fit into memory, and measures them without leaving a trace."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from data_prep.dataset import read_dataset
+from data_prep.errors import InputError
+from ddp_trainer.config import TrainConfig
+from ddp_trainer.engine import passes
+from ddp_trainer.engine.passes import FEW, MEMORY_SHARE, MORE, Need, has_room, peak_of_pass, resolve_passes
+from ddp_trainer.engine.peak_memory import PeakMemory
+from ddp_trainer.models.spec import ModelSpec, build_network
+from tests.support.narrow import narrow_settings, single_runtime
+
+
+@pytest.mark.parametrize(
+    ("images", "fitting", "expected"),
+    [(12, 100, 1), (12, 12, 1), (12, 11, 2), (12, 5, 3), (12, 2, 6), (7, 4, 2), (7, 3, 3), (1, 1, 1)],
+)
+def test_the_first_number_of_passes_is_the_fewest_that_fits(images: int, fitting: int, expected: int) -> None:
+    assert passes.passes_to_try(images, fitting=fitting, smallest_share=images)[0] == expected
+
+
+@pytest.mark.parametrize(("images", "fitting", "smallest"), [(12, 1, 12), (7, 2, 7), (12, 0, 12), (7, 3, 5)])
+def test_no_pass_of_any_rank_has_a_single_image(images: int, fitting: int, smallest: int) -> None:
+    assert not passes.passes_to_try(images, fitting=fitting, smallest_share=smallest)
+
+
+@pytest.mark.parametrize(
+    ("need", "available", "expected"),
+    [
+        (Need(fixed=0, per_image=10), 1000, 100),
+        (Need(fixed=400, per_image=10), 1000, 60),
+        (Need(fixed=405, per_image=10), 1000, 59),
+        (Need(fixed=1200, per_image=10), 1000, 0),
+    ],
+)
+def test_images_fill_what_the_fixed_part_leaves(need: Need, available: int, expected: int) -> None:
+    assert need.images_that_fit(available) == expected
+
+
+def test_peak_counts_each_tensor_while_it_exists() -> None:
+    with PeakMemory() as memory:
+        one = torch.zeros(1000)
+        two = one + 1
+        two.add_(1)
+        view = two.view(10, 100)[3:]
+        del one
+        three = view * 2  # 7 of 10 rows
+        del two, view
+        four = three + 1
+    assert memory.peak == 8000
+    del three, four
+    with memory:
+        five = torch.zeros(1500)  # nothing else is left
+        six = five + 1
+    assert memory.peak == 12000
+    del five, six
+
+
+def test_peak_includes_what_the_backward_pass_needs() -> None:
+    weight = torch.ones(1000, requires_grad=True)
+    with PeakMemory() as memory:
+        (weight.exp().exp().exp().sum()).backward()
+    assert memory.peak >= 3 * 4000 + 4000  # three results, which are kept, and a gradient
+
+
+def dropout_network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.LazyLinear(2))
+
+
+def test_measuring_leaves_no_trace() -> None:
+    runtime, network = single_runtime(), dropout_network()
+    network(torch.zeros(2, 3, 8, 8))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    random = torch.get_rng_state()
+    assert peak_of_pass(network, runtime, (4, 8)) > 0
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+    network(torch.zeros(2, 3, 8, 8)).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters()), "gradients are kept again"
+
+
+@pytest.fixture
+def config(tiny_dir: Path) -> TrainConfig:
+    """Batches of 32 images."""
+    return narrow_settings(tiny_dir)
+
+
+def network_of(config: TrainConfig) -> nn.Module:
+    return build_network(config.network, ModelSpec.of(read_dataset(config.data.data_dir), config))
+
+
+def test_large_passes_need_what_small_ones_predict(config: TrainConfig) -> None:
+    runtime, model = single_runtime(), network_of(config)
+    few, more, large = (peak_of_pass(model, runtime, (count, 32)) for count in (FEW, MORE, 64))
+    predicted = few + (more - few) / (MORE - FEW) * (64 - FEW)
+    assert large == pytest.approx(predicted, rel=0.03)
+
+
+Resolve = Callable[..., int]
+
+
+@pytest.fixture
+def resolve(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> Resolve:
+    """Returns a function: memory for this many images in a pass -> number of passes."""
+
+    def passes_of(fitting: float) -> int:
+        auto = replace(config, schedule=replace(config.schedule, accumulate="auto"))
+        runtime, dataset = single_runtime(), read_dataset(config.data.data_dir)
+        model = runtime.place(network_of(config))
+        need = passes._need(auto, runtime, dataset, model, side=32)
+        free = (need.fixed + fitting * need.per_image) / MEMORY_SHARE["cpu"]
+        monkeypatch.setattr(passes, "free_memory", lambda device: free)
+        return resolve_passes(auto, runtime, dataset, model).schedule.passes
+
+    return passes_of
+
+
+@pytest.mark.parametrize(
+    ("fitting", "expected"), [(1e6, 1), (32.1, 1), (31.9, 2), (16.1, 2), (15.9, 3), (8.1, 4), (2.1, 16)]
+)
+def test_the_fewest_passes_that_fit_are_chosen(resolve: Resolve, fitting: float, expected: int) -> None:
+    assert resolve(fitting) == expected
+
+
+def test_too_little_memory_is_refused_in_one_line(resolve: Resolve) -> None:
+    with pytest.raises(InputError, match=r"--accumulate auto: .* images of 32 pixels do not fit into memory") as caught:
+        resolve(1.9)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_given_number_is_kept(config: TrainConfig) -> None:
+    given = replace(config, schedule=replace(config.schedule, accumulate=4))
+    assert resolve_passes(given, single_runtime(), read_dataset(config.data.data_dir), network_of(config)) is given
+
+
+class SmallMemory(nn.Module):
+    """A network for which memory runs out in passes of more than 4 images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm2d(3), nn.Linear(3, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(self.norm(images)) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.linear(images.mean(dim=(2, 3)))
+
+
+def test_a_pass_that_runs_out_of_memory_leaves_no_trace() -> None:
+    runtime, network = single_runtime(), SmallMemory()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert has_room(network, runtime, (4, 8), reserved=1000)
+    assert not has_room(network, runtime, (5, 8), reserved=1000)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
