@@ -11,6 +11,8 @@ from ddp_trainer.config import RuntimeConfig
 
 # Values of an environment variable that Accelerate interprets as true.
 TRUE = ("1", "true", "t", "yes", "y", "on")
+# Values of ONEDNN_MAX_CPU_ISA with which oneDNN, torch's library for convolutions on the CPU, would emulate bf16.
+ISAS_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 def _cpu_info() -> str:
@@ -21,9 +23,10 @@ def _cpu_info() -> str:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the processor has instructions for bf16. Emulated bf16 would be slower than fp32."""
+    """Whether the processor has instructions for bf16, and oneDNN may use them. Emulated bf16 is slower than fp32."""
     flags = _cpu_info().split()
-    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16"))
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() not in ISAS_WITHOUT_BF16
+    return allowed and any(flag in flags for flag in ("avx512_bf16", "amx_bf16"))
 
 
 def cpu_name() -> str:

@@ -1,4 +1,4 @@
-"""The runtime keeps freed memory for the next allocation, and fp32 does not use TF32."""
+"""The runtime keeps freed memory, fp32 does not use TF32, and bf16 is chosen only where the CPU computes it."""
 
 import platform
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ddp_trainer.config import RuntimeConfig
+from ddp_trainer.distributed import hardware
 from ddp_trainer.distributed.backend import set_backend_flags
 from ddp_trainer.distributed.process_settings import restored_settings
 from tests.support.trainer import run
@@ -23,3 +24,22 @@ def test_fp32_does_not_use_tf32(precision: str, allowed: bool) -> None:
     with restored_settings():
         set_backend_flags(RuntimeConfig(device="cpu", precision=precision))  # type: ignore[arg-type]
         assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed
+
+
+@pytest.mark.parametrize(
+    ("flag", "limit", "precision"),
+    [
+        ("avx2", None, "fp32"),
+        ("amx_bf16", None, "bf16"),
+        ("avx512_bf16", "AVX512_CORE_BF16", "bf16"),
+        ("amx_bf16", "avx512_core", "fp32"),
+    ],
+)
+def test_precision_auto_is_bf16_only_where_the_cpu_computes_it(
+    monkeypatch: pytest.MonkeyPatch, flag: str, limit: str | None, precision: str
+) -> None:
+    monkeypatch.setattr(hardware, "_cpu_info", lambda: f"flags : fpu {flag}")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if limit:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert hardware.resolve_precision(RuntimeConfig(device="cpu")) == precision
