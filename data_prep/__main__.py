@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from data_prep.encoding import DEFAULT_QUALITY, ENCODINGS, Encoding
 from data_prep.errors import InputError, printable, shell_path
 from data_prep.files import replace_file
 from data_prep.machine_limits import machine_problem
+from data_prep.output import check_out, check_outside_splits
 from data_prep.sources import NUM_NAMED, SOURCES, Source, UnreadableImagesError
 from data_prep.sources.decoder_messages import DecoderMessages, collected_messages
 from data_prep.sources.synthetic import DEFAULT_TEST_COUNT, DEFAULT_TRAIN_COUNT, draw_synthetic
@@ -32,7 +32,7 @@ DESCRIPTION = "Write images as a dataset for ddp_trainer: OUT/train.beton, OUT/t
 EXAMPLES = """\
 sources:
   cifar10, cifar100  the archive or its extracted files in ROOT, downloaded if absent; verified before use
-  folder             image files in ROOT/train/CLASS and ROOT/test/CLASS (or val, valid, validation)
+  folder             image files in ROOT/train/CLASS and ROOT/test/CLASS (or val, dev, ...; see docs/commands.md)
   synthetic          ten classes of images, generated from a seed; needs no input
 
 Limit: 100 million pixels per image (400 million for a non-progressive JPEG). Set DATA_PREP_MAX_PIXELS to raise it.
@@ -111,7 +111,9 @@ def prepare(options: argparse.Namespace, check: Callable[[], None]) -> DatasetIn
 
     Raises InputError, and what `check` raises. `check` is called often, so that a signal stops the work soon.
     """
-    _check_out(options.out)
+    check_out(options.out)
+    if options.source == "folder":
+        check_outside_splits(options.out, options.root)
     messages = DecoderMessages()
     with Bars() as bars:
         source = _open_source(options, bars)
@@ -142,15 +144,6 @@ def _with_list(error: UnreadableImagesError, out: Path) -> InputError:
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, "".join(f"{problem}\n" for problem in error.problems).encode())
     return InputError(f"{error}; all are listed in {shell_path(path)}")
-
-
-def _check_out(out: Path) -> None:
-    """Raises InputError if `out` is not writable. Called before the images are read, which can take minutes."""
-    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.lexists(path))
-    if not nearest.is_dir():
-        raise InputError(f"--out {shell_path(out)}: {shell_path(nearest)} is not a folder; use another folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"--out {shell_path(out)}: {shell_path(nearest)} is not writable; use another folder")
 
 
 def _open_source(options: argparse.Namespace, bars: Bars) -> Source:

@@ -8,6 +8,8 @@ CONTROL_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrog
 # Characters that reorder the text around them: users would see a command that differs from the one they paste.
 REORDERING = set(map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
+INVISIBLE = REORDERING | set(map(chr, (0x00AD, 0x200B, 0x2060, 0xFEFF)))
+
 
 class InputError(Exception):
     """The input is wrong. `str(error)` is one line: what is wrong, where, and the fix. Commands exit with status 2."""
@@ -38,6 +40,11 @@ def printable(text: str) -> str:
         else char
         for char in text
     )
+
+
+def visible(text: str) -> str:
+    """`text` without anything that does not show: two names that look the same on a page give the same text."""
+    return " ".join("".join(char for char in unicodedata.normalize("NFC", text) if char not in INVISIBLE).split())
 
 
 def quoted(value: object, limit: int = 60) -> str:

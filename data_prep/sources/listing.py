@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.errors import InputError, shell_path
+from data_prep.errors import InputError, shell_path, visible
 from data_prep.files import open_regular
 from data_prep.sources import NUM_NAMED, count_of, name_some
-from data_prep.sources.picture import SIGNATURES, SUFFIXES
+from data_prep.sources.picture import SUFFIXES, starts_like_image
 
-TEST_NAMES = ("test", "val", "valid", "validation")
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval")
 LAYOUT = "ROOT must have the folders train/CLASS and test/CLASS, or test/CLASS alone, with images in them"
 
 
@@ -43,19 +44,17 @@ class Listing:
 
 
 def list_splits(root: Path) -> tuple[Listing, Listing, list[str]]:
-    """(train, test, lines about missing and ignored folders and about the test split).
+    """(train, test, lines about missing and ignored folders and about the two splits).
 
     Raises InputError for a layout without classes.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise InputError(f"--root {shell_path(root)}: no such folder; {LAYOUT}")
-    train_root, candidates = root / "train", [root / name for name in TEST_NAMES if (root / name).is_dir()]
-    if not candidates:
+    train_roots, test_roots = (_split_folders(root, names) for names in (TRAIN_NAMES, TEST_NAMES))
+    if not test_roots:
         raise InputError(f"--root {shell_path(root)}: no test folder ({' or '.join(TEST_NAMES)}) in it; {LAYOUT}")
-    with_classes = [folder for folder in candidates if any(entry.is_dir() for entry in _visible(folder))]
-    test_root = (with_classes or candidates)[0]
-    train, test = Listing(train_root), Listing(test_root)
-    present = [train, test] if train_root.is_dir() else [test]
+    train, test = Listing(_with_classes(train_roots or [root / "train"])), Listing(_with_classes(test_roots))
+    present = [train, test] if train_roots else [test]
     for listing in present:
         _list_classes(listing)
     if train in present:
@@ -64,15 +63,34 @@ def list_splits(root: Path) -> tuple[Listing, Listing, list[str]]:
     for listing in present:
         _list_images(listing)
     notes = [
-        f"ignored {shell_path(folder)}, because {shell_path(test_root)} is the test split"
-        for folder in candidates
-        if folder != test_root
+        f"ignored {shell_path(folder)}, because {shell_path(listing.root)} is the {name} split"
+        for name, listing, folders in (("train", train, train_roots), ("test", test, test_roots))
+        for folder in folders
+        if folder != listing.root
     ]
     if train not in present:
         notes.append(f"{shell_path(root)} has no train folder, so the dataset can only be evaluated")
-    if test_root.name != "test":
-        notes.append(f"test split: {shell_path(test_root)}")
+    for name, listing in (("train", train), ("test", test)):
+        if listing.root.name != name:
+            notes.append(f"{name} split: {shell_path(listing.root)}")
     return train, test, notes
+
+
+def _split_folders(root: Path, names: tuple[str, ...]) -> list[Path]:
+    """The folders in `root` with one of the names of a split, in any case, the preferred name first."""
+    found = [Path(entry.path) for entry in _entries(root) if entry.name.lower() in names]
+    found.sort(key=lambda path: (names.index(path.name.lower()), path.name != path.name.lower()))
+    for path in found:
+        if _kind(path) != "folder":
+            raise InputError(f"{shell_path(path)} is a file, not a folder of classes; {LAYOUT}")
+    return found
+
+
+def _with_classes(folders: list[Path]) -> Path:
+    """The first of these folders that contains folders."""
+    if len(folders) == 1:
+        return folders[0]
+    return next((folder for folder in folders if any(entry.is_dir() for entry in _visible(folder))), folders[0])
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -89,6 +107,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _list_classes(listing: Listing) -> None:
+    named: dict[str, str] = {}  # what shows of a name -> the name
     for entry in _entries(listing.root):
         if entry.name.startswith("."):
             listing.hidden += 1
@@ -96,9 +115,11 @@ def _list_classes(listing: Listing) -> None:
             listing.other[_suffix(entry.name)] += 1
         else:
             name = _class_name(entry.name, listing.root)
-            if name in listing.classes:
-                pair = f"{listing.classes[name].name!a} and {entry.name!a}"
-                raise InputError(f"{shell_path(listing.root)}: the classes {pair} look alike; rename one")
+            other = named.setdefault(visible(name), entry.name)
+            if other != entry.name:
+                raise InputError(
+                    f"{shell_path(listing.root)}: the classes {other!a} and {entry.name!a} look alike; rename one"
+                )
             listing.classes[name] = Path(entry.path)
     if not listing.classes:
         raise InputError(f"{shell_path(listing.root)}: no class folders in it; {LAYOUT}")
@@ -188,7 +209,7 @@ def looks_like_image(path: Path) -> bool:
         return True
     try:
         with open_regular(path) as file:
-            return file.read(8).startswith(SIGNATURES)
+            return starts_like_image(file.read(16))
     except OSError:
         return False
 

@@ -5,8 +5,9 @@ Damaged metadata is ignored if the pixels can be read.
 
 import io
 import os
-import struct
+import re
 import threading
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -17,11 +18,14 @@ from data_prep.errors import printable
 from data_prep.files import open_regular
 from data_prep.machine_limits import due_to_machine
 from data_prep.sources.decoder_messages import reading
+from data_prep.sources.repair import JPEG, JPEG_END, PNG, lacks_end, pixels_only
 
 # A format is recognized by the content of a file, not by its name. Of an animation, only the first frame is used.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"P5", b"P6")
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+# The whole header of WebP, BMP and PPM is compared: sound files, and texts such as "BMW" or "P5", begin like images.
+_OTHER_STARTS = rb"RIFF....WEBP|BM....\0\0\0\0|GIF8[79]a|II[*+]\0|MM\0[*+]|P[1-6]\s+[#\d]"
+_IMAGE_START = re.compile(re.escape(PNG) + b"|" + JPEG + b"|" + _OTHER_STARTS, re.DOTALL)
 
 LIMIT_VARIABLE = "DATA_PREP_MAX_PIXELS"
 _limit = os.environ.get(LIMIT_VARIABLE, "")
@@ -41,8 +45,6 @@ _UPRIGHT = {  # EXIF orientation -> operation that turns the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # the only chunks of a PNG that matter for its pixels
-_ANCILLARY_MARKERS = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # JPEG comments, and all APPn except JFIF and Adobe
 _one_large_image = threading.Lock()
 
 
@@ -71,15 +73,21 @@ def read_picture(path: Path, size: int) -> Picture:
             raise ValueError("the file is empty")
         file.seek(0)
         try:
+            _check_end(file)
             return _decode(file, size, metadata_ignored=False)
         except Exception as error:
             if isinstance(error, TooLargeError) or due_to_machine(error):
                 raise
             file.seek(0)
-            repaired = _pixels_only(file.read(8 * MAX_PIXELS), size)
+            repaired = pixels_only(content := file.read(8 * MAX_PIXELS), partial(_pixels_of, size=size))
             if repaired is None:
-                raise
+                raise _plainer(error, content) from None
         return _decode(io.BytesIO(repaired), size, metadata_ignored=True)
+
+
+def starts_like_image(content: bytes) -> bool:
+    """Whether `content`, at least the first 16 bytes of a file, is the start of an image."""
+    return _IMAGE_START.match(content) is not None
 
 
 def why_unreadable(error: Exception) -> str:
@@ -106,6 +114,10 @@ def _decode(file: BinaryIO | io.BytesIO, size: int, *, metadata_ignored: bool) -
             return _finish(image, size, metadata_ignored)
         with _one_large_image:
             return _finish(image, size, metadata_ignored)
+
+
+def _pixels_of(content: bytes, size: int) -> np.ndarray:
+    return _decode(io.BytesIO(content), size, metadata_ignored=True).pixels
 
 
 def _check_size(size: tuple[int, int], factor: int) -> None:
@@ -183,56 +195,22 @@ def _to_rgb(strip: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, strip).convert("RGB")
 
 
-def _pixels_only(content: bytes, size: int) -> bytes | None:
-    """The file without its metadata, or None if the metadata cannot be removed."""
-    if content.startswith(SIGNATURES[0]):
-        return _png_pixels(content)
-    if content.startswith(SIGNATURES[1]):
-        stripped = _jpeg_pixels(content)
-        return _jpeg_with_end(stripped, size) or stripped
-    return None
+def _check_end(file: BinaryIO) -> None:
+    """Raises OSError for a JPEG without an end marker, because pixels may be missing.
 
-
-def _png_pixels(content: bytes) -> bytes | None:
-    """A PNG without its comments, profiles and other ancillary chunks. The checksums of its pixels are kept."""
-    kept, position = [content[:8]], 8
-    while position + 12 <= len(content):
-        length, kind = struct.unpack(">I4s", content[position : position + 8])
-        if kind in _PIXEL_CHUNKS:
-            kept.append(content[position : position + 12 + length])
-        position += 12 + length
-    return b"".join(kept) if len(kept) > 2 else None
-
-
-def _jpeg_pixels(content: bytes) -> bytes:
-    """A JPEG without its comments, profiles and EXIF data. JFIF and Adobe markers are kept: they define the colors."""
-    kept, position = [content[:2]], 2
-    while content[position : position + 1] == b"\xff" and content[position + 1 : position + 2] != b"\xda":
-        marker, length = content[position + 1], int.from_bytes(content[position + 2 : position + 4], "big")
-        if marker not in _ANCILLARY_MARKERS:
-            kept.append(content[position : position + 2 + length])
-        position += 2 + max(length, 2)
-    return b"".join(kept) + content[position:]
-
-
-def _jpeg_with_end(content: bytes, size: int) -> bytes | None:
-    """A JPEG that lacks only its end marker, with the marker added. None if pixels are missing too.
-
-    The decoder makes up missing pixels from whatever follows the data. If two different endings give the same picture,
-    no pixels are missing. A progressive JPEG is not repaired, because its last scans may be missing unnoticed.
+    Pillow notices that only if the data end, too: if an interrupted copy left zeros at the end of the file, the decoder
+    takes them for pixels.
     """
-    if content.rstrip(b"\0").endswith(b"\xff\xd9"):
-        return None
-    endings = [content + b"\xff\xd9", content + b"\x35\xa6" * 64 + b"\xff\xd9"]
-    pixels = []
-    for ending in endings:
-        try:
-            with Image.open(io.BytesIO(ending), formats=("JPEG",)) as image:
-                if "progressive" in image.info:
-                    return None
-            pixels.append(_decode(io.BytesIO(ending), size, metadata_ignored=True).pixels)
-        except Exception as error:
-            if isinstance(error, TooLargeError) or due_to_machine(error):
-                raise
-            return None
-    return endings[0] if np.array_equal(*pixels) else None
+    if file.read(len(JPEG)) == JPEG:
+        file.seek(-len(JPEG_END), io.SEEK_END)
+        if file.read() != JPEG_END:
+            file.seek(0)
+            if lacks_end(file.read(8 * MAX_PIXELS)):
+                raise OSError("image file is truncated")
+    file.seek(0)
+
+
+def _plainer(error: Exception, content: bytes) -> Exception:
+    """`error`, or one that users understand: an image with a damaged header is not of an unknown kind."""
+    is_clear = isinstance(error, (OSError, ValueError)) and not isinstance(error, Image.UnidentifiedImageError)
+    return error if is_clear or not starts_like_image(content) else ValueError("the file is damaged or incomplete")

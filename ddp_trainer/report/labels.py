@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 
+from data_prep.errors import visible
+
 # Fonts for scripts that matplotlib's own font lacks, by their names on Linux, macOS and Windows.
 OTHER_FONTS = (
     *(
@@ -69,5 +71,5 @@ def _character_sets() -> list[dict[int, int]]:
 
 
 def _repeated(labels: Sequence[str]) -> list[bool]:
-    counts = Counter(labels)
-    return [counts[label] > 1 for label in labels]
+    counts = Counter(map(visible, labels))
+    return [counts[visible(label)] > 1 for label in labels]

@@ -1,5 +1,6 @@
 """A small folder of photographs in two classes, for tests of `--source folder`."""
 
+import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,14 @@ def damaged_tiff(path: Path) -> Path:
     content[200:260] = bytes(byte ^ 0x5A for byte in content[200:260])
     path.write_bytes(content)
     return path
+
+
+def noise_jpeg(**options: Any) -> bytes:
+    """Returns a JPEG of 64 x 64 random pixels."""
+    target = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(target, "JPEG", **options)
+    return target.getvalue()
 
 
 def draw_photos(root: Path) -> Path:

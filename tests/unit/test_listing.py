@@ -76,8 +76,8 @@ def test_error_names_a_link_back_to_a_folder_above(photos: Path) -> None:
 
 def test_error_names_a_missing_root_or_split(photos: Path) -> None:
     assert str(photos / "absent") in fails(photos / "absent")
-    (photos / "test").rename(photos / "tests")
-    assert "no test folder (test or val or valid or validation) in it" in fails(photos)
+    (photos / "test").rename(photos / "held-out")
+    assert "no test folder (test or testing or val or" in fails(photos)
     (photos / "train").rename(photos / "training")
     assert "train" in fails(photos)
 
@@ -133,3 +133,66 @@ def test_a_root_without_train_gives_only_the_test_split(photos: Path) -> None:
     assert (source.classes, source.count("train"), source.count("test")) == (("cat",), 0, 2)
     assert [len(chunk.labels) for split in ("train", "test") for chunk in source.chunks(split)] == [2]
     assert any("has no train folder, so the dataset can only be evaluated" in note for note in source.findings().notes)
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "TEST"), ("training", "Testing"), ("TRAIN", "dev")])
+def test_splits_are_found_by_their_common_names(train: str, test: str, photos: Path) -> None:
+    (photos / "train").rename(photos / train)
+    (photos / "test").rename(photos / test)
+    found = load_folder(photos, size=8)
+    assert (len(found.train.labels), len(found.test.labels)) == (12, 4)
+    assert found.notes == (f"train split: {photos / train}", f"test split: {photos / test}")
+
+
+def test_of_two_training_folders_the_one_named_train_is_read(photos: Path) -> None:
+    (photos / "Train" / "ant").mkdir(parents=True)
+    assert load_folder(photos, size=8).notes == (f"ignored {photos}/Train, because {photos}/train is the train split",)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_that_is_a_file_or_a_dead_link_is_an_error(split: str, photos: Path) -> None:
+    (photos / split).rename(photos / "kept")
+    (photos / split).write_text("text")
+    assert f"{photos}/{split} is a file, not a folder of classes" in fails(photos)
+    (photos / split).unlink()
+    (photos / split).symlink_to("nowhere")
+    assert f"{photos}/{split} is a link to something that does not exist" in fails(photos)
+
+
+@pytest.mark.parametrize("other", ["dog ", "d\u200bog", "\u202edog"])
+def test_two_classes_of_a_split_that_look_alike_are_refused(other: str, photos: Path) -> None:
+    for split in ("train", "test"):
+        shutil.copytree(photos / split / "dog", photos / split / other)
+    line = fails(photos)
+    assert repr("dog") in line
+    assert f"{other!a}" in line
+    assert "look alike; rename one" in line
+
+
+def test_classes_that_differ_only_in_case_are_kept(photos: Path) -> None:
+    for split in ("train", "test"):
+        (photos / split / "cat").rename(photos / split / "Dog")
+    assert load_folder(photos, size=8).classes == ("Dog", "dog")
+
+
+def test_texts_and_sounds_that_begin_like_images_are_no_images(photos: Path) -> None:
+    for name, content in {
+        "a.txt": b"BMW is a car maker",
+        "b.txt": b"P5 is a label",
+        "c.wav": b"RIFF\1\0\0\0WAVE",
+    }.items():
+        (photos / "train" / "cat" / name).write_bytes(content)
+    (line,) = load_folder(photos, size=8).notes
+    assert "3 non-image files (.txt 2, .wav 1)" in line
+
+
+def test_images_without_a_suffix_are_read_in_every_format(photos: Path) -> None:
+    cat, red = photos / "train" / "cat", Image.new("RGB", (8, 8), "red")
+    for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"):
+        save(cat / kind, red, format=kind)
+    save(cat / "big", red, format="TIFF", big_tiff=True)
+    for number, text in enumerate((b"P1\n1 1\n0\n", b"P2\n1 1\n255\n9\n", b"P3 1 1 255 9 9 9 ", b"P4 8 1 \0")):
+        (cat / f"text {number}").write_bytes(text)
+        (cat / f"{number}.pnm").write_bytes(text)
+    found = load_folder(photos, size=8)
+    assert (len(found.train.labels), found.notes) == (12 + 8 + 8, ())

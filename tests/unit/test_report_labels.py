@@ -28,3 +28,8 @@ def test_no_two_classes_share_a_label(names: list[str]) -> None:
 def test_short_labels_are_unchanged_and_long_ones_keep_both_ends() -> None:
     assert distinct_labels(["cat", "dog"]) == ["cat", "dog"]
     assert shorten("Corn_(maize)___healthy") == "Corn_(ma…healthy"
+
+
+@pytest.mark.parametrize("other", ["dog ", " dog", "d\u200bog", "do\u00adg"])
+def test_names_that_look_the_same_get_different_labels(other: str) -> None:
+    assert distinct_labels(["dog", other]) == ["0: dog", f"1: {other}"]

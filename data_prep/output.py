@@ -1,0 +1,33 @@
+"""Checks the folder that a dataset is written to, before any image is read."""
+
+import os
+from pathlib import Path
+
+from data_prep.errors import InputError, require_printable, shell_path
+from data_prep.manifest import MANIFEST, SPLITS
+from data_prep.sources.listing import TEST_NAMES, TRAIN_NAMES
+
+
+def check_out(out: Path) -> None:
+    """Raises InputError if `out` is not usable."""
+    require_printable("out", out)
+    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise InputError(f"--out {shell_path(out)}: {shell_path(nearest)} is not a folder; use another folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"--out {shell_path(out)}: {shell_path(nearest)} is not writable; use another folder")
+    try:
+        blocked = [
+            path for name in (MANIFEST, *(f"{split}.beton" for split in SPLITS)) if (path := out / name).is_dir()
+        ]
+    except OSError as error:
+        raise InputError(f"--out {shell_path(out)}: {error.strerror}; use another folder") from None
+    if blocked:
+        raise InputError(f"--out {shell_path(out)}: {shell_path(blocked[0])} is a folder; use another folder")
+
+
+def check_outside_splits(out: Path, root: Path) -> None:
+    """Raises InputError if the dataset would be written among the images, where it would look like a class."""
+    out, root = out.resolve(), root.resolve()
+    if root in out.parents and out.relative_to(root).parts[0].lower() in (*TRAIN_NAMES, *TEST_NAMES):
+        raise InputError(f"--out {shell_path(out)} is a folder of images below --root; use another folder")

@@ -1,0 +1,46 @@
+"""The folder that a dataset is written to: an unusable one is refused before any image is read."""
+
+from pathlib import Path
+
+import pytest
+
+from data_prep.__main__ import main
+from tests.support.photos import draw_photos
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return draw_photos(tmp_path / "photos")
+
+
+def refused(photos: Path, out: Path | str, capsys: pytest.CaptureFixture[str]) -> str:
+    before = sorted(photos.parent.rglob("*"))
+    assert main(["--source", "folder", "--root", str(photos), "--out", str(out), "--size", "8"]) == 2
+    assert sorted(photos.parent.rglob("*")) == before
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    return captured.err
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\0b", "a\udcff"])
+def test_a_name_that_the_trainer_could_not_take_is_refused(
+    name: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "--out must have no line breaks" in refused(photos, photos.parent / name, capsys)
+
+
+def test_a_name_that_is_too_long_is_refused(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "File name too long" in refused(photos, photos.parent / ("a" * 300), capsys)
+    assert "no such folder" in refused(photos / ("a" * 300), photos.parent / "out", capsys)
+
+
+@pytest.mark.parametrize("name", ["train.beton", "test.beton", "dataset.json"])
+def test_a_folder_where_a_file_must_go_is_refused(name: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos.parent / "out" / name).mkdir(parents=True)
+    assert f"{name} is a folder; use another folder" in refused(photos, photos.parent / "out", capsys)
+
+
+@pytest.mark.parametrize("name", ["train", "train/cat", "test/new", "Val"])
+def test_a_folder_among_the_images_is_refused(name: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is a folder of images below --root" in refused(photos, photos / name, capsys)
