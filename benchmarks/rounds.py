@@ -15,7 +15,10 @@ Epoch = Callable[[], Iterable[torch.Tensor]]  # produces the images of an epoch,
 
 
 class OurEpochs:
-    """Produces one epoch of batches per call, in the trainer's global order: as loaded, or augmented."""
+    """Produces one epoch of batches per call, in the trainer's global order.
+
+    With an `augmenter`, the images are augmented. Otherwise, they are yielded as they were loaded.
+    """
 
     def __init__(
         self,

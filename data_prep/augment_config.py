@@ -25,7 +25,8 @@ class AugmentConfig:
     brightness: float = 0.0
     """Shift the values of each image by up to this many standard deviations."""
     contrast: float = 0.0
-    """Scale each image's distance from the mean color by a factor between 1 - x and 1 + x, where x is this value."""
+    """Scale the difference between an image and the mean color of the dataset by a random factor between 1 - x and
+    1 + x, where x is this value."""
     mixup: float = 0.0
     """Blend pairs of images with a weight drawn from Beta(x, x), where x is this value; 0: off."""
     cutmix: float = 0.0

@@ -5,9 +5,10 @@ the stored image). With the last two, a reader can verify that it got the right 
 content of a file, and some damaged files make it overwrite its own memory. Therefore `check_beton` checks every file
 before FFCV reads it.
 
-In a file that our writer produces, dataset.json and the sizes of the stored images determine every byte outside the
-images, labels and checksums. The check computes these bytes and refuses any difference, even a harmless one. It takes
-milliseconds and does not import FFCV. Below, "a checked file" is one that has passed this check.
+dataset.json, which lies beside the file, describes the dataset. Together with the sizes of the stored images, it
+determines every byte that our writer puts outside the images, labels and checksums. The check computes these bytes and
+refuses any difference, even a harmless one. It takes milliseconds and does not import FFCV. Below, "a checked file" is
+one that has passed this check.
 """
 
 import hashlib
@@ -146,7 +147,8 @@ def _find_problem(content: _Content, expected: Expected) -> str | None:
 def _sizes(content: _Content, expected: Expected) -> np.ndarray | None:
     """(N,) int64: size in bytes of each image, or None if images of these sizes do not fit into the file.
 
-    `expected` comes from dataset.json. Nothing is allocated until its count is known to fit the length of this file.
+    `expected` comes from dataset.json, which may be wrong. So no array of `expected.count` elements is created before
+    that count is known to fit into the file.
     """
     count, size = expected.count, expected.image_size**2 * 3
     table = len(content) - count * ALLOCATION.itemsize

@@ -77,7 +77,7 @@ def _unfailing(stream: TextIO | None, *, errors: str) -> TextIO:
 def _open_if_closed(descriptor: int) -> None:
     """Opens /dev/null as `descriptor` if it is closed.
 
-    Otherwise, the next file to be opened would get this descriptor, and C code would print into that file.
+    If it stayed closed, the next file to be opened would get this descriptor, and C code would print into that file.
     """
     try:
         os.fstat(descriptor)

@@ -77,7 +77,7 @@ def list_splits(root: Path) -> tuple[Listing, Listing, list[str]]:
 
 
 def _split_folders(root: Path, names: tuple[str, ...]) -> list[Path]:
-    """The folders in `root` with one of the names of a split, in any case, the preferred name first."""
+    """The folders in `root` whose names, in lower case, are in `names`. The preferred name comes first."""
     found = [Path(entry.path) for entry in _entries(root) if entry.name.lower() in names]
     found.sort(key=lambda path: (names.index(path.name.lower()), path.name != path.name.lower()))
     for path in found:
@@ -107,7 +107,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _list_classes(listing: Listing) -> None:
-    named: dict[str, str] = {}  # what shows of a name -> the name
+    named: dict[str, str] = {}  # visible form of a folder name -> the name
     for entry in _entries(listing.root):
         if entry.name.startswith("."):
             listing.hidden += 1
