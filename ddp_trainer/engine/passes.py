@@ -91,7 +91,7 @@ def _fewest_passes(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, 
     sizes = ((number, (-(-images // number), side)) for number in numbers)
     own = (number for number, size in sizes if not is_tried or has_room(model, runtime, size, need.fixed))
     fewest = torch.tensor([next(own, sys.maxsize)], device=runtime.device)
-    passes = int(runtime.gather(fewest).max())
+    passes = max(runtime.gather(fewest).flatten().tolist())
     require(
         passes < sys.maxsize,
         f"--accumulate auto: on some process, even passes over 2 or 3 images of {side} pixels do not fit into memory; "
