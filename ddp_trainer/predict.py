@@ -18,7 +18,7 @@ import tyro
 from torch import nn
 
 from data_prep.batch_ops import batch_normalize, center_crop
-from data_prep.errors import InputError, printable
+from data_prep.errors import InputError, printable, shell_path
 from data_prep.machine_limits import due_to_machine
 from data_prep.sources.decoder_messages import DecoderMessages, collected_messages
 from data_prep.sources.listing import looks_like_image
@@ -78,13 +78,13 @@ def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]
     Follows links to folders, unless they lead back to a folder above `path`. `above` has these folders, as (device,
     inode). Adds a line to `problems` for each folder that cannot be read.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         yield path
         return
     try:
         names, status = sorted(os.listdir(path)), path.stat()
     except OSError as error:
-        problems.append(f"{path}: {error.strerror}")
+        problems.append(f"{shell_path(path)}: {error.strerror}")
         return
     folder = (status.st_dev, status.st_ino)
     if folder not in above:
@@ -98,11 +98,11 @@ def find_images(given: Path) -> tuple[list[Path], list[str]]:
 
     A broken link counts as an image, so that it is reported when the image is read.
     """
-    if not given.is_dir():
+    if not os.path.isdir(given):
         return [given], []
     problems: list[str] = []
-    images = [path for path in list_files(given, problems) if looks_like_image(path) or not path.exists()]
-    return images, problems or ([] if images else [f"{given}: no image files in this folder"])
+    images = [path for path in list_files(given, problems) if looks_like_image(path) or not os.path.exists(path)]
+    return images, problems or ([] if images else [f"{shell_path(given)}: no image files in this folder"])
 
 
 def read_images(paths: Sequence[Path], size: int) -> tuple[list[Path], list[np.ndarray], list[str]]:
@@ -115,7 +115,7 @@ def read_images(paths: Sequence[Path], size: int) -> tuple[list[Path], list[np.n
         except Exception as error:  # decoders raise many types of exceptions for damaged files
             if due_to_machine(error):
                 raise  # the file may be fine
-            problems.append(f"{path}: {why_unreadable(error)}")
+            problems.append(f"{shell_path(path)}: {why_unreadable(error)}")
     return readable, pixels, problems
 
 

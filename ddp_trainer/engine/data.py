@@ -30,6 +30,7 @@ class RunData:
     labels: np.ndarray | None = None  # (N,) classes of `samples`, only with --balance batches
     class_weights: Tensor | None = None  # (C,) float32 on the device, only with --balance weights
     # Evaluates the images that --calibrate holds out. The number of batches may differ between ranks.
+    unseen: tuple[str, ...] = ()  # classes of which --validation holds out no image
     calibrator: Evaluator | None = None
 
     def plan(self, epoch: int, *, config: TrainConfig, runtime: Runtime) -> Order:
@@ -87,6 +88,7 @@ def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo) -> R
     evaluated, evaluated_beton = np.arange(dataset.splits["test"].count), test_beton
     if config.data.validation:
         evaluated, evaluated_beton = held_out, train_beton
+    seen = np.unique(all_labels[held_out]) if config.data.validation else range(len(dataset.classes))
     spec = ModelSpec.of(dataset, config)
 
     def loader(beton: Path, batch_size: int) -> StreamLoader | ResidentLoader:
@@ -111,5 +113,6 @@ def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo) -> R
         evaluator=Evaluator(loader(evaluated_beton, spec.evaluation_batch), evaluated, spec, runtime),
         labels=labels if config.data.balance == "batches" else None,
         class_weights=weights,
+        unseen=tuple(name for label, name in enumerate(dataset.classes) if label not in seen),
         calibrator=Evaluator(train_loader, calibrated, spec, runtime) if len(calibrated) else None,
     )

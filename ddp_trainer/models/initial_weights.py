@@ -1,5 +1,6 @@
 """--init-from and --freeze: the weights from which a run starts, and the parameters that stay fixed."""
 
+import os
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -48,8 +49,8 @@ def load_initial_weights(network: nn.Module, source: Path) -> Loaded:
 
 def read_weights(source: Path) -> dict[str, Tensor]:
     """{name: tensor} in host memory. Raises InputError if `source` is missing or contains no tensors."""
-    file = source / "model.safetensors" if source.is_dir() else source
-    require(file.is_file(), f"--init-from {source}: there is no file {file}")
+    file = source / "model.safetensors" if os.path.isdir(source) else source
+    require(os.path.isfile(file), f"--init-from {source}: there is no file {file}")
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file

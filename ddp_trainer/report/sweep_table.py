@@ -1,5 +1,6 @@
 """The table of a sweep, in Markdown: mean, standard deviation and n over runs that differ only in their seed."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -19,7 +20,7 @@ def results_table(folders: Sequence[Path]) -> str:
 
     Raises InputError if a run directory is damaged.
     """
-    runs = [load_run(folder) for folder in folders if (folder / "summary.json").exists()]
+    runs = [load_run(folder) for folder in folders if os.path.exists(folder / "summary.json")]
     groups: dict[str, list[Run]] = {}
     for run, label in zip(runs, labels(runs), strict=True):
         groups.setdefault(label, []).append(run)

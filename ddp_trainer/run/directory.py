@@ -160,7 +160,7 @@ def new_folder(name: str) -> Path:
 
 def refuse_present_run(out: Path, *, resume: bool) -> None:
     """Raises InputError if `out` contains a run and `resume` is false."""
-    if not resume and (out / "config.json").exists():
+    if not resume and os.path.exists(out / "config.json"):
         raise InputError(f"--out {out} already contains a run; add --resume to continue it, or choose another folder")
 
 

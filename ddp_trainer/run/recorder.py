@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_prep.dataset import DatasetInfo
-from data_prep.errors import shell_path
+from data_prep.errors import printable, shell_path
 from data_prep.files import write_json
+from data_prep.sources import name_some
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.observer import Observer, SilentObserver
@@ -136,7 +137,7 @@ class Recorder(SilentRecorder):
 
 
 def describe_plan(trainer: Trainer) -> str:
-    """One line that says what will be trained and on which hardware."""
+    """One line that says what will be trained and on which hardware, and one about classes that nothing evaluates."""
     schedule, runtime = trainer.config.schedule, trainer.runtime
     leftover = len(trainer.data.samples) % schedule.batch_size
     dropped = f" ({leftover} leftover images are dropped each epoch, different ones every time)" if leftover else ""
@@ -146,10 +147,16 @@ def describe_plan(trainer: Trainer) -> str:
         graphs = f", without CUDA graphs ({reason})" if reason else ", with CUDA graphs"
     passes = f" in {schedule.passes} passes" if schedule.passes > 1 else ""
     end = f", ends after step {schedule.max_steps} (--max-steps)" if schedule.max_steps else ""
+    unseen = ""
+    if names := [printable(name) for name in trainer.data.unseen]:
+        unseen = (
+            f"\nwarning: --validation holds out no image of some classes ({name_some(names)}), so the accuracy "
+            "does not include them; raise --validation, or add images"
+        )
     return (
         f"{trainer.config.recipe}: {schedule.epochs} epochs x {trainer.steps_per_epoch} steps{end}, "
         f"batch {schedule.batch_size}{passes}{dropped}, "
-        f"{runtime.world_size} x {runtime.device_name}, {runtime.precision}{graphs}"
+        f"{runtime.world_size} x {runtime.device_name}, {runtime.precision}{graphs}{unseen}"
     )
 
 

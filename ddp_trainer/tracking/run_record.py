@@ -4,6 +4,7 @@
 and the other modules of `tracking` write these files.
 """
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -111,7 +112,7 @@ def list_mistakes(run: Run) -> list[Mistake]:
 def load_run(path: Path | str) -> Run:
     """Reads the run in `path`. Raises InputError if this is not a run directory or a file in it cannot be used."""
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise InputError(f"{path} is not a folder: name a run directory, such as runs/NAME")
     config = Fields.read(path / "config.json")
     if config is None:

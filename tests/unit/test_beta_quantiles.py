@@ -30,3 +30,9 @@ def test_beta_quantiles_have_the_moments_of_the_distribution(alpha: float) -> No
 
 def test_beta_quantiles_of_a_narrow_distribution_have_the_right_spread() -> None:
     assert beta_quantiles(5000.0)[1:-1].std() == pytest.approx(1 / (2 * 10001**0.5), rel=0.02)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("alpha", "spread"), [(5e-324, 0.5), (1e-17, 0.5), (1e-6, 0.5), (1e12, 0), (1e308, 0)])
+def test_beta_quantiles_of_an_extreme_distribution_are_finite(alpha: float, spread: float) -> None:
+    assert beta_quantiles(alpha)[1:-1].std() == pytest.approx(spread, abs=1e-3)

@@ -1,5 +1,6 @@
 """An invalid command line is explained in one line, and a command does not fail if its output cannot be written."""
 
+import io
 import os
 import subprocess
 import sys
@@ -16,6 +17,13 @@ from tests.support.trainer import REPOSITORY, environment
 
 def parse(*arguments: str) -> TrainConfig:
     return parse_command_line(arguments, RECIPES, prog="train", description="")
+
+
+def test_the_message_is_the_same_where_stderr_is_not_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tyro then draws its frame with hyphens."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    with pytest.raises(InputError, match=r"^Unrecognized options: --peak-rl; did you mean --peak-lr\? \(--help"):
+        parse("--peak-rl")
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_initial_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None
     torch.save([1, 2], tmp_path / "list.pt")
     (tmp_path / "text.safetensors").write_text("no weights")
     for name, expected in (
-        ("other.pt", "nothing in it fits"),
+        ("other.pt", "no tensor in it has the name and shape"),
         ("list.pt", "must contain a dictionary of named tensors"),
         ("text.safetensors", "cannot be read"),
         ("absent.pt", "there is no file"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data_prep.errors import InputError
+from ddp_trainer import model_card
 from ddp_trainer.report.__main__ import main
 from ddp_trainer.report.write import write_report
 from tests.support.run_directories import make_run
@@ -82,3 +83,9 @@ def test_error_names_a_zip_file_with_damaged_content(tmp_path, capsys, found, of
     path.write_bytes(content)
     assert main([str(tmp_path / "run")]) == 2
     assert "predictions.npz cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [main, model_card.main])
+def test_a_path_that_is_too_long_gives_one_line(command, capsys) -> None:
+    assert command(["a" * 300]) == 2
+    assert capsys.readouterr().err.startswith("error: aaa")

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from data_prep.beton import read_labels
 from data_prep.dataset import read_dataset
 from data_prep.errors import InputError
 from ddp_trainer.engine.data import build_data
 from ddp_trainer.engine.temperature import COLDEST, HOTTEST, fit_temperature
 from ddp_trainer.run.checks import check_settings
-from tests.support.narrow import narrow_settings, single_runtime
+from ddp_trainer.run.recorder import describe_plan
+from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
 
 
 def draw(temperature: float, count: int = 20_000) -> tuple[Tensor, Tensor]:
@@ -55,6 +57,19 @@ def test_training_validation_and_calibration_images_do_not_overlap(tiny_dir: Pat
     assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(96))
     plain = build_data(narrow_settings(tiny_dir), single_runtime(), dataset)
     assert (len(plain.samples), plain.calibrator) == (96, None)
+
+
+def test_classes_that_validation_cannot_see_are_named(tiny_dir: Path) -> None:
+    config = narrow_settings(tiny_dir)
+    for count, num_unseen in ((0, 0), (4, 6), (40, 0)):
+        few = replace(config, data=replace(config.data, validation=count))
+        trainer = narrow_trainer(few, single_runtime())
+        unseen = set(trainer.data.unseen)
+        labels = read_labels(tiny_dir / "train.beton")[trainer.data.evaluator.samples] if count else range(10)
+        classes = read_dataset(tiny_dir).classes
+        assert unseen == set(classes) - {classes[label] for label in labels}
+        assert len(unseen) == num_unseen
+        assert ("warning: --validation holds out no image of some classes (" in describe_plan(trainer)) == bool(unseen)
 
 
 def test_too_many_held_out_images_are_refused(tiny_dir: Path) -> None:

@@ -173,6 +173,15 @@ def test_unreadable_images_are_named_and_the_others_classified(run_dir, tmp_path
     assert all(str(path) in printed.err for path in (broken, tmp_path / "absent.png", empty, linked / "dead.png"))
 
 
+def test_a_path_in_an_error_can_be_pasted_into_a_shell(run_dir, tmp_path, capsys):
+    names = ["a b.png", "line\nbreak.png", "a" * 300]
+    assert main([str(run_dir), *(str(tmp_path / name) for name in names)]) == 1
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first == f"error: '{tmp_path}/a b.png': No such file or directory"
+    assert second == f"error: $'{tmp_path}/line\\x0abreak.png': No such file or directory"
+    assert third.endswith("aaa: File name too long")
+
+
 @pytest.mark.parametrize("given", ["pipe.png", "."])
 def test_a_pipe_is_refused_at_once(run_dir, tmp_path, capsys, given):
     """A pipe in a folder is refused, too, if it is named like an image."""
