@@ -69,10 +69,13 @@ def prepare(folder: Path) -> Path:
 
     Also imports and compiles what a trainer needs, because the trainers are forked from this process.
     """
+    import torch
+
     import tests.support.workers.preloaded  # noqa: F401
     from data_prep.dataset import write_dataset
     from data_prep.sources.synthetic import draw_synthetic
 
+    torch.set_num_threads(1)  # as in the runs under launchers: the number of threads affects the weights
     data = folder / "data"
     write_dataset(draw_synthetic(train_count=96, test_count=40, seed=1), data)
     return data

@@ -51,14 +51,10 @@ def _wait(children: Sequence[BaseProcess], timeout: float) -> None:
 
 def _run(program: str, arguments: list[str], folder: Path, env: dict[str, str]) -> None:
     """Runs in the forked process."""
-    import torch
-
     from ddp_trainer.distributed.signals import exit_process
 
     os.environ.clear()
     os.environ.update(env)
-    if threads := os.environ.get("OMP_NUM_THREADS"):  # torch read it when the server process imported torch
-        torch.set_num_threads(int(threads))
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)
     module, _, function = program.partition(":")

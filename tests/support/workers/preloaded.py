@@ -1,6 +1,7 @@
 """Imports and compiles everything that a trainer needs, which takes seven seconds, before trainers are forked.
 
-It must not compute anything with torch, because torch's threads would not survive the fork.
+It must not compute anything with torch, because torch's threads would not survive the fork. It must not set the number
+of threads either: MKL treats a number that was set differently from OMP_NUM_THREADS, and computes other weights.
 """
 
 import tempfile
@@ -25,5 +26,4 @@ def compile_readers() -> None:
         list(loader.batches([np.arange(2)]))
 
 
-torch.set_num_threads(1)
 compile_readers()
