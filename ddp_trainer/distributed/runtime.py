@@ -30,7 +30,8 @@ from ddp_trainer.distributed.sync_batchnorm import synchronize_batchnorm
 # Before training starts, processes may be minutes apart: one may read a dataset or wait for a service.
 STARTUP_SECONDS = 300.0
 
-# NCCL's watchdog kills the process. gloo must raise an exception earlier, so that files and W&B can still be closed.
+# Seconds by which NCCL's timeout is longer than gloo's. NCCL's watchdog kills the process, so gloo must raise an
+# exception earlier, while files and W&B can still be closed.
 NCCL_MARGIN = 60.0
 
 
@@ -120,7 +121,7 @@ class Runtime:
         self, model: nn.Module, optimizer: torch.optim.Optimizer, *, passes: int
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The model wrapped in DDP, and the optimizer wrapped for the gradient scaler. Call `place` first."""
-        self._ddp.static_graph = passes == 1  # it allows one backward pass in a step
+        self._ddp.static_graph = passes == 1  # a static graph allows only one backward pass in a step
         self._accelerator.free_memory()  # otherwise, Accelerate would also unscale the gradients of an earlier model
         if self.config.compile:  # in place, so that the names in the state dict do not change
             model.compile(dynamic=False)  # one compilation for each batch size and crop size

@@ -1,7 +1,8 @@
-"""Decides for --accumulate auto in how many passes each process takes its share of a batch.
+"""Chooses the number of passes for --accumulate auto: each process computes its share of a batch in that many parts.
 
-The memory for an image is measured in passes over a few images with the real network on its device. That works on
-the CPU, too, where the kernel kills a process that needs too much. On a GPU, a pass of the chosen size is tried.
+The memory for an image is measured in passes over a few images, with the real network on its device. Trying large
+passes instead is not possible on the CPU, where the kernel kills a process that needs too much memory. On a GPU, a
+pass of the chosen size is tried after the measurement.
 """
 
 import contextlib
@@ -29,10 +30,10 @@ from ddp_trainer.models.blank_pass import blank_passes
 # share is not measured, but a pass is tried.
 MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.8}
 FEW, MORE = 4, 8  # images in the two measured passes
-# As many copies of the weights are allocated later, at most: the gradients, two values of the optimizer and the moving
-# average, and all of them again while a checkpoint is written.
+# Upper bound on the copies of the weights that are allocated later: 4 for the gradients, two values of the optimizer
+# and the moving average, and 4 more while a checkpoint is written.
 STATE_COPIES = 8
-# For each value of a batch: uint8 copies in the loader, and float32 copies during the augmentation.
+# Bytes for each value of a batch: uint8 copies in the loader, and float32 copies during the augmentation.
 BATCH_BYTES = 16
 
 
@@ -67,8 +68,8 @@ def resolve_passes(
 ) -> TrainConfig:
     """`config` with a number in place of --accumulate auto, the same on every rank. A collective operation.
 
-    `saved`: the checkpoint to resume from, whose number is used again if it is from the same number of processes.
-    Does not change weights, buffers and random numbers. Raises InputError if not even the smallest pass fits.
+    `saved`: the checkpoint to resume from. Its number of passes is kept if the number of processes is the same.
+    Does not change weights, buffers or random states. Raises InputError if not even the smallest pass fits.
     """
     if config.schedule.accumulate != "auto":
         return config
@@ -95,8 +96,8 @@ def _fewest_passes(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, 
     require(
         passes < sys.maxsize,
         f"--accumulate auto: on some process, even passes over 2 or 3 images of {side} pixels do not fit into memory; "
-        f"this one needs {(need.fixed + 2 * need.per_image) / 1e9:.2f} GB, and may use {available / 1e9:.2f} GB of the "
-        "free memory; use a smaller --batch-size or --train-size",
+        f"for 2 images, this process needs {(need.fixed + 2 * need.per_image) / 1e9:.2f} GB, and it may use "
+        f"{available / 1e9:.2f} GB of the free memory; use a smaller --batch-size or --train-size",
     )
     return passes
 
@@ -116,7 +117,7 @@ def _need(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, model: nn
 
 
 def peak_of_pass(model: nn.Module, runtime: Runtime, shape: tuple[int, int]) -> int:
-    """Bytes that the tensors of a pass take up at most, without the gradients of the weights.
+    """Largest number of bytes that the tensors of a pass take up, without the gradients of the weights.
 
     `shape`: number and side of the images.
     """
@@ -156,7 +157,7 @@ def _take_pass(model: nn.Module, runtime: Runtime, shape: tuple[int, int]) -> No
 def _freed_gradients(model: nn.Module) -> Iterator[None]:
     """Frees the gradient of each parameter as soon as it is computed.
 
-    Together they could take more memory than a pass over a few images, and would hide how its memory grows.
+    Together, the gradients could take more memory than a pass over a few images, and hide how much each image adds.
     """
 
     def free(parameter: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class PeakMemory(TorchDispatchMode):
-    """A context that measures the tensors that torch operations return in it. Memory within an operation is not seen.
+    """A context that measures the tensors that torch operations return. Memory used within an operation is not seen.
 
     `peak`: the most bytes that they took up at one time.
     """

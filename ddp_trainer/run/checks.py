@@ -83,7 +83,7 @@ def check_batch(config: TrainConfig, *, num_images: int, world_size: int) -> int
     batch, accumulate, pairs = config.schedule.batch_size, config.schedule.accumulate, config.augment.mixes_pairs
     accumulate = 1 if accumulate == "auto" else accumulate
     require(not pairs or batch % 2 == 0, f"--mixup and --cutmix need an even --batch-size, got {batch}")
-    least = accumulate + accumulate % 2 if pairs else accumulate  # images of a process
+    least = accumulate + accumulate % 2 if pairs else accumulate  # images that each process needs
     require(
         batch >= least * world_size,
         f"--batch-size must be at least {least * world_size} for {world_size} processes x --accumulate {accumulate}, "
