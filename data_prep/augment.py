@@ -138,7 +138,8 @@ class Augmenter:
     def _mix(self, images: Tensor, indices: Tensor, epoch: int | Tensor) -> tuple[Tensor, Tensor]:
         """Mixed images and the weights (N,) of their own labels. N must be even.
 
-        Both images of a pair use the draws for the smaller sample index and epoch, so they get the same weight and box.
+        Both images of a pair use the draws for the smaller of their sample indices and the smaller of their epochs, so
+        they get the same weight and box.
         """
         if isinstance(epoch, Tensor) and epoch.dim():
             epoch = torch.minimum(epoch, batch_partners(epoch))

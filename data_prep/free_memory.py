@@ -26,7 +26,7 @@ def free_host_memory(root: Path = Path("/")) -> int:
 
 
 def _left_in_groups(root: Path) -> Iterator[int]:
-    """What the limit of each group of this process leaves, in bytes. Files in the page cache do not count as used."""
+    """Free bytes within the limit of each group of this process. Files in the page cache do not count as used."""
     for folder, limit, used, prefix in _groups(root):
         try:
             left = int((folder / limit).read_text()) - int((folder / used).read_text())
