@@ -6,9 +6,9 @@ jpeg, raw:   StreamLoader for a dataset that was prepared with `--size 256`, and
              `--encoding raw`.
 imagefolder: a DataLoader over ImageFolder with RandomResizedCrop, RandomHorizontalFlip and PILToTensor.
 
-Each produces uint8 batches. With `_augmented`, each produces normalized float32 batches of 224 pixels: ours with
-Augmenter and the settings of `photos`, ImageFolder with ToTensor and Normalize. All read the same photographs, which
-are made: JPEG files of 500x375 pixels and quality 90. Each has one worker (for ours: a thread) per core.
+These loaders produce uint8 batches. Those with `_augmented` in their names produce normalized float32 batches of 224
+pixels: ours with Augmenter and the settings of `photos`, ImageFolder with ToTensor and Normalize. All read the same
+generated pictures: JPEG files of 500x375 pixels and quality 90. Each has one worker (for ours: a thread) per core.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def their_loaders(setup: Setup) -> dict[str, Epoch]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--images", type=int, default=2000, help="photographs per epoch; they need 0.3 MB each")
+    parser.add_argument("--images", type=int, default=2000, help="photographs per epoch; each needs 0.3 MB on disk")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--work", type=Path, help="folder for the data; default: the system's temporary folder")

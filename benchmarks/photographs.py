@@ -1,4 +1,4 @@
-"""Draws pictures whose statistics resemble photographs, so that JPEG files of them have a realistic size."""
+"""Draws pictures with statistics like those of photographs, so that their JPEG files have a realistic size."""
 
 import numpy as np
 from PIL import Image
