@@ -40,7 +40,7 @@ def test_no_pass_of_any_rank_has_a_single_image(images: int, fitting: int, small
         (Need(fixed=1200, per_image=10), 1000, 0),
     ],
 )
-def test_images_fill_what_the_fixed_part_leaves(need: Need, available: int, expected: int) -> None:
+def test_images_fill_the_memory_that_the_fixed_part_leaves(need: Need, available: int, expected: int) -> None:
     assert need.images_that_fit(available) == expected
 
 
@@ -109,7 +109,7 @@ Resolve = Callable[..., int]
 
 @pytest.fixture
 def resolve(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> Resolve:
-    """Returns a function: memory for this many images in a pass -> number of passes."""
+    """A function that returns the chosen number of passes if memory suffices for `fitting` images in a pass."""
 
     def passes_of(fitting: float) -> int:
         auto = replace(config, schedule=replace(config.schedule, accumulate="auto"))

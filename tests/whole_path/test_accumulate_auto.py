@@ -13,7 +13,7 @@ BATCH = 32  # of `smoke`
 
 
 def run(data: Path, out: Path, *flags: str, fitting: str = "32,32", steps: str = "4", processes: int = 1) -> Finished:
-    """Trains on ranks whose memory fits these numbers of images in a pass."""
+    """Trains as if memory were limited. `fitting`: for each rank, the number of images that fit into a pass."""
     arguments = ("smoke", "--device", "cpu", "--data-dir", data, "--out", out, "--max-steps", steps, *flags)
     return fork(fitting, *arguments, program=UNEVEN, processes=processes)
 
@@ -34,7 +34,7 @@ def four_passes(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-def test_ranks_agree_on_what_fits_all_of_them_as_if_that_number_were_given(tiny_dir: Path, tmp_path: Path) -> None:
+def test_ranks_agree_on_a_number_that_fits_all_and_train_as_if_it_were_given(tiny_dir: Path, tmp_path: Path) -> None:
     auto, given = tmp_path / "auto", tmp_path / "given"
     finished = run(tiny_dir, auto, "--accumulate", "auto", fitting="16,4", processes=2)
     assert finished.returncode == 0, finished.stderr
@@ -44,14 +44,14 @@ def test_ranks_agree_on_what_fits_all_of_them_as_if_that_number_were_given(tiny_
     assert same_model(auto, given)
 
 
-def test_ranks_that_cannot_agree_all_refuse(tiny_dir: Path, tmp_path: Path) -> None:
+def test_all_ranks_refuse_if_one_has_too_little_memory(tiny_dir: Path, tmp_path: Path) -> None:
     finished = run(tiny_dir, tmp_path / "run", "--accumulate", "auto", fitting="16,1", processes=2)
     assert finished.returncode == 2
     assert finished.stderr.count("error: --accumulate auto: on some process, even passes over 2 or 3 images") == 1
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_a_resumed_run_keeps_its_number_and_equals_the_uninterrupted_one(
+def test_a_resumed_run_keeps_its_number_of_passes_and_equals_the_uninterrupted_run(
     four_passes: Path, tiny_dir: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
