@@ -79,7 +79,7 @@ class Runtime:
         torch.manual_seed(config.seed)
 
     def _build_accelerator(self, patience: timedelta) -> Accelerator:
-        """Joins the other processes. Accelerate gets every setting that affects the weights as an argument."""
+        """Joins the other processes. Every setting that affects the weights is passed to Accelerate as an argument."""
         compressed = self.config.gradient_compression == "bf16"
         # BatchNorm's buffers are averaged before each evaluation, so DDP need not broadcast them in each step.
         # With buckets of 4 MiB, the first all-reduce starts early in the backward pass of a 26 MB network.

@@ -50,7 +50,7 @@ class RunData:
     def batches(
         self, epoch: int, rows: slice, *, config: TrainConfig, runtime: Runtime
     ) -> Iterator[tuple[Batch, Tensor | None]]:
-        """Yields this rank's batch, and its turns (N,) as in `Order.turns`, for the steps of `epoch` in `rows`."""
+        """Yields this rank's batch and its turns (N,) for each of the steps `rows` of `epoch`; see `Order.turns`."""
         samples, turns = self.plan(epoch, config=config, runtime=runtime)
         on_device = None if turns is None else torch.from_numpy(turns[rows]).to(runtime.device)
         for row, batch in enumerate(self.loader.batches(samples[rows])):
