@@ -13,9 +13,8 @@ from data_prep.bars import Bars
 from data_prep.dataset import DatasetInfo, write_dataset
 from data_prep.encoding import DEFAULT_QUALITY, ENCODINGS, Encoding
 from data_prep.errors import InputError, printable, shell_path
-from data_prep.files import replace_file
 from data_prep.machine_limits import machine_problem
-from data_prep.output import check_out, check_outside_splits
+from data_prep.output import check_out, check_outside_splits, write_list
 from data_prep.sources import NUM_NAMED, SOURCES, Source, UnreadableImagesError
 from data_prep.sources.decoder_messages import DecoderMessages, collected_messages
 from data_prep.sources.synthetic import DEFAULT_TEST_COUNT, DEFAULT_TRAIN_COUNT, draw_synthetic
@@ -131,6 +130,8 @@ def prepare(options: argparse.Namespace, check: Callable[[], None]) -> DatasetIn
                 info = write_dataset(source, options.out, progress=show, say=say, encoding=options.encoding)
         except UnreadableImagesError as error:
             raise _with_list(error, options.out) from None
+        if duplicates := source.findings().duplicates:
+            say(f"duplicates: {write_list(options.out, 'duplicates', duplicates)}")
         if note := messages.note():
             say(note)
         return info
@@ -140,10 +141,7 @@ def _with_list(error: UnreadableImagesError, out: Path) -> InputError:
     """The error to report. If its message cannot name all unreadable files, they are listed in OUT.unreadable.txt."""
     if len(error.problems) <= NUM_NAMED:
         return error
-    path = out.with_name(f"{out.name}.unreadable.txt")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, "".join(f"{problem}\n" for problem in error.problems).encode())
-    return InputError(f"{error}; all are listed in {shell_path(path)}")
+    return InputError(f"{error}; {write_list(out, 'unreadable', error.problems)}")
 
 
 def _open_source(options: argparse.Namespace, bars: Bars) -> Source:

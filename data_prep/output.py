@@ -1,9 +1,11 @@
-"""Checks the folder that a dataset is written to, before any image is read."""
+"""The folder that a dataset is written to: checks it before any image is read, and writes lists of files beside it."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.errors import InputError, require_printable, shell_path
+from data_prep.files import replace_file
 from data_prep.manifest import MANIFEST, SPLITS
 from data_prep.sources.listing import TEST_NAMES, TRAIN_NAMES
 
@@ -31,3 +33,14 @@ def check_outside_splits(out: Path, root: Path) -> None:
     out, root = out.resolve(), root.resolve()
     if root in out.parents and out.relative_to(root).parts[0].lower() in (*TRAIN_NAMES, *TEST_NAMES):
         raise InputError(f"--out {shell_path(out)} is a folder of images below --root; use another folder")
+
+
+def write_list(out: Path, name: str, lines: Sequence[str]) -> str:
+    """Writes the lines to OUT.NAME.txt, beside the folder `out`. Returns words that say where they are, or why not."""
+    path = Path(f"{out if out.name not in ('', '..') else os.path.abspath(out)}.{name}.txt")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, "".join(f"{line}\n" for line in lines).encode())
+    except OSError as error:
+        return f"not listed, because {shell_path(path)} cannot be written ({error.strerror})"
+    return f"all are listed in {shell_path(path)}"

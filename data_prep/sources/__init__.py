@@ -25,6 +25,7 @@ class Findings(NamedTuple):
 
     notes: tuple[str, ...] = ()  # lines for the user
     skipped: tuple[str, ...] = ()  # files that could not be read
+    duplicates: tuple[str, ...] = ()  # a line with the files of each image in both splits or in several classes
 
 
 class UnreadableImagesError(InputError):

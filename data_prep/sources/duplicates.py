@@ -1,9 +1,12 @@
-"""Counts images that occur in both splits or in several classes. Needs 16 bytes of memory per image."""
+"""Finds images that occur in both splits or in several classes. Needs 16 bytes of memory per image."""
 
 import hashlib
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from data_prep.errors import shell_path
 from data_prep.sources import count_of
 
 
@@ -15,12 +18,30 @@ def fingerprint(pixels: np.ndarray) -> int:
 def duplicate_notes(train: np.ndarray, test: np.ndarray) -> list[str]:
     """Lines about duplicate images. `train`, `test`: (N, 2) uint64, the fingerprint and label of each image."""
     notes = []
-    if in_both := len(np.intersect1d(train[:, 0], test[:, 0])):
+    if in_both := len(_in_both(train, test)):
         notes.append(
             f"warning: found {count_of(in_both, 'image')} in both train and test; the test accuracy will be too high"
         )
-    of_each_class = np.unique(np.concatenate([train, test]), axis=0)
-    _, num_classes = np.unique(of_each_class[:, 0], return_counts=True)
-    if ambiguous := int((num_classes > 1).sum()):
+    if ambiguous := len(_in_several_classes(train, test)):
         notes.append(f"warning: found {count_of(ambiguous, 'image')} in more than one class")
     return notes
+
+
+def duplicate_files(train: np.ndarray, test: np.ndarray, paths: Sequence[Path]) -> list[str]:
+    """A line with the files of each image that `duplicate_notes` counts. `paths`: of train, then of test."""
+    reported = np.union1d(_in_both(train, test), _in_several_classes(train, test))
+    all_files = np.concatenate([train, test])[:, 0]
+    files: dict[int, list[str]] = {}
+    for position in np.flatnonzero(np.isin(all_files, reported)).tolist():
+        files.setdefault(int(all_files[position]), []).append(shell_path(paths[position]))
+    return [" ".join(sorted(same)) for same in files.values()]
+
+
+def _in_both(train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    return np.intersect1d(train[:, 0], test[:, 0])
+
+
+def _in_several_classes(train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    of_each_class = np.unique(np.concatenate([train, test]), axis=0)
+    found, num_classes = np.unique(of_each_class[:, 0], return_counts=True)
+    return found[num_classes > 1]

@@ -16,7 +16,7 @@ from data_prep.errors import InputError, printable, shell_path
 from data_prep.machine_limits import due_to_machine
 from data_prep.parallel import map_in_order, num_threads
 from data_prep.sources import Findings, Split, UnreadableImagesError, count_of, images_per_chunk, name_some
-from data_prep.sources.duplicates import duplicate_notes, fingerprint
+from data_prep.sources.duplicates import duplicate_files, duplicate_notes, fingerprint
 from data_prep.sources.listing import Listing, list_splits
 from data_prep.sources.picture import Picture, read_picture, why_unreadable
 
@@ -51,6 +51,12 @@ class _Reading:
     def table(self) -> np.ndarray:
         """(N, 2) uint64: fingerprint and label of each image."""
         return np.array(self.seen, dtype=np.uint64).reshape(-1, 2)
+
+    def paths(self) -> Iterator[Path]:
+        """The files in the order of `table`."""
+        unreadable = {path for path, _ in self.unreadable}
+        for chunk in _chunks_of(self.listing, 1000):
+            yield from (path for path, _ in chunk if path not in unreadable)
 
     def check_classes(self) -> None:
         """Raises InputError if no image of some class could be read."""
@@ -108,9 +114,12 @@ class FolderImages:
         for reading in (train, test) if train.listing.images else (test,):
             reading.check_classes()
         notes = [*self._notes, *(line for reading in (train, test) if (line := reading.listing.note()))]
-        notes += _reading_notes(train, test) + duplicate_notes(train.table(), test.table())
+        tables = train.table(), test.table()
+        repeated = duplicate_notes(*tables)
+        files = duplicate_files(*tables, [*train.paths(), *test.paths()]) if repeated else []
+        notes += _reading_notes(train, test) + repeated
         skipped = (printable(str(path.relative_to(self.root))) for path, _ in unreadable)
-        return Findings(tuple(notes), tuple(skipped))
+        return Findings(tuple(notes), tuple(skipped), tuple(files))
 
 
 def _chunks_of(listing: Listing, size: int) -> Iterator[list[Labeled]]:

@@ -63,7 +63,7 @@ def load_folder(root: Path, **options: Any) -> Loaded:
     source = FolderImages(root, **options)
     train, test = ([*source.chunks(name)] for name in ("train", "test"))
     findings = source.findings()
-    return Loaded(source.classes, join(train), join(test), *findings)
+    return Loaded(source.classes, join(train), join(test), findings.notes, findings.skipped)
 
 
 def join(chunks: list[Split]) -> Split:

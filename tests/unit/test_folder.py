@@ -12,6 +12,7 @@ from PIL import Image
 
 from data_prep.errors import InputError
 from data_prep.sources import UnreadableImagesError
+from data_prep.sources.folder import FolderImages
 from data_prep.sources.picture import read_image
 from tests.support.photos import draw_photos, fails, load_folder, save
 
@@ -108,6 +109,19 @@ def test_duplicates_are_counted(photos: Path) -> None:
         "warning: found 1 image in both train and test; the test accuracy will be too high",
         "warning: found 1 image in more than one class",
     )
+
+
+def test_duplicates_are_listed_with_their_files(photos: Path) -> None:
+    """An unreadable file and a duplicate within a class change nothing."""
+    for name in ("train/cat/a b.png", "train/cat/c.png", "test/dog/twin.png"):
+        save(photos / name, Image.new("RGB", (8, 8), WHITE))
+    save(photos / "train/dog/0-again.png", Image.open(photos / "train/dog/0.png"))
+    (photos / "train/cat/empty.png").touch()
+    source = FolderImages(photos, size=8, skip_unreadable=True)
+    for split in ("train", "test"):
+        assert list(source.chunks(split))
+    (line,) = source.findings().duplicates
+    assert line == f"'{photos}/train/cat/a b.png' {photos}/test/dog/twin.png {photos}/train/cat/c.png"
 
 
 @pytest.mark.parametrize("size", [0, -1, 7, 100_000])

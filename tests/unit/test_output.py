@@ -1,10 +1,11 @@
-"""The folder that a dataset is written to: an unusable one is refused before any image is read."""
+"""The folder that a dataset is written to: an unusable one is refused before any image is read; lists are beside it."""
 
 from pathlib import Path
 
 import pytest
 
 from data_prep.__main__ import main
+from data_prep.output import write_list
 from tests.support.photos import draw_photos
 
 
@@ -44,3 +45,20 @@ def test_a_folder_where_a_file_must_go_is_refused(name: str, photos: Path, capsy
 @pytest.mark.parametrize("name", ["train", "train/cat", "test/new", "Val"])
 def test_a_folder_among_the_images_is_refused(name: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is a folder of images below --root" in refused(photos, photos / name, capsys)
+
+
+@pytest.mark.parametrize("out", [".", "new/data", "../work/data"])
+def test_lists_are_written_beside_the_folder(out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    said = write_list(Path(out), "unreadable", ["a", "b"])
+    path = Path(f"{(tmp_path / 'work' / out).resolve()}.unreadable.txt")
+    assert path.read_text() == "a\nb\n"
+    assert Path(said.removeprefix("all are listed in ")).resolve() == path
+
+
+def test_a_list_that_cannot_be_written_does_not_hide_the_problem(tmp_path: Path) -> None:
+    (tmp_path / "data.unreadable.txt").mkdir()
+    assert write_list(tmp_path / "data", "unreadable", ["a"]) == (
+        f"not listed, because {tmp_path}/data.unreadable.txt cannot be written (Is a directory)"
+    )
