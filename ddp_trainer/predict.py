@@ -21,7 +21,7 @@ from data_prep.batch_ops import batch_normalize, center_crop
 from data_prep.errors import InputError, printable, shell_path
 from data_prep.machine_limits import due_to_machine
 from data_prep.sources.decoder_messages import DecoderMessages, collected_messages
-from data_prep.sources.listing import looks_like_image
+from data_prep.sources.listing import MAX_DEPTH, looks_like_image
 from data_prep.sources.picture import read_image, why_unreadable
 from ddp_trainer.command_line import parse_flags, program_name, run_command
 from ddp_trainer.models.spec import ModelSpec, load_model
@@ -87,7 +87,9 @@ def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]
         problems.append(f"{shell_path(path)}: {error.strerror}")
         return
     folder = (status.st_dev, status.st_ino)
-    if folder not in above:
+    if len(above) >= MAX_DEPTH:
+        problems.append(f"{shell_path(path)}: more than {MAX_DEPTH} folders inside each other")
+    elif folder not in above:
         for name in names:
             if not name.startswith("."):
                 yield from list_files(path / name, problems, above | {folder})

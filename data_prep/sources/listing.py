@@ -18,6 +18,7 @@ from data_prep.sources.picture import SUFFIXES, starts_like_image
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval")
+MAX_DEPTH = 100  # folders inside each other
 LAYOUT = "ROOT must have the folders train/CLASS and test/CLASS, or test/CLASS alone, with images in them"
 
 
@@ -177,6 +178,8 @@ def _files_below(folder: Path, listing: Listing, ancestors: tuple[tuple[int, int
     identity = (status.st_dev, status.st_ino)
     if identity in ancestors:
         raise InputError(f"{shell_path(folder)}: this link leads back to a folder above it; remove it")
+    if len(ancestors) >= MAX_DEPTH:
+        raise InputError(f"{shell_path(folder)}: more than {MAX_DEPTH} folders inside each other; move its images up")
     for entry in _entries(folder):
         path = Path(entry.path)
         if entry.name.startswith("."):

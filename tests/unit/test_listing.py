@@ -196,3 +196,11 @@ def test_images_without_a_suffix_are_read_in_every_format(photos: Path) -> None:
         (cat / f"{number}.pnm").write_bytes(text)
     found = load_folder(photos, size=8)
     assert (len(found.train.labels), found.notes) == (12 + 8 + 8, ())
+
+
+def test_folders_inside_each_other_have_a_limit(photos: Path) -> None:
+    deep = photos / "train" / "cat" / "/".join("a" * 100)
+    deep.mkdir(parents=True)
+    assert "more than 100 folders inside each other" in fails(photos)
+    deep.rmdir()
+    assert len(load_folder(photos, size=8).train.labels) == 12
