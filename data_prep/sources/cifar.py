@@ -47,6 +47,12 @@ def load_cifar(
     neither, the archive is downloaded into it. Raises InputError if a file is not genuine, or is absent and cannot be
     downloaded.
     """
+    try:
+        root.stat()
+    except FileNotFoundError:
+        pass  # it will be created
+    except (OSError, ValueError) as error:
+        raise InputError(f"--root {shell_path(root)} cannot be read ({getattr(error, 'strerror', error)})") from None
     from torchvision import datasets
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[source]

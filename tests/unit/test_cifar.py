@@ -213,3 +213,9 @@ def test_an_interrupted_download_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 def test_error_names_a_root_that_is_not_a_genuine_archive(tmp_path: Path) -> None:
     (tmp_path / "raw").write_text("")
     assert f"{tmp_path}/raw is incomplete or not genuine" in fails(tmp_path / "raw")
+
+
+@pytest.mark.parametrize(("name", "reason"), [("a" * 300, "File name too long"), ("a\0b", "embedded null byte")])
+def test_a_root_that_cannot_exist_is_refused(name: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"^--root .* cannot be read \({reason}\)$"):
+        load_cifar("cifar10", tmp_path / name)

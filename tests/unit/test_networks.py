@@ -157,11 +157,13 @@ def test_initial_weights_with_matching_names_and_shapes_are_loaded(tmp_path: Pat
 def test_initial_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     torch.save({"other": torch.zeros(3)}, tmp_path / "other.pt")
     torch.save([1, 2], tmp_path / "list.pt")
-    (tmp_path / "text.safetensors").write_text("no weights")
+    for name in ("text.safetensors", "text.json"):
+        (tmp_path / name).write_text("no weights")
     for name, expected in (
         ("other.pt", "no tensor in it has the name and shape"),
         ("list.pt", "must contain a dictionary of named tensors"),
         ("text.safetensors", "cannot be read"),
+        ("text.json", "cannot be read: it is damaged, or contains more than tensors"),
         ("absent.pt", "there is no file"),
     ):
         with pytest.raises(InputError, match=expected):
