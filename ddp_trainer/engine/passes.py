@@ -7,7 +7,6 @@ pass of the chosen size is tried after the measurement.
 
 import contextlib
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -91,15 +90,17 @@ def _fewest_passes(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, 
     is_tried = runtime.device.type == "cuda" and not config.runtime.sync_bn
     sizes = ((number, (-(-images // number), side)) for number in numbers)
     own = (number for number, size in sizes if not is_tried or has_room(model, runtime, size, need.fixed))
-    fewest = torch.tensor([next(own, sys.maxsize)], device=runtime.device)
-    passes = max(runtime.gather(fewest).flatten().tolist())
+    answer = torch.tensor([next(own, math.inf), need.fixed + 2 * need.per_image, available], dtype=torch.float64)
+    answers = runtime.gather(answer.to(runtime.device))
+    rank = int(answers[:, 0].argmax())
+    passes, needed, available = answers[rank].tolist()
     require(
-        passes < sys.maxsize,
-        f"--accumulate auto: on some process, even passes over 2 or 3 images of {side} pixels do not fit into memory; "
-        f"for 2 images, this process needs {(need.fixed + 2 * need.per_image) / 1e9:.2f} GB, and it may use "
-        f"{available / 1e9:.2f} GB of the free memory; use a smaller --batch-size or --train-size",
+        passes < math.inf,
+        f"--accumulate auto: on rank {rank}, even passes over 2 or 3 images of {side} pixels do not fit into memory; "
+        f"for 2 images, it needs {needed / 1e9:.2f} GB, and it may use {available / 1e9:.2f} GB of the free memory; "
+        "use a smaller --batch-size or --train-size",
     )
-    return passes
+    return int(passes)
 
 
 def _need(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, model: nn.Module, *, side: int) -> Need:

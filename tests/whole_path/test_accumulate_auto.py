@@ -47,7 +47,7 @@ def test_ranks_agree_on_a_number_that_fits_all_and_train_as_if_it_were_given(tin
 def test_all_ranks_refuse_if_one_has_too_little_memory(tiny_dir: Path, tmp_path: Path) -> None:
     finished = run(tiny_dir, tmp_path / "run", "--accumulate", "auto", fitting="16,1", processes=2)
     assert finished.returncode == 2
-    assert finished.stderr.count("error: --accumulate auto: on some process, even passes over 2 or 3 images") == 1
+    assert finished.stderr.count("error: --accumulate auto: on rank 1, even passes over 2 or 3 images") == 1
     assert not (tmp_path / "run" / "config.json").exists()
 
 
