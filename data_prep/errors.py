@@ -43,7 +43,7 @@ def printable(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """`text` without anything that does not show: two names that look the same on a page give the same text."""
+    """`text` without invisible characters and extra spaces, so that names that look the same become equal."""
     return " ".join("".join(char for char in unicodedata.normalize("NFC", text) if char not in INVISIBLE).split())
 
 

@@ -1,4 +1,4 @@
-"""Labels of classes in pictures: short, and never the same for two classes."""
+"""Short class names for the pictures of the report, different for any two classes."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The commands that repeat a run, from its config.json. `config` explains the flags."""
+"""The commands that repeat a run, built from its config.json. `ddp_trainer.config` explains their flags."""
 
 import shlex
 from collections.abc import Mapping

@@ -49,7 +49,7 @@ CASES: dict[str, tuple[str, dict[str, object], int]] = {
     "used up": ("0::/", version_2(".", 5000, 6000), 0),
     "version 1": (SLURM, version_1("slurm/job_7", 9000, 4000, cached=1000), 6000),
     "version 1 without a limit": (SLURM, version_1("slurm/job_7", 2**63 - 4096, 4000), MACHINE),
-    "group that the container does not show": ("4:memory:/docker/1234", version_1(".", 9000, 4000), 5000),
+    "group that is not visible in the container": ("4:memory:/docker/1234", version_1(".", 9000, 4000), 5000),
 }
 
 

@@ -57,7 +57,7 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *answer, const
   answer->devicePointer = answer->type ? (void *)at : NULL, answer->hostPointer = (void *)at;
   return 0;
 }
-// Copies to or from the host are carried out. Copies within the device are not, like all other work of the device.
+// A copy to or from the host is really made. A copy within the device is only logged, like all other work of the device.
 static void copy(const char *name, void *to, const void *from, size_t size, cudaStream_t stream) {
   int there = memory_type(to), here = memory_type(from);
   work(there == 2 && here == 2 ? COPY_ON_DEVICE : there && here ? COPY_PINNED : COPY_PAGEABLE, name, size, stream);
