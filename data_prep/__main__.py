@@ -22,7 +22,7 @@ from data_prep.streams import forgiving_output
 
 BATCH_SIZE, PEAK_LR = 512, 0.4  # of the default recipe
 DEFAULT_SIZE = 32
-# Flags that only some sources use. With another source, they are an error instead of being ignored.
+# Flags that only some sources use. Giving one with another source is an error.
 ONLY_FOR = {"size": ("folder", "synthetic"), "skip_unreadable": ("folder",)} | dict.fromkeys(
     ("train_count", "test_count", "seed"), ("synthetic",)
 )
@@ -108,7 +108,8 @@ def _fill_in(options: argparse.Namespace) -> argparse.Namespace:
 def prepare(options: argparse.Namespace, check: Callable[[], None]) -> DatasetInfo:
     """Reads the source and writes the dataset.
 
-    Raises InputError, and what `check` raises. `check` is called often, so that a signal stops the work soon.
+    Calls `check` often. It must raise an exception if a signal has arrived, so that the work stops soon. Raises
+    InputError.
     """
     check_out(options.out)
     if options.source == "folder":

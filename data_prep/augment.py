@@ -138,8 +138,8 @@ class Augmenter:
     def _mix(self, images: Tensor, indices: Tensor, epoch: int | Tensor) -> tuple[Tensor, Tensor]:
         """Mixed images and the weights (N,) of their own labels. N must be even.
 
-        Both images of a pair use the draws for the smaller of their sample indices and the smaller of their epochs, so
-        they get the same weight and box.
+        Both images of a pair get the same weight and box: they use the random bits of the smaller of their two sample
+        indices in the smaller of their two epochs.
         """
         if isinstance(epoch, Tensor) and epoch.dim():
             epoch = torch.minimum(epoch, batch_partners(epoch))

@@ -151,7 +151,7 @@ def beta_quantiles(alpha: float, count: int = 1025) -> np.ndarray:
     The density is integrated over a variable in which it has no poles. For alpha >= 1/2, the variable is the angle t
     with x = sin(t)^2. For a smaller alpha, it is u = x^alpha from x = 0 to 1/2; the other half is the mirror image.
     """
-    alpha = float(np.clip(alpha, 1e-8, 1e8))  # beyond, the weights are 0 or 1, or 1/2, up to rounding
+    alpha = float(np.clip(alpha, 1e-8, 1e8))  # below, all weights would round to 0 or 1; above, to 1/2
     probabilities = np.linspace(0, 1, count)
     if alpha >= 0.5:
         angle = (np.arange(200_000) + 0.5) * (np.pi / 2 / 200_000)

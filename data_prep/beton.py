@@ -68,7 +68,7 @@ def read_samples(path: Path) -> np.ndarray:
 
 
 def tables_sha256(path: Path) -> str:
-    """sha256 of everything but the images: header, fields, samples (labels and checksums) and allocation table."""
+    """sha256 of all parts except the images: header, fields, samples (labels, checksums) and allocation table."""
     digest = hashlib.sha256()
     with open_regular(path) as file:
         header = np.frombuffer(file.read(HEADER.itemsize), HEADER)[0]
@@ -201,7 +201,7 @@ def _fields() -> np.ndarray:
 
 
 def _samples(addresses: np.ndarray, found: np.ndarray, expected: Expected) -> np.ndarray:
-    """The samples that the file must have; labels and checksums are taken from `found`, the samples that it has."""
+    """The expected samples of the file. Labels and checksums are copied from `found`, the actual samples."""
     samples = np.zeros(len(addresses), SAMPLE)
     samples["image"]["mode"], samples["image"]["ptr"] = IMAGE_MODES[expected.encoding], addresses
     samples["image"]["width"] = samples["image"]["height"] = expected.image_size

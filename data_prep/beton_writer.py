@@ -21,8 +21,8 @@ def write_betons(
 
     When FFCV's writer fails, it waits forever. It therefore runs in a child process that exits at the first exception,
     is killed if it makes no progress, and ends when this process ends. `progress` is called with the name of a split
-    and the number of its images written so far. If the writer fails, raises MemoryError or OSError if the machine lacks
-    memory or disk space, and otherwise ChildProcessError.
+    and the number of its images written so far. Raises MemoryError or OSError if the machine lacks memory or disk
+    space, and ChildProcessError for any other failure of the writer.
     """
     child = subprocess.Popen(
         [sys.executable, "-m", "data_prep.ffcv_writer", str(folder), *names],

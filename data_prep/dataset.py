@@ -94,7 +94,7 @@ def _temporary_folder(out: Path) -> Iterator[Path]:
 def _check_space(source: Source, out: Path, encoding: Encoding) -> None:
     existing = next((folder for folder in (out, *out.absolute().parents) if folder.is_dir()), Path("/"))
     image_bytes = source.image_size**2 * 3 // (1 if encoding.name == "raw" else TYPICAL_COMPRESSION)
-    # While they are written, the images are on the disk twice: in the writer's input and in the beton file.
+    # During writing, the images are on the disk twice: in the writer's input and in the beton file.
     needed = 2 * sum(map(source.count, SPLITS)) * image_bytes + 2**24
     free = shutil.disk_usage(existing).free
     if free < needed:

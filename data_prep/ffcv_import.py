@@ -10,7 +10,7 @@ import torch
 
 @functools.cache
 def import_ffcv() -> None:
-    """Makes later `import ffcv...` statements cheap and harmless. Call it inside a function, before the first one."""
+    """Makes later `import ffcv...` statements cheap and harmless. Call it in a function, before the first of them."""
     threads = torch.get_num_threads()
     try:
         # FFCV keeps two numbers in a typed dictionary that only plain Python reads. Numba would spend 5 seconds at each

@@ -22,7 +22,7 @@ from data_prep.jpeg_reader import JpegReader
 from data_prep.watched_file import DatasetChanged, WatchedFile
 
 Mode = Literal["auto", "stream", "resident"]
-IndexBatches = Sequence[np.ndarray] | np.ndarray  # positions in the file: one element or one row for each batch
+IndexBatches = Sequence[np.ndarray] | np.ndarray  # positions in the file; each element or row is one batch
 RESIDENT_SHARE = 0.25  # largest share of the free memory that images may take up in mode auto
 
 
@@ -40,7 +40,7 @@ class StreamLoader:
     def __init__(
         self, beton: Path, *, device: torch.device, batch_size: int, num_workers: int, sha256: str | None = None
     ) -> None:
-        """`sha256`: hash of the file. If given, the file may be touched, or replaced by an identical copy."""
+        """`sha256`: hash of the file. If given, a new timestamp or an identical copy is accepted."""
         self.beton, self.device, self.batch_size = beton, device, batch_size
         reader = JpegReader if holds_jpegs(beton) else FfcvReader
         self._reader = reader(beton, batch_size, min(num_workers, len(os.sched_getaffinity(0))))
@@ -136,7 +136,7 @@ def _checked_order(index_batches: IndexBatches, count: int, batch_size: int | No
 
 
 def _clone(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Copies of tensors that FFCV's ring buffer will overwrite, with the same strides."""
+    """Copies with the same strides, because FFCV will overwrite the originals, which are in its ring buffer."""
     return tuple(tensor.clone() for tensor in tensors)
 
 

@@ -25,7 +25,7 @@ class SplitInfo:
     count: int
     bytes: int
     sha256: str
-    tables_sha256: str  # of everything but the images: labels, checksums of the images, and more
+    tables_sha256: str  # of labels, image checksums and all other parts of the file except the images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class DatasetInfo:
     image_size: int
     channels: int
     encoding: Literal["raw", "jpeg"]  # of the images in the beton files
-    quality: int | None  # of the JPEGs, 1 to 100; absent from the file for raw images
+    quality: int | None  # of the JPEGs, 1 to 100; absent from dataset.json for raw images
     splits: Mapping[str, SplitInfo]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]

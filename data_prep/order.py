@@ -37,8 +37,8 @@ def balanced_order(samples: np.ndarray, labels: np.ndarray, *, count: int, seed:
     classes, drawn, turns = np.unique(labels), [], []
     for place, label in enumerate(classes.tolist()):
         deck = np.asarray(samples, dtype=np.int64)[labels == label]
-        # The draws of the run go to the classes in turn. `own`: the numbers of this class's draws in this epoch,
-        # counted from 0 at its first draw in the run.
+        # The draws of the run go to the classes in turn. All draws of this class in the run are numbered from 0. `own`
+        # has the numbers of those in this epoch.
         own = np.arange(*(-(-(draws - place) // len(classes)) for draws in (epoch * count, (epoch + 1) * count)))
         rounds = own // len(deck)
         for number in np.unique(rounds).tolist():
@@ -60,7 +60,7 @@ def class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def share(total: int, part: int, parts: int, *, pairs: bool = False) -> slice:
-    """The slice of `total` rows that is share number `part` (0-based) of `parts` consecutive shares.
+    """Divides `total` rows into `parts` consecutive shares, and returns the slice of share `part` (0-based).
 
     Sizes differ by at most one row, and share 0 is one of the smallest. With `pairs`, rows 2k and 2k + 1 stay together
     and sizes differ by at most one pair; `total` must be even.
@@ -84,8 +84,8 @@ def train_batches(order: np.ndarray, *, batch_size: int, rank: int, world_size: 
 def evaluation_batches(samples: np.ndarray, *, batch_size: int, rank: int, world_size: int) -> list[np.ndarray]:
     """Every world_size-th sample, starting at `rank`, in batches of `batch_size`.
 
-    Every sample belongs to exactly one rank. All ranks with the same `batch_size` get the same number of batches, of
-    which the last may be empty, so that collective operations after each batch match.
+    Every sample belongs to exactly one rank. With the same `batch_size`, all ranks get the same number of batches, so
+    that collective operations after each batch match. The last batch of a rank may be empty.
     """
     mine = np.asarray(samples, dtype=np.int64)[rank::world_size]
     longest_shard = -(-len(samples) // world_size)
@@ -115,7 +115,7 @@ def hold_out(labels: np.ndarray, *, count: int, seed: int) -> tuple[np.ndarray, 
 
 
 def _give_back(is_held_out: np.ndarray, labels: np.ndarray, by_class: np.ndarray) -> None:
-    """Gives one image back to each class with none to train on. Holds out one of the class with the most instead."""
+    """Gives one image back to each class that has none to train on. Holds out an image of the largest class instead."""
     left = np.bincount(labels[~is_held_out], minlength=int(labels.max()) + 1)
     for label in np.unique(labels):
         if left[label] == 0:

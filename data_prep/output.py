@@ -1,4 +1,4 @@
-"""The folder that a dataset is written to: checks it before any image is read, and writes lists of files beside it."""
+"""Checks the output folder of a dataset before any image is read, and writes lists of files beside this folder."""
 
 import os
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def check_outside_splits(out: Path, root: Path) -> None:
 
 
 def write_list(out: Path, name: str, lines: Sequence[str]) -> str:
-    """Writes the lines to OUT.NAME.txt, beside the folder `out`. Returns words that say where they are, or why not."""
+    """Writes the lines to OUT.NAME.txt, beside the folder `out`. Returns text that says where they are, or why not."""
     path = Path(f"{out if out.name not in ('', '..') else os.path.abspath(out)}.{name}.txt")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 WEIGHT_UNITS = 2048  # weights are multiples of 1 / WEIGHT_UNITS, which fit the 11 bits of TF32
-ROW_UNITS = 8  # between the matrix products, values are multiples of 1 / ROW_UNITS: the 8 bits of a pixel and 3 more
+ROW_UNITS = 8  # between the matrix products, values are multiples of 1 / ROW_UNITS and have 8 + 3 bits
 KERNEL_UNITS = 2**14  # triangle heights are multiples of 1 / KERNEL_UNITS; sums of up to 1000 heights fit float32
 
 

@@ -21,7 +21,7 @@ class WatchedFile:
     """A file that must not change. Its content is read again only if its size, modification time or inode changes."""
 
     def __init__(self, path: Path, sha256: str | None = None) -> None:
-        """`sha256`: hash of the content. If given, the file may be touched, or replaced by an identical copy."""
+        """`sha256`: hash of the content. If given, a new timestamp or an identical copy is accepted."""
         self.path, self._sha256 = path, sha256
         self._identity = self._read_identity()
 

@@ -10,7 +10,7 @@ from data_prep.errors import InputError
 
 SOURCES = ("cifar10", "cifar100", "folder", "synthetic")
 NUM_NAMED = 5  # a message lists this many names, and only counts the others
-CHUNK_BYTES = 2**20  # size of the images that are handled at a time
+CHUNK_BYTES = 2**20  # total size of the images that are handled at a time
 
 
 class Split(NamedTuple):
@@ -25,7 +25,7 @@ class Findings(NamedTuple):
 
     notes: tuple[str, ...] = ()  # lines for the user
     skipped: tuple[str, ...] = ()  # files that could not be read
-    duplicates: tuple[str, ...] = ()  # a line with the files of each image in both splits or in several classes
+    duplicates: tuple[str, ...] = ()  # for each image in both splits or in several classes, a line with its files
 
 
 class UnreadableImagesError(InputError):

@@ -28,7 +28,7 @@ def duplicate_notes(train: np.ndarray, test: np.ndarray) -> list[str]:
 
 
 def duplicate_files(train: np.ndarray, test: np.ndarray, paths: Sequence[Path]) -> list[str]:
-    """A line with the files of each image that `duplicate_notes` counts. `paths`: of train, then of test."""
+    """For each image that `duplicate_notes` counts, a line with its files. `paths`: files of train, then of test."""
     reported = np.union1d(_in_both(train, test), _in_several_classes(train, test))
     all_files = np.concatenate([train, test])[:, 0]
     files: dict[int, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Turns an image file into square RGB pixels, with bounded memory and a limit on the number of pixels.
+"""Turns an image file into a square RGB array, with bounded memory and a limit on the number of pixels.
 
 Damaged metadata is ignored if the pixels can be read.
 """
@@ -23,7 +23,7 @@ from data_prep.sources.repair import JPEG, JPEG_END, PNG, lacks_end, pixels_only
 # A format is recognized by the content of a file, not by its name. Of an animation, only the first frame is used.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
-# The whole header of WebP, BMP and PPM is compared: sound files, and texts such as "BMW" or "P5", begin like images.
+# The first letters alone do not identify WebP, BMP and PPM: sound files, and texts such as "BMW" or "P5", share them.
 _OTHER_STARTS = rb"RIFF....WEBP|BM....\0\0\0\0|GIF8[79]a|II[*+]\0|MM\0[*+]|P[1-6]\s+[#\d]"
 _IMAGE_START = re.compile(re.escape(PNG) + b"|" + JPEG + b"|" + _OTHER_STARTS, re.DOTALL)
 
@@ -198,8 +198,8 @@ def _to_rgb(strip: Image.Image) -> Image.Image:
 def _check_end(file: BinaryIO) -> None:
     """Raises OSError for a JPEG without an end marker, because pixels may be missing.
 
-    Pillow notices that only if the data end, too: if an interrupted copy left zeros at the end of the file, the decoder
-    takes them for pixels.
+    Pillow notices missing pixels only if the file is too short. If an interrupted copy left zeros at the end of the
+    file, the decoder takes them for pixels.
     """
     if file.read(len(JPEG)) == JPEG:
         file.seek(-len(JPEG_END), io.SEEK_END)
@@ -211,6 +211,6 @@ def _check_end(file: BinaryIO) -> None:
 
 
 def _plainer(error: Exception, content: bytes) -> Exception:
-    """`error`, or one that users understand: an image with a damaged header is not of an unknown kind."""
+    """`error`, or a clearer one for an image with a damaged header, whose kind Pillow reports as unknown."""
     is_clear = isinstance(error, (OSError, ValueError)) and not isinstance(error, Image.UnidentifiedImageError)
     return error if is_clear or not starts_like_image(content) else ValueError("the file is damaged or incomplete")
