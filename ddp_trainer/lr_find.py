@@ -78,7 +78,7 @@ class RangeConfig:
 class RangeTestConfig:
     """The settings of the range test and of the recipe, without run directory and trackers.
 
-    Of the schedule, only the batch and crop sizes are used.
+    Of the schedule, only --batch-size, --accumulate and --train-size are used.
     """
 
     sweep: RangeConfig = field(default_factory=RangeConfig)

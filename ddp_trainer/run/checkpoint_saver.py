@@ -17,10 +17,10 @@ from ddp_trainer.run.checkpoint import CheckpointError, checkpoint_path, clean_u
 
 
 class HostCopy:
-    """A deep copy of a state in host memory, which later steps do not change.
+    """Copies a state to host memory, so that later steps do not change the copy.
 
-    Tensors on a GPU are copied once the kernels launched so far have finished. The constructor does not wait for that.
-    `wait` returns the state when it is complete.
+    Tensors on a GPU are copied after the kernels launched so far have finished. The constructor does not wait for that.
+    `wait` returns the copy when it is complete.
     """
 
     def __init__(self, state: dict[str, Any]) -> None:
@@ -111,9 +111,9 @@ class CheckpointSaver:
                 print(line, file=sys.stderr, flush=True)
 
     def _room(self, state: dict[str, Any], error: Exception) -> str:
-        """A note on needed and free bytes; empty if `error` cannot mean a full disk.
+        """A note on needed and free bytes if the disk may be full; otherwise an empty string.
 
-        Any error that is not an OSError can mean one, because torch.save reports a full disk as a RuntimeError.
+        Only an OSError tells whether the disk is full, because torch.save reports a full disk as a RuntimeError.
         """
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return ""

@@ -137,7 +137,7 @@ class Recorder(SilentRecorder):
 
 
 def describe_plan(trainer: Trainer) -> str:
-    """One line that says what will be trained and on which hardware, and one about classes that nothing evaluates."""
+    """One line that says what will be trained on which hardware, and a warning if the validation set lacks classes."""
     schedule, runtime = trainer.config.schedule, trainer.runtime
     leftover = len(trainer.data.samples) % schedule.batch_size
     dropped = f" ({leftover} leftover images are dropped each epoch, different ones every time)" if leftover else ""

@@ -91,7 +91,7 @@ def _refuse_lost_checkpoints(run_dir: RunDirectory) -> None:
 
 
 def settings_of(config: TrainConfig, dataset: DatasetInfo, *, precision: str) -> dict[str, Any]:
-    """The settings that must not change on --resume, and the precision and the sha256 of the training images."""
+    """The settings that must not change on --resume, plus the precision and the training images (their sha256)."""
     images = dataset.splits["train"].sha256
     return {**config.fixed_on_resume(), "precision": precision, "training images": images}
 

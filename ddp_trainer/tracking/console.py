@@ -1,6 +1,7 @@
 """Shows the progress of a run: a live bar on a terminal, or plain lines in a log. Only the main rank shows anything.
 
-All output goes to stderr. The training loop provides the figures. This file decides when to read and how to show them.
+All output goes to stderr. The training loop provides the figures. This file decides when to read them and how to
+show them.
 """
 
 import os

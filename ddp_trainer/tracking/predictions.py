@@ -49,8 +49,8 @@ class Mistake(NamedTuple):
     """One misclassified image."""
 
     sample: int  # its position in the evaluated file
-    true: str  # name of a class, like `predicted`
-    predicted: str
+    true: str  # name of the true class
+    predicted: str  # name of the predicted class
     probability: float
     pixels: np.ndarray  # (H, W, 3) uint8
 
