@@ -1,1 +1,1 @@
-"""Benchmarks: speed compared with plain PyTorch, cost of checkpoints and guards, acceptance of GPUs, and scaling."""
+"""Benchmarks: speed compared with plain PyTorch, cost of checkpoints and guards, scaling, and `make gpu`."""

@@ -4,8 +4,8 @@
 
 stream:      StreamLoader and Augmenter with the settings of `baseline`. FFCV reads each batch from the file.
 resident:    ResidentLoader and Augmenter with the settings of `baseline`. All images are in memory.
-torchvision: a DataLoader over an in-memory dataset of PIL images, like torchvision's CIFAR10, with RandomCrop,
-             RandomHorizontalFlip, ToTensor, Normalize and RandomErasing as an 8x8 cutout, and one worker per core.
+torchvision: a DataLoader with one worker per core, over an in-memory dataset of PIL images like torchvision's CIFAR10.
+             Its transforms are RandomCrop, RandomHorizontalFlip, ToTensor, Normalize and RandomErasing (an 8x8 cutout).
 
 All three produce normalized float32 batches of the same images. They take turns for several rounds. The results are
 images/s and ratios of images/s, each as the median over rounds. The first round, in which the workers start, does not

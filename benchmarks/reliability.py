@@ -1,4 +1,4 @@
-"""Measures how much time the training loop loses to checkpoints, to the agreement on a stop, and to the NaN guard.
+"""Measures how much time the training loop spends on checkpoints, stop requests and the NaN guard.
 
     {python | accelerate launch ...} -m benchmarks.reliability [--data-dir DIR] [--batch-size N] [--rounds N]
                                                                [--result FILE]

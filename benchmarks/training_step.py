@@ -13,8 +13,8 @@ newcomer:      the loop of most tutorials: fp32, NCHW, an optimizer that is not 
 
 Each loop runs in its own process, so that loops do not share settings of the memory allocator. In each round, every
 loop runs a few steps. The results are images/s and ratios of images/s, each as the median over rounds, so that a change
-in the machine's speed does not favor one of the loops. On a GPU, the output also has the milliseconds of the host and
-of the GPU, and the number of GPU operations, for one step of each loop.
+in the machine's speed does not favor one of the loops. On a GPU, the output also has, for one step of each loop, the
+milliseconds on the host and on the GPU, and the number of GPU operations.
 """
 
 import argparse
@@ -43,8 +43,10 @@ from ddp_trainer.run.checks import check_batch
 
 
 def serve(name: str, config: TrainConfig, side: int, requests: Connection) -> None:
-    """Runs in its own process: receives numbers of steps, and sends back images/s for each. If the number is 0, it
-    sends the costs of a step on the GPU and ends."""
+    """Runs in its own process. For each number of steps that it receives, it takes these steps and sends images/s.
+
+    If the number is 0, it sends the costs of a step on the GPU and ends.
+    """
     step = LOOPS[name](config, side)
     while steps := requests.recv():
         requests.send(rate(step, config.schedule.batch_size, steps))

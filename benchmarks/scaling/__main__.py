@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="parts to measure; default: all")
     parser.add_argument("--work", type=Path, help="folder for the datasets; default: the system's temporary folder")
     parser.add_argument("--result", type=Path, help="write the figures here as JSON, after each axis")
-    parser.add_argument("--picture", type=Path, help="draw the figures here, as PNG or SVG")
+    parser.add_argument("--picture", type=Path, help="draw a chart of the results to this PNG or SVG file")
     parser.add_argument("--quick", action="store_true", help="use two tiny datasets, to check that everything works")
     options = parser.parse_args(argv)
     axes = QUICK if options.quick else {axis: AXES[axis] for axis in options.axes}

@@ -1,4 +1,7 @@
-"""A network so cheap that an epoch measures everything else. Use: `--network benchmarks.scaling.network:cheap`."""
+"""A network so cheap that loading and augmentation take up almost the whole time of an epoch.
+
+Use it with `--network benchmarks.scaling.network:cheap`.
+"""
 
 from torch import nn
 

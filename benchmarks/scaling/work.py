@@ -1,4 +1,4 @@
-"""Runs the part of a run that is to be measured, and prints the seconds that it took as the last line.
+"""Runs and times one part of a run. The last line of its output is the number of seconds.
 
 python -m benchmarks.scaling.work {start,epoch,evaluation,checkpoint,run} DATA_DIR RUN_DIR
 """
