@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The part of a training job that runs on each node: copies the data, starts the launcher, cleans up. train.sh starts it
-# with srun, once per node and with the trainer's arguments, and exports the other settings.
+# The part of a training job that runs on each node: copies the data, starts the launcher, cleans up. train.sh exports
+# the settings of this script and starts it with srun, once per node, with the trainer's arguments.
 set -euo pipefail
 if [[ ! -f slurm/job.sh || -z ${STATUS:-} || -z ${DATA_DIR:-} || -z ${PROCESSES:-} ]]; then
   echo "error: slurm/node.sh is a part of the training job; submit the job with: sbatch slurm/train.sh ..." >&2
