@@ -46,7 +46,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 class Desk:
-    """The folder from which jobs are submitted, with the scripts of the repository and a fake environment."""
+    """The folder from which jobs are submitted, with the scripts of the repository and a fake Python environment."""
 
     def __init__(self, cluster: Cluster, folder: Path, data: Path) -> None:
         self.cluster, self.folder, self.records = cluster, folder, folder / "records"

@@ -83,9 +83,9 @@ def prepare(folder: Path) -> Path:
 
 @functools.cache
 def scene_of(data: Path, folder: Path, processes: int, device: str) -> stops.Scene:
-    """Returns the uninterrupted run with this number of processes, with which stopped runs are compared.
+    """Returns the uninterrupted run of this number of processes. Stopped runs are compared with it.
 
-    Cached, because it must be trained first.
+    Cached, because the run must be trained first.
     """
     return stops.Scene(data, folder, processes, device)
 

@@ -25,7 +25,7 @@ HANG_SECONDS = 120.0
 
 @dataclass
 class FuzzResult:
-    """Number of mutated files that were refused or read back, and of those that made the reader crash or hang."""
+    """Counts the mutated files that were refused, that were read back, and that made the reader crash or hang."""
 
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("refused", "same", "different"), 0))
     crashes: int = 0

@@ -41,7 +41,7 @@ class Outcome:
 
 
 def table(outcomes: list[Outcome]) -> str:
-    head = "| fault | what must happen | tried | lost | of which |\n| --- | --- | --- | --- | --- |"
+    head = "| fault | what must happen | tried | lost | details |\n| --- | --- | --- | --- | --- |"
     return "\n".join([head, *(outcome.row() for outcome in outcomes)])
 
 

@@ -136,11 +136,11 @@ def _interrupted_runs(
 def _kill(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tuple[str, str]:
     job = scene.start(out)
     checkpoints = out / "checkpoints"
-    kind = rng.choice(["while a checkpoint is written", "at a random moment of the run", "at any moment"])
+    kind = rng.choice(["while a checkpoint is written", "within 1 s of the first output", "within 8 s of the start"])
     if kind == "while a checkpoint is written":
         wait_until(lambda: any(checkpoints.glob(".*")), job)
         time.sleep(rng.uniform(0, 0.01))
-    elif kind == "at a random moment of the run":
+    elif kind == "within 1 s of the first output":
         ready = scene.log(out).stat().st_size if scene.log(out).exists() else 0
         wait_until(lambda: scene.log(out).stat().st_size > ready, job)
         time.sleep(rng.uniform(0, 1.0))

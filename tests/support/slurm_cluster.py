@@ -1,7 +1,8 @@
 """Starts a real SLURM for tests: slurmctld, munged and a slurmd for each emulated node, on this machine, in one folder.
 
 It needs the programs of SLURM, but neither root nor namespaces. The nodes are called 127.0.0.1, 127.0.0.2, ..., so each
-name is also an address at which other nodes can reach the node. slurm_keeper.py ends all processes of the cluster.
+name is also an address at which other nodes can reach the node. At the end of the tests, slurm_keeper.py kills all
+processes of the cluster.
 """
 
 import os
@@ -208,7 +209,10 @@ class Cluster:
 
 
 def running_cluster() -> Iterator[Cluster]:
-    """Yields a running cluster and removes it completely afterwards. Without SLURM, skips the test, or fails in CI."""
+    """Yields a running cluster and removes it completely afterwards.
+
+    If SLURM is missing, the test is skipped, or fails in CI.
+    """
     absent = [name for name in PROGRAMS if not shutil.which(name, path=PATH)]
     if absent:
         unavailable(f"no SLURM here: {', '.join(absent)} not found; run `make test` as root to install it")

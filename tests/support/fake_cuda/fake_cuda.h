@@ -20,6 +20,6 @@ int is_capturing(void *stream);  // 0: no, 1: yes, 2: the capture has become inv
 // Use as `return failed(error)`. Like CUDA, it also stores the error as the last error.
 cudaError_t failed(cudaError_t error);
 cudaError_t illegal(const char *name);  // notes the call and makes the capture invalid
-int forbidden(void);                    // whether a call that may wait is not allowed in this thread now
+int forbidden(void);                    // whether this thread is currently forbidden to make a call that may wait
 #define MAY_WAIT(kind, size, stream) \
   do { note(kind, __func__, size, stream); if (forbidden()) return illegal(__func__); } while (0)

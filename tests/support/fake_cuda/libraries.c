@@ -1,4 +1,4 @@
-// Those functions of the CUDA driver, cuBLAS, cuDNN and NCCL whose results torch uses. They compute nothing.
+// The functions of the CUDA driver, cuBLAS, cuDNN and NCCL that must do more than return 0. They compute no values.
 #define _GNU_SOURCE
 #include <cuda.h>
 #include <cuda_runtime_api.h>

@@ -52,7 +52,7 @@ class Steps:
         return calls
 
     def passes(self, most: int) -> int:
-        """What --accumulate auto decides if memory runs out in passes of more than `most` of 64 images."""
+        """The number of passes that --accumulate auto chooses for 64 images if at most `most` fit into memory."""
 
         def forward(network: nn.Module, inputs: tuple[Tensor]) -> None:
             if len(inputs[0]) > most:
