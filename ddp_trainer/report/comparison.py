@@ -1,4 +1,4 @@
-"""Compares several runs: mean and standard deviation over seeds, settings that differ, and curves on common axes."""
+"""Compares several runs: curves on common axes, settings that differ, and mean and standard deviation over seeds."""
 
 from collections.abc import Callable, Sequence
 from statistics import mean, stdev

@@ -3,14 +3,15 @@
 import math
 
 DIVERGED = 4.0  # the smoothed loss has diverged if it exceeds this multiple of its lowest value, as in fastai
-SHARE = 0.1  # share of all steps that the average covers, and that are the "first steps" below
+# The average covers this share of the steps. The same share at the start is called the "first steps" below.
+SHARE = 0.1
 
 
 class LossCurve:
     """Losses by learning rate, raw and smoothed by an exponential average with bias correction.
 
-    The average covers a fixed share of the steps, so the learning rate grows by the same factor during its lag, for any
-    number of steps.
+    The average covers a fixed share of the steps. It therefore lags behind by the same factor of the learning rate,
+    whatever the number of steps.
     """
 
     def __init__(self, steps: int) -> None:

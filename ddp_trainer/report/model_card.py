@@ -73,7 +73,7 @@ def card(run: Run) -> str:
 
 
 def code(text: str) -> str:
-    """`text`, which comes from a file, as inline code on one line, in which Markdown and HTML have no effect."""
+    """`text`, which comes from a file, as inline code on one line, so that Markdown and HTML in it have no effect."""
     return "`" + printable(text).replace("`", "'") + "`" if text.strip() else "unknown"
 
 

@@ -2,11 +2,11 @@
 
 from ddp_trainer.config import FREE_ON_RESUME
 
-# Two runs that differ only in these settings learn the same weights. `max_steps` is not one of them, because it can end
-# a run early.
+# Two runs that differ only in these settings learn the same weights, up to rounding. `max_steps` is not one of them,
+# because it can end a run early.
 NO_DIFFERENCE = FREE_ON_RESUME - {"max_steps"}
 
-# The report leaves these out when it compares runs or says how to repeat one: they decide where a run is stored, how it
-# is tracked and how fast it loads data. The report shows `device` and `compile`, which change the last digits of a
-# result.
+# The report leaves these settings out when it compares runs or says how to repeat one: they decide where a run is
+# stored, how it is tracked and how fast it loads data. `device` and `compile` are kept, because they change the last
+# digits of a result.
 LEFT_OUT = NO_DIFFERENCE - {"device", "compile"}

@@ -1,4 +1,4 @@
-"""The table of a sweep, in Markdown: mean, standard deviation and n over runs that differ only in their seed."""
+"""The table of a sweep, in Markdown. Each row has n, mean and standard deviation of runs that differ only in seed."""
 
 import os
 from collections.abc import Sequence
