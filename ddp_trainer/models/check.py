@@ -1,7 +1,7 @@
 """Checks before the first step that a network can be trained, with a forward and backward pass at each crop size.
 
-Any problem with a network of your own is reported here in one line. Otherwise, you would see a traceback from the
-middle of a step, or an accuracy of zero.
+Any problem with a network of your own is reported here in one line. Without these checks, you would see a traceback
+from the middle of a step, or an accuracy of zero.
 """
 
 import torch

@@ -59,7 +59,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # no exception type covers all that the readers raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if type(error).__name__ == "UnpicklingError":  # torch's message advises to load the file without this check
+        if type(error).__name__ == "UnpicklingError":  # torch's message advises turning weights_only off
             reason = "it is damaged, or contains more than tensors and plain Python values"
         raise InputError(f"--init-from {source} cannot be read: {reason}") from None
     for key in ("state_dict", "model"):  # keys under which training scripts store their weights

@@ -78,7 +78,7 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise InputError(f"--network {name} cannot be imported: {_describe(error)}") from error
         raise InputError(
-            f"--network {name}: there is no module {error.name}; run in the folder that has it, or set PYTHONPATH to it"
+            f"--network {name}: there is no module {error.name}; run in its folder, or add that folder to PYTHONPATH"
         ) from None
     except Exception as error:
         raise InputError(f"--network {name} cannot be imported: {_describe(error)}") from error
