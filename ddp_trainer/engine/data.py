@@ -29,8 +29,8 @@ class RunData:
     evaluator: Evaluator
     labels: np.ndarray | None = None  # (N,) classes of `samples`, only with --balance batches
     class_weights: Tensor | None = None  # (C,) float32 on the device, only with --balance weights
-    # Evaluates the images that --calibrate holds out. The number of batches may differ between ranks.
     unseen: tuple[str, ...] = ()  # classes of which --validation holds out no image
+    # Evaluates the images that --calibrate holds out. The number of batches may differ between ranks.
     calibrator: Evaluator | None = None
 
     def plan(self, epoch: int, *, config: TrainConfig, runtime: Runtime) -> Order:
@@ -50,7 +50,7 @@ class RunData:
     def batches(
         self, epoch: int, rows: slice, *, config: TrainConfig, runtime: Runtime
     ) -> Iterator[tuple[Batch, Tensor | None]]:
-        """Yields this rank's batch and its turns (N,) for each of the steps `rows` of `epoch`; see `Order.turns`."""
+        """Yields this rank's batch and its `Order.turns` (N,) for each step of `epoch` in the slice `rows`."""
         samples, turns = self.plan(epoch, config=config, runtime=runtime)
         on_device = None if turns is None else torch.from_numpy(turns[rows]).to(runtime.device)
         for row, batch in enumerate(self.loader.batches(samples[rows])):

@@ -142,8 +142,8 @@ def averaged_over_views(
     moved ones together (airbench, arXiv 2404.00498: multi-crop).
 
     An image whose best two `plain` logits differ by SURE_MARGIN or more keeps its `plain` logits, since views rarely
-    change such a prediction. This idea is from hiverge/cifar10-speedrun, which selects a fixed share of the images
-    instead. Here, the result would then depend on the batch.
+    change such a prediction. This idea is from hiverge/cifar10-speedrun, which instead selects a fixed share of the
+    images. With a fixed share, the prediction for an image would depend on the rest of its batch.
     """
     best = plain.topk(min(2, plain.size(1)), dim=1).values
     margins = best[:, 0] - best[:, -1]

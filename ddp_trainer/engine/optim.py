@@ -45,7 +45,7 @@ def _kind_of(layer: nn.Module, name: str, parameter: nn.Parameter, head: nn.Modu
     own_rate = config.head_lr if layer is head else config.bias_lr if is_bn_bias else None
     muon: Literal["filters", "matrix"] | None = None
     if config.optimizer == "muon" and name == "weight" and layer is not head:
-        # A convolution without a bias is followed by a normalization, which cancels the filters' norm.
+        # A convolution without a bias is usually followed by a normalization, which cancels the filters' norm.
         if isinstance(layer, nn.Conv2d) and layer.bias is None and layer.groups == 1:
             muon = "filters"
         elif isinstance(layer, nn.Linear | nn.Conv2d):
@@ -93,7 +93,7 @@ class LearningRates:
 def zero_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Creates the momentum buffers of SGD and Muon. Call it when the parameters are on their final device.
 
-    Otherwise, torch's fused SGD would use uninitialized memory as momentum after a first step that is skipped.
+    Without these buffers, torch's fused SGD would use uninitialized memory as momentum if the first step is skipped.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"] if group.get("momentum") else ():

@@ -29,8 +29,8 @@ from ddp_trainer.models.blank_pass import blank_passes
 # share is not measured, but a pass is tried.
 MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.8}
 FEW, MORE = 4, 8  # images in the two measured passes
-# Upper bound on the copies of the weights that are allocated later: 4 for the gradients, two values of the optimizer
-# and the moving average, and 4 more while a checkpoint is written.
+# Upper bound on the copies of the weights that are allocated later: one for the gradients, two for the optimizer, one
+# for the moving average, and four more while a checkpoint is written.
 STATE_COPIES = 8
 # Bytes for each value of a batch: uint8 copies in the loader, and float32 copies during the augmentation.
 BATCH_BYTES = 16
@@ -43,7 +43,7 @@ class Need(NamedTuple):
     per_image: float  # for each image of a pass
 
     def images_that_fit(self, available: float) -> int:
-        """The largest number of images in a pass, if `available` bytes may be allocated; 0 if there is none."""
+        """The largest number of images in a pass, if `available` bytes may be allocated; 0 if none fits."""
         return max(0, math.floor((available - self.fixed) / self.per_image))
 
 
@@ -97,7 +97,7 @@ def _fewest_passes(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, 
     require(
         passes < math.inf,
         f"--accumulate auto: on rank {rank}, even passes over 2 or 3 images of {side} pixels do not fit into memory; "
-        f"for 2 images, it needs {needed / 1e9:.2f} GB, and it may use {available / 1e9:.2f} GB of the free memory; "
+        f"with 2 images, the run needs {needed / 1e9:.2f} GB, and it may use {available / 1e9:.2f} GB of the free memory; "
         "use a smaller --batch-size or --train-size",
     )
     return int(passes)
@@ -143,7 +143,7 @@ def has_room(model: nn.Module, runtime: Runtime, shape: tuple[int, int], reserve
 
 
 def _take_pass(model: nn.Module, runtime: Runtime, shape: tuple[int, int]) -> None:
-    """A forward and backward pass on blank images, which leaves no trace and waits for no other rank."""
+    """A forward and backward pass on blank images, without a trace. Waits for other ranks only with --sync-bn."""
     count, side = shape
     dtype, device = next(model.parameters()).dtype, runtime.device
     devices = [device] if device.type == "cuda" else []

@@ -76,8 +76,9 @@ class StepGuard:
         clip: Callable[[], None] = lambda: None,
         timeout: float = math.inf,
     ) -> None:
-        """`optimizer`: may be wrapped by Accelerate. `changed_by_forward`: further tensors to restore, besides buffers.
+        """`optimizer`: may be wrapped by Accelerate.
 
+        `changed_by_forward`: tensors to restore after a skipped step, in addition to the model's buffers.
         `clip`: called before each update to clip the gradients. `timeout`: seconds to wait for a step to finish.
         """
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

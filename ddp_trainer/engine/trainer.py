@@ -155,7 +155,7 @@ class Trainer:
             label_smoothing=self.config.optim.label_smoothing,
             class_weights=self.data.class_weights,
         )
-        # DDP averages the gradients over ranks, so this is the mean over the global batch, however it is shared out.
+        # Scaled so that DDP's average over the ranks is the mean over the global batch, even if their shares differ.
         loss = losses.mean() / (self._mean_share / len(losses))
         self.runtime.backward(nan_gradient_if_not_finite(loss))
         self.state.sums.add(losses.detach(), logits.detach().argmax(dim=1) == part.labels)

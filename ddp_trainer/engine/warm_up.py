@@ -26,7 +26,7 @@ STEPS = 11
 
 
 def warm_up(wrapped: nn.Module, state: TrainState, work: Work, config: TrainConfig, image_size: int) -> None:
-    """Warms up the steps at all crop sizes. `state` does not change, provided that the guard skips every step.
+    """Warms up at all crop sizes. `state` does not change, provided that the guard skips every step.
 
     On a GPU, this takes whole steps, so that all kernels are chosen and loaded and all memory is allocated. On the CPU,
     several processes take only forward and backward passes, and a single one takes none. `wrapped`: the network, in DDP
