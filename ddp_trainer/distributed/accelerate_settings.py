@@ -1,8 +1,8 @@
 """Keeps Accelerate's own environment variables from changing the weights.
 
 `accelerate launch` sets these variables from its flags and from the file that `accelerate config` wrote. But a run's
-config.json must record everything that its weights depend on. So a variable that would change the weights is an error,
-and the other variables are hidden from Accelerate.
+config.json must record everything that its weights depend on. So it is an error to set a variable that would change the
+weights, and the other variables are hidden from Accelerate.
 """
 
 import contextlib

@@ -49,7 +49,7 @@ class Launch(NamedTuple):
         return f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
 
     def variables(self) -> dict[str, str]:
-        """The launcher's variables with these numbers; empty for a single process."""
+        """The launcher's environment variables for this process; empty for a single process."""
         if self.world_size == 1:
             return {}
         return {

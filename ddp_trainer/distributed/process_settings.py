@@ -67,7 +67,7 @@ def _own_accelerate_state() -> Iterator[None]:
     try:
         yield
     finally:
-        if not dist.is_initialized():  # otherwise, the run has failed and the process is about to end
+        if not dist.is_initialized():  # if it is, the run has failed and the process is about to end
             for holder, state in zip(holders, before, strict=True):
                 holder._shared_state.clear()
                 holder._shared_state.update(state)

@@ -7,9 +7,10 @@ from ddp_trainer.distributed.signals import Preempted, StopRequest
 
 
 class StopAgreement:
-    """Tells all ranks whether any rank was asked to stop, over the process group `group` (None: there is one rank).
+    """Tells all ranks whether any rank was asked to stop.
 
-    `announce` starts a collective exchange, and `agreed` waits for it, so it overlaps with the work between the two.
+    `announce` starts a collective exchange, and `agreed` waits for it. It overlaps with the work between the two calls.
+    `group`: the process group of all ranks; None if there is only one rank.
     """
 
     def __init__(self, request: StopRequest, group: dist.ProcessGroup | None) -> None:

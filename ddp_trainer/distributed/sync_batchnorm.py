@@ -76,8 +76,8 @@ def synchronize_batchnorm(model: nn.Module) -> nn.Module:
     """`model` with every BatchNorm replaced by a synchronized one with the same parameters and buffers."""
     for layer in list(model.modules()):
         for name, child in layer.named_children():
-            # Other subclasses are not replaced, because they may do more: those of timm add an activation.
             known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm)
+            # Other subclasses are not replaced, because they may do more: those of timm add an activation.
             if isinstance(child, _BatchNorm) and type(child) in known:
                 replacement = SyncBatchNorm(child.num_features, child.eps, child.momentum or 0.1)
                 replacement._parameters, replacement._buffers = child._parameters, child._buffers
