@@ -97,8 +97,8 @@ def _fewest_passes(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, 
     require(
         passes < math.inf,
         f"--accumulate auto: on rank {rank}, even passes over 2 or 3 images of {side} pixels do not fit into memory; "
-        f"with 2 images, the run needs {needed / 1e9:.2f} GB, and it may use {available / 1e9:.2f} GB of the free memory; "
-        "use a smaller --batch-size or --train-size",
+        f"with 2 images, the run needs {needed / 1e9:.2f} GB, and it may use {available / 1e9:.2f} GB of the free "
+        "memory; use a smaller --batch-size or --train-size",
     )
     return int(passes)
 
