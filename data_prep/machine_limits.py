@@ -1,4 +1,4 @@
-"""Recognizes errors that are due to what the machine lacks, so that they are not blamed on the input."""
+"""Recognizes errors of the machine, such as a lack of memory or disk space, which are not the fault of the input."""
 
 import errno
 import resource

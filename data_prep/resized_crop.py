@@ -69,9 +69,9 @@ def sides_of_areas(
     """Heights and widths, (N,) int64, of crops whose areas are `shares` (N,) of the area of an image of `size`.
 
     `positions` (N,), 0 to 1, choose the aspect ratio (width / height) on a logarithmic scale between the two `ratios`.
-    For a large area, this range is narrowed to the ratios with which the crop fits into the image. If a crop does not
-    fit, torchvision's RandomResizedCrop draws another area instead, so its areas are smaller on average. The method is
-    from Szegedy et al., arXiv 1409.4842.
+    For a large area, this range is narrowed to the ratios with which the crop fits into the image. torchvision's
+    RandomResizedCrop draws another area if a crop does not fit, so its areas are smaller on average. The method is from
+    Szegedy et al., arXiv 1409.4842.
     """
     # log and exp may round differently at another position in a vector. In float64, that does not change rounded sides.
     shares, positions = shares.double(), positions.double()

@@ -1,4 +1,4 @@
-"""Evaluate: `python -m ddp_trainer.evaluate RUN_DIR [--tta]` counts correct answers on the test images.
+"""Evaluate: `python -m ddp_trainer.evaluate RUN_DIR [--tta]` counts correct predictions on the test images.
 
 With `accelerate launch` instead of `python`, several processes share the images.
 """
