@@ -77,7 +77,7 @@ def test_commands_of_a_stage_run_at_the_same_time_if_together_is_set(tmp_path: P
 
 
 @pytest.mark.parametrize(("script", "status"), [("true", 0), ("false", 1)])
-def test_exit_status_is_1_if_a_stage_failed_and_all_states_are_written(
+def test_all_states_are_written_and_a_failed_stage_sets_exit_status_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, status: int
 ) -> None:
     stages = [Stage("only", 5, [shell(script)]), Stage("too long", 1000, [])]

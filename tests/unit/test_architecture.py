@@ -150,7 +150,7 @@ def test_variables_of_the_launcher_are_read_in_one_folder() -> None:
         for node in ast.walk(tree_of(file))
         if isinstance(node, ast.Constant) and node.value in variables
     }
-    # LOCAL_WORLD_SIZE divides the free memory among the processes on this machine.
+    # free_memory.py divides the free memory of this machine by LOCAL_WORLD_SIZE, its number of processes.
     allowed = {name for name in readers if name.startswith("ddp_trainer/distributed/")} | {"data_prep/free_memory.py"}
     assert readers <= allowed
 

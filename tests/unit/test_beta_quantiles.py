@@ -13,7 +13,7 @@ def test_beta_quantiles_match_samples_from_numpy(alpha: float) -> None:
     drawn = np.random.default_rng(0).beta(alpha, alpha, size=400_000)
     expected = np.quantile(drawn, np.linspace(0, 1, 1025)[1:-1])
     assert np.abs(beta_quantiles(alpha)[1:-1] - expected).mean() < 2e-3  # the sampling error is about 1e-3
-    lowest = 1 / 1024, 1 / 32, 1 / 4  # tiny if alpha is small, so their logarithms are compared
+    lowest = 1 / 1024, 1 / 32, 1 / 4  # these quantiles are tiny if alpha is small, so their logarithms are compared
     exponents = np.log(beta_quantiles(alpha)[[1, 32, 256]]) - np.log(np.quantile(drawn, lowest))
     assert np.abs(alpha * exponents).max() < 0.1
 

@@ -58,7 +58,7 @@ def test_best_checkpoint_is_kept_in_addition_to_the_newest(tmp_path: Path) -> No
 
 
 def test_checkpoint_saved_after_a_damaged_one_replaces_it(tmp_path: Path) -> None:
-    """The checkpoint of step 30 is damaged, so the run resumes from step 20 and saves again at step 25."""
+    """The save at step 25 shows that the run resumed from step 20, because the checkpoint of step 30 was damaged."""
     for step, score in ((10, 0.9), (20, 0.5), (30, 0.5)):
         write_checkpoint(tmp_path / f"step-{step:08d}", state(step), step=step, score=score)
     checkpoint_saver = CheckpointSaver(tmp_path, keep=1)
@@ -88,7 +88,7 @@ def test_damaged_checkpoint_is_named_and_the_previous_one_is_used(
     assert "step-00000002" in capsys.readouterr().err
 
 
-def test_renamed_checkpoint_counts_as_damaged_and_one_without_a_key_as_from_another_release(tmp_path: Path) -> None:
+def test_renamed_checkpoint_is_damaged_and_a_missing_key_means_another_release(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "step-00000001", state(1), step=1)
     with pytest.raises(OtherRelease, match="has no optimizer"):
         read_checkpoint(tmp_path / "step-00000001", {"step", "optimizer"})

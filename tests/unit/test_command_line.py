@@ -19,8 +19,8 @@ def parse(*arguments: str) -> TrainConfig:
     return parse_command_line(arguments, RECIPES, prog="train", description="")
 
 
-def test_the_message_is_the_same_where_stderr_is_not_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
-    """tyro then draws its frame with hyphens."""
+def test_an_error_message_is_the_same_if_stdout_is_not_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tyro, which parses the command line, then draws a frame of hyphens around the message."""
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     with pytest.raises(InputError, match=r"^Unrecognized options: --peak-rl; did you mean --peak-lr\? \(--help"):
         parse("--peak-rl")

@@ -94,7 +94,7 @@ def test_settings_that_may_change_on_resume_exist() -> None:
 
 
 @pytest.mark.parametrize(("world_size", "arguments", "smallest"), [(1, (), 32), (3, (), 10), (3, ("--mixup", "1"), 10)])
-def test_batch_is_shared_out_over_any_number_of_processes(
+def test_batch_is_split_over_any_number_of_processes(
     world_size: int, arguments: tuple[str, ...], smallest: int
 ) -> None:
     assert check_batch(parse("smoke", *arguments), num_images=640, world_size=world_size) == smallest
@@ -113,7 +113,7 @@ def test_batch_is_shared_out_over_any_number_of_processes(
         (["--batch-size", "33", "--cutmix", "1"], "--mixup and --cutmix need an even --batch-size, got 33"),
     ],
 )
-def test_batch_that_cannot_be_shared_out_is_refused(arguments: list[str], expected: str) -> None:
+def test_batch_that_cannot_be_split_is_refused(arguments: list[str], expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         check_batch(parse("smoke", *arguments), num_images=640, world_size=3)
 

@@ -35,7 +35,7 @@ def test_each_file_is_counted_once_and_the_first_ones_are_named() -> None:
     assert DecoderMessages().note() is None
 
 
-def test_decoders_print_nothing_in_the_block_and_stderr_works_after_it(
+def test_decoders_print_nothing_while_messages_are_collected_and_stderr_works_afterwards(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     exif = save(tmp_path / "exif.jpg", Image.new("RGB", (8, 8)), exif=BAD_EXIF)

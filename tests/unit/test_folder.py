@@ -29,14 +29,14 @@ def photos(tmp_path: Path) -> Path:
     return draw_photos(tmp_path)
 
 
-def test_images_keep_their_labels_and_classes_are_shuffled(photos: Path) -> None:
+def test_images_are_shuffled_and_keep_their_labels(photos: Path) -> None:
     found = load_folder(photos, size=8)
     assert found.classes == ("cat", "dog")
     assert (found.train.images.shape, found.test.images.shape) == ((12, 8, 8, 3), (4, 8, 8, 3))
     assert found.train.labels.dtype == np.int64
     assert np.array_equal(found.train.images[:, 0, 0, 0] >= 100, found.train.labels == 1)
     assert sorted(found.train.images[:, 0, 0, 0]) == [*range(0, 60, 10), *range(100, 160, 10)]
-    assert sorted(set(found.train.labels[:5])) == [0, 1]  # the classes are shuffled
+    assert sorted(set(found.train.labels[:5])) == [0, 1]  # the first images are not all of one class
 
 
 def test_the_order_of_images_depends_only_on_file_names(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -112,7 +112,7 @@ def test_duplicates_are_counted(photos: Path) -> None:
 
 
 def test_duplicates_are_listed_with_their_files(photos: Path) -> None:
-    """An unreadable file and a duplicate within a class change nothing."""
+    """An unreadable file, and a duplicate within one class of one split, are not in the list."""
     for name in ("train/cat/a b.png", "train/cat/c.png", "test/dog/twin.png"):
         save(photos / name, Image.new("RGB", (8, 8), WHITE))
     save(photos / "train/dog/0-again.png", Image.open(photos / "train/dog/0.png"))
@@ -140,7 +140,7 @@ def test_a_size_out_of_range_is_refused(size: int, photos: Path) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("place", ["data_prep.sources.folder.read_picture", "data_prep.sources.picture._finish"])
-def test_what_the_machine_lacks_is_not_blamed_on_a_file(
+def test_a_lack_of_memory_or_file_handles_is_not_blamed_on_an_image(
     error: Exception, place: str, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lack(*_: object) -> None:

@@ -1,8 +1,8 @@
 """Inputs and outputs of a step's CUDA graph, tested on the CPU. Here, replaying a graph calls the step's code again.
 
-The test shows that each batch and epoch reaches that code, that a capture takes no step, and that the next step does
-not overwrite the losses. It does not use CUDA: `tests/whole_path/test_fake_cuda.py` tests captures, and
-`tests/whole_path/test_gpu.py` compares the weights.
+The test shows that this code gets every batch and epoch number, that a capture takes no step, and that a step does not
+overwrite the losses of the previous one. It does not use CUDA: `tests/whole_path/test_fake_cuda.py` tests captures, and
+`tests/whole_path/test_gpu.py` compares the weights of runs with and without graphs.
 """
 
 import contextlib

@@ -126,7 +126,7 @@ def test_a_single_class_is_refused(photos: Path) -> None:
 
 
 def test_a_root_without_train_gives_only_the_test_split(photos: Path) -> None:
-    """A single class is enough, because the run that is evaluated has all classes."""
+    """A single class is enough here, because a model that is evaluated on it has its own list of classes."""
     shutil.rmtree(photos / "train")
     shutil.rmtree(photos / "test" / "dog")
     source = FolderImages(photos, size=8)
@@ -175,7 +175,7 @@ def test_classes_that_differ_only_in_case_are_kept(photos: Path) -> None:
     assert load_folder(photos, size=8).classes == ("Dog", "dog")
 
 
-def test_texts_and_sounds_that_begin_like_images_are_no_images(photos: Path) -> None:
+def test_text_and_sound_files_that_begin_like_images_are_ignored(photos: Path) -> None:
     for name, content in {
         "a.txt": b"BMW is a car maker",
         "b.txt": b"P5 is a label",
@@ -198,7 +198,7 @@ def test_images_without_a_suffix_are_read_in_every_format(photos: Path) -> None:
     assert (len(found.train.labels), found.notes) == (12 + 8 + 8, ())
 
 
-def test_folders_inside_each_other_have_a_limit(photos: Path) -> None:
+def test_folders_nested_too_deep_are_refused(photos: Path) -> None:
     deep = photos / "train" / "cat" / "/".join("a" * 100)
     deep.mkdir(parents=True)
     assert "more than 100 folders inside each other" in fails(photos)

@@ -1,4 +1,4 @@
-"""The folder that a dataset is written to: an unusable one is refused before any image is read; lists are beside it."""
+"""An unusable --out folder is refused before any image is read, and lists of image files are written beside it."""
 
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def test_lists_are_written_beside_the_folder(out: str, tmp_path: Path, monkeypat
     assert Path(said.removeprefix("all are listed in ")).resolve() == path
 
 
-def test_a_list_that_cannot_be_written_does_not_hide_the_problem(tmp_path: Path) -> None:
+def test_a_list_that_cannot_be_written_is_reported_and_raises_no_error(tmp_path: Path) -> None:
     (tmp_path / "data.unreadable.txt").mkdir()
     assert write_list(tmp_path / "data", "unreadable", ["a"]) == (
         f"not listed, because {tmp_path}/data.unreadable.txt cannot be written (Is a directory)"

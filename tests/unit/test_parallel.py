@@ -1,4 +1,4 @@
-"""`map_in_order` yields results in order, lets few results wait, and raises an item's error in place of its result."""
+"""`map_in_order` yields results in order, buffers only a few, and raises an item's error in place of its result."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ def test_results_come_in_the_order_of_the_items() -> None:
     assert list(map_in_order(slow_first, range(20), threads=4)) == list(range(20))
 
 
-def test_few_results_wait_for_a_slow_consumer() -> None:
+def test_only_a_few_results_are_buffered_for_a_slow_consumer() -> None:
     started: list[int] = []
     results = map_in_order(started.append, range(1000), threads=2)
     next(results)

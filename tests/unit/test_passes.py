@@ -22,7 +22,7 @@ from tests.support.narrow import narrow_settings, single_runtime
     ("images", "fitting", "expected"),
     [(12, 100, 1), (12, 12, 1), (12, 11, 2), (12, 5, 3), (12, 2, 6), (7, 4, 2), (7, 3, 3), (1, 1, 1)],
 )
-def test_the_first_number_of_passes_is_the_fewest_that_fits(images: int, fitting: int, expected: int) -> None:
+def test_the_fewest_passes_that_fit_are_tried_first(images: int, fitting: int, expected: int) -> None:
     assert passes.passes_to_try(images, fitting=fitting, smallest_share=images)[0] == expected
 
 
@@ -40,7 +40,7 @@ def test_no_pass_of_any_rank_has_a_single_image(images: int, fitting: int, small
         (Need(fixed=1200, per_image=10), 1000, 0),
     ],
 )
-def test_images_fill_the_memory_that_the_fixed_part_leaves(need: Need, available: int, expected: int) -> None:
+def test_images_that_fit_follow_from_fixed_and_per_image_memory(need: Need, available: int, expected: int) -> None:
     assert need.images_that_fit(available) == expected
 
 
@@ -84,7 +84,7 @@ def test_measuring_leaves_no_trace() -> None:
     assert all(parameter.grad is None for parameter in network.parameters())
     assert torch.equal(torch.get_rng_state(), random)
     network(torch.zeros(2, 3, 8, 8)).sum().backward()
-    assert all(parameter.grad is not None for parameter in network.parameters()), "gradients are kept again"
+    assert all(parameter.grad is not None for parameter in network.parameters()), "later passes keep gradients"
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def network_of(config: TrainConfig) -> nn.Module:
     return build_network(config.network, ModelSpec.of(read_dataset(config.data.data_dir), config))
 
 
-def test_large_passes_need_what_small_ones_predict(config: TrainConfig) -> None:
+def test_two_small_passes_predict_the_memory_of_a_large_one(config: TrainConfig) -> None:
     runtime, model = single_runtime(), network_of(config)
     few, more, large = (peak_of_pass(model, runtime, (count, 32)) for count in (FEW, MORE, 64))
     predicted = few + (more - few) / (MORE - FEW) * (64 - FEW)
@@ -136,7 +136,7 @@ def test_too_little_memory_is_refused_in_one_line(resolve: Resolve) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_given_number_is_kept(config: TrainConfig) -> None:
+def test_a_number_of_passes_set_by_the_user_is_kept(config: TrainConfig) -> None:
     given = replace(config, schedule=replace(config.schedule, accumulate=4))
     assert resolve_passes(given, single_runtime(), read_dataset(config.data.data_dir), network_of(config)) is given
 

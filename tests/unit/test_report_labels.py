@@ -1,4 +1,4 @@
-"""Labels of classes in pictures are short, and no two classes share a label."""
+"""Class names are short in the pictures of the report, and differ for any two classes."""
 
 import pytest
 
