@@ -34,7 +34,7 @@ def four_passes(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-def test_ranks_agree_on_a_number_that_fits_all_and_train_as_if_it_were_given(tiny_dir: Path, tmp_path: Path) -> None:
+def test_ranks_agree_on_a_number_of_passes_and_train_as_if_the_user_had_set_it(tiny_dir: Path, tmp_path: Path) -> None:
     auto, given = tmp_path / "auto", tmp_path / "given"
     finished = run(tiny_dir, auto, "--accumulate", "auto", fitting="16,4", processes=2)
     assert finished.returncode == 0, finished.stderr

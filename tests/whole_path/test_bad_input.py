@@ -53,8 +53,8 @@ def truncate(folder: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "python -m data_prep --source SOURCE --out"),
-    "no manifest": (lambda folder: (folder / "dataset.json").unlink(), "python -m data_prep"),
-    "manifest is no JSON": (lambda folder: (folder / "dataset.json").write_text("{"), "dataset.json"),
+    "no dataset.json": (lambda folder: (folder / "dataset.json").unlink(), "python -m data_prep"),
+    "dataset.json is not JSON": (lambda folder: (folder / "dataset.json").write_text("{"), "dataset.json"),
     "another version": (lambda folder: edit_manifest(folder, format_version=99), "version"),
     "truncated": (truncate, "python -m data_prep --source synthetic --out"),
     "bit flip": (flip_a_bit, "python -m data_prep --source synthetic --out"),

@@ -101,7 +101,7 @@ def test_the_same_input_gives_the_same_bytes_and_a_failure_changes_nothing(
         assert filecmp.cmp(tmp_path / "set" / file, prepared[0] / file, shallow=False)
 
 
-def test_unreadable_files_are_all_listed_or_skipped_and_recorded(photos: Path, tmp_path: Path) -> None:
+def test_unreadable_files_are_listed_and_can_be_skipped(photos: Path, tmp_path: Path) -> None:
     shutil.copytree(photos, tmp_path / "copy")
     for number in range(7):
         (tmp_path / "copy" / "train" / "cat" / f"bad {number}.jpg").write_bytes(b"\xff\xd8\xff")
@@ -176,7 +176,7 @@ def test_error_names_a_folder_that_is_not_writable(tmp_path: Path) -> None:
         ("-f 1024", "[Errno 27] File too large: 'set'"),  # while FFCV writes them
     ],
 )
-def test_what_the_machine_lacks_is_one_line_and_exit_status_1(
+def test_a_limit_of_the_shell_gives_one_line_and_exit_status_1(
     limit: str, line: str, photos: Path, tmp_path: Path
 ) -> None:
     done = prepare("--source", "folder", "--root", photos, "--out", "set", cwd=tmp_path, limit=limit)

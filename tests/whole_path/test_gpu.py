@@ -133,7 +133,7 @@ def test_step_does_not_wait_for_the_device(tiny_dir: Path, changes: dict[str, An
         trainer.guard.settle()
 
 
-def test_host_copy_in_a_busy_queue_is_not_changed_by_later_steps(tiny_dir: Path) -> None:
+def test_later_steps_do_not_change_a_host_copy_that_is_still_queued(tiny_dir: Path) -> None:
     with restored_settings():
         trainer = build_for(tiny_dir, GPU)()
         take(trainer, range(3))

@@ -47,7 +47,7 @@ def test_rates_grow_by_a_constant_factor() -> None:
     assert np.allclose(np.diff(np.log(rates)), math.log(1e5) / 20)
 
 
-def test_range_test_uses_no_small_crops_even_if_the_recipe_does() -> None:
+def test_range_test_uses_whole_images_even_if_the_recipe_has_small_crops() -> None:
     test = parse(["baseline", "--small-crop-fraction", "0.5", "--batch-size", "8"])
     assert test.as_train_config().schedule.crop_sides(32) == [32]
     assert test.as_train_config().schedule.batch_size == 8
@@ -90,7 +90,7 @@ def narrow_trainer(data_dir: Path, *, not_finite_in: Container[int] = ()) -> Tra
     return build_trainer(config, Runtime(config.runtime, stop=StopRequest()), dataset, network=network)
 
 
-def test_each_step_is_taken_at_its_rate_over_as_many_epochs_as_needed(tiny_dir: Path) -> None:
+def test_each_step_has_its_own_rate_and_the_test_may_take_several_epochs(tiny_dir: Path) -> None:
     """With 96 images in batches of 8, 30 steps are two and a half epochs."""
     trainer, sweep = narrow_trainer(tiny_dir), RangeConfig(start_lr=1e-4, end_lr=1e-2, steps=30)
     used: list[float] = []

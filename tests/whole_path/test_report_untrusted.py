@@ -88,7 +88,7 @@ def test_report_survives_changed_json(narrow_run: Path, capsys: pytest.CaptureFi
 
 
 def test_many_mutations_are_valid_json(narrow_run: Path) -> None:
-    """Otherwise the tests in this file would only show that invalid JSON is refused."""
+    """If few were valid, the other tests in this file would only show that invalid JSON is refused."""
     usable = 0
     for content in mutations((narrow_run / "config.json").read_text(), 100, seed=0):
         try:

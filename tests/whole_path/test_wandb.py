@@ -48,7 +48,7 @@ def test_every_step_and_epoch_is_recorded_once_in_json_lines_and_in_wandb(offlin
     assert steps_in(offline_run) == expected_steps(1, 2, 3)
 
 
-def test_wandb_receives_axes_names_settings_and_exit_status(offline_run: Path) -> None:
+def test_wandb_receives_chart_axes_run_names_settings_and_exit_status(offline_run: Path) -> None:
     entries = read_records(offline_run)
     metrics = {metric.name: metric for metric in of_kind(entries, "metric")}
     assert metrics["test_accuracy"].summary.max
@@ -133,7 +133,7 @@ def test_a_run_that_died_before_its_first_checkpoint_keeps_its_id(tmp_path: Path
 
 @pytest.mark.parametrize("end", ["stopped", "failed"])
 def test_a_run_that_ends_within_an_epoch_records_every_step_once(tmp_path: Path, end: str) -> None:
-    """The run ends after step 3 is logged and before epoch 1 is logged. W&B's history has one row for both records."""
+    """The run ends after step 3 is logged and before epoch 1 is. The two records share one row of W&B's history."""
     run_dir = tmp_path / "run"
     state, _, _ = track(run_dir, [], records=[([step_record(2), step_record(3)], None)], end=end)
     assert steps_in(run_dir) == [step_record(2), step_record(3)][: 2 if end == "failed" else 1]
