@@ -141,7 +141,7 @@ def test_a_log_gets_no_lines_in_a_fast_epoch_and_one_every_30_s_in_a_slow_one(
     assert reader.count == expected
 
 
-def test_the_remaining_time_of_a_resumed_epoch_counts_only_its_new_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_remaining_time_of_a_resumed_epoch_is_estimated_from_its_new_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     clock, stream = Clock(), io.StringIO()
     bar = BarProgress(stream, clock)

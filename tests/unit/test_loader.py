@@ -43,7 +43,7 @@ def plans() -> dict[str, list[np.ndarray]]:
     batches = [shuffled[start : start + 32] for start in range(0, 230, 32)]
     empty = np.empty(0, dtype=np.int64)
     return {
-        "whole epoch, partial last": batches,
+        "whole epoch, partial last batch": batches,
         "full batches": batches[:7],
         "one image": [shuffled[:1]],
         "partial, then empty": [*batches, empty, empty],
@@ -72,7 +72,7 @@ def test_both_loaders_give_the_written_images_in_the_requested_order(
 def test_an_abandoned_epoch_leaves_no_thread(stream: StreamLoader) -> None:
     before = threading.active_count()
     for _ in range(5):
-        batches = stream.batches(plans()["whole epoch, partial last"])
+        batches = stream.batches(plans()["whole epoch, partial last batch"])
         next(batches)
         batches.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
