@@ -78,7 +78,8 @@ def summarize(trainer: Trainer, evaluation: Evaluation) -> dict[str, Any]:
     """Content of summary.json."""
     config, state, spec = trainer.config, trainer.state, trainer.data.evaluator.spec
     flops = training_flops(config, spec, steps=state.step, num_images=len(trainer.data.samples))
-    unfinished = state.watch.read()  # seconds spent in the last epoch, if --max-steps cut it short
+    # Seconds of an epoch without a record: only after --resume with --max-steps below the step of the checkpoint.
+    unfinished = state.watch.read()
     seconds = sum(float(record["seconds"]) for record in state.history) + unfinished
     assert evaluation.correct_tta is not None
     return {
