@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @cache
 def environment() -> jinja2.Environment:
-    """jinja2 with the templates of this package. If a template uses a value that was not passed, it raises an error."""
+    """jinja2 with the templates of this package. Rendering fails if a template uses a value that was not passed."""
     found = jinja2.Environment(
         loader=jinja2.PackageLoader("ddp_trainer.report"),
         autoescape=True,

@@ -13,7 +13,10 @@ NUM_BINS = 15
 
 
 class Calibration(NamedTuple):
-    """Predictions in bins of equal width by confidence. In an empty bin, the count is 0 and both means are NaN."""
+    """Predictions grouped by confidence into bins of equal width.
+
+    In an empty bin, the count is 0 and both means are NaN.
+    """
 
     confidence: np.ndarray  # (NUM_BINS,) mean in each bin
     accuracy: np.ndarray  # (NUM_BINS,) mean in each bin

@@ -1,4 +1,4 @@
-"""Decides which recorded settings distinguish two runs, based on those that may change on --resume."""
+"""Lists the settings that make no difference between two runs, derived from those that may change on --resume."""
 
 from ddp_trainer.config import FREE_ON_RESUME
 
