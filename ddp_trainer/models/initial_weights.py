@@ -57,7 +57,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
 
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # no exception type covers all that the readers raise
+    except Exception as error:  # the two loaders raise exceptions of many types
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if type(error).__name__ == "UnpicklingError":  # torch's message advises turning weights_only off
             reason = "it is damaged, or contains more than tensors and plain Python values"

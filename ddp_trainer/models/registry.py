@@ -23,8 +23,8 @@ BUILT_IN = "custom_resnet"
 def build(name: str, *, num_classes: int, widths: tuple[int, int, int, int], activation: str) -> nn.Module:
     """A new network with random weights, which maps normalized (N, 3, H, W) images to (N, num_classes) logits.
 
-    `name`: custom_resnet, torchvision:NAME, timm:NAME or MODULE:FUNCTION. `widths` and `activation` are those of
-    custom_resnet. Raises InputError if there is no such network, or if its function fails.
+    `name`: custom_resnet, torchvision:NAME, timm:NAME or MODULE:FUNCTION. `widths` and `activation` apply
+    only to custom_resnet. Raises InputError if there is no such network, or if its function fails.
     """
     if name == BUILT_IN:
         return CustomResNet(num_classes=num_classes, widths=widths, activation=activation)
