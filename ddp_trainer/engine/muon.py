@@ -25,7 +25,7 @@ class Muon(torch.optim.Optimizer):
     weight decay, because the normalization cancels the norm. The method is that of airbench94_muon
     (github.com/KellerJordan/cifar10-airbench).
 
-    "matrix": for all other weights with at least two dimensions, treated as a matrix with one row for each output.
+    "matrix": for the weights of linear layers and other convolutions, treated as a matrix with one row for each output.
     They are not rescaled, and weight decay applies. For tall matrices, a step is longer by a factor of
     sqrt(rows / columns). The method is that of Jordan et al. (see `newton_schulz`).
 

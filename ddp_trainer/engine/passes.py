@@ -50,8 +50,8 @@ class Need(NamedTuple):
 def passes_to_try(images: int, *, fitting: int, smallest_share: int) -> range:
     """Numbers of passes over `images` with at most `fitting` images in each, in ascending order.
 
-    `smallest_share`: images of the rank with the fewest. Its passes have at least two images each, because a single one
-    may be too little for BatchNorm.
+    `smallest_share`: number of images of the rank that has the fewest. Each of its passes has at least two images,
+    because one image may be too little for BatchNorm.
     """
     most = max(smallest_share // 2, 1)
     return range(-(-images // fitting), most + 1) if fitting > 0 else range(0)

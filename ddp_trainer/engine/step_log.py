@@ -1,6 +1,6 @@
-"""Records within an epoch: every few steps, the means since the previous record.
+"""Makes the records within an epoch, which hold the means since the previous record.
 
-They are read without waiting for the device.
+The values are read without waiting for the device.
 """
 
 from torch import Tensor

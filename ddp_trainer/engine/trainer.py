@@ -62,7 +62,7 @@ class Trainer:
         self.step_log = StepLog(config.run.log_every_steps)
         self.share_of_peak: Callable[[int], float] = self._one_cycle
         self.rates.set(1.0)
-        self._mean_share = math.nan  # NaN losses, so that the guard skips the steps of the warm-up
+        self._mean_share = math.nan  # makes each loss NaN, so that the guard skips the steps of the warm-up
         warm_up(self.wrapped, self.state, self._work, config, data.evaluator.spec.image_size)
         self._mean_share = config.schedule.batch_size / runtime.world_size
         self.not_captured = why_not(config, runtime)
