@@ -9,7 +9,7 @@ from collections.abc import Iterator
 def reported_faults() -> Iterator[None]:
     """Within the block, a fault that ends the process prints a Python traceback."""
     was_enabled = faulthandler.is_enabled()
-    with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):  # stderr may not be a file
+    with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):  # for example, if stderr is not a file
         faulthandler.enable()
     try:
         yield
