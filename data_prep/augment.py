@@ -23,13 +23,15 @@ from data_prep.batch_ops import (
     beta_quantiles,
 )
 from data_prep.order import share
-from data_prep.random_bits import below, random_bits, uniform
+from data_prep.random_bits import HALF, below, coin, random_bits, uniform
 from data_prep.resized_crop import batch_resized_crop, sides_of_areas
 
 NUM_DRAWS = 12
-# The row of random bits that each decision uses. Append new rows, so that existing decisions keep their random bits.
-CROP_TOP, CROP_LEFT, FLIP, CUTOUT_TOP, CUTOUT_LEFT, BRIGHTNESS, CONTRAST, MIX_WEIGHT, BOX_TOP, BOX_LEFT = range(10)
-CROP_AREA, CROP_RATIO = 10, 11
+# The rows of random bits that each decision uses. A place uses two rows: top and left. Append new rows, so that
+# existing decisions keep their random bits.
+CROP_PLACE, FLIP, CUTOUT_PLACE, BRIGHTNESS, CONTRAST, MIX_WEIGHT = slice(0, 2), 2, slice(3, 5), 5, 6, 7
+BOX_PLACE, CROP_AREA, CROP_RATIO = slice(8, 10), 10, 11
+MIX = slice(7, 10)  # weight and place of the box
 
 
 class ImageBatch(Protocol):
@@ -71,60 +73,72 @@ class Augmenter:
         self._quantiles = torch.from_numpy(beta_quantiles(alpha)).float() if alpha else None
 
     def __call__(self, batch: ImageBatch, *, epoch: int | Tensor, side: int | None = None) -> AugmentedBatch:
-        """Augments the uint8 images of a batch.
+        """Augments a batch with its random bits for `epoch`: see `augment` and `draw`."""
+        return self.augment(batch, self.draw(batch.indices, epoch), side)
 
-        `epoch` (0-based) is one number for the batch, or a tensor (N,) with one for each image. `side` is the side of
-        the crops in pixels (default: the side of the images).
+    def draw(self, indices: Tensor, epoch: int | Tensor) -> Tensor:
+        """(..., NUM_DRAWS, N) int64 random bits for the images of one or more batches, whose indices are (..., N).
+
+        `epoch` (0-based) is one number for all images, or a tensor (..., N) with one for each image.
         """
-        draws = self._draw(batch.indices, epoch)
+        draws = random_bits(indices, seed=self.seed, epoch=epoch, num_draws=NUM_DRAWS)
+        if self.config.flip == "alternating":
+            in_even_epochs = random_bits(indices, seed=self.seed, epoch=-1, num_draws=1)[..., 0, :]
+            draws[..., FLIP, :] = in_even_epochs ^ (epoch % 2 * HALF)  # the opposite in odd epochs
+        if self.config.mixes_pairs:
+            # Both images of a pair get the same weight and box: they use the random bits of the smaller of their two
+            # sample indices in the smaller of their two epochs.
+            first = _smaller_of_pair(epoch) if isinstance(epoch, Tensor) and epoch.dim() else epoch
+            bits = random_bits(_smaller_of_pair(indices), seed=self.seed, epoch=first, num_draws=NUM_DRAWS)
+            draws[..., MIX, :] = bits[..., MIX, :]
+        return draws
+
+    def augment(self, batch: ImageBatch, draws: Tensor, side: int | None = None) -> AugmentedBatch:
+        """Augments the uint8 images of a batch, which must be square.
+
+        `draws` (NUM_DRAWS, N) are the random bits from `draw`. `side` is the side of the crops in pixels (default: the
+        side of the images).
+        """
         images = self._crop(batch.images, draws, side)
-        images = self._flip(images, batch.indices, draws, epoch)
+        images = self._flip(images, draws)
         images = batch_normalize(images, self.mean, self.std, self.dtype)
         images = self._cutout(images, draws)
         images = self._jitter(images, draws)
         if not self.config.mixes_pairs:
             return AugmentedBatch(images, batch.labels, None, None)
-        images, weights = self._mix(images, batch.indices, epoch)
+        images, weights = self._mix(images, draws)
         return AugmentedBatch(images, batch.labels, batch_partners(batch.labels), weights)
 
-    def _draw(self, indices: Tensor, epoch: int | Tensor) -> Tensor:
-        """(NUM_DRAWS, N) int64 random bits."""
-        return random_bits(indices, seed=self.seed, epoch=epoch, num_draws=NUM_DRAWS)
-
     def _crop(self, images: Tensor, draws: Tensor, side: int | None) -> Tensor:
-        padding, (height, width) = self.config.crop_padding, images.shape[2:]
-        size = (height, width) if side is None else (side, side)
+        padding, old = self.config.crop_padding, images.size(3)
+        new = old if side is None else side
         if self.config.crop == "random-resized":
-            return self._random_resized_crop(images, draws, size)
-        num_tops, num_lefts = height + 2 * padding - size[0] + 1, width + 2 * padding - size[1] + 1
-        if num_tops == num_lefts == 1:
+            return self._random_resized_crop(images, draws, (new, new))
+        num_places = old + 2 * padding - new + 1  # along each axis
+        if num_places == 1:
             return images
-        top, left = below(draws[CROP_TOP], num_tops), below(draws[CROP_LEFT], num_lefts)
-        return batch_crop(images, top, left, size=size, padding=padding)
+        top, left = below(draws[CROP_PLACE], num_places)
+        return batch_crop(images, top, left, size=(new, new), padding=padding)
 
     def _random_resized_crop(self, images: Tensor, draws: Tensor, size: tuple[int, int]) -> Tensor:
         """Crops a random area of each image and resizes it to `size`."""
         (smallest, largest), whole = self.config.crop_scale, (images.size(2), images.size(3))
         shares = smallest + (largest - smallest) * uniform(draws[CROP_AREA])
         height, width = sides_of_areas(shares, uniform(draws[CROP_RATIO]), size=whole, ratios=self.config.crop_ratio)
-        top, left = below(draws[CROP_TOP], whole[0] + 1 - height), below(draws[CROP_LEFT], whole[1] + 1 - width)
+        bits = draws[CROP_PLACE]
+        top, left = below(bits[0], whole[0] + 1 - height), below(bits[1], whole[1] + 1 - width)
         return batch_resized_crop(images, top, left, height, width, size=size)
 
-    def _flip(self, images: Tensor, indices: Tensor, draws: Tensor, epoch: int | Tensor) -> Tensor:
+    def _flip(self, images: Tensor, draws: Tensor) -> Tensor:
         """Mirrors images left to right. `random`: each with probability 1/2; `alternating`: a random half of them in
         even epochs, the other half in odd epochs (airbench94, github.com/KellerJordan/cifar10-airbench)."""
-        if self.config.flip == "none":
-            return images
-        if self.config.flip == "random":
-            return batch_flip(images, draws[FLIP] < 0)
-        in_even_epochs = random_bits(indices, seed=self.seed, epoch=-1, num_draws=1)[0] < 0
-        return batch_flip(images, in_even_epochs ^ (epoch % 2 == 1))
+        return images if self.config.flip == "none" else batch_flip(images, coin(draws[FLIP]))
 
     def _cutout(self, images: Tensor, draws: Tensor) -> Tensor:
-        side, (height, width) = self.config.cutout, images.shape[2:]
+        side = self.config.cutout
         if not side:
             return images
-        top, left = below(draws[CUTOUT_TOP], height - side + 1), below(draws[CUTOUT_LEFT], width - side + 1)
+        top, left = below(draws[CUTOUT_PLACE], images.size(3) - side + 1)
         return batch_cutout(images, top, left, side=side)
 
     def _jitter(self, images: Tensor, draws: Tensor) -> Tensor:
@@ -135,24 +149,15 @@ class Augmenter:
         stretch = 1 + (2 * uniform(draws[CONTRAST]) - 1) * contrast
         return batch_jitter(images, shift.to(self.dtype), stretch.to(self.dtype))
 
-    def _mix(self, images: Tensor, indices: Tensor, epoch: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Mixed images and the weights (N,) of their own labels. N must be even.
-
-        Both images of a pair get the same weight and box: they use the random bits of the smaller of their two sample
-        indices in the smaller of their two epochs.
-        """
-        if isinstance(epoch, Tensor) and epoch.dim():
-            epoch = torch.minimum(epoch, batch_partners(epoch))
-        draws = self._draw(torch.minimum(indices, batch_partners(indices)), epoch)
+    def _mix(self, images: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixed images and the weights (N,) of their own labels. N must be even."""
         weights = self._beta(uniform(draws[MIX_WEIGHT]))
         if self.config.mixup:
             return batch_mixup(images, weights), weights
-        height, width = images.shape[2:]
-        side_share = (1 - weights).sqrt()
-        box_height, box_width = (side_share * height).round().long(), (side_share * width).round().long()
-        top = below(draws[BOX_TOP], height) - box_height // 2
-        left = below(draws[BOX_LEFT], width) - box_width // 2
-        return batch_cutmix(images, top, left, box_height, box_width)
+        side = images.size(3)
+        box = ((1 - weights).sqrt() * side).round().long()
+        top, left = below(draws[BOX_PLACE], side) - box // 2
+        return batch_cutmix(images, top, left, box, box)
 
     def _beta(self, uniforms: Tensor) -> Tensor:
         """Uniform numbers (N,) -> numbers from Beta(alpha, alpha), by interpolation in a table of its quantiles."""
@@ -161,6 +166,11 @@ class Augmenter:
         position = uniforms * (len(table) - 1)
         index = position.long()
         return torch.lerp(table[index], table[index + 1], position - index)
+
+
+def _smaller_of_pair(column: Tensor) -> Tensor:
+    """`column` (..., N) with places 2k and 2k + 1 both replaced by the smaller of their values. N must be even."""
+    return column.unflatten(-1, (-1, 2)).amin(dim=-1).repeat_interleave(2, dim=-1)
 
 
 def split_batch(batch: AugmentedBatch, parts: int) -> Iterator[AugmentedBatch]:

@@ -87,15 +87,28 @@ def _rectangle(
 
 
 def batch_cutout(images: Tensor, top: Tensor, left: Tensor, *, side: int) -> Tensor:
-    """Normalized images (N, C, H, W) with a square of `side` pixels set to 0, the mean color.
+    """Sets a square of `side` pixels of normalized images (N, C, H, W) to 0, the mean color. Returns the images.
 
-    `top` and `left` (N,) are the corners of the squares. The method is from DeVries & Taylor, arXiv 1708.04552. Their
-    squares may extend beyond the image; those of `Augmenter` do not.
+    Images in channels_last format are changed in place. `top` and `left` (N,) are the corners of the squares. The
+    method is from DeVries & Taylor, arXiv 1708.04552. Their squares may extend beyond the image; those of `Augmenter`
+    do not.
     """
-    sides = torch.full_like(top, side)
     _, channels, height, width = images.shape
-    blank = _rectangle((height, width), top, left, sides, sides, channels)
-    return _images(_rows(images).masked_fill(blank, 0), channels)
+    in_rows = _windows(height, side, top.device)[top]
+    in_columns = _windows(width, side, left.device, channels)[left]
+    blank = in_rows[:, :, None] & in_columns[:, None, :]
+    return _images(_rows(images).masked_fill_(blank, 0), channels)
+
+
+@functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _windows(length: int, size: int, device: torch.device, repeats: int = 1) -> Tensor:
+    """(length, length * repeats) bool: row k is True in the columns k to k + size - 1, and repeats each column.
+
+    It is cached, so that each step only takes rows from it.
+    """
+    offset = torch.arange(length) - torch.arange(length)[:, None]
+    return ((offset >= 0) & (offset < size)).repeat_interleave(repeats, dim=1).to(device)
 
 
 def batch_normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> Tensor:

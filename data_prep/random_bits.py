@@ -11,6 +11,7 @@ from torch import Tensor
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
+HALF = 1 << 31  # half of the range of 32 bits; this bit alone decides a `coin`
 
 
 def _signed(value: int) -> int:
@@ -38,9 +39,9 @@ def _mix_int(value: int) -> int:
 
 
 def random_bits(indices: Tensor, *, seed: int, epoch: int | Tensor, num_draws: int) -> Tensor:
-    """indices (N,) int64 -> (num_draws, N) int64 with 64 random bits each.
+    """indices (..., N) int64 -> (..., num_draws, N) int64 with 32 random bits each.
 
-    `epoch` is one number for all samples, or a tensor (N,) with one for each sample.
+    `epoch` is one number for all samples, or a tensor (..., N) with one for each sample.
     """
     if isinstance(epoch, Tensor):
         key = _mix((epoch + 1) * _signed(_GOLDEN) + _signed(_mix_int(seed + _GOLDEN)))
@@ -48,14 +49,19 @@ def random_bits(indices: Tensor, *, seed: int, epoch: int | Tensor, num_draws: i
         key = _signed(_mix_int(_mix_int(seed + _GOLDEN) + (epoch + 1) * _GOLDEN))
     per_sample = _mix(_mix(indices * _signed(_GOLDEN) + key))
     draws = torch.arange(1, num_draws + 1, device=indices.device)[:, None]
-    return _mix(per_sample + draws * _signed(_GOLDEN))
+    return _shift(_mix(per_sample[..., None, :] + draws * _signed(_GOLDEN)), 32)
 
 
 def uniform(bits: Tensor) -> Tensor:
-    """int64 bits -> float32 in [0, 1), multiples of 2^-24."""
-    return _shift(bits, 40).to(torch.float32) * 2.0**-24
+    """32 random bits -> float32 in [0, 1), multiples of 2^-24."""
+    return (bits >> 8).to(torch.float32) * 2.0**-24
 
 
 def below(bits: Tensor, bound: int | Tensor) -> Tensor:
-    """int64 bits -> int64 in [0, bound); the bias is negligible for bounds far below 2^32."""
-    return (_shift(bits, 32) * bound) >> 32
+    """32 random bits -> int64 in [0, bound); the bias is negligible for bounds far below 2^32."""
+    return (bits * bound) >> 32
+
+
+def coin(bits: Tensor) -> Tensor:
+    """32 random bits -> bool, True with probability 1/2."""
+    return bits >= HALF

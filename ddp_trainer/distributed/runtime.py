@@ -147,8 +147,8 @@ class Runtime:
         """Converts `images`, which are channels_last, to the model's memory format. Each layer keeps that format."""
         return images if self.config.channels_last else images.contiguous()
 
-    def backward(self, loss: Tensor) -> None:
-        self._accelerator.backward(loss)
+    def backward(self, losses: Tensor, weights: Tensor) -> None:
+        (losses if self.scaler is None else self.scaler.scale(losses)).backward(weights)  # Accelerate would divide by 1
 
     def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager:
         """Context in which a backward pass does not average gradients. Use it for all parts of a batch but the last."""

@@ -1,8 +1,8 @@
 """Captures the work of a step on a GPU into a CUDA graph, so that one call launches all its kernels.
 
 A graph repeats the same kernels at the same memory addresses. All values that differ between steps must therefore be
-at fixed addresses in device memory: the batch and the epoch are copied there before each step, `LearningRates` keeps
-the learning rates there, and everything that a step changes is updated in place. The host's part of a step is in
+at fixed addresses in device memory: the batch and its random bits are copied there before each step, `LearningRates`
+keeps the learning rates there, and everything that a step changes is updated in place. The host's part of a step is in
 `Trainer.train_step`.
 """
 
@@ -16,7 +16,7 @@ from data_prep.loader import Batch
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 
-Work = Callable[[Batch, int | Tensor, int], Tensor]  # batch, epoch and side of the crops -> losses
+Work = Callable[[Batch, Tensor, int], Tensor]  # batch, its random bits and the side of the crops -> losses
 
 
 def why_not(config: TrainConfig, runtime: Runtime) -> str | None:
@@ -47,38 +47,34 @@ class GraphedStep:
         self._batch: Batch | None = None
         self._failed = False
 
-    def __call__(self, batch: Batch, epoch: int | Tensor, side: int) -> Tensor:
+    def __call__(self, batch: Batch, draws: Tensor, side: int) -> Tensor:
         """Takes one step and returns the losses of the batch, (N,)."""
         if side not in self._graphs and not self._failed:
-            self._capture(batch, epoch, side)
+            self._capture(batch, draws, side)
         if self._failed:
-            return self._work(batch, epoch, side)
-        self._fill(batch, epoch)
+            return self._work(batch, draws, side)
+        self._fill(batch, draws)
         graph, losses = self._graphs[side]
         graph.replay()
         return losses.clone()  # the next replay overwrites them
 
-    def _fill(self, batch: Batch, epoch: int | Tensor) -> None:
+    def _fill(self, batch: Batch, draws: Tensor) -> None:
         assert self._batch is not None
-        for place, values in zip(self._batch, batch, strict=True):
+        for place, values in zip((*self._batch, self._draws), (*batch, draws), strict=True):
             place.copy_(values)
-        if isinstance(epoch, Tensor):
-            self._epoch.copy_(epoch)
-        else:
-            self._epoch.fill_(epoch)
 
-    def _capture(self, batch: Batch, epoch: int | Tensor, side: int) -> None:
+    def _capture(self, batch: Batch, draws: Tensor, side: int) -> None:
         """Captures a step into a graph. The step is not taken, because kernels do not run during a capture."""
         if self._batch is None:
             self._batch = Batch(*(column.clone() for column in batch))
-            self._epoch = torch.as_tensor(epoch).to(batch.indices, copy=True)
+            self._draws = draws.clone()
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.current_stream()
         mode = "thread_local"  # the thread that writes checkpoints may wait for the device during the capture
         try:
             with _capturable(self._optimizer), torch.cuda.graph(graph, self._pool, stream, mode):
-                losses = self._work(self._batch, self._epoch, side)
+                losses = self._work(self._batch, self._draws, side)
         except RuntimeError as error:
             self._failed = True
             self._optimizer.zero_grad(set_to_none=True)

@@ -91,7 +91,7 @@ def _fewest_passes(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, 
     sizes = ((number, (-(-images // number), side)) for number in numbers)
     own = (number for number, size in sizes if not is_tried or has_room(model, runtime, size, need.fixed))
     answer = torch.tensor([next(own, math.inf), need.fixed + 2 * need.per_image, available], dtype=torch.float64)
-    answers = runtime.gather(answer.to(runtime.device))
+    answers = runtime.gather(answer.to(runtime.device)).cpu()
     rank = int(answers[:, 0].argmax())
     passes, needed, available = answers[rank].tolist()
     require(

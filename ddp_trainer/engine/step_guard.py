@@ -57,8 +57,8 @@ class StepGuard:
     """Takes or skips the optimizer step after a forward and backward pass, and informs the host later.
 
         with guard.attempt() as decision:
-            loss = ...
-            nan_gradient_if_not_finite(loss).backward()
+            losses = ...
+            losses.backward(weights_if_finite(1 / len(losses), losses))
         ema.update(model, skip=decision.skipped)
         guard.look_back(Attempt(step, batch.indices, losses))
 
@@ -150,13 +150,14 @@ class StepGuard:
                 raise NonFinite(step, self._patience)
 
 
-def nan_gradient_if_not_finite(loss: Tensor) -> Tensor:
-    """`loss` (), with a NaN gradient if it is not finite. The all-reduce then passes the NaN on to every rank.
+def weights_if_finite(weight: float, losses: Tensor) -> Tensor:
+    """The weights (N,) of `losses` (N,) in a backward pass: `weight` for each loss that is finite, NaN for the others.
 
-    Without this, an infinite loss may have finite gradients, and only the rank with that loss would notice it.
+    A NaN makes gradients NaN, and the all-reduce passes it on to every rank. Without this, an infinite loss may have
+    finite gradients, and only the rank with that loss would notice it.
     """
-    value = loss.detach()
-    return loss * (1 + (value - value))
+    values = losses.detach()
+    return values - values + weight
 
 
 def step_unless(skipped: Tensor, optimizer: torch.optim.Optimizer) -> None:

@@ -28,7 +28,7 @@ from ddp_trainer.engine.observer import Observer
 from ddp_trainer.engine.optim import LearningRates, zero_momentum
 from ddp_trainer.engine.save_schedule import SaveSchedule
 from ddp_trainer.engine.skipped_step import reporting_the_end
-from ddp_trainer.engine.step_guard import Attempt, nan_gradient_if_not_finite
+from ddp_trainer.engine.step_guard import Attempt, weights_if_finite
 from ddp_trainer.engine.step_log import StepLog
 from ddp_trainer.engine.train_state import TrainState
 from ddp_trainer.engine.warm_up import warm_up
@@ -62,7 +62,7 @@ class Trainer:
         self.step_log = StepLog(config.run.log_every_steps)
         self.share_of_peak: Callable[[int], float] = self._one_cycle
         self.rates.set(1.0)
-        self._mean_share = math.nan  # makes each loss NaN, so that the guard skips the steps of the warm-up
+        self._mean_share = math.nan  # makes the gradients NaN, so that the guard skips the steps of the warm-up
         warm_up(self.wrapped, self.state, self._work, config, data.evaluator.spec.image_size)
         self._mean_share = config.schedule.batch_size / runtime.world_size
         self.not_captured = why_not(config, runtime)
@@ -112,28 +112,29 @@ class Trainer:
         """
         before = epoch * self.steps_per_epoch
         rows = slice(self.state.step - before, None if until is None else until - before)
-        for batch, turns in self.data.batches(epoch, rows, config=self.config, runtime=self.runtime):
+        for batch, draws in self.data.batches(epoch, rows, config=self.config, runtime=self.runtime):
             self.runtime.stop.announce()
-            self.train_step(batch, epoch, turns)
+            self.train_step(batch, epoch, draws)
             self._log_step(epoch)
             if self.runtime.stop.agreed():
                 raise Preempted
             yield self.state.step
 
-    def train_step(self, batch: Batch, epoch: int, turns: Tensor | None = None) -> None:
+    def train_step(self, batch: Batch, epoch: int, draws: Tensor | None = None) -> None:
         """Takes one step, or skips it if the loss or a gradient is not finite. Never waits for the device.
 
-        `turns` (N,): see `Order.turns`; default: `epoch` for every image.
+        `draws`: random bits from `Augmenter.draw`; default: those for `epoch`.
         """
+        draws = self.data.augmenter.draw(batch.indices, epoch) if draws is None else draws
         side = self.config.schedule.crop_side(batch.images.size(2), epoch=epoch)
         self.rates.set(self.share_of_peak(self.state.step))
-        losses = self._take(batch, epoch if turns is None else turns, side)
+        losses = self._take(batch, draws, side)
         self.guard.look_back(Attempt(self.state.step, batch.indices, losses))
         self.state.step += 1
 
-    def _work(self, batch: Batch, epoch: int | Tensor, side: int) -> Tensor:
+    def _work(self, batch: Batch, draws: Tensor, side: int) -> Tensor:
         """Does the device's part of a step. Returns the losses, (N,). Stores nothing on the host: see `GraphedStep`."""
-        augmented = self.data.augmenter(batch, epoch=epoch, side=side)
+        augmented = self.data.augmenter.augment(batch, draws, side)
         losses = []
         with self.guard.attempt() as decision:
             parts = list(split_batch(augmented, self.config.schedule.passes))
@@ -155,9 +156,8 @@ class Trainer:
             label_smoothing=self.config.optim.label_smoothing,
             class_weights=self.data.class_weights,
         )
-        # Scaled so that DDP's average over the ranks is the mean over the global batch, even if their shares differ.
-        loss = losses.mean() / (self._mean_share / len(losses))
-        self.runtime.backward(nan_gradient_if_not_finite(loss))
+        # With this weight, DDP's average over the ranks is that of the global batch, even if their shares differ.
+        self.runtime.backward(losses, weights_if_finite(1 / self._mean_share, losses))
         self.state.sums.add(losses.detach(), logits.detach().argmax(dim=1) == part.labels)
         return losses.detach()
 

@@ -8,6 +8,7 @@ order, but the uninterrupted run took the same step with the final order.
 import torch
 from torch import Tensor, nn
 
+from data_prep.augment import NUM_DRAWS
 from data_prep.loader import Batch
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
@@ -46,10 +47,10 @@ def take_skipped_steps(work: Work, state: TrainState, batch: Batch, sides: list[
     """Takes steps at each crop size in `sides`. The guard must skip all of them, so that `state` stays the same."""
     scaler = state.runtime.scaler
     scale = None if scaler is None else scaler.state_dict()
-    epoch = torch.zeros((), dtype=torch.int64, device=batch.indices.device)  # a tensor, as in a graph
+    draws = torch.zeros((NUM_DRAWS, len(batch.indices)), dtype=torch.int64, device=batch.indices.device)
     for side in sides:
         for _ in range(STEPS):
-            work(batch, epoch, side)
+            work(batch, draws, side)
     state.guard.restore(SkippedSteps(0, 0))
     if scaler is not None and scale is not None:
         scaler.load_state_dict(scale)

@@ -51,8 +51,8 @@ class MetaRuntime(Runtime):
         optimizer._need_device_dtype_check_for_fused = False  # type: ignore[attr-defined]  # it rejects "meta"
         return model, optimizer
 
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
+    def backward(self, losses: Tensor, weights: Tensor) -> None:
+        losses.backward(weights)
 
     def clip_gradients(self, model: nn.Module, max_norm: float) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), max_norm)

@@ -62,7 +62,7 @@ def test_flip_matches_a_simple_reference(size: tuple[int, int], channels_last: b
 def test_cutout_matches_a_simple_reference(side: int) -> None:
     images = torch.randn(5, 3, 32, 32)
     top, left = torch.tensor([0, 3, 24, 31, 10]), torch.tensor([0, 30, 24, 0, 5])
-    for i, image in enumerate(batch_cutout(images, top, left, side=side)):
+    for i, image in enumerate(batch_cutout(images.clone(), top, left, side=side)):
         expected = images[i].clone()
         expected[:, top[i] : top[i] + side, left[i] : left[i] + side] = 0
         assert torch.equal(image, expected)

@@ -16,7 +16,7 @@ from ddp_trainer.engine.ema import Ema
 from ddp_trainer.engine.metrics import RunningSums
 from ddp_trainer.engine.observer import SilentObserver
 from ddp_trainer.engine.optim import build_optimizer, zero_momentum
-from ddp_trainer.engine.step_guard import FP16_PATIENCE, Attempt, NonFinite, StepGuard, nan_gradient_if_not_finite
+from ddp_trainer.engine.step_guard import FP16_PATIENCE, Attempt, NonFinite, StepGuard, weights_if_finite
 from ddp_trainer.models.custom_resnet import CustomResNet
 from tests.support.narrow import WIDTHS, narrow_settings, narrow_trainer, single_runtime
 
@@ -54,8 +54,9 @@ class Step:
         labels = torch.zeros(len(images), dtype=torch.int64, device=self.device)
         with self.guard.attempt() as decision:
             losses = nn.functional.cross_entropy(self.model(images.to(self.device)), labels, reduction="none")
-            loss = nan_gradient_if_not_finite(factor * losses.mean())
-            (self.scaler.scale(loss) if self.scaler else loss).backward()
+            weighted = factor * losses
+            weights = weights_if_finite(1 / len(losses), weighted)
+            (self.scaler.scale(weighted) if self.scaler else weighted).backward(weights)
             if overflow:
                 gradient = next(self.model.parameters()).grad
                 assert gradient is not None
@@ -144,13 +145,14 @@ def test_fp16_run_ends_after_ten_skipped_steps_in_a_row(device: torch.device) ->
         step.guard.settle()
 
 
-def test_infinite_loss_with_finite_gradients_gets_a_nan_gradient() -> None:
+def test_infinite_loss_with_finite_gradients_gets_nan_gradients() -> None:
     """The all-reduce of gradients then passes the NaN to the other ranks."""
     value = torch.tensor(2.0, requires_grad=True)
     (value + math.inf).backward()
     assert value.grad == 1
     value.grad = None
-    nan_gradient_if_not_finite(value + math.inf).backward()
+    losses = value + torch.tensor([0.0, math.inf])
+    losses.backward(weights_if_finite(0.5, losses))
     assert value.grad is not None
     assert value.grad.isnan()
 

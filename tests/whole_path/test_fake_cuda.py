@@ -22,22 +22,22 @@ ONE_STEP_LATE = {"cudaEventSynchronize": 1}
 
 # The maximum number of operations in a step without a graph. Lower a budget when a step has become cheaper.
 BUDGETS = {
-    "baseline": 275,
-    "fast": 440,
-    "strong": 440,
-    "long": 465,
-    "finetune": 248,
-    "photos": 540,
-    "smoke": 270,
-    "demo": 246,
-    "deterministic": 440,
-    "fp16": 410,
-    "fp32": 380,
-    "accumulate": 645,
-    "ema and clip": 470,
-    "adamw": 308,
-    "mixup and jitter": 540,
-    "cutmix": 556,
+    "baseline": 200,
+    "fast": 350,
+    "strong": 350,
+    "long": 350,
+    "finetune": 194,
+    "photos": 484,
+    "smoke": 198,
+    "demo": 192,
+    "deterministic": 350,
+    "fp16": 318,
+    "fp32": 286,
+    "accumulate": 540,
+    "ema and clip": 377,
+    "adamw": 215,
+    "mixup and jitter": 402,
+    "cutmix": 411,
 }
 
 STEPS, CROP_SIZES = 30, 3

@@ -83,12 +83,12 @@ WAITS: dict[str, Callable[[Tensor], object]] = {
 
 @pytest.mark.parametrize("wait", WAITS)
 def test_a_wait_within_a_step_raises_an_error(monkeypatch: pytest.MonkeyPatch, wait: str) -> None:
-    trainer, plain = trainer_of("smoke"), trainer_module.nan_gradient_if_not_finite
+    trainer, plain = trainer_of("smoke"), trainer_module.weights_if_finite
 
-    def waiting(loss: Tensor) -> Tensor:
-        WAITS[wait](loss.detach())
-        return plain(loss)
+    def waiting(weight: float, losses: Tensor) -> Tensor:
+        WAITS[wait](losses.detach().sum())
+        return plain(weight, losses)
 
-    monkeypatch.setattr(trainer_module, "nan_gradient_if_not_finite", waiting)
+    monkeypatch.setattr(trainer_module, "weights_if_finite", waiting)
     with pytest.raises((RuntimeError, NotImplementedError)):
         take_steps(trainer)

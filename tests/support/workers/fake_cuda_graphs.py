@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.parallel.distributed as ddp
+from torch import Tensor
 
 from data_prep.loader import Batch
 from ddp_trainer.distributed.process_settings import restored_settings
@@ -59,13 +60,17 @@ def counted_captures() -> Iterator[list[Any]]:
 
 
 def step_of(trainer: Trainer) -> Callable[[], None]:
-    epochs = itertools.count()
     batches = itertools.chain.from_iterable(
-        trainer.data.loader.batches(trainer.data.plan(epoch, config=trainer.config, runtime=trainer.runtime).samples)
-        for epoch in epochs
+        trainer.data.batches(epoch, slice(None), config=trainer.config, runtime=trainer.runtime)
+        for epoch in itertools.count()
     )
     last = trainer.config.schedule.epochs - 1
-    return lambda: trainer.train_step(next(batches), last)
+
+    def step() -> None:
+        batch, draws = next(batches)
+        trainer.train_step(batch, last, draws)
+
+    return step
 
 
 def cost(trainer: Trainer) -> dict[str, Any]:
@@ -97,11 +102,11 @@ def another_thread_waits(trainer: Trainer) -> Iterator[None]:
     """Makes another thread wait for the device during each call of `trainer._work`, like the checkpoint thread."""
     event, work = torch.cuda.Event(), trainer._work
 
-    def slow_work(batch: Batch, epoch: Any, side: int) -> Any:
+    def slow_work(batch: Batch, draws: Tensor, side: int) -> Tensor:
         thread = threading.Thread(target=event.synchronize)
         thread.start()
         thread.join()
-        return work(batch, epoch, side)
+        return work(batch, draws, side)
 
     trainer._take._work = slow_work  # type: ignore[union-attr]
     yield

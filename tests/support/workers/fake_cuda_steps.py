@@ -44,11 +44,11 @@ class Steps:
         """The calls of one step on whole images without a CUDA graph, after WARM_STEPS other steps."""
         config = changed(config, {"runtime": {"graph": "off"}})
         trainer, epoch = self.trainer(config), config.schedule.epochs - 1
-        batch = first_batch(trainer)
+        batch, draws = first_batch(trainer)
         for _ in range(WARM_STEPS):
-            trainer.train_step(batch, epoch)
+            trainer.train_step(batch, epoch, draws)
         with logged() as calls:
-            trainer.train_step(batch, epoch)
+            trainer.train_step(batch, epoch, draws)
         return calls
 
     def passes(self, most: int) -> int:
@@ -66,9 +66,8 @@ class Steps:
         return resolve_passes(config, runtime, self.dataset, network).schedule.passes
 
 
-def first_batch(trainer: Trainer) -> Batch:
-    plan = trainer.data.plan(0, config=trainer.config, runtime=trainer.runtime).samples
-    return next(iter(trainer.data.loader.batches(plan)))
+def first_batch(trainer: Trainer) -> tuple[Batch, Tensor]:
+    return next(trainer.data.batches(0, slice(None), config=trainer.config, runtime=trainer.runtime))
 
 
 @contextmanager

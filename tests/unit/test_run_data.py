@@ -1,0 +1,35 @@
+"""The data of a run: each step gets the random bits of its own images."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_prep.dataset import read_dataset
+from ddp_trainer.engine import data as data_module
+from ddp_trainer.engine.data import build_data
+from tests.support.narrow import narrow_settings, single_runtime
+
+
+@pytest.mark.parametrize("balance", ["none", "batches"])
+def test_each_step_gets_the_random_bits_of_its_images(
+    balance: str, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bits are computed for several steps at once. The last such group is shorter than the others."""
+    monkeypatch.setattr(data_module, "STEPS_PER_DRAW", 2)
+    config, runtime = narrow_settings(tiny_dir), single_runtime()
+    config = replace(
+        config,
+        data=replace(config.data, balance=balance),  # type: ignore[arg-type]
+        augment=replace(config.augment, flip="alternating"),
+        schedule=replace(config.schedule, batch_size=16),
+    )
+    data = build_data(config, runtime, read_dataset(tiny_dir))
+    turns = data.plan(3, config=config, runtime=runtime).turns
+    assert (turns is None) == (balance == "none")
+    steps = list(data.batches(3, slice(1, None), config=config, runtime=runtime))
+    assert len(steps) == 5
+    for row, (batch, draws) in enumerate(steps):
+        epoch = 3 if turns is None else torch.from_numpy(turns[1 + row])
+        assert torch.equal(draws, data.augmenter.draw(batch.indices, epoch))
