@@ -2,8 +2,9 @@
 
     python -m benchmarks.acceptance [--data-dir DIR] [--images PATH] [--out DIR] [--work DIR] [--seconds N] [--rehearse]
 
-Each stage has a time limit, and is left out if less time than that remains. `acceptance.json` in --out is rewritten
-after each stage, so an interrupted run keeps its measurements. The exit status is 0 if every stage that ran has passed.
+Each stage has a time limit, and is left out if this limit exceeds the remaining time. `acceptance.json` in --out is
+rewritten after each stage, so an interrupted run keeps its measurements. The exit status is 0 if every stage that ran
+has passed.
 
 With --rehearse, every stage runs on the CPU in its smallest form, with a narrow network. This tests the stages, but
 says nothing about speed or accuracy.

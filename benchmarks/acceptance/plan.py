@@ -68,7 +68,7 @@ def _prepare(plan: Plan) -> Command:
 
 
 def _tests(plan: Plan) -> Command:
-    """All tests that can use a GPU, except those of the benchmarks, which run as stages of their own."""
+    """All tests that can use a GPU, except the tests of the benchmarks: other stages run the benchmarks."""
     chosen: Command = ("-m", "gpu", "tests", "--ignore", "tests/whole_path/test_benchmarks.py", "--numprocesses", "4")
     if plan.rehearse:
         chosen = ("tests/whole_path/test_trainer_on_device.py", "-k", "cpu")

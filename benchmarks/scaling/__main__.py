@@ -102,7 +102,7 @@ def print_table(axis: str, measured: dict[Shape, Costs]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES), help="axes to measure; default: all")
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES), help="what to vary; default: all")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="parts to measure; default: all")
     parser.add_argument("--work", type=Path, help="folder for the datasets; default: the system's temporary folder")
     parser.add_argument("--result", type=Path, help="write the figures here as JSON, after each axis")
