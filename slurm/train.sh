@@ -18,7 +18,7 @@
 #SBATCH --signal=USR2@180
 set -euo pipefail
 
-# sbatch runs a copy of this file, whose path does not lead to the repository, so this must be the working directory.
+# sbatch runs a copy of this file in another folder, so the repository can be found only as the working directory.
 if [[ ! -f slurm/job.sh ]]; then
   echo "error: $PWD on $(uname -n) is not the repository; run sbatch slurm/train.sh in the repository, or name" \
     "the repository with sbatch --chdir; every node must see that folder" >&2
