@@ -151,13 +151,13 @@ class StepGuard:
 
 
 def weights_if_finite(weight: float, losses: Tensor) -> Tensor:
-    """The weights (N,) of `losses` (N,) in a backward pass: `weight` for each loss that is finite, NaN for the others.
+    """The weights (N,) of `losses` (N,) in a backward pass: `weight` each, or NaN if their sum is not finite.
 
     A NaN makes gradients NaN, and the all-reduce passes it on to every rank. Without this, an infinite loss may have
     finite gradients, and only the rank with that loss would notice it.
     """
-    values = losses.detach()
-    return values - values + weight
+    total = losses.detach().sum()
+    return (total - total + weight).expand_as(losses)
 
 
 def step_unless(skipped: Tensor, optimizer: torch.optim.Optimizer) -> None:
