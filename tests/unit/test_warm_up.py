@@ -1,4 +1,4 @@
-"""Steps that the guard skips do not change the training state, so a run can warm up with them."""
+"""On a GPU, a run first takes steps that the step guard skips. They do not change the training state."""
 
 import math
 from dataclasses import replace

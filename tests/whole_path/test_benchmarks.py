@@ -1,4 +1,4 @@
-"""Every benchmark runs and writes its figures; their values are not checked."""
+"""The benchmarks run on tiny datasets and write all their figures. Their speed is not checked."""
 
 import json
 import math
