@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,11 @@ def test_stderr_has_plain_lines_if_it_is_not_a_terminal(tiny_dir: Path, tmp_path
         ("--precision", "bf16", "--no-channels-last", "--data-mode", "stream", "--mixup", "0.4", "--deterministic"),
         pytest.param(
             ("--compile", "--epochs", "2", "--small-crop-fraction", "0.5", "--max-steps", "6"),
-            marks=pytest.mark.skipif(not can_compile(), reason="g++ or Python.h is missing"),
+            marks=[
+                pytest.mark.skipif(not can_compile(), reason="g++ or Python.h is missing"),
+                # torch 2.15 then writes C++ that does not compile.
+                pytest.mark.skipif(os.environ.get("ATEN_CPU_CAPABILITY") == "default", reason="torch cannot compile"),
+            ],
         ),
     ],
 )
