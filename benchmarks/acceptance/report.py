@@ -39,7 +39,7 @@ def runs(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def step_times(plan: Plan) -> list[dict[str, Any]]:
-    """Conditions and figures of each measurement of `training_step`."""
+    """The conditions and figures of each measurement that `benchmarks.training_step` made."""
     results = [read_json(path) or {} for path in sorted(plan.out.glob("step-*.json"))]
     return [{**result.get("conditions", {}), **result.get("figures", {})} for result in results]
 

@@ -54,7 +54,7 @@ RECIPE_SETTINGS = (
 
 
 def write_model_card(run_dir: Path) -> Path:
-    """Writes RUN_DIR/model.md. Raises InputError if the run is not finished or a file of it cannot be used."""
+    """Writes RUN_DIR/model.md. Raises InputError if the run is not finished or a file in it cannot be used."""
     run = load_run(run_dir)
     if run.summary is None or run.counts is None:
         raise InputError(f"{run_dir / 'summary.json'} is missing: {run_dir} is not a finished run; train it first")

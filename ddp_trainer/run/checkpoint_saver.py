@@ -113,7 +113,7 @@ class CheckpointSaver:
     def _room(self, state: dict[str, Any], error: Exception) -> str:
         """A note on needed and free bytes if the disk may be full; otherwise an empty string.
 
-        Only an OSError tells whether the disk is full, because torch.save reports a full disk as a RuntimeError.
+        An OSError says what failed. Any other exception may mean a full disk: torch.save then raises a RuntimeError.
         """
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return ""

@@ -54,7 +54,7 @@ class Run:
     data_dir: str
     settings: Mapping[str, Setting]
     versions: Mapping[str, str]
-    git_commit: str  # hexadecimal digits, possibly with a `+`; empty if unknown
+    git_commit: str  # hexadecimal digits, with a `+` if there were uncommitted changes; empty if unknown
     world_size: int
     device: str
     precision: str

@@ -194,7 +194,9 @@ def test_each_task_of_an_array_requeues_only_itself(requeued: object, desk: Desk
         wait_until(lambda task=task: task.restarts == 1 and task.state == "COMPLETED", lambda task=task: task.log)
 
 
-def test_a_sweep_task_gets_the_arguments_in_its_line_and_then_those_of_the_script(requeued: object, desk: Desk) -> None:
+def test_a_sweep_task_gets_the_arguments_in_its_line_of_the_file_and_then_those_after_the_file_name(
+    requeued: object, desk: Desk
+) -> None:
     (desk.folder / "runs.txt").write_text("smoke --seed 1 --out a\nsmoke --seed 2 --out 'runs/it'\"'\"'s $(odd) *'\n")
     job = desk.submit("--array=2", arguments=("--sweep", "runs.txt", "--resume"), ENDS_AS="done")
     assert job.end() == "COMPLETED", job.log
