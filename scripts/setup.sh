@@ -45,7 +45,7 @@ fingerprint() {
 # On Debian and Ubuntu, ensurepip, which venv needs, is a separate package.
 check_venv() {
   "$python" -c 'import ensurepip, venv' 2>/dev/null ||
-    stop "$python cannot make virtual environments; as root, install: apt-get install python$version-venv"
+    stop "$python cannot make virtual environments; as root, run: apt-get install python$version-venv"
 }
 
 # Installs only files with a known hash. constraints.txt is complete, so pip never has to look for dependencies.

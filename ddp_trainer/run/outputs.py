@@ -78,7 +78,8 @@ def summarize(trainer: Trainer, evaluation: Evaluation) -> dict[str, Any]:
     """Content of summary.json."""
     config, state, spec = trainer.config, trainer.state, trainer.data.evaluator.spec
     flops = training_flops(config, spec, steps=state.step, num_images=len(trainer.data.samples))
-    # Seconds of an epoch without a record: only after --resume with --max-steps below the step of the checkpoint.
+    # Seconds of an unfinished epoch, which has no record. They are 0 unless the run was resumed with --max-steps below
+    # the step of its checkpoint.
     unfinished = state.watch.read()
     seconds = sum(float(record["seconds"]) for record in state.history) + unfinished
     assert evaluation.correct_tta is not None

@@ -27,7 +27,9 @@ def test_the_fewest_passes_that_fit_are_tried_first(images: int, fitting: int, e
 
 
 @pytest.mark.parametrize(("images", "fitting", "smallest"), [(12, 1, 12), (7, 2, 7), (12, 0, 12), (7, 3, 5)])
-def test_no_pass_of_any_rank_has_a_single_image(images: int, fitting: int, smallest: int) -> None:
+def test_nothing_is_tried_if_a_rank_would_have_fewer_than_two_images_in_a_pass(
+    images: int, fitting: int, smallest: int
+) -> None:
     assert not passes.passes_to_try(images, fitting=fitting, smallest_share=smallest)
 
 
@@ -40,7 +42,9 @@ def test_no_pass_of_any_rank_has_a_single_image(images: int, fitting: int, small
         (Need(fixed=1200, per_image=10), 1000, 0),
     ],
 )
-def test_images_that_fit_follow_from_fixed_and_per_image_memory(need: Need, available: int, expected: int) -> None:
+def test_number_of_images_that_fit_follows_from_fixed_and_per_image_memory(
+    need: Need, available: int, expected: int
+) -> None:
     assert need.images_that_fit(available) == expected
 
 

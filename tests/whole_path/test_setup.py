@@ -132,7 +132,7 @@ def test_error_for_a_python_without_venv_says_how_to_install_it(machine: Machine
     package = f"python3.{sys.version_info.minor}-venv"
     assert (finished.returncode, machine.recorded()) == (2, [])
     assert finished.stderr == (
-        f"error: python3 cannot make virtual environments; as root, install: apt-get install {package}\n"
+        f"error: python3 cannot make virtual environments; as root, run: apt-get install {package}\n"
     )
 
 
@@ -154,7 +154,7 @@ def test_a_supported_python_is_found_if_the_default_is_not_supported(machine: Ma
 
 
 def test_an_interpreter_that_the_user_named_once_is_kept(machine: Machine) -> None:
-    """The interpreter is kept even if the default one is not supported."""
+    """A later call without PYTHON uses it again, so it succeeds although the default interpreter is not supported."""
     named = machine.path / "elsewhere python"
     machine.add(named.name, (machine.path / "python3").read_text())
     machine.add("python3", "#!/usr/bin/env bash\necho 3.10\n")
