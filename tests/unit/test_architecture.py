@@ -130,7 +130,7 @@ def builds(node: ast.AST) -> bool:
 
 
 def test_backward_is_called_in_few_files() -> None:
-    """The trainer calls it through the runtime. Checks, measurements and the warm-up call it directly."""
+    """The trainer calls it through the runtime. Checks, measurements and warm-up steps call it directly."""
     callers = {name_of(file) for file in MODULES for _, _, name in calls_in(file) if name == "backward"}
     assert callers == {
         "ddp_trainer/engine/trainer.py",

@@ -58,7 +58,7 @@ def test_best_checkpoint_is_kept_in_addition_to_the_newest(tmp_path: Path) -> No
 
 
 def test_checkpoint_saved_after_a_damaged_one_replaces_it(tmp_path: Path) -> None:
-    """The save at step 25 shows that the run resumed from step 20, because the checkpoint of step 30 was damaged."""
+    """A save at step 25 means that the run resumed from step 20, so the checkpoint of step 30 must be damaged."""
     for step, score in ((10, 0.9), (20, 0.5), (30, 0.5)):
         write_checkpoint(tmp_path / f"step-{step:08d}", state(step), step=step, score=score)
     checkpoint_saver = CheckpointSaver(tmp_path, keep=1)
@@ -88,7 +88,7 @@ def test_damaged_checkpoint_is_named_and_the_previous_one_is_used(
     assert "step-00000002" in capsys.readouterr().err
 
 
-def test_renamed_checkpoint_is_damaged_and_a_missing_key_means_another_release(tmp_path: Path) -> None:
+def test_renamed_checkpoint_counts_as_damaged_and_a_missing_key_means_another_release(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "step-00000001", state(1), step=1)
     with pytest.raises(OtherRelease, match="has no optimizer"):
         read_checkpoint(tmp_path / "step-00000001", {"step", "optimizer"})
@@ -97,7 +97,8 @@ def test_renamed_checkpoint_is_damaged_and_a_missing_key_means_another_release(t
         read_checkpoint(tmp_path / "step-00000002")
 
 
-# Forks a writer for each folder, which is named STEP-FUNCTION-COUNT. The writer exits at call number COUNT of FUNCTION.
+# Forks a writer for each folder. In the folder STEP-FUNCTION-COUNT, the writer saves a checkpoint of step STEP, but
+# exits at call number COUNT of FUNCTION.
 KILLED_WRITERS = """
 import os, shutil, sys, torch
 from pathlib import Path
@@ -141,7 +142,7 @@ MOMENTS = [
 
 
 def test_save_killed_at_any_moment_leaves_a_good_checkpoint(tmp_path: Path) -> None:
-    """Writers are killed before each change to the disk, while they save the next step or the same step again."""
+    """Each writer saves step 2, or step 1 again. It is killed right before one of the changes to the disk."""
     folders = [tmp_path / f"{step}-{moment}" for step in (1, 2) for moment in MOMENTS]
     done = subprocess.run(
         [sys.executable, "-c", KILLED_WRITERS, *map(str, folders)],

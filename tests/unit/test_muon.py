@@ -130,7 +130,7 @@ def test_memory_format_of_the_filters_does_not_matter() -> None:
 
 
 def test_gradient_scale_is_divided_out() -> None:
-    """The gradients are scaled as by a gradient scaler, with a scale that changes from step to step."""
+    """Like a gradient scaler, the test multiplies the gradients by a scale that changes from step to step."""
     start, gradients = filters_and_gradients()
 
     def state(scales: list[float]) -> list[Tensor]:

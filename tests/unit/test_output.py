@@ -25,7 +25,7 @@ def refused(photos: Path, out: Path | str, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\0b", "a\udcff"])
-def test_a_name_that_the_trainer_could_not_take_is_refused(
+def test_a_name_with_unprintable_characters_is_refused(
     name: str, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "--out must have no line breaks" in refused(photos, photos.parent / name, capsys)

@@ -113,7 +113,7 @@ Resolve = Callable[..., int]
 
 @pytest.fixture
 def resolve(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> Resolve:
-    """A function that returns the chosen number of passes if memory suffices for `fitting` images in a pass."""
+    """A function that gives the chosen number of passes when at most `fitting` images in a pass fit into memory."""
 
     def passes_of(fitting: float) -> int:
         auto = replace(config, schedule=replace(config.schedule, accumulate="auto"))

@@ -62,7 +62,7 @@ def test_crops_match_torchvision(resize: Resize, whole: tuple[int, int], size: t
 
 
 @BOTH
-def test_crops_that_have_the_new_size_are_not_interpolated(resize: Resize) -> None:
+def test_crops_that_already_have_the_requested_size_are_not_interpolated(resize: Resize) -> None:
     images = noise(20, 32, 32)
     top, left = torch.arange(20) % 9, torch.arange(20) % 7
     side = torch.full((20,), 24)
@@ -151,7 +151,7 @@ def test_random_resized_crops_have_the_requested_areas_and_cover_the_image() -> 
     assert starts.mean(dim=0).tolist() == [pytest.approx(0.5, abs=0.05)] * 2
 
 
-def test_a_smaller_crop_shows_the_same_area() -> None:
+def test_a_crop_with_fewer_pixels_shows_the_same_area() -> None:
     config = AugmentConfig(crop="random-resized", crop_scale=(0.35, 1.0))
     augmenter = Augmenter(config, mean=(0.0,) * 3, std=(1 / 255,) * 3, seed=0)
     large, small = (augmenter(smooth(200), epoch=0, side=side).images for side in (48, 24))

@@ -59,7 +59,7 @@ def test_training_validation_and_calibration_images_do_not_overlap(tiny_dir: Pat
     assert (len(plain.samples), plain.calibrator) == (96, None)
 
 
-def test_classes_that_validation_cannot_see_are_named(tiny_dir: Path) -> None:
+def test_classes_without_a_validation_image_are_named(tiny_dir: Path) -> None:
     config = narrow_settings(tiny_dir)
     for count, num_unseen in ((0, 0), (4, 6), (40, 0)):
         few = replace(config, data=replace(config.data, validation=count))
