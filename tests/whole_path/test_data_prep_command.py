@@ -224,7 +224,7 @@ def test_flags_are_not_abbreviated() -> None:
         parse(["--sour", "synthetic"])
 
 
-def test_decoder_warnings_take_one_line_and_evaluate_is_suggested_for_test_only_data(tmp_path: Path) -> None:
+def test_decoder_warnings_take_one_line_and_evaluate_is_suggested_without_training_images(tmp_path: Path) -> None:
     for number in range(7):
         save(tmp_path / "root" / "test" / "cat" / f"{number}.jpg", Image.new("RGB", (8, 8)), exif=BAD_EXIF)
     damaged_tiff(tmp_path / "root" / "test" / "cat" / "damaged.tif")

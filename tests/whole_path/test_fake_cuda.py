@@ -17,7 +17,7 @@ from tests.support.workers.fake_cuda_cases import CAPTURED, CARELESS, EAGER, OPT
 
 Cases = dict[str, dict[str, Any]]
 
-# The host waits once per step, to read the guard's counts for the previous step, which has finished or soon will.
+# The host waits once per step, to read the step guard's counts for the previous step, which has finished or soon will.
 ONE_STEP_LATE = {"cudaEventSynchronize": 1}
 
 # The maximum number of operations in a step without a graph. Lower a budget when a step has become cheaper.

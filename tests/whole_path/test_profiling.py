@@ -33,7 +33,7 @@ def test_run_without_profile_leaves_no_trace(smoke_run: Path) -> None:
 
 
 @pytest.mark.parametrize(("steps", "fits"), [(0, True), (5, True), (6, False)])
-def test_profile_is_refused_unless_the_run_has_more_steps(steps: int, fits: bool) -> None:
+def test_profile_is_refused_unless_the_run_has_more_steps_than_are_traced(steps: int, fits: bool) -> None:
     config = smoke()  # 6 steps
     config = replace(config, run=replace(config.run, profile=steps))
     if fits:

@@ -99,7 +99,7 @@ def test_stderr_has_plain_lines_if_it_is_not_a_terminal(tiny_dir: Path, tmp_path
             ("--compile", "--epochs", "2", "--small-crop-fraction", "0.5", "--max-steps", "6"),
             marks=[
                 pytest.mark.skipif(not can_compile(), reason="g++ or Python.h is missing"),
-                # torch 2.15 then writes C++ that does not compile.
+                # With this setting, torch 2.15 writes C++ that does not compile.
                 pytest.mark.skipif(os.environ.get("ATEN_CPU_CAPABILITY") == "default", reason="torch cannot compile"),
             ],
         ),

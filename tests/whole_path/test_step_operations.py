@@ -14,7 +14,7 @@ from ddp_trainer.distributed.signals import StopRequest
 from tests.support.blank_steps import blank_batch, blank_trainer, changed_recipe
 from tests.support.operations import CountOperations
 
-# At most three more than the counts in docs/results.md.
+# Each budget exceeds the count in docs/results.md by at most three operations.
 BUDGET = {"fast": 252, "strong": 252, "long": 258, "baseline": 147}
 
 

@@ -133,7 +133,7 @@ def test_a_run_that_died_before_its_first_checkpoint_keeps_its_id(tmp_path: Path
 
 @pytest.mark.parametrize("end", ["stopped", "failed"])
 def test_a_run_that_ends_within_an_epoch_records_every_step_once(tmp_path: Path, end: str) -> None:
-    """The run ends after step 3 is logged and before epoch 1 is. The two records share one row of W&B's history."""
+    """The run ends after step 3 is logged, but before epoch 1 is logged in the same row of W&B's history."""
     run_dir = tmp_path / "run"
     state, _, _ = track(run_dir, [], records=[([step_record(2), step_record(3)], None)], end=end)
     assert steps_in(run_dir) == [step_record(2), step_record(3)][: 2 if end == "failed" else 1]
