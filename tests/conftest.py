@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 # A shell starts background jobs with SIGINT ignored. This process and its child processes would inherit this setting.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Many processes share the cores: one thread each, unless the caller sets another number, and waiting threads must not
-# spin. This must be set before torch is imported.
+# Many processes share the cores, so each uses one thread unless the caller sets another number, and waiting threads do
+# not spin. This must be set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["OMP_WAIT_POLICY"] = "passive"
 # The slowest files start first. Otherwise a single worker would still run them after all others have finished.

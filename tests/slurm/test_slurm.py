@@ -72,7 +72,7 @@ def newest_step(out: Path) -> int:
 
 def freeze(job: Job, out: Path, step: int) -> None:
     """Freezes the training processes of the job once they have saved a checkpoint of a later step than `step`."""
-    # SLURM's own lines about a requeue contain the word "error", too, but not at the start.
+    # SLURM's own lines about a requeue also contain the word "error", but do not start with it.
     failed = re.compile("^error:", flags=re.MULTILINE).search
     wait_until(lambda: newest_step(out) > step or bool(failed(job.log)), lambda: "nothing saved", pause=0.02)
     assert newest_step(out) > step, job.log

@@ -83,7 +83,7 @@ def prepare(folder: Path) -> Path:
 
 @functools.cache
 def scene_of(data: Path, folder: Path, processes: int, device: str) -> stops.Scene:
-    """Returns the uninterrupted run of this number of processes. Stopped runs are compared with it.
+    """Returns the uninterrupted run with this number of processes. Stopped runs are compared with it.
 
     Cached, because the run must be trained first.
     """

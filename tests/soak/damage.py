@@ -83,7 +83,7 @@ def damaged_checkpoints(real: Path, cases: int, rng: random.Random) -> Outcome:
 
 
 def damaged_datasets(real: Path, cases: int, rng: random.Random) -> Outcome:
-    """Damages one file in copies of the dataset `real`, `cases` times. The trainer's checks must detect each damage."""
+    """Damages one file in each of `cases` copies of the dataset `real`. The trainer's checks must detect the damage."""
     from data_prep.dataset import read_dataset, verify_dataset
     from data_prep.errors import InputError
 

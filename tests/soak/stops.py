@@ -93,7 +93,7 @@ Interruption = Callable[[Scene, Path, random.Random, Outcome], tuple[str, str]]
 
 
 def killed_runs(scene: Scene, kills: int, rng: random.Random) -> Outcome:
-    """Sends SIGKILL to all ranks or to one, about every third time while a checkpoint is being written."""
+    """Sends SIGKILL to all ranks or to one. About a third of the kills come while a checkpoint is being written."""
     size = "one process" if scene.processes == 1 else f"{scene.processes} processes"
     outcome = Outcome(f"SIGKILL, {size}", promise="the resumed run equals the uninterrupted run")
     return _interrupted_runs(scene, _kill, kills, rng, outcome)

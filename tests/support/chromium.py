@@ -1,7 +1,7 @@
 """Controls a headless Chromium, for tests that open a page from a file and measure it.
 
-It uses the DevTools protocol over two pipes: JSON messages, each followed by a zero byte. The browser reads them from
-file descriptor 3 and writes them to file descriptor 4.
+It uses the DevTools protocol over two pipes. Each message is JSON and ends with a zero byte. The browser reads messages
+from file descriptor 3 and writes messages to file descriptor 4.
 """
 
 import json

@@ -185,7 +185,7 @@ class Cluster:
             (folder / f"gpu{number}").symlink_to("/dev/null")
         gpus = f"NodeName=127.0.0.[1-{NUM_NODES}] Name=gpu File={folder}/gpu[0-{NUM_GPUS - 1}]\n"
         (folder / "gres.conf").write_text(gpus)
-        # slurmd loads a cgroup plugin in any case; v1 with an empty mount point works everywhere.
+        # slurmd always loads a cgroup plugin; v1 with an empty mount point works everywhere.
         (folder / "cgroup.conf").write_text(f"CgroupPlugin=cgroup/v1\nCgroupMountpoint={folder}/cgroup\n")
 
     def start(self) -> None:
