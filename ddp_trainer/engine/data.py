@@ -18,7 +18,7 @@ from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.evaluation import Evaluator
 from ddp_trainer.models.spec import ModelSpec
 
-STEPS_PER_DRAW = 64  # 96 bytes for each image: 3 MB for batches of 512
+STEPS_PER_DRAW = 64  # random bits take 96 bytes per image, so 3 MB for 64 batches of 512 images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class RunData:
         yield from zip(self.loader.batches(samples[rows]), self._draws(indices, epochs), strict=True)
 
     def _draws(self, indices: Tensor, epochs: Tensor) -> Iterator[Tensor]:
-        """Yields the random bits of each step, whose images and their epochs are a row of `indices` and `epochs`.
+        """Yields the random bits of each step. `indices` and `epochs` have one row per step and one value per image.
 
         One call of `Augmenter.draw` computes the bits of many steps, which saves dozens of operations in each step.
         """

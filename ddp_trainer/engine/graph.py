@@ -35,9 +35,9 @@ def why_not(config: TrainConfig, runtime: Runtime) -> str | None:
 class GraphedStep:
     """Replays a graph of `work`. There is one graph for each crop size, captured when that size is first used.
 
-    Beforehand, take a step of each crop size without a graph, to choose kernels and create optimizer states. If a
-    capture fails, for example because the network waits for the device, all later steps run without graphs, and `say`
-    is called with one line that gives the reason.
+    Before the first call, take a step of each crop size without a graph, to choose kernels and create optimizer states.
+    If a capture fails, for example because the network waits for the device, all later steps run without graphs, and
+    `say` is called with one line that gives the reason.
     """
 
     def __init__(self, work: Work, optimizer: torch.optim.Optimizer, say: Callable[[str], object]) -> None:

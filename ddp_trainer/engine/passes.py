@@ -25,12 +25,12 @@ from ddp_trainer.engine.peak_memory import PeakMemory
 from ddp_trainer.models.blank_pass import blank_passes
 
 # Share of the free memory that tensors may take up; the rest is for fragmentation and the workspaces of operations. On
-# the CPU, training took up to 1.5 times the memory of its tensors (resnet18, 64 images of 224 pixels). On a GPU, the
-# share is not measured, but a pass is tried.
+# the CPU, a process used up to 1.5 times as much memory as its tensors (measured with resnet18 and 64 images of 224
+# pixels). On a GPU, this ratio was not measured; a pass is tried instead.
 MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.8}
 FEW, MORE = 4, 8  # images in the two measured passes
-# Upper bound on the copies of the weights that are allocated later: one for the gradients, two for the optimizer, one
-# for the moving average, and four more while a checkpoint is written.
+# Upper bound on the copies of the weights that are allocated after the measurement: one for the gradients, two for the
+# optimizer, one for the moving average, and four more while a checkpoint is written.
 STATE_COPIES = 8
 # Bytes for each value of a batch: uint8 copies in the loader, and float32 copies during the augmentation.
 BATCH_BYTES = 16
@@ -143,7 +143,7 @@ def has_room(model: nn.Module, runtime: Runtime, shape: tuple[int, int], reserve
 
 
 def _take_pass(model: nn.Module, runtime: Runtime, shape: tuple[int, int]) -> None:
-    """A forward and backward pass on blank images, without a trace. Waits for other ranks only with --sync-bn."""
+    """Takes a pass on blank images and undoes its effects on the model. Waits for other ranks only with --sync-bn."""
     count, side = shape
     dtype, device = next(model.parameters()).dtype, runtime.device
     devices = [device] if device.type == "cuda" else []

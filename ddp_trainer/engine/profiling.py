@@ -62,7 +62,7 @@ def write_profile(profiler: Any, steps: int, folder: Path) -> None:
 
 def table(profiler: Any) -> str:
     """A table of the operations with the largest self time, on the GPU if it was used, otherwise on the CPU."""
-    # Only host events: they include the device time of their kernels, which are also listed as separate events.
+    # Host events include the device time of their kernels, so the separate events of these kernels are left out.
     averages = [event for event in profiler.key_averages() if event.device_type.name == "CPU"]
     on_device = any(event.self_device_time_total for event in averages)
     times = {

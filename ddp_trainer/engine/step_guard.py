@@ -151,7 +151,7 @@ class StepGuard:
 
 
 def weights_if_finite(weight: float, losses: Tensor) -> Tensor:
-    """The weights (N,) of `losses` (N,) in a backward pass: `weight` each, or NaN if their sum is not finite.
+    """The weights (N,) of `losses` (N,) in a backward pass: `weight` each, or NaN if the losses' sum is not finite.
 
     A NaN makes gradients NaN, and the all-reduce passes it on to every rank. Without this, an infinite loss may have
     finite gradients, and only the rank with that loss would notice it.

@@ -156,7 +156,7 @@ class Trainer:
             label_smoothing=self.config.optim.label_smoothing,
             class_weights=self.data.class_weights,
         )
-        # With this weight, DDP's average over the ranks is that of the global batch, even if their shares differ.
+        # With this weight, DDP's average over ranks is the global batch's mean gradient, even if their shares differ.
         self.runtime.backward(losses, weights_if_finite(1 / self._mean_share, losses))
         self.state.sums.add(losses.detach(), logits.detach().argmax(dim=1) == part.labels)
         return losses.detach()
