@@ -75,7 +75,7 @@ def same_configuration(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _shares_of_one_configuration(runs: Sequence[Run]) -> list[float]:
-    """Accuracies of all finished runs if they differ only in their seed; otherwise an empty list."""
+    """Accuracies of all finished runs if there are two or more and they differ only in their seed; otherwise empty."""
     groups = same_configuration([run for run in runs if run.summary is not None])
     if len(groups) != 1:
         return []

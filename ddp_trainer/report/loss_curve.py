@@ -3,15 +3,16 @@
 import math
 
 DIVERGED = 4.0  # the smoothed loss has diverged if it exceeds this multiple of its lowest value, as in fastai
-# The average covers this share of the steps. The same share at the start is called the "first steps" below.
+# The smoothed loss is an average over this share of the steps. The same share at the start is called the "first steps"
+# below.
 SHARE = 0.1
 
 
 class LossCurve:
     """Losses by learning rate, raw and smoothed by an exponential average with bias correction.
 
-    The average covers a fixed share of the steps. It therefore lags behind by the same factor of the learning rate,
-    whatever the number of steps.
+    The average covers a fixed share of the steps. It therefore shows a change of the loss at a learning rate that is
+    too high, by a factor that does not depend on the number of steps.
     """
 
     def __init__(self, steps: int) -> None:

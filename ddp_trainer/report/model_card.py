@@ -32,7 +32,7 @@ import torch
 model = torch.export.load("model.pt2").module()
 logits = model(images)
 """
-# In the order in which the card lists them. Settings that a run does not have are left out.
+# The card lists these settings in this order. It leaves out settings that the run does not have.
 RECIPE_SETTINGS = (
     *("network", "optimizer", "peak_lr", "head_lr", "bias_lr", "weight_decay", "label_smoothing", "ema_decay"),
     *(

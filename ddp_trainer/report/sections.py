@@ -89,7 +89,7 @@ def notices(run: Run) -> list[str]:
 
 
 def curves(runs: Sequence[Run]) -> Markup:
-    """The curves of one run, beside its confusion matrix if there is room, or of several runs on common axes."""
+    """The curves of all runs on common axes. The confusion matrix of a single run is beside them if there is room."""
     whose = " of " + ", ".join(run.name for run in runs) if len(runs) > 1 else ""
     drawn = any(run.metrics for run in runs)
     panels = [chart(panel_figure(name, runs), f"{name} by epoch{whose}") for name in PANELS] if drawn else []

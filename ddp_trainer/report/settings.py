@@ -1,4 +1,4 @@
-"""Lists the settings that make no difference between two runs, derived from those that may change on --resume."""
+"""Lists the settings that do not affect what a run learns, derived from those that may change on --resume."""
 
 from ddp_trainer.config import FREE_ON_RESUME
 

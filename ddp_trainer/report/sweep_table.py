@@ -1,4 +1,4 @@
-"""The table of a sweep, in Markdown. Each row has n, mean and standard deviation of runs that differ only in seed."""
+"""The table of a sweep, in Markdown. Each row summarizes n runs that differ only in their seed."""
 
 import os
 from collections.abc import Sequence
