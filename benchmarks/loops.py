@@ -32,7 +32,8 @@ def our_step(config: TrainConfig, side: int) -> Step:
     trainer = build_trainer(config, runtime, read_dataset(config.data.data_dir))
     batch = first_batch(trainer.data.loader)
     epoch = first_epoch(config, image_size=batch.images.size(2), side=side)
-    draws = trainer.data.augmenter.draw(batch.indices, epoch)  # not in the step: a run draws for 64 steps at once
+    # The measured step does not draw the random bits, because a run draws those of 64 steps at once.
+    draws = trainer.data.augmenter.draw(batch.indices, epoch)
 
     def step() -> None:
         runtime.stop.announce()

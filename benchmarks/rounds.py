@@ -27,7 +27,7 @@ class OurEpochs:
         augmenter: Augmenter | None = None,
         side: int | None = None,
     ) -> None:
-        """`side`: side of the augmented images, default: that of the loaded images."""
+        """`side`: side of the augmented images; default: that of the loaded images."""
         self.loader, self.samples, self.augmenter, self.side, self.epoch = loader, samples, augmenter, side, 0
 
     def __call__(self) -> Iterable[torch.Tensor]:

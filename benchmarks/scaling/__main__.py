@@ -46,7 +46,7 @@ def command_of(part: str, folder: Path, side: int) -> list[str | Path]:
         return [*python, "data_prep", *source, "--out", data]
     if part == "report":
         return [*python, "ddp_trainer.report", run]
-    # Only `run` leaves a run directory behind, for the report.
+    # The report is made from the run directory of `run`, so the other parts use other folders.
     return [*python, "benchmarks.scaling.work", part, data, run if part == "run" else folder / part]
 
 
