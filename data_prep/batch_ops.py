@@ -103,9 +103,9 @@ def batch_cutout(images: Tensor, top: Tensor, left: Tensor, *, side: int) -> Ten
 @functools.lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def _windows(length: int, size: int, device: torch.device, repeats: int = 1) -> Tensor:
-    """(length, length * repeats) bool: row k is True in the columns k to k + size - 1, and repeats each column.
+    """(length, length * repeats) bool: row k is True in columns k to k + size - 1. Each column occurs `repeats` times.
 
-    It is cached, so that each step only takes rows from it.
+    The result is cached, so that each step only takes rows from it.
     """
     offset = torch.arange(length) - torch.arange(length)[:, None]
     return ((offset >= 0) & (offset < size)).repeat_interleave(repeats, dim=1).to(device)

@@ -22,7 +22,7 @@ from data_prep.watched_file import DamagedImage
 CHUNK = 8  # images that a thread decodes at a time
 BATCHES_AHEAD = 2
 
-# (pixels of a batch, index in the batch of the first image to decode, positions in the file of the images to decode)
+# A part of a batch to decode: (pixels of the whole batch, index of the part's first image, positions in the file)
 Task = tuple[np.ndarray, int, np.ndarray]
 
 

@@ -25,7 +25,7 @@ class SplitInfo:
     count: int
     bytes: int
     sha256: str
-    tables_sha256: str  # of labels, image checksums and all other parts of the file except the images
+    tables_sha256: str  # of all parts of the file except the images, such as labels and image checksums
 
 
 @dataclass(frozen=True, kw_only=True)

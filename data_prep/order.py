@@ -93,7 +93,7 @@ def evaluation_batches(samples: np.ndarray, *, batch_size: int, rank: int, world
 
 
 def hold_out(labels: np.ndarray, *, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted positions of the images (kept, held out). `count` of them are held out, in proportion to the class sizes.
+    """(kept, held out): sorted positions of the images. `count` are held out, in proportion to the class sizes.
 
     Every class keeps at least one image to train on. Raises InputError if `count` is too large for that.
     """

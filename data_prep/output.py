@@ -36,7 +36,10 @@ def check_outside_splits(out: Path, root: Path) -> None:
 
 
 def write_list(out: Path, name: str, lines: Sequence[str]) -> str:
-    """Writes the lines to OUT.NAME.txt, beside the folder `out`. Returns text that says where they are, or why not."""
+    """Writes the lines to OUT.NAME.txt, beside the folder `out`.
+
+    Returns text that says where the list is, or why it could not be written.
+    """
     path = Path(f"{out if out.name not in ('', '..') else os.path.abspath(out)}.{name}.txt")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

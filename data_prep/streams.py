@@ -4,7 +4,7 @@ A full disk, a closed pipe, a terminal that is gone or a stream that was closed 
 command does nor its exit status.
 """
 
-from __future__ import annotations  # the doctor runs on older Pythons too
+from __future__ import annotations  # ddp_trainer.doctor imports this module, and runs on older Pythons, too
 
 import codecs
 import contextlib

@@ -21,7 +21,7 @@ class WatchedFile:
     """A file that must not change. Its content is read again only if its size, modification time or inode changes."""
 
     def __init__(self, path: Path, sha256: str | None = None) -> None:
-        """`sha256`: hash of the content. If given, a new timestamp or an identical copy is accepted."""
+        """`sha256`: hash of the content. With it, a new timestamp or an identical copy does not count as a change."""
         self.path, self._sha256 = path, sha256
         self._identity = self._read_identity()
 
