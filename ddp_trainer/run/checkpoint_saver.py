@@ -113,7 +113,8 @@ class CheckpointSaver:
     def _room(self, state: dict[str, Any], error: Exception) -> str:
         """A note on needed and free bytes if the disk may be full; otherwise an empty string.
 
-        An OSError says what failed. Any other exception may mean a full disk: torch.save then raises a RuntimeError.
+        The errno of an OSError says whether the disk is full. torch.save reports a full disk as a RuntimeError, so any
+        other exception may mean a full disk.
         """
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return ""

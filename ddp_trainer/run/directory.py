@@ -195,8 +195,8 @@ def recorded_settings(run_dir: Path) -> dict[str, Any]:
 def changed_settings(recorded: Mapping[str, Any], requested: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Settings whose requested value differs from the recorded one, as (name, recorded, requested).
 
-    A setting that is not recorded did not exist in the release that started the run. That release behaved as with
-    the default value, so the default is compared. `auto` for a setting in RESOLVED equals any recorded value.
+    A setting that is not recorded did not exist in the release that started the run. Its default value describes how
+    that release behaved, so the default is compared. `auto` for a setting in RESOLVED equals any recorded value.
     """
     recorded = {**TrainConfig().flat(), **recorded}
     names = [name for name, value in requested.items() if not (name in RESOLVED and value == "auto")]

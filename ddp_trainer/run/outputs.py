@@ -131,7 +131,10 @@ def write_model(run_dir: Path, model: nn.Module, spec: ModelSpec) -> None:
 
 
 def write_predictions(run_dir: Path, evaluation: Evaluation, loader: StreamLoader | ResidentLoader) -> None:
-    """Writes predictions.npz: label and probabilities of each evaluated image, and the pixels of the worst mistakes."""
+    """Writes predictions.npz: label and probabilities of each evaluated image.
+
+    The file also contains the pixels of the most confident mistakes.
+    """
     probabilities = evaluation.logits.double().softmax(dim=1)
     confidence, predicted = probabilities.max(dim=1)
     wrong = torch.nonzero(predicted != evaluation.labels).flatten()

@@ -170,7 +170,7 @@ def open_recorder(
 ) -> Iterator[SilentRecorder]:
     """Writes config.json and status.json, starts the trackers, and yields the recorder.
 
-    Results that the run wrote before it was resumed with more --max-steps are removed. If the block raises an
+    Results that the run wrote before it was resumed with a larger --max-steps are removed. If the block raises an
     exception, the run is recorded as failed. On every rank but the main one, the recorder records nothing.
     """
     if run_dir is None:
@@ -194,7 +194,7 @@ def _build_recorder(
     run_dir: RunDirectory, config: TrainConfig, dataset: DatasetInfo, runtime: Runtime, state: dict[str, Any] | None
 ) -> Recorder:
     step, history = (state["step"], state["history"]) if state else (0, [])
-    for name in ("summary.json", "predictions.npz"):  # written before the run was resumed with more --max-steps
+    for name in ("summary.json", "predictions.npz"):  # written before the run was resumed with a larger --max-steps
         (run_dir.path / name).unlink(missing_ok=True)
     description = describe_run(config, dataset, runtime.describe())
     write_json(run_dir.path / "config.json", description)
