@@ -12,7 +12,7 @@ from data_prep.json_fields import is_number
 
 Record = dict[str, float]
 
-LARGEST_FIGURE = 1e30  # values of this size or more are left out; the largest float32 is 3.4e38
+LARGEST_FIGURE = 1e30  # values of this size or more are left out, because float32 overflows soon after, at 3.4e38
 
 
 def read_epochs(path: Path) -> tuple[Record, ...]:
@@ -55,7 +55,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _parse_record(line: str) -> Record | None:
-    """The figures of one line, without values that are not finite or too large; None if it is not a JSON object."""
+    """The figures of one line, without values that are too large or not finite; None if it is not a JSON object."""
     try:
         fields: Any = json.loads(line)
     except (ValueError, RecursionError):
