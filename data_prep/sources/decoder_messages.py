@@ -22,7 +22,7 @@ _reading = threading.local()  # .path: the file that this thread reads; .heard: 
 
 @dataclass
 class DecoderMessages:
-    """The number of messages, and the first few of them."""
+    """The number of files with warnings and of printed lines, and the first few of them."""
 
     num_files: int = 0
     first: list[str] = field(default_factory=list)

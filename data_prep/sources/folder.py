@@ -71,8 +71,8 @@ class FolderImages:
 
     The images are sorted by class and file name and then shuffled with a fixed seed. Their order depends only on the
     file names, and the classes are mixed. Raises InputError if there are no class folders, if a class is empty,
-    or if train and test have different classes. Unless `skip_unreadable`, `findings` raises UnreadableImagesError if
-    some images could not be read.
+    or if train and test have different classes. `findings` raises UnreadableImagesError if some images could not be
+    read, unless `skip_unreadable` is set.
     """
 
     source = "folder"

@@ -45,7 +45,7 @@ class Listing:
 
 
 def list_splits(root: Path) -> tuple[Listing, Listing, list[str]]:
-    """(train, test, lines about missing and ignored folders and about the two splits).
+    """(train, test, lines that say which folders are used as splits, ignored or missing).
 
     Raises InputError for a layout without classes.
     """

@@ -27,7 +27,7 @@ def pixels_only(content: bytes, decode: Callable[[bytes], np.ndarray]) -> bytes 
 
 
 def lacks_end(jpeg: bytes) -> bool:
-    """Whether a JPEG has no end marker. Goes from marker to marker, because other data may contain its bytes."""
+    """Whether a JPEG has no end marker. Goes from marker to marker, because other data may contain the same bytes."""
     position = 2
     while found := _MARKER.search(jpeg, position):
         if found[0] == JPEG_END:
