@@ -22,7 +22,7 @@ _reading = threading.local()  # .path: the file that this thread reads; .heard: 
 
 @dataclass
 class DecoderMessages:
-    """The number of files with warnings and of printed lines, and the first few of them."""
+    """What decoders said about the images: numbers of files with warnings and of printed lines, with examples."""
 
     num_files: int = 0
     first: list[str] = field(default_factory=list)

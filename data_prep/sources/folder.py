@@ -21,7 +21,7 @@ from data_prep.sources.listing import Listing, list_splits
 from data_prep.sources.picture import Picture, read_picture, why_unreadable
 
 MIN_SIZE, MAX_SIZE = 8, 1024
-DARK = 65536 // 8  # if all 16-bit values are below this, the files probably hold data of 12 bits or fewer
+DARK = 65536 // 8  # if all 16-bit values are below this, the files probably hold data of fewer than 14 bits
 
 Labeled = tuple[Path, int]  # an image file and its label
 
