@@ -23,7 +23,7 @@ FP16_PATIENCE = 10
 
 
 class NonFinite(Exception):
-    """Raised when a skipped step has to end the run. `step` (0-based) is the last step that was skipped."""
+    """Raised when the run cannot continue because of skipped steps. `step` (0-based) is the last skipped one."""
 
     def __init__(self, step: int, patience: int) -> None:
         self.step = step

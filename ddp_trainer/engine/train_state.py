@@ -63,7 +63,7 @@ class TrainState:
     def state_dict(self) -> dict[str, Any]:
         """The content of a checkpoint, with the entries KEYS. A collective operation: call it on every rank.
 
-        Raises NonFinite if a skipped step has to end the run.
+        Raises NonFinite if the run cannot continue because of skipped steps: see `StepGuard`.
         """
         skipped = self.guard.settle()
         scaler = self.runtime.scaler
@@ -105,10 +105,11 @@ class TrainState:
             self.runtime.set_generator_state(state["generators"][rank])
 
     def start_epoch(self, sums: Tensor) -> None:
-        """Resets what is counted per epoch: loss, hits, seconds, skipped steps. `sums`: the old sums over all ranks."""
+        """Resets what is counted per epoch: loss, hits, seconds, skipped steps. `sums`: those of the epoch."""
         self.watch = Stopwatch()
         self.sums.reset()
-        self.logged_sums -= sums  # the next record also covers the last steps of the old epoch
+        # It becomes minus the sums that no step record contains yet, so that the next step record contains them.
+        self.logged_sums -= sums
         self.guard.start_epoch()
 
     def _buffers(self) -> dict[str, Tensor]:

@@ -89,13 +89,13 @@ def signal_launcher(launcher: str, data: Path, out: Path, rng: random.Random, ou
         number = rng.choice(SIGNALS)
         target, victim = rng.choice([("the launcher", process.pid), ("a worker", rng.choice(workers(out)))])
         os.kill(victim, number)
-        outcome.note(f"{number.name} to {target} of {launcher}")
+        outcome.note(f"{number.name} to {target} ({launcher})")
         started = time.monotonic()
         gone = _until(lambda: process.poll() is not None and not workers(out), GRACE_SECONDS)
         outcome.took(time.monotonic() - started)
         status = json.loads((out / "status.json").read_text())
         if not gone or status["state"] not in ("preempted", "done"):
-            return f"{number.name} to {target} of {launcher}: all processes ended: {gone}, {status}\n{_tail(out)}"
+            return f"{number.name} to {target} ({launcher}): ended in time: {gone}, status: {status}\n{_tail(out)}"
         return saved_at_the_end(out)
     finally:
         for pid in [*workers(out), process.pid]:
