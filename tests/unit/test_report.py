@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,11 +11,8 @@ import numpy as np
 import pytest
 
 from data_prep.errors import printable
-from ddp_trainer.report.reproduce import reproduce_commands
 from ddp_trainer.report.scores import calibration, wilson_interval
-from ddp_trainer.report.settings import LEFT_OUT
 from ddp_trainer.report.write import write_report
-from ddp_trainer.tracking.run_record import load_run
 from tests.support.run_directories import make_run
 
 VOID = {"meta", "img", "br"}
@@ -176,20 +172,6 @@ def test_hostile_names_are_shown_as_text(tmp_path):
     assert "script" not in {tag for tag, _ in page.tags} and "<b>$run" not in page.source
     assert all(" ".join(printable(name).split()) in page.text for name in HOSTILE)
     assert "<b>$run$" in page.text
-
-
-def test_commands_that_repeat_the_run_can_be_parsed(smoke_run):
-    from data_prep.__main__ import parse
-    from ddp_trainer.command_line import parse_command_line
-    from ddp_trainer.recipes import RECIPES
-
-    lines = reproduce_commands(load_run(smoke_run))
-    data, training = (shlex.split(line)[3:] for line in lines[-2:])
-    options = parse(data)
-    assert (options.source, options.train_count, options.test_count, options.size) == ("synthetic", 96, 40, 32)
-    config = parse_command_line(training, RECIPES, prog="train", description="")
-    original = json.loads((smoke_run / "config.json").read_text())["settings"]
-    assert {name for name, value in config.flat().items() if value != original[name]} <= LEFT_OUT
 
 
 def test_page_of_several_runs_shows_mean_and_standard_deviation_over_seeds(tmp_path):

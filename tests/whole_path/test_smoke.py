@@ -3,11 +3,15 @@
 import filecmp
 import json
 import os
+import shlex
 from pathlib import Path
 
 import pytest
 
+from ddp_trainer.report.reproduce import reproduce_commands
+from ddp_trainer.report.settings import LEFT_OUT
 from ddp_trainer.run.checks import can_compile
+from ddp_trainer.tracking.run_record import load_run
 from tests.support.tracked_runs import holds
 from tests.support.trainer import NARROW, SECRET, fork, read_lines, train
 
@@ -120,3 +124,17 @@ def test_stream_and_resident_train_the_same_model(tiny_dir: Path, tmp_path: Path
         train("--data-dir", tiny_dir, "--out", tmp_path / mode, "--data-mode", mode, "--max-steps", "2", module=NARROW)
     stream, resident = (tmp_path / mode / "model.safetensors" for mode in ("stream", "resident"))
     assert filecmp.cmp(stream, resident, shallow=False)
+
+
+def test_commands_that_repeat_the_run_can_be_parsed(smoke_run: Path) -> None:
+    from data_prep.__main__ import parse
+    from ddp_trainer.command_line import parse_command_line
+    from ddp_trainer.recipes import RECIPES
+
+    lines = reproduce_commands(load_run(smoke_run))
+    data, training = (shlex.split(line)[3:] for line in lines[-2:])
+    options = parse(data)
+    assert (options.source, options.train_count, options.test_count, options.size) == ("synthetic", 96, 40, 32)
+    config = parse_command_line(training, RECIPES, prog="train", description="")
+    original = json.loads((smoke_run / "config.json").read_text())["settings"]
+    assert {name for name, value in config.flat().items() if value != original[name]} <= LEFT_OUT
