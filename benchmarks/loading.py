@@ -13,15 +13,14 @@ count.
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from benchmarks.results import write_result
-from benchmarks.rounds import OurEpochs, compare
+from benchmarks.rounds import WORKERS, OurEpochs, compare, torchvision_epochs
 from data_prep.augment import Augmenter
 from data_prep.dataset import DatasetInfo, read_dataset
 from data_prep.loader import StreamLoader, build_loader
@@ -77,19 +76,11 @@ def main() -> None:
     resident = build_loader(beton, mode="resident", device=device, batch_size=options.batch_size, num_workers=1)
     everything = next(iter(resident.batches([samples])))
     images = everything.images.permute(0, 2, 3, 1).cpu().numpy()
-    theirs = DataLoader(
-        PilImages(images, everything.labels.cpu().numpy(), info),
-        batch_size=options.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=len(os.sched_getaffinity(0)),
-        persistent_workers=True,
-        pin_memory=device.type == "cuda",
-    )
+    theirs = PilImages(images, everything.labels.cpu().numpy(), info)
     loaders = {
         "stream": OurEpochs(stream, samples, augmenter),
         "resident": OurEpochs(resident, samples, augmenter),
-        "torchvision": lambda: (images for images, _ in theirs),
+        "torchvision": torchvision_epochs(theirs, batch_size=options.batch_size, device=device),
     }
     beside = {"stream": "torchvision", "resident": "torchvision"}
     figures = compare(loaders, beside, rounds=options.rounds, device=device)
@@ -101,7 +92,7 @@ def main() -> None:
             rounds=options.rounds,
             images=len(samples),
             device=device.type,
-            torchvision_workers=theirs.num_workers,
+            torchvision_workers=WORKERS,
         )
 
 

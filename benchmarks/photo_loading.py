@@ -12,7 +12,6 @@ generated pictures: JPEG files of 500x375 pixels and quality 90. Each has one wo
 """
 
 import argparse
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,11 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from benchmarks.photographs import Photographs
 from benchmarks.results import write_result
-from benchmarks.rounds import Epoch, OurEpochs, compare
+from benchmarks.rounds import WORKERS, Epoch, OurEpochs, compare, torchvision_epochs
 from benchmarks.scaling.images import Shape, write_images
 from data_prep.augment import Augmenter
 from data_prep.dataset import write_dataset
@@ -36,7 +34,6 @@ from ddp_trainer.recipes import photos
 
 STORED_SIDE, TRAIN_SIDE = 256, 224
 ENCODINGS = {"jpeg": Encoding("jpeg", 90), "raw": RAW}
-WORKERS = len(os.sched_getaffinity(0))
 BESIDE = {
     "jpeg": "imagefolder",
     "raw": "imagefolder",
@@ -77,16 +74,8 @@ def their_loaders(setup: Setup) -> dict[str, Epoch]:
     flip, normalize = transforms.RandomHorizontalFlip(), transforms.Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
     def epochs(*to_tensor: Any) -> Epoch:
-        loader = DataLoader(
-            ImageFolder(str(setup.root / "train"), transforms.Compose([crop, flip, *to_tensor])),
-            batch_size=setup.batch_size,
-            shuffle=True,
-            drop_last=True,
-            num_workers=WORKERS,
-            persistent_workers=True,
-            pin_memory=setup.device.type == "cuda",
-        )
-        return lambda: (images for images, _ in loader)
+        images = ImageFolder(str(setup.root / "train"), transforms.Compose([crop, flip, *to_tensor]))
+        return torchvision_epochs(images, batch_size=setup.batch_size, device=setup.device)
 
     return {
         "imagefolder": epochs(transforms.PILToTensor()),

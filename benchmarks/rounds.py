@@ -1,15 +1,19 @@
 """Measures the speed of loaders that run alternately, for several rounds."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from data_prep.augment import Augmenter
 from data_prep.loader import ResidentLoader, StreamLoader
 from data_prep.order import epoch_order, train_batches
+
+WORKERS = len(os.sched_getaffinity(0))  # one per core
 
 Epoch = Callable[[], Iterable[torch.Tensor]]  # produces the images of an epoch, in batches
 
@@ -39,6 +43,20 @@ class OurEpochs:
                 yield batch.images
             else:
                 yield self.augmenter(batch, epoch=epoch, side=self.side).images
+
+
+def torchvision_epochs(dataset: Dataset, *, batch_size: int, device: torch.device) -> Epoch:
+    """Batches of the images of `dataset`, which yields (image, label), from a DataLoader with one worker per core."""
+    loader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=WORKERS,
+        persistent_workers=True,
+        pin_memory=device.type == "cuda",
+    )
+    return lambda: (images for images, _ in loader)
 
 
 def compare(

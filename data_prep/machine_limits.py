@@ -4,8 +4,9 @@ import errno
 import resource
 
 from data_prep.errors import printable
+from data_prep.files import DISK_FULL
 
-LACKING = {errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE}
+LACKING = {*DISK_FULL, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 NO_MEMORY = (  # what libraries say if they do not raise MemoryError
     "memoryerror",
     "out of memory",

@@ -13,12 +13,13 @@ import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from data_prep.files import DISK_FULL
 from data_prep.streams import forgiving_output
 from ddp_trainer.distributed.faults import reported_faults
 from ddp_trainer.distributed.signals import Preempted, StopRequest
 
 # Disk errors, such as a full disk. They are reported without a traceback.
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+DISK_ERRORS = {*DISK_FULL, errno.EROFS, errno.EIO}
 
 if TYPE_CHECKING:
     from ddp_trainer.config import TrainConfig

@@ -22,7 +22,7 @@ from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.data import images_in_step
 from ddp_trainer.engine.peak_memory import PeakMemory
-from ddp_trainer.models.blank_pass import blank_passes
+from ddp_trainer.models.blank_pass import blank_images, blank_passes
 
 # Share of the free memory that tensors may take up; the rest is for fragmentation and the workspaces of operations. On
 # the CPU, a process used up to 1.5 times as much memory as its tensors (measured with resnet18 and 64 images of 224
@@ -145,12 +145,11 @@ def has_room(model: nn.Module, runtime: Runtime, shape: tuple[int, int], reserve
 def _take_pass(model: nn.Module, runtime: Runtime, shape: tuple[int, int]) -> None:
     """Takes a pass on blank images and undoes its effects on the model. Waits for other ranks only with --sync-bn."""
     count, side = shape
-    dtype, device = next(model.parameters()).dtype, runtime.device
-    devices = [device] if device.type == "cuda" else []
+    devices = [runtime.device] if runtime.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), blank_passes(model), _freed_gradients(model):
-        images = torch.zeros(count, side, side, 3, dtype=dtype, device=device).permute(0, 3, 1, 2)
+        images = runtime.laid_out(blank_images(model, count, side))
         with runtime.autocast():
-            logits = model(runtime.laid_out(images))
+            logits = model(images)
         logits.sum().backward()
 
 

@@ -6,7 +6,7 @@ order, but the uninterrupted run took the same step with the final order.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from data_prep.augment import NUM_DRAWS
 from data_prep.loader import Batch
@@ -16,7 +16,7 @@ from ddp_trainer.engine.data import images_in_step
 from ddp_trainer.engine.graph import Work
 from ddp_trainer.engine.step_guard import SkippedSteps
 from ddp_trainer.engine.train_state import TrainState
-from ddp_trainer.models.blank_pass import blank_passes
+from ddp_trainer.models.blank_pass import blank_images, blank_passes
 
 # DDP records the order of the gradients in one backward pass, and sorts its buckets accordingly at the start of the
 # next pass. With a static graph, the first pass only records the graph, and the second pass records the order.
@@ -37,10 +37,12 @@ def warm_up(wrapped: nn.Module, state: TrainState, work: Work, config: TrainConf
     if runtime.device.type == "cuda":
         take_skipped_steps(work, state, _blank_batch(config, runtime, image_size), sides)
     elif runtime.world_size > 1:
+        count = images_in_step(config, runtime.rank, runtime.world_size) // config.schedule.passes
         for side in sides:
+            images = runtime.laid_out(blank_images(state.model, count, side))
             with blank_passes(wrapped):
                 for _ in range(PASSES):
-                    wrapped(_blank_images(config, runtime, state.model, side)).sum().backward()
+                    wrapped(images).sum().backward()
 
 
 def take_skipped_steps(work: Work, state: TrainState, batch: Batch, sides: list[int]) -> None:
@@ -63,11 +65,3 @@ def _blank_batch(config: TrainConfig, runtime: Runtime, image_size: int) -> Batc
     images = torch.zeros(count, image_size, image_size, 3, dtype=torch.uint8, device=device)
     labels = torch.zeros(count, dtype=torch.int64, device=device)
     return Batch(images.permute(0, 3, 1, 2), labels, torch.zeros_like(labels))
-
-
-def _blank_images(config: TrainConfig, runtime: Runtime, model: nn.Module, side: int) -> Tensor:
-    """A batch of zeros with the shape, dtype and memory format of the network's input on this rank."""
-    count = images_in_step(config, runtime.rank, runtime.world_size) // config.schedule.passes
-    dtype = next(model.parameters()).dtype
-    images = torch.zeros(count, side, side, 3, dtype=dtype, device=runtime.device)
-    return runtime.laid_out(images.permute(0, 3, 1, 2))

@@ -3,7 +3,8 @@
 import contextlib
 from collections.abc import Iterator
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @contextlib.contextmanager
@@ -16,3 +17,9 @@ def blank_passes(model: nn.Module) -> Iterator[None]:
         model.zero_grad(set_to_none=True)
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
+
+
+def blank_images(model: nn.Module, count: int, side: int) -> Tensor:
+    """(count, 3, side, side) zeros in channels_last format, with the type and on the device of the weights."""
+    weights = next(model.parameters())
+    return torch.zeros(count, side, side, 3, dtype=weights.dtype, device=weights.device).permute(0, 3, 1, 2)

@@ -3,7 +3,6 @@
 `checkpoint` reads and writes the files.
 """
 
-import errno
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from data_prep.files import DISK_FULL
 from ddp_trainer.run.checkpoint import CheckpointError, checkpoint_path, clean_up, remove_old, write_checkpoint
 
 
@@ -116,7 +116,7 @@ class CheckpointSaver:
         The errno of an OSError says whether the disk is full. torch.save reports a full disk as a RuntimeError, so any
         other exception may mean a full disk.
         """
-        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if isinstance(error, OSError) and error.errno not in DISK_FULL:
             return ""
         try:
             free = f"{shutil.disk_usage(self.folder).free:,}"
