@@ -74,4 +74,7 @@ class CustomResNet(nn.Module):
         self.head = nn.Linear(third, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x).amax(dim=(2, 3))) * LOGIT_SCALE
+        features = self.features(x)
+        # Tensor.amax would do the same, but compiled in bf16, its gradient is NaN.
+        largest = F.max_pool2d(features, kernel_size=features.shape[2:]).flatten(start_dim=1)
+        return self.head(largest) * LOGIT_SCALE
