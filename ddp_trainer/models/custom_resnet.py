@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddp_trainer.config import DEFAULT_WIDTHS
+from ddp_trainer.models.small_map_conv import Conv3x3
 
 # The 512 inputs of the head are maxima with values well above 1, so its logits are large too. Without this factor, the
 # head diverges at learning rates that suit the convolutions. The value is Page's.
@@ -35,7 +36,7 @@ class ConvBlock(nn.Sequential):
     """3x3 convolution -> optional 2x2 max-pooling -> BatchNorm -> activation."""
 
     def __init__(self, in_channels: int, out_channels: int, activation: str, *, pool: bool = False) -> None:
-        layers: list[nn.Module] = [nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)]
+        layers: list[nn.Module] = [Conv3x3(in_channels, out_channels)]
         if pool:
             layers.append(nn.MaxPool2d(2))
         super().__init__(*layers, BatchNorm(out_channels), ACTIVATIONS[activation]())

@@ -10,6 +10,7 @@ from torch import nn
 from data_prep.errors import InputError
 from ddp_trainer.engine.flops import training_flops, training_flops_per_image
 from ddp_trainer.models.custom_resnet import CustomResNet
+from ddp_trainer.models.small_map_conv import LARGEST_SIDE, Conv3x3
 from ddp_trainer.models.spec import ModelSpec, build_model, count_parameters, load_model
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.run.outputs import write_model
@@ -109,3 +110,23 @@ def test_unreadable_model_is_refused_in_one_line(tmp_path: Path, damage: str) ->
         load_model(tmp_path)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_convolution_on_small_maps_has_the_gradients_of_torch(autocast: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours = Conv3x3(5, 7).train()
+    theirs = nn.Conv2d(5, 7, kernel_size=3, padding=1, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    results = []
+    for layer in (ours, theirs):
+        generator.manual_seed(0)
+        images = torch.randn(3, 5, 2, LARGEST_SIDE, generator=generator).requires_grad_()
+        with torch.autocast("cpu", enabled=autocast):
+            output = layer(images * 1)
+        output.backward(torch.randn(3, 7, 2, LARGEST_SIDE, generator=generator).to(output.dtype))
+        results.append((output, images.grad, layer.weight.grad))
+    assert "MatrixProduct" in str(results[0][0].grad_fn)
+    tolerance = 0.02 if autocast else 1e-5
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other, rtol=tolerance, atol=tolerance)
