@@ -12,13 +12,13 @@ import pytest
 if TYPE_CHECKING:
     import torch
 
-# A shell starts background jobs with SIGINT ignored. This process and its child processes would inherit this setting.
+# A shell that starts pytest in the background makes it and its child processes ignore SIGINT, which some tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Many processes share the cores, so each uses one thread unless the caller sets another number, and waiting threads do
-# not spin. This must be set before torch is imported.
+# not spin. Both variables must be set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["OMP_WAIT_POLICY"] = "passive"
-# The slowest files start first. Otherwise a single worker would still run them after all others have finished.
+# The slowest test files start first, so that no worker is still busy with one when all other workers have finished.
 LONGEST = (
     "test_slurm",
     "test_faults",
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> "Iterator[torch.device]":
-    """The CPU, and a GPU if the machine has one. Resets Accelerate, which chooses its device once per process."""
+    """The CPU, and a GPU if the machine has one. Clears the state of Accelerate, which chooses its device once."""
     import torch
 
     if request.param == "cuda" and not torch.cuda.is_available():
@@ -72,7 +72,7 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def jpeg_cifar_dir() -> Path:
-    """The folder of real CIFAR-10 images as JPEG files. The test is skipped if the machine does not have them."""
+    """A folder of real CIFAR-10 images as JPEG files. Tests that use it are skipped unless CIFAR10_JPEG_ROOT is set."""
     root = os.environ.get("CIFAR10_JPEG_ROOT")
     if not root:
         pytest.skip("CIFAR10_JPEG_ROOT, the folder of real images, is not set")

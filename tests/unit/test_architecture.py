@@ -42,7 +42,7 @@ def modules_imported_by(file: Path) -> set[str]:
 
 
 def importers_of(package: str) -> set[str]:
-    """The modules of both packages that import `package` or anything in it."""
+    """The modules of data_prep and ddp_trainer that import `package` or anything in it."""
     return {
         name_of(file)
         for file in MODULES
@@ -156,7 +156,7 @@ def test_variables_of_the_launcher_are_read_in_one_folder() -> None:
 
 
 def test_only_one_file_reads_pickles() -> None:
-    """That file reads only arrays from CIFAR's pickles. All others load tensors and arrays without pickled code."""
+    """That file reads only arrays from CIFAR's pickles. Other files load tensors and arrays but run no pickled code."""
     picklers = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
     offenders = [name_of(file) for file in MODULES if imports_of(file) & picklers]
     for file in MODULES:

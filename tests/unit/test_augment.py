@@ -178,7 +178,7 @@ def test_labels_and_weights_match_the_mixed_images(mix: str) -> None:
         torch.testing.assert_close(mixed.images, weights * plain + (1 - weights) * plain[partner], rtol=1e-4, atol=1e-5)
     else:
         kept = (mixed.images == plain).all(dim=1).flatten(1).float().mean(dim=1)
-        torch.testing.assert_close(kept, mixed.label_weights, rtol=0, atol=0.02)  # some pixels of both images are equal
+        torch.testing.assert_close(kept, mixed.label_weights, rtol=0, atol=0.02)  # some pixels are equal in both images
 
 
 def test_alternating_flip_mirrors_each_image_in_every_other_epoch() -> None:

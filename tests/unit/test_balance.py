@@ -19,7 +19,7 @@ COUNT = 12 * 64  # 768 draws in an epoch
 
 
 def drawn(epochs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Samples and turns of the first epochs, each (epochs, COUNT). A turn counts the earlier draws of the image."""
+    """Samples and turns of the first epochs, each (epochs, COUNT). A sample's turn counts its earlier draws."""
     orders = [balanced_order(SAMPLES, LABELS, count=COUNT, seed=3, epoch=epoch) for epoch in range(epochs)]
     return tuple(np.stack([order[field] for order in orders]) for field in (0, 1))  # type: ignore[return-value, arg-type]
 
@@ -31,7 +31,7 @@ def test_each_class_is_drawn_equally_often_in_an_epoch_and_over_all_epochs() -> 
         assert sizes.max() - sizes.min() <= 1
 
 
-def test_all_images_of_a_class_get_their_turn_before_one_is_repeated() -> None:
+def test_all_images_of_a_class_are_drawn_before_one_is_drawn_again() -> None:
     samples, turns = (column.reshape(-1) for column in drawn(5))
     for label, size in zip((0, 1, 3, 4), SIZES, strict=True):
         own, turn = (column[LABELS[samples - 1000] == label] for column in (samples, turns))

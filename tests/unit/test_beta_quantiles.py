@@ -1,4 +1,4 @@
-"""`beta_quantiles`, from which mixup and cutmix draw weights, matches NumPy's samples and the known moments."""
+"""`beta_quantiles`, from which mixup and cutmix draw weights, has the quantiles and moments of a beta distribution."""
 
 import numpy as np
 import pytest

@@ -88,7 +88,7 @@ def test_damaged_checkpoint_is_named_and_the_previous_one_is_used(
     assert "step-00000002" in capsys.readouterr().err
 
 
-def test_renamed_checkpoint_counts_as_damaged_and_a_missing_key_means_another_release(tmp_path: Path) -> None:
+def test_renamed_checkpoint_is_damaged_and_one_with_a_missing_key_is_from_another_release(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "step-00000001", state(1), step=1)
     with pytest.raises(OtherRelease, match="has no optimizer"):
         read_checkpoint(tmp_path / "step-00000001", {"step", "optimizer"})

@@ -20,7 +20,7 @@ def parse(*arguments: str) -> TrainConfig:
 
 
 def test_an_error_message_is_the_same_if_stdout_is_not_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
-    """tyro, which parses the command line, then draws a frame of hyphens around the message."""
+    """tyro, which parses the command line, frames the message with hyphens if stdout is not UTF-8."""
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     with pytest.raises(InputError, match=r"^Unrecognized options: --peak-rl; did you mean --peak-lr\? \(--help"):
         parse("--peak-rl")
@@ -106,7 +106,7 @@ sys.exit(run_command(work))
 
 
 @pytest.mark.parametrize("redirection", ["| head -1", ">/dev/full", ">&-"])
-def test_output_that_cannot_be_written_changes_neither_the_work_nor_its_status(redirection: str) -> None:
+def test_output_that_cannot_be_written_changes_neither_work_nor_exit_status(redirection: str) -> None:
     command = f'set -o pipefail; "$PYTHON" -c "$PROGRAM" {redirection}'
     found = environment(PYTHON=sys.executable, PROGRAM=PRINTS)
     done = subprocess.run(

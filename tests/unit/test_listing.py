@@ -126,7 +126,7 @@ def test_a_single_class_is_refused(photos: Path) -> None:
 
 
 def test_a_root_without_train_gives_only_the_test_split(photos: Path) -> None:
-    """A single class is enough here, because a model that is evaluated on it has its own list of classes."""
+    """A single class is enough here, because the evaluated model has its own list of classes."""
     shutil.rmtree(photos / "train")
     shutil.rmtree(photos / "test" / "dog")
     source = FolderImages(photos, size=8)

@@ -1,4 +1,4 @@
-"""The stream and the resident loader deliver exactly the requested samples, and handle known defects of FFCV."""
+"""StreamLoader and ResidentLoader deliver exactly the requested samples, and handle known defects of FFCV."""
 
 import os
 import shutil

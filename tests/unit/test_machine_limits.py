@@ -11,7 +11,7 @@ from data_prep.machine_limits import machine_problem
 @pytest.mark.parametrize(
     ("limit", "words"), [(resource.RLIM_INFINITY, "not enough free memory"), (2**30, "1,074 MB, is too low")]
 )
-def test_a_lack_of_memory_names_the_limit_if_there_is_one(
+def test_error_for_a_lack_of_memory_names_the_limit_if_there_is_one(
     limit: int, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))

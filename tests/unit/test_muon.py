@@ -1,4 +1,4 @@
-"""Muon's step equals a plain implementation of its formula; parameters without Muon take the step of torch's SGD."""
+"""Muon's step equals that of a plain implementation; parameters without Muon take the step of torch's SGD."""
 
 from typing import Any
 

@@ -38,7 +38,7 @@ def test_the_slices_of_the_ranks_make_up_each_global_batch(world_size: int, pair
 @pytest.mark.parametrize("total", [500, 512, 14, 15])
 @pytest.mark.parametrize("parts", range(1, 9))
 @pytest.mark.parametrize("unit", [1, 2])
-def test_shares_differ_by_at_most_one_image_or_pair(total: int, parts: int, unit: int) -> None:
+def test_the_shares_of_the_ranks_differ_by_at_most_one_image_or_pair(total: int, parts: int, unit: int) -> None:
     total -= total % unit
     shares = [share(total, part, parts, pairs=unit == 2) for part in range(parts)]
     sizes = [rows.stop - rows.start for rows in shares]

@@ -1,4 +1,4 @@
-"""An unusable --out folder is refused before any image is read, and lists of image files are written beside it."""
+"""The folder of --out is checked before any image is read, and lists of image files are written beside it."""
 
 from pathlib import Path
 

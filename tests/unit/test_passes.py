@@ -1,4 +1,4 @@
-"""--accumulate auto takes the fewest passes that fit into memory, and measures them without leaving a trace."""
+"""--accumulate auto chooses the fewest passes that fit into memory, and its measurements change no state."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -61,7 +61,7 @@ def test_peak_counts_each_tensor_while_it_exists() -> None:
     assert memory.peak == 8000
     del three, four
     with memory:
-        five = torch.zeros(1500)  # nothing else is left
+        five = torch.zeros(1500)  # all earlier tensors are deleted
         six = five + 1
     assert memory.peak == 12000
     del five, six
@@ -78,7 +78,7 @@ def dropout_network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.LazyLinear(2))
 
 
-def test_measuring_leaves_no_trace() -> None:
+def test_measuring_the_memory_of_a_pass_changes_no_state() -> None:
     runtime, network = single_runtime(), dropout_network()
     network(torch.zeros(2, 3, 8, 8))
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -93,7 +93,7 @@ def test_measuring_leaves_no_trace() -> None:
 
 @pytest.fixture
 def config(tiny_dir: Path) -> TrainConfig:
-    """Batches of 32 images."""
+    """Settings with batches of 32 images."""
     return narrow_settings(tiny_dir)
 
 
@@ -158,7 +158,7 @@ class SmallMemory(nn.Module):
         return self.linear(images.mean(dim=(2, 3)))
 
 
-def test_a_pass_that_runs_out_of_memory_leaves_no_trace() -> None:
+def test_a_pass_that_runs_out_of_memory_changes_no_state() -> None:
     runtime, network = single_runtime(), SmallMemory()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     assert has_room(network, runtime, (4, 8), reserved=1000)

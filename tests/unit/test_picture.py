@@ -1,4 +1,4 @@
-"""Image files of every kind give the expected pixels; memory is limited, and damaged metadata is ignored."""
+"""Image files of every kind give the expected pixels; memory use is limited, and damaged metadata is ignored."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""Keyed random numbers are a fixed function of their key, and statistically random."""
+"""Random numbers are a fixed function of seed, epoch, image and draw, and statistically random."""
 
 import numpy as np
 import torch

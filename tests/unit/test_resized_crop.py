@@ -121,7 +121,7 @@ def test_areas_and_ratios_are_spread_evenly_over_their_ranges(size: tuple[int, i
     assert (logs - math.log(size[1] / size[0]))[shares > 0.99].abs().max() < 0.05, "only the image's own ratio fits"
 
 
-def test_areas_that_fit_with_no_ratio_are_clamped_to_the_image() -> None:
+def test_areas_that_do_not_fit_with_any_ratio_are_clamped_to_the_image() -> None:
     height, width = sides_of_areas(torch.ones(3), torch.tensor([0.0, 0.5, 1.0]), size=(32, 32), ratios=(2.0, 3.0))
     assert width.tolist() == [32] * 3
     assert (height <= 32).all()

@@ -16,7 +16,7 @@ from tests.support.narrow import narrow_settings, single_runtime
 def test_each_step_gets_the_random_bits_of_its_images(
     balance: str, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bits are computed for several steps at once. The last such group is shorter than the others."""
+    """The bits are computed for groups of steps. The last group is smaller than the others."""
     monkeypatch.setattr(data_module, "STEPS_PER_DRAW", 2)
     config, runtime = narrow_settings(tiny_dir), single_runtime()
     config = replace(

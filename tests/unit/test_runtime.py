@@ -1,4 +1,4 @@
-"""The runtime keeps freed memory, fp32 does not use TF32, and bf16 is chosen only where the CPU computes it."""
+"""The runtime reuses freed memory, fp32 does not use TF32, and bf16 is chosen only if the CPU has bf16 instructions."""
 
 import platform
 
@@ -35,7 +35,7 @@ def test_fp32_does_not_use_tf32(precision: str, allowed: bool) -> None:
         ("amx_bf16", "avx512_core", "fp32"),
     ],
 )
-def test_precision_auto_is_bf16_only_where_the_cpu_computes_it(
+def test_precision_auto_is_bf16_only_if_the_cpu_has_instructions_for_it(
     monkeypatch: pytest.MonkeyPatch, flag: str, limit: str | None, precision: str
 ) -> None:
     monkeypatch.setattr(hardware, "_cpu_info", lambda: f"flags : fpu {flag}")

@@ -1,4 +1,4 @@
-"""Tests which steps and epochs end with a checkpoint. No GPU is needed, because only the device's name matters."""
+"""SaveSchedule decides which steps and epochs end with a checkpoint. It needs only the device's name, not a GPU."""
 
 from dataclasses import replace
 

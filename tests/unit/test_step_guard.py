@@ -34,7 +34,7 @@ class ScaledOptimizer:
 
 
 class Step:
-    """A small model with optimizer, moving average and guard. Call the object to take a step."""
+    """A small model with optimizer, moving average and step guard. Call the object to take a step."""
 
     def __init__(self, device: torch.device, optimizer: str = "sgd", *, fp16_like: bool = False) -> None:
         torch.manual_seed(0)
