@@ -35,9 +35,9 @@ def thin_out(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def curves(title: str, names: Sequence[str], *, scale: float = 1.0, unit: str = "", from_zero: bool = False) -> Panel:
-    """A panel with one curve for each of the recorded values `names`.
+    """A panel: for each run, one curve of each value in `names` (keys of metrics.jsonl).
 
-    With one run, each value has its own color, and pale curves show the records within epochs. With several runs, each
+    With one run, each value has its own color, and pale curves show the records of steps.jsonl. With several runs, each
     run has its own color, and training curves are dashed; there is no legend, because the panel has no room for it.
     """
 
@@ -56,12 +56,12 @@ def curves(title: str, names: Sequence[str], *, scale: float = 1.0, unit: str = 
 
 
 def has_steps(run: Run) -> bool:
-    """Whether there are enough records within epochs to draw: at least two per epoch."""
+    """Whether steps.jsonl has enough records for a curve: at least two per epoch."""
     return len(run.step_series("train_loss")[0]) >= 2 * len(run.metrics) > 0
 
 
 def _draw_steps(axes: Axes, run: Run, name: str, scale: float, color: str) -> None:
-    """Draws the records within epochs, if there are enough of them."""
+    """Draws the records of steps.jsonl, if there are enough of them."""
     if not has_steps(run):
         return
     x, values = thin_out(*run.step_series(name))
@@ -152,7 +152,7 @@ def reliability_figure(found: Calibration) -> Figure:
 
 
 def _draw_reliability(axes: Axes, found: Calibration) -> None:
-    """Draws one bar for each range of probabilities: the share of correct predictions among those in the range."""
+    """Draws the share of correct predictions, as one bar for each range of probabilities."""
     width = 1 / NUM_BINS
     middles = (np.arange(NUM_BINS) + 0.5) * width
     filled = found.counts > 0
@@ -163,7 +163,7 @@ def _draw_reliability(axes: Axes, found: Calibration) -> None:
 
 
 def _draw_counts(axes: Axes, found: Calibration) -> None:
-    """Draws the number of images in each range, on a logarithmic scale."""
+    """Draws the number of images in each range of probabilities, on a logarithmic scale."""
     from matplotlib.ticker import NullLocator
 
     width = 1 / NUM_BINS

@@ -16,7 +16,7 @@ from ddp_trainer.tracking.run_record import Run
 
 
 class Figure(NamedTuple):
-    """A column of the table."""
+    """A column of the overview table: its name, the value for a run, and how to write the value."""
 
     name: str
     value: Callable[[Run], float | None]

@@ -1,6 +1,6 @@
 """Renders the report's HTML templates. Values are escaped unless they are Markup.
 
-Templates and the style sheet are files in `templates/`; `sections` and `results` pass values to them.
+The templates and the style sheet are files in `templates/`.
 """
 
 from __future__ import annotations

@@ -3,16 +3,15 @@
 import math
 
 DIVERGED = 4.0  # the smoothed loss has diverged if it exceeds this multiple of its lowest value, as in fastai
-# The smoothed loss is an average over this share of the steps. The same share at the start is called the "first steps"
-# below.
+# The smoothed loss is an average over this share of the steps. The "first steps" below are that many steps.
 SHARE = 0.1
 
 
 class LossCurve:
     """Losses by learning rate, raw and smoothed by an exponential average with bias correction.
 
-    The average covers a fixed share of the steps. It therefore shows a change of the loss at a learning rate that is
-    too high, by a factor that does not depend on the number of steps.
+    The average lags behind the loss. It covers a fixed share of the steps, so the learning rate rises by the same
+    factor during the lag, however many steps there are.
     """
 
     def __init__(self, steps: int) -> None:
@@ -42,7 +41,7 @@ class LossCurve:
     def lowest(self) -> int | None:
         """The step with the lowest smoothed loss after the first steps.
 
-        None if the loss did not fall below the mean of the first steps, because its minimum is meaningless then.
+        None if this loss is not below the mean loss of the first steps: the minimum is meaningless then.
         """
         later = range(self._first, len(self.smoothed))
         if not later:

@@ -1,4 +1,4 @@
-"""Builds the whole page. It has no scripts and loads no other files."""
+"""Builds the HTML page of the report, which has no scripts and loads no other files."""
 
 from collections.abc import Sequence
 

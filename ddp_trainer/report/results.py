@@ -19,8 +19,8 @@ from ddp_trainer.report.scores import NUM_BINS, calibration, class_counts, confu
 from ddp_trainer.tracking.predictions import Predictions
 from ddp_trainer.tracking.run_record import Run, list_mistakes
 
-NUM_PAIRS = 12
-NUM_PAIRS_OF_MANY = 30  # if there are too many classes for labels in the picture
+NUM_PAIRS = 12  # of classes that are most often confused
+NUM_PAIRS_OF_MANY = 30  # instead, if there are too many classes for labels in the picture
 MAX_ROWS = 1000  # of the table of classes
 ROWS_PER_TABLE = 25
 MAX_TABLES = 3  # side by side, if there is room
@@ -59,7 +59,7 @@ def confusion_picture(run: Run) -> Markup:
 
 
 def confusion(run: Run, found: Predictions, *, show_matrix: bool) -> Markup:
-    """The classes that are most often confused, and the matrix."""
+    """The classes that are most often confused and, if `show_matrix` is true, the confusion matrix."""
     num_classes = len(run.classes)
     totals = class_counts(found.labels, num_classes)
     limit = NUM_PAIRS_OF_MANY if num_classes > MAX_LABELED else NUM_PAIRS

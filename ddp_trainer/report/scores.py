@@ -52,7 +52,7 @@ def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def precision_and_recall(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """(C,) each. Precision is NaN for a class that was never predicted; recall is NaN for a class without images."""
+    """Two (C,) arrays. Precision is NaN for a class that was never predicted, and recall for a class without images."""
     hits = class_counts(labels[predicted == labels], num_classes).astype(float)
     totals = class_counts(predicted, num_classes), class_counts(labels, num_classes)
     precision, recall = (np.divide(hits, n, out=np.full_like(hits, np.nan), where=n > 0) for n in totals)

@@ -1,6 +1,6 @@
 """The sections of the page about one run: headline, curves, configuration, and how to repeat it.
 
-`results` has the sections about its predictions, and `comparison` those that compare several runs.
+`results` has the sections about the run's predictions, and `comparison` those that compare several runs.
 """
 
 from collections.abc import Sequence

@@ -31,7 +31,7 @@ def write_report(run_dirs: Sequence[Path]) -> Path:
         raise InputError("report: no run directory given; name at least one")
     runs = load_runs([Path(run_dir) for run_dir in run_dirs])
     folder = runs[0].path / "report"
-    if folder.is_symlink():  # otherwise, files would be written and deleted in the folder that it points to
+    if folder.is_symlink():  # files would be written and deleted in the folder that it points to
         raise InputError(f"{folder} is a symbolic link; remove it")
     pictures, page = draw_pictures(runs), build_page(runs)
     try:
