@@ -122,8 +122,8 @@ def _move_away(path: Path, prefix: str) -> Path:
     """Renames a checkpoint, so that a half-deleted folder is never mistaken for a checkpoint. Returns its new path.
 
     Some file systems cannot rename every folder: overlayfs, for example, cannot rename a folder of a lower layer. In
-    that case, this deletes the files in the folder instead, the manifest first, because a folder without one is not a
-    valid checkpoint.
+    that case, the files in the folder are deleted instead, the manifest first, because a folder without a manifest is
+    not a valid checkpoint.
     """
     try:
         return path.rename(path.with_name(prefix + path.name))

@@ -113,8 +113,8 @@ class CheckpointSaver:
     def _room(self, state: dict[str, Any], error: Exception) -> str:
         """A note on needed and free bytes if the disk may be full; otherwise an empty string.
 
-        The errno of an OSError says whether the disk is full. torch.save reports a full disk as a RuntimeError, so any
-        other exception may mean a full disk.
+        The errno of an OSError says whether the disk is full. An exception of any other type may mean a full disk,
+        because torch.save raises a RuntimeError when the disk is full.
         """
         if isinstance(error, OSError) and error.errno not in DISK_FULL:
             return ""

@@ -51,7 +51,7 @@ def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentReco
 
 
 def _fitted(trainer: Trainer) -> float:
-    """The temperature of the final weights; 1 without --calibrate. A collective operation."""
+    """The temperature fitted to the logits of the final model; 1 without --calibrate. A collective operation."""
     if trainer.data.calibrator is None:
         return 1.0
     with trainer.averaged_batchnorm():
@@ -124,7 +124,7 @@ def write_model(run_dir: Path, model: nn.Module, spec: ModelSpec) -> None:
     """Writes model.safetensors and model.json."""
     from safetensors.torch import save
 
-    # Copies, because the file format does not support tensors that share memory, such as those of tied layers.
+    # Tensors are copied, because the file format does not support shared memory, such as that of tied layers.
     weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
     replace_file(run_dir / "model.safetensors", save(weights))  # `save_file` would let only the owner read it
     spec.write(run_dir / "model.json")
@@ -166,9 +166,9 @@ def write_report_or_warn(run_dir: Path) -> Path | None:
 
 
 def _or_warn(write: Callable[[Path], Path], run_dir: Path, what: str, module: str) -> Path | None:
-    """The path that `write` returns; None after a warning if it fails.
+    """The path that `write` returns. If `write` fails, prints a warning and returns None.
 
-    The run is finished already, so a missing model card or report must not make it fail.
+    The run is finished already, so a missing model card or report must not make the run fail.
     """
     try:
         return write(run_dir)

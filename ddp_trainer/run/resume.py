@@ -75,9 +75,10 @@ def _count(value: object) -> int:
 
 
 def _refuse_lost_checkpoints(run_dir: RunDirectory) -> None:
-    """Raises InputError if the run's checkpoints were lost. Starting the run again would delete its records.
+    """Raises InputError if the run's checkpoints were lost, because starting again would delete the run's records.
 
-    A run that was killed before its first checkpoint may start again. It has at most one finished epoch and no results.
+    A run without saved steps or results, and with at most one finished epoch, may start again: it was killed before its
+    first checkpoint.
     """
     path, status = run_dir.path, run_dir.status
     epochs = read_step_records(path / "metrics.jsonl", last_step=sys.maxsize)
