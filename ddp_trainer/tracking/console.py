@@ -116,7 +116,7 @@ class BarProgress(_Epoch):
         print_line(line, self.stream)
 
     def _fitted(self, figures: str) -> str:
-        """`figures`, cut off if they do not fit beside the bar, which is shortened first."""
+        """Shortens the bar to make room for `figures`, and returns as much of `figures` as fits beside it."""
         room = self.console.width - len(self.label) - 2
         self.column.bar_width = min(max(room - len(figures), MIN_BAR_CELLS), BAR_CELLS)
         return figures[: max(room - self.column.bar_width, 0)]

@@ -117,7 +117,7 @@ def _read_header(archive: zipfile.ZipFile, name: str) -> Header:
 
 def _parse_header(member: IO[bytes], name: str) -> Header:
     version = np.lib.format.read_magic(member)
-    if version != (1, 0):  # NumPy writes this version for all such arrays; headers of other versions may be very long
+    if version != (1, 0):  # NumPy writes this version for the arrays in KINDS; other headers may be very long
         raise _Misfit(f"{name} has a header of version {version[0]}.{version[1]}, not 1.0")
     shape, _, dtype = np.lib.format.read_array_header_1_0(member)
     if dtype.kind not in KINDS[name] or dtype.itemsize > 8:

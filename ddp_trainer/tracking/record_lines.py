@@ -12,7 +12,7 @@ from data_prep.json_fields import is_number
 
 Record = dict[str, float]
 
-LARGEST_FIGURE = 1e30  # values of this size or more are left out, because float32 overflows soon after, at 3.4e38
+LARGEST_FIGURE = 1e30  # values of this size or more are left out; float32 overflows at 3.4e38
 
 
 def read_epochs(path: Path) -> tuple[Record, ...]:

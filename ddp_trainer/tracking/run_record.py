@@ -1,7 +1,7 @@
 """Reads a run back from its directory, and checks that its files are consistent and safe to use.
 
-`json_fields` checks single fields, `record_lines` reads the JSON lines, and `predictions` reads predictions.npz. `run`
-and the other modules of `tracking` write these files.
+`json_fields` checks single fields, `record_lines` reads the JSON lines, and `predictions` reads predictions.npz. The
+package `run` and the other modules of `tracking` write these files.
 """
 
 import os
@@ -92,7 +92,7 @@ class Run:
         return columns(self.metrics, "epoch", name)
 
     def step_series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(epochs, values) of the step records. The middle of the second epoch is 1.5."""
+        """(epochs, values) of the step records. Epochs are fractions: the middle of the second epoch is 1.5."""
         first = self.metrics[0] if self.metrics else {}
         steps_per_epoch = first.get("step", 0) / first["epoch"] if first else 0
         steps, values = columns(self.steps, "step", name)
@@ -177,7 +177,7 @@ def _read_texts(fields: Fields) -> dict[str, str]:
 
 
 def _read_commit(config: Fields) -> str:
-    """The commit, or "" for any other text, because the report prints it in a command that a reader may paste."""
+    """The commit, or "" if the text is not a hash: the report prints it in a command that a reader may paste."""
     commit = config.text("git_commit")
     digits = commit.removesuffix("+")
     is_commit = 7 <= len(digits) <= 64 and set(digits) <= set("0123456789abcdef")

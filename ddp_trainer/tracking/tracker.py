@@ -27,7 +27,7 @@ class Tracker(Log, Protocol):
 
 
 class Mirror(Log, Protocol):
-    """A second place for the same records. All methods except `abandon` may raise."""
+    """A place for the records besides the JSON lines. All methods except `abandon` may raise exceptions."""
 
     def finish(self, summary: Mapping[str, object] | None, *, failed: bool) -> None: ...
 
@@ -128,7 +128,7 @@ def start_wandb(
     steps: Sequence[Record],
     epochs: Sequence[Record],
 ) -> WandBMirror | None:
-    """A W&B run in `mode`, or an offline run if this fails, or None. A line on stderr reports each failure."""
+    """A W&B run in `mode`; if that fails, an offline run; if both fail, None. A line on stderr reports each failure."""
     for attempt in dict.fromkeys((mode, "offline")):
         before = set(run_dir.glob("wandb/run-*"))
         try:

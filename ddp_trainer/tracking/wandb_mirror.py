@@ -19,7 +19,7 @@ from ddp_trainer.tracking.wandb_service import bounded
 START_SECONDS = 15  # W&B's own limit for a server to answer
 FINISH_SECONDS = 50  # W&B's own limit for the last upload
 GIVE_UP_SECONDS = 60  # our limit, in case W&B's service exceeds its own limits
-BEST = "test_accuracy"  # W&B's summary shows its maximum over the epochs
+BEST = "test_accuracy"  # W&B's summary shows the maximum of this metric over the epochs
 LAST = ("train_loss", "train_accuracy", "test_loss", "learning_rate", "seconds", "images_per_second")
 MAX_CONFUSION_CLASSES = 100  # W&B draws tables of up to 10,000 rows, one for each cell of the matrix
 MODEL_FILES = ("model.safetensors", "model.json", "model.md")
@@ -113,7 +113,7 @@ class WandBMirror:
             bounded(lambda: self._tracker.log(dict(row), step=step, commit=True), GIVE_UP_SECONDS)
 
     def _note_best(self, record: Record) -> None:
-        """Writes the best accuracy and its epoch to the summary, as plain numbers that tables can be sorted by."""
+        """Writes the best accuracy and its epoch to W&B's summary, as plain numbers that tables can be sorted by."""
         accuracy = record.get(BEST)
         if isinstance(accuracy, float) and accuracy > self._best:
             self._best = accuracy
@@ -124,7 +124,7 @@ class WandBMirror:
         def close() -> None:
             run = self._tracker.run
             try:
-                if failed:  # a preempted run logs this record when it is resumed
+                if failed:  # a preempted run logs the waiting record when it is resumed
                     self._log_waiting()
                 if summary is not None:
                     run.summary.update({f"final/{name}": value for name, value in summary.items()})
@@ -198,5 +198,5 @@ def forget_wandb(run_dir: Path) -> None:
         wandb.teardown(exit_code=1)
 
     release_environment(run_dir)
-    with contextlib.suppress(Exception):  # the reason was reported when W&B failed
+    with contextlib.suppress(Exception):  # the failure of W&B was reported already
         bounded(teardown, START_SECONDS)
