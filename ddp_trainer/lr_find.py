@@ -151,7 +151,7 @@ def write_results(out: Path, curve: LossCurve, config: TrainConfig, runtime: Run
     """Writes lr_find.png, then lr_find.json, and prints the suggestion."""
     replace_file(out / "lr_find.png", curve.draw(f"Learning rate range test, {config.recipe}"))
     suggested, others = curve.suggestion(), {}
-    if suggested is not None:  # head and bias rates rose in proportion, so they keep their ratio to --peak-lr
+    if suggested is not None:  # all rates rose by the same factor, so their ratios stay those of the recipe
         rates = {"head_lr": config.optim.head_lr, "bias_lr": config.optim.bias_lr}
         others = {name: rate / config.optim.peak_lr * suggested for name, rate in rates.items() if rate is not None}
     content = {

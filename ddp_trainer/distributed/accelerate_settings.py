@@ -2,7 +2,7 @@
 
 `accelerate launch` sets these variables from its flags and from the file that `accelerate config` wrote. But a run's
 config.json must record everything that its weights depend on. So it is an error to set a variable that would change the
-weights, and the other variables are hidden from Accelerate.
+weights. The other variables, except those in SPEED_ONLY, are hidden from Accelerate.
 """
 
 import contextlib

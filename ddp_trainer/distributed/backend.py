@@ -13,8 +13,8 @@ from ddp_trainer.distributed.launch import Launch
 def use_all_cores(launch: Launch) -> None:
     """Gives each process an equal share of this machine's cores, even if Accelerate's launcher set OMP_NUM_THREADS=1.
 
-    A single launched process then uses as many threads as one that is started with `python -m`, so both compute the
-    same floating-point results. A number of threads that the user has set is kept.
+    So a single process uses as many threads under `accelerate launch` as with `python -m`, and computes the same
+    floating-point results. A number of threads that the user has set is kept.
     """
     threads = os.environ.get("OMP_NUM_THREADS")
     set_by_launcher = threads == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ and not _given_to_the_launcher()

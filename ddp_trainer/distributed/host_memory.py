@@ -10,7 +10,7 @@ def keep_freed_memory() -> None:
     """Makes glibc keep freed memory for the next allocation instead of returning it to the system.
 
     By default, glibc returns each large block, such as the activations of a layer, and requests it again in the next
-    step. Linux fills it with zeros, page by page, which takes a quarter of the time of a training step.
+    step. Linux then fills it with zeros, page by page, which takes a quarter of the time of a training step.
 
     Does nothing if the C library has no mallopt.
     """

@@ -1,4 +1,4 @@
-"""Handles the wait for the other processes, which may never join: prints a line, and lets a signal end the process."""
+"""Handles the wait at the start, until all processes have joined: prints a line, and lets a signal end the process."""
 
 import contextlib
 import sys
@@ -16,7 +16,7 @@ def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
     """Context for calls that wait until all processes have joined.
 
     After 10 seconds, the first process of each machine prints that it is waiting. From then on, a single signal ends
-    the process, because the other processes may never join and there is nothing to save.
+    any of the processes, because the others may never join and there is nothing to save.
     """
     if launch.world_size == 1:
         yield

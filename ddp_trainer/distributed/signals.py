@@ -22,8 +22,8 @@ PROMISED_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 OTHER_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
 SIGNALS = (*PROMISED_SIGNALS, *OTHER_SIGNALS)
 
-# A launcher and its workers often receive a signal at the same time, and the launcher then passes its own signal on to
-# the workers. So a signal that arrives within this time of the first one counts as the same request.
+# A launcher and its workers often receive a signal at the same time, and the launcher then sends another one to the
+# workers. So a signal that arrives within this time after the first one counts as the same request.
 SAME_REQUEST_SECONDS = 2.0
 
 # One of these variables is set in a process that accelerate or torchrun started.
@@ -89,7 +89,7 @@ class StopRequest:
         if self._number is None:
             self._number = number
             if number == signal.SIGINT and os.environ.get("LOCAL_RANK", "0") == "0":  # somebody pressed Ctrl-C
-                with contextlib.suppress(OSError):  # stderr may be a pipe whose reader was ended by Ctrl-C, too
+                with contextlib.suppress(OSError):  # stderr may be a pipe whose reader was ended by Ctrl-C
                     os.write(2, CTRL_C_MESSAGE)
 
 

@@ -41,7 +41,7 @@ class SyncBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        values = input.to(torch.promote_types(input.dtype, torch.float32))  # torch sums bf16 in float32, too
+        values = input.to(torch.promote_types(input.dtype, torch.float32))  # as in torch's BatchNorm
         over, spread = (0, *range(2, input.ndim)), (-1, *[1] * (input.ndim - 2))
         own_count = values.new_full((1,), input.numel() / input.shape[1])
         sums = _sum_over_ranks(torch.cat((values.sum(dim=over), own_count)))
