@@ -1,6 +1,6 @@
 """Jobs on a real SLURM: several nodes, preemption, time limits, lost processes, cancellation, staging, sweeps.
 
-The interrupted job spends most of its time waiting, so a thread interrupts it while the other tests run.
+One job is interrupted twice. It mostly waits, so a thread interrupts it while the other tests run.
 """
 
 import filecmp
@@ -81,10 +81,10 @@ def freeze(job: Job, out: Path, step: int) -> None:
 
 
 def interrupt(job: Job, out: Path) -> list[tuple[int, int]]:
-    """Interrupts a job by its time limit, then by a job of higher priority. Returns (frozen step, saved step) for each.
+    """Interrupts a job by its time limit, then by a job of higher priority.
 
-    Each time, the job is frozen first, so that the interrupted step does not depend on the speed of the machine. SLURM
-    sends SIGCONT together with its own signal.
+    Returns the newest saved step before and after each interruption. Each time, the job is frozen first, so that the
+    interrupted step does not depend on the speed of the machine. SLURM then unfreezes the job with SIGCONT.
     """
     stops = []
     for number, bring_about in enumerate((near_the_time_limit, take_the_nodes), 1):

@@ -112,7 +112,7 @@ def checkout(folder: Path) -> Path:
     return folder
 
 
-def test_windows_line_endings_in_the_settings_are_refused_with_their_fix(tmp_path: Path) -> None:
+def test_windows_line_endings_in_the_settings_are_refused_and_the_printed_fix_works(tmp_path: Path) -> None:
     folder = checkout(tmp_path)
     (folder / "slurm" / "cluster.env").write_bytes(b"export DDP_RUNS_DIR=/scratch/runs\r\n")
     done = script("prep.sh", "--help", cwd=folder)

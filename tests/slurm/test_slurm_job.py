@@ -124,7 +124,7 @@ def test_one_gpu_starts_one_process(requeued: object, desk: Desk) -> None:
     assert command[6:8] == ["--out", f"runs/train-{job.number}"]
 
 
-# Wrong input: flags of sbatch, arguments, settings, and a part of the expected message.
+# Wrong input as (flags of sbatch, arguments of the script, settings, part of the expected message).
 FAULTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, str], str]] = {
     "environment": ((), ("smoke",), {"DDP_VENV": "/nowhere"}, "run make setup"),
     "dataset": ((), ("smoke",), {"DDP_DATA_DIR": "/nowhere"}, "sbatch slurm/prep.sh"),
