@@ -85,13 +85,13 @@ def prepare(folder: Path) -> Path:
 def scene_of(data: Path, folder: Path, processes: int, device: str) -> stops.Scene:
     """Returns the uninterrupted run with this number of processes. Stopped runs are compared with it.
 
-    Cached, because the run must be trained first.
+    Cached, so that the run is trained only once.
     """
     return stops.Scene(data, folder, processes, device)
 
 
 def process_counts(part: str, device: str) -> list[int]:
-    """Returns the numbers of processes to use in a part. Each process needs its own GPU."""
+    """Returns the numbers of processes to use in a part. With --device cuda, each process needs its own GPU."""
     most = len(gpu_names()) if device == "cuda" else max(PROCESSES[part])
     return [processes for processes in PROCESSES[part] if processes <= most]
 

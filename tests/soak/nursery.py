@@ -16,7 +16,7 @@ from types import FrameType
 from tests.support.forked import free_port, rank_environment
 
 PR_SET_PDEATHSIG = 1
-GRACE_SECONDS = 30.0  # time between SIGTERM and SIGKILL of a launcher
+GRACE_SECONDS = 30.0  # how long a launcher waits between SIGTERM and SIGKILL
 RAISES = signal.SIGALRM  # makes a child raise an exception; the trainer does not handle this signal itself
 
 

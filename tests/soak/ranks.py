@@ -1,6 +1,6 @@
 """Kills or freezes one of two ranks, or makes it raise an error: all processes must end in time.
 
-Also tests exact evaluation.
+Also tests that an evaluation counts each test image once.
 """
 
 import json
@@ -39,7 +39,7 @@ def _broken(fault: str, data: Path, folder: Path, times: int, rng: random.Random
             started = time.monotonic()
             codes = job.wait(PROMISED[fault])
             outcome.took(time.monotonic() - started)
-            # None: `Job.wait` had to kill the rank. A frozen rank cannot end by itself; a real launcher kills it, too.
+            # None: `Job.wait` had to kill the rank. A frozen rank cannot end by itself; a real launcher would kill it.
             good = training and all(code != 0 for code in codes)
             good &= fault == "frozen" or None not in codes
             outcome.count(good, f"rank {number % 2} {fault}: {codes}")

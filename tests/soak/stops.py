@@ -159,7 +159,7 @@ def _kill(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tupl
 
 
 def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tuple[str, str]:
-    """Sends one signal: half of the time in the middle of the run, otherwise at any moment, even during the start."""
+    """Sends one signal: half of the time shortly after a new checkpoint, half of the time within 4 s of the start."""
     sent = sum(outcome.notes.get(number.name, 0) for number in SIGNALS)
     number, in_the_middle = SIGNALS[sent % len(SIGNALS)], sent % 4 < 2
     before = set(out.glob("checkpoints/step-*"))
