@@ -88,7 +88,7 @@ def blank_trainer(config: TrainConfig, runtime: Runtime) -> Trainer:
 
 
 def blank_batch(count: int, device: torch.device) -> Batch:
-    """`count` (even) images of class 0 in channels-last order."""
+    """`count` images (an even number) of class 0 in channels-last order."""
     images = torch.zeros(count, 32, 32, 3, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
     labels, indices = (torch.zeros(count, dtype=torch.int64, device=device) for _ in range(2))
     return Batch(images, labels, indices)

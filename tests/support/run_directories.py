@@ -1,4 +1,4 @@
-"""Writes run directories with random results, as if a run had finished. It takes milliseconds."""
+"""Writes run directories with random results, as if a run had finished. This takes milliseconds."""
 
 import json
 from pathlib import Path

@@ -53,7 +53,7 @@ def batches(trainer: Trainer, count: int) -> list[Batch]:
 
 
 def take(trainer: Trainer, steps: range) -> None:
-    """Takes these steps, each in the next epoch of the recipe, so that crops of every size occur."""
+    """Takes the given steps, each in another epoch of the recipe, so that crops of every size occur."""
     held = batches(trainer, 6)
     for step in steps:
         trainer.train_step(held[step % 6], step % trainer.config.schedule.epochs)

@@ -12,7 +12,7 @@ from ddp_trainer.recipes import RECIPES
 
 Sections = dict[str, dict[str, Any]]  # section of TrainConfig -> setting -> value
 
-# Options of a single step of `fast`, which runs without a graph.
+# Changes to the settings of `fast`, each for a single step without a CUDA graph.
 OPTIONS: dict[str, Sections] = {
     "deterministic": {"runtime": {"deterministic": True}},
     "fp16": {"runtime": {"precision": "fp16"}},
