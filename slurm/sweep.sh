@@ -31,7 +31,7 @@ while (($#)) && [[ $1 != -- ]]; do
   words+=("$1")
   shift
 done
-shift $(($# > 0)) # the --
+shift $(($# > 0)) # drops the --
 
 lines=$("$python" -m ddp_trainer.sweep "${words[@]}" --list) || exit 2
 mkdir -p "$sweep"

@@ -82,7 +82,7 @@ if ((attempt > 1)) && [[ $(state_of_run) == "done" ]]; then
   exit 0
 fi
 
-# The file `attempts` in the run directory has the checkpoint that the last attempt started from, and the number of
+# The file `attempts` in the run directory names the checkpoint that the last attempt started from, and counts the
 # consecutive earlier attempts without a new checkpoint. Attempts that SLURM itself requeued (preemption, lost node)
 # count, too.
 began_with=$(newest_checkpoint) stalled=0
@@ -125,8 +125,9 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per
   bash slurm/node.sh "${arguments[@]}" || result=$?
 
 # The launchers turn every failure into exit status 1, but status.json says what happened. If another node wrote it, it
-# may become visible late. The state `none` means that this attempt wrote nothing. none:0 means that it was stopped
-# before the first step. An attempt also writes nothing if an earlier job finished the run: done:0.
+# may become visible late. If this attempt did not write it, the state becomes `none`, unless the run is `done` and the
+# exit status is 0: an earlier job may have finished the run. none:0 (state:exit status) means that this attempt was
+# stopped before the first step.
 for ((waited = 0; waited < 30; waited++)); do
   state=$(state_of_run)
   [[ $(stat_of "$STATUS") != "$STATUS_BEFORE" || $state:$result == done:0 ]] || state=none
