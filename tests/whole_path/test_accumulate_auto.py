@@ -1,4 +1,4 @@
-"""--accumulate auto: all ranks take the same number of passes, and a resumed run keeps it."""
+"""--accumulate auto: all ranks compute a step in the same number of passes, and a resumed run keeps this number."""
 
 import filecmp
 import json
@@ -9,7 +9,7 @@ import pytest
 from tests.support.trainer import Finished, fork
 
 UNEVEN = "tests.support.workers.uneven_memory:main"
-BATCH = 32  # of `smoke`
+BATCH = 32  # the batch size of `smoke`
 
 
 def run(data: Path, out: Path, *flags: str, fitting: str = "32,32", steps: str = "4", processes: int = 1) -> Finished:
@@ -44,7 +44,7 @@ def test_ranks_agree_on_a_number_of_passes_and_train_as_if_the_user_had_set_it(t
     assert same_model(auto, given)
 
 
-def test_all_ranks_refuse_if_one_has_too_little_memory(tiny_dir: Path, tmp_path: Path) -> None:
+def test_the_run_is_refused_in_one_line_if_one_rank_has_too_little_memory(tiny_dir: Path, tmp_path: Path) -> None:
     finished = run(tiny_dir, tmp_path / "run", "--accumulate", "auto", fitting="16,1", processes=2)
     assert finished.returncode == 2
     assert finished.stderr.count("error: --accumulate auto: on rank 1, even passes over 2 or 3 images") == 1
@@ -65,7 +65,7 @@ def test_a_resumed_run_keeps_its_number_of_passes_and_equals_the_uninterrupted_r
     assert (other.returncode, "accumulate 4 -> 2" in other.stderr) == (2, True)
 
 
-def test_a_run_resumed_with_another_number_of_processes_chooses_again(tiny_dir: Path, tmp_path: Path) -> None:
+def test_the_number_of_passes_is_chosen_again_for_another_number_of_processes(tiny_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert run(tiny_dir, out, "--accumulate", "auto", fitting="8", steps="2").returncode == 0
     resumed = run(tiny_dir, out, "--accumulate", "auto", "--resume", fitting="8,8", processes=2)

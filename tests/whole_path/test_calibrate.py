@@ -1,4 +1,4 @@
-"""`--calibrate`: the temperature is stored in model.json, and all programs give the same probabilities."""
+"""`--calibrate` stores a temperature in model.json, and all programs compute the same probabilities with it."""
 
 import json
 from dataclasses import replace

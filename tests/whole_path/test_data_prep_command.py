@@ -213,18 +213,18 @@ def test_help_shows_sources_and_examples(tmp_path: Path) -> None:
 
 
 def test_each_source_has_its_own_default_folder() -> None:
-    """With a shared folder, synthetic images would overwrite CIFAR-10."""
+    """If the sources shared a folder, synthetic images would overwrite CIFAR-10."""
     assert parse([]).out == Path("data/cifar10")
     assert parse([]).source == "cifar10"
     assert parse(["--source", "synthetic"]).out == Path("data/synthetic")
 
 
-def test_flags_are_not_abbreviated() -> None:
+def test_abbreviated_flags_are_refused() -> None:
     with pytest.raises(InputError, match="--sour"):
         parse(["--sour", "synthetic"])
 
 
-def test_decoder_warnings_take_one_line_and_evaluate_is_suggested_without_training_images(tmp_path: Path) -> None:
+def test_decoder_warnings_take_one_line_and_evaluate_is_suggested_if_only_test_images_exist(tmp_path: Path) -> None:
     for number in range(7):
         save(tmp_path / "root" / "test" / "cat" / f"{number}.jpg", Image.new("RGB", (8, 8)), exif=BAD_EXIF)
     damaged_tiff(tmp_path / "root" / "test" / "cat" / "damaged.tif")

@@ -105,7 +105,7 @@ def flip(path: Path, offset: int) -> None:
         file.write(bytes([byte ^ 1]))
 
 
-def test_only_the_tables_of_a_large_dataset_are_verified_at_the_start(
+def test_only_the_tables_of_a_large_dataset_are_verified_at_the_start_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info = write_dataset(draw_synthetic(train_count=40, test_count=10, seed=0, size=16), tmp_path)
@@ -122,7 +122,7 @@ def test_only_the_tables_of_a_large_dataset_are_verified_at_the_start(
 
 
 @pytest.mark.parametrize("column", ["label", "checksum"])
-def test_a_changed_label_or_checksum_is_found_at_the_start(column: str, tmp_path: Path) -> None:
+def test_a_changed_label_or_checksum_is_found_at_the_start_of_a_run(column: str, tmp_path: Path) -> None:
     info = write_dataset(draw_synthetic(train_count=40, test_count=10, seed=0, size=16), tmp_path)
     flip(tmp_path / "train.beton", SAMPLES_START + 7 * SAMPLE.itemsize + SAMPLE.fields[column][1])  # type: ignore[index]
     with pytest.raises(InputError, match=r"train\.beton is damaged \(its tables differ"):

@@ -92,7 +92,7 @@ def repository_paths() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which the blocks run, with a link to `launch` and photos of cats and dogs (noise in two colors)."""
+    """The folder where the blocks run. It has photos of cats and dogs (noise in two colors) and a link to `launch`."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("reader")

@@ -40,7 +40,7 @@ def test_three_processes_count_every_image_once(smoke_run: Path) -> None:
 
 
 def with_manifest(data_dir: Path, target: Path, **changes: object) -> Path:
-    """Copies a dataset and changes values in its dataset.json."""
+    """Copies a dataset and changes values in dataset.json of the copy."""
     shutil.copytree(data_dir, target)
     manifest = json.loads((target / "dataset.json").read_text())
     (target / "dataset.json").write_text(json.dumps(manifest | changes))

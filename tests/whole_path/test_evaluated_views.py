@@ -1,4 +1,4 @@
-"""Evaluation gives the right result for every image, with several views of it or with its center only."""
+"""Evaluation averages over the right views (mirrored and shifted copies) of an image, or uses only its center."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_only_uncertain_predictions_are_averaged_over_views(device: torch.device
     plain = model(images)
     best = plain.topk(2, dim=1).values
     margins = best[:, 0] - best[:, 1]
-    # Half of the predictions are certain. No margin is so close to the threshold that rounding matters.
+    # This factor makes half of the predictions certain. No margin is so close to the threshold that rounding matters.
     factor = SURE_MARGIN / margins.sort().values[5:7].mean()
     model.head.weight *= factor
     model.head.bias *= factor

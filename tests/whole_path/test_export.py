@@ -62,7 +62,7 @@ def exported_run(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def foreign(exported_run: Path, test_images: Tensor, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """The results of both exported files in a process that cannot import this package."""
+    """The results of model.onnx and model.pt2 in a process that cannot import this package."""
     folder = tmp_path_factory.mktemp("foreign")
     np.save(folder / "images.npy", test_images.numpy())
     formats = {"onnx": "; ONNX IR 10, opset 18; checked", "torch": f"; torch {torch.__version__}; checked"}

@@ -17,10 +17,10 @@ from tests.support.workers.fake_cuda_cases import CAPTURED, CARELESS, EAGER, OPT
 
 Cases = dict[str, dict[str, Any]]
 
-# The host waits once per step, to read the step guard's counts for the previous step, which has finished or soon will.
+# The host waits once per step, to read whether the previous step was skipped. That step has finished or soon will.
 ONE_STEP_LATE = {"cudaEventSynchronize": 1}
 
-# The maximum number of operations in a step without a graph. Lower a budget when a step has become cheaper.
+# The maximum number of operations in a step without a CUDA graph. Lower a budget when a step has become cheaper.
 BUDGETS = {
     "baseline": 204,
     "fast": 350,
@@ -42,7 +42,7 @@ BUDGETS = {
 
 STEPS, CROP_SIZES = 30, 3
 MOST_OPERATIONS = 20  # launched by the host in a step with a graph
-MOST_HOST_SHARE = 0.2  # CPU time of a step with a graph, as a share of a step without one
+MOST_HOST_SHARE = 0.2  # CPU time of a step with a graph, divided by that of a step without one
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def runs(cuda: dict[str, str], synthetic_dir: Path) -> Cases:
 
 
 @pytest.mark.parametrize("case", [*RECIPES, *OPTIONS])
-def test_step_does_not_wait_and_stays_within_its_budget(steps: Cases, case: str) -> None:
+def test_step_waits_only_for_the_previous_step_and_stays_within_its_budget(steps: Cases, case: str) -> None:
     assert steps[case]["waits"] == ONE_STEP_LATE
     assert steps[case]["operations"] <= BUDGETS[case]
 
@@ -80,7 +80,7 @@ def test_accumulate_auto_tries_smaller_passes_until_one_fits(steps: Cases) -> No
 
 
 @pytest.mark.parametrize("case", CARELESS)
-def test_careless_changes_that_wait_are_detected(steps: Cases, case: str) -> None:
+def test_careless_changes_that_make_the_host_wait_are_detected(steps: Cases, case: str) -> None:
     assert steps[case]["waits"] != ONE_STEP_LATE
 
 

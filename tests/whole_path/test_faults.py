@@ -75,7 +75,7 @@ def test_run_resumed_with_more_processes_trains_on_the_remaining_images(tiny_dir
 
 
 def test_run_ends_if_its_beton_file_disappears(tiny_dir: Path, tmp_path: Path) -> None:
-    """A truncated file may kill the process (SIGBUS), and a removed file is an error. The run never hangs."""
+    """A truncated file may kill the process (SIGBUS); a removed file is reported as an error. The run never hangs."""
     children = []
     for harm in ("remove", "truncate"):
         data, out = tmp_path / f"{harm}-data", tmp_path / harm
@@ -114,7 +114,7 @@ def test_run_ends_if_its_beton_file_disappears(tiny_dir: Path, tmp_path: Path) -
 
 
 def test_second_signal_ends_the_process_at_once() -> None:
-    """The first signal is Ctrl-C, which prints a line on the terminal."""
+    """The first signal is that of Ctrl-C, so a line is printed."""
     code = """
 import os, signal, time
 from ddp_trainer.distributed import signals

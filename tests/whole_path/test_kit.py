@@ -1,4 +1,4 @@
-"""scripts/kit.sh makes a kit, a folder of packages. use_kit.sh makes .venv from it and the machine's packages.
+"""scripts/kit.sh makes a kit (a folder of packages). use_kit.sh combines it with the machine's packages in .venv.
 
 Fake commands only record their arguments, so no wheel is downloaded and FFCV is not compiled.
 """

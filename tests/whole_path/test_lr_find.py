@@ -1,4 +1,4 @@
-"""The learning rate range test: its suggestion is right, ranks stop together, and a run in the folder is unchanged."""
+"""Learning rate range test: its suggestion is right, ranks stop together, and an older run in --out is unchanged."""
 
 import hashlib
 import itertools

@@ -45,7 +45,7 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 def test_a_resumed_run_equals_the_uninterrupted_one(
     tiny_dir: Path, tmp_path: Path, network: str, processes: int, flags: tuple[str, ...]
 ) -> None:
-    """The runs are equal bit for bit, including buffers, averages and the random numbers of dropout."""
+    """The runs are equal bit for bit, including buffers, averaged weights and the random numbers of dropout."""
     arguments = ("--data-dir", tiny_dir, "--network", network, "--batch-size", "16", "--deterministic", *flags)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(*arguments, "--out", whole, processes=processes)
@@ -101,7 +101,7 @@ def test_every_command_rebuilds_the_network_of_a_run(tiny_dir: Path, tmp_path: P
     assert network in card
 
 
-def test_initial_weights_lower_the_loss_and_the_new_head_is_listed(tiny_dir: Path, tmp_path: Path) -> None:
+def test_weights_of_another_run_lower_the_loss_and_frozen_ones_do_not_change(tiny_dir: Path, tmp_path: Path) -> None:
     shared = ("--data-dir", tiny_dir, "--network", f"{OWN}small", "--batch-size", "16", "--peak-lr", "0.05")
     source, tuned, fresh = (tmp_path / name for name in ("source", "tuned", "fresh"))
     train(*shared, "--out", source, "--max-steps", "12", "--epochs", "2")

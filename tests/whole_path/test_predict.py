@@ -190,7 +190,7 @@ def test_folders_nested_too_deep_are_refused(run_dir, tmp_path, capsys):
 
 @pytest.mark.parametrize("given", ["pipe.png", "."])
 def test_a_pipe_is_refused_at_once(run_dir, tmp_path, capsys, given):
-    """A pipe in a folder is refused, too, if it is named like an image."""
+    """In a folder, only a pipe that is named like an image is refused; other pipes are ignored."""
     os.mkfifo(tmp_path / "pipe.png")
     os.mkfifo(tmp_path / "pipe")
     assert main([str(run_dir), str(tmp_path / given)]) == 1

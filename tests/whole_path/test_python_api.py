@@ -47,7 +47,7 @@ def test_importing_the_package_does_not_import_torch() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_train_can_be_called_again_and_restores_the_process(tiny_dir: Path, tmp_path: Path) -> None:
+def test_train_can_be_called_again_and_leaves_the_process_as_it_was(tiny_dir: Path, tmp_path: Path) -> None:
     """`train` is called with two precisions, after an exception, and with the caller's own recipe and observer."""
     handlers, threads = signal.getsignal(signal.SIGTERM), set(threading.enumerate())
     results = [

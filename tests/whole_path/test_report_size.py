@@ -1,4 +1,4 @@
-"""Memory and size of a report are limited, and its templates are part of the package."""
+"""Writing a report takes limited memory, its page is small, and its templates are part of the package."""
 
 import shutil
 import subprocess

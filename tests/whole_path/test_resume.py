@@ -17,7 +17,7 @@ from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint, write_
 from tests.support.trainer import NARROW, fork, read_lines, start, train
 
 # Ten epochs of 6 steps (96 training images in batches of 15), with a checkpoint after every second step. Two processes
-# have different shares of a batch.
+# get 7 and 8 images of a batch.
 PLAN = (
     "--epochs",
     "10",

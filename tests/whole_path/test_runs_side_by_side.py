@@ -83,7 +83,7 @@ except KeyboardInterrupt:
 
 
 def test_main_restores_what_it_changes_and_can_run_in_a_thread(tiny_dir: Path, tmp_path: Path) -> None:
-    """Emulates a notebook: runs with two precisions, then a run in a thread, then an interrupt of a later cell."""
+    """Emulates a notebook with two runs, a run in a thread, and an interrupt of a later cell."""
     done = subprocess.run(
         [sys.executable, "-c", CELLS, str(tmp_path), *WORDS, "--data-dir", str(tiny_dir)],
         env=environment(),
@@ -109,7 +109,7 @@ def wait_for_epochs(out: Path, process: subprocess.Popen, count: int) -> None:
         time.sleep(0.05)
 
 
-def test_a_dataset_that_is_only_touched_or_copied_does_not_end_a_run(tiny_dir: Path, tmp_path: Path) -> None:
+def test_a_dataset_that_is_touched_or_replaced_by_a_copy_does_not_end_a_run(tiny_dir: Path, tmp_path: Path) -> None:
     data, out = Path(shutil.copytree(tiny_dir, tmp_path / "data")), tmp_path / "run"
     process = _streaming(data, out)
     for change in ("touch", "copy"):

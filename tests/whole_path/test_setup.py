@@ -154,13 +154,13 @@ def test_a_supported_python_is_found_if_the_default_is_not_supported(machine: Ma
 
 
 def test_an_interpreter_that_the_user_named_once_is_kept(machine: Machine) -> None:
-    """A later call without PYTHON uses it again, so it succeeds although the default interpreter is not supported."""
+    """A later call that names no interpreter succeeds, although the default one is not supported."""
     named = machine.path / "elsewhere python"
     machine.add(named.name, (machine.path / "python3").read_text())
     machine.add("python3", "#!/usr/bin/env bash\necho 3.10\n")
     assert machine.set_up(PYTHON=str(named)).returncode == 0
     machine.recorded()
-    again = machine.set_up(PYTHON="python3")  # the default of the Makefile
+    again = machine.set_up(PYTHON="python3")  # what the Makefile passes by default
     assert (again.returncode, again.stdout, machine.recorded()) == (0, "setup: .venv is up to date\n", [])
 
 

@@ -1,6 +1,6 @@
 """A training step stays within a budget of operations: on a fast GPU, their number determines the time of a step.
 
-These tests run everywhere. `test_fake_cuda.py` counts what a GPU would launch, but needs a torch with CUDA, and gcc.
+These tests run everywhere. `test_fake_cuda.py` counts what is launched on a GPU, but needs gcc and a torch with CUDA.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""steps.jsonl has a record with mean figures every N steps."""
+"""With --log-every-steps N, steps.jsonl has a record of mean figures for every N steps."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Sweeps: the list of runs, the table of results, and continuing with the same command."""
+"""Sweeps: the list of runs, the table of results, and continuing a stopped sweep."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def test_an_invalid_sweep_is_refused_before_anything_is_trained(
     assert not (tmp_path / "sweep").exists()
 
 
-def test_runs_are_checked_for_the_processes_that_the_launcher_starts(
+def test_runs_are_checked_with_the_number_of_processes_that_the_launcher_starts(
     tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     launcher = f"{sys.executable} -m accelerate.commands.launch {' '.join(SEVERAL)} --num_processes 3 -m"
@@ -95,7 +95,7 @@ def test_listing_runs_trains_nothing(tiny_dir: Path, tmp_path: Path, capsys: pyt
 
 
 def test_a_stopped_sweep_continues_and_ends_with_its_table(tiny_dir: Path, tmp_path: Path) -> None:
-    """Ctrl-C stops the first sweep. In the next one, seed=1 fails because its folder cannot be created."""
+    """Ctrl-C stops the first call. In the second call, seed=1 fails because its folder cannot be created."""
     small = ("--device", "cpu", "--batch-size", "8", "--data-dir", tiny_dir)
     sweep = ("smoke", "--seeds", "2", *small, "--max-steps", "3", "--out", tmp_path)
     (tmp_path / "seed=1").write_text("in the way")

@@ -19,7 +19,7 @@ def epochs_in(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def steps_in(run_dir: Path) -> list[dict[str, Any]]:
-    """Returns the step records in W&B's history, with their original names."""
+    """Returns the step records in W&B's history, without the prefix `step/` in their names."""
     rows = [row for row in read_history(run_dir) if "step/step" in row]
     return [{name[5:]: value for name, value in row.items() if name.startswith("step/")} for row in rows]
 
@@ -71,7 +71,7 @@ def test_the_summary_has_the_best_and_the_final_accuracy(offline_run: Path) -> N
     assert summary["final/test_accuracy"] == 0.5
 
 
-def test_confusion_matrix_table_and_model_match_the_files_of_the_run(offline_run: Path) -> None:
+def test_confusion_matrix_mistakes_and_model_match_the_files_of_the_run(offline_run: Path) -> None:
     (results,) = [row for row in read_history(offline_run) if not {"epoch", "step/epoch"} & set(row)]
     assert {name.split(".")[0] for name in results} == {"confusion_matrix_table", "misclassified"}
     with np.load(offline_run / "predictions.npz") as found:
@@ -124,7 +124,7 @@ def test_a_resumed_run_continues_in_the_same_wandb_run(tmp_path: Path, end: str)
     assert sorted(artifacts) == ["model", "run_table", "run_table"]
 
 
-def test_a_run_that_died_before_its_first_checkpoint_keeps_its_id(tmp_path: Path) -> None:
+def test_a_run_that_died_before_its_first_checkpoint_keeps_its_wandb_id(tmp_path: Path) -> None:
     state, _, _ = track(tmp_path / "run", [1], end="crash")
     again, _, _ = track(tmp_path / "run", [1, 2])
     assert again == state
