@@ -106,10 +106,9 @@ def _fill_in(options: argparse.Namespace) -> argparse.Namespace:
 
 
 def prepare(options: argparse.Namespace, check: Callable[[], None]) -> DatasetInfo:
-    """Reads the source and writes the dataset.
+    """Reads the source and writes the dataset. Raises InputError.
 
-    Calls `check` often. It must raise an exception if a signal has arrived, so that the work stops soon. Raises
-    InputError.
+    `check` is called often. It must raise an exception if a signal has arrived, so that the work stops soon.
     """
     check_out(options.out)
     if options.source == "folder":

@@ -1,7 +1,7 @@
 """Augmentation on the device: random numbers for each image, and the operations they control.
 
 The random numbers of an image are a function of (seed, epoch, sample index), so they are the same on every rank, in
-every batch and with any number of processes. The operations themselves are in `batch_ops`.
+every batch and with any number of processes. The operations themselves are in `batch_ops` and `resized_crop`.
 """
 
 from collections.abc import Iterator
@@ -27,8 +27,8 @@ from data_prep.random_bits import HALF, below, coin, random_bits, uniform
 from data_prep.resized_crop import batch_resized_crop, sides_of_areas
 
 NUM_DRAWS = 12
-# The rows of random bits that each decision uses. The place of a crop, cutout or cutmix box uses two rows, for its top
-# and left edge. Append new rows, so that existing decisions keep their random bits.
+# Each decision uses its own rows of the random bits from `Augmenter.draw`. A place takes two rows: one for the top edge
+# and one for the left edge. Append the rows of a new decision, so that existing decisions keep their random bits.
 CROP_PLACE, FLIP, CUTOUT_PLACE, BRIGHTNESS, CONTRAST, MIX_WEIGHT = slice(0, 2), 2, slice(3, 5), 5, 6, 7
 BOX_PLACE, CROP_AREA, CROP_RATIO = slice(8, 10), 10, 11
 MIX = slice(7, 10)  # MIX_WEIGHT and BOX_PLACE
@@ -86,8 +86,8 @@ class Augmenter:
             in_even_epochs = random_bits(indices, seed=self.seed, epoch=-1, num_draws=1)[..., 0, :]
             draws[..., FLIP, :] = in_even_epochs ^ (epoch % 2 * HALF)  # the opposite in odd epochs
         if self.config.mixes_pairs:
-            # Both images of a pair get the same weight and box, from the random bits for the smaller of their two
-            # sample indices and the smaller of their two epochs. (With --balance batches, their epochs may differ.)
+            # Both images of a pair get the same weight and box. The random bits are those of the smaller sample index
+            # and the smaller epoch. (With --balance batches, an image's epoch is how often it was drawn before.)
             first = _smaller_of_pair(epoch) if isinstance(epoch, Tensor) and epoch.dim() else epoch
             bits = random_bits(_smaller_of_pair(indices), seed=self.seed, epoch=first, num_draws=NUM_DRAWS)
             draws[..., MIX, :] = bits[..., MIX, :]

@@ -87,7 +87,7 @@ def _rectangle(
 
 
 def batch_cutout(images: Tensor, top: Tensor, left: Tensor, *, side: int) -> Tensor:
-    """Sets a square of `side` pixels of normalized images (N, C, H, W) to 0, the mean color. Returns the images.
+    """Sets a `side` x `side` square of each normalized image (N, C, H, W) to 0, the mean color. Returns the images.
 
     Images in channels_last format are changed in place. `top` and `left` (N,) are the corners of the squares. The
     method is from DeVries & Taylor, arXiv 1708.04552. Their squares may extend beyond the image; those of `Augmenter`

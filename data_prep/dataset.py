@@ -230,7 +230,7 @@ def verify_dataset(directory: Path, info: DatasetInfo, *, full: bool) -> None:
     """Raises InputError unless all beton files are complete and match dataset.json.
 
     Structure, labels and checksums are always verified, in time proportional to the number of images. If `full`, or if
-    the file has at most HASHED_BYTES, the whole file is hashed as well. In any case, each image is compared with its
+    a file has at most HASHED_BYTES, the whole file is hashed as well. In any case, each image is compared with its
     checksum when it is read, so a damaged image is never trained on.
     """
     try:

@@ -5,7 +5,7 @@ import unicodedata
 from pathlib import Path
 
 CONTROL_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, line and paragraph separators
-# Characters that reorder the text around them: users would see a command that differs from the one they paste.
+# Characters that reorder the text around them, and so could disguise a command in a message.
 REORDERING = set(map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
 INVISIBLE = REORDERING | set(map(chr, (0x00AD, 0x200B, 0x2060, 0xFEFF)))
@@ -48,7 +48,7 @@ def visible(text: str) -> str:
 
 
 def quoted(value: object, limit: int = 60) -> str:
-    """`value`, which comes from a file, as text for a message: its `repr`, but cut off after `limit` characters."""
+    """`value`, which comes from a file, as text for a message: its `repr`, or something shorter if that may be long."""
     if isinstance(value, (dict, list)):
         return f"a {'JSON object' if isinstance(value, dict) else 'list'} of length {len(value)}"
     if isinstance(value, str) and len(value) > limit:

@@ -18,7 +18,8 @@ def free_memory(device: torch.device) -> float:
 def free_host_memory(root: Path = Path("/")) -> int:
     """Free bytes of host memory, within the limits of the control groups of this process.
 
-    Containers and SLURM jobs have such limits. The kernel kills a process that exceeds one. `root`: for tests.
+    Containers and SLURM jobs have such limits. The kernel kills a process that exceeds one. Tests pass another
+    `root`.
     """
     lines = (root / "proc/meminfo").read_text().splitlines()
     available = next(line for line in lines if line.startswith("MemAvailable"))

@@ -1,6 +1,6 @@
 """Reads JSON files that may come from anywhere: every field must have the right type and be within its range.
 
-`files` opens and parses the files. The callers know which fields a file has.
+The module `files` opens and parses the files. The callers of `Fields` know which fields a file has.
 """
 
 import reprlib

@@ -136,14 +136,15 @@ def _checked_order(index_batches: IndexBatches, count: int, batch_size: int | No
 
 
 def _clone(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Copies with the same strides, because FFCV will overwrite the originals, which are in its ring buffer."""
+    """Copies with the same strides. FFCV will overwrite the originals, which are in its ring buffer."""
     return tuple(tensor.clone() for tensor in tensors)
 
 
 class _PinnedCopies:
-    """Copies host tensors to the GPU through page-locked slots, on its own CUDA stream, without waiting for the GPU.
+    """Copies host tensors to the GPU through page-locked slots, on a CUDA stream of its own.
 
-    A slot is reused when the copy from it has finished. The training stream waits for each copy; the host does not.
+    The training stream waits for each copy. The host does not, unless the previous copy from the same slot is still
+    running.
     """
 
     NUM_SLOTS = 3

@@ -25,7 +25,7 @@ class SplitInfo:
     count: int
     bytes: int
     sha256: str
-    tables_sha256: str  # of all parts of the file except the images, such as labels and image checksums
+    tables_sha256: str  # of the whole file except the images, so it covers labels and image checksums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class DatasetInfo:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     ffcv_version: str
-    skipped: tuple[str, ...] = ()  # files that --skip-unreadable left out; not written if there are none
+    skipped: tuple[str, ...] = ()  # files that --skip-unreadable left out; absent from dataset.json if there are none
 
     def expected(self, split: SplitInfo) -> Expected:
         """What the beton file of `split` must contain."""

@@ -37,8 +37,8 @@ def balanced_order(samples: np.ndarray, labels: np.ndarray, *, count: int, seed:
     classes, drawn, turns = np.unique(labels), [], []
     for place, label in enumerate(classes.tolist()):
         deck = np.asarray(samples, dtype=np.int64)[labels == label]
-        # The draws of the run go to the classes in turn. All draws of this class in the run are numbered from 0. `own`
-        # has the numbers of those in this epoch.
+        # The draws of a run go to the classes in turn. `own` has the numbers of this class's draws in this epoch,
+        # counted from 0 over the whole run.
         own = np.arange(*(-(-(draws - place) // len(classes)) for draws in (epoch * count, (epoch + 1) * count)))
         rounds = own // len(deck)
         for number in np.unique(rounds).tolist():

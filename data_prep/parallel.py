@@ -23,7 +23,7 @@ def map_in_order(
     """Yields `function(item)` for each item, in the order of the items, computed by `threads` threads.
 
     At most `ahead` results (default: two for each thread) exist at a time, whatever the number of items. An exception
-    in `function` is raised in place of the result of that item. If the caller stops early, no more items are started.
+    in `function(item)` is raised in place of the item's result. If the caller stops early, no more items are started.
     """
     ahead = ahead or 2 * threads
     pool = ThreadPoolExecutor(max_workers=threads)

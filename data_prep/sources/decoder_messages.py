@@ -22,7 +22,7 @@ _reading = threading.local()  # .path: the file that this thread reads; .heard: 
 
 @dataclass
 class DecoderMessages:
-    """What decoders said about the images: numbers of files with warnings and of printed lines, with examples."""
+    """What decoders said about the images: how many files they warned about, how many lines they printed, examples."""
 
     num_files: int = 0
     first: list[str] = field(default_factory=list)

@@ -59,7 +59,7 @@ class _Reading:
             yield from (path for path, _ in chunk if path not in unreadable)
 
     def check_classes(self) -> None:
-        """Raises InputError if no image of some class could be read."""
+        """Raises InputError if there is a class of which no image could be read."""
         present = set(np.unique(self.table()[:, 1]).tolist())
         folders = enumerate(self.listing.classes.values())
         if empty := [shell_path(folder) for label, folder in folders if label not in present]:
@@ -123,7 +123,7 @@ class FolderImages:
 
 
 def _chunks_of(listing: Listing, size: int) -> Iterator[list[Labeled]]:
-    """The files of a split in the order in which they are written, `size` at a time."""
+    """The files of a split, `size` at a time, in the order in which their images are written to the dataset."""
     order = np.random.default_rng(0).permutation(len(listing.images))
     for start in range(0, len(order), size):
         yield [listing.images[position] for position in order[start : start + size]]

@@ -1,4 +1,4 @@
-"""Lists the image files in a folder of classes: ROOT/train/CLASS/** and ROOT/test/CLASS/**.
+"""Lists the image files in folders of classes: ROOT/train/CLASS/** and ROOT/test/CLASS/**.
 
 Nothing below the two splits is skipped silently: every entry is used as an image, reported as an error, or counted.
 """
@@ -88,7 +88,7 @@ def _split_folders(root: Path, names: tuple[str, ...]) -> list[Path]:
 
 
 def _with_classes(folders: list[Path]) -> Path:
-    """The first of these folders that contains folders."""
+    """The first of these folders that contains folders, or the first one if none does."""
     if len(folders) == 1:
         return folders[0]
     return next((folder for folder in folders if any(entry.is_dir() for entry in _visible(folder))), folders[0])
