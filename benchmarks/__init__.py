@@ -1,1 +1,1 @@
-"""Benchmarks: speed compared with plain PyTorch, cost of checkpoints and guards, scaling, and `make gpu`."""
+"""Benchmarks: speed compared with plain PyTorch, cost of checkpoints and the NaN guard, scaling, checks of a GPU."""

@@ -8,8 +8,8 @@ torchvision: a DataLoader with one worker per core, over an in-memory dataset of
              Its transforms are RandomCrop, RandomHorizontalFlip, ToTensor, Normalize and RandomErasing (an 8x8 cutout).
 
 All three produce normalized float32 batches of the same images. They take turns for several rounds. The results are
-images/s and ratios of images/s, each as the median over rounds. The first round, in which the workers start, does not
-count.
+the images/s of each loader, and the ratios of ours to torchvision's, as medians over rounds. The first round, in which
+the workers start, does not count.
 """
 
 import argparse

@@ -6,9 +6,10 @@ jpeg, raw:   StreamLoader for a dataset that was prepared with `--size 256`, and
              `--encoding raw`.
 imagefolder: a DataLoader over ImageFolder with RandomResizedCrop, RandomHorizontalFlip and PILToTensor.
 
-These loaders produce uint8 batches. Those with `_augmented` in their names produce normalized float32 batches of 224
-pixels: ours with Augmenter and the settings of `photos`, ImageFolder with ToTensor and Normalize. All read the same
-generated pictures: JPEG files of 500x375 pixels and quality 90. Each has one worker (for ours: a thread) per core.
+These loaders produce uint8 batches. For each of them, there is a second one, NAME_augmented, which produces normalized
+float32 images of 224x224 pixels: ours with Augmenter and the settings of `photos`, ImageFolder with ToTensor and
+Normalize. All data come from the same generated JPEG files, of 500x375 pixels and quality 90. Each loader has one
+worker (ours: one thread) per core.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     {python | accelerate launch ...} -m benchmarks.reliability [--data-dir DIR] [--batch-size N] [--rounds N]
                                                                [--result FILE]
 
-save:   the time for which `Trainer.save` blocks the loop to copy the state, and the time until the background thread
+save:   the time for which `Trainer.save` blocks the loop to copy the state, and the time until a background thread
         has written the checkpoint to the disk.
 stop:   the time in which the ranks agree whether to stop: `runtime.stop.announce` starts the exchange, and
         `runtime.stop.agreed` waits for its result. In the training loop, a step runs between the two calls and hides

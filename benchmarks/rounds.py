@@ -19,7 +19,7 @@ Epoch = Callable[[], Iterable[torch.Tensor]]  # produces the images of an epoch,
 
 
 class OurEpochs:
-    """Produces one epoch of batches per call, in the trainer's global order.
+    """Produces one epoch of batches per call, shuffled as in training.
 
     With an `augmenter`, the images are augmented. Otherwise, they are yielded as they were loaded.
     """

@@ -3,7 +3,7 @@
     python -m benchmarks.acceptance.images --out DIR [--images PATH] [--train-count N] [--test-count N]
 
 The images come from --images (a folder with train/CLASS and test/CLASS, or a tar archive of such a folder). Without
---images, they come from CIFAR-10's archive in data/raw if it exists. Otherwise, synthetic images are generated
+--images, they come from CIFAR-10's archive in data/raw. If there is no such archive, synthetic images are generated
 (default: as many as CIFAR-10 has). Nothing is downloaded.
 """
 

@@ -1,4 +1,4 @@
-"""Runs stages of commands and records their outcomes. There is a time limit for each stage and one for all of them.
+"""Runs commands in stages and records the outcomes. There is a time limit for each stage and one for all of them.
 
 A stage whose time limit exceeds the remaining time is left out. A stage that fails does not stop later ones.
 """

@@ -1,1 +1,1 @@
-"""How time and peak memory of preparation, training and report grow with the dataset."""
+"""Measures how the time and peak memory of preparation, training and report grow with the dataset."""
