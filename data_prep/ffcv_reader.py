@@ -95,7 +95,7 @@ def _build_ffcv_loader(beton: Path, batch_size: int, num_workers: int) -> Any:
 
 
 def _close(iterator: Any) -> None:
-    """Ends FFCV's thread. It may be waiting for space in the queue, so the queue is emptied until the thread has ended."""
+    """Ends FFCV's thread. It may be waiting for space in the queue, which is emptied until the thread has ended."""
     iterator.iter_ixes = iter(())  # no batch after the current one
     iterator.terminate_event.set()
     while iterator.is_alive():
