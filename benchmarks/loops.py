@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from data_prep.batch_ops import batch_normalize
 from data_prep.dataset import read_dataset
-from data_prep.errors import require
 from data_prep.loader import Batch, ResidentLoader, StreamLoader, build_loader
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.backend import set_backend_flags
@@ -28,16 +27,16 @@ AMP_TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def our_step(config: TrainConfig, side: int) -> Step:
-    runtime = Runtime(config.runtime, stop=StopRequest())
+    schedule = replace(config.schedule, train_size=side, small_crops="", freeze_late="")
+    config, runtime = replace(config, schedule=schedule), Runtime(config.runtime, stop=StopRequest())
     trainer = build_trainer(config, runtime, read_dataset(config.data.data_dir))
     batch = first_batch(trainer.data.loader)
-    epoch = first_epoch(config, image_size=batch.images.size(2), side=side)
     # The measured step does not draw the random bits, because a run draws those of 64 steps at once.
-    draws = trainer.data.augmenter.draw(batch.indices, epoch)
+    draws = trainer.data.augmenter.draw(batch.indices, 0)
 
     def step() -> None:
         runtime.stop.announce()
-        trainer.train_step(batch, epoch, draws)
+        trainer.train_step(batch, 0, draws)
         runtime.stop.agreed()
 
     return step
@@ -110,14 +109,6 @@ ON_GPUS_ONLY = ("ours_no_graph", "bare_graph")
 
 def available_loops(config: TrainConfig) -> list[str]:
     return [name for name in LOOPS if name not in ON_GPUS_ONLY or resolve_device(config.runtime) == "cuda"]
-
-
-def first_epoch(config: TrainConfig, *, image_size: int, side: int) -> int:
-    """The first epoch (0-based) with crops of `side` pixels. Raises InputError if there is none."""
-    sides = [config.schedule.crop_side(image_size, epoch=epoch) for epoch in range(config.schedule.epochs)]
-    known = ", ".join(map(str, sorted(set(sides))))
-    require(side in sides, f"--side must be one of the crop sizes of the recipe ({known}), got {side}")
-    return sides.index(side)
 
 
 def first_batch(loader: ResidentLoader | StreamLoader) -> Batch:

@@ -31,15 +31,15 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_cost import gpu_cost
-from benchmarks.loops import LOOPS, Step, available_loops, first_epoch
+from benchmarks.loops import LOOPS, Step, available_loops
 from benchmarks.results import write_result
 from data_prep.dataset import read_dataset
-from data_prep.errors import InputError
+from data_prep.errors import InputError, require
 from ddp_trainer.command_line import parse_flags, run_command
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.hardware import resolve_device, resolve_precision
 from ddp_trainer.recipes import RECIPES
-from ddp_trainer.run.checks import check_batch
+from ddp_trainer.run.checks import SMALLEST_SIDE, check_batch
 
 
 def serve(name: str, config: TrainConfig, side: int, requests: Connection) -> None:
@@ -120,7 +120,7 @@ def parse_options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Train
         allow_abbrev=False,
     )
     parser.add_argument("--recipe", choices=RECIPES, default="baseline")
-    parser.add_argument("--side", type=int, help="a crop size of the recipe, in pixels; default: the largest")
+    parser.add_argument("--side", type=int, help="side of the crops in pixels; default: that of the whole images")
     parser.add_argument("--loops", nargs="+", choices=LOOPS, help="loops to run; default: all that this device can run")
     parser.add_argument("--rounds", type=int, default=5)
     steps = 100 if torch.cuda.is_available() else 2  # on a GPU, only many queued steps give a meaningful rate
@@ -135,8 +135,11 @@ def parse_options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Train
 def main(argv: Sequence[str] | None = None) -> None:
     options, config = parse_options(argv)
     dataset = read_dataset(config.data.data_dir)
-    side = options.side or max(config.schedule.crop_sides(dataset.image_size))
-    first_epoch(config, image_size=dataset.image_size, side=side)  # raises InputError if no epoch has such crops
+    side = options.side or config.schedule.train_size or dataset.image_size
+    require(
+        SMALLEST_SIDE <= side <= dataset.image_size,
+        f"--side must be {SMALLEST_SIDE} to {dataset.image_size} pixels, got {side}",
+    )
     check_batch(config, num_images=dataset.splits["train"].count, world_size=1)
     loops = options.loops or available_loops(config)
     rounds, costs = measure(config, side, loops=loops, rounds=options.rounds, steps=options.steps)

@@ -103,13 +103,13 @@ class RangeTestConfig:
         )
 
     def as_train_config(self) -> TrainConfig:
-        """The settings for the trainer, without small crops, --max-steps and step records."""
+        """The settings for the trainer, without small crops, --freeze-late, --max-steps and step records."""
         return TrainConfig(
             recipe=self.recipe,
             data=self.data,
             augment=self.augment,
             network=self.network,
-            schedule=replace(self.schedule, small_crop_fraction=0.0, max_steps=None),
+            schedule=replace(self.schedule, small_crops="", freeze_late="", max_steps=None),
             optim=self.optim,
             runtime=self.runtime,
             run=RunConfig(log_every_steps=0),

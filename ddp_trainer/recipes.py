@@ -27,7 +27,7 @@ def baseline() -> TrainConfig:
     )
 
 
-def _muon(*, epochs: int, small_crops: float) -> TrainConfig:
+def _muon(*, epochs: float, small_crops: str) -> TrainConfig:
     """The settings that `fast`, `strong` and `long` share, adapted from airbench94_muon.
 
     airbench94_muon (github.com/KellerJordan/cifar10-airbench) sums the loss over a batch. Here the loss is averaged
@@ -44,7 +44,7 @@ def _muon(*, epochs: int, small_crops: float) -> TrainConfig:
         augment=AugmentConfig(crop_padding=2, flip="alternating"),
         network=NetworkConfig(activation="celu", freeze_bn_scale=True, bn_momentum=0.4),
         schedule=ScheduleConfig(
-            epochs=epochs, batch_size=500, warmup_fraction=0.0, final_lr_fraction=0.02, small_crop_fraction=small_crops
+            epochs=epochs, batch_size=500, warmup_fraction=0.0, final_lr_fraction=0.02, small_crops=small_crops
         ),
         optim=OptimConfig(
             optimizer="muon", peak_lr=0.17, head_lr=0.08, bias_lr=26.5, weight_decay=3e-3, label_smoothing=0.2
@@ -64,7 +64,7 @@ def fast() -> TrainConfig:
     With crops of 16 and then 24 pixels, the network sees more images for the same number of operations. The last two
     epochs use whole images.
     """
-    return replace(_muon(epochs=7, small_crops=0.75), recipe="fast")
+    return replace(_muon(epochs=7, small_crops="16:0.286,24:0.714"), recipe="fast")
 
 
 def strong() -> TrainConfig:
@@ -74,7 +74,7 @@ def strong() -> TrainConfig:
     Result:    91.44 %, or 92.06 % with test-time augmentation (n = 1)
     Measured:  on the images and the hardware of `fast`
     """
-    return replace(_muon(epochs=12, small_crops=0.6), recipe="strong")
+    return replace(_muon(epochs=12, small_crops="16:0.25,24:0.583"), recipe="strong")
 
 
 def long() -> TrainConfig:
@@ -85,7 +85,7 @@ def long() -> TrainConfig:
                augmentation (n = 1)
     Measured:  on the images and the hardware of `fast`
     """
-    shared = _muon(epochs=50, small_crops=0.0)
+    shared = _muon(epochs=50, small_crops="")
     return replace(
         shared,
         recipe="long",

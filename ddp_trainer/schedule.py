@@ -1,6 +1,9 @@
-"""The schedule of a run: number of steps, learning rate and crop size, as pure functions of step and epoch."""
+"""The schedule of a run: its length, learning rates, crop sizes and late freezing, as pure functions of the step."""
 
+import itertools
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from data_prep.errors import require
@@ -10,8 +13,8 @@ INITIAL_LR_FRACTION = 0.04  # first learning rate of a warm-up, as a share of th
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    epochs: int = 24
-    """Passes over the training images."""
+    epochs: float = 24
+    """Passes over the training images. With a fraction such as 6.5, the last pass ends early."""
     batch_size: int = 512
     """Images per optimizer step, over all processes together."""
     accumulate: int | Literal["auto"] = 1
@@ -24,23 +27,38 @@ class ScheduleConfig:
     train_size: int | None = None
     """Side of the training crops in pixels. Evaluation uses a center crop of the same size. Default: the side of the
     images."""
-    small_crop_fraction: float = 0.0
-    """Share of the epochs, from the first one, that train on small crops. In the first half of these epochs, the side
-    of the crops is half the full side; in the second half, it is three quarters of the full side."""
+    small_crops: str = ""
+    """Train on small crops first. SIDE:SHARE,... such as 16:0.3,24:0.7 means: crops of 16 pixels a side until 0.3 of
+    all steps are done, then crops of 24 pixels until 0.7, and crops of the full size after that."""
+    freeze_late: str = ""
+    """Names of parameters that are frozen before the end of the training, separated by commas, such as features.0.*;
+    from then on, no gradients are computed for them."""
+    freeze_late_between: tuple[float, float] = (0.6, 0.8)
+    """Two shares of all steps. From the first one on, the learning rates of --freeze-late fall linearly. They reach 0
+    at the second one, where the parameters are frozen."""
     max_steps: int | None = None
-    """Stop after this many optimizer steps. Learning rate and crop size still follow the schedule of the full run."""
+    """Stop after this many optimizer steps. Everything else still follows the schedule of the full run."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "train_size", "max_steps"):
+        for name in ("batch_size", "train_size", "max_steps"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        require(0 < self.epochs < math.inf, f"--epochs must be above 0, got {self.epochs:g}")
         accumulate = self.accumulate
         require(accumulate == "auto" or accumulate >= 1, f"--accumulate must be auto or at least 1, got {accumulate}")
         for name in ("warmup_fraction", "final_lr_fraction"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"--{name.replace('_', '-')} must be in [0, 1], got {value}")
-        small = self.small_crop_fraction
-        require(0 <= small < 1, f"--small-crop-fraction must be in [0, 1), got {small}")
+        self.crop_phases  # noqa: B018 - raises InputError if --small-crops cannot be read
+        start, end = self.freeze_late_between
+        require(
+            0 <= start <= end < 1,
+            f"--freeze-late-between must be two shares in [0, 1) in ascending order, got {start} {end}",
+        )
+
+    @property
+    def frozen_late(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.freeze_late.split(",") if name.strip())
 
     @property
     def passes(self) -> int:
@@ -52,12 +70,16 @@ class ScheduleConfig:
         """Number of full batches in an epoch. Leftover images are not used; they are different ones in each epoch."""
         return num_images // self.batch_size
 
+    def total_steps(self, num_images: int) -> int:
+        """Number of steps of the full run, which --max-steps may end early. At least 1 if there is a full batch."""
+        return max(round(self.steps_per_epoch(num_images) * self.epochs), min(self.steps_per_epoch(num_images), 1))
+
     def last_step(self, num_images: int) -> int:
         """Number of steps after which the run is finished."""
-        total = self.steps_per_epoch(num_images) * self.epochs
+        total = self.total_steps(num_images)
         return min(total, self.max_steps or total)
 
-    def one_cycle(self, step: int, *, steps_per_epoch: int) -> float:
+    def one_cycle(self, step: int, *, total_steps: int) -> float:
         """Learning rate at `step` (0-based), as a share of the peak.
 
         Linear warm-up, then linear decay; identical to torch's OneCycleLR with anneal_strategy="linear" (Smith &
@@ -65,30 +87,55 @@ class ScheduleConfig:
         the same at every world size.
         """
         start, end = INITIAL_LR_FRACTION, self.final_lr_fraction
-        total = steps_per_epoch * self.epochs
-        last, peak = max(total - 1, 1), self.warmup_fraction * total - 1
+        last, peak = max(total_steps - 1, 1), self.warmup_fraction * total_steps - 1
         if step <= peak:
             return start + (1 - start) * step / peak if peak > 0 else 1.0
         peak = max(peak, 0.0)
         return 1 + (end - 1) * min((step - peak) / max(last - peak, 1e-9), 1.0)
 
-    @property
-    def small_crop_epochs(self) -> int:
-        return int(self.small_crop_fraction * self.epochs + 1e-9)  # 1e-9, because 0.58 * 50 is slightly less than 29
+    def cooling(self, step: int, *, total_steps: int) -> float:
+        """Factor of the learning rates of --freeze-late at `step` (0-based): 1, then falling to 0.
 
-    def crop_side(self, side: int, *, epoch: int) -> int:
-        """Side in pixels of the training crops in `epoch` (0-based); `side`: the side of the images.
+        The method is from github.com/josephdviviano/iterate-hackathon-2026 (findings F-048 and F-049).
+        """
+        start, end = (share * total_steps for share in self.freeze_late_between)
+        return 1.0 if step < start else max(end - step, 0.0) / max(end - start, 1e-9)
+
+    def freeze_step(self, total_steps: int) -> float:
+        """The first step (0-based) in which the parameters of --freeze-late are frozen; infinity without them."""
+        return math.ceil(self.freeze_late_between[1] * total_steps) if self.freeze_late else math.inf
+
+    def crop_side(self, side: int, *, step: int, total_steps: int) -> int:
+        """Side in pixels of the training crops at `step` (0-based); `side`: the side of the images.
 
         Progressive resizing, after github.com/mosaicml/composer. With --crop random-resized, a small crop shows the
         same area as a large one, at a lower resolution. With --crop padded, which is for small images, it shows a
         smaller part of the image at full resolution.
         """
-        side = self.train_size or side
-        if epoch >= self.small_crop_epochs:
-            return side
-        return side // 2 if epoch < self.small_crop_epochs // 2 else side * 3 // 4
+        small = (own for own, until in self.crop_phases if step < round(until * total_steps))
+        return next(small, self.train_size or side)
 
     def crop_sides(self, side: int) -> list[int]:
-        """All values of `crop_side` over the epochs of the run, in ascending order."""
-        first_of_each = (0, self.small_crop_epochs // 2, self.small_crop_epochs)
-        return sorted({self.crop_side(side, epoch=epoch) for epoch in first_of_each})
+        """All values of `crop_side` over the steps of a long run, in ascending order."""
+        return [*(own for own, _ in self.crop_phases), self.train_size or side]
+
+    @cached_property
+    def crop_phases(self) -> tuple[tuple[int, float], ...]:
+        """The entries of --small-crops as (side, share of all steps at which the next size begins)."""
+        form = f"--small-crops must be SIDE:SHARE,... such as 16:0.3,24:0.7, got {self.small_crops}"
+        phases = []
+        for entry in self.small_crops.split(",") if self.small_crops else ():
+            side, _, share = entry.partition(":")
+            require(side.strip().isascii() and side.strip().isdigit() and _is_share(share), form)
+            phases.append((int(side), float(share)))
+        for what, values in (("sides", [side for side, _ in phases]), ("shares", [share for _, share in phases])):
+            rising = all(one < other for one, other in itertools.pairwise([0, *values]))
+            require(rising, f"--small-crops: the {what} must rise from entry to entry, got {self.small_crops}")
+        return tuple(phases)
+
+
+def _is_share(text: str) -> bool:
+    try:
+        return 0 < float(text) < 1
+    except ValueError:
+        return False

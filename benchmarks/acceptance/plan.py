@@ -77,7 +77,9 @@ def _tests(plan: Plan) -> Command:
 
 def _train(plan: Plan, recipe: str, *, name: str = "", flags: Command = (), launcher: Command = ()) -> Command:
     """The command that trains `recipe`. `launcher`: a module that starts the trainer, and the flags of this module."""
-    tiny = (*TINY, "--epochs", "1", "--max-steps", "2", "--small-crop-fraction", "0") if plan.rehearse else ()
+    tiny = (
+        (*TINY, "--epochs", "1", "--max-steps", "2", "--small-crops", "", "--freeze-late", "") if plan.rehearse else ()
+    )
     files: Command = ("--data-dir", plan.data, "--out", plan.run_dir(name or recipe), "--wandb", "disabled")
     modules: Command = (*launcher, "-m", "ddp_trainer.train") if launcher else ("ddp_trainer.train",)
     return _python(*modules, recipe, *files, *flags, *tiny)  # type: ignore[arg-type]

@@ -124,13 +124,24 @@ class Runtime:
         self._accelerator.free_memory()  # otherwise, Accelerate would also unscale the gradients of an earlier model
         if self.config.compile:  # in place, so that the names in the state dict do not change
             model.compile(dynamic=False)  # one compilation for each batch size and crop size
+        return self._wrap(model), self._accelerator.prepare(optimizer)
+
+    def wrap_again(self, wrapped: nn.Module) -> nn.Module:
+        """Wraps the model in a new DDP, after some of its parameters were frozen."""
+        if not isinstance(wrapped, DistributedDataParallel):
+            return wrapped
+        model = self._accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        self._accelerator._models.clear()
+        return self._wrap(model)
+
+    def _wrap(self, model: nn.Module) -> nn.Module:
         with warnings.catch_warnings():
             # torch 2.15 renames broadcast_buffers, but Accelerate still uses the old name.
             warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-            model, optimizer = self._accelerator.prepare(model, optimizer)
-        if isinstance(model, DistributedDataParallel) and self.device.type == "cuda":
-            model._set_ddp_runtime_logging_sample_rate(2**30)  # DDP's time measurements wait for the device
-        return model, optimizer
+            wrapped = self._accelerator.prepare(model)
+        if isinstance(wrapped, DistributedDataParallel) and self.device.type == "cuda":
+            wrapped._set_ddp_runtime_logging_sample_rate(2**30)  # DDP's time measurements wait for the device
+        return wrapped
 
     def place(self, model: nn.Module) -> nn.Module:
         """Moves the model to the device in the memory format of --channels-last, and applies --sync-bn.
@@ -203,24 +214,6 @@ class Runtime:
             dist.barrier(group=self._control)
             for group, margin in ((self._control, 0.0), (None, NCCL_MARGIN if self.device.type == "cuda" else 0.0)):
                 _set_timeout(timedelta(seconds=self.config.process_group_timeout + margin), group)
-
-    def generator_state(self) -> Tensor:
-        """State of torch's generators for the CPU and this process's GPU, (L,) uint8 on the device."""
-        states = [torch.get_rng_state()]
-        if self.device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(self.device))
-        return torch.cat(states).to(self.device)
-
-    def set_generator_state(self, state: Tensor) -> None:
-        """Restores a state from `generator_state`. Does nothing if the state is from another kind of device."""
-        sizes = [len(torch.get_rng_state())]
-        if self.device.type == "cuda":
-            sizes.append(len(torch.cuda.get_rng_state(self.device)))
-        if len(state) == sum(sizes):
-            own = [part.cpu().clone() for part in state.split(sizes)]  # clones, because torch ignores a view's offset
-            torch.set_rng_state(own[0])
-            if self.device.type == "cuda":
-                torch.cuda.set_rng_state(own[1], self.device)
 
     def synchronize(self) -> None:
         """Waits for the device, so that measured times include its work."""

@@ -11,7 +11,7 @@ from ddp_trainer.engine.observer import Observer, SilentObserver
 from ddp_trainer.engine.optim import build_optimizer
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.models.check import check_network
-from ddp_trainer.models.initial_weights import load_initial_weights
+from ddp_trainer.models.initial_weights import load_initial_weights, parameters_named
 from ddp_trainer.models.spec import ModelSpec, build_network
 
 
@@ -33,6 +33,7 @@ def prepare_network(config: TrainConfig, dataset: DatasetInfo, *, load_weights: 
             "with --freeze",
         )
         lines.append(f"{len(unused)} parameters of {name} get no gradient and do not change: {names}")
+    parameters_named(network, config.schedule.frozen_late, flag="--freeze-late")  # raises InputError for wrong names
     if load_weights and config.network.init_from is not None:
         loaded = load_initial_weights(network, config.network.init_from)
         lines.append(loaded.describe(config.network.init_from))
@@ -56,5 +57,6 @@ def build_trainer(
     data = data or build_data(config, runtime, dataset)
     if network is None:
         network, _ = prepare_network(config, dataset, load_weights=True)
-    optimizer = build_optimizer(network, config.optim)
+    late = parameters_named(network, config.schedule.frozen_late, flag="--freeze-late")
+    optimizer = build_optimizer(network, config.optim, late)
     return Trainer(config, runtime, network, optimizer, data, observer or SilentObserver())

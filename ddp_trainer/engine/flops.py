@@ -10,6 +10,7 @@ from ddp_trainer.config import OptimConfig, TrainConfig
 from ddp_trainer.engine.newton_schulz import orthogonalize
 from ddp_trainer.engine.optim import parameter_groups
 from ddp_trainer.models.blank_pass import blank_passes
+from ddp_trainer.models.initial_weights import freeze
 from ddp_trainer.models.spec import ModelSpec, build_network
 
 
@@ -27,12 +28,17 @@ class TrainingFlops(NamedTuple):
 def training_flops(config: TrainConfig, spec: ModelSpec, *, steps: int, num_images: int) -> TrainingFlops:
     """Operations of the first `steps` steps of a run on `num_images` training images."""
     schedule = config.schedule
-    steps_per_epoch = schedule.steps_per_epoch(num_images)
-    epochs = (step // steps_per_epoch for step in range(steps))
-    sides = Counter(schedule.crop_side(spec.image_size, epoch=epoch) for epoch in epochs)
-    model = build_network(config.network, spec)
-    per_image = sum(count * training_flops_per_image(model, side) for side, count in sides.items())
-    return TrainingFlops(schedule.batch_size * per_image, steps * optimizer_flops_per_step(model, config.optim))
+    total_steps = schedule.total_steps(num_images)
+    freeze_step = schedule.freeze_step(total_steps)
+    sides = (schedule.crop_side(spec.image_size, step=step, total_steps=total_steps) for step in range(steps))
+    kinds = Counter((step >= freeze_step, side) for step, side in enumerate(sides))
+    model, network, optimizer = build_network(config.network, spec), 0.0, 0.0
+    for (frozen, side), count in sorted(kinds.items()):
+        if frozen:
+            freeze(model, schedule.frozen_late)
+        network += count * schedule.batch_size * training_flops_per_image(model, side)
+        optimizer += count * optimizer_flops_per_step(model, config.optim)
+    return TrainingFlops(network, optimizer)
 
 
 def training_flops_per_image(model: nn.Module, image_size: int) -> float:

@@ -1,5 +1,6 @@
 """Builds the parameter groups and the optimizer from the settings, and sets its learning rates."""
 
+from collections.abc import Collection
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,22 +16,28 @@ class Kind(NamedTuple):
     peak_lr: float
     weight_decay: float
     muon: Literal["filters", "matrix"] | None  # see `Muon`
+    late: bool  # whether --freeze-late names the parameter; its learning rate falls to 0
 
 
-def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, config: OptimConfig, frozen_late: Collection[nn.Parameter] = ()
+) -> list[dict[str, Any]]:
     """Trainable parameters, grouped by peak learning rate, weight decay and, for Muon, the kind of update.
 
     Weight decay applies to parameters with at least two dimensions, such as the weights of linear layers, except to
-    filters that Muon rescales. It does not apply to biases and normalization layers.
+    filters that Muon rescales. It does not apply to biases and normalization layers. `frozen_late`: the parameters
+    that --freeze-late names.
     """
-    head = _head_of(model)
+    head, late = _head_of(model), set(frozen_late)
     kinds: dict[Kind, list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()  # a parameter that two layers share is updated once
     for layer in model.modules():
         for name, parameter in layer.named_parameters(recurse=False):
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
-                kinds.setdefault(_kind_of(layer, name, parameter, head, config), []).append(parameter)
+                kinds.setdefault(
+                    _kind_of(layer, name, parameter, head, config)._replace(late=parameter in late), []
+                ).append(parameter)
     return [{"params": parameters, **kind._asdict()} for kind, parameters in kinds.items()]
 
 
@@ -51,12 +58,14 @@ def _kind_of(layer: nn.Module, name: str, parameter: nn.Parameter, head: nn.Modu
         elif isinstance(layer, nn.Linear | nn.Conv2d):
             muon = "matrix"
     decay = config.weight_decay if parameter.ndim >= 2 and muon != "filters" else 0.0
-    return Kind(config.peak_lr if own_rate is None else own_rate, decay, muon)
+    return Kind(config.peak_lr if own_rate is None else own_rate, decay, muon, late=False)
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, frozen_late: Collection[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
     """The optimizer that --optimizer names. It is fused, also on the CPU: one kernel applies each group's update."""
-    groups = parameter_groups(model, config)
+    groups = parameter_groups(model, config, frozen_late)
     if config.optimizer == "muon":
         return Muon(groups, lr=config.peak_lr)
     if config.optimizer == "adamw":
@@ -76,18 +85,26 @@ class LearningRates:
         groups = optimizer.param_groups
         device = groups[0]["params"][0].device
         self._on_device = device.type != "cpu"
-        self._peaks = torch.tensor([group["peak_lr"] for group in groups], dtype=torch.float64).to(device)
+        peaks = torch.tensor(
+            [[group["peak_lr"] * (group["late"] == late) for group in groups] for late in (False, True)]
+        )
+        self._peaks, self._late_peaks = peaks.double().to(device)
+        self._has_late = any(group["late"] for group in groups)
         self._rates = torch.zeros(len(groups), device=device)  # one kernel fills the scalars of all groups
 
-    def set(self, share_of_peak: float) -> None:
+    def set(self, share_of_peak: float, *, late: float | None = None) -> None:
+        """`late`: the share of the peak for the parameters of --freeze-late; default: `share_of_peak`."""
+        late = share_of_peak if late is None else late
         groups = self._optimizer.param_groups  # load_state_dict replaces this list
         if self._on_device:
             torch.mul(self._peaks, share_of_peak, out=self._rates)
+            if self._has_late:
+                self._rates.add_(self._late_peaks, alpha=late)
             for group, rate in zip(groups, self._rates.unbind(), strict=True):
                 group["lr"] = rate
         else:
             for group in groups:
-                group["lr"] = share_of_peak * group["peak_lr"]
+                group["lr"] = (late if group["late"] else share_of_peak) * group["peak_lr"]
 
 
 def zero_momentum(optimizer: torch.optim.Optimizer) -> None:

@@ -16,6 +16,7 @@ from data_prep.errors import require
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.ema import Ema
 from ddp_trainer.engine.metrics import RunningSums, Stopwatch
+from ddp_trainer.engine.random_state import random_state, restore_random_state
 from ddp_trainer.engine.step_guard import SkippedSteps, StepGuard
 from ddp_trainer.tracking.metric_files import Record
 
@@ -79,7 +80,7 @@ class TrainState:
             "buffers": self.runtime.gather_named(self._buffers()),  # {name: (world_size, ...)}
             "sums": self.runtime.gather(self.sums.values),  # (world_size, 3)
             "logged_sums": self.logged_sums,
-            "generators": self.runtime.gather(self.runtime.generator_state()),  # (world_size, L)
+            "generators": self.runtime.gather(random_state(self.runtime.device)),  # (world_size, L)
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -102,7 +103,7 @@ class TrainState:
         self.sums.values.copy_(sums[rank] if len(sums) == world_size else sums.sum(dim=0) / world_size)
         self.logged_sums.copy_(state["logged_sums"])
         if len(state["generators"]) == world_size:
-            self.runtime.set_generator_state(state["generators"][rank])
+            restore_random_state(state["generators"][rank], self.runtime.device)
 
     def start_epoch(self, sums: Tensor) -> None:
         """Resets what is counted per epoch: loss, hits, seconds, skipped steps. `sums`: those of the epoch."""

@@ -1,4 +1,4 @@
-"""The training loop: steps, epochs and the whole run. Only this module computes the gradients of a step.
+"""The training loop: steps, epochs and the whole run.
 
 Processes, tracking and saving are left to the `Runtime` and the `Observer` that are passed in. The loop never waits
 for the device within a step: the host reads the results of each step one step later.
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from data_prep.augment import AugmentedBatch, split_batch
 from data_prep.loader import Batch
 from data_prep.watched_file import DatasetChanged
 from ddp_trainer.config import TrainConfig
@@ -19,19 +18,18 @@ from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import Preempted
 from ddp_trainer.distributed.sync_batchnorm import averaged_batchnorm
 from ddp_trainer.engine.data import RunData
+from ddp_trainer.engine.device_step import DeviceStep
 from ddp_trainer.engine.ema import Ema
 from ddp_trainer.engine.evaluation import Evaluation
-from ddp_trainer.engine.graph import GraphedStep, why_not
-from ddp_trainer.engine.loss import losses_per_image
 from ddp_trainer.engine.metrics import averages
 from ddp_trainer.engine.observer import Observer
 from ddp_trainer.engine.optim import LearningRates, zero_momentum
 from ddp_trainer.engine.save_schedule import SaveSchedule
 from ddp_trainer.engine.skipped_step import reporting_the_end
-from ddp_trainer.engine.step_guard import Attempt, weights_if_finite
+from ddp_trainer.engine.step_guard import Attempt
 from ddp_trainer.engine.step_log import StepLog
 from ddp_trainer.engine.train_state import TrainState
-from ddp_trainer.engine.warm_up import warm_up
+from ddp_trainer.models.initial_weights import parameters_named
 from ddp_trainer.tracking.metric_files import Record
 
 
@@ -51,23 +49,21 @@ class Trainer:
         self.model = runtime.place(model)
         ema = Ema(self.model, decay=config.optim.ema_decay) if config.optim.ema_decay else None
         self.evaluated_model = self.model if ema is None else ema.module
-        self.wrapped, wrapped_optimizer = runtime.prepare(self.model, optimizer, passes=config.schedule.passes)
+        wrapped, wrapped_optimizer = runtime.prepare(self.model, optimizer, passes=config.schedule.passes)
         zero_momentum(optimizer)
         self.rates = LearningRates(optimizer)
         self.state = TrainState(self.model, wrapped_optimizer, ema, runtime, clip=self._clip_gradients)
         self.guard = self.state.guard
-        self.steps_per_epoch = config.schedule.steps_per_epoch(len(data.samples))
-        self.last_step = config.schedule.last_step(len(data.samples))
+        schedule, num_images = config.schedule, len(data.samples)
+        self.steps_per_epoch = schedule.steps_per_epoch(num_images)
+        self.total_steps, self.last_step = schedule.total_steps(num_images), schedule.last_step(num_images)
+        self.freeze_step = schedule.freeze_step(self.total_steps)
+        self.frozen_late = False
         self.saves = SaveSchedule(config, runtime, steps_per_epoch=self.steps_per_epoch, last_step=self.last_step)
         self.step_log = StepLog(config.run.log_every_steps)
         self.share_of_peak: Callable[[int], float] = self._one_cycle
         self.rates.set(1.0)
-        self._mean_share = math.nan  # makes the gradients NaN, so that the guard skips the steps of the warm-up
-        warm_up(self.wrapped, self.state, self._work, config, data.evaluator.spec.image_size)
-        self._mean_share = config.schedule.batch_size / runtime.world_size
-        self.not_captured = why_not(config, runtime)
-        graphed = None if self.not_captured else GraphedStep(self._work, optimizer, observer.progress.note)
-        self._take = graphed or self._work
+        self.device_step = DeviceStep(config, runtime, self.state, wrapped, data, say=observer.progress.note)
 
     def fit(self) -> Evaluation:
         """Trains to the last step and returns the last evaluation, with test-time augmentation.
@@ -93,7 +89,8 @@ class Trainer:
         """Takes the remaining steps of `epoch` (0-based), at most up to the last step of the run."""
         before = epoch * self.steps_per_epoch
         progress = self.observer.progress
-        progress.start(epoch + 1, self.config.schedule.epochs, self.steps_per_epoch, self.state.step - before)
+        steps, epochs = min(self.steps_per_epoch, self.total_steps - before), math.ceil(self.config.schedule.epochs)
+        progress.start(epoch + 1, epochs, steps, self.state.step - before)
         self.state.watch.start()
         for step in self.steps(epoch, until=self.last_step):
             self.observer.check()
@@ -126,40 +123,20 @@ class Trainer:
         `draws`: random bits from `Augmenter.draw`; default: those for `epoch`.
         """
         draws = self.data.augmenter.draw(batch.indices, epoch) if draws is None else draws
-        side = self.config.schedule.crop_side(batch.images.size(2), epoch=epoch)
-        self.rates.set(self.share_of_peak(self.state.step))
-        losses = self._take(batch, draws, side)
-        self.guard.look_back(Attempt(self.state.step, batch.indices, losses))
+        step, total_steps, schedule = self.state.step, self.total_steps, self.config.schedule
+        if step >= self.freeze_step and not self.frozen_late:
+            self._freeze_late()
+        share = self.share_of_peak(step)
+        self.rates.set(share, late=share * schedule.cooling(step, total_steps=total_steps))
+        side = schedule.crop_side(batch.images.size(2), step=step, total_steps=total_steps)
+        losses = self.device_step(batch, draws, side)
+        self.guard.look_back(Attempt(step, batch.indices, losses))
         self.state.step += 1
 
-    def _work(self, batch: Batch, draws: Tensor, side: int) -> Tensor:
-        """Does the device's part of a step. Returns the losses, (N,). Stores nothing on the host: see `GraphedStep`."""
-        augmented = self.data.augmenter.augment(batch, draws, side)
-        losses = []
-        with self.guard.attempt() as decision:
-            parts = list(split_batch(augmented, self.config.schedule.passes))
-            for part in parts:  # only the last backward pass averages the gradients over the ranks
-                with contextlib.nullcontext() if part is parts[-1] else self.runtime.no_sync(self.wrapped):
-                    losses.append(self._backward(part))
-        if self.state.ema is not None:
-            self.state.ema.update(self.model, skip=decision.skipped)
-        return torch.cat(losses) if len(losses) > 1 else losses[0]
-
-    def _backward(self, part: AugmentedBatch) -> Tensor:
-        """Adds the gradients of `part`, updates the running sums, and returns the losses, (N,)."""
-        logits = self.wrapped(self.runtime.laid_out(part.images))
-        losses = losses_per_image(
-            logits,
-            part.labels,
-            part.partner_labels,
-            part.label_weights,
-            label_smoothing=self.config.optim.label_smoothing,
-            class_weights=self.data.class_weights,
-        )
-        # With this weight, DDP's average over ranks is the global batch's mean gradient, even if their shares differ.
-        self.runtime.backward(losses, weights_if_finite(1 / self._mean_share, losses))
-        self.state.sums.add(losses.detach(), logits.detach().argmax(dim=1) == part.labels)
-        return losses.detach()
+    def _freeze_late(self) -> None:
+        parameters = parameters_named(self.model, self.config.schedule.frozen_late, flag="--freeze-late")
+        self.device_step.freeze(parameters)
+        self.frozen_late = True
 
     def finish_epoch(self, epoch: int) -> Evaluation:
         """Evaluates the model, records the epoch, saves a checkpoint if one is due, and returns the evaluation.
@@ -204,7 +181,7 @@ class Trainer:
 
     def averaged_batchnorm(self) -> contextlib.AbstractContextManager:
         """Within the context, the running statistics of the evaluated model are those over all ranks' images."""
-        weight = self.data.loader.batch_size / self._mean_share
+        weight = self.data.loader.batch_size / self.device_step.mean_share
         return averaged_batchnorm(self.evaluated_model, self.runtime.sum_over_ranks, self.runtime.world_size, weight)
 
     def save(self) -> None:
@@ -229,14 +206,14 @@ class Trainer:
             self.observer.step_record(record)
 
     def _one_cycle(self, step: int) -> float:
-        return self.config.schedule.one_cycle(step, steps_per_epoch=self.steps_per_epoch)
+        return self.config.schedule.one_cycle(step, total_steps=self.total_steps)
 
     def _learning_rate(self, step: int) -> float:
         return self.config.optim.peak_lr * self.share_of_peak(step)
 
     def _clip_gradients(self) -> None:
         if self.config.optim.clip_norm:
-            self.runtime.clip_gradients(self.wrapped, self.config.optim.clip_norm)
+            self.runtime.clip_gradients(self.model, self.config.optim.clip_norm)
 
     def _progress_values(self) -> dict[str, float]:
         """Figures for the progress bar. They come from this rank's images, so drawing involves no other rank."""

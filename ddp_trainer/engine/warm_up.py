@@ -14,7 +14,6 @@ from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.data import images_in_step
 from ddp_trainer.engine.graph import Work
-from ddp_trainer.engine.step_guard import SkippedSteps
 from ddp_trainer.engine.train_state import TrainState
 from ddp_trainer.models.blank_pass import blank_images, blank_passes
 
@@ -48,12 +47,12 @@ def warm_up(wrapped: nn.Module, state: TrainState, work: Work, config: TrainConf
 def take_skipped_steps(work: Work, state: TrainState, batch: Batch, sides: list[int]) -> None:
     """Takes steps at each crop size in `sides`. The guard must skip all of them, so that `state` stays the same."""
     scaler = state.runtime.scaler
-    scale = None if scaler is None else scaler.state_dict()
+    scale, counts = None if scaler is None else scaler.state_dict(), state.guard.settle()
     draws = torch.zeros((NUM_DRAWS, len(batch.indices)), dtype=torch.int64, device=batch.indices.device)
     for side in sides:
         for _ in range(STEPS):
             work(batch, draws, side)
-    state.guard.restore(SkippedSteps(0, 0))
+    state.guard.restore(counts)
     if scaler is not None and scale is not None:
         scaler.load_state_dict(scale)
     state.runtime.synchronize()

@@ -77,14 +77,23 @@ def read_weights(source: Path) -> dict[str, Tensor]:
 def freeze(network: nn.Module, patterns: tuple[str, ...]) -> None:
     """Excludes from training every parameter whose name matches one of `patterns`, such as `features.*`.
 
-    Raises InputError for a pattern that matches nothing, or if nothing is left to train.
+    Raises the same errors as `parameters_named`.
     """
-    parameters = dict(network.named_parameters())
+    for parameter in parameters_named(network, patterns, flag="--freeze"):
+        parameter.requires_grad_(False)
+
+
+def parameters_named(network: nn.Module, patterns: tuple[str, ...], *, flag: str) -> set[nn.Parameter]:
+    """The parameters whose names match one of `patterns`. `flag`: where the patterns come from, for error messages.
+
+    Raises InputError for a pattern that matches nothing, or if there is no other parameter to train.
+    """
+    parameters, found = dict(network.named_parameters()), set[nn.Parameter]()
     for pattern in patterns:
-        matching = [name for name in parameters if fnmatchcase(name, pattern)]
+        matching = [parameter for name, parameter in parameters.items() if fnmatchcase(name, pattern)]
         some = ", ".join(list(parameters)[:3])
-        require(bool(matching), f"--freeze {pattern} matches no parameter; the first parameters are {some}, ...")
-        for name in matching:
-            parameters[name].requires_grad_(False)
-    trains = any(parameter.requires_grad for parameter in parameters.values())
-    require(not patterns or trains, f"--freeze {','.join(patterns)} leaves nothing to train")
+        require(bool(matching), f"{flag} {pattern} matches no parameter; the first parameters are {some}, ...")
+        found.update(matching)
+    trains = any(parameter.requires_grad and parameter not in found for parameter in parameters.values())
+    require(not patterns or trains, f"{flag} {','.join(patterns)} leaves nothing to train")
+    return found

@@ -61,6 +61,11 @@ def _check_sides(config: TrainConfig, image_size: int) -> None:
         f"--train-size must be at least {SMALLEST_SIDE}, got {train_size}",
     )
     smallest = min(config.schedule.crop_sides(image_size))
+    require(
+        all(side < train_size for side, _ in config.schedule.crop_phases),
+        f"--small-crops {config.schedule.small_crops}: small crops must be smaller than the other crops, which have "
+        f"{train_size} pixels a side",
+    )
     for flag, pixels, side in (
         ("crop-padding", config.augment.crop_padding if padded else 0, image_size),
         ("cutout", config.augment.cutout, smallest),
@@ -69,8 +74,8 @@ def _check_sides(config: TrainConfig, image_size: int) -> None:
         require(pixels < side, f"--{flag} must be below the side of the {what}, {side} pixels, got {pixels}")
     require(
         smallest >= SMALLEST_SIDE,
-        f"--small-crop-fraction {config.schedule.small_crop_fraction}: the first crops have {smallest} pixels a side, "
-        f"but the network needs at least {SMALLEST_SIDE}; use --small-crop-fraction 0, or prepare larger images",
+        f"--small-crops {config.schedule.small_crops}: the network needs crops of at least {SMALLEST_SIDE} pixels a "
+        f"side, got {smallest}",
     )
 
 

@@ -1,6 +1,7 @@
 """The trainer's observer on the main process: prints, logs to the trackers, writes checkpoints and status.json."""
 
 import contextlib
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -49,7 +50,7 @@ class Recorder(SilentRecorder):
     ) -> None:
         super().__init__()
         self.run_dir, self.tracker, self.settings, self.profiler = run_dir, tracker, settings, profiler
-        self.epochs, self.split = config.schedule.epochs, config.data.evaluation_split
+        self.epochs, self.split = math.ceil(config.schedule.epochs), config.data.evaluation_split
         self.progress = build_progress(enabled=True)
         self.checkpoints = CheckpointSaver(run_dir.checkpoints, keep=config.run.keep_checkpoints)
         self.step, self.epoch = 0, 0
@@ -143,7 +144,7 @@ def describe_plan(trainer: Trainer) -> str:
     dropped = f" ({leftover} leftover images are dropped each epoch, different ones every time)" if leftover else ""
     graphs = ""
     if runtime.device.type == "cuda":
-        reason = trainer.not_captured
+        reason = trainer.device_step.not_captured
         graphs = f", without CUDA graphs ({reason})" if reason else ", with CUDA graphs"
     passes = f" in {schedule.passes} passes" if schedule.passes > 1 else ""
     end = f", ends after step {schedule.max_steps} (--max-steps)" if schedule.max_steps else ""
@@ -154,7 +155,7 @@ def describe_plan(trainer: Trainer) -> str:
             "does not include them; raise --validation, or add images"
         )
     return (
-        f"{trainer.config.recipe}: {schedule.epochs} epochs x {trainer.steps_per_epoch} steps{end}, "
+        f"{trainer.config.recipe}: {schedule.epochs:g} epochs x {trainer.steps_per_epoch} steps{end}, "
         f"batch {schedule.batch_size}{passes}{dropped}, "
         f"{runtime.world_size} x {runtime.device_name}, {runtime.precision}{graphs}{unseen}"
     )

@@ -133,7 +133,7 @@ def test_backward_is_called_in_few_files() -> None:
     """The trainer calls it through the runtime. Checks, measurements and warm-up steps call it directly."""
     callers = {name_of(file) for file in MODULES for _, _, name in calls_in(file) if name == "backward"}
     assert callers == {
-        "ddp_trainer/engine/trainer.py",
+        "ddp_trainer/engine/device_step.py",
         "ddp_trainer/distributed/runtime.py",
         "ddp_trainer/engine/flops.py",
         "ddp_trainer/engine/passes.py",

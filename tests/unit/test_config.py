@@ -61,7 +61,7 @@ def test_help_lists_every_documented_flag_and_every_recipe(capsys: pytest.Captur
         (["--accumulate", "some"], "some"),
         (["--crop-scale", "0.5", "0.2"], "--crop-scale must be two shares in (0, 1], the smaller one first"),
         (["--train-size", "0"], "--train-size must be at least 1, got 0"),
-        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--epochs", "0"], "--epochs must be above 0, got 0"),
         (["--batch-size", "-1"], "--batch-size must be at least 1, got -1"),
         (["--widths", "8", "8", "0", "8"], "--widths must be at least 1, got 8 8 0 8"),
         (["--log-every-steps", "-1"], "--log-every-steps must be at least 0, got -1"),
@@ -129,7 +129,7 @@ def test_batch_that_cannot_be_split_is_refused(arguments: list[str], expected: s
         (["--cutout", "32"], "--cutout must be below the side of the images, 32 pixels, got 32"),
         (["--crop-padding", "32"], "--crop-padding must be below the side of the images, 32 pixels, got 32"),
         (
-            ["--epochs", "4", "--small-crop-fraction", ".5", "--cutout", "16"],
+            ["--small-crops", "16:0.5", "--cutout", "16"],
             "--cutout must be below the side of the smallest crops, 16 pixels, got 16",
         ),
         (["--train-size", "24", "--cutout", "24"], "--cutout must be below the side of the smallest crops, 24 pixels"),
@@ -145,11 +145,13 @@ def test_settings_that_do_not_fit_the_dataset_are_refused(tiny_dir: Path, argume
         check_settings(parse("smoke", *arguments), dataset, world_size=1)
 
 
-def test_small_crops_must_be_large_enough_for_the_network(tiny_dir: Path) -> None:
-    dataset, config = read_dataset(tiny_dir), parse("smoke", "--epochs", "4", "--small-crop-fraction", "0.5")
+def test_small_crops_must_fit_the_network_and_the_images(tiny_dir: Path) -> None:
+    dataset, config = read_dataset(tiny_dir), parse("smoke", "--small-crops", "8:0.5")
     assert check_settings(config, dataclasses.replace(dataset, image_size=16), world_size=1) == 96
-    with pytest.raises(InputError, match=r"--small-crop-fraction 0\.5: the first crops have 7 pixels a side"):
-        check_settings(config, dataclasses.replace(dataset, image_size=15), world_size=1)
+    with pytest.raises(InputError, match=r"--small-crops 7:0\.5: the network needs crops of at least 8 pixels a side"):
+        check_settings(parse("smoke", "--small-crops", "7:0.5"), dataset, world_size=1)
+    with pytest.raises(InputError, match=r"--small-crops 32:0\.5: small crops must be smaller than the other crops"):
+        check_settings(parse("smoke", "--small-crops", "32:0.5"), dataset, world_size=1)
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ class Repeated:
         return self.losses
 
     def replay(self) -> None:
-        self.losses.copy_(self.trainer._work(*self.arguments))
+        self.losses.copy_(self.trainer.device_step.work(*self.arguments))
 
 
 @pytest.fixture
@@ -54,9 +54,9 @@ def graphed(trainer: Trainer) -> Trainer:
 
     def work(*arguments: Any) -> Tensor:
         graph = Repeated.capturing
-        return trainer._work(*arguments) if graph is None else graph.remember(trainer, arguments)
+        return trainer.device_step.work(*arguments) if graph is None else graph.remember(trainer, arguments)
 
-    trainer._take = GraphedStep(work, trainer.state.optimizer, say=pytest.fail)
+    trainer.device_step._take = GraphedStep(work, trainer.state.optimizer, say=pytest.fail)
     return trainer
 
 
@@ -74,7 +74,7 @@ def settings(tiny_dir: Path) -> TrainConfig:
     return replace(
         config,
         augment=replace(config.augment, flip="alternating"),
-        schedule=replace(config.schedule, epochs=3, small_crop_fraction=0.7),
+        schedule=replace(config.schedule, epochs=3, small_crops="16:0.35,24:0.6", freeze_late="features.0.*"),
         optim=replace(config.optim, ema_decay=0.9),
     )
 

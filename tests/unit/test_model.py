@@ -80,7 +80,7 @@ def test_counting_operations_leaves_the_model_unchanged() -> None:
 def test_small_crops_take_fewer_operations(steps: int, share: float) -> None:
     """Half the side means a quarter of the pixels, and so about a quarter of the operations."""
     large = replace(RECIPES["baseline"], schedule=replace(RECIPES["baseline"].schedule, epochs=7, batch_size=500))
-    small = replace(large, schedule=replace(large.schedule, small_crop_fraction=0.75))
+    small = replace(large, schedule=replace(large.schedule, small_crops="16:0.286,24:0.714"))
     counted, whole = (training_flops(config, SPEC, steps=steps, num_images=50_000) for config in (small, large))
     assert counted.total / whole.total == pytest.approx(share, rel=1e-3)
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from ddp_trainer.config import NetworkConfig, OptimConfig
 from ddp_trainer.engine.optim import LearningRates, build_optimizer, parameter_groups
 from ddp_trainer.models.custom_resnet import BatchNorm, CustomResNet
+from ddp_trainer.models.small_map_conv import Conv3x3
 from ddp_trainer.models.spec import ModelSpec, build_model, build_network, count_parameters
 
 
@@ -28,7 +29,7 @@ def test_head_and_biases_have_their_own_learning_rates() -> None:
     for layer in model.modules():
         for parameter in layer.parameters(recurse=False):
             peak_of_norm = 32.0 if parameter is layer.bias else 0.5
-            peak = {nn.Conv2d: 0.5, nn.Linear: 1.0, BatchNorm: peak_of_norm}[type(layer)]
+            peak = {Conv3x3: 0.5, nn.Linear: 1.0, BatchNorm: peak_of_norm}[type(layer)]
             assert rates[id(parameter)] == 0.25 * peak
 
 

@@ -41,9 +41,9 @@ def test_skipped_steps_do_not_change_the_state(tiny_dir: Path, optimizer: str) -
     plain, warmed = (narrow_trainer(config, single_runtime()) for _ in range(2))
     batch = next(iter(warmed.data.loader.batches(warmed.data.plan(0, config=config, runtime=warmed.runtime).samples)))
     before = state_of(warmed)
-    warmed._mean_share = math.nan
-    take_skipped_steps(warmed._work, warmed.state, batch, [16, 32])
-    warmed._mean_share = config.schedule.batch_size
+    warmed.device_step.mean_share = math.nan
+    take_skipped_steps(warmed.device_step.work, warmed.state, batch, [16, 32])
+    warmed.device_step.mean_share = config.schedule.batch_size
     assert differences(state_of(warmed), before) == []
     for trainer in (plain, warmed):
         trainer.train_step(batch, epoch=0)

@@ -59,7 +59,10 @@ def test_training_step_accepts_the_flags_of_the_trainer() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(("--side", "20"), "--side must be one of"), (("--batch-size", "97"), "--batch-size must be at most")],
+    [
+        (("--side", "33"), "--side must be 8 to 32 pixels, got 33"),
+        (("--batch-size", "97"), "--batch-size must be at most"),
+    ],
 )
 def test_training_step_refuses_settings_that_it_cannot_measure(
     flags: tuple[str, ...], message: str, tiny_dir: Path

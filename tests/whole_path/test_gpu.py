@@ -39,7 +39,7 @@ def train(*arguments: str | Path) -> None:
         ("--precision", "bf16", "--ema-decay", "0.9"),
         ("--precision", "fp16", "--optimizer", "muon", "--peak-lr", "0.1"),
         ("--precision", "fp16", "--data-mode", "stream", "--clip-norm", "1", "--accumulate", "2"),
-        ("--precision", "bf16", "--compile", "--small-crop-fraction", "0.5"),
+        ("--precision", "bf16", "--compile", "--small-crops", "24:0.5"),
     ],
 )
 def test_resumed_run_equals_the_uninterrupted_one(tiny_dir: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
@@ -58,7 +58,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tiny_dir: Path, tmp_path: Path
         ("--precision", "fp32"),
         ("--precision", "bf16", "--optimizer", "muon", "--peak-lr", "0.1", "--ema-decay", "0.9"),
         ("--precision", "bf16", "--optimizer", "adamw", "--peak-lr", "0.001", "--clip-norm", "1", "--cutmix", "1"),
-        ("--precision", "bf16", "--small-crop-fraction", "0.5", "--flip", "alternating"),
+        ("--precision", "bf16", "--small-crops", "24:0.5", "--flip", "alternating"),
     ],
 )
 def test_graphs_train_the_same_model_as_steps_without_them(

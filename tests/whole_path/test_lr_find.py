@@ -48,7 +48,7 @@ def test_rates_grow_by_a_constant_factor() -> None:
 
 
 def test_range_test_uses_whole_images_even_if_the_recipe_has_small_crops() -> None:
-    test = parse(["baseline", "--small-crop-fraction", "0.5", "--batch-size", "8"])
+    test = parse(["baseline", "--small-crops", "16:0.5", "--freeze-late", "features.0.*", "--batch-size", "8"])
     assert test.as_train_config().schedule.crop_sides(32) == [32]
     assert test.as_train_config().schedule.batch_size == 8
 

@@ -100,17 +100,7 @@ def test_stderr_has_plain_lines_if_it_is_not_a_terminal(tiny_dir: Path, tmp_path
         ("--optimizer", "muon", "--peak-lr", "0.2", "--bias-lr", "2", "--clip-norm", "1", "--accumulate", "2"),
         ("--precision", "bf16", "--no-channels-last", "--data-mode", "stream", "--mixup", "0.4", "--deterministic"),
         pytest.param(
-            (
-                "--compile",
-                "--precision",
-                "bf16",
-                "--activation",
-                "celu",
-                "--small-crop-fraction",
-                "0.5",
-                "--max-steps",
-                "6",
-            ),
+            ("--compile", "--precision", "bf16", "--activation", "celu", "--small-crops", "24:0.5", "--max-steps", "6"),
             marks=[
                 pytest.mark.skipif(not can_compile(), reason="g++ or Python.h is missing"),
                 # With this setting, torch 2.15 writes C++ that does not compile.

@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddp_trainer.engine import step_guard
-from ddp_trainer.engine import trainer as trainer_module
+from ddp_trainer.engine import device_step, step_guard
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.recipes import RECIPES
 from tests.support.blank_steps import MetaRuntime, blank_batch, blank_trainer, changed_recipe
@@ -56,9 +55,12 @@ def trainer_of(recipe: str, **settings: dict[str, Any]) -> Trainer:
 
 
 def take_steps(trainer: Trainer) -> None:
-    """Takes one step at each crop size."""
-    for epoch in sorted({0, trainer.config.schedule.small_crop_epochs // 2, trainer.config.schedule.epochs - 1}):
-        trainer.train_step(blank_batch(trainer.config.schedule.batch_size, META), epoch)
+    """Takes one step at each crop size, and one after the late freezing."""
+    schedule, total = trainer.config.schedule, trainer.total_steps
+    first_steps = {0, *(round(share * total) for _, share in schedule.crop_phases)}
+    for step in sorted(first_steps | ({int(trainer.freeze_step)} if schedule.freeze_late else set())):
+        trainer.state.step = step
+        trainer.train_step(blank_batch(schedule.batch_size, META), epoch=0)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -83,12 +85,12 @@ WAITS: dict[str, Callable[[Tensor], object]] = {
 
 @pytest.mark.parametrize("wait", WAITS)
 def test_a_wait_within_a_step_raises_an_error(monkeypatch: pytest.MonkeyPatch, wait: str) -> None:
-    trainer, plain = trainer_of("smoke"), trainer_module.weights_if_finite
+    trainer, plain = trainer_of("smoke"), device_step.weights_if_finite
 
     def waiting(weight: float, losses: Tensor) -> Tensor:
         WAITS[wait](losses.detach().sum())
         return plain(weight, losses)
 
-    monkeypatch.setattr(trainer_module, "weights_if_finite", waiting)
+    monkeypatch.setattr(device_step, "weights_if_finite", waiting)
     with pytest.raises((RuntimeError, NotImplementedError)):
         take_steps(trainer)

@@ -40,8 +40,8 @@ def changed(config: TrainConfig, *changes: Sections) -> TrainConfig:
     return config
 
 
-# 640 images: epochs of ten steps, on crops of 16, 24 and 32 pixels.
-PLAN: Sections = {"schedule": {"batch_size": 64, "epochs": 3, "small_crop_fraction": 0.7}}
+# 640 images: epochs of ten steps, on crops of 16, 24 and 32 pixels; the first layers are frozen in the last epoch.
+PLAN: Sections = {"schedule": {"batch_size": 64, "epochs": 3, "small_crops": "16:0.35,24:0.7"}}
 NARROW: Sections = {"network": {"widths": (8, 8, 16, 16)}}
 FAST, BASELINE = (changed(RECIPES[name], PLAN, NARROW) for name in ("fast", "baseline"))
 
@@ -59,7 +59,7 @@ CAPTURED = {
     "torchvision": changed(
         RECIPES["baseline"],
         PLAN,
-        {"network": {"network": "torchvision:resnet18"}, "schedule": {"small_crop_fraction": 0.0}},
+        {"network": {"network": "torchvision:resnet18"}, "schedule": {"small_crops": ""}},
     ),
 }
 

@@ -32,8 +32,8 @@ from tests.support.workers.fake_cuda_steps import Steps, careless
 def train(trainer: Trainer, epochs: int = 3) -> dict[str, Any]:
     """Trains for some epochs. Returns what was launched and captured, and the lines printed for the user."""
     said: list[str] = []
-    if isinstance(trainer._take, GraphedStep):
-        trainer._take._say = said.append
+    if isinstance(trainer.device_step._take, GraphedStep):
+        trainer.device_step._take._say = said.append
     with logged() as calls, counted_captures() as captures:
         for epoch in range(epochs):
             trainer.train_epoch(epoch)  # without evaluation, because that reads values that were never computed
@@ -64,11 +64,10 @@ def step_of(trainer: Trainer) -> Callable[[], None]:
         trainer.data.batches(epoch, slice(None), config=trainer.config, runtime=trainer.runtime)
         for epoch in itertools.count()
     )
-    last = trainer.config.schedule.epochs - 1
 
     def step() -> None:
         batch, draws = next(batches)
-        trainer.train_step(batch, last, draws)
+        trainer.train_step(batch, 0, draws)
 
     return step
 
@@ -99,8 +98,8 @@ def second_copy(trainer: Trainer) -> dict[str, Any]:
 
 @contextmanager
 def another_thread_waits(trainer: Trainer) -> Iterator[None]:
-    """Makes another thread wait for the device during each call of `trainer._work`, like the checkpoint thread."""
-    event, work = torch.cuda.Event(), trainer._work
+    """Makes another thread wait for the device during each call of `DeviceStep.work`, like the checkpoint thread."""
+    event, work = torch.cuda.Event(), trainer.device_step.work
 
     def slow_work(batch: Batch, draws: Tensor, side: int) -> Tensor:
         thread = threading.Thread(target=event.synchronize)
@@ -108,7 +107,7 @@ def another_thread_waits(trainer: Trainer) -> Iterator[None]:
         thread.join()
         return work(batch, draws, side)
 
-    trainer._take._work = slow_work  # type: ignore[union-attr]
+    trainer.device_step._take._work = slow_work  # type: ignore[union-attr]
     yield
 
 

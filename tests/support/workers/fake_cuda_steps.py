@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import ddp_trainer.engine.trainer as trainer_module
+import ddp_trainer.engine.device_step as device_step
 from data_prep.dataset import read_dataset
 from data_prep.loader import Batch
 from ddp_trainer.config import TrainConfig
@@ -42,13 +42,13 @@ class Steps:
 
     def calls(self, config: TrainConfig) -> Calls:
         """The calls of one step on whole images without a CUDA graph, after WARM_STEPS other steps."""
-        config = changed(config, {"runtime": {"graph": "off"}})
-        trainer, epoch = self.trainer(config), config.schedule.epochs - 1
+        config = changed(config, {"runtime": {"graph": "off"}, "schedule": {"small_crops": ""}})
+        trainer = self.trainer(config)
         batch, draws = first_batch(trainer)
         for _ in range(WARM_STEPS):
-            trainer.train_step(batch, epoch, draws)
+            trainer.train_step(batch, 0, draws)
         with logged() as calls:
-            trainer.train_step(batch, epoch, draws)
+            trainer.train_step(batch, 0, draws)
         return calls
 
     def passes(self, most: int) -> int:
@@ -73,12 +73,12 @@ def first_batch(trainer: Trainer) -> tuple[Batch, Tensor]:
 @contextmanager
 def careless(change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Applies `change` to the losses of all steps in the block."""
-    original = trainer_module.losses_per_image
-    trainer_module.losses_per_image = lambda *args, **options: change(original(*args, **options))
+    original = device_step.losses_per_image
+    device_step.losses_per_image = lambda *args, **options: change(original(*args, **options))
     try:
         yield
     finally:
-        trainer_module.losses_per_image = original
+        device_step.losses_per_image = original
 
 
 def main(data_dir: Path) -> None:

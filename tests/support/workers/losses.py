@@ -1,6 +1,7 @@
 """Writes the loss of the global batch at each step. Arguments: DATA_DIR OUT NAME=STEPS ...
 
-NAME is float32, float64 or balanced. `balanced` uses float64, mixup, `--balance batches` and classes of unequal size.
+NAME is float32, float64 or balanced. `balanced` uses float64, mixup, `--balance batches` and classes of unequal size,
+and freezes the first layers after 11 steps.
 BatchNorm is synchronized. The network is narrow, so that float64 on a CPU takes only seconds.
 """
 
@@ -26,17 +27,19 @@ def settings(data_dir: Path, name: str) -> TrainConfig:
     amplify that difference from step to step. In float64 this does not happen, so the recipe's learning rate is kept.
     """
     config = narrow_settings(data_dir)
+    config = replace(config, schedule=replace(config.schedule, epochs=20))
     peak_lr = 0.001 if name == "float32" else config.optim.peak_lr
     if name == "balanced":
         data = replace(config.data, balance="batches", validation=37)
-        config = replace(config, data=data, augment=replace(config.augment, mixup=0.5))
-    return replace(config, schedule=replace(config.schedule, epochs=20), optim=replace(config.optim, peak_lr=peak_lr))
+        schedule = replace(config.schedule, freeze_late="features.0.*", freeze_late_between=(0.01, 0.03))
+        config = replace(config, data=data, augment=replace(config.augment, mixup=0.5), schedule=schedule)
+    return replace(config, optim=replace(config.optim, peak_lr=peak_lr))
 
 
 def losses_of(trainer: Trainer, steps: int) -> list[float]:
     """Returns the loss of each of the first `steps` steps, averaged over the images of all ranks."""
     losses: list[float] = []
-    for _ in itertools.chain.from_iterable(map(trainer.steps, range(trainer.config.schedule.epochs))):
+    for _ in itertools.chain.from_iterable(map(trainer.steps, itertools.count())):
         losses.append(averages(trainer.runtime.sum_over_ranks(trainer.state.sums.values.clone())).loss)
         trainer.state.sums.reset()
         if len(losses) == steps:

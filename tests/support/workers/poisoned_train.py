@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import torch
 
-import ddp_trainer.engine.trainer
+import ddp_trainer.engine.device_step
 from ddp_trainer.distributed.launch import Launch
 from tests.support.workers.narrow_train import narrow_main
 
 
 def poison(step: int) -> None:
-    real, calls = ddp_trainer.engine.trainer.losses_per_image, []
+    real, calls = ddp_trainer.engine.device_step.losses_per_image, []
     launch = Launch.from_environment()
 
     def poisoned(*arguments: torch.Tensor, **options: float) -> torch.Tensor:
@@ -24,7 +24,7 @@ def poison(step: int) -> None:
             losses = losses.index_fill(0, torch.tensor(1), math.nan)
         return losses
 
-    ddp_trainer.engine.trainer.losses_per_image = poisoned  # type: ignore[assignment]
+    ddp_trainer.engine.device_step.losses_per_image = poisoned  # type: ignore[assignment]
 
 
 def main(argv: Sequence[str]) -> int:

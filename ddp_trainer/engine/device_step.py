@@ -1,0 +1,96 @@
+"""The device's part of a step. Only this module computes the gradients of a step.
+
+Nothing in it waits for the device or depends on values that the host stores, so that a GPU can repeat a step as one
+graph.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from data_prep.augment import AugmentedBatch, split_batch
+from data_prep.loader import Batch
+from ddp_trainer.config import TrainConfig
+from ddp_trainer.distributed.runtime import Runtime
+from ddp_trainer.engine.data import RunData
+from ddp_trainer.engine.graph import GraphedStep, why_not
+from ddp_trainer.engine.loss import losses_per_image
+from ddp_trainer.engine.step_guard import weights_if_finite
+from ddp_trainer.engine.train_state import TrainState
+from ddp_trainer.engine.warm_up import warm_up
+
+
+class DeviceStep:
+    """Augments a batch, computes its gradients, and updates the model, the running sums and the moving average."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        runtime: Runtime,
+        state: TrainState,
+        wrapped: nn.Module,
+        data: RunData,
+        *,
+        say: Callable[[str], object],
+    ) -> None:
+        """`wrapped`: the network of `state`, in DDP if there are several processes. `say`: see `GraphedStep`."""
+        self.config, self.runtime, self.state, self.wrapped, self.data = config, runtime, state, wrapped, data
+        self.not_captured = why_not(config, runtime)
+        self._say = say
+        self._prepare()
+
+    def __call__(self, batch: Batch, draws: Tensor, side: int) -> Tensor:
+        """Takes one step on crops of `side` pixels, or skips it. Returns the losses, (N,). See `Augmenter.draw`."""
+        return self._take(batch, draws, side)
+
+    def freeze(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Excludes `parameters` from all following backward passes. A collective operation that waits for the device.
+
+        DDP is rebuilt, since it would wait for their gradients. The next step is captured into a new graph, since the
+        old one would compute these gradients.
+        """
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        self.wrapped = self.runtime.wrap_again(self.wrapped)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Warms up, so that the first step takes no longer than others, and prepares the capture of graphs."""
+        config, schedule = self.config, self.config.schedule
+        self.mean_share = math.nan  # makes the gradients NaN, so that the guard skips the steps of the warm-up
+        warm_up(self.wrapped, self.state, self.work, config, self.data.evaluator.spec.image_size)
+        self.mean_share = schedule.batch_size / self.runtime.world_size
+        self._take = self.work if self.not_captured else GraphedStep(self.work, self.state.optimizer, self._say)
+
+    def work(self, batch: Batch, draws: Tensor, side: int) -> Tensor:
+        """Does what a call does, without a graph. Stores nothing on the host: see `GraphedStep`."""
+        state = self.state
+        augmented = self.data.augmenter.augment(batch, draws, side)
+        losses = []
+        with state.guard.attempt() as decision:
+            parts = list(split_batch(augmented, self.config.schedule.passes))
+            for part in parts:  # only the last backward pass averages the gradients over the ranks
+                with contextlib.nullcontext() if part is parts[-1] else self.runtime.no_sync(self.wrapped):
+                    losses.append(self._backward(part))
+        if state.ema is not None:
+            state.ema.update(state.model, skip=decision.skipped)
+        return torch.cat(losses) if len(losses) > 1 else losses[0]
+
+    def _backward(self, part: AugmentedBatch) -> Tensor:
+        """Adds the gradients of `part`, updates the running sums, and returns the losses, (N,)."""
+        logits = self.wrapped(self.runtime.laid_out(part.images))
+        losses = losses_per_image(
+            logits,
+            part.labels,
+            part.partner_labels,
+            part.label_weights,
+            label_smoothing=self.config.optim.label_smoothing,
+            class_weights=self.data.class_weights,
+        )
+        # With this weight, DDP's average over ranks is the global batch's mean gradient, even if their shares differ.
+        self.runtime.backward(losses, weights_if_finite(1 / self.mean_share, losses))
+        self.state.sums.add(losses.detach(), logits.detach().argmax(dim=1) == part.labels)
+        return losses.detach()
