@@ -73,7 +73,8 @@ def sides_of_areas(
     RandomResizedCrop draws another area if a crop does not fit, so its areas are smaller on average. The method is from
     Szegedy et al., arXiv 1409.4842.
     """
-    # log and exp may round differently at another position in a vector. In float64, that does not change rounded sides.
+    # log and exp of the same value may differ in the last bit, depending on its position in the tensor. In float64,
+    # this difference is too small to change the sides, which are rounded to whole pixels.
     shares, positions = shares.double(), positions.double()
     square, room = math.log(size[1] / size[0]), -shares.log()
     low = (square - room).clamp(min=math.log(ratios[0]))

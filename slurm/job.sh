@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Sourced by all job scripts, in the repository: messages, the settings of this cluster, and the Python environment.
+# All job scripts source this file, with the repository as the working directory. It defines helper functions, reads
+# the settings of this cluster, and finds the Python environment.
 
 say() { echo "slurm: $*" >&2; }
 stop() {
@@ -13,12 +14,11 @@ stat_of() { stat --format='%i %y' "$1" 2>/dev/null || true; }
 # Whether $1 is a whole number. If anything else reached Bash's arithmetic, Bash would run code in it.
 is_number() { [[ $1 =~ ^(0|[1-9][0-9]{0,8})$ ]]; }
 
-# The scripts of modules and conda fail under -e and -u.
 if [[ -f slurm/cluster.env ]]; then
   ! grep -q $'\r' slurm/cluster.env ||
     stop "slurm/cluster.env has Windows line endings, which would become part of its values;" \
       "fix: sed -i 's/\r\$//' slurm/cluster.env"
-  set +eu
+  set +eu # the scripts of modules and conda fail under -e and -u
   # shellcheck source=/dev/null
   source slurm/cluster.env
   set -eu

@@ -10,8 +10,9 @@ source slurm/job.sh
 
 stop_requested='' child='' interrupted=''
 
-# SLURM signals every process of the job step, so the trainer has received the signal, too. But if the trainer does not
-# handle signals yet, it has nothing to save either, so this function ends it.
+# SLURM signals every process of the job step, so the trainer receives the signal, too. Before it has started its run,
+# it ignores the signal (see `run`) and has nothing to save, so this function ends it. Until then, status.json is the
+# one that was there before.
 on_request() {
   stop_requested=yes interrupted=yes
   if [[ $child && $(stat_of "$STATUS") == "$STATUS_BEFORE" ]]; then kill -HUP -- "-$child" 2>/dev/null || true; fi
@@ -63,8 +64,9 @@ else
     --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$world_size" --machine_rank "$SLURM_NODEID"
     --main_process_ip "$RENDEZVOUS_HOST" --main_process_port "$RENDEZVOUS_PORT"
     --rdzv_backend static --rdzv_conf timeout=600) # c10d would unpickle what it receives: docs/security.md
-  # Accelerate has no flags for these settings of torchrun: which signals it handles (not TERM), the name by which other
-  # nodes know this one, and the rendezvous of a single node, which would otherwise use the same port in all jobs.
+  # Accelerate has no flags for these settings of torchrun: the signals that it handles, which must not include TERM; the
+  # name by which other nodes know this one; and an address that only jobs on one node use. Without it, all such jobs
+  # would use the same port.
   export PET_SIGNALS_TO_HANDLE=SIGHUP PET_LOCAL_ADDR=$SLURMD_NODENAME
   export PET_RDZV_ENDPOINT=$RENDEZVOUS_HOST:$RENDEZVOUS_PORT
   # After one worker has died, the others on its node are killed after this many seconds. They have nothing to save.

@@ -91,9 +91,9 @@ def averaged_batchnorm(
 ) -> Iterator[None]:
     """Within the context, the running statistics are those over the images of all ranks.
 
-    The variance is that of all images together: mean(var + mean^2) - mean(mean)^2. `weight`: the number of images on
-    this rank, relative to the mean over the ranks. Each rank's own statistics are restored afterwards, so an evaluation
-    does not change the training state.
+    The variance is that of all images together: average(var + mean^2) - average(mean)^2, where the average is taken
+    over the ranks. `weight`: the number of images on this rank, divided by the mean number on all ranks. Each rank's
+    own statistics are restored afterwards, so an evaluation does not change the training state.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
     if world_size == 1 or not layers:

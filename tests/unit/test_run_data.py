@@ -1,4 +1,4 @@
-"""The data of a run: each step gets the random bits of its own images."""
+"""The data of a run: each batch comes with the random bits that decide how its images are augmented."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -101,7 +101,7 @@ def test_every_command_rebuilds_the_network_of_a_run(tiny_dir: Path, tmp_path: P
     assert network in card
 
 
-def test_weights_of_another_run_lower_the_loss_and_frozen_ones_do_not_change(tiny_dir: Path, tmp_path: Path) -> None:
+def test_init_from_lowers_the_loss_and_frozen_weights_do_not_change(tiny_dir: Path, tmp_path: Path) -> None:
     shared = ("--data-dir", tiny_dir, "--network", f"{OWN}small", "--batch-size", "16", "--peak-lr", "0.05")
     source, tuned, fresh = (tmp_path / name for name in ("source", "tuned", "fresh"))
     train(*shared, "--out", source, "--max-steps", "12", "--epochs", "2")
@@ -147,7 +147,10 @@ def build(num_classes):
 
 
 def test_a_network_beside_the_users_script_is_found_from_anywhere(tiny_dir: Path, tmp_path: Path) -> None:
-    """The network is not installed, and the working directory is another folder. `evaluate` needs PYTHONPATH there."""
+    """The network is not installed, and the working directory is another folder.
+
+    The script finds the network nevertheless. `evaluate` finds it if PYTHONPATH contains the script's folder.
+    """
     scripts, elsewhere, out = tmp_path / "scripts", tmp_path / "elsewhere", tmp_path / "run"
     scripts.mkdir()
     elsewhere.mkdir()

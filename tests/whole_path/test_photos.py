@@ -78,7 +78,7 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(data: Path, tmp_pat
     assert not (parts / "summary.json").exists()
     resumed = fork(*arguments, "--resume", processes=2)
     done(resumed)
-    assert "after step" in resumed.stderr, "the run does not start over"
+    assert "after step" in resumed.stderr, "the run started over"
     assert same_model(whole, parts)
     losses = [[line["test_loss"] for line in read_lines(path / "metrics.jsonl")] for path in (whole, parts)]
     assert losses[0] == losses[1]

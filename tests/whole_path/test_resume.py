@@ -126,7 +126,7 @@ def test_run_stopped_by_a_signal_and_resumed_equals_the_uninterrupted_run(
         assert not (out / "summary.json").exists()
     assert not any(alive(pid) for pid in victims)
     resumed = (*plan(processes), "--data-dir", tiny_dir, "--out", out, "--resume")
-    assert "after step" in train(*resumed, processes=processes, module=NARROW).stderr, "the run does not start over"
+    assert "after step" in train(*resumed, processes=processes, module=NARROW).stderr, "the run started over"
     same_run(whole, out)
 
 
