@@ -137,7 +137,7 @@ def batch_jitter(images: Tensor, shift: Tensor, stretch: Tensor) -> Tensor:
 
 
 def batch_partners(column: Tensor) -> Tensor:
-    """`column` (N, ...) with rows 2k and 2k + 1 swapped. N must be even."""
+    """`column` (N, ...) with rows 2k and 2k + 1 swapped. The images of these rows are partners. N must be even."""
     return column.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
@@ -147,7 +147,7 @@ def batch_mixup(images: Tensor, weights: Tensor) -> Tensor:
 
 
 def batch_cutmix(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W) with the partner's pixels inside each rectangle, and the share (N,) of their own pixels.
+    """Images (N, C, H, W) with their partners' pixels in a rectangle, and the share (N,) of pixels outside it.
 
     The rectangles, whose corners and sides are (N,), are clipped at the borders. Yun et al., arXiv 1905.04899.
     """

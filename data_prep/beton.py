@@ -68,7 +68,7 @@ def read_samples(path: Path) -> np.ndarray:
 
 
 def tables_sha256(path: Path) -> str:
-    """sha256 of all parts except the images: header, fields, samples (labels, checksums) and allocation table."""
+    """sha256 of the header, fields, samples (with labels and checksums) and allocation table, but not of the images."""
     digest = hashlib.sha256()
     with open_regular(path) as file:
         header = np.frombuffer(file.read(HEADER.itemsize), HEADER)[0]

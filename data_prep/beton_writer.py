@@ -17,12 +17,12 @@ STALL_SECONDS = 60.0
 def write_betons(
     folder: Path, names: Sequence[str], *, progress: Callable[[str, int], object] = lambda name, written: None
 ) -> None:
-    """Writes the splits `names`, spooled in `folder`, to `folder`/NAME.beton. The same input gives the same bytes.
+    """Writes `folder`/NAME.beton for each split in `names`, from the files that `spool` has put there.
 
-    When FFCV's writer fails, it waits forever. It therefore runs in a child process that exits at the first exception,
-    is killed if it makes no progress, and ends when this process ends. `progress` is called with the name of a split
-    and the number of its images written so far. Raises MemoryError or OSError if the machine lacks memory or disk
-    space, and ChildProcessError for any other failure of the writer.
+    The same input gives the same bytes. When FFCV's writer fails, it waits forever. It therefore runs in a child
+    process that exits at the first exception, is killed if it makes no progress, and ends when this process ends.
+    `progress` is called with the name of a split and the number of its images written so far. Raises MemoryError or
+    OSError if the machine lacks memory or disk space, and ChildProcessError for any other failure of the writer.
     """
     child = subprocess.Popen(
         [sys.executable, "-m", "data_prep.ffcv_writer", str(folder), *names],

@@ -23,7 +23,7 @@ from data_prep.sources import SOURCES, Findings, Source, Split
 from data_prep.spool import open_spool
 
 HASHED_BYTES = 2**29  # files up to this size are hashed at every start, which takes about a second
-TYPICAL_COMPRESSION = 6  # how many times smaller a photograph is as a JPEG of quality 90
+TYPICAL_COMPRESSION = 6  # raw size of a photograph, divided by its size as a JPEG of quality 90
 
 Progress = Callable[[str, int, int], object]  # "reading" or "writing", number of images done, total
 
@@ -55,7 +55,7 @@ def write_dataset(
             check_beton(temporary / split.file, info.expected(split))
         (temporary / MANIFEST).write_text(json.dumps(info.as_json(), indent=2) + "\n")
         names = (*(split.file for split in splits.values()), MANIFEST)
-        for name in names:  # the slow part comes first, while the older dataset is still intact
+        for name in names:  # syncing is slow, so it comes first, while the older dataset is still intact
             sync_file(temporary / name)
         # A folder without a manifest is not a dataset, so no reader can combine the old manifest with the new pixels.
         (out / MANIFEST).unlink(missing_ok=True)
@@ -111,7 +111,7 @@ def _remove_left_behind(out: Path) -> None:
 
 
 def _spool(source: Source, folder: Path, encoding: Encoding, progress: Progress) -> tuple[dict[str, int], ColorCounts]:
-    """Reads all images into spools in `folder`.
+    """Reads all images and keeps them, encoded, in temporary files in `folder` (see `spool`).
 
     Returns the number of images in each split, and the color counts of the first split.
     """

@@ -1,4 +1,4 @@
-"""The child process of `beton_writer.write_betons`: takes `FOLDER NAME...` and prints its progress to stdout.
+"""The child process of `beton_writer.write_betons`: takes a folder and names of splits, and prints its progress.
 
 FFCV's DatasetWriter waits forever if its worker process raises, and a killed writer leaves that worker running. Here
 the worker is a thread of this process. Its first exception ends the process, so no orphaned worker can remain.

@@ -20,10 +20,10 @@ NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # errors of file s
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Replaces `path` atomically and flushes it to the disk: a reader sees either the old file or the new one.
+    """Replaces `path` atomically and flushes it to the disk.
 
-    A symbolic link at `path` is replaced, not followed. Raises OSError; if the disk is full, the message says
-    how many bytes are needed and how many are free.
+    A reader sees either the old file or the new one. A symbolic link at `path` is replaced, not followed. Raises
+    OSError; if the disk is full, the message says how many bytes are needed and how many are free.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:

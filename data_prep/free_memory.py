@@ -8,7 +8,7 @@ import torch
 
 
 def free_memory(device: torch.device) -> float:
-    """Free bytes on the device. Host memory is divided by the number of processes on this machine."""
+    """Free bytes on the device. Host memory is divided by the number of the run's processes on this machine."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -39,7 +39,7 @@ def _left_in_groups(root: Path) -> Iterator[int]:
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, str, str, str]]:
-    """(folder, name of the limit, name of the usage, prefix in memory.stat) of each group, in cgroup v2 or v1."""
+    """(folder, file of the limit, file of the usage, prefix in memory.stat) of each group, in cgroup v2 or v1."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:

@@ -143,7 +143,7 @@ def _clone(*tensors: Tensor) -> tuple[Tensor, ...]:
 class _PinnedCopies:
     """Copies host tensors to the GPU through page-locked slots, on a CUDA stream of its own.
 
-    The training stream waits for each copy. The host does not, unless the previous copy from the same slot is still
+    The training stream waits for each copy. The host waits only if the previous copy from the same slot is still
     running.
     """
 
@@ -161,7 +161,7 @@ class _PinnedCopies:
         self._done[turn].synchronize()
         pinned = self._slots[turn]
         if pinned is None or any(slot.shape != tensor.shape for slot, tensor in zip(pinned, tensors, strict=True)):
-            with torch.inference_mode(False):  # so that training may also fill a slot made in an evaluation
+            with torch.inference_mode(False):  # training could not fill a slot made in inference mode
                 pinned = self._slots[turn] = [torch.empty_like(tensor).pin_memory() for tensor in tensors]
         for slot, tensor in zip(pinned, tensors, strict=True):
             slot.copy_(tensor)

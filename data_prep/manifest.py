@@ -122,7 +122,7 @@ def _three_numbers(name: str, values: list[Any]) -> tuple[float, float, float]:
 
 
 def _check_type(kind: type, **values: object) -> None:
-    """Raises TypeError unless each value has exactly the type `kind`, so that True is not a number."""
+    """Raises TypeError unless each value has exactly the type `kind`, so that True does not count as a number."""
     for name, value in values.items():
         if type(value) is not kind:
             raise TypeError(f"{name} must be {KINDS[kind]}, got {quoted(value)}")

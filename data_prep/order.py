@@ -37,8 +37,8 @@ def balanced_order(samples: np.ndarray, labels: np.ndarray, *, count: int, seed:
     classes, drawn, turns = np.unique(labels), [], []
     for place, label in enumerate(classes.tolist()):
         deck = np.asarray(samples, dtype=np.int64)[labels == label]
-        # The draws of a run go to the classes in turn. `own` has the numbers of this class's draws in this epoch,
-        # counted from 0 over the whole run.
+        # The draws of a run go to the classes in turn. Those of each class are numbered from 0 over the whole run.
+        # `own`: the numbers of this class's draws in this epoch.
         own = np.arange(*(-(-(draws - place) // len(classes)) for draws in (epoch * count, (epoch + 1) * count)))
         rounds = own // len(deck)
         for number in np.unique(rounds).tolist():
@@ -106,7 +106,7 @@ def hold_out(labels: np.ndarray, *, count: int, seed: int) -> tuple[np.ndarray, 
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, len(labels)))))
     shuffled = generator.permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    # Every (N / count)-th image of the list sorted by class, which takes from each class in proportion to its size.
+    # Takes every (N / count)-th image of the list sorted by class, so from each class in proportion to its size.
     picks = ((np.arange(count) + 0.5) * len(labels) / max(count, 1)).astype(np.int64)
     is_held_out = np.zeros(len(labels), dtype=bool)
     is_held_out[by_class[picks]] = True

@@ -48,8 +48,8 @@ def resize_by_products(
     """`batch_resized_crop` for a GPU, as two matrix products for the whole batch.
 
     All weights are multiples of 1/2048 that add up to 1, and the first product is rounded to multiples of 1/8. All
-    factors then fit TF32, and all partial sums fit float32. The sums are therefore exact, whatever their order,
-    which depends on the size of the batch.
+    factors then fit TF32, and all partial sums fit float32. The sums are therefore exact, whatever the order of
+    summation, which depends on the size of the batch.
     """
     count, channels, old_height, old_width = images.shape
     new_height, new_width = size

@@ -11,7 +11,7 @@ from data_prep.sources import count_of
 
 
 def fingerprint(pixels: np.ndarray) -> int:
-    """A 64-bit hash. The probability that any two of a million different images have the same fingerprint is 3e-8."""
+    """A 64-bit hash. Among a million different images, two have the same fingerprint with a probability of 3e-8."""
     return int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "little")
 
 
