@@ -21,7 +21,7 @@ Epoch = Callable[[], Iterable[torch.Tensor]]  # produces the images of an epoch,
 class OurEpochs:
     """Produces one epoch of batches per call, shuffled as in training.
 
-    With an `augmenter`, the images are augmented. Otherwise, they are yielded as they were loaded.
+    Without an `augmenter`, the images are yielded as they were loaded.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ def torchvision_epochs(dataset: Dataset, *, batch_size: int, device: torch.devic
 def compare(
     loaders: Mapping[str, Epoch], beside: Mapping[str, str], *, rounds: int, device: torch.device
 ) -> dict[str, float]:
-    """Images/s of each loader, and the ratio of images/s for each pair of names in `beside`; medians over `rounds`.
+    """Images/s of each loader, and for each pair in `beside`, the first loader's images/s divided by the second's.
 
-    In each round, the loaders run one after another. The first round, in which workers start and files enter the page
-    cache, does not count. Prints the rounds and the figures.
+    All are medians over `rounds`. In each round, the loaders run one after another. The first round, in which workers
+    start and files enter the page cache, does not count. Prints the rounds and the figures.
     """
     measured: list[dict[str, float]] = []
     for number in range(rounds + 1):

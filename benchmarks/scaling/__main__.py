@@ -10,8 +10,8 @@ checkpoint: saving a checkpoint of the same network to the disk.
 run:        a whole run with a single step, including evaluation, results and report.
 report:     python -m ddp_trainer.report for that run.
 
-Each measurement runs in its own process. An exponent of 1 means that the cost is proportional to the number of images,
-classes or pixels. Exponents are computed from the two largest sizes. The largest dataset needs 6 GB in --work.
+Each measurement runs in its own process. A cost grows like size^exponent, where size is the number of images, classes
+or pixels. The exponents are computed from the two largest sizes. The largest dataset needs 6 GB in --work.
 """
 
 import argparse

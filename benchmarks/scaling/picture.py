@@ -1,4 +1,4 @@
-"""Draws the costs of all parts on logarithmic scales: time above, peak memory below, and one column for each axis."""
+"""Draws the costs of all parts on logarithmic scales: time above, peak memory below, one column per varied quantity."""
 
 from collections.abc import Mapping
 from pathlib import Path
