@@ -10,9 +10,9 @@ source slurm/job.sh
 
 stop_requested='' child='' interrupted=''
 
-# SLURM signals every process of the job step, so the trainer receives the signal, too. Before it has started its run,
-# it ignores the signal (see `run`) and has nothing to save, so this function ends it. Until then, status.json is the
-# one that was there before.
+# SLURM signals every process of the job step, the trainer included, but the trainer ignores these signals until it has
+# installed its handlers (see `run`). If it has not written status.json yet, it has nothing to save, and this function
+# ends it.
 on_request() {
   stop_requested=yes interrupted=yes
   if [[ $child && $(stat_of "$STATUS") == "$STATUS_BEFORE" ]]; then kill -HUP -- "-$child" 2>/dev/null || true; fi

@@ -2,7 +2,8 @@
 # Submits a sweep: a job array with one run per task, and a job that writes the table when all tasks have ended.
 # Run it (without sbatch) in the repository, on the machine where you would call sbatch:
 #   bash slurm/sweep.sh [RECIPE] [--seeds N] [--set FLAG=V1,V2] [--out DIR] [--flag value ...] [-- sbatch flags]
-# python -m ddp_trainer.sweep --help describes everything before the --. Default of --out: RUNS/sweep-TIME.
+# python -m ddp_trainer.sweep --help describes everything before the --.
+# Default of --out: sweep-TIME in $DDP_RUNS_DIR (default: runs).
 set -euo pipefail
 
 if [[ ! -f slurm/job.sh ]]; then

@@ -3,7 +3,8 @@
 #   sbatch [sbatch flags] slurm/train.sh [RECIPE] [--flag value ...]
 # A flag of sbatch overrides the #SBATCH line of the same name:
 #   sbatch --nodes=2 --gpus-per-node=8 slurm/train.sh baseline
-# The settings of your cluster belong in slurm/cluster.env. Default of --out: RUNS/NAME-JOBID.
+# The settings of your cluster belong in slurm/cluster.env.
+# Default of --out: NAME-JOBID in $DDP_RUNS_DIR (default: runs), where NAME is the name of the job.
 #SBATCH --job-name=train
 #SBATCH --output=logs/%x_%j.out
 #SBATCH --open-mode=append
