@@ -100,7 +100,7 @@ def interrupt(job: Job, out: Path) -> list[tuple[int, int]]:
 
 
 def near_the_time_limit(job: Job) -> None:
-    """Sets a time limit less than 210 s away: the script's 180 s of notice plus SLURM's polling interval of 30 s."""
+    """Sets a time limit less than 210 s away (the script's 180 s of notice plus SLURM's polling interval of 30 s)."""
     hours, minutes, _ = map(int, job.fields["RunTime"].split(":"))
     job.cluster.call("scontrol", "update", f"JobId={job.number}", f"TimeLimit={60 * hours + minutes + 3}")
 
@@ -112,7 +112,7 @@ def take_the_nodes(job: Job) -> None:
 
 @pytest.fixture(scope="module")
 def interrupted(cluster: Cluster, checkout: Path) -> Iterator[tuple[Job, "Future[list[tuple[int, int]]]"]]:
-    """A job of two nodes with one process each, and the result of `interrupt`."""
+    """A job of two nodes with one process each, and the future result of `interrupt`."""
     job = submit(cluster, checkout, "--partition=graceful", "--nodes=2", arguments=("--wandb", "offline"))
     with ThreadPoolExecutor(1) as background:
         fate = background.submit(interrupt, job, run_of(checkout, job))

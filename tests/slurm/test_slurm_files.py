@@ -147,7 +147,7 @@ def test_the_content_of_the_attempts_file_is_not_evaluated(content: str, tmp_pat
     )
     assert "error: the run failed" in done.stderr, done.stderr
     assert not (folder / "PWNED").exists()
-    assert (folder / "out" / "attempts").read_text() == ",1\n", "the attempt counts as one without progress"
+    assert (folder / "out" / "attempts").read_text() == ",1\n", "the attempt was not counted as one without progress"
 
 
 def test_the_arguments_of_a_listed_run_reach_the_trainer_unchanged(

@@ -67,7 +67,7 @@ class Desk:
         )
 
     def launched(self, job: Job, node: int = 0) -> list[str]:
-        """Returns the GPUs that the launcher of a node saw, and its arguments."""
+        """Returns what the launcher of a node got: first its GPUs, then its arguments."""
         return (self.records / f"{job.number}-{node}").read_text().split("\0")[:-1]
 
 
@@ -187,14 +187,14 @@ def test_a_run_without_progress_is_not_requeued_forever(requeued: dict[str, Job]
 
 
 def test_each_task_of_an_array_requeues_only_itself(requeued: object, desk: Desk) -> None:
-    """One task has the job id of the whole array. Requeuing it must not requeue the other task, which is running."""
+    """One task has the job id of the whole array. Requeuing this task must not requeue the other, which is running."""
     array = desk.submit("--array=1-2", ENDS_AS="preempted done", STARTS_FOR="3")
     tasks = [Job(desk.cluster, f"{array.number}_{task}") for task in (1, 2)]
     for task in tasks:
         wait_until(lambda task=task: task.restarts == 1 and task.state == "COMPLETED", lambda task=task: task.log)
 
 
-def test_a_sweep_task_gets_the_arguments_in_its_line_of_the_file_and_then_those_after_the_file_name(
+def test_task_2_of_a_sweep_trains_line_2_of_the_file_with_the_additional_arguments(
     requeued: object, desk: Desk
 ) -> None:
     (desk.folder / "runs.txt").write_text("smoke --seed 1 --out a\nsmoke --seed 2 --out 'runs/it'\"'\"'s $(odd) *'\n")
