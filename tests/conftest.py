@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> "Iterator[torch.device]":
-    """The CPU, and a GPU if the machine has one. Clears the state of Accelerate, which chooses its device once."""
+    """The CPU, and a GPU if the machine has one. Accelerate chooses a device only once, so its state is cleared."""
     import torch
 
     if request.param == "cuda" and not torch.cuda.is_available():

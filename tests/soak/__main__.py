@@ -2,7 +2,7 @@
 
 Prints a table with a row for each kind of fault: what must happen after it (the promise), how often it was tried, and
 how often the promise was broken ("lost"). The exit status is 1 if any promise was broken. `make soak` runs all parts,
-and `make test` a short form of them.
+and `make test` runs a short form of them.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Mutates a beton file many times. Each mutated file must be refused, or the original images must be read back.
 
-The mutations (`beton_mutations`) edit numbers in the header, the fields, the samples and the allocation table, swap and
-copy rows of these tables, move all addresses, and change the length. Pixels are not mutated. A mutated label may be
-accepted if it is read back as it is in the file, because only the sha256 in dataset.json could detect it. A child
-process reads the files, so that crashes and hangs of FFCV can be counted. The same seed gives the same mutations.
+The mutations (see `beton_mutations`) change the file's tables, its length, or the gaps around the images, but not the
+pixels. A mutated label may be accepted if it is read back as it is in the file, because only the sha256 in dataset.json
+could detect it. A child process reads the files, so that crashes and hangs of FFCV can be counted. The same seed gives
+the same mutations.
 """
 
 import multiprocessing

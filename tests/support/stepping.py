@@ -53,7 +53,7 @@ def batches(trainer: Trainer, count: int) -> list[Batch]:
 
 
 def take(trainer: Trainer, steps: range) -> None:
-    """Takes these steps, at most six in all, so that crops of every size occur. Each counts as an epoch of its own."""
+    """Takes `steps` (0-based) out of the run's six, each as an epoch of its own. The six use crops of every size."""
     held = batches(trainer, 6)
     for step in steps:
         trainer.train_step(held[step % 6], epoch=step)

@@ -1,4 +1,4 @@
-"""Trains for six steps with each --gradient-compression, once without a break and once resumed after three steps.
+"""Trains six steps with each value of --gradient-compression, once without a break and once resumed after three steps.
 
 Each rank writes its weights to a file RANK.pt. Arguments: DATA_DIR OUT.
 """

@@ -40,7 +40,7 @@ def changed(config: TrainConfig, *changes: Sections) -> TrainConfig:
     return config
 
 
-# 640 images: epochs of ten steps, on crops of 16, 24 and 32 pixels; the first layers are frozen in the last epoch.
+# Three epochs of ten steps (640 images), on crops of 16, 24 and 32 pixels.
 PLAN: Sections = {"schedule": {"batch_size": 64, "epochs": 3, "small_crops": "16:0.35,24:0.7"}}
 NARROW: Sections = {"network": {"widths": (8, 8, 16, 16)}}
 FAST, BASELINE = (changed(RECIPES[name], PLAN, NARROW) for name in ("fast", "baseline"))

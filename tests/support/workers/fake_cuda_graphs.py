@@ -98,7 +98,7 @@ def second_copy(trainer: Trainer) -> dict[str, Any]:
 
 @contextmanager
 def another_thread_waits(trainer: Trainer) -> Iterator[None]:
-    """Makes another thread wait for the device during each call of `DeviceStep.work`, like the checkpoint thread."""
+    """Makes another thread wait for the device during each call of `DeviceStep.work`, as a checkpoint thread may do."""
     event, work = torch.cuda.Event(), trainer.device_step.work
 
     def slow_work(batch: Batch, draws: Tensor, side: int) -> Tensor:
@@ -127,7 +127,7 @@ def main(data_dir: Path) -> None:
 
 
 def ranks(data_dir: Path) -> None:
-    """Trains with several ranks, once for each case in RANKS. Steps have different collectives in each case."""
+    """Trains with several ranks, once for each case in RANKS. The collectives differ from case to case."""
     # Replaced, because the original compares all ranks' shapes on the device, which computes nothing here.
     ddp._verify_param_shape_across_processes = lambda *_: True  # type: ignore[attr-defined]
     for name, config in RANKS.items():

@@ -1,6 +1,6 @@
 """Runs the narrow trainer with a NaN loss for the last rank's second image in one step.
 
-Arguments: the 1-based number of the step, then those of the trainer.
+Arguments: the 1-based number of the step, then the arguments of the trainer.
 """
 
 import math

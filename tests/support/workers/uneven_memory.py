@@ -1,6 +1,6 @@
 """Runs the narrow trainer as if each rank had memory for a given number of images in a pass.
 
-Arguments: these numbers, such as 16,8, then those of the trainer.
+Arguments: these numbers, such as 16,8, then the arguments of the trainer.
 """
 
 from collections.abc import Sequence
