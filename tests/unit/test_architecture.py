@@ -76,7 +76,7 @@ def test_no_imports_are_circular() -> None:
         if inner == arrows:
             break
         arrows = inner
-    assert sorted(arrows) == [], "no imports form a circle"
+    assert sorted(arrows) == [], "imports form a circle"
 
 
 def test_the_top_of_the_package_has_few_names() -> None:
@@ -85,7 +85,7 @@ def test_the_top_of_the_package_has_few_names() -> None:
         "__init__",
         "__main__",
     }
-    assert names == LAYER_OF.keys() - {"data_prep", "__init__", "__main__"}, "LADDER contains every name"
+    assert names == LAYER_OF.keys() - {"data_prep", "__init__", "__main__"}, "LADDER has other names than the folder"
     assert len(names) <= MAX_NAMES
 
 

@@ -37,8 +37,8 @@ def test_all_images_of_a_class_are_drawn_before_one_is_drawn_again() -> None:
         own, turn = (column[LABELS[samples - 1000] == label] for column in (samples, turns))
         assert len(own) == 5 * COUNT // 4
         full = len(own) // size
-        assert np.array_equal(np.bincount(turn)[:full], np.full(full, size)), "every image is drawn in each full turn"
-        assert len(np.unique(np.stack([own, turn]), axis=1).T) == len(own), "no image is drawn twice in a turn"
+        assert np.array_equal(np.bincount(turn)[:full], np.full(full, size)), "a full turn has a wrong number of draws"
+        assert len(np.unique(np.stack([own, turn]), axis=1).T) == len(own), "an image is drawn twice in a turn"
 
 
 def test_order_is_shuffled_and_depends_only_on_seed_and_epoch() -> None:
@@ -84,7 +84,7 @@ def test_class_weights_have_mean_1_over_the_images() -> None:
     weights = class_weights(LABELS, 5)
     assert weights[LABELS].mean() == pytest.approx(1)
     totals = weights[[0, 1, 3, 4]] * SIZES
-    assert totals == pytest.approx(np.full(4, totals[0])), "each class has the same total weight"
+    assert totals == pytest.approx(np.full(4, totals[0])), "the total weights of the classes differ"
 
 
 def test_loss_of_a_mixed_image_mixes_the_weighted_losses_of_its_labels() -> None:

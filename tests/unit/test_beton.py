@@ -37,7 +37,7 @@ def whole(split: Split, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     write_splits(folder, {"one": split, "two": split}, progress=lambda name, count: written.append((name, count)))
     assert written[-1] == ("two", 60)
     one, two = (folder / f"{name}.beton" for name in ("one", "two"))
-    assert filecmp.cmp(one, two, shallow=False), "the same input gives the same bytes"
+    assert filecmp.cmp(one, two, shallow=False), "the same input gave different bytes"
     return one.read_bytes()
 
 

@@ -64,7 +64,7 @@ def test_checkpoint_saved_after_a_damaged_one_replaces_it(tmp_path: Path) -> Non
     checkpoint_saver = CheckpointSaver(tmp_path, keep=1)
     checkpoint_saver.save(state(25), step=25)
     checkpoint_saver.close()
-    assert names(tmp_path) == ["step-00000010", "step-00000025"], "the best and the newest"
+    assert names(tmp_path) == ["step-00000010", "step-00000025"], "not the best and the newest checkpoint"
 
 
 def test_later_steps_do_not_change_the_state_that_is_being_saved(tmp_path: Path, device: torch.device) -> None:
@@ -88,7 +88,7 @@ def test_damaged_checkpoint_is_named_and_the_previous_one_is_used(
     assert "step-00000002" in capsys.readouterr().err
 
 
-def test_renamed_checkpoint_is_damaged_and_one_with_a_missing_key_is_from_another_release(tmp_path: Path) -> None:
+def test_renamed_checkpoint_counts_as_damaged_and_a_missing_key_means_another_release(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "step-00000001", state(1), step=1)
     with pytest.raises(OtherRelease, match="has no optimizer"):
         read_checkpoint(tmp_path / "step-00000001", {"step", "optimizer"})
@@ -153,7 +153,7 @@ def test_save_killed_at_any_moment_leaves_a_good_checkpoint(tmp_path: Path) -> N
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["9"] * len(folders), "every writer must be killed"
+    assert done.stdout.split() == ["9"] * len(folders), "a writer was not killed"
     for folder in folders:
         clean_up(folder)  # as a resumed run does
         newest = newest_good_checkpoint(folder)

@@ -85,7 +85,7 @@ def test_the_bar_is_removed_before_a_note_and_the_cursor_is_never_hidden() -> No
     bar.update(5, Reader())
     bar.note("kept")
     assert stream.getvalue().endswith("\x1b[1A\x1b[2Kkept\n"), (
-        "the cursor moves up one line, erases it, and prints the note"
+        "the line with the bar is not erased before the note is printed"
     )
     assert "\x1b[?25l" not in stream.getvalue(), "a process that is killed could not show the cursor again"
     bar.finish()

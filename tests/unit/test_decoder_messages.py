@@ -31,7 +31,7 @@ def test_each_file_is_counted_once_and_the_first_ones_are_named() -> None:
     assert note.isprintable()
     for entry in messages.first:
         number = entry.removeprefix("$'").partition("\\x0a")[0]
-        assert entry.endswith(f"(oddity of {number})"), "each file has its own warning"
+        assert entry.endswith(f"(oddity of {number})"), "a file has the warning of another file"
     assert DecoderMessages().note() is None
 
 

@@ -61,7 +61,7 @@ def graphed(trainer: Trainer) -> Trainer:
 
 
 def trained(trainer: Trainer) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Returns the weights after three epochs, and the losses of the last two steps, which the guard keeps."""
+    """Returns the weights after three epochs, and the losses of the last two steps, which `trainer.guard` keeps."""
     for epoch in range(3):
         trainer.train_epoch(epoch)
     return trainer.model.state_dict(), [attempt.losses for attempt in trainer.guard._recent]

@@ -46,7 +46,7 @@ def test_learning_rate_reaches_every_group(device: torch.device, name: str) -> N
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
 def test_learning_rates_on_a_device_keep_their_address(name: str) -> None:
-    """A CUDA graph reads fixed addresses. Loading a state replaces the rates' tensors; `set` puts them back."""
+    """A CUDA graph reads fixed addresses. Loading a state replaces the rates' tensors; `set` restores the old ones."""
     with torch.device("meta"):
         model = CustomResNet(widths=(8, 8, 16, 16))
     optimizer = build_optimizer(model, OptimConfig(optimizer=name, bias_lr=32.0))  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ def test_the_slices_of_the_ranks_make_up_each_global_batch(world_size: int, pair
     ]
     assert np.array_equal(np.concatenate(ranks, axis=1), train_batches(order, batch_size=100, rank=0, world_size=1))
     seen = np.concatenate(ranks, axis=1).reshape(-1)
-    assert len(set(seen)) == len(seen) == 1000, "only the leftover images are skipped"
+    assert len(set(seen)) == len(seen) == 1000, "the epoch repeats an image or skips more than the leftover images"
 
 
 @pytest.mark.parametrize("total", [500, 512, 14, 15])
@@ -43,7 +43,7 @@ def test_the_shares_of_the_ranks_differ_by_at_most_one_image_or_pair(total: int,
     shares = [share(total, part, parts, pairs=unit == 2) for part in range(parts)]
     sizes = [rows.stop - rows.start for rows in shares]
     assert sum(sizes) == total
-    assert all(size % unit == 0 for size in sizes), "pairs stay together"
+    assert all(size % unit == 0 for size in sizes), "a pair is split"
     assert max(sizes) - min(sizes) in (0, unit)
     assert sizes[0] == min(sizes)
     if total % (parts * unit) == 0:

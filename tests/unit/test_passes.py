@@ -88,7 +88,7 @@ def test_measuring_the_memory_of_a_pass_changes_no_state() -> None:
     assert all(parameter.grad is None for parameter in network.parameters())
     assert torch.equal(torch.get_rng_state(), random)
     network(torch.zeros(2, 3, 8, 8)).sum().backward()
-    assert all(parameter.grad is not None for parameter in network.parameters()), "later passes keep gradients"
+    assert all(parameter.grad is not None for parameter in network.parameters()), "a later pass left no gradients"
 
 
 @pytest.fixture

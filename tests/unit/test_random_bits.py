@@ -1,4 +1,4 @@
-"""Random numbers are a fixed function of seed, epoch, image and draw, and statistically random."""
+"""Random numbers depend only on seed, epoch, image and draw, and pass statistical tests."""
 
 import numpy as np
 import torch

@@ -71,7 +71,7 @@ def test_small_crops_that_cannot_be_read_are_refused(wrong: str) -> None:
         ScheduleConfig(small_crops=wrong)
 
 
-def test_late_learning_rates_fall_to_zero_where_the_parameters_are_frozen() -> None:
+def test_learning_rates_fall_to_zero_before_parameters_are_frozen() -> None:
     schedule = ScheduleConfig(freeze_late="features.0.*", freeze_late_between=(0.5, 0.8))
     factors = [schedule.cooling(step, total_steps=10) for step in range(10)]
     assert factors == pytest.approx([1, 1, 1, 1, 1, 1, 2 / 3, 1 / 3, 0, 0])
@@ -81,7 +81,7 @@ def test_late_learning_rates_fall_to_zero_where_the_parameters_are_frozen() -> N
 
 
 @pytest.mark.parametrize("between", [(0.8, 0.6), (-0.1, 0.5), (0.5, 1.0), (math.nan, 0.5)])
-def test_shares_of_late_freezing_must_ascend(between: tuple[float, float]) -> None:
+def test_invalid_bounds_of_late_freezing_are_refused(between: tuple[float, float]) -> None:
     with pytest.raises(InputError, match="--freeze-late-between"):
         ScheduleConfig(freeze_late_between=between)
 

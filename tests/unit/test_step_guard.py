@@ -207,7 +207,7 @@ class SkipReports(SilentObserver):
         self.reports.append((report, step))
 
 
-def test_request_to_stop_in_the_same_step_does_not_hide_a_bad_batch(tiny_dir: Path) -> None:
+def test_request_to_stop_does_not_hide_a_bad_batch_in_the_same_step(tiny_dir: Path) -> None:
     """No checkpoint is saved, and the images of the step are reported."""
     config, stop, observer = narrow_settings(tiny_dir), SettableStop(), SkipReports()
     config = replace(config, schedule=replace(config.schedule, batch_size=8))

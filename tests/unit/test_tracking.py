@@ -21,7 +21,7 @@ DISABLED = TrackingConfig(wandb="disabled")
 def test_without_trackers_only_the_json_lines_are_written(tmp_path: Path) -> None:
     tracker = build_tracker(DISABLED, run_dir=tmp_path, config={}, history=[record(1)])
     tracker.log_epoch(record(2))
-    assert read_lines(tmp_path / "metrics.jsonl") == [record(1), record(2)], "each line is flushed"
+    assert read_lines(tmp_path / "metrics.jsonl") == [record(1), record(2)], "a line is not flushed"
     tracker.finish(None)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["metrics.jsonl", "steps.jsonl"]
     assert tracker.state() == {}
