@@ -74,7 +74,7 @@ def test_damaged_data_is_refused(tiny_dir: Path, tmp_path: Path, damage: str) ->
     assert (finished.returncode, line[:7]) == (2, "error: ")
     assert expected in line
     assert str(folder) in line
-    assert not (tmp_path / "run").exists(), "nothing is written if the input is refused"
+    assert not (tmp_path / "run").exists(), "files were written although the input was refused"
 
 
 def test_fields_of_wrong_types_in_dataset_json_are_refused(tiny_dir: Path, tmp_path: Path) -> None:

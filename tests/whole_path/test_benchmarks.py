@@ -47,7 +47,7 @@ def test_loaders_of_photographs_are_compared(tmp_path: Path) -> None:
     for name in ("jpeg", "raw", "jpeg_augmented", "raw_augmented"):
         assert written["figures"][f"{name}_images_per_second"] > 0
     assert {"jpeg_beside_imagefolder", "raw_augmented_beside_imagefolder_augmented"} < written["figures"].keys()
-    assert [*tmp_path.iterdir()] == [result], "the data is removed"
+    assert [*tmp_path.iterdir()] == [result], "the data is not removed"
 
 
 def test_training_step_accepts_the_flags_of_the_trainer() -> None:

@@ -33,7 +33,7 @@ def test_three_processes_count_every_image_once(smoke_run: Path) -> None:
     finished = fork(smoke_run, "--device", "cpu", "--tta", program="ddp_trainer.evaluate:main", processes=3)
     assert finished.returncode == 0, finished.stderr
     lines = finished.stdout.splitlines()
-    assert sum(line.startswith("{") for line in lines) == 1, "only one rank prints"
+    assert sum(line.startswith("{") for line in lines) == 1, "not exactly one rank prints"
     figures = json.loads(lines[-1])
     assert figures["test_total"] == 40
     assert figures["test_accuracy"] == figures["test_correct"] / 40 == summary["test_accuracy_tta"]
@@ -98,7 +98,7 @@ def test_a_dataset_with_only_test_images_of_two_classes_can_be_evaluated(
             save(tmp_path / "root" / "test" / info.classes[label] / f"{number}.png", Image.fromarray(image))
     data = shutil.copytree(tiny_dir, tmp_path / "data")
     write_dataset(FolderImages(tmp_path / "root", size=32), data)
-    assert {path.name for path in data.iterdir()} == {"test.beton", "dataset.json"}, "older training images are removed"
+    assert {path.name for path in data.iterdir()} == {"test.beton", "dataset.json"}, "older training images are left"
     assert main([str(smoke_run), "--data-dir", str(data), "--device", "cpu"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     chosen = np.isin(found.labels, (2, 5))

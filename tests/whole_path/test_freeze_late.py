@@ -1,4 +1,4 @@
-"""--freeze-late: the first layers learn more and more slowly, then stop, and everything else stays exact."""
+"""--freeze-late: the first layers learn more and more slowly, then stop. Runs can still be resumed exactly."""
 
 import copy
 import itertools
@@ -18,7 +18,8 @@ from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.models.spec import ModelSpec
 from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
 
-# Nine steps: the learning rates of the first two blocks fall from the third one on, and they are frozen after six.
+# The run has nine steps. The learning rates of the first two blocks fall after step 3, and both blocks are frozen after
+# step 6.
 FREEZE = {"epochs": 3, "freeze_late": "features.0.*, features.1.*", "freeze_late_between": (0.3, 0.65)}
 FROZEN_AFTER = 6
 
@@ -56,7 +57,7 @@ def test_frozen_layers_keep_their_weights_and_the_others_learn(tiny_dir: Path, o
     first = [step["features.0.0.weight"] for step in moves]
     assert all(move > 0 for move in first[:FROZEN_AFTER])
     assert first[FROZEN_AFTER:] == [0, 0, 0]
-    assert first[FROZEN_AFTER - 1] < first[2] / 2, "the last step before the end is short"
+    assert first[FROZEN_AFTER - 1] < first[2] / 2, "the last update before the freezing is not small"
     assert all(step["head.weight"] > 0 for step in moves[:-1])  # the learning rate of the last step is 0
     frozen = {name for name, parameter in trainer.model.named_parameters() if not parameter.requires_grad}
     assert frozen == {name for name in history[0] if name.startswith(("features.0.", "features.1."))}
@@ -78,7 +79,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tiny_dir: Path, step: int) -> 
 
 
 def test_steps_after_freezing_take_fewer_operations(tiny_dir: Path) -> None:
-    """The frozen blocks only compute their outputs, and the block after them no gradient of its input."""
+    """The frozen blocks only compute their outputs. The block after them computes no gradient of its input."""
     config = trainer_of(tiny_dir).config
     spec = ModelSpec.of(read_dataset(tiny_dir), config)
     before, after, whole = (

@@ -90,7 +90,7 @@ def narrow_trainer(data_dir: Path, *, not_finite_in: Container[int] = ()) -> Tra
     return build_trainer(config, Runtime(config.runtime, stop=StopRequest()), dataset, network=network)
 
 
-def test_each_step_has_its_own_rate_and_the_test_may_take_several_epochs(tiny_dir: Path) -> None:
+def test_each_step_has_its_own_rate_and_a_range_test_may_take_several_epochs(tiny_dir: Path) -> None:
     """With 96 images in batches of 8, 30 steps are two and a half epochs."""
     trainer, sweep = narrow_trainer(tiny_dir), RangeConfig(start_lr=1e-4, end_lr=1e-2, steps=30)
     used: list[float] = []

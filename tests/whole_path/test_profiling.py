@@ -25,7 +25,7 @@ def test_profiled_run_leaves_a_trace_of_its_steps_and_a_table(tiny_dir: Path, tm
     start = lines.index(f"profile of 2 steps: {tmp_path / 'run' / 'trace.json.gz'}")
     shares = [float(line.split("%")[0]) for line in lines[start + 2 : start + 6]]
     assert shares == sorted(shares, reverse=True)
-    assert (tmp_path / "run" / "summary.json").exists(), "the run continues to its end"
+    assert (tmp_path / "run" / "summary.json").exists(), "the run did not continue to its end"
 
 
 def test_run_without_profile_leaves_no_trace(smoke_run: Path) -> None:

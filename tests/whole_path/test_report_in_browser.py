@@ -47,7 +47,7 @@ def test_page_fits_every_width_and_color_scheme(browser: Chromium, page: Path) -
     for width, dark, paper in ((390, False, False), (1280, True, False), (794, True, True)):
         browser.open(page, width=width, dark=dark, paper=paper)
         seen = browser.evaluate(LAYOUT)
-        assert seen["needed"] <= seen["width"] == width, "the page does not scroll sideways"
+        assert seen["needed"] <= seen["width"] == width, "the page scrolls sideways"
         assert seen["images"] >= 4 and seen["broken"] == 0
         assert [url for url in browser.requests() if not url.startswith("data:")] == [page.as_uri()]
         assert browser.complaints() == []

@@ -32,7 +32,8 @@ PLAN = (
     "--ema-decay",
     "0.9",
 )
-# Settings of `fast` that `smoke` does not have, for runs with two processes. tests/soak uses the settings of `smoke`.
+# Settings that `smoke` does not have, most of them from `fast`, for runs with two processes. tests/soak uses the
+# settings of `smoke`.
 OF_FAST = (
     "--optimizer",
     "muon",
@@ -89,7 +90,7 @@ def same_run(one: Path, other: Path) -> None:
     assert ours == theirs
     assert read_lines(one / "steps.jsonl") == read_lines(other / "steps.jsonl")
     assert [record["step"] for record in read_lines(one / "steps.jsonl")] == list(range(4, 61, 4)), (
-        "each record occurs once"
+        "a record is missing or occurs twice"
     )
 
 
@@ -148,7 +149,7 @@ def test_changed_setting_is_refused_and_shown(tiny_dir: Path, tmp_path: Path) ->
         finished = fork(*arguments, "--peak-lr", "0.05", "--max-steps", steps)
         assert finished.returncode == 2
         assert "peak_lr 0.1 -> 0.05" in finished.stderr
-        assert contents(out) == before, "no file is changed"
+        assert contents(out) == before, "a file has changed"
     train("--data-dir", tiny_dir, "--out", out, "--resume", "--max-steps", "3", "--data-mode", "stream", module=NARROW)
     assert json.loads((out / "summary.json").read_text())["steps"] == 3
 

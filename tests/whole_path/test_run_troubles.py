@@ -47,7 +47,7 @@ def assert_refused(data: Path, out: Path, problem: str, *words: str) -> None:
     done = resume(data, out, *words)
     assert done.returncode == 2, done.stderr
     assert problem in done.stderr.splitlines()[-1]
-    assert contents(out) == before, "no file is changed"
+    assert contents(out) == before, "a file has changed"
 
 
 # Modules that Python imports at startup. They emulate a file system without locks, and one without fsync of folders.

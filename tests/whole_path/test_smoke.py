@@ -89,7 +89,7 @@ def test_stderr_has_plain_lines_if_it_is_not_a_terminal(tiny_dir: Path, tmp_path
     finished = train("--data-dir", tiny_dir, "--out", tmp_path / "run", "--max-steps", "1", module=NARROW)
     assert "\r" not in finished.stderr
     assert "\x1b" not in finished.stderr
-    assert "/40 (" in finished.stderr, "a line shows the number of test images"
+    assert "/40 (" in finished.stderr, "no line shows the number of test images"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Each option of a training step, compared with a step without it, on a narrow network in float64."""
+"""Training steps with an option are compared with steps without it, on a narrow network in float64."""
 
 from collections.abc import Callable
 from dataclasses import replace

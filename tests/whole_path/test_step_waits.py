@@ -55,7 +55,7 @@ def trainer_of(recipe: str, **settings: dict[str, Any]) -> Trainer:
 
 
 def take_steps(trainer: Trainer) -> None:
-    """Takes one step at each crop size, and one after the late freezing."""
+    """Takes one step at each crop size and, with --freeze-late, one after the freezing."""
     schedule, total = trainer.config.schedule, trainer.total_steps
     first_steps = {0, *(round(share * total) for _, share in schedule.crop_phases)}
     for step in sorted(first_steps | ({int(trainer.freeze_step)} if schedule.freeze_late else set())):

@@ -123,7 +123,7 @@ def test_a_stopped_sweep_continues_and_ends_with_its_table(tiny_dir: Path, tmp_p
     assert (shown.returncode, shown.stdout.splitlines(), shown.stderr) == (0, table, "")
 
     again = run("ddp_trainer.sweep", *sweep)
-    assert "[1/2]" not in again.stderr, "a finished run is not trained again"
+    assert "[1/2]" not in again.stderr, "a finished run was trained again"
     (first / "status.json").write_text('{"state": "running"}')  # as if it had been killed after it wrote its summary
     shutil.rmtree(first / "report")
     again = run("ddp_trainer.sweep", *sweep)

@@ -58,4 +58,4 @@ def test_averaged_statistics_are_those_of_all_images() -> None:
     with averaged_batchnorm(ranks[0], lambda moments: moments + sent[0], 2, weight=0.5):
         assert torch.allclose(ranks[0].state_dict()["running_mean"], values.mean(dim=0))
         assert torch.allclose(ranks[0].state_dict()["running_var"], values.var(dim=0, correction=0))
-    assert torch.equal(ranks[0].state_dict()["running_mean"], values[0]), "restored"
+    assert torch.equal(ranks[0].state_dict()["running_mean"], values[0]), "the statistics are not restored"

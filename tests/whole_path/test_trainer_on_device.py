@@ -64,7 +64,7 @@ def infinite_logits(trainer: Trainer) -> Iterator[None]:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_step_that_is_not_finite_changes_nothing(
+def test_step_with_infinite_logits_changes_nothing(
     device: torch.device, build: Build, optimizer: str, precision: str
 ) -> None:
     if precision == "fp16" and device.type == "cpu":

@@ -32,7 +32,7 @@ def test_any_number_of_ranks_sees_the_same_augmented_images(
     assert finished.returncode == 0, finished.stderr
     images, indices = global_batches(tmp_path, world_size)
     assert np.array_equal(indices, batches_of_one[1])
-    assert np.array_equal(images.view(np.int32), batches_of_one[0].view(np.int32)), "images are bit-identical"
+    assert np.array_equal(images.view(np.int32), batches_of_one[0].view(np.int32)), "the images are not bit-identical"
 
 
 def test_no_image_is_repeated_within_an_epoch_and_epochs_differ(batches_of_one: tuple[np.ndarray, np.ndarray]) -> None:
@@ -64,7 +64,7 @@ def test_losses_with_synchronized_batchnorm_do_not_depend_on_the_number_of_ranks
 ) -> None:
     one, two, three = (json.loads((losses / f"{name}-{size}.json").read_text()) for size in (1, 2, 3))
     assert len(one) == STEPS[name]
-    assert len(set(one)) == len(one), "no two steps have the same loss"
+    assert len(set(one)) == len(one), "two steps have the same loss"
     if name == "float64":  # in float32, the learning rate is so low that the loss hardly falls in 12 steps
         assert np.mean(one[-10:]) < np.mean(one[:10])
     assert two == pytest.approx(one, rel=tolerance)

@@ -55,7 +55,7 @@ def test_wandb_receives_chart_axes_run_names_settings_and_exit_status(offline_ru
     assert {name for name, metric in metrics.items() if metric.step_metric == "epoch"} >= {"test_accuracy", "test_loss"}
     assert {"epoch", "step", "step/step", "train_loss", "learning_rate"} <= set(metrics)
     globs = {metric.glob_name: metric.step_metric for metric in of_kind(entries, "metric") if metric.glob_name}
-    assert globs == {"step/*": "step/step"}, "charts of steps have the optimizer step as their axis"
+    assert globs == {"step/*": "step/step"}, "the axis of step charts is not the optimizer step"
     run = of_kind(entries, "run")[0]
     assert (run.project, run.display_name, run.run_group) == ("ddp-trainer", "offline", "five seeds")
     assert (run.job_type, list(run.tags)) == ("trial", ["jpeg", "quick"])
@@ -90,7 +90,7 @@ def test_confusion_matrix_mistakes_and_model_match_the_files_of_the_run(offline_
     files = {one.name.split("-")[-1]: one.manifest.contents for one in artifacts if one.type == "run_table"}
     images = [file for file in files["misclassified"] if file.path.startswith("media/images/")]
     assert len(images) == len(wrong)
-    assert all(Path(image.local_path).is_relative_to(offline_run) for image in images), "no image is in the home folder"
+    assert all(Path(image.local_path).is_relative_to(offline_run) for image in images), "an image is in another folder"
     (model,) = [one for one in artifacts if one.type == "model"]
     assert {file.path: file.local_path for file in model.manifest.contents} == {
         name: str(offline_run / name) for name in ("model.safetensors", "model.json")
