@@ -52,14 +52,14 @@ class RunData:
     def batches(
         self, epoch: int, rows: slice, *, config: TrainConfig, runtime: Runtime
     ) -> Iterator[tuple[Batch, Tensor]]:
-        """Yields this rank's batch and the random bits of its images for each step of `epoch` in the slice `rows`."""
+        """Yields this rank's batch and the random bits to augment it, for each step of `epoch` in the slice `rows`."""
         samples, turns = self.plan(epoch, config=config, runtime=runtime)
         indices = torch.from_numpy(samples[rows]).to(runtime.device)
         epochs = torch.full_like(indices, epoch) if turns is None else torch.from_numpy(turns[rows]).to(runtime.device)
         yield from zip(self.loader.batches(samples[rows]), self._draws(indices, epochs), strict=True)
 
     def _draws(self, indices: Tensor, epochs: Tensor) -> Iterator[Tensor]:
-        """Yields the random bits of each step. `indices` and `epochs` have one row per step and one value per image.
+        """Yields the random bits for each step. `indices` and `epochs` have one row per step and one value per image.
 
         One call of `Augmenter.draw` computes the bits of many steps, which saves dozens of operations in each step.
         """

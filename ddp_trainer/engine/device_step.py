@@ -1,7 +1,7 @@
-"""The device's part of a step. Only this module computes the gradients of a step.
+"""The part of a step that runs on the device. Only this module computes the gradients of a step.
 
-Nothing in it waits for the device or depends on values that the host stores, so that a GPU can repeat a step as one
-graph.
+A step never waits for the device. Apart from the crop size, all values that differ between steps are on the device, so
+that a GPU can replay each step as a graph.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class DeviceStep:
         self._prepare()
 
     def __call__(self, batch: Batch, draws: Tensor, side: int) -> Tensor:
-        """Takes one step on crops of `side` pixels, or skips it. Returns the losses, (N,). See `Augmenter.draw`."""
+        """Takes or skips a step on crops of `side` pixels. Returns the losses, (N,). `draws`: see `Augmenter.draw`."""
         return self._take(batch, draws, side)
 
     def freeze(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -66,7 +66,7 @@ class DeviceStep:
         self._take = self.work if self.not_captured else GraphedStep(self.work, self.state.optimizer, self._say)
 
     def work(self, batch: Batch, draws: Tensor, side: int) -> Tensor:
-        """Does what a call does, without a graph. Stores nothing on the host: see `GraphedStep`."""
+        """Takes a step as `__call__` does, but never with a graph. Stores nothing on the host: see `GraphedStep`."""
         state = self.state
         augmented = self.data.augmenter.augment(batch, draws, side)
         losses = []

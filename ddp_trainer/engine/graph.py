@@ -1,9 +1,9 @@
 """Captures the work of a step on a GPU into a CUDA graph, so that one call launches all its kernels.
 
 A graph repeats the same kernels at the same memory addresses. All values that differ between steps must therefore be
-at fixed addresses in device memory: the batch and its random bits are copied there before each step, `LearningRates`
-keeps the learning rates there, and everything that a step changes is updated in place. The host's part of a step is in
-`Trainer.train_step`.
+at fixed addresses in device memory: the batch and the random bits for its augmentation are copied there before each
+step, `LearningRates` keeps the learning rates there, and everything that a step changes is updated in place. The host's
+part of a step is in `Trainer.train_step`.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from data_prep.loader import Batch
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 
-Work = Callable[[Batch, Tensor, int], Tensor]  # batch, its random bits and the side of the crops -> losses
+Work = Callable[[Batch, Tensor, int], Tensor]  # batch, random bits for its augmentation, side of the crops -> losses
 
 
 def why_not(config: TrainConfig, runtime: Runtime) -> str | None:

@@ -20,8 +20,8 @@ GRAM_FORM_COLUMNS = 1.5
 def orthogonalize(matrices: Sequence[Tensor], *, steps: int = 3) -> list[Tensor]:
     """Matrices with the same shapes and singular vectors as `matrices`, and singular values close to one.
 
-    Each step replaces X by P X, where P = a I + b G + c G^2 and G = X X^T. Matrices of equal shape are computed as a
-    batch. On a GPU that supports bfloat16, X is stored in bfloat16, whatever the precision of the run.
+    Each step replaces a matrix X by P X, where P = a I + b G + c G^2 and G = X X^T. Matrices of equal shape are
+    computed as a batch. On a GPU that supports bfloat16, X is stored in bfloat16, whatever the precision of the run.
     """
     wide = [matrix.mT if matrix.size(0) > matrix.size(1) else matrix for matrix in matrices]
     places_of: dict[torch.Size, list[int]] = {}

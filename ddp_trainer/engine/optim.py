@@ -16,13 +16,13 @@ class Kind(NamedTuple):
     peak_lr: float
     weight_decay: float
     muon: Literal["filters", "matrix"] | None  # see `Muon`
-    late: bool  # whether --freeze-late names the parameter; its learning rate falls to 0
+    late: bool  # whether --freeze-late names the parameter, so that its learning rate falls to 0
 
 
 def parameter_groups(
     model: nn.Module, config: OptimConfig, frozen_late: Collection[nn.Parameter] = ()
 ) -> list[dict[str, Any]]:
-    """Trainable parameters, grouped by peak learning rate, weight decay and, for Muon, the kind of update.
+    """Trainable parameters, grouped by `Kind`.
 
     Weight decay applies to parameters with at least two dimensions, such as the weights of linear layers, except to
     filters that Muon rescales. It does not apply to biases and normalization layers. `frozen_late`: the parameters
@@ -64,7 +64,7 @@ def _kind_of(layer: nn.Module, name: str, parameter: nn.Parameter, head: nn.Modu
 def build_optimizer(
     model: nn.Module, config: OptimConfig, frozen_late: Collection[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
-    """The optimizer that --optimizer names. It is fused, also on the CPU: one kernel applies each group's update."""
+    """The optimizer that --optimizer names. Its updates are fused, also on the CPU."""
     groups = parameter_groups(model, config, frozen_late)
     if config.optimizer == "muon":
         return Muon(groups, lr=config.peak_lr)
@@ -93,7 +93,7 @@ class LearningRates:
         self._rates = torch.zeros(len(groups), device=device)  # one kernel fills the scalars of all groups
 
     def set(self, share_of_peak: float, *, late: float | None = None) -> None:
-        """`late`: the share of the peak for the parameters of --freeze-late; default: `share_of_peak`."""
+        """Sets each rate to a share of its peak. `late`: the share for --freeze-late; default: `share_of_peak`."""
         late = share_of_peak if late is None else late
         groups = self._optimizer.param_groups  # load_state_dict replaces this list
         if self._on_device:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 class Reversible:
-    """Saves the values of tensors, and restores them if a condition on the device is True.
+    """Saves the values of tensors, and restores them if a bool tensor on the device is True.
 
     All tensors are copied together as bytes, so that a few kernels are enough for tensors of all types.
     """

@@ -1,4 +1,4 @@
-"""Reports the skipped step that ended a run: its images and their losses."""
+"""Reports the step that ended a run because its loss or a gradient was not finite: its images and their losses."""
 
 import contextlib
 import math

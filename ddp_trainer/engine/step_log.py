@@ -1,4 +1,4 @@
-"""Makes the records within an epoch, which hold the means since the previous record.
+"""Makes the records of steps.jsonl: mean loss and accuracy over the steps since the previous record.
 
 The values are read without waiting for the device.
 """

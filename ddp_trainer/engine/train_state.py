@@ -109,7 +109,8 @@ class TrainState:
         """Resets what is counted per epoch: loss, hits, seconds, skipped steps. `sums`: those of the epoch."""
         self.watch = Stopwatch()
         self.sums.reset()
-        # It becomes minus the sums that no step record contains yet, so that the next step record contains them.
+        # `logged_sums` becomes the negative of the sums since the last step record. The next step record subtracts it,
+        # and so also covers these steps.
         self.logged_sums -= sums
         self.guard.start_epoch()
 

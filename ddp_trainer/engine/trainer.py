@@ -1,7 +1,7 @@
 """The training loop: steps, epochs and the whole run.
 
-Processes, tracking and saving are left to the `Runtime` and the `Observer` that are passed in. The loop never waits
-for the device within a step: the host reads the results of each step one step later.
+Processes, tracking and saving are left to the `Runtime` and the `Observer` that are passed in. Within a step, the
+loop does not wait for the device, except to freeze parameters. The host reads the results of each step one step later.
 """
 
 import contextlib
@@ -118,7 +118,7 @@ class Trainer:
             yield self.state.step
 
     def train_step(self, batch: Batch, epoch: int, draws: Tensor | None = None) -> None:
-        """Takes one step, or skips it if the loss or a gradient is not finite. Never waits for the device.
+        """Takes one step, or skips it if the loss or a gradient is not finite.
 
         `draws`: random bits from `Augmenter.draw`; default: those for `epoch`.
         """

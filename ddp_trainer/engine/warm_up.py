@@ -1,4 +1,6 @@
-"""Warms up before the first step, so that this step takes no longer than others and a resumed run stays exact.
+"""Warms up before the first step and after --freeze-late has frozen parameters.
+
+The next step then takes no longer than others, and a resumed run stays exact.
 
 DDP reorders its gradient buckets after the first passes. With three or more ranks, the position of a gradient in its
 bucket affects the order of summation. Without a warm-up, a resumed run would take its first step with the initial
