@@ -39,7 +39,7 @@ def set_backend_flags(config: RuntimeConfig) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if config.deterministic != torch.are_deterministic_algorithms_enabled():  # the next call takes seconds
         torch.use_deterministic_algorithms(config.deterministic)
-        # By default, deterministic torch also fills each new tensor with NaN, which adds 38 % more kernels to `fast`.
+        # By default, deterministic torch also fills each new tensor with NaN: 38 % more kernels in the recipe `fast`.
         torch.utils.deterministic.fill_uninitialized_memory = not config.deterministic  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not config.deterministic
     allow_tf32 = resolve_precision(config) != "fp32" and not config.deterministic

@@ -15,8 +15,8 @@ PATIENCE_SECONDS = 10.0
 def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
     """Context for calls that wait until all processes have joined.
 
-    After 10 seconds, the first process of each machine prints that it is waiting. From then on, a single signal ends
-    any of the processes, because the others may never join and there is nothing to save.
+    After 10 seconds, the first process of each machine prints that it is waiting. From then on, the first signal ends
+    a process at once, because the others may never join and there is nothing to save.
     """
     if launch.world_size == 1:
         yield

@@ -30,7 +30,8 @@ from ddp_trainer.distributed.sync_batchnorm import synchronize_batchnorm
 # Before training starts, processes may be minutes apart: one may read a dataset or wait for a service.
 STARTUP_SECONDS = 300.0
 
-# NCCL's watchdog kills the process, so gloo must raise an exception earlier, while files and W&B can still be closed.
+# After NCCL's timeout, its watchdog kills the process. gloo's timeout is shorter, so that gloo raises an exception
+# while files and W&B can still be closed.
 NCCL_MARGIN = 60.0  # seconds by which NCCL's timeout is longer than gloo's
 
 
@@ -158,7 +159,7 @@ class Runtime:
         return images if self.config.channels_last else images.contiguous()
 
     def backward(self, losses: Tensor, weights: Tensor) -> None:
-        # Accelerate's `backward` is not used, because it would also divide the losses by 1.
+        # Accelerate's `backward` would add a useless operation: it divides the losses by 1.
         (losses if self.scaler is None else self.scaler.scale(losses)).backward(weights)
 
     def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager:
