@@ -7,8 +7,8 @@ The range test is from Smith, "Cyclical Learning Rates for Training Neural Netwo
 The exponential rise is from Gugger, "How Do You Find A Good Learning Rate" (sgugger.github.io, 2018); fastai and
 Lightning use it, too.
 
-The steps are those of a normal run, because `build_trainer` builds the same trainer. Only the learning rates differ.
-The trained network is discarded.
+The steps are those of a normal run, because `build_trainer` builds the same trainer. Only the schedule differs. The
+trained network is discarded.
 """
 
 import contextlib

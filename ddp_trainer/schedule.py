@@ -116,7 +116,7 @@ class ScheduleConfig:
         return next(small, self.train_size or side)
 
     def crop_sides(self, side: int) -> list[int]:
-        """All values of `crop_side` over the steps of a long run, in ascending order."""
+        """All values that `crop_side` can return, in ascending order."""
         return [*(own for own, _ in self.crop_phases), self.train_size or side]
 
     @cached_property

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | None" = None) -> "RunResult | None":
     """Starts or resumes a run, and returns its result when it ends. Returns None on every rank but the main one.
 
-    `observer` is called in addition to the recorder. Wrong input raises InputError before any work is done.
+    `observer` is called after the observer that records the run (`run.recorder`). Wrong input raises InputError before
+    any work is done.
     """
     from ddp_trainer.distributed.launch import Launch, check_machine
 

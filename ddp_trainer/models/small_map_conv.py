@@ -1,8 +1,8 @@
 """A 3x3 convolution that trains faster on CPUs where the maps are small.
 
 oneDNN, which computes torch's convolutions on a CPU, is slow on maps of few pixels, above all when it computes the
-gradient of the weights: with AMX, in bf16, one matrix product over all pixels of the batch takes a quarter of the time
-on 4x4 maps and a tenth on 2x2 maps. It computes the same sums in another order.
+gradient of the weights. With AMX, in bf16, one matrix product over all pixels of the batch takes a quarter of oneDNN's
+time on 4x4 maps and a tenth on 2x2 maps. The product computes the same sums in another order.
 """
 
 from typing import Any
@@ -47,7 +47,7 @@ class _MatrixProduct(torch.autograd.Function):
         of_filters = of_filters.view(outputs, 3, 3, inputs).permute(0, 3, 1, 2)
         if not ctx.needs_input_grad[0]:
             return None, of_filters
-        turned = _rows(filters.flip(2, 3).transpose(0, 1))  # a pixel contributed to each neighbor through one tap
+        turned = _rows(filters.flip(2, 3).transpose(0, 1))  # flipped: from a neighbor, a pixel lies the other way
         return _as_images(_neighborhoods(gradient) @ turned.t(), like=gradient), of_filters
 
 

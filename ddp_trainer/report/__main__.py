@@ -20,7 +20,7 @@ class ReportConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status. 0: the report is written; 2: the input is wrong."""
+    """Returns the exit status: 0 if the report was written, 2 for wrong input."""
 
     def report() -> None:
         config = parse_flags(ReportConfig, argv, prog=program_name("ddp_trainer.report"))
