@@ -86,7 +86,7 @@ class StepGuard:
         self._forward = Reversible([*model.buffers(), *changed_by_forward])
         self._timeout = timeout
         self._patience = 1 if scaler is None else FP16_PATIENCE
-        self._counts = torch.zeros(2, dtype=torch.int64, device=self._parameters[0].device)  # fields of SkippedSteps
+        self._counts = torch.tensor(SkippedSteps(0, 0)).to(self._parameters[0].device)
         self._recent: deque[Attempt] = deque(maxlen=2)  # a skipped step is known one step late
         self._pending: deque[tuple[int, PendingValues]] = deque()
 
