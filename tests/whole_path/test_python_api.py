@@ -89,7 +89,7 @@ def test_train_works_in_a_thread(tiny_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"epochs": 0}, "--epochs must be at least 1, got 0"),
+        ({"epochs": 0}, "--epochs must be above 0, got 0"),
         ({"no_such_setting": 1}, "no-such-setting"),
         ({"precision": "fp8"}, "--precision"),
     ],

@@ -44,6 +44,7 @@ def changed(config: TrainConfig, *changes: Sections) -> TrainConfig:
 PLAN: Sections = {"schedule": {"batch_size": 64, "epochs": 3, "small_crops": "16:0.35,24:0.7"}}
 NARROW: Sections = {"network": {"widths": (8, 8, 16, 16)}}
 FAST, BASELINE = (changed(RECIPES[name], PLAN, NARROW) for name in ("fast", "baseline"))
+FREEZE_LATE: Sections = {"schedule": {"freeze_late": "features.0.*,features.1.*", "freeze_late_between": (0.6, 0.8)}}
 
 # Whole runs whose steps are captured.
 CAPTURED = {
@@ -56,6 +57,7 @@ CAPTURED = {
     "balanced batches": changed(FAST, {"data": {"balance": "batches"}}),
     "balanced loss": changed(FAST, {"data": {"balance": "weights"}}),
     "deterministic": changed(FAST, {"runtime": {"deterministic": True}}),
+    "freeze late": changed(FAST, FREEZE_LATE),
     "torchvision": changed(
         RECIPES["baseline"],
         PLAN,
@@ -73,6 +75,7 @@ EAGER = {
 # Whole runs of several ranks.
 RANKS = {
     "ranks": FAST,
+    "freeze late": changed(FAST, FREEZE_LATE),
     "synchronized batchnorm": changed(FAST, {"runtime": {"sync_bn": True}}),
     "compressed gradients": changed(FAST, {"runtime": {"gradient_compression": "bf16"}}),
 }

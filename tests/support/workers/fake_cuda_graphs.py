@@ -33,7 +33,7 @@ def train(trainer: Trainer, epochs: int = 3) -> dict[str, Any]:
     """Trains for some epochs. Returns what was launched and captured, and the lines printed for the user."""
     said: list[str] = []
     if isinstance(trainer.device_step._take, GraphedStep):
-        trainer.device_step._take._say = said.append
+        trainer.device_step._say = trainer.device_step._take._say = said.append
     with logged() as calls, counted_captures() as captures:
         for epoch in range(epochs):
             trainer.train_epoch(epoch)  # without evaluation, because that reads values that were never computed
