@@ -22,22 +22,22 @@ ONE_STEP_LATE = {"cudaEventSynchronize": 1}
 
 # The maximum number of operations in a step without a CUDA graph. Lower a budget when a step has become cheaper.
 BUDGETS = {
-    "baseline": 204,
-    "fast": 350,
-    "strong": 350,
-    "long": 353,
-    "finetune": 194,
-    "photos": 484,
-    "smoke": 198,
-    "demo": 192,
-    "deterministic": 350,
-    "fp16": 318,
-    "fp32": 286,
-    "accumulate": 540,
-    "ema and clip": 377,
-    "adamw": 215,
-    "mixup and jitter": 402,
-    "cutmix": 411,
+    "baseline": 200,
+    "fast": 344,
+    "strong": 344,
+    "long": 350,
+    "finetune": 190,
+    "photos": 482,
+    "smoke": 194,
+    "demo": 188,
+    "deterministic": 344,
+    "fp16": 314,
+    "fp32": 282,
+    "accumulate": 534,
+    "ema and clip": 373,
+    "adamw": 211,
+    "mixup and jitter": 398,
+    "cutmix": 407,
 }
 
 STEPS, CROP_SIZES = 30, 3
