@@ -2,11 +2,12 @@
 
 import itertools
 import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from data_prep.errors import require
+from data_prep.errors import InputError, require
 
 INITIAL_LR_FRACTION = 0.04  # first learning rate of a warm-up, as a share of the peak; 1/25 is OneCycleLR's default
 
@@ -103,7 +104,7 @@ class ScheduleConfig:
 
     def freeze_step(self, total_steps: int) -> float:
         """The first step (0-based) in which the parameters of --freeze-late are frozen; infinity without them."""
-        return math.ceil(self.freeze_late_between[1] * total_steps) if self.freeze_late else math.inf
+        return math.ceil(self.freeze_late_between[1] * total_steps) if self.frozen_late else math.inf
 
     def crop_side(self, side: int, *, step: int, total_steps: int) -> int:
         """Side in pixels of the training crops at `step` (0-based); `side`: the side of the images.
@@ -125,17 +126,11 @@ class ScheduleConfig:
         form = f"--small-crops must be SIDE:SHARE,... such as 16:0.3,24:0.7, got {self.small_crops}"
         phases = []
         for entry in self.small_crops.split(",") if self.small_crops else ():
-            side, _, share = entry.partition(":")
-            require(side.strip().isascii() and side.strip().isdigit() and _is_share(share), form)
-            phases.append((int(side), float(share)))
+            match = re.fullmatch(r"\s*([0-9]{1,6})\s*:\s*(0?\.[0-9]+)\s*", entry)
+            if match is None:
+                raise InputError(form)
+            phases.append((int(match[1]), float(match[2])))
         for what, values in (("sides", [side for side, _ in phases]), ("shares", [share for _, share in phases])):
             rising = all(one < other for one, other in itertools.pairwise([0, *values]))
             require(rising, f"--small-crops: the {what} must rise from entry to entry, got {self.small_crops}")
         return tuple(phases)
-
-
-def _is_share(text: str) -> bool:
-    try:
-        return 0 < float(text) < 1
-    except ValueError:
-        return False

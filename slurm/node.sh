@@ -64,9 +64,8 @@ else
     --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$world_size" --machine_rank "$SLURM_NODEID"
     --main_process_ip "$RENDEZVOUS_HOST" --main_process_port "$RENDEZVOUS_PORT"
     --rdzv_backend static --rdzv_conf timeout=600) # c10d would unpickle what it receives: docs/security.md
-  # Accelerate has no flags for these settings of torchrun: the signals that it handles, which must not include TERM;
-  # the name by which other nodes know this one; and an address that only jobs on one node use. Without it, all such
-  # jobs would use the same port.
+  # Accelerate has no flags for these settings of torchrun. It must not handle TERM. Other nodes know this one by its
+  # name in SLURM. The rendezvous of a job on one node would otherwise have the same address in all jobs.
   export PET_SIGNALS_TO_HANDLE=SIGHUP PET_LOCAL_ADDR=$SLURMD_NODENAME
   export PET_RDZV_ENDPOINT=$RENDEZVOUS_HOST:$RENDEZVOUS_PORT
   # After one worker has died, the others on its node are killed after this many seconds. They have nothing to save.

@@ -1,4 +1,7 @@
-"""Draws the costs of all parts on logarithmic scales: time above, peak memory below, one column per varied quantity."""
+"""Draws what each measured command costs, on logarithmic scales.
+
+Time is above and peak memory below, with one column for each varied quantity.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path

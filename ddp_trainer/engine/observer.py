@@ -34,7 +34,10 @@ class Observer(Protocol):
         ...
 
     def skipped(self, report: dict[str, Any], *, step: int) -> None:
-        """Called when a skipped step ends the run. `report` lists the images of the step and their losses."""
+        """Called when the run ends because a loss or gradient was not finite.
+
+        `report` lists the images of that step, which was skipped, and their losses.
+        """
         ...
 
 

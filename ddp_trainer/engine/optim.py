@@ -85,10 +85,8 @@ class LearningRates:
         groups = optimizer.param_groups
         device = groups[0]["params"][0].device
         self._on_device = device.type != "cpu"
-        peaks = torch.tensor(
-            [[group["peak_lr"] * (group["late"] == late) for group in groups] for late in (False, True)]
-        )
-        self._peaks, self._late_peaks = peaks.double().to(device)
+        peaks = [[group["peak_lr"] * (group["late"] == late) for group in groups] for late in (False, True)]
+        self._peaks, self._late_peaks = torch.tensor(peaks, dtype=torch.float64).to(device)
         self._has_late = any(group["late"] for group in groups)
         self._rates = torch.zeros(len(groups), device=device)  # one kernel fills the scalars of all groups
 

@@ -35,6 +35,8 @@ def plain(value: Setting) -> str:
     """The value of a setting as text. The values of a list are separated by spaces."""
     if isinstance(value, list):
         return " ".join(map(plain, value))
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "true", False: "false"}[value]
+    if value is None or value == "":
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -22,7 +22,7 @@ import torch
 from data_prep.files import sync_folder
 
 STATE, MANIFEST = "state.pt", "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 NAME = re.compile(r"step-(\d{8,})")
 WRITING, REPLACED, DROPPED = ".writing-", ".replaced-", ".dropped-"
 

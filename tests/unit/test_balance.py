@@ -19,7 +19,7 @@ COUNT = 12 * 64  # 768 draws in an epoch
 
 
 def drawn(epochs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Samples and turns of the first epochs, each (epochs, COUNT). A sample's turn counts its earlier draws."""
+    """Samples and turns of the first epochs, each (epochs, COUNT). A turn is the number of earlier draws."""
     orders = [balanced_order(SAMPLES, LABELS, count=COUNT, seed=3, epoch=epoch) for epoch in range(epochs)]
     return tuple(np.stack([order[field] for order in orders]) for field in (0, 1))  # type: ignore[return-value, arg-type]
 

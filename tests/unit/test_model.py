@@ -37,7 +37,7 @@ def test_model_json_keeps_the_size_of_the_input(tmp_path: Path) -> None:
         ModelSpec.read(path)
 
 
-def test_network_matches_its_layers_written_out() -> None:
+def test_network_equals_its_layers_applied_one_by_one() -> None:
     """The order of layers is convolution, pooling, BatchNorm, activation."""
     model = CustomResNet().eval()
     convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]

@@ -32,7 +32,9 @@ def test_the_slices_of_the_ranks_make_up_each_global_batch(world_size: int, pair
     ]
     assert np.array_equal(np.concatenate(ranks, axis=1), train_batches(order, batch_size=100, rank=0, world_size=1))
     seen = np.concatenate(ranks, axis=1).reshape(-1)
-    assert len(set(seen)) == len(seen) == 1000, "the epoch repeats an image or skips more than the leftover images"
+    assert len(set(seen)) == len(seen) == 1000, (
+        "the epoch repeats an image, or leaves out more than the 3 images that do not fill a batch"
+    )
 
 
 @pytest.mark.parametrize("total", [500, 512, 14, 15])

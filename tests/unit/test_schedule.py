@@ -64,7 +64,21 @@ def test_crops_grow_at_the_given_shares_of_the_steps(small_crops: str, total: in
 
 @pytest.mark.parametrize(
     "wrong",
-    ["16", "16:", ":0.5", "16:0", "16:1", "16:nan", "16:0.5,", "24:0.3,16:0.5", "16:0.5,24:0.3", "-16:0.5", "²:0.5"],
+    [
+        "16",
+        "16:",
+        ":0.5",
+        "16:0",
+        "16:0.0",
+        "16:1",
+        "9" * 5000 + ":0.5",
+        "16:nan",
+        "16:0.5,",
+        "24:0.3,16:0.5",
+        "16:0.5,24:0.3",
+        "-16:0.5",
+        "²:0.5",
+    ],
 )
 def test_small_crops_that_cannot_be_read_are_refused(wrong: str) -> None:
     with pytest.raises(InputError, match="--small-crops"):

@@ -1,4 +1,4 @@
-"""On a GPU, a run first takes steps that the step guard skips. They do not change the training state."""
+"""The steps of the warm-up on a GPU do not change the training state, because the step guard skips them."""
 
 import math
 from dataclasses import replace
