@@ -56,10 +56,10 @@ def fast() -> TrainConfig:
     """The fewest operations: 7 epochs of CIFAR-10 (0.49 PFLOP) with Muon, the first five of them on small crops.
 
     Command:   accelerate launch -m ddp_trainer.train fast
-    Result:    89.99 % (standard deviation 0.07), or 90.67 % (0.06) with test-time augmentation (n = 3)
+    Result:    90.11 % (standard deviation 0.09), or 90.63 % (0.09) with test-time augmentation (n = 3)
     Measured:  CIFAR-10 as JPEG files of quality 75, 5,000 test images
-    Hardware:  2 CPU cores in bf16
-    Time:      24 minutes
+    Hardware:  one CPU core in bf16
+    Time:      30 to 41 minutes; other work ran at the same time
 
     With crops of 16 and then 24 pixels, the network sees more images for the same number of operations. The last two
     epochs use whole images.
