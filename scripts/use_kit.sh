@@ -20,5 +20,14 @@ for wheel in "$1"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$site"; don
 # addsitedir adds the folder that has torch and, unlike a plain path, also reads the .pth files in this folder.
 echo "import site; site.addsitedir('$(dirname "$(dirname "$torch")")')" >"$site/machine.pth"
 echo "$PWD" >"$site/project.pth"
+# doctor reads the project's requirements from its metadata, which pip would write.
+"$python" - "$site" <<'END'
+import pathlib, sys, tomllib
+project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]
+folder = pathlib.Path(sys.argv[1], f"ddp_trainer-{project['version']}.dist-info")
+folder.mkdir()
+required = [f"Requires-Dist: {one}" for one in project["dependencies"]]
+(folder / "METADATA").write_text("\n".join([f"Name: {project['name']}", f"Version: {project['version']}", *required]) + "\n")
+END
 echo "use_kit: .venv is ready; checking it"
 exec .venv/bin/python -m ddp_trainer.doctor

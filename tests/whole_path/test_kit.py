@@ -24,7 +24,8 @@ DOCTOR = "import sys, tyro, torch\nprint('tyro', tyro.origin)\nsys.exit(3)\n"
 def project(tmp_path: Path) -> Path:
     folder = tmp_path / "project"
     shutil.copytree(REPOSITORY / "scripts", folder / "scripts")
-    shutil.copy(REPOSITORY / "constraints.txt", folder)
+    for name in ("constraints.txt", "pyproject.toml"):
+        shutil.copy(REPOSITORY / name, folder)
     return folder
 
 
