@@ -23,7 +23,7 @@ PHOTOS = (
     *("--train-size", "48", "--batch-size", "12", "--wandb", "disabled", "--deterministic"),
 )
 SHORT = ("--epochs", "1", "--peak-lr", "0.1")
-LONG = ("--epochs", "8", "--peak-lr", "0.1", "--small-crops", "32:0.25,48:0.5", "--checkpoint-every-steps", "2")
+LONG = ("--epochs", "8", "--peak-lr", "0.1", "--small-crops", "24:0.25,36:0.5", "--checkpoint-every-steps", "2")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ddp_trainer.run import checkpoint, directory
-from ddp_trainer.run.checkpoint import MANIFEST, list_checkpoints, write_checkpoint
+from ddp_trainer.run.checkpoint import FORMAT_VERSION, MANIFEST, list_checkpoints, write_checkpoint
 from ddp_trainer.run.checkpoint_saver import CheckpointSaver
 from ddp_trainer.run.directory import RunDirectory, changed_settings
 from tests.support.trainer import NARROW, Finished, environment, fork, run, train
@@ -183,7 +183,7 @@ def test_a_setting_missing_from_an_older_run_has_its_default_value(copied_run: P
 
 @pytest.mark.parametrize(
     ("change", "version", "problem"),
-    [(lambda state: state.pop("sums"), 2, "has no sums"), (lambda state: None, 1, "has format 1")],
+    [(lambda state: state.pop("sums"), FORMAT_VERSION, "has no sums"), (lambda state: None, 1, "has format 1")],
 )
 def test_a_checkpoint_of_another_release_is_refused_with_the_actual_reason(
     copied_run: Path, tiny_dir: Path, change: Callable[[dict], object], version: int, problem: str
