@@ -35,15 +35,21 @@ def warm_up(wrapped: nn.Module, state: TrainState, work: Work, config: TrainConf
     if there are several processes.
     """
     sides, runtime = config.schedule.crop_sides(image_size), state.runtime
-    if runtime.device.type == "cuda":
-        take_skipped_steps(work, state, _blank_batch(config, runtime, image_size), sides)
-    elif runtime.world_size > 1:
-        count = images_in_step(config, runtime.rank, runtime.world_size) // config.schedule.passes
-        for side in sides:
-            images = runtime.laid_out(blank_images(state.model, count, side))
-            with blank_passes(wrapped):
-                for _ in range(PASSES):
-                    wrapped(images).sum().backward()
+    devices = [runtime.device] if runtime.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):  # dropout would otherwise draw other numbers in a resumed run
+        if runtime.device.type == "cuda":
+            take_skipped_steps(work, state, _blank_batch(config, runtime, image_size), sides)
+        elif runtime.world_size > 1:
+            _take_passes(wrapped, runtime, config, sides)
+
+
+def _take_passes(wrapped: nn.Module, runtime: Runtime, config: TrainConfig, sides: list[int]) -> None:
+    count = images_in_step(config, runtime.rank, runtime.world_size) // config.schedule.passes
+    for side in sides:
+        images = runtime.laid_out(blank_images(wrapped, count, side))
+        with blank_passes(wrapped):
+            for _ in range(PASSES):
+                wrapped(images).sum().backward()
 
 
 def take_skipped_steps(work: Work, state: TrainState, batch: Batch, sides: list[int]) -> None:

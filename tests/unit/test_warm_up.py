@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddp_trainer.engine.trainer import Trainer
-from ddp_trainer.engine.warm_up import take_skipped_steps
+from ddp_trainer.engine.warm_up import take_skipped_steps, warm_up
 from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
 
 
@@ -49,3 +49,14 @@ def test_skipped_steps_do_not_change_the_state(tiny_dir: Path, optimizer: str) -
         trainer.train_step(batch, epoch=0)
     assert differences(state_of(warmed), state_of(plain)) == []
     assert not torch.equal(state_of(warmed)["head.weight"], before["head.weight"])
+
+
+def test_warm_up_does_not_change_the_random_state_of_a_network_with_dropout(
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = narrow_settings(tiny_dir)
+    trainer = narrow_trainer(config, single_runtime())
+    monkeypatch.setattr(trainer.runtime, "world_size", 2)  # a single process on the CPU does not warm up
+    wrapped, before = nn.Sequential(trainer.model, nn.Dropout()).train(), torch.get_rng_state()
+    warm_up(wrapped, trainer.state, trainer.device_step.work, config, 32)
+    assert torch.equal(torch.get_rng_state(), before)
