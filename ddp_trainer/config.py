@@ -16,7 +16,7 @@ import tyro
 from data_prep.augment_config import AugmentConfig
 from data_prep.data_config import DataConfig
 from data_prep.errors import require, require_printable
-from ddp_trainer.schedule import ScheduleConfig
+from ddp_trainer.schedule import ScheduleConfig, split_names
 
 # Settings that may change when a run is resumed: they decide where and how it runs, not what it learns.
 FREE_ON_RESUME = frozenset(
@@ -187,11 +187,6 @@ class TrackingConfig:
     @property
     def uses_wandb(self) -> bool:
         return "wandb" in self.tracker_names and self.wandb != "disabled"
-
-
-def split_names(text: str) -> tuple[str, ...]:
-    """The names in a comma-separated list, without surrounding whitespace and without empty names."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 @dataclass(frozen=True, kw_only=True)

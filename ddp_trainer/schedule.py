@@ -59,7 +59,7 @@ class ScheduleConfig:
 
     @property
     def frozen_late(self) -> tuple[str, ...]:
-        return tuple(name.strip() for name in self.freeze_late.split(",") if name.strip())
+        return split_names(self.freeze_late)
 
     @property
     def passes(self) -> int:
@@ -134,3 +134,8 @@ class ScheduleConfig:
             rising = all(one < other for one, other in itertools.pairwise([0, *values]))
             require(rising, f"--small-crops: the {what} must rise from entry to entry, got {self.small_crops}")
         return tuple(phases)
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """The names in a comma-separated list, without surrounding whitespace and without empty names."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -40,29 +40,29 @@ class DeviceStep:
         self.config, self.runtime, self.state, self.wrapped, self.data = config, runtime, state, wrapped, data
         self.not_captured = why_not(config, runtime)
         self._say = say
-        self._prepare()
+        self._prepare(config.schedule.crop_sides(data.evaluator.spec.image_size))
 
     def __call__(self, batch: Batch, draws: Tensor, side: int) -> Tensor:
         """Takes or skips a step on crops of `side` pixels. Returns the losses, (N,). `draws`: see `Augmenter.draw`."""
         return self._take(batch, draws, side)
 
-    def freeze(self, parameters: Iterable[nn.Parameter]) -> None:
+    def freeze(self, parameters: Iterable[nn.Parameter], sides: list[int]) -> None:
         """Excludes `parameters` from all following backward passes. A collective operation that waits for the device.
 
         DDP is rebuilt, since it would wait for their gradients. The next step is captured into a new graph, since the
-        old one would compute these gradients.
+        old one would compute these gradients. `sides`: of the crops in the following steps.
         """
         for parameter in parameters:
             parameter.requires_grad_(False)
         self.wrapped = self.runtime.wrap_again(self.wrapped)
-        self._prepare()
+        self._prepare(sides)
 
-    def _prepare(self) -> None:
+    def _prepare(self, sides: list[int]) -> None:
         """Warms up, so that the first step takes no longer than others, and prepares the capture of graphs."""
-        config, schedule = self.config, self.config.schedule
+        image_size = self.data.evaluator.spec.image_size
         self.mean_share = math.nan  # makes the gradients NaN, so that the guard skips the steps of the warm-up
-        warm_up(self.wrapped, self.state, self.work, config, self.data.evaluator.spec.image_size)
-        self.mean_share = schedule.batch_size / self.runtime.world_size
+        warm_up(self.wrapped, self.state, self.work, self.config, image_size, sides)
+        self.mean_share = self.config.schedule.batch_size / self.runtime.world_size
         self._take = self.work if self.not_captured else GraphedStep(self.work, self.state.optimizer, self._say)
 
     def work(self, batch: Batch, draws: Tensor, side: int) -> Tensor:

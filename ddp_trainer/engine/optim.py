@@ -35,9 +35,8 @@ def parameter_groups(
         for name, parameter in layer.named_parameters(recurse=False):
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
-                kinds.setdefault(
-                    _kind_of(layer, name, parameter, head, config)._replace(late=parameter in late), []
-                ).append(parameter)
+                kind = _kind_of(layer, name, parameter, head, config, late=parameter in late)
+                kinds.setdefault(kind, []).append(parameter)
     return [{"params": parameters, **kind._asdict()} for kind, parameters in kinds.items()]
 
 
@@ -47,7 +46,9 @@ def _head_of(model: nn.Module) -> nn.Module | None:
     return linear[-1] if linear else None
 
 
-def _kind_of(layer: nn.Module, name: str, parameter: nn.Parameter, head: nn.Module | None, config: OptimConfig) -> Kind:
+def _kind_of(
+    layer: nn.Module, name: str, parameter: nn.Parameter, head: nn.Module | None, config: OptimConfig, *, late: bool
+) -> Kind:
     is_bn_bias = name == "bias" and isinstance(layer, nn.modules.batchnorm._BatchNorm)
     own_rate = config.head_lr if layer is head else config.bias_lr if is_bn_bias else None
     muon: Literal["filters", "matrix"] | None = None
@@ -58,7 +59,7 @@ def _kind_of(layer: nn.Module, name: str, parameter: nn.Parameter, head: nn.Modu
         elif isinstance(layer, nn.Linear | nn.Conv2d):
             muon = "matrix"
     decay = config.weight_decay if parameter.ndim >= 2 and muon != "filters" else 0.0
-    return Kind(config.peak_lr if own_rate is None else own_rate, decay, muon, late=False)
+    return Kind(config.peak_lr if own_rate is None else own_rate, decay, muon, late)
 
 
 def build_optimizer(

@@ -5,6 +5,7 @@ loop does not wait for the device, except to freeze parameters. The host reads t
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -29,7 +30,6 @@ from ddp_trainer.engine.skipped_step import reporting_the_end
 from ddp_trainer.engine.step_guard import Attempt
 from ddp_trainer.engine.step_log import StepLog
 from ddp_trainer.engine.train_state import TrainState
-from ddp_trainer.models.initial_weights import parameters_named
 from ddp_trainer.tracking.metric_files import Record
 
 
@@ -58,7 +58,6 @@ class Trainer:
         self.steps_per_epoch = schedule.steps_per_epoch(num_images)
         self.total_steps, self.last_step = schedule.total_steps(num_images), schedule.last_step(num_images)
         self.freeze_step = schedule.freeze_step(self.total_steps)
-        self.frozen_late = False
         self.saves = SaveSchedule(config, runtime, steps_per_epoch=self.steps_per_epoch, last_step=self.last_step)
         self.step_log = StepLog(config.run.log_every_steps)
         self.share_of_peak: Callable[[int], float] = self._one_cycle
@@ -124,7 +123,7 @@ class Trainer:
         """
         draws = self.data.augmenter.draw(batch.indices, epoch) if draws is None else draws
         step, total_steps, schedule = self.state.step, self.total_steps, self.config.schedule
-        if step >= self.freeze_step and not self.frozen_late:
+        if step >= self.freeze_step:
             self._freeze_late()
         share = self.share_of_peak(step)
         self.rates.set(share, late=share * schedule.cooling(step, total_steps=total_steps))
@@ -134,9 +133,12 @@ class Trainer:
         self.state.step += 1
 
     def _freeze_late(self) -> None:
-        parameters = parameters_named(self.model, self.config.schedule.frozen_late, flag="--freeze-late")
-        self.device_step.freeze(parameters)
-        self.frozen_late = True
+        side, first, total = self.data.evaluator.spec.image_size, int(self.freeze_step), self.total_steps
+        crop_side = self.config.schedule.crop_side
+        sides = {crop_side(side, step=step, total_steps=total) for step in range(first, total)}
+        late = (group["params"] for group in self.state.optimizer.param_groups if group["late"])
+        self.device_step.freeze(itertools.chain.from_iterable(late), sorted(sides))
+        self.freeze_step = math.inf  # done
 
     def finish_epoch(self, epoch: int) -> Evaluation:
         """Evaluates the model, records the epoch, saves a checkpoint if one is due, and returns the evaluation.

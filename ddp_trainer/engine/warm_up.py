@@ -27,14 +27,16 @@ PASSES = 2
 STEPS = 11
 
 
-def warm_up(wrapped: nn.Module, state: TrainState, work: Work, config: TrainConfig, image_size: int) -> None:
-    """Warms up at all crop sizes. `state` does not change, provided that the guard skips every step.
+def warm_up(
+    wrapped: nn.Module, state: TrainState, work: Work, config: TrainConfig, image_size: int, sides: list[int]
+) -> None:
+    """Warms up on crops of `sides` pixels. `state` does not change, provided that the guard skips every step.
 
     On a GPU, this takes whole steps, so that all kernels are chosen and loaded and all memory is allocated. On the CPU,
     several processes take only forward and backward passes, and a single one takes none. `wrapped`: the network, in DDP
     if there are several processes.
     """
-    sides, runtime = config.schedule.crop_sides(image_size), state.runtime
+    runtime = state.runtime
     devices = [runtime.device] if runtime.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):  # dropout would otherwise draw other numbers in a resumed run
         if runtime.device.type == "cuda":

@@ -74,7 +74,7 @@ def settings(tiny_dir: Path) -> TrainConfig:
     return replace(
         config,
         augment=replace(config.augment, flip="alternating"),
-        schedule=replace(config.schedule, epochs=3, small_crops="16:0.35,24:0.6", freeze_late="features.0.*"),
+        schedule=replace(config.schedule, epochs=3, small_crops="16:0.35,24:0.6"),
         optim=replace(config.optim, ema_decay=0.9),
     )
 

@@ -58,5 +58,5 @@ def test_warm_up_does_not_change_the_random_state_of_a_network_with_dropout(
     trainer = narrow_trainer(config, single_runtime())
     monkeypatch.setattr(trainer.runtime, "world_size", 2)  # a single process on the CPU does not warm up
     wrapped, before = nn.Sequential(trainer.model, nn.Dropout()).train(), torch.get_rng_state()
-    warm_up(wrapped, trainer.state, trainer.device_step.work, config, 32)
+    warm_up(wrapped, trainer.state, trainer.device_step.work, config, 32, [32])
     assert torch.equal(torch.get_rng_state(), before)

@@ -20,15 +20,15 @@ from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
 
 # The run has nine steps. The learning rates of the first two blocks fall after step 3, and both blocks are frozen after
 # step 6.
-FREEZE = {"epochs": 3, "freeze_late": "features.0.*, features.1.*", "freeze_late_between": (0.3, 0.65)}
+FREEZE: dict[str, Any] = {"epochs": 3, "freeze_late": "features.0.*, features.1.*", "freeze_late_between": (0.3, 0.65)}
 FROZEN_AFTER = 6
 
 
-def trainer_of(data_dir: Path, optimizer: str = "muon", **schedule: Any) -> Trainer:
+def trainer_of(data_dir: Path, optimizer: str = "muon") -> Trainer:
     config = narrow_settings(data_dir)
     config = replace(
         config,
-        schedule=replace(config.schedule, **{**FREEZE, **schedule}),
+        schedule=replace(config.schedule, **FREEZE),
         optim=replace(config.optim, optimizer=optimizer, peak_lr=0.02, ema_decay=0.9, clip_norm=1.0),  # type: ignore[arg-type]
     )
     return narrow_trainer(config, single_runtime())

@@ -41,6 +41,7 @@ OPTIONS: list[dict[str, dict[str, Any]]] = [
     {"optim": {"ema_decay": 0.9}},
     {"optim": {"clip_norm": 1.0}},
     {"schedule": {"accumulate": 2}},
+    {"schedule": {"freeze_late": "features.0.*"}},
     {"augment": {"mixup": 1.0}},
     {"augment": {"cutmix": 1.0}},
     {"augment": {"brightness": 0.1, "contrast": 0.1}},
