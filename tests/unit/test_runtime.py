@@ -16,7 +16,9 @@ from tests.support.trainer import run
 def test_freed_memory_is_reused_without_page_faults() -> None:
     finished = run("tests.support.workers.page_faults")
     assert finished.returncode == 0, finished.stderr
-    assert int(finished.stdout) < 5 * 16384  # ten blocks have 163,840 pages; fewer than half may cause a page fault
+    # By default, each of the 40 blocks is requested from the system. Here, the heap grows a few times at first, because
+    # small objects take places in the freed blocks.
+    assert int(finished.stdout) <= 20
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("bf16", True)])
