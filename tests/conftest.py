@@ -18,7 +18,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # not spin. Both variables must be set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["OMP_WAIT_POLICY"] = "passive"
-# The slowest test files start first, so that no worker is still busy with one when all other workers have finished.
+# The slowest test files start first, so that all workers finish at about the same time.
 LONGEST = (
     "test_slurm",
     "test_faults",

@@ -90,7 +90,7 @@ def test_the_top_of_the_package_has_few_names() -> None:
 
 
 def test_init_files_of_folders_import_nothing() -> None:
-    """Importing a module runs the __init__.py of its folder, and some modules must be imported before torch."""
+    """Some modules are used before torch is imported, so the __init__.py of their folder must not import it."""
     folders = [file for file in MODULES if file.name == "__init__.py" and file.parts[-3] != "data_prep"]
     imported = {name_of(file): names for file in folders if (names := top_imports_of(file) - sys.stdlib_module_names)}
     assert imported == {}
@@ -150,7 +150,7 @@ def test_variables_of_the_launcher_are_read_in_one_folder() -> None:
         for node in ast.walk(tree_of(file))
         if isinstance(node, ast.Constant) and node.value in variables
     }
-    # free_memory.py divides the free memory of this machine by LOCAL_WORLD_SIZE, its number of processes.
+    # free_memory.py divides this machine's free memory by its number of processes, LOCAL_WORLD_SIZE.
     allowed = {name for name in readers if name.startswith("ddp_trainer/distributed/")} | {"data_prep/free_memory.py"}
     assert readers <= allowed
 

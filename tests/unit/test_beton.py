@@ -177,7 +177,7 @@ def shared_memory() -> set[str]:
 
 
 def test_a_failed_writer_ends_and_leaves_no_shared_memory(tmp_path: Path) -> None:
-    """The images are larger than a page, so FFCV's worker raises an error. FFCV alone would wait forever."""
+    """The images are larger than a page, so FFCV's worker raises an error. FFCV itself would then wait forever."""
     before = shared_memory()
     huge = Split(np.zeros((2, 2000, 4000, 3), np.uint8), np.zeros(2, np.int64))
     with pytest.raises(ChildProcessError, match=r"FFCV's writer failed: .*Tried allocating"):

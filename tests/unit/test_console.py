@@ -87,9 +87,11 @@ def test_the_bar_is_removed_before_a_note_and_the_cursor_is_never_hidden() -> No
     assert stream.getvalue().endswith("\x1b[1A\x1b[2Kkept\n"), (
         "the line with the bar is not erased before the note is printed"
     )
-    assert "\x1b[?25l" not in stream.getvalue(), "a process that is killed could not show the cursor again"
+    assert "\x1b[?25l" not in stream.getvalue(), (
+        "the cursor is hidden, and would stay hidden if the process were killed"
+    )
     bar.finish()
-    assert stream.getvalue().endswith("kept\n"), "no bar was drawn after the note, so there is nothing to remove"
+    assert stream.getvalue().endswith("kept\n"), "something is printed, although no bar was drawn after the note"
 
 
 def test_each_epoch_gets_a_bar_of_its_own() -> None:

@@ -1,7 +1,7 @@
 """Inputs and outputs of a step's CUDA graph, tested on the CPU. Here, replaying a graph calls the step's code again.
 
-The test shows that this code gets every batch and epoch number, that a capture takes no step, and that a step does not
-overwrite the losses of the previous one. It does not use CUDA: `tests/whole_path/test_fake_cuda.py` tests captures, and
+The test shows that this code gets every batch and epoch number, that capturing a graph does not train the model, and
+that a step does not overwrite the losses of the previous one. `tests/whole_path/test_fake_cuda.py` tests captures, and
 `tests/whole_path/test_gpu.py` compares the weights of runs with and without graphs.
 """
 

@@ -60,7 +60,7 @@ def test_both_loaders_give_the_written_images_in_the_requested_order(
     images, labels, _ = image_set_and_beton
     plan = plans()[name]
     for loader in (stream, resident):
-        batches = list(loader.batches(plan))  # keep all batches: views of a ring buffer would be overwritten
+        batches = list(loader.batches(plan))  # a list, because later batches would overwrite views of a ring buffer
         assert len(batches) == len(plan)
         for batch, indices in zip(batches, plan, strict=True):
             assert np.array_equal(batch.indices.numpy(), indices)
@@ -97,7 +97,7 @@ assert type(rgb_image.IMAGE_MODES) is dict
 
 
 def test_loaders_share_compiled_code_but_not_data(stream: StreamLoader, tmp_path: Path) -> None:
-    """Two loaders with different image sizes, labels and threads are read alternately."""
+    """Two loaders with different image sizes, labels and numbers of threads are read alternately."""
     from ffcv.pipeline.compiler import Compiler
 
     image_set = draw_synthetic(train_count=60, test_count=10, seed=4, size=48)

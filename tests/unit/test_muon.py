@@ -62,7 +62,7 @@ def plain_step(weights: Tensor, average: Tensor, gradient: Tensor, group: dict[s
 
 @pytest.mark.parametrize("kind", ["filters", "matrix"])
 def test_100_steps_equal_those_of_a_plain_implementation(kind: str) -> None:
-    """The float32 gradients have rank 6 plus noise, so that most singular values are small, as in training."""
+    """Each gradient is a matrix of rank 6 plus noise, so most singular values are small, as in training."""
     generator = torch.Generator().manual_seed(3)
     shapes = [(16, 8, 3, 3), (16, 8, 3, 3), (32, 3, 3, 3), (24, 2, 1, 1), (12, 12), (40, 10), (10, 40)]
     shapes = shapes[:4] if kind == "filters" else shapes

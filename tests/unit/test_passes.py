@@ -113,7 +113,7 @@ Resolve = Callable[..., int]
 
 @pytest.fixture
 def resolve(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> Resolve:
-    """A function that gives the chosen number of passes when at most `fitting` images in a pass fit into memory."""
+    """A function that returns the number of passes chosen if up to `fitting` images fit into memory at once."""
 
     def passes_of(fitting: float) -> int:
         auto = replace(config, schedule=replace(config.schedule, accumulate="auto"))

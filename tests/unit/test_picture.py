@@ -213,4 +213,4 @@ print(peak_memory() - before)
         [sys.executable, "-c", code], env=environment(), cwd=REPOSITORY, text=True, capture_output=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 420, "peak memory in MiB"
+    assert int(done.stdout) < 420, "the peak memory, in MiB, is too high"

@@ -52,18 +52,18 @@ def test_numbers_fill_their_range_evenly() -> None:
     assert uniforms.min() >= 0
     assert uniforms.max() < 1
     counts = torch.histc(uniforms[0], bins=100, min=0, max=1)
-    assert ((counts - 1000) ** 2 / 1000).sum() < 160, "chi-square with 99 degrees of freedom"
+    assert ((counts - 1000) ** 2 / 1000).sum() < 160, "chi-square with 99 degrees of freedom is too high"
     dice = torch.bincount(below(bits[1], 9), minlength=9)
     assert len(dice) == 9
-    assert abs(coin(bits[2]).sum() - 50_000) < 5 * 158, "within five standard deviations"
+    assert abs(coin(bits[2]).sum() - 50_000) < 5 * 158, "more than five standard deviations off"
     assert ((dice - 100_000 / 9) ** 2 / (100_000 / 9)).sum() < 35
 
 
-def test_draws_samples_epochs_and_seeds_are_uncorrelated() -> None:
+def test_numbers_of_different_draws_samples_epochs_or_seeds_are_uncorrelated() -> None:
     def series(seed: int, epoch: int) -> torch.Tensor:
         return uniform(random_bits(torch.arange(20_000), seed=seed, epoch=epoch, num_draws=3))
 
     base = series(0, 0)
     columns = [*base, series(0, 1)[0], series(1, 0)[0], base[0].roll(1), series(0, -1)[0]]
     correlation = np.corrcoef(torch.stack(columns).numpy())
-    assert np.abs(correlation - np.eye(len(columns))).max() < 0.035, "within five standard deviations of 0"
+    assert np.abs(correlation - np.eye(len(columns))).max() < 0.035, "more than five standard deviations from 0"

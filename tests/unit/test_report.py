@@ -200,9 +200,13 @@ def test_runs_with_different_settings_are_not_averaged(tmp_path):
     shares = [one["correct"] / one["total"] for one in found]
     for first, second in ((0, 2), (1, 3)):
         assert f"mean {np.mean([shares[first], shares[second]]):.2%}" in page.text
-    assert page.text.count("standard deviation") == 3, "one for each pair of runs, and one in the note below the table"
+    assert page.text.count("standard deviation") == 3, (
+        "expected one for each pair of runs, and one in the note below the table"
+    )
     assert "over 2 runs" not in page.text
-    assert "over 2 runs" not in Page(write_report([runs[0], runs[2], runs[1]])).text, "the third run has other settings"
+    assert "over 2 runs" not in Page(write_report([runs[0], runs[2], runs[1]])).text, (
+        "a mean over only two of three runs is shown at the top"
+    )
 
 
 def test_runs_with_different_numbers_of_processes_are_not_averaged(tmp_path):
@@ -211,7 +215,7 @@ def test_runs_with_different_numbers_of_processes_are_not_averaged(tmp_path):
         make_run(run, seed=seed)
     path = runs[1] / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "world_size": 1}))
-    assert Page(write_report(runs)).text.count("standard deviation") == 1, "only in the note below the table"
+    assert Page(write_report(runs)).text.count("standard deviation") == 1, "expected only in the note below the table"
 
 
 def test_runs_that_differ_in_settings_without_effect_on_the_result_are_averaged(tmp_path):

@@ -70,7 +70,7 @@ def test_crops_that_already_have_the_requested_size_are_not_interpolated(resize:
         assert torch.equal(crop, image[:, y : y + 24, x : x + 24])
 
 
-def test_sums_are_exact_so_their_order_does_not_matter() -> None:
+def test_weighted_sums_of_pixels_are_exact() -> None:
     images, (top, left, height, width) = noise(40, 48, 48), boxes(40, 48, 48)
     crops = resize_by_products(images, top, left, height, width, size=(24, 24))
     by_row, by_column = (_weights(top, height, old=48, new=24), _weights(left, width, old=48, new=24))
@@ -118,10 +118,12 @@ def test_areas_and_ratios_are_spread_evenly_over_their_ranges(size: tuple[int, i
     assert logs[small].abs().max() < math.log(4 / 3) + 0.1  # sides are whole pixels
     assert logs[small].mean().abs() < 0.01
     assert logs[small].std() == pytest.approx(2 * math.log(4 / 3) / 12**0.5, rel=0.02)
-    assert (logs - math.log(size[1] / size[0]))[shares > 0.99].abs().max() < 0.05, "only the image's own ratio fits"
+    assert (logs - math.log(size[1] / size[0]))[shares > 0.99].abs().max() < 0.05, (
+        "the largest crops do not have the ratio of the image"
+    )
 
 
-def test_areas_that_do_not_fit_with_any_ratio_are_clamped_to_the_image() -> None:
+def test_areas_that_fit_with_no_ratio_are_clamped_to_the_image() -> None:
     height, width = sides_of_areas(torch.ones(3), torch.tensor([0.0, 0.5, 1.0]), size=(32, 32), ratios=(2.0, 3.0))
     assert width.tolist() == [32] * 3
     assert (height <= 32).all()

@@ -13,7 +13,7 @@ from tests.support.narrow import narrow_settings, single_runtime
 
 
 @pytest.mark.parametrize("balance", ["none", "batches"])
-def test_each_step_gets_the_random_bits_of_its_images(
+def test_each_step_gets_random_bits_for_its_images(
     balance: str, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bits are computed for groups of steps. The last group is smaller than the others."""

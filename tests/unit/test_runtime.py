@@ -16,8 +16,8 @@ from tests.support.trainer import run
 def test_freed_memory_is_reused_without_page_faults() -> None:
     finished = run("tests.support.workers.page_faults")
     assert finished.returncode == 0, finished.stderr
-    # By default, each of the 40 blocks is requested from the system. Here, the heap grows a few times at first, because
-    # small objects take places in the freed blocks.
+    # With glibc's defaults, all 40 allocations of the worker cause page faults. Here, only a few do at first, because
+    # small objects occupy parts of the freed blocks, so that the heap must grow.
     assert int(finished.stdout) <= 20
 
 

@@ -52,7 +52,7 @@ def rename(buffers: dict[str, torch.Tensor]) -> None:
 
 
 def reshape(buffers: dict[str, torch.Tensor]) -> None:
-    """Replaces a buffer by a single value, which copying would broadcast to every channel."""
+    """Keeps only one value of a buffer. Copying it would broadcast it to every channel."""
     buffers[BUFFER] = buffers[BUFFER][:, :1]
 
 

@@ -1,4 +1,4 @@
-"""The steps of the warm-up on a GPU do not change the training state, because the step guard skips them."""
+"""Warming up a GPU does not change the training state, because the step guard skips the steps."""
 
 import math
 from dataclasses import replace
