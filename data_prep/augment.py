@@ -86,8 +86,8 @@ class Augmenter:
             in_even_epochs = random_bits(indices, seed=self.seed, epoch=-1, num_draws=1)[..., 0, :]
             draws[..., FLIP, :] = in_even_epochs ^ (epoch % 2 * HALF)  # the opposite in odd epochs
         if self.config.mixes_pairs:
-            # Both images of a pair get the same weight and box. The random bits are those of the smaller sample index
-            # and the smaller epoch. (With --balance batches, an image's epoch is how often it was drawn before.)
+            # Both images of a pair get the same weight and box, drawn for the smaller sample index and the smaller
+            # epoch. (With --balance batches, the epoch of an image is how often the image was drawn before.)
             first = _smaller_of_pair(epoch) if isinstance(epoch, Tensor) and epoch.dim() else epoch
             bits = random_bits(_smaller_of_pair(indices), seed=self.seed, epoch=first, num_draws=NUM_DRAWS)
             draws[..., MIX, :] = bits[..., MIX, :]
@@ -169,7 +169,7 @@ class Augmenter:
 
 
 def _smaller_of_pair(column: Tensor) -> Tensor:
-    """`column` (..., N) with places 2k and 2k + 1 both replaced by the smaller of their values. N must be even."""
+    """`column` (..., N) with the values at 2k and 2k + 1 both replaced by the smaller one. N must be even."""
     return column.unflatten(-1, (-1, 2)).amin(dim=-1).repeat_interleave(2, dim=-1)
 
 

@@ -103,7 +103,7 @@ def batch_cutout(images: Tensor, top: Tensor, left: Tensor, *, side: int) -> Ten
 @functools.lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def _windows(length: int, size: int, device: torch.device, repeats: int = 1) -> Tensor:
-    """(length, length * repeats) bool: row k is True in columns k to k + size - 1. Each column occurs `repeats` times.
+    """(length, length * repeats) bool: row k is True in columns k to k + size - 1, counted before they are repeated.
 
     The result is cached, so that each step only takes rows from it.
     """
@@ -164,7 +164,7 @@ def beta_quantiles(alpha: float, count: int = 1025) -> np.ndarray:
     The density is integrated over a variable in which it has no poles. For alpha >= 1/2, the variable is the angle t
     with x = sin(t)^2. For a smaller alpha, it is u = x^alpha from x = 0 to 1/2; the other half is the mirror image.
     """
-    alpha = float(np.clip(alpha, 1e-8, 1e8))  # below, all weights would round to 0 or 1; above, to 1/2
+    alpha = float(np.clip(alpha, 1e-8, 1e8))  # if smaller, all weights would round to 0 or 1; if larger, to 1/2
     probabilities = np.linspace(0, 1, count)
     if alpha >= 0.5:
         angle = (np.arange(200_000) + 0.5) * (np.pi / 2 / 200_000)
