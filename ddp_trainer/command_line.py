@@ -4,6 +4,7 @@ tyro generates the flags from the fields and docstrings of a configuration. A mi
 InputError with a one-line message, which `run_command` prints.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -18,7 +19,7 @@ import tyro
 from data_prep.errors import InputError, printable
 from data_prep.streams import forgiving_output
 from data_prep.watched_file import DatasetChanged
-from ddp_trainer.config import TrainConfig
+from ddp_trainer.config import DEFAULT_WIDTHS, TrainConfig
 from ddp_trainer.distributed.launch import prints_errors
 
 Section = TypeVar("Section")
@@ -45,7 +46,25 @@ def take_recipe(argv: Sequence[str], recipes: Mapping[str, TrainConfig]) -> tupl
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "baseline"
     if name not in recipes:
         raise InputError(f"unknown recipe '{name}'; choose from {', '.join(recipes)}")
-    return recipes[name], arguments
+    return for_chosen_network(recipes[name], arguments), arguments
+
+
+def for_chosen_network(recipe: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
+    """`recipe`, adapted to the network that --network selects in `arguments`.
+
+    For another network than the recipe's, --widths and --freeze-late have their general defaults, because the recipe's
+    values belong to its own network.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--network", nargs="?")
+    chosen = parser.parse_known_args(arguments)[0].network
+    if chosen in (None, recipe.network.network):
+        return recipe
+    return dataclasses.replace(
+        recipe,
+        network=dataclasses.replace(recipe.network, widths=DEFAULT_WIDTHS),
+        schedule=dataclasses.replace(recipe.schedule, freeze_late=""),
+    )
 
 
 def parse_flags(

@@ -27,6 +27,9 @@ def baseline() -> TrainConfig:
     )
 
 
+FIRST_STAGE = "features.0.*,features.1.*,features.2.*"  # parameters of custom_resnet that `fast` freezes late
+
+
 def _muon(*, epochs: float, small_crops: str) -> TrainConfig:
     """The settings that `fast`, `strong` and `long` share, adapted from airbench94_muon.
 
@@ -64,7 +67,13 @@ def fast() -> TrainConfig:
     With crops of 16 and then 24 pixels, the network sees more images for the same number of operations. The last two
     epochs use whole images.
     """
-    return replace(_muon(epochs=7, small_crops="16:0.286,24:0.714"), recipe="fast")
+    shared = _muon(epochs=11, small_crops="16:0.286,24:0.714")
+    return replace(
+        shared,
+        recipe="fast",
+        network=replace(shared.network, widths=(48, 96, 192, 384)),
+        schedule=replace(shared.schedule, freeze_late=FIRST_STAGE),
+    )
 
 
 def strong() -> TrainConfig:

@@ -7,6 +7,7 @@ checkpoint and learning rate would have to be kept consistent with the first one
 # pyright: reportPrivateImportUsage=false
 # torch has no public names for operations on lists of tensors (_foreach_mul_ and others).
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,12 +47,33 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Updates the parameters, unless `self.found_inf` is a nonzero tensor."""
+        self._turn_filters([group for group in self.param_groups if group["muon"] == "filters"])
         for group in self.param_groups:
-            weights = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if group["muon"] and weights:
-                self._turn(weights, self._directions(weights, group["momentum"]), group)
-            else:
+            weights = _with_gradients(group)
+            if group["muon"] is None:
                 self._follow(weights, weights, group["momentum"], lr=group["lr"], weight_decay=group["weight_decay"])
+            elif group["muon"] == "matrix" and weights:
+                directions = self._directions(weights, group["momentum"])
+                torch._foreach_mul_(directions, [max(1.0, len(one) ** 2 / one.numel()) ** 0.5 for one in weights])
+                self._descend(weights, directions, lr=group["lr"], weight_decay=group["weight_decay"])
+
+    def _turn_filters(self, groups: list[dict[str, Any]]) -> None:
+        """Updates the filters of all groups together, because the groups differ only in their learning rates."""
+        parts = [(_with_gradients(group), group["lr"]) for group in groups]
+        weights = [one for part, _ in parts for one in part]
+        if not weights:
+            return
+        directions = self._directions(weights, groups[0]["momentum"])
+        rest = iter(directions)
+        for part, lr in parts:
+            if part:
+                torch._foreach_mul_(list(itertools.islice(rest, len(part))), lr)
+        excess = torch._foreach_norm(weights)  # becomes 1 - sqrt(rows) / norm
+        torch._foreach_reciprocal_(excess)
+        torch._foreach_mul_(excess, [-(len(one) ** 0.5) for one in weights])
+        torch._foreach_add_(excess, 1.0)
+        torch._foreach_addcmul_(directions, weights, excess)
+        self._descend(weights, directions, lr=1.0)
 
     def _directions(self, weights: list[Tensor], momentum: float) -> list[Tensor]:
         """The orthogonalized Nesterov momentum of each of `weights`."""
@@ -60,19 +82,6 @@ class Muon(torch.optim.Optimizer):
         self._follow(ahead, weights, momentum, lr=-1.0, weight_decay=0.0)  # `ahead` is now the Nesterov momentum
         matrices = orthogonalize([_as_matrix(one) for one in ahead])
         return [_as_weights(matrix, one) for matrix, one in zip(matrices, weights, strict=True)]
-
-    def _turn(self, weights: list[Tensor], directions: list[Tensor], group: dict[str, Any]) -> None:
-        if group["muon"] == "filters":
-            torch._foreach_mul_(directions, group["lr"])
-            excess = torch._foreach_norm(weights)  # becomes 1 - sqrt(rows) / norm
-            torch._foreach_reciprocal_(excess)
-            torch._foreach_mul_(excess, [-(len(one) ** 0.5) for one in weights])
-            torch._foreach_add_(excess, 1.0)
-            torch._foreach_addcmul_(directions, weights, excess)
-            self._descend(weights, directions, lr=1.0)
-        else:
-            torch._foreach_mul_(directions, [max(1.0, len(one) ** 2 / one.numel()) ** 0.5 for one in weights])
-            self._descend(weights, directions, lr=group["lr"], weight_decay=group["weight_decay"])
 
     def _follow(self, moved: list[Tensor], weights: list[Tensor], momentum: float, **options: Any) -> None:
         """Moves `moved` as SGD with Nesterov momentum would move `weights`."""
@@ -103,6 +112,10 @@ class Muon(torch.optim.Optimizer):
             fused=True,
             found_inf=getattr(self, "found_inf", None),
         )
+
+
+def _with_gradients(group: dict[str, Any]) -> list[Tensor]:
+    return [parameter for parameter in group["params"] if parameter.grad is not None]
 
 
 def _as_matrix(weights: Tensor) -> Tensor:

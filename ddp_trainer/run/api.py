@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_prep.errors import require
-from ddp_trainer.command_line import parse_flags
+from ddp_trainer.command_line import for_chosen_network, parse_flags
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.run.directory import new_folder
@@ -27,7 +27,8 @@ def configure(recipe: str | TrainConfig, settings: Mapping[str, Any]) -> TrainCo
     if isinstance(recipe, str):
         require(recipe in RECIPES, f"unknown recipe '{recipe}'; choose from {', '.join(RECIPES)}")
         recipe = RECIPES[recipe]
-    return parse_flags(TrainConfig, as_flags(settings), prog="ddp_trainer.train", default=recipe)
+    flags = as_flags(settings)
+    return parse_flags(TrainConfig, flags, prog="ddp_trainer.train", default=for_chosen_network(recipe, flags))
 
 
 def as_flags(settings: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.errors import InputError, printable
 from ddp_trainer.command_line import parse_command_line, run_command
-from ddp_trainer.config import TrainConfig
+from ddp_trainer.config import DEFAULT_WIDTHS, TrainConfig
 from ddp_trainer.recipes import RECIPES
 from tests.support.trainer import REPOSITORY, environment
 
@@ -52,6 +52,18 @@ def test_an_invalid_command_line_is_explained_in_one_line(arguments: Sequence[st
     with pytest.raises(InputError) as error:
         parse(*arguments)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("flag", [("--network", "torchvision:resnet18"), ("--network=torchvision:resnet18",)])
+def test_another_network_does_not_get_settings_that_belong_to_the_network_of_the_recipe(flag: tuple[str, ...]) -> None:
+    recipe, other = RECIPES["fast"], parse("fast", *flag)
+    assert recipe.network.widths != DEFAULT_WIDTHS and recipe.schedule.freeze_late
+    assert (other.network.widths, other.schedule.freeze_late) == (DEFAULT_WIDTHS, "")
+    assert other.optim == recipe.optim
+    assert parse("fast", *flag, "--freeze-late", "layer1.*").schedule.freeze_late == "layer1.*"
+    assert parse("fast", "--network", "custom_resnet") == recipe
+    with pytest.raises(InputError, match="--widths is for --network custom_resnet"):
+        parse("fast", *flag, "--widths", "8", "8", "8", "8")
 
 
 @pytest.mark.parametrize(
