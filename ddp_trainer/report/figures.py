@@ -1,4 +1,4 @@
-"""matplotlib figures in the report's style, as SVG for the page and as PNG files. matplotlib's globals do not change.
+"""matplotlib figures in the report's style, as SVG for the page and as PNG files, without changing global state.
 
 The SVG uses the color variables of the page's style sheet, so one drawing works in the light and in the dark scheme.
 Text in the SVG is real text, in the page's font.
@@ -22,7 +22,7 @@ SERIES = (
     *("#1f6f9f", "#c2573a", "#3d8062", "#8a5fa6", "#b08518"),
     *("#0f8b8d", "#b5467b", "#7a8a2a", "#7d5a44", "#5f6b76"),
 )
-# Values for the light scheme. The style sheet sets the same variables to other values for the dark scheme.
+# The color variables of the style sheet, for the light scheme. For the dark scheme, style.css has other values.
 VARIABLES = {"card": SURFACE, "ink": INK, "muted": MUTED, "line": LINE} | {
     f"series-{number}": color for number, color in enumerate(SERIES)
 }
@@ -82,7 +82,7 @@ def to_svg(figure: Figure) -> str:
 
 
 def _prepare_texts(figure: Figure) -> None:
-    """Shows texts literally: `$` does not start a formula, and a letter that one font lacks comes from another font."""
+    """Turns off formulas in texts (`$`), and takes letters that one font lacks from another font."""
     from matplotlib.text import Text
 
     families = fonts()

@@ -74,7 +74,7 @@ def card(run: Run) -> str:
 
 
 def code(text: str) -> str:
-    """`text`, which comes from a file, as inline code on one line, so that Markdown and HTML in it have no effect."""
+    """`text` as inline code on one line. It comes from a file, so Markdown and HTML in it must have no effect."""
     return "`" + printable(text).replace("`", "'") + "`" if text.strip() else "unknown"
 
 

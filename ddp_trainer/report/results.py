@@ -20,7 +20,7 @@ from ddp_trainer.tracking.predictions import Predictions
 from ddp_trainer.tracking.run_record import Run, list_mistakes
 
 NUM_PAIRS = 12  # of classes that are most often confused
-NUM_PAIRS_OF_MANY = 30  # instead, if there are too many classes for labels in the picture
+NUM_PAIRS_OF_MANY = 30  # replaces NUM_PAIRS if there are too many classes for labels in the picture
 MAX_ROWS = 1000  # of the table of classes
 ROWS_PER_TABLE = 25
 MAX_TABLES = 3  # side by side, if there is room
@@ -35,7 +35,7 @@ class ClassRow(NamedTuple):
 
 
 def results(run: Run, *, is_detail: bool = False) -> Markup:
-    """All sections about the predictions. `is_detail`: whether the page compares several runs.
+    """All sections about the predictions. `is_detail`: whether the page also compares this run with others.
 
     The confusion matrix is left out if the page shows it beside the curves (`sections.curves`).
     """
@@ -77,7 +77,7 @@ def confusion(run: Run, found: Predictions, *, show_matrix: bool) -> Markup:
 
 
 def classes(run: Run, found: Predictions) -> Markup:
-    """A row for each class. If there are more than MAX_ROWS classes, lists those with the lowest recall."""
+    """A row for each class or, if there are more than MAX_ROWS, for the MAX_ROWS classes with the lowest recall."""
     rows = class_rows(run.classes, found)
     if len(rows) > MAX_ROWS:
         rows = sorted(rows, key=lambda row: (math.isnan(row.recall), row.recall))[:MAX_ROWS]

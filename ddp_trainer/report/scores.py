@@ -1,6 +1,6 @@
 """The arithmetic of the report, in NumPy.
 
-Only the memory of `confusion_counts` grows with the square of the number of classes.
+`confusion_counts` is the only function whose memory grows with the square of the number of classes.
 """
 
 import math

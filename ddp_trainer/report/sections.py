@@ -47,7 +47,7 @@ def operations(run: Run) -> str:
 
 
 def headline(run: Run, *, is_detail: bool = False) -> Markup:
-    """The result in large figures. `is_detail`: whether the page compares several runs, and this is one of them."""
+    """The result in large figures. `is_detail`: whether the page also compares this run with others."""
     interval = wilson_interval(*run.counts) if run.counts else None
     facts = {name: value for name, value in _facts(run).items() if value != NOTHING}
     return render("headline.html", run=run, interval=interval, facts=facts, notices=notices(run), is_detail=is_detail)

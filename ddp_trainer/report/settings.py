@@ -7,6 +7,6 @@ from ddp_trainer.config import FREE_ON_RESUME
 NO_DIFFERENCE = FREE_ON_RESUME - {"max_steps"}
 
 # The report leaves these settings out when it compares runs or says how to repeat one: they decide where a run is
-# stored, how it is tracked and how fast it loads data. `device` and `compile` are kept, because they change the last
-# digits of a result.
+# stored, how it is tracked and how fast it loads data. It shows `device` and `compile`, which change the last digits of
+# a result.
 LEFT_OUT = NO_DIFFERENCE - {"device", "compile"}
