@@ -1,7 +1,7 @@
 """The Python API: `launch`, which trains in new processes. (`train`, which trains in this process, is in train.py.)
 
 Both functions accept a recipe, as a name or a TrainConfig, and settings as keyword arguments with the names of the
-flags. An invalid setting raises InputError with the message that the command would print.
+flags. An invalid setting raises InputError, with the same message as on the command line.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ ONE_MACHINE = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backe
 
 
 def configure(recipe: str | TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
-    """`recipe` with `settings` changed. Raises InputError for an unknown recipe or setting, or an invalid value."""
+    """`recipe` with `settings` applied. Raises InputError for an unknown recipe or setting, or an invalid value."""
     if isinstance(recipe, str):
         require(recipe in RECIPES, f"unknown recipe '{recipe}'; choose from {', '.join(RECIPES)}")
         recipe = RECIPES[recipe]

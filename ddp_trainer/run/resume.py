@@ -70,7 +70,7 @@ def _commit(run_dir: RunDirectory) -> str:
 
 
 def _count(value: object) -> int:
-    """`value`, which comes from an untrusted JSON file, if it is a whole number; otherwise 0."""
+    """`value` if it is a whole number, otherwise 0. It comes from an untrusted JSON file."""
     return value if isinstance(value, int) else 0
 
 
