@@ -117,7 +117,7 @@ def _read_header(archive: zipfile.ZipFile, name: str) -> Header:
 
 def _parse_header(member: IO[bytes], name: str) -> Header:
     version = np.lib.format.read_magic(member)
-    if version != (1, 0):  # NumPy writes this version for the arrays in KINDS; other headers may be very long
+    if version != (1, 0):  # NumPy writes this version for the arrays in KINDS; other versions allow very long headers
         raise _Misfit(f"{name} has a header of version {version[0]}.{version[1]}, not 1.0")
     shape, _, dtype = np.lib.format.read_array_header_1_0(member)
     if dtype.kind not in KINDS[name] or dtype.itemsize > 8:
@@ -143,7 +143,7 @@ def _check_values(found: Predictions) -> None:
     num_classes = found.probabilities.shape[1]
     if not 0 <= found.labels.min() <= found.labels.max() < num_classes:
         raise _Misfit(f"labels must be whole numbers from 0 to {num_classes - 1}")
-    if not (found.probabilities.min() >= 0 and found.probabilities.max() <= 1.001):  # false for NaN, too
+    if not (found.probabilities.min() >= 0 and found.probabilities.max() <= 1.001):  # so that NaN is refused, too
         raise _Misfit("probabilities must be in [0, 1]")
     if not np.isin(found.wrong_indices, found.indices).all():
         raise _Misfit("wrong_indices contains images that were not evaluated")

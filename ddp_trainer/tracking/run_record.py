@@ -70,7 +70,7 @@ class Run:
 
     @property
     def counts(self) -> tuple[int, int] | None:
-        """(correct, evaluated) images of the final model, or of the last finished epoch if there is no final model."""
+        """(correct, evaluated): numbers of images for the final model or, if there is none, the last finished epoch."""
         counts = _counts_in(self.summary or {})
         if counts is None and self.predictions is not None:
             return self.predictions.num_correct, len(self.predictions.labels)

@@ -16,9 +16,9 @@ from ddp_trainer.tracking.metric_files import Record, replay
 from ddp_trainer.tracking.run_record import Run, list_mistakes, load_run
 from ddp_trainer.tracking.wandb_service import bounded
 
-START_SECONDS = 15  # W&B's own limit for a server to answer
-FINISH_SECONDS = 50  # W&B's own limit for the last upload
-GIVE_UP_SECONDS = 60  # our limit, in case W&B's service exceeds its own limits
+START_SECONDS = 15  # W&B waits this long for its server to answer
+FINISH_SECONDS = 50  # W&B waits this long for the last upload to end
+GIVE_UP_SECONDS = 60  # our limit, in case W&B's service waits longer
 BEST = "test_accuracy"  # W&B's summary shows the maximum of this metric over the epochs
 LAST = ("train_loss", "train_accuracy", "test_loss", "learning_rate", "seconds", "images_per_second")
 MAX_CONFUSION_CLASSES = 100  # W&B draws tables of up to 10,000 rows, one for each cell of the matrix
