@@ -31,7 +31,7 @@ def our_step(config: TrainConfig, side: int) -> Step:
     config, runtime = replace(config, schedule=schedule), Runtime(config.runtime, stop=StopRequest())
     trainer = build_trainer(config, runtime, read_dataset(config.data.data_dir))
     batch = first_batch(trainer.data.loader)
-    # The measured step does not draw the random bits, because a run draws those of 64 steps at once.
+    # The random bits for augmentation are drawn here, not in each measured step: a run draws those of 64 steps at once.
     draws = trainer.data.augmenter.draw(batch.indices, 0)
 
     def step() -> None:

@@ -7,9 +7,9 @@ jpeg, raw:   StreamLoader for a dataset that was prepared with `--size 256`, and
 imagefolder: a DataLoader over ImageFolder with RandomResizedCrop, RandomHorizontalFlip and PILToTensor.
 
 These loaders produce uint8 batches. For each of them, there is a second one, NAME_augmented, which produces normalized
-float32 images of 224x224 pixels. Ours use Augmenter with the settings of `photos`; ImageFolder uses ToTensor and
-Normalize. All data come from the same generated JPEG files, of 500x375 pixels and quality 90. Each loader has one
-worker (ours: one thread) per core.
+float32 images of 224x224 pixels. Ours use Augmenter with the settings of the recipe `photos`; ImageFolder uses
+ToTensor and Normalize. All data come from the same generated JPEG files, of 500x375 pixels and quality 90. Each loader
+has one worker (ours: one thread) per core.
 """
 
 import argparse

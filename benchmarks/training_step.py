@@ -43,7 +43,7 @@ from ddp_trainer.run.checks import SMALLEST_SIDE, check_batch
 
 
 def serve(name: str, config: TrainConfig, side: int, requests: Connection) -> None:
-    """Runs in its own process. For each number of steps that it receives, it takes these steps and sends images/s.
+    """Runs in its own process. Whenever it receives a number of steps, it takes that many and sends images/s.
 
     If the number is 0, it sends the costs of a step on the GPU and ends.
     """
