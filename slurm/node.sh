@@ -64,11 +64,11 @@ else
     --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$world_size" --machine_rank "$SLURM_NODEID"
     --main_process_ip "$RENDEZVOUS_HOST" --main_process_port "$RENDEZVOUS_PORT"
     --rdzv_backend static --rdzv_conf timeout=600) # c10d would unpickle what it receives: docs/security.md
-  # Accelerate has no flags for these settings of torchrun. It must not handle TERM. Other nodes know this one by its
-  # name in SLURM. The rendezvous of a job on one node would otherwise have the same address in all jobs.
+  # Settings of torchrun for which Accelerate has no flags: it handles HUP but not TERM; other nodes know this node by
+  # its name in SLURM; and each job has its own rendezvous address, even if it runs on one node.
   export PET_SIGNALS_TO_HANDLE=SIGHUP PET_LOCAL_ADDR=$SLURMD_NODENAME
   export PET_RDZV_ENDPOINT=$RENDEZVOUS_HOST:$RENDEZVOUS_PORT
-  # After one worker has died, the others on its node are killed after this many seconds. They have nothing to save.
+  # When a worker has died, the others on its node, which have nothing to save, are killed after this many seconds.
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=10
 fi
 run "${launcher[@]}" -m ddp_trainer.train "$@"
