@@ -53,7 +53,7 @@ def batches(trainer: Trainer, count: int) -> list[Batch]:
 
 
 def take(trainer: Trainer, steps: range) -> None:
-    """Takes `steps` (0-based) out of the run's six, each as an epoch of its own. The six use crops of every size."""
+    """Takes the given steps of the run's six (0-based), each as an epoch of its own. The six use every crop size."""
     held = batches(trainer, 6)
     for step in steps:
         trainer.train_step(held[step % 6], epoch=step)

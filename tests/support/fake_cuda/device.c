@@ -15,7 +15,7 @@ static Block blocks[1 << 16];
 static int num_blocks;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-static int block_with(const void *at) {  // call it with the lock held; -1: none
+static int block_with(const void *at) {  // call it with the lock held; -1: there is no such block
   for (int i = 0; i < num_blocks; i++)
     if ((char *)at >= blocks[i].at && (char *)at < blocks[i].at + blocks[i].size) return i;
   return -1;

@@ -1,8 +1,8 @@
 """Writes the loss of the global batch at each step. Arguments: DATA_DIR OUT NAME=STEPS ...
 
 NAME is float32, float64 or balanced. `balanced` uses float64, mixup, `--balance batches` and classes of unequal size,
-and freezes the first layers after 11 steps.
-BatchNorm is synchronized. The network is narrow, so that float64 on a CPU takes only seconds.
+and freezes the first layers after 11 steps. BatchNorm is synchronized. The network is narrow, so that float64 on a CPU
+takes only seconds.
 """
 
 import itertools
