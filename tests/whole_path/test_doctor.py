@@ -40,7 +40,7 @@ def test_doctor_finds_this_machine_ready_and_prints_no_key() -> None:
     assert line_of(answer, "W&B login").endswith("yes")
     assert "SECRET" not in answer
     for package in ("g++", "libopencv", "libturbojpeg", "pkg-config", "apt-get"):
-        assert package not in answer, "the set-up needs no system packages"
+        assert package not in answer, "a system package is named, but none is needed"
 
 
 @pytest.mark.parametrize(

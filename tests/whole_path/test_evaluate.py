@@ -33,7 +33,7 @@ def test_three_processes_count_every_image_once(smoke_run: Path) -> None:
     finished = fork(smoke_run, "--device", "cpu", "--tta", program="ddp_trainer.evaluate:main", processes=3)
     assert finished.returncode == 0, finished.stderr
     lines = finished.stdout.splitlines()
-    assert sum(line.startswith("{") for line in lines) == 1, "not exactly one rank prints"
+    assert sum(line.startswith("{") for line in lines) == 1, "several ranks print, or none"
     figures = json.loads(lines[-1])
     assert figures["test_total"] == 40
     assert figures["test_accuracy"] == figures["test_correct"] / 40 == summary["test_accuracy_tta"]

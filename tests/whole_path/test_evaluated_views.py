@@ -1,4 +1,4 @@
-"""Evaluation averages over the right views (mirrored and shifted copies) of an image, or uses only its center."""
+"""Evaluation uses only the center crop, and only views (mirrored or shifted copies) that fit the training."""
 
 from dataclasses import replace
 from pathlib import Path

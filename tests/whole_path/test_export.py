@@ -93,7 +93,7 @@ def test_a_process_without_this_package_predicts_the_same(
         own = model(batch_normalize(test_images, spec.mean, spec.std, torch.float32)).numpy()
     assert np.array_equal(foreign[format].argmax(axis=1), own.argmax(axis=1))
     assert np.abs(foreign[format] - own).max() < 1e-4 * np.abs(own).max()
-    assert len(np.unique(own.argmax(axis=1))) > 1, "a model that always predicts the same class would prove nothing"
+    assert len(np.unique(own.argmax(axis=1))) > 1, "the model predicts one class for all images, which proves nothing"
 
 
 def test_exported_files_refuse_float_images_and_contain_the_class_names(

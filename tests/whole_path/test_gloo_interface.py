@@ -29,7 +29,7 @@ def succeeds(*command: str) -> bool:
 
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[list[list[str]]]:
-    """Two command prefixes. Each runs a command on one of the machines, which a waiting process keeps alive."""
+    """A command prefix for each machine, to run commands there. A waiting process keeps each machine alive."""
     keepers = [
         subprocess.Popen(
             ["unshare", "--net", "--uts", "--mount", "sh", "-c", KEEP],
@@ -118,10 +118,10 @@ def test_an_interface_is_chosen_only_if_the_default_would_fail(monkeypatch: pyte
             choose_interface()
             return os.environ.pop("GLOO_SOCKET_IFNAME", None)
 
-    assert named("2", "127.0.1.1") == name, "the interface on the route to the main machine"
+    assert named("2", "127.0.1.1") == name, "not the interface on the route to the main machine"
     assert named("2", "no-such-name.invalid") == name
-    assert named("2", "127.0.1.1", MASTER_ADDR="127.0.1.1") == "other0", "the first interface that is not a bridge"
-    assert named("1", "127.0.1.1") is None, "a single process needs no interface"
-    assert named("2", "127.0.1.1", LOCAL_WORLD_SIZE="2") == "lo", "processes on one machine use the loopback interface"
-    assert named("2", address) is None, "the machine's name resolves to an address that others can reach"
-    assert named("2", "127.0.1.1", GLOO_SOCKET_IFNAME="eth7") == "eth7", "the user's choice is kept"
+    assert named("2", "127.0.1.1", MASTER_ADDR="127.0.1.1") == "other0", "not the first interface other than bridges"
+    assert named("1", "127.0.1.1") is None, "an interface was chosen for a single process"
+    assert named("2", "127.0.1.1", LOCAL_WORLD_SIZE="2") == "lo", "not the loopback, although all are on one machine"
+    assert named("2", address) is None, "an interface was chosen, although others can reach this address"
+    assert named("2", "127.0.1.1", GLOO_SOCKET_IFNAME="eth7") == "eth7", "the user's choice is lost"

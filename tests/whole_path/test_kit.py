@@ -1,4 +1,4 @@
-"""scripts/kit.sh makes a kit (a folder of packages). use_kit.sh combines it with the machine's packages in .venv.
+"""scripts/kit.sh makes a kit (a folder of packages). use_kit.sh makes .venv from it and the machine's packages.
 
 Fake commands only record their arguments, so no wheel is downloaded and FFCV is not compiled.
 """
@@ -61,7 +61,7 @@ def test_packages_of_the_kit_take_precedence_over_those_of_the_machine(project: 
     with zipfile.ZipFile(tmp_path / "kit" / "wheels" / "tyro-1-py3-none-any.whl", "w") as wheel:
         wheel.writestr("tyro/__init__.py", "origin = 'kit'")
     finished = call(project, "use_kit.sh", tmp_path / "kit", PYTHON=sys.executable)
-    assert (finished.returncode, finished.stderr) == (3, ""), "the exit status is that of doctor"
+    assert (finished.returncode, finished.stderr) == (3, ""), "the exit status is not that of doctor"
     assert finished.stdout.splitlines()[-1] == "tyro kit"
     again = call(project, "use_kit.sh", tmp_path / "kit", PYTHON=sys.executable)
     assert (again.returncode, again.stderr) == (

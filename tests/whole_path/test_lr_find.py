@@ -62,7 +62,7 @@ def test_the_suggestion_moves_with_the_valley_for_any_number_of_steps(steps: int
     suggestions = low.suggestion(), high.suggestion()
     assert suggestions[0] and suggestions[1]
     assert suggestions[1] / suggestions[0] == pytest.approx(100, rel=0.3)
-    assert 0.1 < suggestions[1] < 3, "above the rates without effect, and below those at which the loss explodes"
+    assert 0.1 < suggestions[1] < 3, "this rate has no effect, or the loss explodes"
 
 
 def test_a_loss_that_is_not_finite_ends_the_range_test_and_is_left_out() -> None:
@@ -156,10 +156,10 @@ def test_two_ranks_stop_together_and_leave_a_run_in_the_folder_unchanged(
     assert {Path(path).name for path in after.keys() - before.keys()} == {"lr_find.png", "lr_find.json"}
     found = json.loads((out / "lr_find.json").read_text())
     assert "suggested_lr" in found
-    assert found["diverged"], "the rates are far too high"
+    assert found["diverged"], "no divergence, although the rates are far too high"
     assert len(found["losses"]) < 9
     assert found["losses"][0] == pytest.approx(math.log(10), rel=0.2), (
-        "the loss of an untrained network, averaged over the global batch"
+        "not the loss of an untrained network, averaged over the global batch"
     )
     assert found["world_size"] == 2
 

@@ -55,7 +55,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
 
 
 def test_unused_and_frozen_parameters_keep_their_initial_values(tiny_dir: Path, tmp_path: Path) -> None:
-    """Weight decay does not change them either, with one process or two."""
+    """Even weight decay does not change them, with one process or two."""
     runs = []
     for processes in (1, 2):
         out = tmp_path / str(processes)

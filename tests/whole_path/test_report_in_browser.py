@@ -53,5 +53,5 @@ def test_page_fits_every_width_and_color_scheme(browser: Chromium, page: Path) -
         assert browser.complaints() == []
         colors.add(seen["paper"])
     assert colors == {"rgb(245, 246, 247)", "rgb(19, 23, 27)", "rgb(255, 255, 255)"}, (
-        "backgrounds of light mode, dark mode and paper"
+        "not the backgrounds of light mode, dark mode and paper"
     )

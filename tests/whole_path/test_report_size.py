@@ -50,12 +50,12 @@ def test_report_of_1000_classes_takes_little_memory(tmp_path: Path) -> None:
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 1000, "peak memory in MiB"
+    assert int(done.stdout) < 1000, "the peak memory exceeds 1000 MiB"
     picture = np.asarray(Image.open(tmp_path / "run" / "report" / "confusion.png").convert("L"))
     assert picture.shape == (2000, 2000)
     cells = picture.reshape(1000, 2, 1000, 2)[:, 0, :, 0]
     assert (cells.diagonal() < 200).mean() > 0.8 and np.median(cells) == 255
-    assert (cells[999, 499] < 255) and (cells[999, 498] == 255), "rows are true classes, columns are predicted classes"
+    assert (cells[999, 499] < 255) and (cells[999, 498] == 255), "the rows are not the true classes"
     assert (tmp_path / "run" / "report" / "index.html").stat().st_size < 2e6
 
 
