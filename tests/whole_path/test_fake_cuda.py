@@ -35,7 +35,7 @@ BUDGETS = {
     "fp32": 282,
     "accumulate": 534,
     "ema and clip": 373,
-    "adamw": 211,
+    "adamw": 216,
     "mixup and jitter": 398,
     "cutmix": 407,
 }
