@@ -150,7 +150,7 @@ def averaged_over_views(
     count = int((margins < SURE_MARGIN).sum())
     if count == 0:
         return plain
-    # Convolutions are tuned for each batch size, so the count is rounded up. Results of the extra images are dropped.
+    # Convolutions are tuned for each new batch size, so the count is rounded up. Extra results are dropped.
     size = min(-(-count // UNCERTAIN_STEP) * UNCERTAIN_STEP, len(images))
     uncertain = margins.argsort(stable=True)[:size]
 

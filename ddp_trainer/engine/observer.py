@@ -34,9 +34,9 @@ class Observer(Protocol):
         ...
 
     def skipped(self, report: dict[str, Any], *, step: int) -> None:
-        """Called when the run ends because a loss or gradient was not finite.
+        """Called when a skipped step ends the run, because its loss or a gradient was not finite.
 
-        `report` lists the images of that step, which was skipped, and their losses.
+        `report` lists the images of that step and their losses.
         """
         ...
 

@@ -128,7 +128,7 @@ def peak_of_pass(model: nn.Module, runtime: Runtime, shape: tuple[int, int]) -> 
 
 
 def has_room(model: nn.Module, runtime: Runtime, shape: tuple[int, int], reserved: float) -> bool:
-    """Whether a pass over images of `shape` succeeds while `reserved` more bytes are allocated."""
+    """Whether a pass succeeds while `reserved` more bytes are allocated. `shape`: number and side of the images."""
     try:
         room = torch.empty(int(reserved), dtype=torch.uint8, device=runtime.device)
         _take_pass(model, runtime, shape)

@@ -6,7 +6,7 @@ import time
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 
-# On a GPU, an epoch may take less time than a save, so an epoch that ends within this time after a save is not saved.
+# On a GPU, an epoch may take less time than a save, so an epoch that ends this soon after a save is not saved.
 SECONDS_BETWEEN_EPOCHS = 5.0
 
 

@@ -153,8 +153,8 @@ class StepGuard:
 def weights_if_finite(weight: float, losses: Tensor) -> Tensor:
     """The weights (N,) of `losses` (N,) in a backward pass: `weight` each, or NaN if the losses' sum is not finite.
 
-    A NaN makes gradients NaN, and the all-reduce passes it on to every rank. Without this, an infinite loss may have
-    finite gradients, and only the rank with that loss would notice it.
+    NaN weights make the gradients NaN, and the all-reduce passes these on to every rank. With finite weights, an
+    infinite loss may have finite gradients, and only the rank with that loss would notice it.
     """
     total = losses.detach().sum()
     return (total - total + weight).expand_as(losses)

@@ -1,9 +1,8 @@
 """The content of a checkpoint: everything on which the rest of a run depends.
 
 The order of the images, their augmentation and the learning rate are pure functions of seed and step, so they need no
-state. The states of torch's generators are kept for networks with dropout. Entries that differ between ranks are
-stacked along a first dimension: `buffers` (running statistics of BatchNorm), `sums` (of the current epoch) and
-`generators`.
+state. The states of torch's generators are kept for networks with dropout. The entries `buffers` (running statistics of
+BatchNorm), `sums` (of the current epoch) and `generators` differ between ranks, so they have one row for each rank.
 """
 
 from collections.abc import Callable
@@ -106,11 +105,11 @@ class TrainState:
             restore_random_state(state["generators"][rank], self.runtime.device)
 
     def start_epoch(self, sums: Tensor) -> None:
-        """Resets what is counted per epoch: loss, hits, seconds, skipped steps. `sums`: those of the epoch."""
+        """Resets what is counted per epoch: loss, hits, seconds, skipped steps. `sums`: the epoch's, over all ranks."""
         self.watch = Stopwatch()
         self.sums.reset()
         # `logged_sums` becomes the negative of the sums since the last step record. The next step record subtracts it,
-        # and so also covers these steps.
+        # and so covers the end of the previous epoch, too.
         self.logged_sums -= sums
         self.guard.start_epoch()
 

@@ -218,7 +218,7 @@ class Trainer:
             self.runtime.clip_gradients(self.model, self.config.optim.clip_norm)
 
     def _progress_values(self) -> dict[str, float]:
-        """Figures for the progress bar. They come from this rank's images, so drawing involves no other rank."""
+        """Figures for the progress bar. They cover only this rank's images, so no other rank is involved."""
         own = averages(self.state.sums.values)
         done = own.num_images * self.config.schedule.batch_size / self.data.loader.batch_size
         return {

@@ -33,8 +33,8 @@ def warm_up(
     """Warms up on crops of `sides` pixels. `state` does not change, provided that the guard skips every step.
 
     On a GPU, this takes whole steps, so that all kernels are chosen and loaded and all memory is allocated. On the CPU,
-    several processes take only forward and backward passes, and a single one takes none. `wrapped`: the network, in DDP
-    if there are several processes.
+    several processes take only forward and backward passes, and a single process takes none. `wrapped`: the network, in
+    DDP if there are several processes.
     """
     runtime = state.runtime
     devices = [runtime.device] if runtime.device.type == "cuda" else []
