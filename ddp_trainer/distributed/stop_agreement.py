@@ -9,8 +9,8 @@ from ddp_trainer.distributed.signals import Preempted, StopRequest
 class StopAgreement:
     """Tells all ranks whether any rank was asked to stop.
 
-    `announce` starts a collective exchange, and `agreed` waits for its end. The work between the two calls is done
-    during the exchange.
+    `announce` starts a collective exchange, and `agreed` waits for its end. Work between the two calls overlaps with
+    the exchange.
     `group`: the process group of all ranks; None if there is only one rank.
     """
 
