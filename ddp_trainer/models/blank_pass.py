@@ -1,4 +1,4 @@
-"""Runs a network on blank images without lasting effects, to check it or to count its operations."""
+"""Passes through a network that leave its gradients and buffers unchanged, and blank images for such passes."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """The built-in ResNet. It needs only torch, and does not depend on rank, device or optimizer.
 
 Its structure (conv-pool-BN-activation, two residual pairs) follows David Page's ResNet-9 in "How to train your ResNet"
-(github.com/davidcpage/cifar10-fast). For ten classes, it has 6,573,130 parameters.
+(github.com/davidcpage/cifar10-fast). With ten classes and the default widths, it has 6,573,130 parameters.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from ddp_trainer.config import DEFAULT_WIDTHS
 from ddp_trainer.models.small_map_conv import Conv3x3
 
-# The 512 inputs of the head are maxima with values well above 1, so its logits are large too. Without this factor, the
-# head diverges at learning rates that suit the convolutions. The value is Page's.
+# The inputs of the head are maxima with values well above 1, so its logits are large too. Without this factor, the head
+# diverges at learning rates that suit the convolutions. The value is Page's.
 LOGIT_SCALE = 1 / 8
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {

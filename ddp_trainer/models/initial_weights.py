@@ -86,7 +86,7 @@ def freeze(network: nn.Module, patterns: tuple[str, ...]) -> None:
 def parameters_named(network: nn.Module, patterns: tuple[str, ...], *, flag: str) -> set[nn.Parameter]:
     """The parameters whose names match one of `patterns`. `flag`: where the patterns come from, for error messages.
 
-    Raises InputError for a pattern that matches nothing, or if there is no other parameter to train.
+    Raises InputError for a pattern that matches nothing, or if the patterns leave no parameter to train.
     """
     parameters, found = dict(network.named_parameters()), set[nn.Parameter]()
     for pattern in patterns:

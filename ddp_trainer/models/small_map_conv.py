@@ -47,7 +47,8 @@ class _MatrixProduct(torch.autograd.Function):
         of_filters = of_filters.view(outputs, 3, 3, inputs).permute(0, 3, 1, 2)
         if not ctx.needs_input_grad[0]:
             return None, of_filters
-        turned = _rows(filters.flip(2, 3).transpose(0, 1))  # flipped: from a neighbor, a pixel lies the other way
+        # The gradient of the images is a convolution with flipped filters, whose inputs and outputs are swapped.
+        turned = _rows(filters.flip(2, 3).transpose(0, 1))
         return _as_images(_neighborhoods(gradient) @ turned.t(), like=gradient), of_filters
 
 
