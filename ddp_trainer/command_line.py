@@ -52,8 +52,7 @@ def take_recipe(argv: Sequence[str], recipes: Mapping[str, TrainConfig]) -> tupl
 def for_chosen_network(recipe: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
     """`recipe`, adapted to the network that --network selects in `arguments`.
 
-    For another network than the recipe's, --widths and --freeze-late have their general defaults, because the recipe's
-    values belong to its own network.
+    If it is not the recipe's own network, --widths and --freeze-late get their defaults instead of the recipe's values.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--network", nargs="?")

@@ -75,8 +75,8 @@ class Prediction:
 def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
     """Yields `path` if it is a file; otherwise all files below this folder, sorted by name, without hidden ones.
 
-    Follows links to folders, unless they lead back to a folder above `path`. `above` has these folders, as (device,
-    inode). Adds a line to `problems` for each folder that cannot be read.
+    Follows links to folders, unless they lead back to a folder above `path`. `above`: the folders above `path`, as
+    (device, inode). Adds a line to `problems` for each folder that cannot be read.
     """
     if not os.path.isdir(path):
         yield path

@@ -103,15 +103,15 @@ class ScheduleConfig:
         return 1.0 if step < start else max(end - step, 0.0) / max(end - start, 1e-9)
 
     def freeze_step(self, total_steps: int) -> float:
-        """The first step (0-based) in which the parameters of --freeze-late are frozen; infinity without them."""
+        """The first step (0-based) in which the parameters of --freeze-late are frozen; infinity if there are none."""
         return math.ceil(self.freeze_late_between[1] * total_steps) if self.frozen_late else math.inf
 
     def crop_side(self, side: int, *, step: int, total_steps: int) -> int:
         """Side in pixels of the training crops at `step` (0-based); `side`: the side of the images.
 
         Progressive resizing, after github.com/mosaicml/composer. With --crop random-resized, a small crop shows the
-        same area as a large one, at a lower resolution. With --crop padded, which is for small images, it shows a
-        smaller part of the image at full resolution.
+        same area as a large one, at a lower resolution. With --crop padded, a small crop shows a smaller part of the
+        image at full resolution.
         """
         small = (own for own, until in self.crop_phases if step < round(until * total_steps))
         return next(small, self.train_size or side)
