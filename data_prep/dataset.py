@@ -39,8 +39,8 @@ def write_dataset(
     """Writes the files of a dataset to `out`. They get their final names only when all are complete and checked.
 
     The images are read once, a few at a time. Then `say` is called with each of the source's notes. An older dataset in
-    `out` stays intact until the end. Raises InputError if `out` is not writable or too little space is free, and
-    any error of the source.
+    `out` stays intact until the end. Raises InputError if `out` is not writable or has too little free space. Errors
+    of the source are not caught.
     """
     _check_space(source, out, encoding)
     with _temporary_folder(out) as temporary:
@@ -199,8 +199,8 @@ def read_dataset(directory: Path, *, needed: Sequence[str] = SPLITS) -> DatasetI
         raise InputError(f"{path} cannot be used: {problem}; prepare the data again: {prepare}") from None
     if not info.splits.keys() >= set(needed):
         raise InputError(
-            f"{directory} has no training images, so it can only be evaluated; prepare ROOT/train together with "
-            f"ROOT/test: {preparation(directory, asdict(info))}"
+            f"{directory} has no training images, so it can only be used for evaluation; prepare "
+            f"ROOT/train together with ROOT/test: {preparation(directory, asdict(info))}"
         )
     return info
 
@@ -229,9 +229,9 @@ def preparation(directory: Path, dataset: Mapping[str, Any]) -> str:
 def verify_dataset(directory: Path, info: DatasetInfo, *, full: bool) -> None:
     """Raises InputError unless all beton files are complete and match dataset.json.
 
-    Structure, labels and checksums are always verified, in time proportional to the number of images. If `full`, or if
-    a file has at most HASHED_BYTES, the whole file is hashed as well. In any case, each image is compared with its
-    checksum when it is read, so a damaged image is never trained on.
+    Without reading any pixels, this always verifies the structure, the labels and the list of the images' checksums. If
+    `full`, or if a file has at most HASHED_BYTES, the whole file is hashed as well. In any case, each image is compared
+    with its checksum when it is read, so a damaged image is never trained on.
     """
     try:
         for split in info.splits.values():

@@ -49,8 +49,8 @@ class DeviceStep:
     def freeze(self, parameters: Iterable[nn.Parameter], sides: list[int]) -> None:
         """Excludes `parameters` from all following backward passes. A collective operation that waits for the device.
 
-        DDP is rebuilt, since it would wait for their gradients. The next step is captured into a new graph, since the
-        old one would compute these gradients. `sides`: crop sizes of the following steps.
+        DDP is rebuilt, since the old one would wait for their gradients. The next step is captured into a new graph,
+        since the old one would compute these gradients. `sides`: crop sizes of the following steps.
         """
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -90,7 +90,7 @@ class DeviceStep:
             label_smoothing=self.config.optim.label_smoothing,
             class_weights=self.data.class_weights,
         )
-        # With this weight, DDP's average over ranks is the global batch's mean gradient, even if ranks' shares differ.
+        # With this weight, DDP's average is the mean gradient of the global batch, even if some ranks have more images.
         self.runtime.backward(losses, weights_if_finite(1 / self.mean_share, losses))
         self.state.sums.add(losses.detach(), logits.detach().argmax(dim=1) == part.labels)
         return losses.detach()

@@ -1,7 +1,6 @@
 """Networks by name: the built-in one, those of torchvision and timm, and functions of your own.
 
-An unknown name is reported in one line. `check` tests whether the network can be trained, and `spec` records the
-settings it was built from.
+An unknown name is reported in one line.
 """
 
 import difflib
@@ -62,7 +61,8 @@ def _from_timm(name: str, model: str) -> Callable[..., nn.Module]:
 def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
     """A function or class that is defined in one of the user's modules.
 
-    Functions of Python's own library are refused, because the name may come from somebody else's run directory.
+    Functions of Python's own library are refused: the name may come from somebody else's run directory, and must not
+    be able to call one such as os:system.
     """
     module_name = name.partition(":")[0]
     own = module_name.split(".")[0] not in sys.stdlib_module_names
@@ -78,7 +78,8 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise InputError(f"--network {name} cannot be imported: {_describe(error)}") from error
         raise InputError(
-            f"--network {name}: there is no module {error.name}; run in its folder, or add that folder to PYTHONPATH"
+            f"--network {name}: there is no module {error.name} here; run this in the module's folder, or add that "
+            "folder to PYTHONPATH"
         ) from None
     except Exception as error:
         raise InputError(f"--network {name} cannot be imported: {_describe(error)}") from error
