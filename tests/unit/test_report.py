@@ -126,6 +126,15 @@ def test_page_says_if_the_training_loss_includes_label_smoothing(complete, tmp_p
     assert "label smoothing" in Page(write_report([run])).text
 
 
+def test_page_counts_the_last_epoch_as_a_fraction_if_epochs_is_one(tmp_path):
+    run = tmp_path / "fraction"
+    make_run(run)
+    config = json.loads((run / "config.json").read_text())
+    config["settings"]["epochs"] = 2.5
+    (run / "config.json").write_text(json.dumps(config))
+    assert "2.5 of 2.5" in Page(write_report([run])).text
+
+
 def test_page_of_an_unfinished_run_shows_its_finished_epochs(tmp_path):
     run = tmp_path / "stopped"
     make_run(run)
