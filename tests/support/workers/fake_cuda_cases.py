@@ -41,7 +41,7 @@ def changed(config: TrainConfig, *changes: Sections) -> TrainConfig:
 
 
 # Three epochs of ten steps (640 images), on crops of 16, 24 and 32 pixels.
-PLAN: Sections = {"schedule": {"batch_size": 64, "epochs": 3, "small_crops": "16:0.35,24:0.7"}}
+PLAN: Sections = {"schedule": {"batch_size": 64, "epochs": 3, "small_crops": "16:0.35,24:0.7", "freeze_late": ""}}
 NARROW: Sections = {"network": {"widths": (8, 8, 16, 16)}}
 FAST, BASELINE = (changed(RECIPES[name], PLAN, NARROW) for name in ("fast", "baseline"))
 FREEZE_LATE: Sections = {"schedule": {"freeze_late": "features.0.*,features.1.*", "freeze_late_between": (0.6, 0.8)}}
