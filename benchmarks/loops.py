@@ -31,7 +31,7 @@ def our_step(config: TrainConfig, side: int) -> Step:
     config, runtime = replace(config, schedule=schedule), Runtime(config.runtime, stop=StopRequest())
     trainer = build_trainer(config, runtime, read_dataset(config.data.data_dir))
     batch = first_batch(trainer.data.loader)
-    # The random bits for augmentation are drawn here, not in each measured step: a run draws those of 64 steps at once.
+    # A run draws the random bits for augmentation for 64 steps at once, so they are not part of a measured step.
     draws = trainer.data.augmenter.draw(batch.indices, 0)
 
     def step() -> None:

@@ -3,8 +3,8 @@
     python -m benchmarks.training_step [--recipe NAME] [--side N] [--loops NAME ...] [--rounds N] [--steps N]
                                        [--result FILE] [flags of the trainer, such as --network or --batch-size]
 
-ours:          Trainer.train_step with augmentation, schedule, metrics and step guard, and the check whether any
-               process was asked to stop.
+ours:          Trainer.train_step with all that a real step does: augmentation, schedule, metrics, step guard, and the
+               check whether any process was asked to stop.
 ours_no_graph: the same as `ours`, but with `--graph off`; on a GPU only.
 bare:          only forward, backward and a step of SGD (even if the recipe has another optimizer), on a fixed batch;
                the model, precision and memory format are those of `ours`.
@@ -12,8 +12,8 @@ bare_graph:    a step of `bare`, replayed as one CUDA graph; on a GPU only.
 newcomer:      the loop of most tutorials: fp32, NCHW, an optimizer that is not fused, and `.item()` in each step.
 
 Each loop runs in its own process, so that loops do not share settings of the memory allocator. In each round, every
-loop runs a few steps. The results are images/s and ratios of images/s, each as the median over rounds, so that a change
-in the machine's speed does not favor one of the loops. On a GPU, the output also has, for one step of each loop, the
+loop runs a few steps, so that a change in the machine's speed affects all loops. The results are images/s and their
+ratios, as medians over rounds. On a GPU, the output also has, for one step of each loop, the
 milliseconds on the host and on the GPU, and the number of GPU operations.
 """
 

@@ -8,7 +8,7 @@ import torch
 
 
 def free_memory(device: torch.device) -> float:
-    """Free bytes on the device. Host memory is divided by the number of the run's processes on this machine."""
+    """Free bytes on the device. On a CPU: those of the machine, divided by the number of the run's processes on it."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused

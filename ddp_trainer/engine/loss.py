@@ -18,7 +18,7 @@ def losses_per_image(
     For mixed images (mixup, cutmix), `partners` (N,) are the labels of the second image and `weights` (N,) is the share
     of the first; the loss is the weighted sum over both labels. `class_weights` (C,) multiply the loss of each label.
     The caller divides the sum of these losses by the number of images. With reduction="mean", torch would divide it
-    by the sum of the class weights, and the mean would then depend on how a batch is split.
+    by the sum of the images' class weights, so the loss would depend on which images a rank gets.
     """
 
     def loss_with(targets: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class Muon(torch.optim.Optimizer):
 
     "filters": for filters (O, I, H, W) of a convolution before a normalization layer. They are treated as a matrix with
     O rows and rescaled to norm sqrt(O) before each step, so that `lr` sets the relative size of the change. There is no
-    weight decay, because the normalization cancels the norm. The method is that of airbench94_muon
+    weight decay, because the output of the normalization does not depend on the norm. The method: airbench94_muon
     (github.com/KellerJordan/cifar10-airbench).
 
     "matrix": for the weights of linear layers and other convolutions, treated as a matrix with one row for each output.

@@ -16,8 +16,8 @@ from ddp_trainer.models import registry
 from ddp_trainer.models.custom_resnet import ACTIVATIONS
 from ddp_trainer.models.initial_weights import freeze
 
-# Limits for a model.json that comes from somebody else. Three poolings reduce the smallest side to one pixel; at the
-# largest side, the first activation of one image takes 4 GB.
+# Limits for a model.json that comes from somebody else. Three poolings reduce MIN_SIDE to one pixel. With
+# MAX_SIDE, the first activation of one image takes 4 GB.
 MIN_SIDE, MAX_SIDE, MAX_WIDTH = 8, 4096, 8192
 TEMPERATURES = (1e-3, 1e3)
 FLIPS = ("none", "random", "alternating")
@@ -30,8 +30,8 @@ class ModelSpec:
     classes: tuple[str, ...]
     mean: tuple[float, float, float]  # of the training images, on a scale of 0-1
     std: tuple[float, float, float]
-    image_size: int  # pixels a side of a prepared image
-    train_size: int | None = None  # pixels a side of the center crop that the network sees; None: the whole image
+    image_size: int  # side of a prepared image, in pixels
+    train_size: int | None = None  # side of the center crop that the network sees, in pixels; None: the whole image
     widths: tuple[int, int, int, int] = DEFAULT_WIDTHS
     activation: str = "relu"
     architecture: str = registry.BUILT_IN  # as in --network
@@ -63,7 +63,7 @@ class ModelSpec:
 
     @property
     def evaluation_batch(self) -> int:
-        """Images per evaluation batch: 500 of 32x32 pixels, or fewer larger ones, so that memory stays bounded."""
+        """Images per evaluation batch: 500 if they have 32x32 pixels, fewer if they are larger, to limit memory."""
         return max(1, min(500, 500 * 32**2 // self.image_size**2))
 
     def write(self, path: Path) -> None:
@@ -119,7 +119,7 @@ def build_model(spec: ModelSpec) -> nn.Module:
 
 
 def build_network(config: NetworkConfig, spec: ModelSpec) -> nn.Module:
-    """A new network to train. Parameters are frozen before DDP wraps it, because DDP would wait for their gradients."""
+    """A new network to train. Parameters are frozen before DDP wraps it, as it would wait for their gradients."""
     network = build_model(spec)
     for norm in (layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)):
         if config.bn_momentum is not None:

@@ -115,7 +115,7 @@ def _damage_data(path: Path, damage: str, rng: random.Random) -> None:
         harm(path, damage, rng)
     elif path.suffix == ".json":
         _edit_manifest(path, rng)
-    else:  # edits 8-byte numbers in the tables; FFCV might use them as addresses outside the file
+    else:  # edits 8-byte numbers in the tables; FFCV might use a wrong one as an address outside the file
         before = path.read_bytes()
         content = bytearray(before)
         while content == before:  # the new number may equal the old one

@@ -53,7 +53,7 @@ def batches(trainer: Trainer, count: int) -> list[Batch]:
 
 
 def take(trainer: Trainer, steps: range) -> None:
-    """Takes the given steps of the run's six (0-based), each as an epoch of its own. The six use every crop size."""
+    """Takes the steps with these numbers (from 0 on), each as an epoch of its own. Steps 0 to 5 use every crop size."""
     held = batches(trainer, 6)
     for step in steps:
         trainer.train_step(held[step % 6], epoch=step)

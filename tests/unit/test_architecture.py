@@ -156,7 +156,7 @@ def test_variables_of_the_launcher_are_read_in_one_folder() -> None:
 
 
 def test_only_one_file_reads_pickles() -> None:
-    """That file reads only arrays from CIFAR's pickles. Other files load tensors and arrays but run no pickled code."""
+    """`array_pickle.py` reads CIFAR's pickles, and only their arrays. Other files load nothing that can run code."""
     picklers = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
     offenders = [name_of(file) for file in MODULES if imports_of(file) & picklers]
     for file in MODULES:
