@@ -35,7 +35,7 @@ from benchmarks.loops import LOOPS, Step, available_loops
 from benchmarks.results import write_result
 from data_prep.dataset import read_dataset
 from data_prep.errors import InputError, require
-from ddp_trainer.command_line import for_chosen_network, parse_flags, run_command
+from ddp_trainer.command_line import parse_flags, run_command, take_recipe
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.hardware import resolve_device, resolve_precision
 from ddp_trainer.recipes import RECIPES
@@ -127,7 +127,7 @@ def parse_options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Train
     parser.add_argument("--steps", type=int, default=steps, help="steps of each loop in a round")
     parser.add_argument("--result", type=Path, help="write the figures here as JSON")
     options, flags = parser.parse_known_args(argv)
-    recipe = for_chosen_network(RECIPES[options.recipe], flags)
+    recipe, flags = take_recipe([options.recipe, *flags], RECIPES)
     recipe = replace(recipe, data=replace(recipe.data, data_dir=Path("data/synthetic"), data_mode="resident"))
     return options, parse_flags(TrainConfig, flags, prog="python -m benchmarks.training_step", default=recipe)
 

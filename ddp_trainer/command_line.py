@@ -44,9 +44,14 @@ def take_recipe(argv: Sequence[str], recipes: Mapping[str, TrainConfig]) -> tupl
     """
     arguments = list(argv)
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "baseline"
+    return for_chosen_network(recipe_named(name, recipes), arguments), arguments
+
+
+def recipe_named(name: str, recipes: Mapping[str, TrainConfig]) -> TrainConfig:
+    """Raises InputError for an unknown recipe."""
     if name not in recipes:
         raise InputError(f"unknown recipe '{name}'; choose from {', '.join(recipes)}")
-    return for_chosen_network(recipes[name], arguments), arguments
+    return recipes[name]
 
 
 def for_chosen_network(recipe: TrainConfig, arguments: Sequence[str]) -> TrainConfig:

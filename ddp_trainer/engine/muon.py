@@ -49,13 +49,18 @@ class Muon(torch.optim.Optimizer):
         """Updates the parameters, unless `self.found_inf` is a nonzero tensor."""
         self._turn_filters([group for group in self.param_groups if group["muon"] == "filters"])
         for group in self.param_groups:
-            weights = _with_gradients(group)
-            if group["muon"] is None:
+            if group["muon"] == "matrix":
+                self._turn_matrices(group)
+            elif group["muon"] is None:
+                weights = _with_gradients(group)
                 self._follow(weights, weights, group["momentum"], lr=group["lr"], weight_decay=group["weight_decay"])
-            elif group["muon"] == "matrix" and weights:
-                directions = self._directions(weights, group["momentum"])
-                torch._foreach_mul_(directions, [max(1.0, len(one) ** 2 / one.numel()) ** 0.5 for one in weights])
-                self._descend(weights, directions, lr=group["lr"], weight_decay=group["weight_decay"])
+
+    def _turn_matrices(self, group: dict[str, Any]) -> None:
+        weights = _with_gradients(group)
+        if weights:
+            directions = self._directions(weights, group["momentum"])
+            torch._foreach_mul_(directions, [max(1.0, len(one) ** 2 / one.numel()) ** 0.5 for one in weights])
+            self._descend(weights, directions, lr=group["lr"], weight_decay=group["weight_decay"])
 
     def _turn_filters(self, groups: list[dict[str, Any]]) -> None:
         """Updates the filters of all groups together, because the groups differ only in their learning rates."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_prep.errors import require
-from ddp_trainer.command_line import for_chosen_network, parse_flags
+from ddp_trainer.command_line import for_chosen_network, parse_flags, recipe_named
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.run.directory import new_folder
@@ -25,8 +25,7 @@ ONE_MACHINE = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backe
 def configure(recipe: str | TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
     """`recipe` with `settings` applied. Raises InputError for an unknown recipe or setting, or an invalid value."""
     if isinstance(recipe, str):
-        require(recipe in RECIPES, f"unknown recipe '{recipe}'; choose from {', '.join(RECIPES)}")
-        recipe = RECIPES[recipe]
+        recipe = recipe_named(recipe, RECIPES)
     flags = as_flags(settings)
     return parse_flags(TrainConfig, flags, prog="ddp_trainer.train", default=for_chosen_network(recipe, flags))
 

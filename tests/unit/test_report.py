@@ -116,23 +116,22 @@ def test_page_shows_the_figures_in_the_run_directory(complete):
     assert "-m ddp_trainer.train baseline --data-dir data/x --epochs 3" in page.text
 
 
-def test_page_says_if_the_training_loss_includes_label_smoothing(complete, tmp_path):
-    assert "label smoothing" not in complete[2].text
-    run = tmp_path / "smoothed"
+def page_with(run: Path, **settings: float) -> Page:
+    """Writes a run with these settings, and returns its page."""
     make_run(run)
     config = json.loads((run / "config.json").read_text())
-    config["settings"]["label_smoothing"] = 0.2
+    config["settings"] |= settings
     (run / "config.json").write_text(json.dumps(config))
-    assert "label smoothing" in Page(write_report([run])).text
+    return Page(write_report([run]))
+
+
+def test_page_says_if_the_training_loss_includes_label_smoothing(complete, tmp_path):
+    assert "label smoothing" not in complete[2].text
+    assert "label smoothing" in page_with(tmp_path / "smoothed", label_smoothing=0.2).text
 
 
 def test_page_counts_the_last_epoch_as_a_fraction_if_epochs_is_one(tmp_path):
-    run = tmp_path / "fraction"
-    make_run(run)
-    config = json.loads((run / "config.json").read_text())
-    config["settings"]["epochs"] = 2.5
-    (run / "config.json").write_text(json.dumps(config))
-    assert "2.5 of 2.5" in Page(write_report([run])).text
+    assert "2.5 of 2.5" in page_with(tmp_path / "fraction", epochs=2.5).text
 
 
 def test_page_of_an_unfinished_run_shows_its_finished_epochs(tmp_path):
