@@ -27,7 +27,7 @@ def baseline() -> TrainConfig:
     )
 
 
-FIRST_STAGE = "features.0.*,features.1.*,features.2.*"  # parameters of custom_resnet that `fast` freezes late
+FIRST_BLOCKS = "features.0.*,features.1.*,features.2.*"  # parameters of custom_resnet that `fast` freezes late
 
 
 def _muon(*, epochs: float, small_crops: str) -> TrainConfig:
@@ -72,7 +72,7 @@ def fast() -> TrainConfig:
         shared,
         recipe="fast",
         network=replace(shared.network, widths=(48, 96, 192, 384)),
-        schedule=replace(shared.schedule, freeze_late=FIRST_STAGE),
+        schedule=replace(shared.schedule, freeze_late=FIRST_BLOCKS),
     )
 
 

@@ -11,7 +11,7 @@ stop() {
 # Prints a text that changes whenever the file $1 is replaced; nothing if there is no such file.
 stat_of() { stat --format='%i %y' "$1" 2>/dev/null || true; }
 
-# Whether $1 is a whole number. If anything else reached Bash's arithmetic, Bash would run code in it.
+# Whether $1 is a whole number of at most nine digits. In other texts, Bash's arithmetic may run code.
 is_number() { [[ $1 =~ ^(0|[1-9][0-9]{0,8})$ ]]; }
 
 if [[ -f slurm/cluster.env ]]; then

@@ -1,4 +1,4 @@
-"""Turns signals into a request to stop, which the training loop obeys after the current step.
+"""Turns signals into a request to stop, which the training loop obeys between two steps.
 
 This file imports only fast modules, because `train` must handle signals before it imports anything that takes seconds.
 """
@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-# These two signals are handled even if they were ignored when the process started. A job script may start the launcher
-# with these signals ignored, so that only the training processes react to them.
+# These two signals are handled even if they were ignored when the process started. A job script may start the
+# launcher with these signals ignored. The training processes inherit that, but handle them all the same.
 PROMISED_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 # Other signals that ask a process to end: Ctrl-C, a closed terminal, a warning from a batch system, exceeded CPU time.
@@ -41,9 +41,10 @@ class Preempted(Exception):
 
 
 class StopRequest:
-    """Records whether this process was asked to stop. A second signal ends the process at once.
+    """Records whether this process was asked to stop.
 
-    The exit status is then 128 + the number of the signal.
+    A signal that comes more than SAME_REQUEST_SECONDS after the first one ends the process at once, with exit status
+    128 + the number of the signal.
     """
 
     def __init__(self) -> None:

@@ -2,7 +2,7 @@
 
 The memory for an image is measured in passes over a few images, with the real network on its device. Trying large
 passes instead is not possible on the CPU, where the kernel kills a process that needs too much memory. On a GPU, a
-pass of the chosen size is tried after the measurement.
+pass of the chosen size is tried after the measurement, but not with --sync-bn.
 """
 
 import contextlib
@@ -50,8 +50,8 @@ class Need(NamedTuple):
 def passes_to_try(images: int, *, fitting: int, smallest_share: int) -> range:
     """Numbers of passes over `images` with at most `fitting` images in each, in ascending order.
 
-    `smallest_share`: number of images of the rank that has the fewest. Each of its passes has at least two images,
-    because one image may be too little for BatchNorm.
+    `smallest_share`: number of images of the rank that has the fewest. If it has two or more, each of its passes has
+    two or more, because one image may be too little for BatchNorm.
     """
     most = max(smallest_share // 2, 1)
     return range(-(-images // fitting), most + 1) if fitting > 0 else range(0)
@@ -96,9 +96,9 @@ def _fewest_passes(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, 
     passes, needed, available = answers[rank].tolist()
     require(
         passes < math.inf,
-        f"--accumulate auto: on rank {rank}, even passes over 2 or 3 images of {side} pixels do not fit into memory; "
-        f"with 2 images, the run needs {needed / 1e9:.2f} GB, and it may use {available / 1e9:.2f} GB of the free "
-        "memory; use a smaller --batch-size or --train-size",
+        f"--accumulate auto: on rank {rank}, even the smallest passes over images of {side} pixels do not fit into "
+        f"memory (estimate for 2 images: {needed / 1e9:.2f} GB, of {available / 1e9:.2f} GB that the run may use); "
+        "use a smaller --batch-size or --train-size",
     )
     return int(passes)
 
@@ -157,7 +157,7 @@ def _take_pass(model: nn.Module, runtime: Runtime, shape: tuple[int, int]) -> No
 def _freed_gradients(model: nn.Module) -> Iterator[None]:
     """Frees the gradient of each parameter as soon as it is computed.
 
-    Together, the gradients could take more memory than a pass over a few images, and hide how much each image adds.
+    Otherwise, the peak could be reached when all gradients are stored, and would not depend on the number of images.
     """
 
     def free(parameter: Tensor) -> None:

@@ -27,7 +27,7 @@ class PeakMemory(TorchDispatchMode):
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
-        """Counts `storage` until it is freed. The storage of a view or an in-place result is known already."""
+        """Counts `storage` until it is freed, and only once, although views and in-place results share it."""
         address, size = storage._cdata, storage.nbytes()
         if address not in self._known:
             self._known.add(address)

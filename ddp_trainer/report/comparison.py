@@ -64,7 +64,7 @@ def compare(runs: Sequence[Run]) -> Markup:
 
 
 def same_configuration(runs: Sequence[Run]) -> list[list[Run]]:
-    """Groups of runs that differ only in their seed. An unfinished run is in a group of its own."""
+    """Groups of runs that differ only in their seed and in NO_DIFFERENCE. An unfinished run is a group of its own."""
     groups: dict[object, list[Run]] = {}
     for run in runs:
         settings = {name: value for name, value in run.settings.items() if name not in {*NO_DIFFERENCE, "seed"}}
@@ -75,7 +75,7 @@ def same_configuration(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _shares_of_one_configuration(runs: Sequence[Run]) -> list[float]:
-    """Accuracies of all finished runs if there are two or more and they differ only in their seed; otherwise empty."""
+    """Accuracies of all finished runs if there are two or more and `same_configuration` has one group; else empty."""
     groups = same_configuration([run for run in runs if run.summary is not None])
     if len(groups) != 1:
         return []
@@ -99,7 +99,7 @@ def _spread_row(runs: Sequence[Run], name: str, over: Callable[[Sequence[float]]
 
 
 def _differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The name of each setting in which the runs differ, and its value in each run."""
+    """Each setting in which the runs differ, except those in LEFT_OUT, and its value in each run."""
     names = dict.fromkeys(name for run in runs for name in run.settings if name not in LEFT_OUT)
     values = {
         name.replace("_", "-"): [plain(run.settings[name]) if name in run.settings else NOTHING for run in runs]

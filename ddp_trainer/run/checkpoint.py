@@ -1,7 +1,7 @@
 """Checkpoints on disk: writes them atomically, checks them before use, and finds the newest good one.
 
 Layout: `checkpoints/step-NNNNNNNN/{state.pt, manifest.json}`. A checkpoint is written into a temporary folder next to
-the final one, flushed to the disk and then renamed, so a folder with the final name is always complete. The state
+the final one, flushed to the disk and then renamed, so a half-written folder never has the final name. The state
 consists of tensors and plain values, so it can be loaded with `weights_only=True`. `checkpoint_saver` saves in the
 background, and `engine.save_schedule` decides when to save.
 """
@@ -32,7 +32,7 @@ class CheckpointError(Exception):
 
 
 class OtherRelease(CheckpointError):
-    """A checkpoint is intact, but was written by a release with another format."""
+    """A checkpoint is intact, but was written by a release that saved another format or other keys."""
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -75,7 +75,7 @@ def write_checkpoint(place: Path, state: dict[str, Any], *, step: int, score: fl
         sync_folder(temporary)
         if place.exists():
             _move_away(place, REPLACED)
-        temporary.rename(place)  # replaces `place` if it is an empty folder
+        temporary.rename(place)  # `place` is an empty folder if it could not be moved away
         sync_folder(place.parent)
         shutil.rmtree(place.with_name(REPLACED + place.name), ignore_errors=True)
     except BaseException:
@@ -119,7 +119,7 @@ def remove_old(folder: Path, *, keep: int, step: int) -> None:
 
 
 def _move_away(path: Path, prefix: str) -> Path:
-    """Renames a checkpoint, so that a half-deleted folder is never mistaken for a checkpoint. Returns its new path.
+    """Renames a checkpoint, so that a half-deleted folder is never mistaken for a checkpoint. Returns its path.
 
     Some file systems cannot rename every folder: overlayfs, for example, cannot rename a folder of a lower layer. In
     that case, the files in the folder are deleted instead, the manifest first, because a folder without a manifest is
@@ -134,7 +134,7 @@ def _move_away(path: Path, prefix: str) -> Path:
 
 
 def _best(found: list[Path]) -> list[Path]:
-    """The checkpoint with the highest score (the oldest, if several have it), in a list; empty if none has a score."""
+    """A list of the one checkpoint with the highest score, the oldest of several; an empty list if none has a score."""
     scores: dict[Path, float] = {}
     for path in reversed(found):
         try:

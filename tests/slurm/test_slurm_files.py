@@ -57,7 +57,7 @@ def test_scripts_contain_no_settings_of_a_particular_cluster() -> None:
 def script(
     name: str, *arguments: str, cwd: Path = REPOSITORY, variables: Mapping[str, str] = {}
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a script in an environment without SLURM."""
+    """Runs a script. The only variables of SLURM in its environment are those in `variables`."""
     found = environment(DDP_VENV=sys.prefix, **variables)
     command = ["bash", f"slurm/{name}", *arguments]
     return subprocess.run(command, cwd=cwd, env=found, text=True, capture_output=True, timeout=60)
@@ -88,7 +88,7 @@ def script(
         ("sweep.sh", ("smoke", "--out"), {}, "expected one argument"),
     ],
 )
-def test_a_script_that_is_started_wrongly_prints_the_right_command(
+def test_a_script_that_is_started_wrongly_prints_one_line_that_says_what_is_wrong(
     name: str, arguments: tuple[str, ...], variables: dict[str, str], message: str
 ) -> None:
     done = script(name, *arguments, variables=variables)
@@ -99,7 +99,7 @@ def test_a_script_that_is_started_wrongly_prints_the_right_command(
 
 
 @pytest.mark.parametrize("name", ["train.sh", "prep.sh", "sweep.sh", "node.sh"])
-def test_a_script_started_outside_the_repository_says_so(name: str, tmp_path: Path) -> None:
+def test_a_script_started_outside_the_repository_prints_one_error(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         ["bash", REPOSITORY / "slurm" / name], cwd=tmp_path, text=True, capture_output=True, timeout=60
     )
@@ -147,7 +147,7 @@ def test_the_content_of_the_attempts_file_is_not_evaluated(content: str, tmp_pat
     )
     assert "error: the run failed" in done.stderr, done.stderr
     assert not (folder / "PWNED").exists()
-    assert (folder / "out" / "attempts").read_text() == ",1\n", "the attempt was not counted as one without progress"
+    assert (folder / "out" / "attempts").read_text() == ",1\n", "the attempt without progress was not counted"
 
 
 def test_the_arguments_of_a_listed_run_reach_the_trainer_unchanged(

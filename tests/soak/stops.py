@@ -114,7 +114,7 @@ def _interrupted_runs(
 ) -> Outcome:
     """Interrupts each run several times, lets it finish, and compares it with the uninterrupted run.
 
-    An interruption after the end of the run does not count.
+    An interruption after the end of the run counts only if it did harm.
     """
     with tempfile.TemporaryDirectory(dir=scene.folder) as scratch:
         while outcome.tried < times:
@@ -184,7 +184,7 @@ def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tu
 
 
 def saved_at_the_end(out: Path) -> str:
-    """Returns "" if a checkpoint of the last step was saved, or if no step was taken; otherwise, the problem."""
+    """Returns "" if the last step before the stop was saved, or if no step was taken; otherwise, the problem."""
     from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint
 
     step = json.loads((out / "status.json").read_text())["step"]

@@ -49,7 +49,7 @@ def test_a_network_is_found_by_its_name(name: str) -> None:
         (f"{OWN}copy", "has no function copy"),
     ],
 )
-def test_an_unknown_network_name_is_reported_in_one_line(name: str, expected: str) -> None:
+def test_an_invalid_network_name_is_reported_in_one_line(name: str, expected: str) -> None:
     if name.startswith("timm:") and registry.importlib.util.find_spec("timm"):
         pytest.skip("timm is installed")
     with pytest.raises(InputError) as caught:

@@ -47,7 +47,7 @@ def test_ranks_agree_on_a_number_of_passes_and_train_as_if_the_user_had_set_it(t
 def test_the_run_is_refused_in_one_line_if_one_rank_has_too_little_memory(tiny_dir: Path, tmp_path: Path) -> None:
     finished = run(tiny_dir, tmp_path / "run", "--accumulate", "auto", fitting="16,1", processes=2)
     assert finished.returncode == 2
-    assert finished.stderr.count("error: --accumulate auto: on rank 1, even passes over 2 or 3 images") == 1
+    assert finished.stderr.count("error: --accumulate auto: on rank 1, even the smallest passes") == 1
     assert not (tmp_path / "run" / "config.json").exists()
 
 

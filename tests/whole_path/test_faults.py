@@ -62,7 +62,7 @@ def test_full_disk_ends_the_run_with_one_line_and_keeps_earlier_checkpoints(tiny
 
 
 def test_run_resumed_with_more_processes_trains_on_the_remaining_images(tiny_dir: Path, tmp_path: Path) -> None:
-    """The losses equal those of one process, so no image is missed or repeated. BatchNorm is synchronized."""
+    """With --sync-bn, the losses equal those of one process up to rounding, so no image is missed or repeated."""
     same = (*PLAN, "--data-dir", tiny_dir, "--sync-bn", "--precision", "fp32")
     train(*same, "--out", tmp_path / "alone", module=NARROW)
     train(*same, "--out", tmp_path / "moved", "--max-steps", "4", module=NARROW)

@@ -51,7 +51,7 @@ def expected_pixels() -> np.ndarray:
     return pixels
 
 
-def test_all_modes_and_numbers_of_threads_give_the_decoded_images_in_the_requested_order(
+def test_streamed_and_resident_images_are_decoded_in_the_requested_order_with_one_or_three_threads(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4))
@@ -152,6 +152,6 @@ def test_an_image_of_another_encoding_is_refused(folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("name", "quality"), [("raw", 90), ("jpeg", 0), ("jpeg", 101), ("jpeg", None)])
-def test_a_quality_out_of_range_is_refused(name: str, quality: int | None) -> None:
+def test_an_invalid_quality_is_refused(name: str, quality: int | None) -> None:
     with pytest.raises(InputError, match="--quality"):
         Encoding(name, quality)  # type: ignore[arg-type]
