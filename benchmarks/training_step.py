@@ -120,7 +120,7 @@ def parse_options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Train
         allow_abbrev=False,
     )
     parser.add_argument("--recipe", choices=RECIPES, default="baseline")
-    parser.add_argument("--side", type=int, help="side of the crops in pixels; default: that of the whole images")
+    parser.add_argument("--side", type=int, help="side of the crops in pixels; default: --train-size or whole images")
     parser.add_argument("--loops", nargs="+", choices=LOOPS, help="loops to run; default: all that this device can run")
     parser.add_argument("--rounds", type=int, default=5)
     steps = 100 if torch.cuda.is_available() else 2  # on a GPU, only many queued steps give a meaningful rate

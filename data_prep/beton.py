@@ -145,7 +145,7 @@ def _find_problem(content: _Content, expected: Expected) -> str | None:
 
 
 def _sizes(content: _Content, expected: Expected) -> np.ndarray | None:
-    """(N,) int64: size in bytes of each image, or None if images of these sizes do not fit into the file.
+    """(N,) int64: size in bytes of each image, or None if the number of images or a size is impossible.
 
     `expected` comes from dataset.json, which may be wrong. So no array of `expected.count` elements is created before
     that count is known to fit into the file.

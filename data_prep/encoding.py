@@ -39,7 +39,7 @@ RAW = Encoding()
 
 
 def decode_into(pixels: np.ndarray, content: bytes) -> None:
-    """Decodes a JPEG into `pixels`, (H, W, 3) uint8. Raises ValueError for any damage, even if pixels can be decoded.
+    """Decodes a JPEG into `pixels`, (H, W, 3) uint8. Raises ValueError for all damage that libjpeg notices.
 
     If data are missing or wrong, libjpeg only warns and makes up pixels. `strict` turns its warnings into errors.
     """

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 WEIGHT_UNITS = 2048  # weights are multiples of 1 / WEIGHT_UNITS, which fit the 11 bits of TF32
 ROW_UNITS = 8  # the first of two matrix products is rounded to multiples of 1 / ROW_UNITS, which fit TF32, too
-KERNEL_UNITS = 2**14  # values of the triangle are multiples of 1 / KERNEL_UNITS, so float32 adds 1000 of them exactly
+KERNEL_UNITS = 2**14  # values of the triangle are multiples of 1 / KERNEL_UNITS; float32 holds sums of 1000 exactly
 
 
 def batch_resized_crop(

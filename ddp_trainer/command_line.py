@@ -134,7 +134,7 @@ def _switches(section: type) -> Iterator[str]:
 def _one_line(report: str) -> str:
     """The first message of tyro's error report, as one line. The report has several lines, a frame and a title."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", report)
-    plain = re.sub(r"\A.*\n *-{9,} *$|-{9,}", " ", plain, flags=re.MULTILINE)  # the frame, if stderr is not UTF-8
+    plain = re.sub(r"\A.*\n *-{9,} *$|-{9,}", " ", plain, flags=re.MULTILINE)  # the frame, if stdout is not UTF-8
     text = " ".join(re.sub(r"^╭.*$|[─-╿]", " ", plain, flags=re.MULTILINE).split())
     text = re.split(" For full helptext| Argument helptext", text)[0]
     text = re.sub(r" Perhaps you meant: (--[\w-]+).*", r"; did you mean \1?", text)

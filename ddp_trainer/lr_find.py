@@ -1,7 +1,7 @@
 """LR range test: `accelerate launch -m ddp_trainer.lr_find [RECIPE]` suggests a peak learning rate.
 
-The learning rate rises by a constant factor per step until the smoothed loss exceeds four times its lowest value. The
-suggestion is a tenth of the rate with the lowest smoothed loss (`report.loss_curve`).
+The learning rate rises by a constant factor per step, up to --end-lr or until the smoothed loss exceeds four times its
+lowest value. The suggestion is a tenth of the rate with the lowest smoothed loss (`report.loss_curve`).
 
 The range test is from Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv 1506.01186, section 3.3).
 The exponential rise is from Gugger, "How Do You Find A Good Learning Rate" (sgugger.github.io, 2018); fastai and

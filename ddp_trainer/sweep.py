@@ -162,7 +162,7 @@ def list_lines(sweep: Sweep) -> list[str]:
 
 
 def train_all(sweep: Sweep) -> int:
-    """Trains the runs that have no report yet, and writes the table. Returns exit status 1 if a run failed, else 0."""
+    """Trains the runs that have no report yet, and writes the table. Returns the exit status as `main` does."""
     runner = Runner(sweep.launcher)
     for number, run in enumerate(sweep.runs, 1):
         if not run.has_report and not runner.stopped:

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | None" = None) -> "RunResult | None":
     """Starts or resumes a run, and returns its result when it ends. Returns None on every rank but the main one.
 
-    `observer` is called after the observer that records the run (`run.recorder`). Wrong input raises InputError before
-    any work is done.
+    The `step_done`, `step_record` and `epoch_done` of `observer` are called after those of `run.recorder`. Wrong input
+    raises InputError before any work is done.
     """
     from ddp_trainer.distributed.launch import Launch, check_machine
 
-    check_machine(config.runtime)  # before torch is imported, which takes seconds
+    check_machine(config.runtime)  # before the imports below, which take seconds
     from data_prep.dataset import read_dataset, verify_dataset
     from ddp_trainer.engine.build import build_trainer, prepare_network
     from ddp_trainer.engine.passes import resolve_passes

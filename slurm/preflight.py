@@ -45,7 +45,7 @@ def cpu_processes() -> int:
 
 
 def usable_gpus() -> int:
-    """Number of GPUs that SLURM gave this job on this node. Raises InputError if torch does not see as many."""
+    """Number of GPUs that SLURM gave this job on this node. Raises InputError if it is 0, or if torch sees fewer."""
     given = int(os.environ.get("SLURM_GPUS_ON_NODE", "0"))
     require(
         given > 0,

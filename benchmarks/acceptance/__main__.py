@@ -6,8 +6,8 @@ Each stage has a time limit, and is left out if this limit exceeds the remaining
 rewritten after each stage, so an interrupted run keeps its measurements. The exit status is 0 if every stage that ran
 has passed.
 
-With --rehearse, every stage runs on the CPU in its smallest form, with a narrow network. This tests the stages, but
-says nothing about speed or accuracy.
+With --rehearse, every stage runs in its smallest form, on the CPU. This tests the stages, but says nothing about speed
+or accuracy.
 """
 
 import argparse

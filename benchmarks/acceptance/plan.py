@@ -26,7 +26,7 @@ TINY = ("--device", "cpu", "--widths", "8", "8", "16", "16", "--batch-size", "16
 class Plan:
     """Where an acceptance run reads and writes, and whether it is only a rehearsal. All paths are absolute."""
 
-    data: Path  # the dataset of all stages; it is prepared first if it does not exist
+    data: Path  # the dataset; it is prepared first if it does not exist
     images: Path | None  # images from which the dataset is prepared
     out: Path  # figures and logs
     work: Path  # data and runs

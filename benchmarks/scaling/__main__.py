@@ -1,6 +1,7 @@
 """Measures how time and peak memory grow with the number of images, the number of classes and the image size.
 
-    python -m benchmarks.scaling [--axes NAME ...] [--work DIR] [--result FILE] [--picture FILE] [--quick]
+    python -m benchmarks.scaling [--axes NAME ...] [--parts NAME ...] [--work DIR] [--result FILE] [--picture FILE]
+                                 [--quick]
 
 prepare:    python -m data_prep --source folder, from JPEG files that already have the final size.
 start:      a run, from the start of its process to the end of its first step.
@@ -11,7 +12,7 @@ run:        a whole run with a single step, including evaluation, results and re
 report:     python -m ddp_trainer.report for that run.
 
 Each measurement runs in its own process. A cost grows like size^exponent, where size is the number of images, classes
-or pixels. The exponents are computed from the two largest sizes. The largest dataset needs 6 GB in --work.
+or pixels. The exponents are computed from the two largest sizes. The largest dataset needs 10 GB in --work.
 """
 
 import argparse

@@ -131,7 +131,7 @@ def _genuine(path: Path, content: bytes, md5: str) -> bytes:
 
 
 def _download(kind: type["CIFAR10"], root: Path, progress: Progress) -> None:
-    """Downloads the archive. It gets its final name when complete; an exception or Ctrl-C leaves nothing behind."""
+    """Downloads the archive. It gets its final name when complete; an exception or Ctrl-C leaves no file behind."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

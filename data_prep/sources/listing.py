@@ -29,7 +29,7 @@ class Listing:
     root: Path
     classes: dict[str, Path] = field(default_factory=dict)  # name in Unicode form NFC -> folder
     images: list[tuple[Path, int]] = field(default_factory=list)  # files and their labels
-    other: Counter[str] = field(default_factory=Counter)  # suffixes of files that are not images
+    other: Counter[str] = field(default_factory=Counter)  # suffixes of all other visible files
     hidden: int = 0
 
     def note(self) -> str | None:
@@ -38,7 +38,7 @@ class Listing:
         if self.other:
             kinds = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in self.other.most_common(NUM_NAMED))
             more = ", ..." if len(self.other) > NUM_NAMED else ""
-            parts.append(f"{count_of(self.other.total(), 'non-image file')} ({kinds}{more})")
+            parts.append(f"{count_of(self.other.total(), 'other file')} ({kinds}{more})")
         if self.hidden:
             parts.append(f"{self.hidden} hidden")
         return f"ignored in {shell_path(self.root)}: {', '.join(parts)}" if parts else None

@@ -154,7 +154,7 @@ def _orientation(image: Image.Image) -> tuple[int | None, bool]:
 
 
 def _factor(image: Image.Image, size: int) -> int:
-    """Factor by which the image is averaged down before it is resized; at least four times the target size remains."""
+    """Largest factor by which the image can be averaged down to at least four times the target size, or 1."""
     return max(min(image.size) // (4 * size), 1)
 
 

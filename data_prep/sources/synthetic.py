@@ -27,7 +27,7 @@ def _box(u: Plane, v: Plane) -> Plane:
     return np.maximum(np.abs(u), np.abs(v))
 
 
-# Distance from the point (u, v) to the edge of the shape, in units of half the shape's width; negative outside.
+# Approximate distance from (u, v) to the edge of the shape, in units of half the shape's width; negative outside.
 SHAPES: dict[str, Callable[[Plane, Plane], Plane]] = {
     "bow tie": lambda u, v: np.minimum(0.85 - np.abs(v), 0.9 * np.abs(v) - np.abs(u) + 0.06),
     "checkerboard": lambda u, v: np.minimum(0.9 - _box(u, v), 0.25 * np.sin(3.5 * u) * np.sin(3.5 * v)),

@@ -1,8 +1,9 @@
 """Keeps Accelerate's own environment variables from changing the weights.
 
 `accelerate launch` sets these variables from its flags and from the file that `accelerate config` wrote. But a run's
-config.json must record everything that its weights depend on. So it is an error to set a variable that would change the
-weights. The other variables, except those in SPEED_ONLY, are hidden from Accelerate.
+config.json must record everything that its weights depend on. So it is an error if a variable asks for FSDP, gradient
+accumulation or anything else beyond plain DDP. All of these variables, except those in SPEED_ONLY, are hidden from
+Accelerate, so a precision that one of them sets has no effect.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ THREADS = "OMP_NUM_THREADS"  # if it is not set, Accelerate chooses a number of 
 
 
 def check_accelerate_settings(config: RuntimeConfig) -> None:
-    """Raises InputError if Accelerate's configuration asks for something that the trainer's flags do not ask for."""
+    """Raises InputError if one of Accelerate's variables asks for more than plain DDP, or names a device."""
     for name in sorted(os.environ):
         if name.startswith("ACCELERATE_USE_") and name != "ACCELERATE_USE_CPU" and os.environ[name].lower() in TRUE:
             feature = name.removeprefix("ACCELERATE_USE_")
@@ -46,7 +47,7 @@ def check_accelerate_settings(config: RuntimeConfig) -> None:
 
 @contextlib.contextmanager
 def environment_of(launch: Mapping[str, str]) -> Iterator[None]:
-    """Within the block, the environment has the variables in `launch`, but none of Accelerate's own settings."""
+    """Within the block, sets the variables in `launch`, and hides Accelerate's own settings except SPEED_ONLY."""
     hidden = {name: value for name, value in os.environ.items() if _is_hidden(name)}
     try:
         for name in hidden:

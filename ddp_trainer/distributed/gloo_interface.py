@@ -1,4 +1,4 @@
-"""Chooses gloo's network interface. Anyone who can reach a port of gloo can join the run: see docs/security.md."""
+"""Chooses gloo's network interface. Anyone who can reach a port of gloo can disturb the run: see docs/security.md."""
 
 import os
 import socket

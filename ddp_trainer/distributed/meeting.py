@@ -16,7 +16,7 @@ def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
     """Context for calls that wait until all processes have joined.
 
     After 10 seconds, the first process of each machine prints that it is waiting. From then on, the first signal ends
-    a process at once, because the others may never join and there is nothing to save.
+    a process at once, because another process may never join and there is nothing to save.
     """
     if launch.world_size == 1:
         yield

@@ -120,7 +120,10 @@ class Runtime:
     def prepare(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, *, passes: int
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """The model wrapped in DDP, and the optimizer wrapped for the gradient scaler. Call `place` first."""
+        """The model (in DDP if there are several processes) and the optimizer, as Accelerate wraps them.
+
+        Call `place` first.
+        """
         self._ddp.static_graph = passes == 1  # a static graph allows only one backward pass in a step
         self._accelerator.free_memory()  # otherwise, Accelerate would also unscale the gradients of an earlier model
         if self.config.compile:  # in place, so that the names in the state dict do not change

@@ -32,10 +32,10 @@ class SyncBatchNorm(_BatchNorm):
     """BatchNorm with statistics over the images of all ranks in training. (N, C, ...) -> (N, C, ...).
 
     Ranks may have different numbers of images. torch's own SyncBatchNorm does not accept CPU tensors. On a GPU, its
-    forward pass makes the host wait for the device, so it cannot be captured into a CUDA graph.
+    forward pass makes the host wait for the device, except while a graph is captured.
 
     The variance is computed from centered values. E[x^2] - E[x]^2 would be less accurate, so the result would depend
-    on the number of processes.
+    more on the number of processes.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def _sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def synchronize_batchnorm(model: nn.Module) -> nn.Module:
-    """`model` with every BatchNorm replaced by a synchronized one with the same parameters and buffers."""
+    """`model` with its BatchNorm layers replaced by synchronized ones with the same parameters and buffers."""
     for layer in list(model.modules()):
         for name, child in layer.named_children():
             known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm)

@@ -88,8 +88,8 @@ class Evaluator:
     def run(self, model: nn.Module, *, tta: bool = False, poll: Callable[[], None] = lambda: None) -> Evaluation:
         """Evaluates every sample once. A collective operation.
 
-        `model`: the network without its DDP wrapper, because DDP would wait for ranks that have no batch left.
-        `poll` is called before each batch, equally often on every rank; an exception in it ends the evaluation.
+        `model`: the network without its DDP wrapper. `poll` is called before each batch, and an exception in it ends
+        the evaluation. Ranks call it equally often if their batch sizes are equal.
         """
         was_training, device = model.training, self.runtime.device
         total, num_classes = len(self.samples), len(self.spec.classes)

@@ -68,7 +68,8 @@ def resolve_passes(
     """`config` with a number in place of --accumulate auto, the same on every rank. A collective operation.
 
     `saved`: the checkpoint to resume from. Its number of passes is kept if the number of processes is the same.
-    Does not change weights, buffers or random states. Raises InputError if not even the smallest pass fits.
+    May move `network` to its device, but does not change its values or any random state. Raises InputError if not even
+    the smallest pass fits.
     """
     if config.schedule.accumulate != "auto":
         return config
@@ -86,7 +87,7 @@ def _fewest_passes(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, 
     need = _need(config, runtime, dataset, model, side=side)
     images, smallest = (images_in_step(config, rank, world_size) for rank in (runtime.rank, 0))
     numbers = passes_to_try(images, fitting=need.images_that_fit(available), smallest_share=smallest)
-    # With --sync-bn, a rank that runs out of memory in a pass would leave the others waiting.
+    # With --sync-bn, a rank that runs out of memory in a pass would leave the other ranks waiting.
     is_tried = runtime.device.type == "cuda" and not config.runtime.sync_bn
     sizes = ((number, (-(-images // number), side)) for number in numbers)
     own = (number for number, size in sizes if not is_tried or has_room(model, runtime, size, need.fixed))

@@ -1,6 +1,6 @@
 """Makes the records of steps.jsonl: mean loss and accuracy over the steps since the previous record.
 
-The values are read without waiting for the device.
+The values are read one step later, so that the host need not wait for the current step.
 """
 
 from torch import Tensor

@@ -1,7 +1,7 @@
 """The training loop: steps, epochs and the whole run.
 
-Processes, tracking and saving are left to the `Runtime` and the `Observer` that are passed in. Within a step, the
-loop does not wait for the device, except to freeze parameters. The host reads the results of each step one step later.
+Processes, tracking and saving are left to the `Runtime` and the `Observer` that are passed in. Within a step, the host
+waits only for the previous step, to read whether it was skipped. Freezing parameters waits for the device, too.
 """
 
 import contextlib
@@ -104,7 +104,7 @@ class Trainer:
     def steps(self, epoch: int, *, until: int | None = None) -> Iterator[int]:
         """Takes the remaining steps of `epoch`, at most up to step `until`. After each, yields the run's step count.
 
-        Raises Preempted after the step in which any rank was asked to stop.
+        Raises Preempted at the end of a step if any rank was asked to stop: see `StopAgreement`.
         """
         before = epoch * self.steps_per_epoch
         rows = slice(self.state.step - before, None if until is None else until - before)
@@ -218,7 +218,7 @@ class Trainer:
             self.runtime.clip_gradients(self.model, self.config.optim.clip_norm)
 
     def _progress_values(self) -> dict[str, float]:
-        """Figures for the progress bar. They cover only this rank's images, so no other rank is involved."""
+        """Figures for the progress bar, computed from this rank's images, so that no other rank is involved."""
         own = averages(self.state.sums.values)
         done = own.num_images * self.config.schedule.batch_size / self.data.loader.batch_size
         return {

@@ -1,4 +1,4 @@
-"""Passes through a network that leave its gradients and buffers unchanged, and blank images for such passes."""
+"""Passes that leave no gradients in a network and do not change its buffers, and blank images for such passes."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """Checks before the first step that a network can be trained, with a forward and backward pass at each crop size.
 
-Any problem with a network of your own is reported here in one line. Without these checks, you would see a traceback
-from the middle of a step, or an accuracy of zero.
+Most problems with a network of your own are reported here in one line. Without these checks, you would see a traceback
+from the middle of a step.
 """
 
 import torch
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from data_prep.errors import InputError, require
 from ddp_trainer.models.blank_pass import blank_passes
 
-NUM_IMAGES = 2  # BatchNorm needs at least two to compute a variance
+NUM_IMAGES = 2  # BatchNorm may need two to compute a variance
 
 
 def check_network(network: nn.Module, name: str, *, num_classes: int, sides: list[int]) -> list[str]:
     """Names of the trainable parameters that get no gradient; usually none.
 
-    `sides`: sides of the square images that the network will see. Raises InputError if no parameter is trainable, if
-    parameters have a wrong type or are not on the CPU, or if the output is not (N, num_classes) finite logits. Leaves
-    the network and the global generator unchanged.
+    `sides`: sides of the square images that the network will see. Raises InputError if no parameter is trainable, if a
+    trainable parameter has a wrong type, if a tensor is not on the CPU, if the forward pass fails, or if the output is
+    not (N, num_classes) finite logits. Leaves the network and the global generator unchanged.
     """
     _check_parameters(network, name)
     with torch.random.fork_rng(devices=[]), blank_passes(network):

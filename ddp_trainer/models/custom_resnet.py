@@ -1,4 +1,4 @@
-"""The built-in ResNet. It needs only torch, and does not depend on rank, device or optimizer.
+"""The built-in ResNet.
 
 Its structure (conv-pool-BN-activation, two residual pairs) follows David Page's ResNet-9 in "How to train your ResNet"
 (github.com/davidcpage/cifar10-fast). With ten classes and the default widths, it has 6,573,130 parameters.
@@ -76,6 +76,6 @@ class CustomResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.features(x)
-        # Tensor.amax would do the same, but compiled in bf16, its gradient is NaN.
+        # Tensor.amax would return the same, but compiled in bf16, its gradient is NaN.
         largest = F.max_pool2d(features, kernel_size=features.shape[2:]).flatten(start_dim=1)
         return self.head(largest) * LOGIT_SCALE

@@ -48,7 +48,7 @@ def load_initial_weights(network: nn.Module, source: Path) -> Loaded:
 
 
 def read_weights(source: Path) -> dict[str, Tensor]:
-    """{name: tensor} in host memory. Raises InputError if `source` is missing or contains no tensors."""
+    """{name: tensor} in host memory. Raises InputError if `source` cannot be read or contains no tensors."""
     file = source / "model.safetensors" if os.path.isdir(source) else source
     require(os.path.isfile(file), f"--init-from {source}: there is no file {file}")
     try:

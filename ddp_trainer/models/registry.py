@@ -61,8 +61,8 @@ def _from_timm(name: str, model: str) -> Callable[..., nn.Module]:
 def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
     """A function or class that is defined in one of the user's modules.
 
-    Functions of Python's own library are refused: the name may come from somebody else's run directory, and must not
-    be able to call one such as os:system.
+    Functions of Python's own library are refused. Otherwise, a run directory from somebody else could make this process
+    call os:system, for example.
     """
     module_name = name.partition(":")[0]
     own = module_name.split(".")[0] not in sys.stdlib_module_names

@@ -119,7 +119,10 @@ def build_model(spec: ModelSpec) -> nn.Module:
 
 
 def build_network(config: NetworkConfig, spec: ModelSpec) -> nn.Module:
-    """A new network to train. Parameters are frozen before DDP wraps it, as it would wait for their gradients."""
+    """A new network to train.
+
+    Parameters are frozen before DDP wraps the network. Otherwise, DDP would wait for their gradients.
+    """
     network = build_model(spec)
     for norm in (layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)):
         if config.bn_momentum is not None:

@@ -1,1 +1,1 @@
-"""The report of a run, its pictures and the model card, made from nothing but the files in the run directory."""
+"""The report and the model card of a run, built only from its directory; tables of sweeps, curves of range tests."""

@@ -1,7 +1,7 @@
 """The confusion matrix as a picture whose size is bounded, whatever the number of classes.
 
-With more than MAX_LABELED classes, the picture has no labels. With more than MAX_SIDE classes, each row and
-column of pixels stands for several classes. `scores` counts the predictions.
+With more than MAX_LABELED classes, the picture has no labels. With more than MAX_SIDE classes, a row or column of
+pixels can stand for several classes. `scores` counts the predictions.
 """
 
 from __future__ import annotations

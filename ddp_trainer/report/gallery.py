@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-MAX_SIDE = 208  # pixels: twice the width at which the page shows an image
+MAX_SIDE = 208  # pixels: about twice the width at which the page shows an image
 SHEET_COLUMNS = 8
 
 

@@ -32,8 +32,8 @@ def shorten(name: str, length: int = 16) -> str:
 def distinct_labels(names: Sequence[str], length: int = 16) -> list[str]:
     """A short label for each class.
 
-    A label begins with the number of the class if it would otherwise equal another label, or if no font on this machine
-    can show it.
+    A label begins with the number of the class if it would otherwise equal another label, or if the fonts on this
+    machine cannot show it.
     """
     labels = [shorten(name, length) for name in names]
     labels = [
@@ -46,7 +46,7 @@ def distinct_labels(names: Sequence[str], length: int = 16) -> list[str]:
 
 
 def drawable_labels(names: Sequence[str], length: int = 16) -> list[str]:
-    """`distinct_labels` for a PNG: if no font on this machine can show a name, the label is the class's number."""
+    """`distinct_labels` for a PNG: a name that the fonts on this machine cannot show becomes `class NUMBER`."""
     known = [name if is_drawable(name) else f"class {number}" for number, name in enumerate(names)]
     return distinct_labels(known, length)
 

@@ -1,4 +1,4 @@
-"""The commands that repeat a run, built from its config.json. `ddp_trainer.config` explains their flags."""
+"""The commands that repeat a run, built from its config.json."""
 
 import shlex
 from collections.abc import Mapping

@@ -31,7 +31,10 @@ def latest(run: Run, name: str) -> float | None:
 
 
 def finished_epochs(run: Run) -> float:
-    """Passes over the training images. The last one counts as a fraction if --epochs has one, such as 6.5."""
+    """Passes over the training images. The last one counts as a fraction if --epochs has one, such as 6.5.
+
+    A pass that --max-steps cut short counts as 1.
+    """
     begun, planned = run.number("epochs") or len(run.metrics), run.settings.get("epochs")
     return min(begun, planned) if isinstance(planned, int | float) else begun
 

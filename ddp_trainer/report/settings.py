@@ -2,11 +2,11 @@
 
 from ddp_trainer.config import FREE_ON_RESUME
 
-# Two runs that differ only in these settings learn the same weights, up to rounding. `max_steps` is not one of them,
-# because it can end a run early.
+# Two runs that differ only in these settings learn the same weights, up to rounding, if their `data_dir` has the same
+# images. `max_steps` is not one of these settings, because it can end a run early.
 NO_DIFFERENCE = FREE_ON_RESUME - {"max_steps"}
 
-# The report leaves these settings out when it compares runs or says how to repeat one: they decide where a run is
-# stored, how it is tracked and how fast it loads data. It shows `device` and `compile`, which change the last digits of
-# a result.
+# The report leaves these settings out when it compares runs or says how to repeat one: they decide, for example, where
+# a run is stored, how it is tracked and how fast it runs. It shows `device` and `compile`, which change the last digits
+# of a result.
 LEFT_OUT = NO_DIFFERENCE - {"device", "compile"}

@@ -1,4 +1,4 @@
-"""The table of a sweep, in Markdown. Each row summarizes n runs that differ only in their seed."""
+"""The table of a sweep, in Markdown. Each row summarizes the n finished runs that have the same label."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ HEAD = "| settings | n | mean {} accuracy | standard deviation | with TTA | stan
 
 
 def results_table(folders: Sequence[Path]) -> str:
-    """The table in Markdown. Finished runs that differ only in their seed share one row.
+    """The table in Markdown. Finished runs with the same label (see `labels`) share one row.
 
     Raises InputError if a run directory is damaged.
     """

@@ -49,7 +49,8 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
 
     This works in a notebook that has already initialized CUDA. The new processes print on this process's stderr, and
     can import every module that this process can import, such as a file next to your script that defines a network.
-    Ctrl-C saves a checkpoint and returns. Raises InputError for an invalid setting, and RuntimeError if the run fails.
+    Ctrl-C saves a checkpoint and returns. Raises InputError for an invalid setting, and RuntimeError if the run fails,
+    for example because a setting does not fit the dataset.
     """
     require(num_processes >= 1, f"num_processes must be at least 1, got {num_processes}")
     config = configure(recipe, settings)

@@ -134,7 +134,7 @@ def _move_away(path: Path, prefix: str) -> Path:
 
 
 def _best(found: list[Path]) -> list[Path]:
-    """A list of the one checkpoint with the highest score, the oldest of several; an empty list if none has a score."""
+    """The checkpoint with the highest score (in a tie, the oldest), as a list; an empty list if none has a score."""
     scores: dict[Path, float] = {}
     for path in reversed(found):
         try:
@@ -177,7 +177,7 @@ def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any
 
 
 def newest_good_checkpoint(folder: Path, required: Collection[str] = ()) -> Path | None:
-    """The newest checkpoint that can be read, or None. Prints a warning for each damaged one.
+    """The newest checkpoint that can be read, or None. Prints a warning for each damaged one that is newer.
 
     Raises OtherRelease if the newest intact checkpoint was written by another release.
     """

@@ -65,7 +65,7 @@ class CheckpointSaver:
         score: float | None = None,
         when_saved: Callable[[], object] = lambda: None,
     ) -> None:
-        """Copies the state and returns. A thread saves the copy while training continues, then calls `when_saved`.
+        """Waits for the previous save, copies the state and returns. A thread saves the copy, then calls `when_saved`.
 
         Raises CheckpointError if the previous save failed.
         """
@@ -78,7 +78,7 @@ class CheckpointSaver:
             self.wait()
 
     def wait(self) -> None:
-        """Waits until the last save is on the disk. Raises CheckpointError if it failed."""
+        """Waits until the last save is on disk. Raises CheckpointError if it failed, or what `when_saved` raised."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()

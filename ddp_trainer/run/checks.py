@@ -1,4 +1,4 @@
-"""Checks that the settings fit the dataset and the number of processes, before anything is written or started."""
+"""Checks that the settings fit the dataset, the processes and this machine, before anything is written or started."""
 
 import os
 import shutil
@@ -15,7 +15,10 @@ SMALLEST_SIDE = 8  # pixels; the built-in network halves the side three times
 
 
 def check_settings(config: TrainConfig, dataset: DatasetInfo, *, world_size: int) -> int:
-    """Number of training images that are not held out. Raises InputError if the settings do not fit the dataset."""
+    """Number of training images that are not held out.
+
+    Raises InputError if the settings do not fit the dataset, the number of processes or this machine.
+    """
     total, held_out = dataset.splits["train"].count, config.data.held_out
     most = max(total - len(dataset.classes), 0)
     require(
@@ -80,10 +83,10 @@ def _check_sides(config: TrainConfig, image_size: int) -> None:
 
 
 def check_batch(config: TrainConfig, *, num_images: int, world_size: int) -> int:
-    """Smallest number of images in a forward pass of any process.
+    """Smallest number of images in a forward pass of any process. `--accumulate auto` counts as one pass.
 
-    Raises InputError if the batch has too few images for the processes or is larger than the training set, or if
-    --profile is too large for the run.
+    Raises InputError if the batch is too small for the processes or larger than the training set, if it is odd with
+    --mixup or --cutmix, or if --profile is too large for the run.
     """
     batch, accumulate, pairs = config.schedule.batch_size, config.schedule.accumulate, config.augment.mixes_pairs
     accumulate = 1 if accumulate == "auto" else accumulate

@@ -31,7 +31,7 @@ class RunDirectory:
     """The folder of one run, locked by this process so that no other run writes to it.
 
     Raises InputError if another run is using the folder, if it contains a run and `resume` is false, if it contains
-    symbolic links, or if it cannot be written.
+    symbolic links outside wandb/, or if it cannot be written.
     """
 
     def __init__(self, path: Path, *, resume: bool) -> None:
@@ -84,7 +84,8 @@ def _fix_of_held_folder() -> str:
 def lock_folder(path: Path) -> IO[bytes]:
     """Creates the folder and locks it until the returned file is closed.
 
-    Raises InputError if the folder cannot be written or another run has locked it.
+    Raises InputError if the folder cannot be written or another run has locked it. Only prints a warning if the file
+    system cannot lock files.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)

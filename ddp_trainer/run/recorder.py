@@ -27,7 +27,7 @@ from ddp_trainer.tracking.tracker import Tracker, build_tracker
 class SilentRecorder(SilentObserver):
     """The recorder of every rank but the main one. It records nothing."""
 
-    also: Observer | None = None  # another observer; on the main rank, it is called after the recorder
+    also: Observer | None = None  # another observer, to which the main rank's recorder passes on steps and records
 
     def say(self, line: str) -> None:
         pass
@@ -171,7 +171,7 @@ def open_recorder(
 ) -> Iterator[SilentRecorder]:
     """Writes config.json and status.json, starts the trackers, and yields the recorder.
 
-    If the run was resumed with a larger --max-steps, its earlier results are removed. If the block raises an
+    If the run was resumed with a larger --max-steps, its summary and predictions are removed. If the block raises an
     exception, the run is recorded as failed. On every rank but the main one, the recorder records nothing.
     """
     if run_dir is None:

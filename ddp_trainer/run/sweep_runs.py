@@ -27,7 +27,7 @@ class PlannedRun:
 
     @property
     def has_report(self) -> bool:
-        """Whether the run is finished and its report was written."""
+        """Whether the run is finished and its status is `done`, so nothing is left to write."""
         return self.is_finished and (read_json(self.out / "status.json") or {}).get("state") == "done"
 
 

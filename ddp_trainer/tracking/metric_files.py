@@ -1,5 +1,6 @@
 """The records of a run as files: JSON lines, and TensorBoard's event files. Other modules decide when to write them."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,19 +21,28 @@ class Log(Protocol):
 
 
 class JsonLines:
-    """A file with one JSON object per line. Each line is flushed to the file before training continues."""
+    """A file with one JSON object per line. Each line is flushed to the file before training continues.
+
+    If a line cannot be written, for example because the disk is full, `write` raises OSError with the name of the file.
+    """
 
     def __init__(self, path: Path, records: Sequence[Record]) -> None:
         """Replaces the content of the file with `records`."""
         replace_file(path, "".join(json.dumps(dict(record)) + "\n" for record in records).encode())
+        self._path = path
         self._file = path.open("a")
 
     def write(self, record: Record) -> None:
-        self._file.write(json.dumps(dict(record)) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(dict(record)) + "\n")
+            self._file.flush()
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # only a line for which `write` raised can still be unwritten
+            self._file.close()
 
 
 def read_step_records(path: Path, *, last_step: int) -> list[Record]:

@@ -61,7 +61,7 @@ class Run:
     dataset: RecordedDataset
     metrics: tuple[Record, ...]  # one per epoch, in order
     steps: tuple[Record, ...]  # from steps.jsonl, in order
-    summary: Mapping[str, float] | None  # the figures of summary.json
+    summary: Mapping[str, float] | None  # the FIGURES in summary.json
     split: str  # which images were evaluated: test or validation
     classes: tuple[str, ...]
     predictions: Predictions | None
@@ -84,7 +84,7 @@ class Run:
         return self.metrics[-1].get("test_accuracy") if self.metrics else None
 
     def number(self, name: str) -> float | None:
-        """A figure of summary.json, or None."""
+        """One of the FIGURES; None if summary.json lacks it."""
         return (self.summary or {}).get(name)
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:

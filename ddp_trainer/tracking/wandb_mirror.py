@@ -1,6 +1,6 @@
 """Mirrors the records to W&B, with one W&B run for each run directory. Only this file imports wandb.
 
-`wandb_service` decides whether to go online, which id to use and how long to wait. `tracker` handles W&B's failures.
+`wandb_service` decides whether to go online and which id to use, and ends long waits. `tracker` handles W&B's failures.
 """
 
 import contextlib

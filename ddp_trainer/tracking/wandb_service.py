@@ -1,4 +1,4 @@
-"""Decisions about a W&B run: whether to go online, which id to use, and how long to wait. Does not import wandb."""
+"""Decides whether a W&B run goes online and which id it has, and ends long waits for W&B. Does not import wandb."""
 
 import netrc
 import os

@@ -137,7 +137,7 @@ def _edit_manifest(path: Path, rng: random.Random) -> None:
 
 
 def _same_meaning(folder: Path, real: Path) -> bool:
-    """Returns whether the damage changed only free text, such as the name of a class."""
+    """Returns whether the splits, the image size and the number of classes are unchanged."""
     from data_prep.dataset import read_dataset
 
     ours, theirs = read_dataset(folder), read_dataset(real)

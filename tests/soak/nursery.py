@@ -1,6 +1,6 @@
 """Starts trainer processes within a second by forking this process, which has already imported the trainer.
 
-A forked process has its own session, log file and environment, and runs the trainer's real `main`.
+A forked process has its own session and environment, and calls the trainer's `main` through `narrow_main`.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""Counts how often each fault was injected and how often the result was wrong, and prints the counts as a table."""
+"""Counts how often each fault was injected and how often the result was wrong, and formats the counts as a table."""
 
 import sys
 import time

@@ -23,8 +23,8 @@ def run(
 ) -> int | None:
     """Runs `program` (MODULE:FUNCTION) in each process. Returns the first exit status that is not 0, or else 0.
 
-    The result is None if a process had to be killed after `timeout` seconds. The output of all processes goes to the
-    files stdout and stderr in `folder`. As under a launcher, all ranks are ended if one of them fails.
+    The exit status of a process that had to be killed is None. The output of all processes goes to the files stdout and
+    stderr in `folder`. As under a launcher, all ranks are ended if one of them fails.
     """
     port = free_port()
     ranks = [{} if processes == 1 else rank_environment(rank, processes, port) for rank in range(processes)]

@@ -211,7 +211,7 @@ class Cluster:
 def running_cluster() -> Iterator[Cluster]:
     """Yields a running cluster and removes it completely afterwards.
 
-    If SLURM is missing, the test is skipped, or fails in CI.
+    If SLURM is missing or does not start, the test is skipped, or fails in CI.
     """
     absent = [name for name in PROGRAMS if not shutil.which(name, path=PATH)]
     if absent:

@@ -192,7 +192,7 @@ def test_alternating_flip_mirrors_each_image_in_every_other_epoch() -> None:
     assert 60 < mirrored.sum() < 140
 
 
-def test_random_crops_and_flips_are_spread_evenly() -> None:
+def test_random_crops_and_flips_reach_every_position() -> None:
     count = 4000
     images = torch.zeros(count, 3, 32, 32, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     images[:, :, 16, 10] = 255

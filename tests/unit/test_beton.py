@@ -137,7 +137,7 @@ def test_images_that_fill_several_pages_pass_the_check(tmp_path: Path) -> None:
     check_beton(tmp_path / "train.beton", Expected(count=7, image_size=1000, num_classes=1))
 
 
-def test_labels_are_read_without_ffcv(whole: bytes, split: Split, tmp_path: Path) -> None:
+def test_read_labels_returns_the_written_labels(whole: bytes, split: Split, tmp_path: Path) -> None:
     (tmp_path / "train.beton").write_bytes(whole)
     assert np.array_equal(read_labels(tmp_path / "train.beton"), split.labels)
 

@@ -57,7 +57,7 @@ def test_best_checkpoint_is_kept_in_addition_to_the_newest(tmp_path: Path) -> No
     assert names(tmp_path) == ["step-00000002", "step-00000006"]
 
 
-def test_checkpoint_saved_after_a_damaged_one_replaces_it(tmp_path: Path) -> None:
+def test_save_removes_checkpoints_of_later_steps(tmp_path: Path) -> None:
     """A save at step 25 means that the run resumed from step 20, so the checkpoint of step 30 must be damaged."""
     for step, score in ((10, 0.9), (20, 0.5), (30, 0.5)):
         write_checkpoint(tmp_path / f"step-{step:08d}", state(step), step=step, score=score)

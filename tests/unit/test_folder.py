@@ -112,7 +112,7 @@ def test_duplicates_are_counted(photos: Path) -> None:
 
 
 def test_duplicates_are_listed_with_their_files(photos: Path) -> None:
-    """An unreadable file, and a duplicate within one class of one split, are not in the list."""
+    """Unreadable files are not in the list, nor are images that occur twice, but only in one class of one split."""
     for name in ("train/cat/a b.png", "train/cat/c.png", "test/dog/twin.png"):
         save(photos / name, Image.new("RGB", (8, 8), WHITE))
     save(photos / "train/dog/0-again.png", Image.open(photos / "train/dog/0.png"))

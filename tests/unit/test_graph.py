@@ -1,8 +1,8 @@
 """Inputs and outputs of a step's CUDA graph, tested on the CPU. Here, replaying a graph calls the step's code again.
 
-The test shows that this code gets every batch and epoch number, that capturing a graph does not train the model, and
-that a step does not overwrite the losses of the previous one. `tests/whole_path/test_fake_cuda.py` tests captures, and
-`tests/whole_path/test_gpu.py` compares the weights of runs with and without graphs.
+The test shows that this code gets every batch with its random bits, that capturing a graph does not train the model,
+and that a step does not overwrite the losses of the previous one. `tests/whole_path/test_fake_cuda.py` tests captures,
+and `tests/whole_path/test_gpu.py` compares the weights of runs with and without graphs.
 """
 
 import contextlib

@@ -28,7 +28,7 @@ SUFFIXES = {".py", ".sh", ".md", ".toml", ".yaml", ".yml", ".html", ".css", ".j2
 
 
 def texts() -> Iterator[Path]:
-    """Yields every file that a person reads."""
+    """Yields the files whose words are checked."""
     yield from (REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml"))
     for root in ROOTS:
         yield from (file for file in sorted((REPOSITORY / root).rglob("*")) if file.suffix in SUFFIXES)

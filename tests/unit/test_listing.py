@@ -43,7 +43,7 @@ def test_files_that_are_not_images_are_counted(photos: Path) -> None:
     found = load_folder(photos, size=8)
     assert (found.classes, len(found.train.labels)) == (("cat", "dog"), 12)
     (line,) = found.notes
-    assert line.startswith(f"ignored in {photos}/train: 4 non-image files (.txt 2, ")
+    assert line.startswith(f"ignored in {photos}/train: 4 other files (.txt 2, ")
     assert ".md 1" in line
     assert ".db 1" in line
     assert line.endswith("3 hidden")
@@ -74,7 +74,7 @@ def test_error_names_a_link_back_to_a_folder_above(photos: Path) -> None:
     assert f"{photos}/train/cat/loop" in fails(photos)
 
 
-def test_error_names_a_missing_root_or_split(photos: Path) -> None:
+def test_error_names_a_missing_root_or_test_split(photos: Path) -> None:
     assert str(photos / "absent") in fails(photos / "absent")
     (photos / "test").rename(photos / "held-out")
     assert "no test folder (test or testing or val or" in fails(photos)
@@ -183,7 +183,7 @@ def test_text_and_sound_files_that_begin_like_images_are_ignored(photos: Path) -
     }.items():
         (photos / "train" / "cat" / name).write_bytes(content)
     (line,) = load_folder(photos, size=8).notes
-    assert "3 non-image files (.txt 2, .wav 1)" in line
+    assert "3 other files (.txt 2, .wav 1)" in line
 
 
 def test_images_without_a_suffix_are_read_in_every_format(photos: Path) -> None:

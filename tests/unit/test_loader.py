@@ -60,7 +60,7 @@ def test_both_loaders_give_the_written_images_in_the_requested_order(
     images, labels, _ = image_set_and_beton
     plan = plans()[name]
     for loader in (stream, resident):
-        batches = list(loader.batches(plan))  # all at once: in a ring buffer, later ones would overwrite earlier ones
+        batches = list(loader.batches(plan))  # keeps all: in a shared buffer, later ones would overwrite earlier ones
         assert len(batches) == len(plan)
         for batch, indices in zip(batches, plan, strict=True):
             assert np.array_equal(batch.indices.numpy(), indices)
@@ -129,7 +129,7 @@ def test_the_thread_count_of_torch_is_unchanged(image_set_and_beton: tuple[np.nd
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_exception_in_the_ffcv_thread_is_raised(stream: StreamLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_ffcv_thread_raises_an_error(stream: StreamLoader, monkeypatch: pytest.MonkeyPatch) -> None:
     from ffcv.loader.epoch_iterator import EpochIterator
 
     def broken(*_: object) -> None:
@@ -186,7 +186,7 @@ def test_positions_outside_the_file_are_refused(
             list(loader.batches([np.array(positions)]))
 
 
-def test_auto_mode_is_resident_if_the_images_fit_into_memory(
+def test_auto_mode_is_resident_if_the_images_take_a_small_share_of_memory(
     image_set_and_beton: tuple[np.ndarray, np.ndarray, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def chosen() -> type:

@@ -1,4 +1,4 @@
-"""Each rank takes a slice of one global order. No sample is lost or repeated, on any number of processes."""
+"""Each rank takes a slice of one global order. No image is repeated, and only leftover images are skipped."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_the_slices_of_the_ranks_make_up_each_global_batch(world_size: int, pair
     assert np.array_equal(np.concatenate(ranks, axis=1), train_batches(order, batch_size=100, rank=0, world_size=1))
     seen = np.concatenate(ranks, axis=1).reshape(-1)
     assert len(set(seen)) == len(seen) == 1000, (
-        "the epoch repeats an image, or leaves out more than the 3 images that do not fill a batch"
+        "the epoch repeats an image, or leaves out more than the 3 leftover images"
     )
 
 

@@ -198,7 +198,7 @@ def test_too_many_pixels_are_refused_and_the_error_says_how_to_raise_the_limit(
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "I;16", "1", "P"])
-def test_memory_for_one_image_is_little_more_than_its_pixels(mode: str, tmp_path: Path) -> None:
+def test_memory_for_one_image_is_limited(mode: str, tmp_path: Path) -> None:
     """64 million RGBA pixels take 256 MB, and converting the whole image would take several times that."""
     path = tmp_path / "a.png"
     Image.new(mode, (8000, 8000)).save(path, compress_level=1)

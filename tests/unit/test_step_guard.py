@@ -1,4 +1,7 @@
-"""A step whose loss or gradient is not finite changes nothing. It ends the run, unless a gradient scaler is used."""
+"""A step whose loss or gradient is not finite changes nothing.
+
+It ends the run. With a gradient scaler, only ten such steps in a row end the run.
+"""
 
 import copy
 import math

@@ -1,6 +1,8 @@
 """Records in JSON lines and TensorBoard, and failures of a tracker. whole_path/test_wandb.py tests W&B itself."""
 
 import json
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from data_prep.errors import InputError
 from ddp_trainer.config import TrackingConfig, is_installed
 from ddp_trainer.tracking.metric_files import JsonLines
 from ddp_trainer.tracking.tracker import RunTracker, build_tracker
+from ddp_trainer.train import print_error
 from tests.support.tracked_runs import record, step_record
 from tests.support.trainer import environment, read_lines
 
@@ -38,6 +41,24 @@ def test_a_resumed_run_records_every_step_once(tmp_path: Path) -> None:
     resumed.log_step(step_record(3))
     resumed.finish(None)
     assert read_lines(tmp_path / "steps.jsonl") == [step_record(step) for step in (1, 2, 3)]
+
+
+def test_a_full_disk_while_a_record_is_written_is_reported_with_the_name_of_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a limit on the size of files, a line is written only in part, as on a full disk."""
+    log = JsonLines(tmp_path / "metrics.jsonl", [record(1)])
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.jsonl").stat().st_size + 10, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            log.write(record(2))
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    print_error(caught.value)
+    assert capsys.readouterr().err == f"error: cannot write {tmp_path / 'metrics.jsonl'}: File too large\n"
 
 
 def test_a_failing_tracker_is_disabled_with_one_warning(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ print(peak_memory())
 )
 
 
-def test_report_of_1000_classes_takes_little_memory(tmp_path: Path) -> None:
+def test_report_of_1000_classes_takes_limited_memory(tmp_path: Path) -> None:
     make_run(tmp_path / "run", num_classes=1000)
     found = np.load(tmp_path / "run" / "predictions.npz")
     labels = np.arange(10_000) % 1000

@@ -154,7 +154,7 @@ def test_export_survives_changed_json(
 def test_widths_that_do_not_fit_the_weights_allocate_nothing(narrow_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(narrow_run, tmp_path / "run")
     fields = json.loads((run / "model.json").read_text())
-    (run / "model.json").write_text(json.dumps({**fields, "widths": [8192] * 4}))  # 9.7 GB of weights
+    (run / "model.json").write_text(json.dumps({**fields, "widths": [8192] * 4}))  # 17 GB of weights
     with pytest.raises(InputError, match=r"does not fit model\.json"):
         load_model(run)
     for changes in ({"widths": [20000] * 4}, {"widths": "abcd"}, {"image_size": 0}, {"image_size": 60000}):

@@ -22,7 +22,7 @@ RUN_FILES = [
 ]
 
 
-def test_run_directory_has_every_documented_file(smoke_run: Path) -> None:
+def test_run_directory_has_the_main_files(smoke_run: Path) -> None:
     assert [name for name in RUN_FILES if not (smoke_run / name).exists()] == []
     assert list((smoke_run / "checkpoints").glob("step-*"))
     assert json.loads((smoke_run / "status.json").read_text())["state"] == "done"

@@ -1,4 +1,4 @@
-"""A training step never waits for the device and never mixes devices, in any recipe and with any option.
+"""A training step never waits for the device and never mixes devices, in any recipe or with any of these options.
 
 The steps run on the meta device (see `MetaRuntime`), so no GPU is needed. Autocast and cuDNN do not exist there and are
 not covered.

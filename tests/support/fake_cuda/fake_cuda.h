@@ -9,7 +9,7 @@ enum kind {
   ILLEGAL                                                                             // not allowed during a capture
 };
 
-// One entry in the log. `stream`: NULL if the call has none. `size`: bytes, or nodes of a launched graph.
+// One entry in the log. `stream`: NULL if the call has none. `size`: bytes, elements (NCCL), or nodes of a graph.
 void note(enum kind kind, const char *name, size_t size, void *stream);
 // Logs the call, and adds a node to the graph that `stream` is being captured into, if any.
 void work(enum kind kind, const char *name, size_t size, void *stream);

@@ -69,7 +69,7 @@ def variables(library: Path) -> dict[str, str]:
 class Call(NamedTuple):
     kind: str
     name: str
-    size: int  # bytes, or the number of nodes of a launched graph
+    size: int  # bytes, elements of a collective (NCCL), or nodes of a launched graph
 
 
 class Calls(list[Call]):

@@ -72,7 +72,7 @@ EAGER = {
     "graph off": changed(FAST, {"runtime": {"graph": "off"}}),
 }
 
-# Whole runs of several ranks.
+# Runs of several ranks, which end after the first epoch.
 RANKS = {
     "ranks": FAST,
     "freeze late": changed(FAST, FREEZE_LATE),
