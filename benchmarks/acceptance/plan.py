@@ -113,8 +113,10 @@ def _step_time(plan: Plan, recipe: str, batch_size: int, side: int) -> Command:
 
 
 def _benchmark(plan: Plan, name: str) -> Command:
-    tiny = ("--batch-size", "4", "--rounds", "1") if plan.rehearse else ()
-    return _python(f"benchmarks.{name}", "--data-dir", plan.data, "--result", plan.out / f"{name}.json", *tiny)
+    command = _python(f"benchmarks.{name}", "--data-dir", plan.data, "--result", plan.out / f"{name}.json")
+    if not plan.rehearse:
+        return command
+    return ("env", "CUDA_VISIBLE_DEVICES=", *command, "--batch-size", "4", "--rounds", "1")  # it has no --device
 
 
 def _kills(plan: Plan) -> Command:

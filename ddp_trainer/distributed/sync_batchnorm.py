@@ -50,17 +50,21 @@ class SyncBatchNorm(_BatchNorm):
         centered = values - mean.view(spread)
         variance = _sum_over_ranks(centered.square().sum(dim=over)) / count
         self._update_running(mean.detach(), variance.detach(), count)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (centered * scale.view(spread) + self.bias.view(spread)).to(input.dtype)
+        scale = torch.rsqrt(variance + self.eps)
+        if self.weight is None:  # affine=False
+            return (centered * scale.view(spread)).to(input.dtype)
+        return (centered * (self.weight * scale).view(spread) + self.bias.view(spread)).to(input.dtype)
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        assert self.momentum is not None
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        unbiased = variance * count / (count - 1).clamp_min(1)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return  # track_running_stats=False
         self.num_batches_tracked += 1
+        unbiased = variance * count / (count - 1).clamp_min(1)
+        for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
+            # Without momentum, the running statistics are means over all batches.
+            share = 1 / self.num_batches_tracked.to(running.dtype) if self.momentum is None else self.momentum
+            running.lerp_(new.to(running.dtype), share)
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass  # inputs of any number of dimensions are accepted
@@ -79,7 +83,7 @@ def synchronize_batchnorm(model: nn.Module) -> nn.Module:
             known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm)
             # Other subclasses are not replaced, because they may do more: those of timm add an activation.
             if isinstance(child, _BatchNorm) and type(child) in known:
-                replacement = SyncBatchNorm(child.num_features, child.eps, child.momentum or 0.1)
+                replacement = SyncBatchNorm(child.num_features, child.eps, child.momentum)
                 replacement._parameters, replacement._buffers = child._parameters, child._buffers
                 setattr(layer, name, replacement)
     return model
@@ -95,7 +99,7 @@ def averaged_batchnorm(
     over the ranks. `weight`: the number of images on this rank, divided by the mean number on all ranks. Each rank's
     own statistics are restored afterwards, so an evaluation does not change the training state.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.running_mean is not None]
     if world_size == 1 or not layers:
         yield
         return

@@ -29,6 +29,8 @@ def data_command(run: Run) -> list[str]:
     fields: dict[str, Any] = {"source": dataset.source, "splits": splits, "skipped": dataset.skipped}
     if dataset.image_size is not None:
         fields["image_size"] = dataset.image_size
+    if dataset.quality is not None:
+        fields |= {"encoding": dataset.encoding, "quality": dataset.quality}
     return [preparation(Path(run.data_dir), fields)]
 
 

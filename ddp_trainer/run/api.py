@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from data_prep.errors import require
+from data_prep.files import read_json
 from ddp_trainer.command_line import for_chosen_network, parse_flags, recipe_named
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.recipes import RECIPES
@@ -49,8 +51,9 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
 
     This works in a notebook that has already initialized CUDA. The new processes print on this process's stderr, and
     can import every module that this process can import, such as a file next to your script that defines a network.
-    Ctrl-C saves a checkpoint and returns. Raises InputError for an invalid setting, and RuntimeError if the run fails,
-    for example because a setting does not fit the dataset.
+    Ctrl-C saves a checkpoint and returns; pressed again, it ends the processes at once and raises KeyboardInterrupt.
+    Raises InputError for an invalid setting, and RuntimeError if the run fails, for example because a setting does not
+    fit the dataset.
     """
     require(num_processes >= 1, f"num_processes must be at least 1, got {num_processes}")
     config = configure(recipe, settings)
@@ -60,9 +63,12 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
     processes = (*several, "--num_processes", str(num_processes))
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *ONE_MACHINE, *processes]
     changed = _changes(config)
-    status = _run_shown([*launcher, "-m", "ddp_trainer.train", config.recipe, *as_flags(changed)])
-    if status == 0:
+    status, interrupted = _run_shown([*launcher, "-m", "ddp_trainer.train", config.recipe, *as_flags(changed)])
+    # After Ctrl-C, the launcher's status is not 0, whatever the processes did.
+    if status == 0 or (interrupted and _is_preempted(out)):
         return RunResult.of(out)
+    if interrupted:
+        raise KeyboardInterrupt
     raise RuntimeError(f"the run in {out} failed with exit status {status}; its messages are above")
 
 
@@ -77,23 +83,29 @@ def _changes(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in config.flat().items() if value != usual[name]}
 
 
-def _run_shown(command: list[str]) -> int:
-    """Runs `command`, prints its output as it arrives, and returns its exit status.
+def _is_preempted(out: Path) -> bool:
+    return (read_json(out / "status.json") or {}).get("state") == "preempted"
 
-    After Ctrl-C, asks the command to stop, and waits for its end.
+
+def _run_shown(command: list[str]) -> tuple[int, bool]:
+    """Runs `command` and prints its output as it arrives. Returns its exit status, and whether Ctrl-C was pressed.
+
+    After Ctrl-C, asks the command to stop, and waits for its end. A second Ctrl-C kills it.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, ["", *sys.path]))}
     process = subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
     assert process.stdout is not None
+    interrupted = False
     while True:
         try:
             for line in process.stdout:
                 sys.stderr.write(line)
-            return process.wait()
-        except KeyboardInterrupt:
+            return process.wait(), interrupted
+        except BaseException as error:
+            if interrupted or not isinstance(error, KeyboardInterrupt):
+                process.kill()
+                raise
+            interrupted = True
             process.send_signal(signal.SIGTERM)
-        except BaseException:
-            process.kill()
-            raise

@@ -37,6 +37,8 @@ class RecordedDataset:
 
     source: str = ""
     image_size: int | None = None
+    encoding: str = ""
+    quality: int | None = None
     classes: tuple[str, ...] = ()
     splits: Mapping[str, RecordedSplit] = field(default_factory=dict)
     mean: tuple[float, ...] = ()
@@ -159,6 +161,8 @@ def _read_dataset(fields: Fields) -> RecordedDataset:
     return RecordedDataset(
         source=fields.text("source"),
         image_size=fields.whole("image_size", least=1),
+        encoding=fields.text("encoding"),
+        quality=fields.whole("quality", least=1),
         classes=fields.texts("classes"),
         splits={
             printable(name): RecordedSplit(

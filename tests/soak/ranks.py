@@ -34,24 +34,22 @@ def _broken(fault: str, data: Path, folder: Path, times: int, rng: random.Random
             metrics = out / "metrics.jsonl"
             training = wait_until(lambda: metrics.exists() and metrics.stat().st_size > 0, job)  # noqa: B023
             time.sleep(rng.uniform(0, 2))
-            victim = job.ranks[number % 2]
-            victim.send(HARM[fault])
+            victim, survivor = number % 2, 1 - number % 2
+            job.ranks[victim].send(HARM[fault])
             started = time.monotonic()
             codes = job.wait(PROMISED[fault])
             outcome.took(time.monotonic() - started)
             # None: `Job.wait` had to kill the rank. A frozen rank cannot end by itself; a real launcher would kill it.
-            good = training and all(code != 0 for code in codes)
-            good &= fault == "frozen" or None not in codes
-            outcome.count(good, f"rank {number % 2} {fault}: {codes}")
+            good = training and all(code != 0 for code in codes) and codes[survivor] is not None
+            good &= fault == "frozen" or codes[victim] is not None
+            outcome.count(good, f"rank {victim} {fault}: {codes}")
     return outcome
 
 
 def exact_counts(data: Path, folder: Path, world_sizes: Sequence[int]) -> Outcome:
     """Evaluates 40 test images with each number of ranks; 40 is not a multiple of 3 or 7."""
-    outcome = Outcome(
-        "evaluation at 1, 2, 3, 4 and 7 ranks",
-        promise="each test image is counted once",
-    )
+    sizes = ", ".join(map(str, world_sizes))
+    outcome = Outcome(f"evaluation with these numbers of ranks: {sizes}", promise="each test image is counted once")
     for size in world_sizes:
         out = folder / f"counted-{size}"
         steps = ("--max-steps", "1", "--batch-size", "84", "--peak-lr", "1e-9")

@@ -23,8 +23,8 @@ def run(
 ) -> int | None:
     """Runs `program` (MODULE:FUNCTION) in each process. Returns the first exit status that is not 0, or else 0.
 
-    The exit status of a process that had to be killed is None. The output of all processes goes to the files stdout and
-    stderr in `folder`. As under a launcher, all ranks are ended if one of them fails.
+    Returns None if no process failed, but one had to be killed. The output of all processes goes to the files stdout
+    and stderr in `folder`. As under a launcher, all ranks are ended if one of them fails.
     """
     port = free_port()
     ranks = [{} if processes == 1 else rank_environment(rank, processes, port) for rank in range(processes)]
@@ -38,7 +38,7 @@ def run(
     for child in children:
         child.kill()
         child.join()
-    return next((code for code in codes if code != 0), 0)
+    return next(filter(None, codes), None if None in codes else 0)
 
 
 def _wait(children: Sequence[BaseProcess], timeout: float) -> None:

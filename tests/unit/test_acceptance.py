@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,17 +48,20 @@ def test_a_stage_that_exceeds_its_time_limit_is_killed_with_its_children(tmp_pat
     assert outcome.state == "out of time"
     assert 0.5 <= outcome.seconds < 3
     assert not (tmp_path / "second").exists()
-    with pytest.raises(ProcessLookupError):
-        wait_for_end(int(child.read_text()))
+    assert ends_soon(int(child.read_text()))
 
 
-def wait_for_end(pid: int) -> None:
-    """Raises ProcessLookupError when the process has ended."""
+def ends_soon(pid: int) -> bool:
+    """Waits up to 2 s, and returns whether the process has ended."""
     for _ in range(100):
-        if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
-            raise ProcessLookupError
-        os.kill(pid, 0)
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
         time.sleep(0.02)
+    return False
 
 
 def test_a_stage_longer_than_the_remaining_time_is_left_out_and_a_shorter_one_runs(tmp_path: Path) -> None:

@@ -123,4 +123,5 @@ def test_two_ranks_capture_their_collectives(cuda: dict[str, str], synthetic_dir
     for case in RANKS:
         assert (found[case]["illegal"], found[case]["said"]) == ([], [])
         assert len(found[case]["graphs"]) == found[case]["steps"]
+        assert found[case]["captures"] == (2 if case == "freeze late" else 1)
         assert found[case]["collectives"] > 0

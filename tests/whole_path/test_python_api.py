@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,6 +103,33 @@ def test_an_invalid_setting_raises_the_same_error_as_the_command(tiny_dir: Path,
         assert "\n" not in str(caught.value)
     with pytest.raises(ddp_trainer.InputError, match="unknown recipe 'slow'"):
         ddp_trainer.train("slow")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_stops_launched_processes_and_returns_a_preempted_run(
+    processes: int, tiny_dir: Path, tmp_path: Path
+) -> None:
+    out, settings = tmp_path / "run", "device='cpu', widths=(4, 4, 4, 4), epochs=1000, max_steps=100_000"
+    program = f"""if True:
+        import ddp_trainer
+        result = ddp_trainer.launch(
+            "smoke", num_processes={processes}, data_dir={str(tiny_dir)!r}, out={str(out)!r}, {settings}
+        )
+        print(result.state, len(list(result.path.glob("checkpoints/step-*"))) > 0)"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job may ignore Ctrl-C
+    )
+    metrics = out / "metrics.jsonl"
+    while child.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    stdout, stderr = child.communicate(timeout=120)
+    assert stdout == "preempted True\n", stderr[-2000:]
 
 
 def test_the_notebook_runs_from_start_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,15 @@
 The ranks have different numbers of images.
 """
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from ddp_trainer.distributed.sync_batchnorm import SyncBatchNorm, averaged_batchnorm
+from ddp_trainer.distributed.sync_batchnorm import SyncBatchNorm, averaged_batchnorm, synchronize_batchnorm
 from tests.support.trainer import fork
 from tests.support.workers.batchnorm import inputs
 
@@ -45,6 +47,26 @@ def test_statistics_in_bf16_match_those_of_torch(monkeypatch: pytest.MonkeyPatch
     assert torch.allclose(found, expected, rtol=2**-7, atol=2**-7)
     for name, value in plain.state_dict().items():
         assert torch.allclose(ours.state_dict()[name], value, rtol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    "options", [{"affine": False}, {"track_running_stats": False}, {"momentum": None}, {"momentum": 0.0}]
+)
+def test_options_of_batchnorm_are_kept(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda values: None)  # one process
+    plain = nn.Sequential(nn.BatchNorm2d(3, **options))
+    ours = synchronize_batchnorm(copy.deepcopy(plain))
+    assert isinstance(ours[0], SyncBatchNorm)
+    for images in inputs()[0].float().split(6):
+        assert torch.allclose(ours(images), plain(images), rtol=1e-4, atol=1e-4)
+    for name, value in plain.state_dict().items():
+        assert torch.allclose(ours.state_dict()[name], value, rtol=1e-5), name
+    assert torch.allclose(ours.eval()(images), plain.eval()(images), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_without_running_statistics_are_not_averaged() -> None:
+    with averaged_batchnorm(nn.BatchNorm1d(3, track_running_stats=False), lambda moments: moments, 2, weight=1.0):
+        pass
 
 
 def test_averaged_statistics_are_those_of_all_images() -> None:

@@ -72,10 +72,10 @@ EAGER = {
     "graph off": changed(FAST, {"runtime": {"graph": "off"}}),
 }
 
-# Runs of several ranks, which end after the first epoch.
+# Runs of several ranks, which end after the first of three epochs.
 RANKS = {
     "ranks": FAST,
-    "freeze late": changed(FAST, FREEZE_LATE),
+    "freeze late": changed(FAST, FREEZE_LATE, {"schedule": {"freeze_late_between": (0.1, 0.2)}}),
     "synchronized batchnorm": changed(FAST, {"runtime": {"sync_bn": True}}),
     "compressed gradients": changed(FAST, {"runtime": {"gradient_compression": "bf16"}}),
 }
