@@ -1,6 +1,7 @@
 """Datasets of JPEG images can be read back in any order, streamed or resident, and damage is reported."""
 
 import filecmp
+import json
 import threading
 from pathlib import Path
 
@@ -24,7 +25,10 @@ from data_prep.errors import InputError
 from data_prep.loader import ResidentLoader, StreamLoader
 from data_prep.sources import ImageSet
 from data_prep.watched_file import DamagedImage
+from ddp_trainer.report.reproduce import data_command
+from ddp_trainer.tracking.run_record import load_run
 from tests.support.betons import photographs
+from tests.support.run_directories import make_run
 
 CPU, COUNT, SIZE = torch.device("cpu"), 75, 64
 JPEG = Encoding("jpeg", 90)
@@ -155,3 +159,12 @@ def test_an_image_of_another_encoding_is_refused(folder: Path, tmp_path: Path) -
 def test_an_invalid_quality_is_refused(name: str, quality: int | None) -> None:
     with pytest.raises(InputError, match="--quality"):
         Encoding(name, quality)  # type: ignore[arg-type]
+
+
+def test_the_command_that_repeats_a_run_names_the_encoding(folder: Path, tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["dataset"] = json.loads((folder / "dataset.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    (command,) = data_command(load_run(tmp_path / "run"))
+    assert "--encoding jpeg --quality 90" in command
