@@ -21,8 +21,8 @@ def write_betons(
 
     The same input gives the same bytes. When FFCV's writer fails, it waits forever. It therefore runs in a child
     process that exits at the first exception, is killed if it makes no progress, and ends when this process ends.
-    `progress` is called with the name of a split and the number of its images written so far. Raises MemoryError or
-    OSError if the machine lacks memory or disk space, and ChildProcessError for any other failure of the writer.
+    `progress` is called with the name of a split and the number of its images written so far. Raises MemoryError if the
+    machine lacks memory, OSError for errors of the system, such as a full disk, and ChildProcessError otherwise.
     """
     child = subprocess.Popen(
         [sys.executable, "-m", "data_prep.ffcv_writer", str(folder), *names],
@@ -34,7 +34,7 @@ def write_betons(
     try:
         _follow(child, progress)
     finally:
-        child.kill()  # Python's resource tracker survives and removes the child's shared memory
+        child.kill()  # its resource tracker survives this and removes its shared memory
         child.wait()
         for stream in (child.stdout, child.stderr):
             if stream is not None:

@@ -10,7 +10,10 @@ from data_prep.json_fields import Setting
 from ddp_trainer.report.settings import LEFT_OUT
 from ddp_trainer.tracking.run_record import Run
 
-LAUNCHER = "accelerate launch --multi_gpu --num_machines 1 --num_processes {} --mixed_precision no --dynamo_backend no"
+LAUNCHER = (
+    "accelerate launch --multi_gpu --num_machines 1 --num_processes {} --main_process_port 0 --mixed_precision no "
+    "--dynamo_backend no"
+)
 
 
 def reproduce_commands(run: Run) -> list[str]:
@@ -35,7 +38,7 @@ def data_command(run: Run) -> list[str]:
 
 
 def train_command(run: Run) -> str:
-    """The command that trains. It has the flags that differ from the recipe, or all flags if the recipe is unknown."""
+    """The command that trains. Its flags are those that differ from the recipe (or all, if it is unknown), without LEFT_OUT."""
     launcher = LAUNCHER.format(run.world_size) if run.world_size != 1 else "python"
     usual = recipe_settings(run.recipe)
     words = [launcher, "-m ddp_trainer.train"]

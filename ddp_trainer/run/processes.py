@@ -19,8 +19,8 @@ def join_processes(
     """Joins the other processes, and yields the runtime of this process and the `start` of the main process.
 
     Leaves the process group after the block, but not after an error: other processes may be gone, and leaving would
-    wait for them. After the block, restores the settings of this process that the run changes, such as torch's number
-    of threads.
+    wait for them. After the block, restores settings of this process that the run changes, such as torch's number of
+    threads.
     """
     with restored_settings():
         try:

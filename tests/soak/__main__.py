@@ -75,7 +75,7 @@ def prepare(folder: Path) -> Path:
     from data_prep.dataset import write_dataset
     from data_prep.sources.synthetic import draw_synthetic
 
-    torch.set_num_threads(1)  # as in the runs under launchers: the number of threads affects the weights
+    torch.set_num_threads(1)  # in all runs, because the number of threads affects the weights
     data = folder / "data"
     write_dataset(draw_synthetic(train_count=96, test_count=40, seed=1), data)
     return data

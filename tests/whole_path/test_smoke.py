@@ -32,7 +32,7 @@ def test_metrics_have_each_epoch_once_with_the_documented_keys(smoke_run: Path) 
     records = read_lines(smoke_run / "metrics.jsonl")
     assert [record["epoch"] for record in records] == [1, 2]
     promised = {"epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate"}
-    promised |= {"seconds", "images_per_second", "split"}
+    promised |= {"seconds", "images_per_second", "split", "test_correct", "test_total", "skipped_steps"}
     assert promised <= set(records[0])
     assert [record["step"] for record in records] == [3, 6]
     assert [record["split"] for record in records] == ["test", "test"]
@@ -105,7 +105,7 @@ def test_stderr_has_plain_lines_if_it_is_not_a_terminal(tiny_dir: Path, tmp_path
             ("--compile", "--precision", "bf16", "--activation", "celu", "--small-crops", "24:0.5", "--max-steps", "6"),
             marks=[
                 pytest.mark.skipif(not can_compile(), reason="g++ or Python.h is missing"),
-                # With this setting, torch 2.15 writes C++ that does not compile.
+                # With `default`, torch 2.15 writes C++ that does not compile.
                 pytest.mark.skipif(os.environ.get("ATEN_CPU_CAPABILITY") == "default", reason="torch cannot compile"),
             ],
         ),

@@ -1,7 +1,7 @@
 """Imports and compiles everything that a trainer needs, which takes seven seconds, before trainers are forked.
 
 It must not compute anything with torch, because torch's threads would not survive the fork. It must not call
-torch.set_num_threads either: MKL would then compute other weights than with the same number in OMP_NUM_THREADS.
+torch.set_num_threads(N) either: MKL would then compute other weights than with OMP_NUM_THREADS=N.
 """
 
 import tempfile
