@@ -29,7 +29,7 @@ def gpu_cost(step: Callable[[], object]) -> dict[str, float]:
 
 
 def _host_seconds(step: Callable[[], object]) -> float:
-    """Seconds that the host needs to queue a step on an idle GPU. The work of the GPU is not included."""
+    """Seconds that the host needs to queue a step on an idle GPU, and to wait for it if the step waits."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     step()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Creates .venv and installs the packages of constraints.txt, FFCV, and this project.
+# Creates .venv and installs FFCV, this project, and the packages of constraints.txt.
 # It needs Python with venv, but neither root nor a compiler. A second call changes nothing and takes a moment.
 # `make setup` calls this script; PYTHON names the interpreter.
 # Exit status: 0 if .venv is ready; 2 if something is missing that only the user can provide, with one line that names it;
@@ -14,13 +14,13 @@ export PIP_USER=0 # some clusters set it to 1, and pip then fails in a virtual e
 say() { echo "setup: $*"; }
 stop() { echo "error: $*" >&2; exit 2; }
 
-# Prints a version: 3.11, or 3.13t for a build without the global interpreter lock, which FFCV does not support.
+# Prints a version: 3.11, or 3.13t for a free-threaded build, which FFCV does not support.
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2] + sys.abiflags)' 2>/dev/null || true; }
 is_supported() { [[ $1 == 3.11 || $1 == 3.12 || $1 == 3.13 ]]; }
 
 # Sets `python` and `version`. If PYTHON is not python3, the interpreter it names is used. Otherwise, the first
-# supported one of these is used: the interpreter of .venv, which somebody may have chosen; python3; and Debian's and
-# Ubuntu's python3.XX.
+# supported one of these is used: the one that .venv was created with, perhaps named by PYTHON then; python3; and
+# Debian's and Ubuntu's python3.XX.
 find_python() {
   local wanted=${PYTHON:-python3} candidate candidates present
   candidates=("$wanted")
@@ -39,7 +39,7 @@ find_python() {
 
 # Prints a hash of everything that the set-up depends on. If the hash changes, the set-up runs again.
 fingerprint() {
-  { cat pyproject.toml constraints.txt scripts/setup.sh scripts/ffcv/**/*.*; echo "$PWD $version"; } | sha256sum
+  { cat pyproject.toml constraints.txt scripts/setup.sh scripts/ffcv/**/*.* scripts/ffcv/bin/*; echo "$PWD $version"; } | sha256sum
 }
 
 # On Debian and Ubuntu, ensurepip, which venv needs, is a separate package.

@@ -31,8 +31,8 @@ class _SumOverRanks(torch.autograd.Function):
 class SyncBatchNorm(_BatchNorm):
     """BatchNorm with statistics over the images of all ranks in training. (N, C, ...) -> (N, C, ...).
 
-    Ranks may have different numbers of images. torch's own SyncBatchNorm does not accept CPU tensors. On a GPU, its
-    forward pass makes the host wait for the device, except while a graph is captured.
+    Ranks may have different numbers of images. torch's own SyncBatchNorm accepts no CPU tensors and, on a GPU, makes
+    the host wait in its forward pass, except while a graph is captured.
 
     The variance is computed from centered values. E[x^2] - E[x]^2 would be less accurate, so the result would depend
     more on the number of processes.
@@ -96,7 +96,7 @@ def averaged_batchnorm(
     """Within the context, the running statistics are those over the images of all ranks.
 
     The variance is that of all images together: average(var + mean^2) - average(mean)^2, where the average is taken
-    over the ranks. `weight`: the number of images on this rank, divided by the mean number on all ranks. Each rank's
+    over the ranks. `weight`: the number of images on this rank, divided by the mean number per rank. Each rank's
     own statistics are restored afterwards, so an evaluation does not change the training state.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.running_mean is not None]

@@ -38,7 +38,7 @@ def data_command(run: Run) -> list[str]:
 
 
 def train_command(run: Run) -> str:
-    """The command that trains. Its flags are those that differ from the recipe (or all, if it is unknown), without LEFT_OUT."""
+    """The command that trains. Its flags are those that differ from the recipe, or all if it is unknown."""
     launcher = LAUNCHER.format(run.world_size) if run.world_size != 1 else "python"
     usual = recipe_settings(run.recipe)
     words = [launcher, "-m ddp_trainer.train"]

@@ -43,7 +43,7 @@ def write_report(run_dirs: Sequence[Path]) -> Path:
                 (folder / name).unlink(missing_ok=True)
         replace_file(folder / "index.html", page.encode())
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}): check its permissions") from None
+        raise InputError(f"{folder} cannot be written: {error.strerror}") from None
     return folder / "index.html"
 
 

@@ -1,4 +1,4 @@
-"""Takes single steps with a real trainer in this process, with a recipe's own settings but a narrow network."""
+"""Takes single steps with a real trainer in this process, with a recipe's settings but a narrow network and batch."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -53,14 +53,14 @@ def batches(trainer: Trainer, count: int) -> list[Batch]:
 
 
 def take(trainer: Trainer, steps: range) -> None:
-    """Takes the steps with these numbers (from 0 on), each as an epoch of its own. Steps 0 to 5 use every crop size."""
+    """Takes `steps`, numbered from 0, with the step's number as its epoch. Steps 0 to 5 use every crop size."""
     held = batches(trainer, 6)
     for step in steps:
         trainer.train_step(held[step % 6], epoch=step)
 
 
 def snapshot(trainer: Trainer) -> dict[str, Tensor]:
-    """Returns copies of all tensors that a step may change."""
+    """Returns copies of the weights, buffers, sums, moving average and optimizer state."""
     found = {**trainer.model.state_dict(), "sums": trainer.state.sums.values}
     if trainer.state.ema is not None:
         found |= {f"ema {name}": value for name, value in trainer.state.ema.state_dict().items()}

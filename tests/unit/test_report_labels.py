@@ -1,4 +1,4 @@
-"""Class names are short in the pictures of the report, and differ for any two classes."""
+"""The labels of classes in the report's pictures are short, and no two are the same."""
 
 import pytest
 

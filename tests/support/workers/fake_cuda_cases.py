@@ -12,7 +12,7 @@ from ddp_trainer.recipes import RECIPES
 
 Sections = dict[str, dict[str, Any]]  # section of TrainConfig -> setting -> value
 
-# Changes to the settings of `fast`, each for a single step without a CUDA graph.
+# Changes to `fast`, each measured in one step without a CUDA graph.
 OPTIONS: dict[str, Sections] = {
     "deterministic": {"runtime": {"deterministic": True}},
     "fp16": {"runtime": {"precision": "fp16"}},
