@@ -29,7 +29,7 @@ def gpu_cost(step: Callable[[], object]) -> dict[str, float]:
 
 
 def _host_seconds(step: Callable[[], object]) -> float:
-    """Seconds that the host needs to queue a step on an idle GPU, and to wait for it if the step waits."""
+    """Seconds until `step` returns on an idle GPU: the time to queue its work, plus any wait for the GPU inside it."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     step()

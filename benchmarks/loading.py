@@ -2,8 +2,8 @@
 
     python -m benchmarks.loading [--data-dir DIR] [--batch-size N] [--images N] [--rounds N] [--result FILE]
 
-stream:      StreamLoader and Augmenter with the settings of `baseline`. FFCV reads each batch from the file.
-resident:    ResidentLoader and Augmenter with the settings of `baseline`. All images are in memory.
+stream:      StreamLoader and Augmenter with the settings of `baseline`. Each batch is read from the file.
+resident:    ResidentLoader and Augmenter with the settings of `baseline`. All images are in device memory.
 torchvision: a DataLoader with one worker per core, over an in-memory dataset of PIL images like torchvision's CIFAR10.
              Its transforms are RandomCrop, RandomHorizontalFlip, ToTensor, Normalize and RandomErasing (an 8x8 cutout).
 

@@ -1,6 +1,6 @@
 """The training loops whose speed `training_step` compares. A `*_step` function returns a function that takes one step.
 
-All loops train the network that `config` describes, with its batch size, on crops of `side` pixels.
+All loops train the network of `config`, with the batch size of `config`, on crops of `side` pixels.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def our_step(config: TrainConfig, side: int) -> Step:
     config, runtime = replace(config, schedule=schedule), Runtime(config.runtime, stop=StopRequest())
     trainer = build_trainer(config, runtime, read_dataset(config.data.data_dir))
     batch = first_batch(trainer.data.loader)
-    # A run draws the random bits for augmentation for 64 steps at once, so they are not part of a measured step.
+    # In a run, the random bits for augmentation are drawn once every 64 steps, so a measured step does not draw any.
     draws = trainer.data.augmenter.draw(batch.indices, 0)
 
     def step() -> None:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.photo_loading [--images N] [--batch-size N] [--rounds N] [--work DIR] [--result FILE]
 
-jpeg, raw:   StreamLoader for a dataset that was prepared with `--size 256`, and with `--encoding jpeg` (quality 90) or
+jpeg, raw:   StreamLoader for a dataset prepared with `--size 256` and either `--encoding jpeg` (quality 90) or
              `--encoding raw`.
 imagefolder: a DataLoader over ImageFolder with RandomResizedCrop, RandomHorizontalFlip and PILToTensor.
 

@@ -7,11 +7,12 @@ save:   the time for which `Trainer.save` blocks the loop to copy the state, and
         has written the checkpoint to the disk.
 stop:   the time in which the ranks agree whether to stop: `runtime.stop.announce` starts the exchange, and
         `runtime.stop.agreed` waits for its result. In the training loop, a step runs between the two calls and hides
-        part of that time, so the result is an upper bound. It matters only with several processes.
-guard:  how much longer an optimizer step takes with the guard than with `PlainGuard`, which checks nothing. The
-        gradients are zeros, so no forward or backward pass is needed.
+        part of that time, so the result is an upper bound. With one process, there is no exchange.
+guard:  how much longer an optimizer step takes with `StepGuard`, which skips steps with non-finite gradients, than with
+        `PlainGuard`, which checks nothing. The gradients are zeros, so no forward or backward pass is needed.
 
-The results are medians over rounds, in milliseconds. The time of a whole step is printed for comparison.
+The results are medians over rounds, in milliseconds. For comparison, the time of a whole step and the size of the state
+are printed as well.
 """
 
 import argparse
@@ -70,7 +71,7 @@ class PlainGuard:
 
 
 def settings(data_dir: Path, batch_size: int) -> TrainConfig:
-    """Returns `baseline` with a moving average of the weights, so that the checkpoint is as large as possible."""
+    """Returns `baseline` with a moving average of the weights, which makes the checkpoint larger."""
     config = baseline()
     return replace(
         config,

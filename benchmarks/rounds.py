@@ -46,7 +46,7 @@ class OurEpochs:
 
 
 def torchvision_epochs(dataset: Dataset, *, batch_size: int, device: torch.device) -> Epoch:
-    """Batches of the images of `dataset`, which yields (image, label), from a DataLoader with one worker per core."""
+    """Returns an `Epoch` of a DataLoader with one worker per core. The items of `dataset` are (image, label)."""
     loader = DataLoader(
         dataset,
         batch_size=batch_size,

@@ -12,9 +12,9 @@ bare_graph:    a step of `bare`, replayed as one CUDA graph; on a GPU only.
 newcomer:      the loop of most tutorials: fp32, NCHW, an optimizer that is not fused, and `.item()` in each step.
 
 Each loop runs in its own process, so that loops do not share settings of the memory allocator. In each round, every
-loop runs a few steps, so that a change in the machine's speed affects all loops. The results are images/s and their
-ratios, as medians over rounds. On a GPU, the output also has, for one step of each loop, the
-milliseconds on the host and on the GPU, and the number of GPU operations.
+loop runs `--steps` steps, so that a change in the machine's speed affects all loops. The results are images/s and their
+ratios, as medians over rounds. On a GPU, the output also has, for one step of each loop, the milliseconds on the host
+and on the GPU, and the number of GPU operations.
 """
 
 import argparse
@@ -43,9 +43,9 @@ from ddp_trainer.run.checks import SMALLEST_SIDE, check_batch
 
 
 def serve(name: str, config: TrainConfig, side: int, requests: Connection) -> None:
-    """Runs in its own process. Whenever it receives a number of steps, it takes that many and sends images/s.
+    """Runs in its own process. For each number that it receives, it takes that many steps and sends images/s.
 
-    If the number is 0, it sends the costs of a step on the GPU and ends.
+    If the number is 0, it sends the costs of a step (none without a GPU) and ends.
     """
     step = LOOPS[name](config, side)
     while steps := requests.recv():
@@ -103,7 +103,7 @@ def ask(name: str, loop: Connection, steps: int) -> Any:
 
 
 def summarize(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Medians over rounds: images/s of each loop, and the ratio of `ours` to each other loop."""
+    """Medians over rounds: images/s of each loop, and the ratio of `ours` to every other loop."""
     names = list(rounds[0])
     figures = {f"{name}_images_per_second": statistics.median(r[name] for r in rounds) for name in names}
     for other in names if "ours" in names else []:

@@ -173,7 +173,7 @@ def describe(info: DatasetInfo, out: Path) -> str:
 
 
 def _flags_for(num_images: int) -> str:
-    """Flags that make the default recipe, whose batches have 512 images, fit a small dataset.
+    """Flags that adapt the default recipe, which uses batches of 512 images, to a small dataset.
 
     The learning rate is proportional to the batch size (Goyal et al., arXiv 1706.02677).
     """

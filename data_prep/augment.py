@@ -1,8 +1,8 @@
 """Augmentation on the device: random numbers for each image, and the operations they control.
 
 The random numbers of an image are a function of (seed, epoch, sample index), so they are the same on every rank, in
-every batch and with any number of processes. Only those for mixing are shared by a pair of images (see `draw`). The
-operations themselves are in `batch_ops` and `resized_crop`.
+every batch and with any number of processes. Exception: the images of a pair share the numbers for mixing (see
+`draw`). The operations themselves are in `batch_ops` and `resized_crop`.
 """
 
 from collections.abc import Iterator
@@ -95,7 +95,7 @@ class Augmenter:
         return draws
 
     def augment(self, batch: ImageBatch, draws: Tensor, side: int | None = None) -> AugmentedBatch:
-        """Augments the uint8 images of a batch, which must be square.
+        """Augments a batch of square uint8 images.
 
         `draws` (NUM_DRAWS, N) are the random bits from `draw`. `side` is the side of the crops in pixels (default: the
         side of the images).

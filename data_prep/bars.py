@@ -26,7 +26,7 @@ class Bars:
         self._stream.close()
 
     def update(self, work: str, done: int, total: int) -> None:
-        """Shows that `done` of `total` items are finished. A total of 0 means that it is unknown."""
+        """Shows that `done` of `total` items are finished. `total` is 0 if the number is unknown."""
         if work not in self._tasks:
             self._tasks[work] = self._progress.add_task(work, total=None)
         self._progress.update(self._tasks[work], completed=done, total=total or None)

@@ -103,7 +103,7 @@ def batch_cutout(images: Tensor, top: Tensor, left: Tensor, *, side: int) -> Ten
 @functools.lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def _windows(length: int, size: int, device: torch.device, repeats: int = 1) -> Tensor:
-    """(length, length * repeats) bool: row k is True in columns k to k + size - 1, counted before they are repeated.
+    """(length, length * repeats) bool: row k is True at positions k to k + size - 1, of `repeats` columns each.
 
     The result is cached, so that each step only takes rows from it.
     """
@@ -159,7 +159,7 @@ def batch_cutmix(images: Tensor, top: Tensor, left: Tensor, height: Tensor, widt
 
 
 def beta_quantiles(alpha: float, count: int = 1025) -> np.ndarray:
-    """(count,) evenly spaced quantiles of Beta(alpha, alpha).
+    """(count,) quantiles of Beta(alpha, alpha) for evenly spaced probabilities from 0 to 1.
 
     The density is integrated over a variable in which it has no poles. For alpha >= 1/2, the variable is the angle t
     with x = sin(t)^2. For a smaller alpha, it is u = x^alpha from x = 0 to 1/2; the other half is the mirror image.

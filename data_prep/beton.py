@@ -177,7 +177,7 @@ def _addresses(sizes: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _gaps(addresses: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(start, end) of the bytes that belong to no image: before the first image, and at the end of each page."""
+    """Yields (start, end) of each unused range: before the first image, and at the end of each page."""
     yield SAMPLES_START + len(addresses) * SAMPLE.itemsize, int(addresses[0])
     pages = addresses // PAGE_SIZE
     last = np.flatnonzero(np.diff(pages, append=pages[-1] + 1))  # the last image of each page

@@ -1,4 +1,4 @@
-"""Writes beton files with FFCV in a child process (`ffcv_writer`), which is killed if it stalls."""
+"""Writes beton files, FFCV's format, in a child process (`ffcv_writer`), which is killed if it stalls."""
 
 import os
 import re
@@ -22,7 +22,7 @@ def write_betons(
     The same input gives the same bytes. When FFCV's writer fails, it waits forever. It therefore runs in a child
     process that exits at the first exception, is killed if it makes no progress, and ends when this process ends.
     `progress` is called with the name of a split and the number of its images written so far. Raises MemoryError if the
-    machine lacks memory, OSError for errors of the system, such as a full disk, and ChildProcessError otherwise.
+    machine lacks memory, OSError for errors of the system, such as a full disk, and ChildProcessError for others.
     """
     child = subprocess.Popen(
         [sys.executable, "-m", "data_prep.ffcv_writer", str(folder), *names],

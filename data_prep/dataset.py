@@ -200,7 +200,7 @@ def read_dataset(directory: Path, *, needed: Sequence[str] = SPLITS) -> DatasetI
     if not info.splits.keys() >= set(needed):
         raise InputError(
             f"{directory} has no training images, so it can only be used for evaluation; prepare "
-            f"ROOT/train together with ROOT/test: {preparation(directory, asdict(info))}"
+            f"FOLDER/train together with FOLDER/test: {preparation(directory, asdict(info))}"
         )
     return info
 

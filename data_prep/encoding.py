@@ -1,4 +1,4 @@
-"""Stores an image as raw pixels or as a JPEG file, and computes the checksum of the stored bytes."""
+"""Encodes an image as raw pixels or as a JPEG file, decodes JPEG files, and computes checksums of the stored bytes."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,8 +14,8 @@ DEFAULT_QUALITY = 90
 
 @dataclass(frozen=True)
 class Encoding:
-    """How images are stored. `raw` keeps the pixels. `jpeg` takes less space, and so less time to read from a disk, but
-    loses detail, and each image must be decoded whenever it is read."""
+    """How images are stored. `raw` keeps the pixels. `jpeg` images are smaller and faster to read from a disk, but they
+    lose detail and must be decoded at each read."""
 
     name: Literal["raw", "jpeg"] = "raw"
     quality: int | None = None  # of a JPEG, 1 to 100

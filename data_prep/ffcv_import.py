@@ -10,7 +10,7 @@ import torch
 
 @functools.cache
 def import_ffcv() -> None:
-    """Makes later `import ffcv...` statements cheap and harmless. Call it in a function, before the first of them."""
+    """Makes later `import ffcv...` statements cheap and harmless. Put those in functions, so that this runs first."""
     threads = torch.get_num_threads()
     try:
         # FFCV keeps two numbers in a typed dictionary that only plain Python reads. Numba would spend 5 seconds at each
@@ -29,7 +29,7 @@ def import_ffcv() -> None:
             numba.set_num_threads(n)
 
         def compile_reader(self: OSCacheManager) -> Any:
-            """FFCV's version looks up the size of each image in a table; in raw files, all sizes are the same."""
+            """FFCV's version looks up the size of each image in a table. Here, all images are raw and of one size."""
 
             def read(address: int, memory: Any) -> Any:
                 return memory[0][address : address + memory[2][0]]

@@ -1,7 +1,7 @@
-"""The child process of `beton_writer.write_betons`: takes a folder and names of splits, and prints its progress.
+"""Writes `folder`/NAME.beton for each named split and prints its progress, as a child of `beton_writer.write_betons`.
 
 FFCV's DatasetWriter waits forever if its worker process raises, and a killed writer leaves that worker running. Here
-the worker is a thread of this process. Its first exception ends the process, so no orphaned worker can remain.
+the worker is a thread: it ends when this process ends, and an exception in it ends this process.
 """
 
 import ctypes

@@ -8,7 +8,10 @@ import torch
 
 
 def free_memory(device: torch.device) -> float:
-    """Free bytes on the device. On a CPU: those of the machine, divided by the number of the run's processes on it."""
+    """Free bytes on the device.
+
+    On a CPU: free bytes of the machine, divided by the number of processes that the run has on this machine.
+    """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused

@@ -1,6 +1,6 @@
 """Reads and decodes JPEG images from a beton file, in threads that work ahead of the caller.
 
-FFCV's own decoder is not used, because it ignores errors. libjpeg-turbo, which is used instead, releases the GIL.
+FFCV's own decoder is not used, because it ignores errors. simplejpeg, which is used instead, releases the GIL.
 """
 
 import os

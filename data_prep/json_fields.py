@@ -1,4 +1,4 @@
-"""Reads JSON files that may come from anywhere: every field must have the right type and be within its range.
+"""Checks the fields of JSON files that may come from anywhere: each must have the right type and be within its range.
 
 The module `files` opens and parses the files. The callers of `Fields` know which fields a file has.
 """
@@ -27,8 +27,9 @@ def _is_whole(value: object, least: int, most: int) -> bool:
 class Fields:
     """The fields of one JSON object.
 
-    A null field counts as missing. A field of the wrong type or outside its range raises InputError, which names the
-    file and the field. Strings are made printable unless `exact` is set.
+    A null field counts as missing. Reading a field of the wrong type or outside its range raises InputError, which
+    names the file and the field; only `number` returns None for a value outside its range. Strings are made printable
+    unless `exact` is set.
     """
 
     def __init__(self, content: Mapping[str, Any], path: Path, *, parent: str = "") -> None:

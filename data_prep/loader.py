@@ -1,4 +1,4 @@
-"""Loads (images, labels, indices) from a beton file to the device, in exactly the requested order.
+"""Loads (images, labels, indices) from a beton file (FFCV's format) to the device, in exactly the requested order.
 
 `StreamLoader` reads the file in every epoch. `ResidentLoader` reads it once and keeps the images in device memory. Both
 give the same batches, bit for bit, and neither uses random numbers. Each image is compared with its checksum when it is
@@ -89,7 +89,10 @@ class ResidentLoader:
             self._labels[batch.indices] = batch.labels
 
     def batches(self, index_batches: IndexBatches) -> Iterator[Batch]:
-        """Like StreamLoader.batches."""
+        """Yields the same batches as StreamLoader.batches. The arrays may have any sizes.
+
+        Raises IndexError for positions outside the file.
+        """
         order = torch.from_numpy(_checked_order(index_batches, self.count)).to(self._images.device)
         start = 0
         for indices in index_batches:
@@ -136,7 +139,7 @@ def _checked_order(index_batches: IndexBatches, count: int, batch_size: int | No
 
 
 def _clone(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Copies with the same strides. FFCV will overwrite the originals, which are in its ring buffer."""
+    """Copies with the same strides. FFCV returns views of a ring buffer, which it will overwrite."""
     return tuple(tensor.clone() for tensor in tensors)
 
 

@@ -19,13 +19,13 @@ KINDS = {str: "a string", int: "a whole number", list: "a list", dict: "a JSON o
 
 @dataclass(frozen=True, kw_only=True)
 class SplitInfo:
-    """One beton file."""
+    """The beton file (FFCV's format) of one split."""
 
     file: str
     count: int
     bytes: int
     sha256: str
-    tables_sha256: str  # of the whole file except the images, so it covers labels and image checksums
+    tables_sha256: str  # of the file's tables, which contain the labels and the checksums of the images
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,7 +115,10 @@ def hold_out(labels: np.ndarray, *, count: int, seed: int) -> tuple[np.ndarray, 
 
 
 def _give_back(is_held_out: np.ndarray, labels: np.ndarray, by_class: np.ndarray) -> None:
-    """Gives one image back to each class that has none to train on. Holds out an image of the largest class instead."""
+    """Gives an image back to each class that has none to train on.
+
+    An image of the class with the most training images is held out instead.
+    """
     left = np.bincount(labels[~is_held_out], minlength=int(labels.max()) + 1)
     for label in np.unique(labels):
         if left[label] == 0:

@@ -32,7 +32,7 @@ def check_outside_splits(out: Path, root: Path) -> None:
     """Raises InputError if the dataset would be written among the images, where it would look like a class."""
     out, root = out.resolve(), root.resolve()
     if root in out.parents and out.relative_to(root).parts[0].lower() in (*TRAIN_NAMES, *TEST_NAMES):
-        raise InputError(f"--out {shell_path(out)} is a folder of images below --root; use another folder")
+        raise InputError(f"--out {shell_path(out)} is among the images of --root; use another folder")
 
 
 def write_list(out: Path, name: str, lines: Sequence[str]) -> str:

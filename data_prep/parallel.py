@@ -1,4 +1,4 @@
-"""Computes results ahead of time in threads, with bounded memory and in a fixed order."""
+"""Computes results ahead of time in threads, and yields them in order. Uses bounded memory."""
 
 import os
 from collections import deque

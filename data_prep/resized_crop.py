@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 WEIGHT_UNITS = 2048  # weights are multiples of 1 / WEIGHT_UNITS, which fit the 11 bits of TF32
 ROW_UNITS = 8  # the first of two matrix products is rounded to multiples of 1 / ROW_UNITS, which fit TF32, too
-KERNEL_UNITS = 2**14  # values of the triangle are multiples of 1 / KERNEL_UNITS; float32 holds sums of 1000 exactly
+KERNEL_UNITS = 2**14  # the triangle's values are multiples of 1 / KERNEL_UNITS; their sums up to 1024 fit float32
 
 
 def batch_resized_crop(
@@ -73,8 +73,8 @@ def sides_of_areas(
     RandomResizedCrop draws another area if a crop does not fit, so its areas are smaller on average. The method is from
     Szegedy et al., arXiv 1409.4842.
     """
-    # For the same input, the last bit of log may depend on where the input is in the tensor, and so may that of exp.
-    # In float64, this is too small a difference to change the sides, which are rounded to whole pixels.
+    # The last bits of log(x) and exp(x) may depend on where x is in the tensor. In float64, this difference is too
+    # small to change the sides, which are rounded to whole pixels.
     shares, positions = shares.double(), positions.double()
     square, room = math.log(size[1] / size[0]), -shares.log()
     low = (square - room).clamp(min=math.log(ratios[0]))

@@ -22,7 +22,7 @@ class SpoolWriter:
         self._images, self._records = images, records
 
     def add(self, chunk: Split, stored: Sequence[bytes]) -> None:
-        """Adds images. `stored`: their encoded bytes. Raises ValueError for arrays that FFCV cannot write."""
+        """Adds images. `stored`: their encoded bytes. Raises ValueError if a shape, a type or a label is not valid."""
         images, labels = chunk
         self._check(images, labels)
         records = np.zeros(len(labels), RECORD)
@@ -47,7 +47,7 @@ class SpoolWriter:
 
 @contextmanager
 def open_spool(folder: Path, name: str, encoding: str) -> Iterator[SpoolWriter]:
-    """A writer of NAME.images and NAME.records in `folder`. At the end, NAME.json is written, which describes both."""
+    """A writer of NAME.images and NAME.records in `folder`. On exit, writes the shape and the encoding to NAME.json."""
     with open(folder / f"{name}.images", "wb") as images, open(folder / f"{name}.records", "wb") as records:
         writer = SpoolWriter(images, records)
         yield writer

@@ -54,7 +54,10 @@ class _UnfailingFile(io.FileIO):
 
 
 def _unfailing(stream: TextIO | None, *, errors: str) -> TextIO:
-    """A stream with the same file descriptor as `stream`, whose writes always succeed."""
+    """A stream with the same file descriptor as `stream`, whose writes always succeed.
+
+    If `stream` is closed, the result writes to /dev/null. If `stream` is not a file, it is returned unchanged.
+    """
     if stream is None or stream.closed:
         return open(os.devnull, "w", encoding="utf-8", errors=errors)
     if not isinstance(stream, io.TextIOWrapper) or isinstance(getattr(stream.buffer, "raw", None), _UnfailingFile):
@@ -75,9 +78,9 @@ def _unfailing(stream: TextIO | None, *, errors: str) -> TextIO:
 
 
 def _open_if_closed(descriptor: int) -> None:
-    """Opens /dev/null as `descriptor` if it is closed.
+    """If `descriptor` is closed, opens /dev/null in its place.
 
-    If it stayed closed, the next file to be opened would get this descriptor, and C code would print into that file.
+    If the descriptor stayed closed, the next file to be opened would get it, and C code would print into that file.
     """
     try:
         os.fstat(descriptor)

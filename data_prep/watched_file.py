@@ -9,7 +9,7 @@ class DatasetChanged(RuntimeError):
 
 
 class DamagedImage(DatasetChanged):
-    """An image in a beton file is not the one that was written."""
+    """An image in a beton file (FFCV's format) is damaged."""
 
     def __init__(self, beton: Path, position: int, problem: str) -> None:
         super().__init__(

@@ -79,7 +79,7 @@ def parse_flags(
     description: str | None = None,
     default: Section | None = None,
 ) -> Section:
-    """An instance of the configuration dataclass `section`, from the flags in `argv` (default: sys.argv[1:]).
+    """An instance of the configuration dataclass `section`, from the flags in `argv` (None: sys.argv[1:]).
 
     Raises InputError for an unknown flag or an invalid value.
     """

@@ -40,7 +40,7 @@ class NetworkConfig:
     activation: Literal["relu", "gelu", "celu"] = "relu"
     """Activation of custom_resnet after each BatchNorm; celu has alpha 0.3."""
     freeze_bn_scale: bool = False
-    """Keep the scales of BatchNorm at 1 and train only its biases."""
+    """Keep the scales of BatchNorm at their initial values, usually 1, and train only its biases."""
     bn_momentum: float | None = None
     """Weight of a new batch in the running statistics of BatchNorm; default: the network's own, usually 0.1."""
     init_from: Path | None = None
@@ -131,8 +131,8 @@ class RunConfig:
     """Resume from the newest good checkpoint in --out, or start from the beginning if none was saved yet."""
     checkpoint_every_steps: int = 0
     """Number of steps between checkpoints within an epoch; 0: save only at the end of each epoch. On a GPU, an epoch
-    that ends less than 5 s after the previous save gets no checkpoint, unless it is the last epoch or --validation is
-    set."""
+    that ends less than 5 s after the previous save gets no checkpoint, unless this flag asks for one, it is the last
+    epoch, or --validation is set."""
     keep_checkpoints: int = 2
     """Number of recent checkpoints to keep."""
     log_every_steps: int = 50

@@ -1,4 +1,4 @@
-"""Doctor: `python -m ddp_trainer.doctor` checks this machine and prints a fix for anything missing.
+"""Doctor: `python -m ddp_trainer.doctor` checks this machine and prints a fix for each problem.
 
 The command needs only Python itself. It imports torch and FFCV in child processes, so that a package that is missing or
 crashes is reported like any other problem. It prints no secrets. The exit status is 0 if the machine is ready to train,
@@ -72,7 +72,7 @@ class Child:
         )
 
     def result(self) -> tuple[dict, str]:
-        """The printed object and ""; after a failure, {} and the reason in one line."""
+        """The printed object and an empty string, or {} and a one-line reason if the code failed."""
         try:
             stdout, stderr = self._process.communicate(timeout=CHILD_SECONDS)
         except subprocess.TimeoutExpired:

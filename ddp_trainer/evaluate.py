@@ -103,7 +103,7 @@ def labels_of_the_run(spec: ModelSpec, dataset: DatasetInfo, data_dir: Path) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 if every image was counted, 1 if an image is damaged, 2 for wrong input."""
+    """Returns the exit status: 0 for success, 1 if an image is damaged or the file changes, 2 for wrong input."""
 
     def evaluate() -> None:
         figures = evaluate_run(parse_flags(EvaluateConfig, argv, prog=program_name("ddp_trainer.evaluate")))

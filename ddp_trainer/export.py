@@ -156,7 +156,8 @@ def write_torch(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path) 
 def largest_difference(exported: Classifier, model: nn.Module, spec: ModelSpec) -> float:
     """The largest difference between the logits of `exported` and `model`, relative to the largest logit.
 
-    Both classify images of random noise. Raises ExportError if the difference is too large to be a rounding error.
+    Both classify images of random noise. Raises ExportError if the difference is too large to be a rounding error, or
+    if the logits of `exported` have the wrong shape or are not finite.
     """
     generator, worst = torch.Generator().manual_seed(0), 0.0
     for count in CHECKED_BATCHES:
@@ -193,8 +194,8 @@ def check_packages(format: str) -> None:
 def export_run(config: ExportConfig) -> Result:
     """Writes the file in a temporary folder, checks it there, and then moves it to the run directory.
 
-    Raises InputError if the run has no usable model or a package is missing, and ExportError if the network cannot be
-    exported or the check fails.
+    Raises InputError if the run has no usable model, a package is missing, the opset is not supported, or the file
+    cannot be written. Raises ExportError if the network cannot be exported or the check fails.
     """
     check_packages(config.format)
     model, spec = load_model(config.run_dir)
@@ -219,7 +220,7 @@ def export_run(config: ExportConfig) -> Result:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 if the file was written, 1 if the network cannot be exported, 2 for wrong input."""
+    """Returns the exit status: 0 if the file was written, 1 after ExportError, 2 for wrong input."""
 
     def work() -> int:
         try:

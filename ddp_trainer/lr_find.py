@@ -173,7 +173,7 @@ def write_results(out: Path, curve: LossCurve, config: TrainConfig, runtime: Run
 
 
 def find_learning_rate(test: RangeTestConfig, stop: StopRequest) -> None:
-    """Runs the range test and writes its results. Wrong input raises InputError before any work is done."""
+    """Runs the range test and writes its results. Raises InputError for wrong input, before the first step."""
     config, launch = test.as_train_config(), Launch.from_environment()
     check_machine(config.runtime)
     dataset = read_dataset(config.data.data_dir)

@@ -73,10 +73,10 @@ class Prediction:
 
 
 def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
-    """Yields `path` if it is a file; otherwise all files below this folder, sorted by name, without hidden ones.
+    """Yields `path` if it is not a folder, or else all files below it, sorted by name, without hidden ones.
 
     Follows links to folders, unless they lead back to a folder above `path`. `above`: the folders above `path`, as
-    (device, inode). Adds a line to `problems` for each folder that cannot be read.
+    (device, inode). Adds a line to `problems` for each folder that cannot be read or is nested too deeply.
     """
     if not os.path.isdir(path):
         yield path
@@ -98,7 +98,7 @@ def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]
 def find_images(given: Path) -> tuple[list[Path], list[str]]:
     """The image `given`, or all images in the folder `given`; and a line for each problem.
 
-    A broken link counts as an image, so that it is reported when the image is read.
+    A broken link counts as an image, so that `read_images` reports it.
     """
     if not os.path.isdir(given):
         return [given], []
@@ -166,7 +166,7 @@ def report_problems(problems: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 if every image was classified, 1 if some could not be read, 2 for wrong input."""
+    """Returns the exit status: 0 if every image was classified, 1 if a path could not be used, 2 for wrong input."""
 
     def work() -> int:
         config = parse_flags(PredictConfig, argv, prog=program_name("ddp_trainer.predict"))

@@ -32,8 +32,8 @@ class ScheduleConfig:
     """Train on small crops first. SIDE:SHARE,... such as 16:0.3,24:0.7 means: crops of 16 pixels a side until 0.3 of
     all steps are done, then crops of 24 pixels until 0.7, and crops of the full size after that."""
     freeze_late: str = ""
-    """Names of parameters that are frozen before the end of the training, separated by commas, such as features.0.*;
-    from then on, no gradients are computed for them."""
+    """Comma-separated names of parameters, such as features.0.*, to freeze before the end of the run; from then on, no
+    gradients are computed for them."""
     freeze_late_between: tuple[float, float] = (0.6, 0.8)
     """Two shares of all steps. From the first one on, the learning rates of --freeze-late fall linearly. They reach 0
     at the second one, where the parameters are frozen."""
@@ -44,7 +44,7 @@ class ScheduleConfig:
         for name in ("batch_size", "train_size", "max_steps"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        require(0 < self.epochs < math.inf, f"--epochs must be above 0, got {self.epochs:g}")
+        require(0 < self.epochs < math.inf, f"--epochs must be above 0 and finite, got {self.epochs:g}")
         accumulate = self.accumulate
         require(accumulate == "auto" or accumulate >= 1, f"--accumulate must be auto or at least 1, got {accumulate}")
         for name in ("warmup_fraction", "final_lr_fraction"):
@@ -132,7 +132,7 @@ class ScheduleConfig:
             phases.append((int(match[1]), float(match[2])))
         for what, values in (("sides", [side for side, _ in phases]), ("shares", [share for _, share in phases])):
             rising = all(one < other for one, other in itertools.pairwise([0, *values]))
-            require(rising, f"--small-crops: the {what} must rise from entry to entry, got {self.small_crops}")
+            require(rising, f"--small-crops: the {what} must be above 0 and increasing, got {self.small_crops}")
         return tuple(phases)
 
 

@@ -162,7 +162,7 @@ def list_lines(sweep: Sweep) -> list[str]:
 
 
 def train_all(sweep: Sweep) -> int:
-    """Trains the runs that have no report yet, and writes the table. Returns the exit status as `main` does."""
+    """Starts each run that is not done, then writes the table. Returns the exit status as `main` does."""
     runner = Runner(sweep.launcher)
     for number, run in enumerate(sweep.runs, 1):
         if not run.has_report and not runner.stopped:
@@ -185,7 +185,7 @@ def write_table(sweep: Sweep) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 if all runs are finished or the sweep was stopped, 1 if a run failed.
 
-    It is 2 for wrong input, and 130 after Ctrl-C while the settings are checked.
+    After --list or --table, it is 0. It is 2 for wrong input, and 130 after Ctrl-C while the settings are checked.
     """
 
     def work() -> int:

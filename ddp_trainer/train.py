@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | None" = None) -> "RunResult | None":
     """Starts or resumes a run, and returns its result when it ends. Returns None on every rank but the main one.
 
-    The `step_done`, `step_record` and `epoch_done` of `observer` are called after those of `run.recorder`. Wrong input
-    raises InputError before any work is done.
+    The `step_done`, `step_record` and `epoch_done` of `observer` are called after those of `run.recorder`.
+    Raises InputError for wrong input, before the first step.
     """
     from ddp_trainer.distributed.launch import Launch, check_machine
 

@@ -2,7 +2,7 @@
 # Creates .venv and installs FFCV, this project, and the packages of constraints.txt.
 # It needs Python with venv, but neither root nor a compiler. A second call changes nothing and takes a moment.
 # `make setup` calls this script; PYTHON names the interpreter.
-# Exit status: 0 if .venv is ready; 2 if something is missing that only the user can provide, with one line that names it;
+# Exit status: 0 if .venv is ready; 2 if something is missing that this script cannot install (one line names it);
 # otherwise the status of the command that failed.
 set -euo pipefail
 shopt -s globstar
@@ -18,9 +18,9 @@ stop() { echo "error: $*" >&2; exit 2; }
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2] + sys.abiflags)' 2>/dev/null || true; }
 is_supported() { [[ $1 == 3.11 || $1 == 3.12 || $1 == 3.13 ]]; }
 
-# Sets `python` and `version`. If PYTHON is not python3, the interpreter it names is used. Otherwise, the first
-# supported one of these is used: the one that .venv was created with, perhaps named by PYTHON then; python3; and
-# Debian's and Ubuntu's python3.XX.
+# Sets `python` and `version`. If PYTHON is set to anything but python3, only that interpreter is tried. Otherwise, the
+# first supported one of these is used: the interpreter that created .venv, which PYTHON may have named in an earlier
+# call; python3; python3.12; python3.13; python3.11.
 find_python() {
   local wanted=${PYTHON:-python3} candidate candidates present
   candidates=("$wanted")
@@ -48,7 +48,7 @@ check_venv() {
     stop "$python cannot make virtual environments; as root, run: apt-get install python$version-venv"
 }
 
-# Installs only files with a known hash. constraints.txt is complete, so pip never has to look for dependencies.
+# Downloads only files with a known hash. constraints.txt is complete, so pip never has to look for dependencies.
 install() {
   local pip=(.venv/bin/python -m pip --disable-pip-version-check)
   # A virtual environment contains its own path, so it has to be created again after it was moved or copied.

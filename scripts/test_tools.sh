@@ -17,5 +17,5 @@ if ((${#packages[@]})); then
     export DEBIAN_FRONTEND=noninteractive
     if apt-get update -qq && "${install[@]}" -y -qq -o Dpkg::Use-Pty=0 >/dev/null; then exit 0; fi
   fi
-  echo "test: skipping the tests that need ${packages[*]}; to run them, as root: ${install[*]}"
+  echo "test: the tests that need ${packages[*]} cannot run; to install these packages, run as root: ${install[*]}"
 fi

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv from the packages of this machine and the wheels of a kit, without a network, a compiler or root access:
+# Makes .venv from the packages of this machine and the wheels of a kit, which scripts/kit.sh made.
+# This needs no network, compiler or root access:
 #   bash scripts/use_kit.sh KIT
 # PYTHON (default: python3) is the interpreter that has torch. The kit's packages take precedence over this machine's.
 # Finally, the script runs doctor, which prints what is still missing. The exit status is that of doctor.
@@ -17,10 +18,10 @@ torch=$("$python" -c 'import importlib.util as u; print(u.find_spec("torch").ori
 "$python" -m venv --without-pip .venv
 site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 for wheel in "$1"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$site"; done
-# addsitedir adds the folder that has torch and, unlike a plain path, also reads the .pth files in this folder.
+# addsitedir adds the folder that has torch to sys.path. It also reads the .pth files there, as a plain path would not.
 echo "import site; site.addsitedir('$(dirname "$(dirname "$torch")")')" >"$site/machine.pth"
 echo "$PWD" >"$site/project.pth"
-# doctor reads the project's requirements from its metadata, which pip would write.
+# Writes the metadata of the project, as pip would. doctor reads the requirements from it.
 "$python" - "$site" <<'END'
 import pathlib, sys, tomllib
 project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]

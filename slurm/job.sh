@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# All job scripts source this file, with the repository as the working directory. It defines helper functions, reads
+# All scripts in this folder source this file, with the repository as the working directory. It defines helpers, reads
 # the settings of this cluster, and finds the Python environment.
 
 say() { echo "slurm: $*" >&2; }
@@ -11,7 +11,7 @@ stop() {
 # Prints a text that changes whenever the file $1 is replaced; nothing if there is no such file.
 stat_of() { stat --format='%i %y' "$1" 2>/dev/null || true; }
 
-# Whether $1 is a whole number of at most nine digits. In other texts, Bash's arithmetic may run code.
+# Whether $1 is a whole number of at most nine digits. Bash arithmetic on any other text could run code in that text.
 is_number() { [[ $1 =~ ^(0|[1-9][0-9]{0,8})$ ]]; }
 
 if [[ -f slurm/cluster.env ]]; then

@@ -64,8 +64,8 @@ else
     --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$world_size" --machine_rank "$SLURM_NODEID"
     --main_process_ip "$RENDEZVOUS_HOST" --main_process_port "$RENDEZVOUS_PORT"
     --rdzv_backend static --rdzv_conf timeout=600) # c10d would unpickle what it receives: docs/security.md
-  # Settings of torchrun for which Accelerate has no flags: it handles HUP but not TERM; other nodes know this node by
-  # its name in SLURM; and each job has its own rendezvous address, even if it runs on one node.
+  # Accelerate has no flags for these settings: torchrun handles HUP but not TERM; other nodes know this node by its
+  # name in SLURM; and each job has its own rendezvous address, even if it runs on one node.
   export PET_SIGNALS_TO_HANDLE=SIGHUP PET_LOCAL_ADDR=$SLURMD_NODENAME
   export PET_RDZV_ENDPOINT=$RENDEZVOUS_HOST:$RENDEZVOUS_PORT
   # When a worker has died, the others on its node, which have nothing to save, are killed after this many seconds.

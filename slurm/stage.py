@@ -11,7 +11,10 @@ from ddp_trainer.command_line import run_command
 
 
 def stage(data_dir: Path, copy: Path) -> None:
-    """Copies the dataset into the folder `copy`, which must exist. Raises InputError if the copy is not usable."""
+    """Copies the dataset into the folder `copy`, which must exist.
+
+    Raises InputError if the dataset or its copy is unusable.
+    """
     info = read_dataset(data_dir)
     try:
         for name in (*(split.file for split in info.splits.values()), MANIFEST):

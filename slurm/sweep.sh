@@ -12,7 +12,7 @@ if [[ ! -f slurm/job.sh ]]; then
 fi
 source slurm/job.sh
 [[ -z ${SLURM_JOB_ID:-} ]] ||
-  stop "this script submits jobs itself; leave job $SLURM_JOB_ID and run it on the login node: bash slurm/sweep.sh ..."
+  stop "this script submits jobs itself; leave job $SLURM_JOB_ID and run bash slurm/sweep.sh ... on the login node"
 
 # This cluster's settings come before the user's: if a flag is given twice, the last one counts.
 words=()

@@ -48,7 +48,7 @@ if [[ ${1:-} == --sweep ]]; then
   set -- "${line[@]}" "${@:3}"
 fi
 
-# In a job array, the SLURM_JOB_ID of one task equals the id of the whole array.
+# One task of a job array has the id of the whole array as its SLURM_JOB_ID, so `job` must be ARRAYID_TASKID.
 job=$SLURM_JOB_ID
 [[ -z ${SLURM_ARRAY_TASK_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
@@ -70,7 +70,7 @@ attempt=$((${SLURM_RESTART_COUNT:-0} + 1))
 ) || exit 2
 
 export STATUS=$out/status.json
-resume="resume it with: sbatch [the same flags] ${SLURM_ARRAY_TASK_ID:+--array=$SLURM_ARRAY_TASK_ID }slurm/train.sh$given"
+resume="resume with: sbatch [the same flags] ${SLURM_ARRAY_TASK_ID:+--array=$SLURM_ARRAY_TASK_ID }slurm/train.sh$given"
 resume+=" --out $(printf %q "$out") --resume"
 state_of_run() { sed -n 's/.*"state": "\([a-z]*\)".*/\1/p' "$STATUS" 2>/dev/null || true; }
 newest_checkpoint() {
@@ -125,9 +125,9 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per
   ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} --kill-on-bad-exit=1 --wait=0 \
   bash slurm/node.sh "${arguments[@]}" || result=$?
 
-# The launchers turn every failure into exit status 1, but status.json says what happened. If another node wrote it, it
-# may become visible late. If this attempt did not write it, the state becomes `none`, unless the run is `done` and the
-# exit status is 0: an earlier job may have finished the run. none:0 (state:exit status) means that this attempt was
+# The launchers turn every failure into exit status 1, but status.json says what happened. If another node wrote this
+# file, the change may become visible late. If this attempt did not write the file, `state` is set to `none`, except for
+# done:0 (state:exit status), because an earlier job may have finished the run. none:0 means that this attempt was
 # stopped before the first step.
 for ((waited = 0; waited < 30; waited++)); do
   state=$(state_of_run)

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: small datasets and a finished run."""
+"""Fixtures that several test files share: devices, small datasets and a finished run."""
 
 import fcntl
 import os
@@ -37,7 +37,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> "Iterator[torch.device]":
-    """The CPU, and a GPU if the machine has one. Accelerate chooses a device only once, so its state is cleared."""
+    """The CPU, and a GPU if the machine has one.
+
+    Accelerate chooses a device only once per process, so the fixture clears Accelerate's state for each test.
+    """
     import torch
 
     if request.param == "cuda" and not torch.cuda.is_available():

@@ -30,7 +30,12 @@ SECONDS = 600.0
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--data-dir", type=Path, default=Path("data/cifar10"), help="prepared dataset, used if it exists")
+    add(
+        "--data-dir",
+        type=Path,
+        default=Path("data/cifar10"),
+        help="prepared dataset, used if it exists; ignored with --rehearse",
+    )
     add(
         "--images",
         type=Path,

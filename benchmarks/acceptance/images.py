@@ -1,4 +1,4 @@
-"""Prepares the dataset of the acceptance run, unless it exists already.
+"""Prepares the dataset for `benchmarks.acceptance`, unless it exists already.
 
     python -m benchmarks.acceptance.images --out DIR [--images PATH] [--train-count N] [--test-count N]
 

@@ -76,7 +76,7 @@ def _tests(plan: Plan) -> Command:
 
 
 def _train(plan: Plan, recipe: str, *, name: str = "", flags: Command = (), launcher: Command = ()) -> Command:
-    """The command that trains `recipe`. `launcher`: a module that starts the trainer, and the flags of this module."""
+    """The command that trains `recipe`. `launcher`: a module that starts the trainer, followed by its own flags."""
     tiny = (
         (*TINY, "--epochs", "1", "--max-steps", "2", "--small-crops", "", "--freeze-late", "") if plan.rehearse else ()
     )
@@ -92,7 +92,7 @@ def _runs_together(plan: Plan) -> list[Command]:
 
 
 def _launch(plan: Plan) -> Command:
-    """Starts one process for each GPU."""
+    """Trains through a launch file, which starts one process for each GPU, or CPU processes in a rehearsal."""
     file = "launch/cpu_processes.yaml" if plan.rehearse else "launch/all_gpus.yaml"
     launcher: Command = ("accelerate.commands.launch", "--config_file", file)
     return _train(plan, "fast", name="launch-file", flags=("--epochs", "2"), launcher=launcher)
@@ -116,7 +116,8 @@ def _benchmark(plan: Plan, name: str) -> Command:
     command = _python(f"benchmarks.{name}", "--data-dir", plan.data, "--result", plan.out / f"{name}.json")
     if not plan.rehearse:
         return command
-    return ("env", "CUDA_VISIBLE_DEVICES=", *command, "--batch-size", "4", "--rounds", "1")  # it has no --device
+    # These benchmarks have no --device.
+    return ("env", "CUDA_VISIBLE_DEVICES=", *command, "--batch-size", "4", "--rounds", "1")
 
 
 def _kills(plan: Plan) -> Command:

@@ -1,4 +1,4 @@
-"""Reports the results of an acceptance run as a JSON object and as tables for the terminal."""
+"""Reports the results of an acceptance run, which checks a machine with GPUs, as a JSON object and as tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

@@ -52,7 +52,7 @@ def command_of(part: str, folder: Path, side: int) -> list[str | Path]:
 
 
 def measure_shape(shape: Shape, work: Path, parts: Sequence[str]) -> Costs:
-    """The cost of each part for a dataset of this shape. The dataset is created first and removed afterwards."""
+    """The cost of each part for a dataset of this shape. Writes the images first, and removes all files at the end."""
     folder = Path(tempfile.mkdtemp(dir=work))
     try:
         write_images(folder / "images", shape)
@@ -104,7 +104,13 @@ def print_table(axis: str, measured: dict[Shape, Costs]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES), help="what to vary; default: all")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="parts to measure; default: all")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=PARTS,
+        help="parts to measure, in the given order: prepare first, and run before report; default: all",
+    )
     parser.add_argument("--work", type=Path, help="folder for the datasets; default: the system's temporary folder")
     parser.add_argument("--result", type=Path, help="write the figures here as JSON, after each axis")
     parser.add_argument("--picture", type=Path, help="draw a chart of the results to this PNG or SVG file")

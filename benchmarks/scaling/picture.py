@@ -1,6 +1,6 @@
 """Draws what each measured command costs, on logarithmic scales.
 
-Time is above and peak memory below, with one column for each varied quantity.
+The upper charts show time, and the lower charts show peak memory. Each column varies one quantity.
 """
 
 from collections.abc import Mapping

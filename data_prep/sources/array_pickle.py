@@ -1,6 +1,7 @@
-"""Reads CIFAR's pickles, which contain only arrays, lists, numbers and text, and rejects all other pickles.
+"""Reads CIFAR's pickles, which are dictionaries of arrays, lists, numbers and text.
 
-An ordinary unpickler calls any function that a pickle names. This one calls only those that rebuild a NumPy array.
+An ordinary unpickler calls any function that a pickle names. This one calls only those that rebuild a NumPy array, and
+rejects a pickle that names any other.
 """
 
 import io

@@ -61,7 +61,7 @@ def collected_messages(messages: DecoderMessages) -> Iterator[None]:
 
     with warnings.catch_warnings(), tempfile.TemporaryFile() as printed:
         warnings.simplefilter("ignore")
-        warnings.simplefilter("always", UserWarning)  # Pillow's class of warnings about files
+        warnings.simplefilter("always", UserWarning)  # the class of Pillow's warnings about files
         warnings.showwarning = hear
         with _stderr_to(printed):
             yield
@@ -73,7 +73,7 @@ def collected_messages(messages: DecoderMessages) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Attributes warnings in the block, in this thread, to the file `path`."""
+    """Within the block, records warnings of this thread as warnings about the file `path`."""
     _reading.path, _reading.heard = path, False
     try:
         yield
@@ -83,7 +83,7 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _stderr_to(file: IO[bytes]) -> Iterator[None]:
-    """Sends what is written to file descriptor 2 to `file`."""
+    """Redirects file descriptor 2 (stderr) to `file`."""
     sys.stderr.flush()
     own = os.dup(2)
     os.dup2(file.fileno(), 2)

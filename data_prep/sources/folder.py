@@ -53,7 +53,7 @@ class _Reading:
         return np.array(self.seen, dtype=np.uint64).reshape(-1, 2)
 
     def paths(self) -> Iterator[Path]:
-        """The files in the order of `table`."""
+        """The readable files, in the order of `table`."""
         unreadable = {path for path, _ in self.unreadable}
         for chunk in _chunks_of(self.listing, 1000):
             yield from (path for path, _ in chunk if path not in unreadable)
@@ -67,7 +67,7 @@ class _Reading:
 
 
 class FolderImages:
-    """A source with all images below `root`, resized to `size` x `size` pixels.
+    """A source with the images in the train and test folders of `root`, as squares of `size` x `size` pixels.
 
     The images are sorted by class and file name and then shuffled with a fixed seed. Their order depends only on the
     file names, and the classes are mixed. Raises InputError if there are no class folders, if a class is empty,

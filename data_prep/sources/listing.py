@@ -45,9 +45,9 @@ class Listing:
 
 
 def list_splits(root: Path) -> tuple[Listing, Listing, list[str]]:
-    """(train, test, lines that say which folders are used as splits, ignored or missing).
+    """(train, test, notes). The notes say which folders are used as splits, and which are ignored or missing.
 
-    Raises InputError for a layout without classes.
+    Raises InputError for a layout without classes, different classes in the splits, or a class without images.
     """
     if not os.path.isdir(root):
         raise InputError(f"--root {shell_path(root)}: no such folder; {LAYOUT}")
@@ -108,7 +108,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _list_classes(listing: Listing) -> None:
-    named: dict[str, str] = {}  # visible form of a folder name -> the name
+    named: dict[str, str] = {}  # folder name without invisible characters -> the name
     for entry in _entries(listing.root):
         if entry.name.startswith("."):
             listing.hidden += 1
@@ -160,7 +160,7 @@ def _check_same(train: Listing, test: Listing) -> None:
 
 
 def _fold(name: str) -> str:
-    """Maps names that look alike to the same text: ignores case and white space, and uses one Unicode form."""
+    """Returns the same text for names that look alike: ignores case and white space, and uses one Unicode form."""
     return "".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 

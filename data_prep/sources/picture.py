@@ -30,7 +30,7 @@ _IMAGE_START = re.compile(re.escape(PNG) + b"|" + JPEG + b"|" + _OTHER_STARTS, r
 LIMIT_VARIABLE = "DATA_PREP_MAX_PIXELS"
 _limit = os.environ.get(LIMIT_VARIABLE, "")
 MAX_PIXELS = int(_limit) if _limit.isdecimal() else 100_000_000  # of one image, at the size at which it is decoded
-MAX_SHRINKING = 4  # a JPEG may have this many times MAX_PIXELS, because it can be decoded at a smaller size
+MAX_SHRINKING = 4  # a JPEG, unless progressive, may have this many times MAX_PIXELS, as it can be decoded smaller
 STRIP_PIXELS = 2**22  # number of pixels that are converted at a time
 LARGE_PIXELS = 2**24  # larger images are decoded one at a time, whatever the number of threads
 Image.MAX_IMAGE_PIXELS = None  # turns off Pillow's own limit; `_check_size` enforces ours
@@ -211,6 +211,6 @@ def _check_end(file: BinaryIO) -> None:
 
 
 def _plainer(error: Exception, content: bytes) -> Exception:
-    """`error`, or a clearer one for an image with a damaged header, whose kind Pillow reports as unknown."""
+    """`error`, or "damaged or incomplete" if `error` is unclear and `content` starts like an image."""
     is_clear = isinstance(error, (OSError, ValueError)) and not isinstance(error, Image.UnidentifiedImageError)
     return error if is_clear or not starts_like_image(content) else ValueError("the file is damaged or incomplete")

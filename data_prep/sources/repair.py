@@ -1,4 +1,4 @@
-"""Removes damaged metadata from PNG and JPEG files whose pixels are complete."""
+"""Repairs PNG and JPEG files whose pixels are complete: removes their metadata, adds a JPEG's missing end marker."""
 
 import io
 import re
@@ -27,7 +27,7 @@ def pixels_only(content: bytes, decode: Callable[[bytes], np.ndarray]) -> bytes 
 
 
 def lacks_end(jpeg: bytes) -> bool:
-    """Whether a JPEG has no end marker. Goes from marker to marker, because other data may contain the same bytes."""
+    """Whether a JPEG has no end marker. Skips segments, because a thumbnail in one has an end marker of its own."""
     position = 2
     while found := _MARKER.search(jpeg, position):
         if found[0] == JPEG_END:
@@ -37,7 +37,7 @@ def lacks_end(jpeg: bytes) -> bool:
 
 
 def _png_pixels(content: bytes) -> bytes | None:
-    """A PNG without its comments, profiles and other ancillary chunks. The checksums of its pixels are kept."""
+    """A PNG without its comments, profiles and other metadata. The checksums of its pixels are kept."""
     kept, position = [content[:8]], 8
     while position + 12 <= len(content):
         length, kind = struct.unpack(">I4s", content[position : position + 8])

@@ -43,9 +43,10 @@ SHAPES: dict[str, Callable[[Plane, Plane], Plane]] = {
 
 
 def draw_synthetic(*, train_count: int, test_count: int, seed: int, size: int = 32) -> ImageSet:
-    """`train_count` and `test_count` images of `size` x `size`; class sizes differ by at most one.
+    """`train_count` training images and `test_count` test images of `size` x `size` pixels.
 
-    The same arguments give the same pixels. Raises InputError for counts or sizes out of range.
+    In each split, the numbers of images per class differ by at most one. The same arguments give the same pixels.
+    Raises InputError for counts or sizes out of range.
     """
     if train_count < len(SHAPES) or test_count < len(SHAPES):
         raise InputError(

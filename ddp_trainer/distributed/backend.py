@@ -1,4 +1,4 @@
-"""Changes torch's own settings: threads, determinism, and the precision of matrix products."""
+"""Changes torch's own settings: threads, determinism and TF32."""
 
 import os
 from pathlib import Path

@@ -5,7 +5,7 @@ import socket
 
 import psutil
 
-# Name prefixes of interfaces for containers and virtual machines, whose addresses other machines cannot reach.
+# Other machines cannot reach interfaces with these name prefixes, which connect containers and virtual machines.
 BRIDGES = ("docker", "veth", "virbr", "br-")
 
 

@@ -4,7 +4,6 @@
 """
 
 import os
-import shutil
 from typing import NamedTuple
 
 from data_prep.errors import InputError, require
@@ -89,8 +88,6 @@ def check_machine(config: RuntimeConfig) -> None:
     _check_launch(config)
     check_accelerate_settings(config)
     resolve_precision(config)
-    if config.compile:
-        _check_compiler()
 
 
 def _number(name: str, *, least: int = 0) -> int | None:
@@ -148,10 +145,3 @@ def _check_launch(config: RuntimeConfig) -> None:
             f"{launch.local_world_size} processes were launched on this machine, which has {gpus} GPUs: "
             "lower --num_processes, or train on the CPU with --device cpu",
         )
-
-
-def _check_compiler() -> None:
-    """Raises InputError if there is no compiler that torch.compile could use."""
-    compilers = [os.environ.get(name, "") for name in ("CXX", "CC")] + ["g++", "clang++", "gcc", "clang"]
-    found = any(shutil.which(compiler) for compiler in compilers if compiler)
-    require(found, "--compile needs a C++ compiler, and there is none on PATH; install g++, or leave out --compile")

@@ -1,4 +1,4 @@
-"""Handles the wait at the start, until all processes have joined: prints a line, and lets a signal end the process."""
+"""Handles the wait until all processes have joined: prints a line, and lets a single signal end the process."""
 
 import contextlib
 import sys
@@ -13,10 +13,10 @@ PATIENCE_SECONDS = 10.0
 
 @contextlib.contextmanager
 def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
-    """Context for calls that wait until all processes have joined.
+    """Context manager for calls that wait until all processes have joined.
 
-    After 10 seconds, the first process of each machine prints that it is waiting. From then on, the first signal ends
-    a process at once, because another process may never join and there is nothing to save.
+    After 10 seconds, the first process of each machine prints that it is waiting. From then on, a single signal (even
+    an earlier one) ends a process at once, because another process may never join and there is nothing to save.
     """
     if launch.world_size == 1:
         yield

@@ -26,7 +26,7 @@ SIGNALS = (*PROMISED_SIGNALS, *OTHER_SIGNALS)
 # workers. So a signal that arrives within this time after the first one counts as the same request.
 SAME_REQUEST_SECONDS = 2.0
 
-# One of these variables is set in a process that accelerate or torchrun started.
+# At least one of these variables is set in a process that accelerate or torchrun started.
 LAUNCHER_VARIABLES = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 PR_SET_PDEATHSIG = 1
 
@@ -116,7 +116,7 @@ def on_request_to_stop(handler: Handler) -> None:
 
 @contextlib.contextmanager
 def _signal_numbers(receive: Callable[[int], None]) -> Iterator[None]:
-    """Calls `receive` in a thread with the number of each signal that arrives within the block.
+    """Calls `receive` in a thread with the number of each signal in SIGNALS that arrives within the block.
 
     Python writes the number to a pipe immediately. In contrast, it calls no signal handler while the main thread runs
     C++ code, such as a wait for another process.

@@ -26,7 +26,10 @@ class StopAgreement:
             self._exchange = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def agreed(self) -> bool:
-        """Whether any rank had been asked to stop at the last `announce`. The answer is the same on every rank."""
+        """Whether any rank was asked to stop before the last `announce` (with only one rank: before this call).
+
+        The answer is the same on every rank.
+        """
         if self._group is None:
             return self._request.pending
         assert self._exchange is not None, "announce comes first"

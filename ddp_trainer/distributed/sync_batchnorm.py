@@ -1,4 +1,4 @@
-"""BatchNorm across processes: statistics over the global batch in training, and averaged statistics for evaluation."""
+"""BatchNorm across processes: statistics over the images of all ranks, in training and in evaluation."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ class SyncBatchNorm(_BatchNorm):
     """BatchNorm with statistics over the images of all ranks in training. (N, C, ...) -> (N, C, ...).
 
     Ranks may have different numbers of images. torch's own SyncBatchNorm accepts no CPU tensors and, on a GPU, makes
-    the host wait in its forward pass, except while a graph is captured.
+    the host wait in its forward pass, except during CUDA graph capture.
 
     The variance is computed from centered values. E[x^2] - E[x]^2 would be less accurate, so the result would depend
     more on the number of processes.

@@ -24,7 +24,8 @@ def prepare_network(config: TrainConfig, dataset: DatasetInfo, *, load_weights: 
     spec, name = ModelSpec.of(dataset, config), config.network.network
     network, lines = build_network(config.network, spec), []
     sides = config.schedule.crop_sides(spec.image_size)
-    unused = check_network(network, name, num_classes=len(spec.classes), sides=sides)
+    channels_last = config.runtime.channels_last
+    unused = check_network(network, name, num_classes=len(spec.classes), sides=sides, channels_last=channels_last)
     if unused:
         names = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
         require(

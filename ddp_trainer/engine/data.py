@@ -32,7 +32,8 @@ class RunData:
     labels: np.ndarray | None = None  # (N,) classes of `samples`, only with --balance batches
     class_weights: Tensor | None = None  # (C,) float32 on the device, only with --balance weights
     unseen: tuple[str, ...] = ()  # classes of which --validation holds out no image
-    # Evaluates the images that --calibrate holds out. The number of batches may differ between ranks.
+    # Evaluates the images that --calibrate holds out. Its batches are as large as the training batches of this rank, so
+    # the number of batches may differ between ranks.
     calibrator: Evaluator | None = None
 
     def plan(self, epoch: int, *, config: TrainConfig, runtime: Runtime) -> Order:

@@ -49,8 +49,8 @@ class DeviceStep:
     def freeze(self, parameters: Iterable[nn.Parameter], sides: list[int]) -> None:
         """Excludes `parameters` from all following backward passes. A collective operation that waits for the device.
 
-        DDP is rebuilt, since the old one would wait for their gradients. The next step is captured into a new graph,
-        since the old one would compute these gradients. `sides`: crop sizes of the following steps.
+        DDP and the graphs are rebuilt: the old DDP instance would wait for the gradients of `parameters`, and the old
+        graphs would still compute these gradients. `sides`: crop sizes of the following steps.
         """
         for parameter in parameters:
             parameter.requires_grad_(False)

@@ -16,7 +16,7 @@ class Ema(nn.Module):
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
-        """`decay`: share of the old average that each update keeps."""
+        """`decay`: share of the old average that each update after the first one keeps."""
         super().__init__()
         self.module = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay

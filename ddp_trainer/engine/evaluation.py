@@ -119,7 +119,10 @@ class Evaluator:
         return Evaluation(self.samples, labels, logits, logits_tta)
 
     def _logits(self, model: nn.Module, images: Tensor, *, tta: bool) -> tuple[Tensor, Tensor]:
-        """(N, 3, H, W) uint8 -> (N, num_classes) logits, and those with test-time augmentation if `tta`."""
+        """(N, 3, H, W) uint8 -> (N, num_classes) logits, without and with test-time augmentation.
+
+        If `tta` is False, both are the logits without it.
+        """
         images = center_crop(images, self.spec.input_size)
         images = batch_normalize(images, self.spec.mean, self.spec.std, next(model.parameters()).dtype)
         images = self.runtime.laid_out(images)

@@ -1,6 +1,6 @@
 """Captures the work of a step on a GPU into a CUDA graph, so that one call launches all its kernels.
 
-A graph repeats the same kernels at the same memory addresses. All values that differ between steps must therefore be
+A graph repeats the same kernels at the same memory addresses. All values that differ between replays must therefore be
 at fixed addresses in device memory: the batch and the random bits for its augmentation are copied there before each
 step, `LearningRates` keeps the learning rates there, and everything that a step changes is updated in place. The host's
 part of a step is in `Trainer.train_step`.

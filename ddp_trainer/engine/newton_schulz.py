@@ -58,8 +58,8 @@ def _iterate(bank: Tensor, steps: int) -> Tensor:
 def _iterate_on_grams(banks: Sequence[Tensor], steps: int, dtype: torch.dtype) -> list[Tensor]:
     """Iterates on Gram matrices. `banks`: (B, M, N) each, all with the same M. The results have the same shapes.
 
-    Each step replaces G by P G P and updates the product of all P so far, both in `dtype`. At the end, X is multiplied
-    by this product.
+    Each step replaces G by P G P and multiplies the product of all P so far by the next P. G and the product have type
+    `dtype`. At the end, each X is multiplied by its product.
     """
     gram = torch.cat([bank @ bank.mT for bank in banks]).to(dtype)
     product = factor = _polynomial(gram)

@@ -34,9 +34,9 @@ class Observer(Protocol):
         ...
 
     def skipped(self, report: dict[str, Any], *, step: int) -> None:
-        """Called when a skipped step ends the run, because its loss or a gradient was not finite.
+        """Called when the run ends because of skipped steps.
 
-        `report` lists the images of that step and their losses.
+        `report` lists the images of the last skipped step and their losses.
         """
         ...
 

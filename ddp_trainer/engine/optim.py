@@ -89,10 +89,13 @@ class LearningRates:
         peaks = [[group["peak_lr"] * (group["late"] == late) for group in groups] for late in (False, True)]
         self._peaks, self._late_peaks = torch.tensor(peaks, dtype=torch.float64).to(device)
         self._has_late = any(group["late"] for group in groups)
-        self._rates = torch.zeros(len(groups), device=device)  # one kernel fills the scalars of all groups
+        self._rates = torch.zeros(len(groups), device=device)  # one tensor, so no group needs a kernel of its own
 
     def set(self, share_of_peak: float, *, late: float | None = None) -> None:
-        """Sets each rate to a share of its peak. `late`: the share for --freeze-late; default: `share_of_peak`."""
+        """Sets each rate to a share of its peak.
+
+        `late`: the share for the parameters that --freeze-late names; default: `share_of_peak`.
+        """
         late = share_of_peak if late is None else late
         groups = self._optimizer.param_groups  # load_state_dict replaces this list
         if self._on_device:

@@ -1,6 +1,6 @@
 """Chooses the number of passes for --accumulate auto: each process computes its share of a batch in that many parts.
 
-The memory for an image is measured in passes over a few images, with the real network on its device. Trying large
+Passes over a few images, with the real network on its device, show how much memory an image needs. Trying large
 passes instead is not possible on the CPU, where the kernel kills a process that needs too much memory. On a GPU, a
 pass of the chosen size is tried after the measurement, but not with --sync-bn.
 """
@@ -50,8 +50,8 @@ class Need(NamedTuple):
 def passes_to_try(images: int, *, fitting: int, smallest_share: int) -> range:
     """Numbers of passes over `images` with at most `fitting` images in each, in ascending order.
 
-    `smallest_share`: number of images of the rank that has the fewest. If it has two or more, each of its passes has
-    two or more, because one image may be too little for BatchNorm.
+    `smallest_share`: number of images of the rank that has the fewest. If possible, every pass has at least two images,
+    because one may be too little for BatchNorm.
     """
     most = max(smallest_share // 2, 1)
     return range(-(-images // fitting), most + 1) if fitting > 0 else range(0)

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class PeakMemory(TorchDispatchMode):
     """A context that measures the tensors that torch operations return. Memory used within an operation is not seen.
 
-    `peak`: the most bytes that they took up at one time.
+    `peak`: the most bytes that these tensors took up at one time.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class PeakMemory(TorchDispatchMode):
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
-        """Counts `storage` until it is freed, and only once, although views and in-place results share it."""
+        """Counts `storage` until it is freed, and only once, even if several tensors share it."""
         address, size = storage._cdata, storage.nbytes()
         if address not in self._known:
             self._known.add(address)

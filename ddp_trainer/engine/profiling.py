@@ -24,7 +24,7 @@ class StepProfiler:
         """Starts a profiler, which traces `steps` steps, writes trace.json.gz to `folder` and prints a table on stderr.
 
         `steps_left`: number of steps that the run still takes. At least one of them is a warm-up step, so fewer than
-        `steps` may be traced. Returns None if no step is left to trace. An evaluation between two traced steps is
+        `steps` may be traced. Returns None if there is no step to trace. An evaluation between two traced steps is
         traced too.
         """
         active = min(steps, steps_left - 1)

@@ -1,4 +1,4 @@
-"""Saves and restores the states of torch's random generators, which networks with dropout need."""
+"""Saves and restores the states of torch's random generators, from which dropout draws its numbers."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Undoes in-place changes of tensors on the device, such as those by the forward pass of a skipped step."""
+"""Undoes in-place changes of tensors on the device, such as BatchNorm updates in a step that is then skipped."""
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ class Reversible:
             self._before = torch.cat(self._memory)
 
     def restore_where(self, condition: Tensor) -> None:
-        """Restores the saved values if `condition` () bool is True."""
+        """Restores the saved values if `condition`, a () bool tensor, is True."""
         if self._memory:
             values = torch.where(condition, self._before, torch.cat(self._memory))
             torch._foreach_copy_(self._memory, values.split([len(memory) for memory in self._memory]))  # type: ignore[attr-defined]

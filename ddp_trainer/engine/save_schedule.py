@@ -6,7 +6,8 @@ import time
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 
-# On a GPU, an epoch may take less time than a save, so an epoch that ends this soon after a save is not saved.
+# On a GPU, an epoch may take less time than a save. So an epoch is usually saved only if this time has passed
+# since the previous save.
 SECONDS_BETWEEN_EPOCHS = 5.0
 
 
@@ -24,7 +25,7 @@ class SaveSchedule:
         self._saved_at = time.monotonic()
 
     def after_step(self, step: int) -> bool:
-        """Whether to save after `step` steps. False at the end of an epoch, which is saved after its evaluation."""
+        """Whether to save after `step` steps. False at the end of an epoch, where `after_epoch` decides."""
         return bool(self._every) and step % self._every == 0 and step % self._steps_per_epoch != 0
 
     def after_epoch(self, step: int) -> bool:

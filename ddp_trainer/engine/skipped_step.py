@@ -1,4 +1,4 @@
-"""Reports the step that ended a run because its loss or a gradient was not finite: its images and their losses."""
+"""Reports the images and losses of the step that ended a run because its loss or a gradient was not finite."""
 
 import contextlib
 import math
@@ -36,7 +36,7 @@ def _lists_of_ranks(own: Tensor, runtime: Runtime) -> list[list]:
 def reporting_the_end(
     guard: StepGuard, runtime: Runtime, observer: Observer, *, steps_per_epoch: int
 ) -> Iterator[None]:
-    """Reports a NonFinite raised in the block to the observer, and always closes the progress display."""
+    """If the block raises NonFinite, reports the skipped step to the observer. Always closes the progress display."""
     try:
         yield
     except NonFinite as error:

@@ -35,7 +35,7 @@ class NonFinite(Exception):
 
 
 class Attempt(NamedTuple):
-    """The images and losses of one step, taken or skipped, for a report."""
+    """The images and losses of one step, taken or skipped. If this step ends the run, they are listed in `crash/`."""
 
     step: int  # 0-based
     indices: Tensor  # (N,) positions in the beton file
@@ -112,7 +112,10 @@ class StepGuard:
         self._look(keep=1)
 
     def settle(self) -> SkippedSteps:
-        """The numbers of skipped steps so far. Waits for the device. Raises the same errors as `look_back`."""
+        """How many steps were skipped, in a row and in this epoch. Waits for the device.
+
+        Raises the same errors as `look_back`.
+        """
         self._look(keep=0)
         return SkippedSteps(*self._counts.tolist())
 
@@ -161,7 +164,7 @@ def weights_if_finite(weight: float, losses: Tensor) -> Tensor:
 
 
 def step_unless(skipped: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Calls `optimizer.step()`, which changes nothing if `skipped` () bool is True.
+    """Takes the step of `optimizer` unless `skipped`, a scalar bool tensor, is True.
 
     torch's fused optimizers and Muon check `found_inf` on the device. For other optimizers, the host waits for
     `skipped`.

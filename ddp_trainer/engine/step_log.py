@@ -23,7 +23,10 @@ class StepLog:
         return bool(self._every) and step % self._every == 0
 
     def add(self, position: Record, sums: Tensor) -> None:
-        """`position`: entries of the record that are already known. `sums`: (3,), as in `RunningSums`, of all ranks."""
+        """Adds a record. `position`: its entries that are already known.
+
+        `sums`: (3,) as in `RunningSums`, over the images of all ranks since the previous record.
+        """
         self._pending = (position, PendingValues(sums))
 
     def take(self) -> Record | None:

@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 
 COLDEST, HOTTEST = 0.05, 20.0  # limits; if every image is classified correctly, the best temperature would be 0
-NUM_HALVINGS = 60  # of the interval; the result then has all digits of float64
+NUM_HALVINGS = 60  # of the search interval, so that the result has all digits of float64
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -26,7 +26,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     low, high = math.log(COLDEST), math.log(HOTTEST)
     for _ in range(NUM_HALVINGS):
         middle = (low + high) / 2
-        if slope(math.exp(middle)) > 0:  # the network is overconfident
+        if slope(math.exp(middle)) > 0:  # the network is overconfident at this temperature
             low = middle
         else:
             high = middle

@@ -54,7 +54,7 @@ class TrainState:
         self.step = 0  # optimizer steps done
         self.history: list[Record] = []  # one record per finished epoch
         self.sums = RunningSums(runtime.device)  # of the current epoch, over this rank's images
-        self.logged_sums = torch.zeros_like(self.sums.values)  # sums over all ranks at the last step record
+        self.logged_sums = torch.zeros_like(self.sums.values)  # sums of all ranks; the next step record subtracts them
         self.watch = Stopwatch()  # of the current epoch, evaluation excluded
         self.guard = StepGuard(
             model, optimizer, [self.sums.values], scaler=runtime.scaler, clip=clip, timeout=runtime.timeout
@@ -105,7 +105,10 @@ class TrainState:
             restore_random_state(state["generators"][rank], self.runtime.device)
 
     def start_epoch(self, sums: Tensor) -> None:
-        """Resets what is counted per epoch: loss, hits, seconds, skipped steps. `sums`: the epoch's, over all ranks."""
+        """Resets what is counted per epoch: loss, hits, images, seconds and skipped steps.
+
+        `sums`: the sums of the finished epoch over all ranks.
+        """
         self.watch = Stopwatch()
         self.sums.reset()
         # `logged_sums` becomes the negative of the sums since the last step record. The next step record subtracts it,

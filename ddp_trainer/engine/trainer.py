@@ -1,7 +1,7 @@
 """The training loop: steps, epochs and the whole run.
 
 Processes, tracking and saving are left to the `Runtime` and the `Observer` that are passed in. Within a step, the host
-waits only for the previous step, to read whether it was skipped. Freezing parameters waits for the device, too.
+waits only for the previous step, to read whether it was skipped. The exception is the step that freezes parameters.
 """
 
 import contextlib
@@ -143,7 +143,8 @@ class Trainer:
     def finish_epoch(self, epoch: int) -> Evaluation:
         """Evaluates the model, records the epoch, saves a checkpoint if one is due, and returns the evaluation.
 
-        An epoch that --max-steps cut short is saved as unfinished, so that a run resumed with more steps finishes it.
+        An epoch that --max-steps cuts short is saved before it is recorded, so that a run resumed with more steps
+        continues it.
         """
         state = self.state
         cut_short = state.step < (epoch + 1) * self.steps_per_epoch

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 @contextlib.contextmanager
 def blank_passes(model: nn.Module) -> Iterator[None]:
-    """After forward and backward passes in the block, removes the gradients and restores the buffers."""
+    """When the block ends, removes all gradients of `model` and restores its buffers."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         yield

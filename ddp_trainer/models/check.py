@@ -1,4 +1,4 @@
-"""Checks before the first step that a network can be trained, with a forward and backward pass at each crop size.
+"""Checks that a network can be trained: before the first step, takes a forward and backward pass at each crop size.
 
 Most problems with a network of your own are reported here in one line. Without these checks, you would see a traceback
 from the middle of a step.
@@ -13,7 +13,9 @@ from ddp_trainer.models.blank_pass import blank_passes
 NUM_IMAGES = 2  # BatchNorm may need two to compute a variance
 
 
-def check_network(network: nn.Module, name: str, *, num_classes: int, sides: list[int]) -> list[str]:
+def check_network(
+    network: nn.Module, name: str, *, num_classes: int, sides: list[int], channels_last: bool = True
+) -> list[str]:
     """Names of the trainable parameters that get no gradient; usually none.
 
     `sides`: sides of the square images that the network will see. Raises InputError if no parameter is trainable, if a
@@ -25,7 +27,7 @@ def check_network(network: nn.Module, name: str, *, num_classes: int, sides: lis
         torch.manual_seed(0)
         for side in sides:
             images = torch.randn(NUM_IMAGES, 3, side, side).to(next(network.parameters()).dtype)
-            output = _run(network, name, images.contiguous(memory_format=torch.channels_last))
+            output = _run(network, name, images, channels_last=channels_last)
             _logits_of(output, name, num_classes=num_classes, side=side).sum().backward()
         return [key for key, value in network.named_parameters() if value.requires_grad and value.grad is None]
 
@@ -46,15 +48,16 @@ def _check_parameters(network: nn.Module, name: str) -> None:
     )
 
 
-def _run(network: nn.Module, name: str, images: Tensor) -> object:
+def _run(network: nn.Module, name: str, images: Tensor, *, channels_last: bool) -> object:
     """The output for a training batch. If the network fails only in channels-last order, the error message says so."""
     was_training = network.training
+    order = torch.channels_last if channels_last else torch.contiguous_format
     try:
-        return network.train()(images)
+        return network.train()(images.contiguous(memory_format=order))
     except Exception as error:
         shape = "x".join(map(str, images.shape))
         try:
-            network(images.contiguous())
+            network(images)
         except Exception:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise InputError(f"--network {name} fails on images of shape {shape}: {reason}") from error

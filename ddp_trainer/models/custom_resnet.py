@@ -1,7 +1,7 @@
 """The built-in ResNet.
 
-Its structure (conv-pool-BN-activation, two residual pairs) follows David Page's ResNet-9 in "How to train your ResNet"
-(github.com/davidcpage/cifar10-fast). With ten classes and the default widths, it has 6,573,130 parameters.
+Its structure (conv-pool-BN-activation blocks, two residual blocks) follows David Page's ResNet-9 in "How to train your
+ResNet" (github.com/davidcpage/cifar10-fast). With ten classes and the default widths, it has 6,573,130 parameters.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -59,7 +59,7 @@ def _from_timm(name: str, model: str) -> Callable[..., nn.Module]:
 
 
 def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
-    """A function or class that is defined in one of the user's modules.
+    """The function or class that MODULE:FUNCTION names.
 
     Functions of Python's own library are refused. Otherwise, a run directory from somebody else could make this process
     call os:system, for example.

@@ -1,4 +1,4 @@
-"""A 3x3 convolution that trains faster on CPUs where the maps are small.
+"""A 3x3 convolution that trains faster on a CPU if the feature maps are small.
 
 oneDNN, which computes torch's convolutions on a CPU, is slow on maps of few pixels, above all when it computes the
 gradient of the weights. With AMX, in bf16, one matrix product over all pixels of the batch takes a quarter of oneDNN's
@@ -47,7 +47,7 @@ class _MatrixProduct(torch.autograd.Function):
         of_filters = of_filters.view(outputs, 3, 3, inputs).permute(0, 3, 1, 2)
         if not ctx.needs_input_grad[0]:
             return None, of_filters
-        # The gradient of the images is a convolution with flipped filters, whose inputs and outputs are swapped.
+        # The gradient of the images is `gradient` convolved with flipped filters. Their inputs and outputs swap roles.
         turned = _rows(filters.flip(2, 3).transpose(0, 1))
         return _as_images(_neighborhoods(gradient) @ turned.t(), like=gradient), of_filters
 
@@ -69,6 +69,6 @@ def _rows(filters: Tensor) -> Tensor:
 
 
 def _as_images(rows: Tensor, *, like: Tensor) -> Tensor:
-    """(N * H * W, C) -> (N, C, H, W), with N, H and W of `like`, stored in NHWC order."""
+    """(N * H * W, C) -> (N, C, H, W) in NHWC memory order. N, H and W are those of `like`."""
     count, _, height, width = like.shape
     return rows.view(count, height, width, -1).permute(0, 3, 1, 2)

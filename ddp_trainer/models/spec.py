@@ -159,7 +159,7 @@ def load_model(run_dir: Path | str) -> tuple[nn.Module, ModelSpec]:
 def _check_shapes(weights: Path, spec: ModelSpec) -> None:
     """Raises InputError unless the file's header has the tensors that `spec` describes.
 
-    The check allocates no memory for tensors, because the widths in somebody else's file could ask for any amount.
+    The check allocates no memory for tensors, because the widths in somebody else's file could need many gigabytes.
     """
     from safetensors import safe_open
 

@@ -35,7 +35,7 @@ def thin_out(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def curves(title: str, names: Sequence[str], *, scale: float = 1.0, unit: str = "", from_zero: bool = False) -> Panel:
-    """A panel: for each run, one curve of each value in `names` (keys of metrics.jsonl).
+    """A function that draws a panel: for each run, one curve of each value in `names` (keys of metrics.jsonl).
 
     With one run, each value has its own color, and pale curves show the records of steps.jsonl. With several runs, each
     run has its own color, and training curves are dashed; there is no legend, because the panel has no room for it.
@@ -152,7 +152,7 @@ def reliability_figure(found: Calibration) -> Figure:
 
 
 def _draw_reliability(axes: Axes, found: Calibration) -> None:
-    """Draws the share of correct predictions, as one bar for each range of probabilities."""
+    """Draws the share of correct predictions: one bar for each range of probabilities that has images."""
     width = 1 / NUM_BINS
     middles = (np.arange(NUM_BINS) + 0.5) * width
     filled = found.counts > 0

@@ -64,7 +64,7 @@ def compare(runs: Sequence[Run]) -> Markup:
 
 
 def same_configuration(runs: Sequence[Run]) -> list[list[Run]]:
-    """Groups of runs that differ only in their seed and in NO_DIFFERENCE. An unfinished run is a group of its own."""
+    """Groups of runs that differ only in their seed and the settings in NO_DIFFERENCE. Unfinished runs stay alone."""
     groups: dict[object, list[Run]] = {}
     for run in runs:
         settings = {name: value for name, value in run.settings.items() if name not in {*NO_DIFFERENCE, "seed"}}
@@ -75,7 +75,7 @@ def same_configuration(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _shares_of_one_configuration(runs: Sequence[Run]) -> list[float]:
-    """Accuracies of all finished runs if there are two or more and `same_configuration` has one group; else empty."""
+    """Accuracies of all finished runs. Empty if there are fewer than two, or if their configurations differ."""
     groups = same_configuration([run for run in runs if run.summary is not None])
     if len(groups) != 1:
         return []

@@ -82,7 +82,7 @@ def to_svg(figure: Figure) -> str:
 
 
 def _prepare_texts(figure: Figure) -> None:
-    """Turns off formulas in texts (`$`), and takes letters that one font lacks from another font."""
+    """Makes `$` an ordinary character, and takes letters that one font lacks from another font."""
     from matplotlib.text import Text
 
     families = fonts()

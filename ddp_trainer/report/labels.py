@@ -1,4 +1,4 @@
-"""Short class names for the pictures of the report, different for any two classes."""
+"""Short, unique class names for the pictures of the report."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def distinct_labels(names: Sequence[str], length: int = 16) -> list[str]:
     """A short label for each class.
 
     A label begins with the number of the class if it would otherwise equal another label, or if the fonts on this
-    machine cannot show it.
+    machine cannot show it. If two labels are still equal, every label becomes `class NUMBER`.
     """
     labels = [shorten(name, length) for name in names]
     labels = [

@@ -50,7 +50,7 @@ class LossCurve:
         return step if self.smoothed[step] < sum(self.losses[: self._first]) / self._first else None
 
     def suggestion(self) -> float | None:
-        """A tenth of the rate with the lowest smoothed loss, rounded to two digits; None if the loss did not fall."""
+        """A tenth of the rate with the lowest smoothed loss (two significant digits); None if the loss did not fall."""
         return None if self.lowest is None else float(f"{self.rates[self.lowest] / 10:.2g}")
 
     def advice(self) -> str:

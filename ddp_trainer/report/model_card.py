@@ -166,7 +166,10 @@ def measured_limits(run: Run, found: Predictions) -> Iterator[str]:
     yield f"- The probabilities are off by {error:.1%} on average (expected calibration error, 15 bins)."
     before, temperature = run.number("calibration_error_before"), run.number("temperature")
     if before is not None and temperature is not None:
-        yield f"- The softmax has a temperature of {temperature:.3f}; with 1, the error would be {before:.1%}."
+        yield (
+            f"- The softmax has a temperature of {temperature:.3f}; without it, the calibration error would be "
+            f"{before:.1%}."
+        )
 
 
 def usage() -> Iterator[str]:

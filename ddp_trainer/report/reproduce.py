@@ -38,7 +38,11 @@ def data_command(run: Run) -> list[str]:
 
 
 def train_command(run: Run) -> str:
-    """The command that trains. Its flags are those that differ from the recipe, or all if it is unknown."""
+    """The command that trains, with flags for the settings that differ from those of the recipe.
+
+    If the recipe is unknown, all settings that are not None get flags. Of those in LEFT_OUT, only --data-dir and --out
+    are given.
+    """
     launcher = LAUNCHER.format(run.world_size) if run.world_size != 1 else "python"
     usual = recipe_settings(run.recipe)
     words = [launcher, "-m ddp_trainer.train"]
@@ -47,7 +51,8 @@ def train_command(run: Run) -> str:
     if run.data_dir:
         words.append(f"--data-dir {shlex.quote(run.data_dir)}")
     for name, value in run.settings.items():
-        if name not in LEFT_OUT and value is not None and (usual is None or usual.get(name) != value):
+        changed = value is not None if usual is None else usual.get(name) != value
+        if name not in LEFT_OUT and changed:
             words.append(flag(name, value))
     words.append("--out runs/again")
     return " ".join(words)

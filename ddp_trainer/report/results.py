@@ -19,9 +19,9 @@ from ddp_trainer.report.scores import NUM_BINS, calibration, class_counts, confu
 from ddp_trainer.tracking.predictions import Predictions
 from ddp_trainer.tracking.run_record import Run, list_mistakes
 
-NUM_PAIRS = 12  # of classes that are most often confused
+NUM_PAIRS = 12  # pairs of classes that are listed as most often confused
 NUM_PAIRS_OF_MANY = 30  # replaces NUM_PAIRS if there are too many classes for labels in the picture
-MAX_ROWS = 1000  # of the table of classes
+MAX_ROWS = 1000  # classes listed with precision and recall
 ROWS_PER_TABLE = 25
 MAX_TABLES = 3  # side by side, if there is room
 

@@ -60,7 +60,7 @@ def precision_and_recall(labels: np.ndarray, predicted: np.ndarray, num_classes:
 
 
 def confused_pairs(labels: np.ndarray, predicted: np.ndarray, limit: int) -> list[Pair]:
-    """The most frequent mistakes, most frequent first; ties in the order of class numbers."""
+    """The `limit` most frequent mistakes, in descending order; pairs with equal counts are sorted by class numbers."""
     is_wrong = predicted != labels
     pairs, counts = np.unique(np.stack([labels[is_wrong], predicted[is_wrong]]), axis=1, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:limit]
@@ -68,7 +68,7 @@ def confused_pairs(labels: np.ndarray, predicted: np.ndarray, limit: int) -> lis
 
 
 def calibration(labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray) -> Calibration:
-    """Compares the confidence of predictions with the share of them that is correct. Bins are (low, high]."""
+    """Compares the confidence of predictions with their accuracy. Bins are (low, high]."""
     hits = (predicted == labels).astype(float)
     bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
     counts = np.bincount(bins, minlength=NUM_BINS)

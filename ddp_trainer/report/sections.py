@@ -1,4 +1,4 @@
-"""The sections of the page about one run: headline, curves, configuration, and how to repeat it.
+"""Sections of the report: headline, curves (of one run or several), configuration, and how to repeat the run.
 
 `results` has the sections about the run's predictions, and `comparison` those that compare several runs.
 """
@@ -31,7 +31,7 @@ def latest(run: Run, name: str) -> float | None:
 
 
 def finished_epochs(run: Run) -> float:
-    """Passes over the training images. The last one counts as a fraction if --epochs has one, such as 6.5.
+    """Number of passes over the training images. With --epochs 6.5, the seventh pass counts as 0.5.
 
     A pass that --max-steps cut short counts as 1.
     """

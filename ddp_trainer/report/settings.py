@@ -6,7 +6,7 @@ from ddp_trainer.config import FREE_ON_RESUME
 # images. `max_steps` is not one of these settings, because it can end a run early.
 NO_DIFFERENCE = FREE_ON_RESUME - {"max_steps"}
 
-# The report leaves these settings out when it compares runs or says how to repeat one: they decide, for example, where
-# a run is stored, how it is tracked and how fast it runs. It shows `device` and `compile`, which change the last digits
-# of a result.
+# The report leaves these settings out when it compares runs. They decide, for example, where a run is stored, how it is
+# tracked and how fast it runs. The command for repeating a run leaves out the same settings, except `data_dir` and
+# `out`. The report shows `device` and `compile`, because they change the last digits of a result.
 LEFT_OUT = NO_DIFFERENCE - {"device", "compile"}

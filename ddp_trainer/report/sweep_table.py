@@ -1,4 +1,4 @@
-"""The table of a sweep, in Markdown. Each row summarizes the n finished runs that have the same label."""
+"""The table of a sweep, in Markdown. Each row summarizes the finished runs that differ only in their seeds."""
 
 import os
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def results_table(folders: Sequence[Path]) -> str:
 
 
 def _mean_and_spread(values: Sequence[float | None]) -> str:
-    """Mean and standard deviation as two cells of the table, or dashes if a run lacks the figure."""
+    """Mean and standard deviation as two cells of the table. A dash stands for a value that cannot be computed."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return f"{NOTHING} | {NOTHING}"

@@ -1,4 +1,4 @@
-"""The Python API: `launch`, which trains in new processes. (`train`, which trains in this process, is in train.py.)
+"""The Python API: `launch`, which trains in new processes. (`train`, for this process, is `train_here` in train.py.)
 
 Both functions accept a recipe, as a name or a TrainConfig, and settings as keyword arguments with the names of the
 flags. An invalid setting raises InputError, with the same message as on the command line.
@@ -51,7 +51,7 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
 
     This works in a notebook that has already initialized CUDA. The new processes print on this process's stderr, and
     can import every module that this process can import, such as a file next to your script that defines a network.
-    Ctrl-C saves a checkpoint and returns; pressed again, it ends the processes at once and raises KeyboardInterrupt.
+    Ctrl-C saves a checkpoint and returns. A second Ctrl-C raises KeyboardInterrupt without waiting for the processes.
     Raises InputError for an invalid setting, and RuntimeError if the run fails, for example because a setting does not
     fit the dataset.
     """
@@ -65,7 +65,7 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
     changed = _changes(config)
     status, interrupted = _run_shown([*launcher, "-m", "ddp_trainer.train", config.recipe, *as_flags(changed)])
     # After Ctrl-C, the launcher's status is not 0, whatever the processes did.
-    if status == 0 or (interrupted and _is_preempted(out)):
+    if status == 0 or (interrupted and _has_stopped_cleanly(out)):
         return RunResult.of(out)
     if interrupted:
         raise KeyboardInterrupt
@@ -83,14 +83,14 @@ def _changes(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in config.flat().items() if value != usual[name]}
 
 
-def _is_preempted(out: Path) -> bool:
-    return (read_json(out / "status.json") or {}).get("state") == "preempted"
+def _has_stopped_cleanly(out: Path) -> bool:
+    return (read_json(out / "status.json") or {}).get("state") in ("preempted", "done")
 
 
 def _run_shown(command: list[str]) -> tuple[int, bool]:
     """Runs `command` and prints its output as it arrives. Returns its exit status, and whether Ctrl-C was pressed.
 
-    After Ctrl-C, asks the command to stop, and waits for its end. A second Ctrl-C kills it.
+    After Ctrl-C, asks the command to stop, and waits for its end. After a second one, kills it.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, ["", *sys.path]))}
     process = subprocess.Popen(

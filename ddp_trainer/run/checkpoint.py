@@ -101,7 +101,7 @@ def clean_up(folder: Path) -> None:
 def remove_old(folder: Path, *, keep: int, step: int) -> None:
     """Of the checkpoints up to `step`, keeps the newest `keep` and the one with the highest score. Removes all others.
 
-    Checkpoints of later steps are removed too: they must be damaged, or the run would have resumed from them.
+    Also removes checkpoints of later steps. They are damaged; otherwise, the run would have resumed from them.
     Raises OSError if a checkpoint cannot be removed, but only after it has tried to remove all others.
     """
     found = list_checkpoints(folder)
@@ -119,11 +119,11 @@ def remove_old(folder: Path, *, keep: int, step: int) -> None:
 
 
 def _move_away(path: Path, prefix: str) -> Path:
-    """Renames a checkpoint, so that a half-deleted folder is never mistaken for a checkpoint. Returns its path.
+    """Renames a checkpoint, so that a half-deleted folder is never mistaken for a checkpoint. Returns the new path.
 
     Some file systems cannot rename every folder: overlayfs, for example, cannot rename a folder of a lower layer. In
-    that case, the files in the folder are deleted instead, the manifest first, because a folder without a manifest is
-    not a valid checkpoint.
+    that case, deletes the files in the folder and returns `path`. The manifest is deleted first, because a folder
+    without a manifest is not a valid checkpoint.
     """
     try:
         return path.rename(path.with_name(prefix + path.name))
@@ -158,11 +158,12 @@ def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any
         version, size, step = facts["format_version"], facts["bytes"], facts["step"]
         del facts["sha256"]
         actual = (path / STATE).stat().st_size
+        expected = _manifest(facts, path / STATE)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} has no readable manifest or state ({_name(error)})") from None
     if actual != size:
         raise CheckpointError(f"{path / STATE} has {actual} bytes instead of {size}")
-    if step != step_of(path) or text != _manifest(facts, path / STATE):
+    if step != step_of(path) or text != expected:
         raise CheckpointError(f"{path}: state and manifest do not match their checksum")
     if version != FORMAT_VERSION:
         raise OtherRelease(f"{path} has format {version}, but this release reads format {FORMAT_VERSION}")

@@ -67,13 +67,13 @@ class CheckpointSaver:
     ) -> None:
         """Waits for the previous save, copies the state and returns. A thread saves the copy, then calls `when_saved`.
 
-        Raises CheckpointError if the previous save failed.
+        Raises CheckpointError if the previous save failed, or what its `when_saved` raised.
         """
         self.wait()
         self._pending = self._writer.submit(self._write, HostCopy(state), step, score, when_saved)
 
     def check(self) -> None:
-        """Raises CheckpointError if the last save has failed. Does not wait for a save in progress."""
+        """Like `wait`, but does nothing while the last save is still in progress."""
         if self._pending is not None and self._pending.done():
             self.wait()
 

@@ -37,8 +37,8 @@ def check_settings(config: TrainConfig, dataset: DatasetInfo, *, world_size: int
     smallest = min(config.schedule.crop_sides(dataset.image_size))
     require(
         images_per_pass > 1 or smallest >= 16 or (config.runtime.sync_bn and world_size > 1),
-        f"--batch-size {config.schedule.batch_size} leaves one image of {smallest} pixels a side for each forward "
-        "pass, which is too little for BatchNorm; raise --batch-size, or prepare larger images",
+        f"--batch-size {config.schedule.batch_size} leaves one image of {smallest} pixels a side for some forward "
+        "passes, which is too little for BatchNorm; raise --batch-size, or prepare larger images",
     )
     if config.tracking.uses_wandb:
         mode_from_environment()  # raises InputError if WANDB_MODE is not a mode of W&B

@@ -84,8 +84,8 @@ def _fix_of_held_folder() -> str:
 def lock_folder(path: Path) -> IO[bytes]:
     """Creates the folder and locks it until the returned file is closed.
 
-    Raises InputError if the folder cannot be written or another run has locked it. Only prints a warning if the file
-    system cannot lock files.
+    Raises InputError if the folder cannot be written or another run has locked it. If the file system cannot lock
+    files, prints a warning and returns the file unlocked.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -196,8 +196,9 @@ def recorded_settings(run_dir: Path) -> dict[str, Any]:
 def changed_settings(recorded: Mapping[str, Any], requested: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Settings whose requested value differs from the recorded one, as (name, recorded, requested).
 
-    A setting that is not recorded did not exist in the release that started the run. Its default value describes how
-    that release behaved, so the default is compared. `auto` for a setting in RESOLVED equals any recorded value.
+    A setting that is not recorded did not exist in the release that started the run. That release behaved as if the
+    setting had its default value, so the requested value is compared with the default. A requested `auto` for a setting
+    in RESOLVED equals any recorded value.
     """
     recorded = {**TrainConfig().flat(), **recorded}
     names = [name for name, value in requested.items() if not (name in RESOLVED and value == "auto")]
@@ -214,7 +215,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Commit of the running code, with a `+` if the working tree differs from it; None outside a checkout."""
+    """Commit of the running code, with a `+` if the working tree differs from it; None if git cannot tell."""
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     folder = Path(__file__).parent
     try:

@@ -15,7 +15,6 @@ from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.observer import Observer, SilentObserver
 from ddp_trainer.engine.profiling import StepProfiler
 from ddp_trainer.engine.trainer import Trainer
-from ddp_trainer.run.checkpoint import CheckpointError
 from ddp_trainer.run.checkpoint_saver import CheckpointSaver
 from ddp_trainer.run.directory import RunDirectory, describe_run
 from ddp_trainer.run.resume import settings_of
@@ -117,7 +116,7 @@ class Recorder(SilentRecorder):
         """Records the failure. Never raises, because that would hide the original error."""
         try:
             self.checkpoints.close()
-        except (CheckpointError, OSError) as other:
+        except Exception as other:  # the save may fail for the same reason as the run, such as an error of the device
             if other is not error:
                 print(f"error: {other}", file=sys.stderr, flush=True)
         self.run_dir.write_failure(error, step=self.step, epoch=self.epoch)
@@ -127,7 +126,7 @@ class Recorder(SilentRecorder):
             print(f"warning: {other}", file=sys.stderr, flush=True)
 
     def _score(self, state: dict[str, Any]) -> float | None:
-        """Accuracy on the validation images; None if this state was not evaluated on any.
+        """Accuracy of this state on the validation images; None if it was not evaluated on them.
 
         Accuracy on the test images is not used, because they must not decide which checkpoint is kept.
         """

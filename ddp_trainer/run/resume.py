@@ -33,7 +33,7 @@ class StartKind(IntEnum):
 
 
 class Start(NamedTuple):
-    """Where a run starts, as two integers, which ranks can exchange."""
+    """Where a run starts: two integers, which the main process sends to the other ranks."""
 
     kind: StartKind = StartKind.FRESH
     step: int = 0  # the step of the checkpoint to resume from
@@ -107,7 +107,7 @@ def load_state(start: Start, config: TrainConfig, dataset: DatasetInfo, *, preci
         if config.run.resume and out is not None and (out / "config.json").exists():
             refuse_other_settings(recorded_settings(out), settings_of(config, dataset, precision=precision))
         return None
-    assert out is not None, "--resume comes with --out"
+    assert out is not None, "--resume needs --out"
     if start.kind == StartKind.FINISHED:  # nothing is computed, so --precision auto need not be resolved
         requested = settings_of(config, dataset, precision=config.runtime.precision)
         refuse_other_settings(recorded_settings(out), requested)

@@ -17,12 +17,12 @@ from rich.console import Console
 Values = Callable[[], Mapping[str, float]]
 
 DRAW_SECONDS = 0.5  # minimum time between two updates of the bar, because each of them waits for the device
-LINE_SECONDS = (10.0, 30.0)  # minimum and maximum time between two log lines; within these limits, ten lines per epoch
+LINE_SECONDS = (10.0, 30.0)  # minimum and maximum time between two log lines; within these limits, about ten per epoch
 BAR_CELLS, MIN_BAR_CELLS = 24, 6
 
 
 class Progress(Protocol):
-    """Shows the steps of one epoch after another.
+    """Shows the progress within the current epoch.
 
     `values()` gives `loss`, `accuracy` (0-1), `learning_rate` and `images_per_second`; it is called only when
     something is drawn.
@@ -42,7 +42,7 @@ class Progress(Protocol):
 
 
 class SilentProgress:
-    """Shows nothing. Used on every rank but the main one."""
+    """Shows nothing, for example on every rank but the main one."""
 
     def start(self, epoch: int, epochs: int, total_steps: int, initial_step: int) -> None:
         pass

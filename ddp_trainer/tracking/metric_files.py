@@ -41,7 +41,7 @@ class JsonLines:
             raise
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # only a line for which `write` raised can still be unwritten
+        with contextlib.suppress(OSError):  # `write` has already raised OSError for any unwritten line
             self._file.close()
 
 

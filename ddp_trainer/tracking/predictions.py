@@ -143,7 +143,7 @@ def _check_values(found: Predictions) -> None:
     num_classes = found.probabilities.shape[1]
     if not 0 <= found.labels.min() <= found.labels.max() < num_classes:
         raise _Misfit(f"labels must be whole numbers from 0 to {num_classes - 1}")
-    if not (found.probabilities.min() >= 0 and found.probabilities.max() <= 1.001):  # so that NaN is refused, too
+    if not (found.probabilities.min() >= 0 and found.probabilities.max() <= 1.001):  # refuses NaN, too
         raise _Misfit("probabilities must be in [0, 1]")
     if not np.isin(found.wrong_indices, found.indices).all():
         raise _Misfit("wrong_indices contains images that were not evaluated")

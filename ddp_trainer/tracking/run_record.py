@@ -1,7 +1,7 @@
 """Reads a run back from its directory, and checks that its files are consistent and safe to use.
 
-`json_fields` checks single fields, `record_lines` reads the JSON lines, and `predictions` reads predictions.npz. The
-package `run` and the other modules of `tracking` write these files.
+`json_fields` checks single fields, `record_lines` reads the JSON lines, and `predictions` reads predictions.npz.
+`metric_files` and the package `run` write these files.
 """
 
 import os
@@ -48,7 +48,7 @@ class RecordedDataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run directory. An interrupted run lacks a summary and predictions, and may lack epochs."""
+    """One run directory. An interrupted run may lack epochs, predictions and the summary."""
 
     path: Path
     name: str  # of the folder; PARENT/FOLDER if several loaded runs have the same name
@@ -72,7 +72,7 @@ class Run:
 
     @property
     def counts(self) -> tuple[int, int] | None:
-        """(correct, evaluated): numbers of images for the final model or, if there is none, the last finished epoch."""
+        """Numbers of (correct, evaluated) images for the final model or, if unknown, for the last finished epoch."""
         counts = _counts_in(self.summary or {})
         if counts is None and self.predictions is not None:
             return self.predictions.num_correct, len(self.predictions.labels)
@@ -210,7 +210,7 @@ def _read_classes(path: Path, dataset: RecordedDataset, predictions: Predictions
     num_classes = predictions.probabilities.shape[1]
     if classes and len(classes) != num_classes:
         raise InputError(
-            f"{path}: predictions.npz has {num_classes} classes, model.json has {len(classes)}: they belong to "
-            "different runs; train again or remove predictions.npz"
+            f"{path}: predictions.npz has {num_classes} classes, model.json or config.json has {len(classes)}: they "
+            "belong to different runs; train again or remove predictions.npz"
         )
     return classes or tuple(f"class {label}" for label in range(num_classes))

@@ -105,7 +105,7 @@ def build_tracker(
 
 
 def choose_wandb_mode(settings: TrackingConfig, run_dir: Path) -> str:
-    """online, offline, shared or disabled. Prints a line on stderr if W&B is not installed or does not start."""
+    """online, offline, shared or disabled. Prints a line on stderr if W&B is not installed or does not work."""
     if not settings.uses_wandb:
         return "disabled"
     if not is_installed("wandb"):

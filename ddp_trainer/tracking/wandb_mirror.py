@@ -87,8 +87,8 @@ class WandBMirror:
     def log_step(self, record: Record) -> None:
         """Logs the record under names that begin with step/, because epoch records have entries of the same names.
 
-        The record is held back until the next call. If an epoch ends with this step, the epoch's record belongs in
-        the same row, and W&B closes a row as soon as it is sent.
+        The record is held back until the next one. If its step is the last of an epoch, both records go into the same
+        row, and W&B accepts no additions to a row that was already sent.
         """
         self._log_waiting()
         self._waiting = record
@@ -124,7 +124,7 @@ class WandBMirror:
         def close() -> None:
             run = self._tracker.run
             try:
-                if failed:  # a preempted run logs the waiting record when it is resumed
+                if failed:  # a preempted run does this when it is resumed
                     self._log_waiting()
                 if summary is not None:
                     run.summary.update({f"final/{name}": value for name, value in summary.items()})

@@ -34,9 +34,12 @@ def mode_from_environment() -> str | None:
 def resolve_mode(wanted: str, load_settings: Callable[[], Any]) -> str:
     """The mode (online, offline, shared or disabled) for `wanted`, the value of --wandb.
 
-    For auto, it is the mode in WANDB_MODE, or else the mode in W&B's settings files, such as the one that `wandb
-    offline` writes. If neither is set, it is online if there is a key and offline if not. `load_settings` returns a
-    `wandb.Settings`.
+    For auto, the first of these that applies:
+    - the mode in WANDB_MODE
+    - the mode in W&B's settings files, such as the one that `wandb offline` writes, unless that mode is online
+    - online if there is a key, offline if not
+
+    `load_settings` returns a `wandb.Settings`.
     """
     if wanted != "auto":
         return wanted

@@ -38,7 +38,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def checkout(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository with settings for this cluster and a space in its path."""
+    """A minimal checkout of the repository, with settings for this cluster and a space in its path."""
     folder, data = tmp_path_factory.mktemp("slurm") / "a checkout", tmp_path_factory.mktemp("data")
     write_dataset(draw_synthetic(train_count=NUM_TRAIN, test_count=NUM_TEST, seed=DATA_SEED), data)
     for name in ("slurm", "launch"):

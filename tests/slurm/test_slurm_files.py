@@ -1,4 +1,4 @@
-"""The shell scripts of slurm/ and their settings, tested without a cluster."""
+"""Tests the shell scripts of slurm/, their settings and preflight.py, without a cluster."""
 
 import os
 import re
@@ -81,7 +81,7 @@ def script(
             "sweep.sh",
             ("smoke",),
             {"SLURM_JOB_ID": "7"},
-            "leave job 7 and run it on the login node: bash slurm/sweep.sh",
+            "leave job 7 and run bash slurm/sweep.sh ... on the login node",
         ),
         ("sweep.sh", ("smoke", "--list"), {}, "--list belongs to python -m ddp_trainer.sweep"),
         ("sweep.sh", ("smok", "--", "--time=1"), {}, "unknown recipe 'smok'"),
@@ -125,7 +125,7 @@ def test_windows_line_endings_in_the_settings_are_refused_and_the_printed_fix_wo
 
 @pytest.mark.parametrize("content", [",BASH_VERSINFO[$(touch PWNED)0]", ",09", ",x", "", ",-1", ",1,2", ",99999999999"])
 def test_the_content_of_the_attempts_file_is_not_evaluated(content: str, tmp_path: Path) -> None:
-    """In arithmetic, bash evaluates the content of a variable, so it would run commands in the file."""
+    """Bash evaluates variables in arithmetic, so without a check it would run commands that are in the file."""
     folder = checkout(tmp_path)
     answers = {
         "python": "printf '%s\\n' out data 1",

@@ -187,7 +187,7 @@ def test_a_run_without_progress_is_not_requeued_forever(requeued: dict[str, Job]
 
 
 def test_each_task_of_an_array_requeues_only_itself(requeued: object, desk: Desk) -> None:
-    """One task has the job id of the whole array. Requeuing this task must not requeue the other, which is running."""
+    """In one task, SLURM_JOB_ID is the id of the whole array. Requeuing this task must not requeue the other."""
     array = desk.submit("--array=1-2", ENDS_AS="preempted done", STARTS_FOR="3")
     tasks = [Job(desk.cluster, f"{array.number}_{task}") for task in (1, 2)]
     for task in tasks:

@@ -1,8 +1,8 @@
 """Injects faults many times: kills, signals, damaged files and broken ranks. `python -m tests.soak [--kills N ...]`
 
-Prints a table with a row for each kind of fault: what must happen after it (the promise), how often it was tried, and
-how often the promise was broken ("lost"). The exit status is 1 if any promise was broken. `make soak` runs all parts,
-and `make test` runs a short form of them.
+Prints a table with a row for each kind of fault: what must happen after it (the promise), how often the fault was
+injected ("tried"), and how often the promise was broken ("lost"). The exit status is 1 if any promise was broken.
+`make soak` runs all parts, and `make test` runs a short form of them.
 """
 
 import argparse
@@ -57,7 +57,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--world-sizes", type=int, nargs="*", default=[1, 2, 3, 4, 7])
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="device of the runs that are killed or signaled"
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="device of the runs in the parts damage, kills and signals",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--result", type=Path, help="write the table here as JSON")
@@ -67,7 +70,7 @@ def parse() -> argparse.Namespace:
 def prepare(folder: Path) -> Path:
     """Writes a dataset of 96 training and 40 test images.
 
-    Also imports and compiles what a trainer needs, because the trainers are forked from this process.
+    Also imports and compiles what a trainer needs, because most trainers are forked from this process.
     """
     import torch
 
@@ -85,7 +88,7 @@ def prepare(folder: Path) -> Path:
 def scene_of(data: Path, folder: Path, processes: int, device: str) -> stops.Scene:
     """Returns the uninterrupted run with this number of processes. Stopped runs are compared with it.
 
-    Cached, so that the run is trained only once.
+    Cached, so that the run takes place only once.
     """
     return stops.Scene(data, folder, processes, device)
 

@@ -21,7 +21,7 @@ TABLES = {  # name -> (type, number of rows, function that computes the table's 
 
 
 def _numbers(dtype: np.dtype, offset: int = 0) -> Iterator[tuple[int, int]]:
-    """(offset, size) of each number in a row of a table."""
+    """(offset, size) of each number in a row of a table. The first 8 bytes of an array count as one number."""
     for name in dtype.names or ():
         kind, inner = dtype[name], offset + dtype.fields[name][1]  # type: ignore[index]
         if kind.names:
@@ -31,7 +31,7 @@ def _numbers(dtype: np.dtype, offset: int = 0) -> Iterator[tuple[int, int]]:
 
 
 def _row(content: bytes, rng: random.Random) -> tuple[int, int, np.dtype]:
-    """(offset of a random row, offset of another row of that table, their type)."""
+    """Offsets of two random rows of one table (possibly the same row), and their type."""
     dtype, rows, start = rng.choice(list(TABLES.values()))
     one, other = (start(len(content)) + rng.randrange(rows) * dtype.itemsize for _ in range(2))
     return one, other, dtype
@@ -97,6 +97,7 @@ def _change_length(content: bytes, rng: random.Random) -> Mutation:
 
 
 def _fill_gap(content: bytes, rng: random.Random) -> Mutation:
+    """Writes one nonzero byte into the gap before or after the images."""
     last = FIRST_IMAGE + COUNT * IMAGE_SIZE**2 * 3
     end = len(content) - COUNT * ALLOCATION.itemsize
     start, stop = rng.choice([(SAMPLES_END, FIRST_IMAGE), (last, end)])

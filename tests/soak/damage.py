@@ -1,4 +1,4 @@
-"""Damages checkpoints, beton files and dataset.json, and reads them with the functions that the trainer uses."""
+"""Damages checkpoints, FFCV's beton files and dataset.json, and reads them with the functions that the trainer uses."""
 
 import contextlib
 import io
@@ -83,7 +83,10 @@ def damaged_checkpoints(real: Path, cases: int, rng: random.Random) -> Outcome:
 
 
 def damaged_datasets(real: Path, cases: int, rng: random.Random) -> Outcome:
-    """Damages one file in each of `cases` copies of the dataset `real`. The trainer's checks must detect the damage."""
+    """Damages one file in each of `cases` copies of the dataset `real`.
+
+    The trainer's checks must detect the damage, unless it leaves the meaning of dataset.json unchanged.
+    """
     from data_prep.dataset import read_dataset, verify_dataset
     from data_prep.errors import InputError
 
@@ -115,7 +118,7 @@ def _damage_data(path: Path, damage: str, rng: random.Random) -> None:
         harm(path, damage, rng)
     elif path.suffix == ".json":
         _edit_manifest(path, rng)
-    else:  # edits 8-byte numbers in the tables; FFCV might use a wrong one as an address outside the file
+    else:  # edits numbers in the header or near the end; a wrong address could make FFCV crash
         before = path.read_bytes()
         content = bytearray(before)
         while content == before:  # the new number may equal the old one

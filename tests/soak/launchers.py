@@ -53,7 +53,7 @@ def launch(launcher: str, data: Path, out: Path) -> subprocess.Popen:
 
 
 def workers(out: Path) -> list[int]:
-    """Returns the process ids of the training processes of this run, without the launcher."""
+    """Returns the process ids of the training processes of the run in `out`, without the launcher."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:

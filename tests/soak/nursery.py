@@ -5,7 +5,6 @@ A forked process has its own session and environment, and calls the trainer's `m
 
 import ctypes
 import os
-import random
 import signal
 import sys
 import time
@@ -72,7 +71,7 @@ def _become(work: Callable[[], int], log: Path, env: dict[str, str]) -> None:
 
 
 class Job:
-    """One run with one or more ranks. As under a launcher, all ranks are ended if one of them fails."""
+    """One run with one or more ranks. If a rank fails, `wait` ends all of them, as a launcher does."""
 
     def __init__(self, arguments: Sequence[str | Path], log: Path, *, processes: int = 1, device: str = "cpu") -> None:
         from tests.support.workers.narrow_train import narrow_main
@@ -124,7 +123,3 @@ def wait_until(true: Callable[[], bool], job: Job, seconds: float = 120.0) -> bo
             return False
         time.sleep(0.001)
     return False
-
-
-def moment(rng: random.Random, seconds: float) -> None:
-    time.sleep(rng.uniform(0, seconds))

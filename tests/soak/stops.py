@@ -1,4 +1,4 @@
-"""Kills or signals runs at random moments, resumes them, and compares them with an uninterrupted run."""
+"""Kills runs or sends them signals at random moments, resumes them, and compares them with an uninterrupted run."""
 
 import json
 import random
@@ -100,7 +100,7 @@ def killed_runs(scene: Scene, kills: int, rng: random.Random) -> Outcome:
 
 
 def signalled_runs(scene: Scene, signals: int, rng: random.Random) -> Outcome:
-    """Sends each stop signal in turn to one rank."""
+    """Sends the stop signals in turn, each to one random rank."""
     size = "the process" if scene.processes == 1 else f"one of {scene.processes} ranks"
     outcome = Outcome(
         f"a stop signal to {size}",
@@ -112,7 +112,7 @@ def signalled_runs(scene: Scene, signals: int, rng: random.Random) -> Outcome:
 def _interrupted_runs(
     scene: Scene, interrupt: Interruption, times: int, rng: random.Random, outcome: Outcome
 ) -> Outcome:
-    """Interrupts each run several times, lets it finish, and compares it with the uninterrupted run.
+    """Interrupts each run up to STOPS_PER_RUN times, lets it finish, and compares it with the uninterrupted run.
 
     An interruption after the end of the run counts only if it did harm.
     """

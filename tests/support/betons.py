@@ -1,4 +1,4 @@
-"""Writes beton files from arrays, without the rest of a dataset, and generates images that resemble photographs."""
+"""Writes beton files (FFCV's format) from arrays, without dataset.json, and generates photograph-like images."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ def write_splits(folder: Path, splits: Mapping[str, Split], encoding: Encoding =
 
 
 def photographs(count: int, size: int, seed: int = 0) -> Split:
-    """Returns smooth images with some grain, which JPEG compresses about as well as photographs."""
+    """Returns smooth images with some grain. Their JPEG files are about as large as those of photographs."""
     random = np.random.default_rng(seed)
     small = random.integers(0, 256, (count, size // 16 + 1, size // 16 + 1, 3), dtype=np.uint8)
     smooth = [Image.fromarray(each).resize((size, size), Image.Resampling.BICUBIC) for each in small]

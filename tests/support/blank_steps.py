@@ -48,7 +48,7 @@ class MetaRuntime(Runtime):
     def prepare(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: int
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        optimizer._need_device_dtype_check_for_fused = False  # type: ignore[attr-defined]  # it rejects "meta"
+        optimizer._need_device_dtype_check_for_fused = False  # type: ignore[attr-defined]  # the check rejects "meta"
         return model, optimizer
 
     def backward(self, losses: Tensor, weights: Tensor) -> None:
@@ -88,7 +88,7 @@ def blank_trainer(config: TrainConfig, runtime: Runtime) -> Trainer:
 
 
 def blank_batch(count: int, device: torch.device) -> Batch:
-    """`count` images (an even number) of class 0 in channels-last order."""
+    """`count` black images of class 0 in channels-last order. `count` must be even, because CutMix pairs images."""
     images = torch.zeros(count, 32, 32, 3, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
     labels, indices = (torch.zeros(count, dtype=torch.int64, device=device) for _ in range(2))
     return Batch(images, labels, indices)

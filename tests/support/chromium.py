@@ -21,7 +21,7 @@ FLAGS = (
 
 
 class Chromium:
-    """One browser tab. `events` collects the requests, console messages and errors of the page."""
+    """A browser with one tab. `events` collects the requests, console messages and errors of the page."""
 
     def __init__(self, profile: Path) -> None:
         """Starts the browser. `profile` is an empty folder for its data."""

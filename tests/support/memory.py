@@ -1,6 +1,6 @@
-"""Measures the peak memory of a child process."""
+"""Source code with which a child process measures its own peak memory."""
 
-# Source code for child processes. peak_memory() returns MiB. ru_maxrss would include the peak of the parent process.
+# peak_memory() returns MiB. It does not use ru_maxrss, which would include the peak of the parent process.
 PEAK_MEMORY = """
 def peak_memory():
     return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) // 1024

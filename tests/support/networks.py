@@ -26,7 +26,7 @@ def small(num_classes: int) -> nn.Sequential:
 
 
 class Buffers(nn.Module):
-    """Has buffers that a forward pass changes (one is an integer), unused parameters and frozen parameters."""
+    """Has unused parameters, frozen parameters, and two buffers that change in training mode (one is an integer)."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

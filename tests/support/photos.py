@@ -12,7 +12,7 @@ from data_prep.errors import InputError
 from data_prep.sources import Split
 from data_prep.sources.folder import FolderImages
 
-BAD_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x20\0\x12\x01\x03\0\x01\0\0\0"  # claims 32 entries, but contains none
+BAD_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x20\0\x12\x01\x03\0\x01\0\0\0"  # claims 32 entries, but ends within the first
 
 
 def save(path: Path, image: Image.Image, **options: Any) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def read(pid: int, name: str) -> bytes:
-    """Returns the content of /proc/PID/`name`; empty if the process has ended."""
+    """Returns the content of /proc/PID/`name`, or empty bytes if it cannot be read."""
     try:
         return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
@@ -27,7 +27,10 @@ def processes_with(*words: str) -> list[int]:
 def wait_until(
     true: Callable[[], object], what: str | Callable[[], str], seconds: float = 400, pause: float = 0.2
 ) -> None:
-    """Waits until `true()` holds. After `seconds`, raises TimeoutError with the message `what`."""
+    """Waits until `true()` holds. Raises TimeoutError after `seconds`.
+
+    `what`: a text for the error message, or a function that returns it.
+    """
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:

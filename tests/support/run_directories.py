@@ -34,7 +34,7 @@ def make_run(
     peak_lr: float = 0.4,
     num_epochs: int = 3,
 ) -> dict[str, Any]:
-    """Writes the directory of a finished run; returns its predictions with `correct` and `total`."""
+    """Writes the directory of a finished run. Returns its predictions and the counts `correct` and `total`."""
     path.mkdir(parents=True)
     found: dict[str, Any] = draw_predictions(num_classes, seed=seed)
     found["correct"] = int((found["probabilities"].argmax(axis=1) == found["labels"]).sum())

@@ -27,7 +27,7 @@ PATH = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin"
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
 NUM_NODES, NUM_GPUS = 5, 8
 # Jobs in `main` (two nodes) are never preempted. On the other nodes, a job in `urgent` preempts the running jobs. Jobs
-# in `graceful` then have a minute to end. Jobs in `abrupt` are requeued immediately and killed after KillWait seconds.
+# in `graceful` then have a minute to end, and jobs in `abrupt` have KillWait seconds.
 PARTITIONS = """
 PartitionName=main Nodes=127.0.0.[1-2] Default=YES PriorityTier=1 PreemptMode=OFF
 PartitionName=graceful Nodes=127.0.0.[3-4] PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
@@ -81,7 +81,7 @@ NODE = (
 
 
 class ClusterError(Exception):
-    """A client command of the cluster failed."""
+    """A command of the cluster failed."""
 
 
 def unavailable(reason: str) -> NoReturn:
@@ -134,7 +134,7 @@ class Job:
         return self.wait_for(*ENDED, seconds=seconds).state
 
     def processes(self, *words: str) -> list[int]:
-        """Returns the ids of the job's processes that have each of `words` in environment or command line."""
+        """Returns the ids of the job's processes that have each of `words` in their environment or command line."""
         return processes_with(f"SLURM_JOB_ID={self.number}", f"SLURM_CONF={self.cluster.conf}", *words)
 
     @property
@@ -156,7 +156,7 @@ class Cluster:
         return {**kept, "PATH": PATH, "SLURM_CONF": str(self.conf), **changes}
 
     def call(self, *command: str | Path, cwd: Path | None = None, **environment: str) -> str:
-        """Runs a client command and returns its standard output. Raises ClusterError if it fails."""
+        """Runs a command of the cluster and returns its standard output. Raises ClusterError if it fails."""
         command, variables = tuple(map(str, command)), self.environment(**environment)
         done = subprocess.run(command, cwd=cwd, env=variables, text=True, capture_output=True, timeout=60)
         if done.returncode:

@@ -1,4 +1,4 @@
-"""Takes single steps with a real trainer in this process, with a recipe's settings but a narrow network and batch."""
+"""Takes single steps in this process, with a real trainer and a recipe with a narrow network and small batches."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +24,10 @@ Build = Callable[..., Trainer]
 
 
 def settings(data_dir: Path, device: torch.device, recipe: str = "fast", **changes: Any) -> TrainConfig:
-    """Returns a recipe with a narrow network and small batches. `changes`: fields of any section, by name."""
+    """Returns a recipe with a narrow network and small batches.
+
+    `changes`: fields by name, from any section except `run` and `tracking`.
+    """
     narrow = {"data_dir": data_dir, "device": device.type, "widths": WIDTHS, "batch_size": BATCH, "epochs": 1}
     changes = narrow | changes
     config = RECIPES[recipe]
@@ -37,7 +40,7 @@ def settings(data_dir: Path, device: torch.device, recipe: str = "fast", **chang
 
 
 def build_for(data_dir: Path, device: torch.device) -> Build:
-    """Returns a function that builds a trainer from `settings`. Call it within `restored_settings`."""
+    """Returns a function that builds a trainer from `settings`. Call that function within `restored_settings`."""
 
     def build(recipe: str = "fast", **changes: Any) -> Trainer:
         config = settings(data_dir, device, recipe, **changes)
@@ -53,7 +56,7 @@ def batches(trainer: Trainer, count: int) -> list[Batch]:
 
 
 def take(trainer: Trainer, steps: range) -> None:
-    """Takes `steps`, numbered from 0, with the step's number as its epoch. Steps 0 to 5 use every crop size."""
+    """Takes `steps`, numbered from 0, each in the epoch of the same number. Steps 0 to 5 use every crop size."""
     held = batches(trainer, 6)
     for step in steps:
         trainer.train_step(held[step % 6], epoch=step)

@@ -33,8 +33,8 @@ def step_record(step: int) -> dict[str, float | int]:
     return {"epoch": (step + 2) // 3, "step": step, "learning_rate": 0.1, "train_loss": 1 / step, "train_accuracy": 0.5}
 
 
-# Logs epochs of three steps each, with a step record after the second and the third step. `history` has the epochs that
-# were logged before a resume.
+# `records`: for each epoch, the records of its steps and of the epoch itself. `history`: the epochs that were logged
+# before a resume.
 RUN = """
 import json, os, sys
 from pathlib import Path
@@ -59,7 +59,10 @@ tracker.finish({"test_accuracy": 0.5} if given["end"] == "complete" else None, f
 
 
 def track(run_dir: Path, epochs: list[int], **given: Any) -> tuple[dict[str, str], str, int]:
-    """Logs `epochs` in a new process; returns (state of the tracker, stderr, exit status)."""
+    """Runs `RUN` in a new process. Returns (state of the tracker, stderr, exit status).
+
+    Each epoch has three steps, with a step record after the second and the third.
+    """
     if not run_dir.exists():
         make_run(run_dir)
         (run_dir / "model.safetensors").write_bytes(b"weights")

@@ -44,7 +44,7 @@ SECRET = "environment-value-that-must-not-be-recorded"
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Returns the environment of this process with `changes`, and without the variables of launchers and W&B."""
+    """Returns this process's environment with `changes` and a secret, but without variables of launchers and W&B."""
     unwanted = ("WANDB_", "ACCELERATE_", "TORCHELASTIC_", "SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     return {**kept, "PYTHONPATH": str(REPOSITORY), "SOME_TOKEN": SECRET, **changes}
@@ -80,7 +80,7 @@ def run(module: str, *arguments: str | Path, processes: int = 1, timeout: float 
 
 
 def train(*arguments: str | Path, module: str = "ddp_trainer.train", processes: int = 1) -> Finished:
-    """Runs `ddp_trainer.train smoke ...` on the CPU; it must succeed. The narrow trainer runs in forked processes."""
+    """Runs `python -m MODULE smoke ...` on the CPU; it must succeed. If MODULE is NARROW, its processes are forked."""
     words = ("smoke", "--device", "cpu", *arguments)
     finished = fork(*words, processes=processes) if module == NARROW else run(module, *words, processes=processes)
     assert finished.returncode == 0, finished.stderr

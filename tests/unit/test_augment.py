@@ -136,7 +136,7 @@ def test_only_seed_and_epoch_change_the_result(config: AugmentConfig, side: int 
     assert torch.equal(first, images(0, 0))
     assert not torch.equal(first, images(0, 1))
     assert not torch.equal(first, images(1, 0))
-    assert torch.equal(batch.images, batch_of(64).images), "the loader's images have changed"
+    assert torch.equal(batch.images, batch_of(64).images), "the input images have changed"
     assert first.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -19,7 +19,7 @@ COUNT = 12 * 64  # 768 draws in an epoch
 
 
 def drawn(epochs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Samples and turns of the first epochs, both (epochs, COUNT). A turn counts earlier draws of the same sample."""
+    """Samples and turns of the first epochs, both (epochs, COUNT). Turn: how often the sample was drawn before."""
     orders = [balanced_order(SAMPLES, LABELS, count=COUNT, seed=3, epoch=epoch) for epoch in range(epochs)]
     return tuple(np.stack([order[field] for order in orders]) for field in (0, 1))  # type: ignore[return-value, arg-type]
 
@@ -72,7 +72,7 @@ def test_repeats_of_an_image_are_augmented_differently_and_mixup_pairs_share_a_w
     plain = Augmenter(AugmentConfig(), mean=(0.5,) * 3, std=(0.2,) * 3, seed=1)
     batch = Batch(batch_of(1).images.expand(64, -1, -1, -1), torch.zeros(64).long(), torch.zeros(64).long())
     images: AugmentedBatch = plain(batch, epoch=torch.arange(64))
-    assert len(images.images.flatten(1).unique(dim=0)) > 40, "few of the 162 combinations of crop and flip"
+    assert len(images.images.flatten(1).unique(dim=0)) > 40, "too few of the 162 combinations of crop and flip occur"
     mixed = Augmenter(AugmentConfig(mixup=1.0), mean=(0.5,) * 3, std=(0.2,) * 3, seed=1)(batch, epoch=torch.arange(64))
     assert mixed.label_weights is not None
     pairs = mixed.label_weights.view(-1, 2)

@@ -1,4 +1,4 @@
-"""`beta_quantiles`, from which mixup and cutmix draw weights, has the quantiles and moments of a beta distribution."""
+"""The table from `beta_quantiles`, which mixup and cutmix use to draw weights, matches a beta distribution."""
 
 import numpy as np
 import pytest
@@ -34,5 +34,5 @@ def test_beta_quantiles_of_a_narrow_distribution_have_the_right_spread() -> None
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("alpha", "spread"), [(5e-324, 0.5), (1e-17, 0.5), (1e-6, 0.5), (1e12, 0), (1e308, 0)])
-def test_beta_quantiles_of_an_extreme_distribution_are_finite(alpha: float, spread: float) -> None:
+def test_beta_quantiles_of_an_extreme_distribution_have_the_right_spread(alpha: float, spread: float) -> None:
     assert beta_quantiles(alpha)[1:-1].std() == pytest.approx(spread, abs=1e-3)

@@ -142,7 +142,7 @@ def test_read_labels_returns_the_written_labels(whole: bytes, split: Split, tmp_
     assert np.array_equal(read_labels(tmp_path / "train.beton"), split.labels)
 
 
-def test_numpy_types_equal_those_of_ffcv() -> None:
+def test_table_layouts_equal_those_of_ffcv() -> None:
     from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType
 
     for ours, theirs in ((HEADER, HeaderType), (FIELD, FieldDescType), (ALLOCATION, ALLOC_TABLE_TYPE)):
@@ -160,7 +160,7 @@ def test_numpy_types_equal_those_of_ffcv() -> None:
         Split(np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 1, 2, -1])),
     ],
 )
-def test_arrays_that_ffcv_cannot_write_are_refused(bad: Split, tmp_path: Path) -> None:
+def test_invalid_images_or_labels_are_refused(bad: Split, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"images|labels"), open_spool(tmp_path, "train", "raw") as spool:
         spool.add(bad, [image.tobytes() for image in bad.images])
 
@@ -182,7 +182,7 @@ def test_a_failed_writer_ends_and_leaves_no_shared_memory(tmp_path: Path) -> Non
     huge = Split(np.zeros((2, 2000, 4000, 3), np.uint8), np.zeros(2, np.int64))
     with pytest.raises(ChildProcessError, match=r"FFCV's writer failed: .*Tried allocating"):
         write_splits(tmp_path, {"train": huge})
-    left = shared_memory() - before  # other tests may be writing too
+    left = shared_memory() - before  # may include segments of tests that run at the same time
     wait_until(lambda: left.isdisjoint(shared_memory()))
 
 

@@ -1,5 +1,7 @@
 """Checkpoints are saved completely or not at all, and a damaged one is never loaded."""
 
+import errno
+import hashlib
 import os
 import random
 import resource
@@ -7,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -179,6 +182,18 @@ def test_failed_save_raises_an_error_and_keeps_the_previous_checkpoint(tmp_path:
     checkpoint_saver.check()
     checkpoint_saver.close()
     assert names(tmp_path) == ["step-00000001"]
+
+
+def test_checkpoint_that_the_disk_cannot_read_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(file: BinaryIO, _: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), file.name)
+
+    write_checkpoint(tmp_path / "step-00000001", state(1), step=1)
+    monkeypatch.setattr(hashlib, "file_digest", fail)
+    assert newest_good_checkpoint(tmp_path) is None
+    assert "skipping a damaged checkpoint" in capsys.readouterr().err
 
 
 def test_checkpoint_with_code_in_its_pickle_is_not_loaded(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""CIFAR's files are read only if they have the right checksum. If a download fails, one line says what to do."""
+"""CIFAR's files are parsed only if they have the right checksum. If a download fails, one line says what to do."""
 
 import hashlib
 import io

@@ -76,7 +76,7 @@ def test_another_network_does_not_inherit_the_widths_and_late_freezing_of_the_re
         (("--no-compile", "False"), "--no-compile takes no value, got --no-compile False; write --compile"),
     ],
 )
-def test_the_error_for_a_switch_with_a_value_shows_the_right_spelling(arguments: Sequence[str], message: str) -> None:
+def test_the_error_for_a_switch_with_a_value_shows_the_right_flag(arguments: Sequence[str], message: str) -> None:
     with pytest.raises(InputError) as error:
         parse(*arguments)
     assert str(error.value) == message
@@ -100,7 +100,7 @@ def test_an_input_error_is_printed_as_one_printable_line(capsys: pytest.CaptureF
     assert capsys.readouterr().err == "error: two\\nlines, a \\x1b[31mcolor and a byte \\udce9\n"
 
 
-def test_printable_keeps_letters_of_every_script() -> None:
+def test_printable_keeps_letters_of_every_script_and_escapes_control_characters() -> None:
     assert printable("café 猫 🐈") == "café 猫 🐈"
     assert printable("tab\t, line\u2028 and right-to-left \u202e") == "tab\\t, line\\u2028 and right-to-left \\u202e"
 

@@ -49,7 +49,7 @@ class Clock:
 
 
 class Reader:
-    """Counts how often the values are read, because each read waits for the device."""
+    """Counts how often the values are read. In a real run, each read waits for the device."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -1,4 +1,4 @@
-"""Messages of image decoders are collected in one line that names the files, and none is printed directly."""
+"""Messages of image decoders are collected in one line that names the first few files. None is printed directly."""
 
 import os
 import warnings

@@ -56,7 +56,7 @@ def test_a_pipe_is_refused_at_once(photos: Path) -> None:
 
 
 def spoil(photos: Path) -> None:
-    """Writes eight damaged files: truncated, empty, or with only a signature."""
+    """Writes eight damaged files: truncated, empty, or with a PNG signature but no image."""
     good = save(photos / "a.jpg", Image.fromarray(gradient(64))).read_bytes()
     (photos / "train" / "cat" / "cut.jpg").write_bytes(good[: len(good) // 2])
     (photos / "test" / "dog" / "two  spaces\n.png").write_bytes(b"")
@@ -112,7 +112,7 @@ def test_duplicates_are_counted(photos: Path) -> None:
 
 
 def test_duplicates_are_listed_with_their_files(photos: Path) -> None:
-    """Unreadable files are not in the list, nor are images that occur twice, but only in one class of one split."""
+    """Unreadable files are not listed, nor are images whose copies are all in one class of one split."""
     for name in ("train/cat/a b.png", "train/cat/c.png", "test/dog/twin.png"):
         save(photos / name, Image.new("RGB", (8, 8), WHITE))
     save(photos / "train/dog/0-again.png", Image.open(photos / "train/dog/0.png"))

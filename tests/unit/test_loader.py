@@ -60,7 +60,7 @@ def test_both_loaders_give_the_written_images_in_the_requested_order(
     images, labels, _ = image_set_and_beton
     plan = plans()[name]
     for loader in (stream, resident):
-        batches = list(loader.batches(plan))  # keeps all: in a shared buffer, later ones would overwrite earlier ones
+        batches = list(loader.batches(plan))  # keeps every batch, so that a shared buffer would be noticed
         assert len(batches) == len(plan)
         for batch, indices in zip(batches, plan, strict=True):
             assert np.array_equal(batch.indices.numpy(), indices)

@@ -1,4 +1,4 @@
-"""The custom ResNet: number of parameters, structure, operation count, and files."""
+"""The custom ResNet: number of parameters, structure, operation count, saving and loading."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_network_returns_logits_instead_of_probabilities() -> None:
     assert not torch.allclose(logits.sum(dim=1), torch.ones(4))
 
 
-def test_counting_operations_leaves_the_model_unchanged() -> None:
+def test_operations_are_counted_without_changing_the_model() -> None:
     model = CustomResNet()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     # A forward pass takes 379.26 million multiply-adds (two operations each), and training about three times as many.

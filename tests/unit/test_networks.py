@@ -1,4 +1,4 @@
-"""Networks by name: a valid one can be trained, and one line says what is wrong with an invalid one."""
+"""Networks by name, their parameter groups, initial weights and --freeze. Faulty networks are reported in one line."""
 
 import copy
 import sys
@@ -85,6 +85,11 @@ def test_a_faulty_network_is_reported_before_training(name: str, expected: str) 
         check_network(build(OWN + name), OWN + name, num_classes=5, sides=[32])
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_network_for_contiguous_images_is_accepted_without_channels_last() -> None:
+    name = f"{OWN}OnlyContiguous"
+    assert check_network(build(name), name, num_classes=5, sides=[32], channels_last=False) == []
 
 
 def test_the_check_leaves_the_network_unchanged() -> None:

@@ -12,7 +12,7 @@ from ddp_trainer.models.small_map_conv import Conv3x3
 from ddp_trainer.models.spec import ModelSpec, build_model, build_network, count_parameters
 
 
-def test_weight_decay_applies_only_to_weights() -> None:
+def test_weight_decay_applies_only_to_weights_of_convolutions_and_linear_layers() -> None:
     model = CustomResNet()
     groups = parameter_groups(model, OptimConfig(weight_decay=5e-4))
     assert sum(p.numel() for group in groups for p in group["params"]) == 6_573_130
@@ -46,7 +46,7 @@ def test_learning_rate_reaches_every_group(device: torch.device, name: str) -> N
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
 def test_learning_rates_on_a_device_keep_their_address(name: str) -> None:
-    """A CUDA graph reads fixed addresses. Loading a state replaces the rates' tensors; `set` restores the old ones."""
+    """A CUDA graph reads fixed addresses. After load_state_dict replaces the rates, `set` must reuse the old memory."""
     with torch.device("meta"):
         model = CustomResNet(widths=(8, 8, 16, 16))
     optimizer = build_optimizer(model, OptimConfig(optimizer=name, bias_lr=32.0))  # type: ignore[arg-type]

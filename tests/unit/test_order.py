@@ -1,4 +1,4 @@
-"""Each rank takes a slice of one global order. No image is repeated, and only leftover images are skipped."""
+"""Each rank takes a slice of each global batch. No image is repeated, and only leftover images are skipped."""
 
 import numpy as np
 import pytest
@@ -86,7 +86,7 @@ def test_held_out_images_are_stratified(count: int) -> None:
 @pytest.mark.parametrize("images_per_class", [1, 2, 5])
 @pytest.mark.parametrize("count", [1, 8, 39])
 def test_validation_leaves_every_class_an_image_to_train_on(images_per_class: int, count: int) -> None:
-    """One class is large and forty are small. A simple split would hold out all images of a small class."""
+    """One class is large and forty are small. A simple split could hold out all images of a small class."""
     labels = np.concatenate([np.repeat(np.arange(40), images_per_class), np.full(60, 40)])
     kept, held_out = hold_out(labels, count=count, seed=0)
     assert len(held_out) == count

@@ -44,7 +44,7 @@ def test_a_folder_where_a_file_must_go_is_refused(name: str, photos: Path, capsy
 
 @pytest.mark.parametrize("name", ["train", "train/cat", "test/new", "Val"])
 def test_a_folder_among_the_images_is_refused(name: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "is a folder of images below --root" in refused(photos, photos / name, capsys)
+    assert "is among the images of --root" in refused(photos, photos / name, capsys)
 
 
 @pytest.mark.parametrize("out", [".", "new/data", "../work/data"])

@@ -22,7 +22,7 @@ def controls(text: str) -> set[str]:
     return {char for char in text if unicodedata.category(char) in ("Cc", "Cs")} - {"\n", "\t"}
 
 
-def test_arrays_that_are_huge_after_decompression_are_refused(tmp_path: Path) -> None:
+def test_headers_that_claim_huge_arrays_and_a_named_pipe_are_refused(tmp_path: Path) -> None:
     arrays = {key: array for key, array in make_run(tmp_path / "run").items() if np.ndim(array)}
     path = tmp_path / "run" / "predictions.npz"
     for name, shape in (

@@ -1,4 +1,4 @@
-"""Random numbers depend only on seed, epoch, image and draw, and pass statistical tests."""
+"""Random numbers depend only on the seed, the epoch, the image and the draw number, and pass statistical tests."""
 
 import numpy as np
 import torch

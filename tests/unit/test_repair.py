@@ -1,4 +1,4 @@
-"""JPEG files without an end marker: read if all pixels are there, refused otherwise."""
+"""JPEG files: the end marker may be missing if all pixels are there, and may be followed by other data."""
 
 from pathlib import Path
 

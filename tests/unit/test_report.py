@@ -130,7 +130,7 @@ def test_page_says_if_the_training_loss_includes_label_smoothing(complete, tmp_p
     assert "label smoothing" in page_with(tmp_path / "smoothed", label_smoothing=0.2).text
 
 
-def test_page_counts_the_last_epoch_as_a_fraction_if_epochs_is_one(tmp_path):
+def test_page_counts_the_last_epoch_as_half_if_epochs_is_2_5(tmp_path):
     assert "2.5 of 2.5" in page_with(tmp_path / "fraction", epochs=2.5).text
 
 
@@ -155,7 +155,7 @@ def test_page_of_an_unfinished_run_shows_its_finished_epochs(tmp_path):
     assert "No epoch is finished" in Page(write_report([run])).text
 
 
-def test_picture_of_mistakes_says_if_there_are_none(complete, tmp_path):
+def test_picture_of_mistakes_is_replaced_if_there_are_none(complete, tmp_path):
     run = shutil.copytree(complete[0], tmp_path / "perfect")
     with np.load(run / "predictions.npz") as found:
         kept = dict(found)

@@ -86,6 +86,6 @@ def test_error_names_a_zip_file_with_damaged_content(tmp_path, capsys, found, of
 
 
 @pytest.mark.parametrize("command", [main, model_card.main])
-def test_a_path_that_is_too_long_gives_one_line(command, capsys) -> None:
+def test_error_names_a_path_that_is_too_long(command, capsys) -> None:
     assert command(["a" * 300]) == 2
     assert capsys.readouterr().err.startswith("error: aaa")

@@ -51,7 +51,7 @@ def boxes(count: int, height: int, width: int) -> Boxes:
 @pytest.mark.parametrize("whole", [(32, 32), (64, 64), (40, 57)])
 @pytest.mark.parametrize("size", [(32, 32), (8, 8), (49, 20)])
 def test_crops_match_torchvision(resize: Resize, whole: tuple[int, int], size: tuple[int, int]) -> None:
-    """The reference does not round. Rounding after each axis explains a difference of up to 0.5 per axis."""
+    """The reference does not round. `resize_by_products` rounds to integers once, and `resize_one_by_one` twice."""
     images, places = noise(40, *whole), boxes(40, *whole)
     crops = resize(images, *places, size=size)
     assert crops.dtype == torch.uint8
@@ -104,7 +104,7 @@ def test_the_resizing_method_depends_on_the_device(device: torch.device) -> None
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 72)])
-def test_areas_and_ratios_are_spread_evenly_over_their_ranges(size: tuple[int, int]) -> None:
+def test_crops_have_the_requested_areas_and_evenly_spread_ratios(size: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
     shares, positions = (torch.rand(20_000, generator=generator) for _ in range(2))
     shares = 0.08 + 0.92 * shares

@@ -16,7 +16,7 @@ from tests.support.trainer import run
 def test_freed_memory_is_reused_without_page_faults() -> None:
     finished = run("tests.support.workers.page_faults")
     assert finished.returncode == 0, finished.stderr
-    # With glibc's defaults, all 40 allocations of the worker cause page faults. Here, only a few do at first, because
+    # With glibc's defaults, all 40 allocations of the worker cause page faults. Here, only a few early ones do, because
     # small objects occupy parts of the freed blocks, so that the heap must grow.
     assert int(finished.stdout) <= 20
 

@@ -1,4 +1,7 @@
-"""SaveSchedule decides which steps and epochs end with a checkpoint. It needs only the device's name, not a GPU."""
+"""SaveSchedule decides which steps and epochs end with a checkpoint.
+
+The tests need no GPU: they only set the device to "cuda".
+"""
 
 from dataclasses import replace
 

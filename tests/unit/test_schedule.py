@@ -34,7 +34,7 @@ def test_learning_rate_equals_torch_one_cycle(total: int, warmup: float) -> None
 
 @pytest.mark.parametrize("total", [1, 2, 5, 1000])
 @pytest.mark.parametrize("warmup", [0.0, 0.2, 1.0])
-def test_learning_rate_stays_between_its_initial_value_and_its_peak(total: int, warmup: float) -> None:
+def test_learning_rate_stays_in_its_range_and_reaches_its_peak(total: int, warmup: float) -> None:
     schedule = ScheduleConfig(epochs=1, warmup_fraction=warmup, final_lr_fraction=0.1)
     curve = [schedule.one_cycle(step, total_steps=total) for step in range(total)]
     assert all(INITIAL_LR_FRACTION <= value <= 1.0 for value in curve)
@@ -80,12 +80,12 @@ def test_crops_grow_at_the_given_shares_of_the_steps(small_crops: str, total: in
         "²:0.5",
     ],
 )
-def test_small_crops_that_cannot_be_read_are_refused(wrong: str) -> None:
+def test_invalid_small_crops_are_refused(wrong: str) -> None:
     with pytest.raises(InputError, match="--small-crops"):
         ScheduleConfig(small_crops=wrong)
 
 
-def test_learning_rates_fall_to_zero_before_parameters_are_frozen() -> None:
+def test_learning_rates_reach_zero_when_parameters_are_frozen() -> None:
     schedule = ScheduleConfig(freeze_late="features.0.*", freeze_late_between=(0.5, 0.8))
     factors = [schedule.cooling(step, total_steps=10) for step in range(10)]
     assert factors == pytest.approx([1, 1, 1, 1, 1, 1, 2 / 3, 1 / 3, 0, 0])
@@ -107,6 +107,6 @@ def test_epochs_may_be_a_fraction(epochs: float, total: int, last: int) -> None:
 
 
 @pytest.mark.parametrize("epochs", [0, -1, math.inf, math.nan])
-def test_number_of_epochs_must_be_positive(epochs: float) -> None:
+def test_number_of_epochs_must_be_positive_and_finite(epochs: float) -> None:
     with pytest.raises(InputError, match="--epochs must be above 0"):
         ScheduleConfig(epochs=epochs)

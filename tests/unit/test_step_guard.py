@@ -1,6 +1,6 @@
 """A step whose loss or gradient is not finite changes nothing.
 
-It ends the run. With a gradient scaler, only ten such steps in a row end the run.
+One such step ends the run, or ten in a row if the run uses a gradient scaler.
 """
 
 import copy
@@ -99,7 +99,7 @@ BAD: dict[str, dict[str, Any]] = {
 def test_run_with_a_skipped_step_equals_the_run_without_it(
     device: torch.device, optimizer: str, bad: str, at: int
 ) -> None:
-    """The runs are equal bit for bit. With a gradient scaler, a skipped step does not end the run."""
+    """The runs are equal bit for bit. They use a gradient scaler, so that the skipped step does not end the run."""
     with_it, without = (Step(device, optimizer, fp16_like=True) for _ in range(2))
     for number in range(4):
         if number == at:

@@ -1,4 +1,4 @@
-"""If its output cannot be written, a command still does its work and exits with the usual status."""
+"""A command whose output cannot be written still does its work and exits with the usual status."""
 
 import os
 import pty

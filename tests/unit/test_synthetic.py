@@ -64,7 +64,7 @@ def test_counts_and_sizes_out_of_range_are_refused(arguments: dict[str, int]) ->
         draw_synthetic(**{"train_count": 20, "test_count": 20, "seed": 0, **arguments})
 
 
-def test_dataset_json_has_the_documented_keys_and_the_statistics_of_the_training_images(tiny_dir: Path) -> None:
+def test_dataset_json_has_all_keys_and_the_statistics_of_the_training_images(tiny_dir: Path) -> None:
     manifest = json.loads((tiny_dir / "dataset.json").read_text())
     assert set(manifest) == {
         *("format_version", "source", "classes", "image_size", "channels", "encoding", "splits", "mean", "std"),

@@ -43,9 +43,7 @@ def test_a_resumed_run_records_every_step_once(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "steps.jsonl") == [step_record(step) for step in (1, 2, 3)]
 
 
-def test_a_full_disk_while_a_record_is_written_is_reported_with_the_name_of_the_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_error_for_an_unwritten_record_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With a limit on the size of files, a line is written only in part, as on a full disk."""
     log = JsonLines(tmp_path / "metrics.jsonl", [record(1)])
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -146,7 +144,7 @@ def test_missing_wandb_is_an_error_only_if_it_was_requested(monkeypatch: pytest.
         TrackingConfig(wandb="offline")
 
 
-def test_a_folder_called_wandb_is_not_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_named_like_a_package_is_not_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "no_such_package").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     assert not is_installed("no_such_package")

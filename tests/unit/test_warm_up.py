@@ -1,4 +1,4 @@
-"""Warming up a GPU does not change the training state, because the step guard skips the steps."""
+"""A warm-up changes neither the training state nor the random state. The step guard skips all steps of a warm-up."""
 
 import math
 from dataclasses import replace
@@ -51,9 +51,7 @@ def test_skipped_steps_do_not_change_the_state(tiny_dir: Path, optimizer: str) -
     assert not torch.equal(state_of(warmed)["head.weight"], before["head.weight"])
 
 
-def test_warm_up_does_not_change_the_random_state_of_a_network_with_dropout(
-    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_warm_up_with_dropout_does_not_change_the_random_state(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = narrow_settings(tiny_dir)
     trainer = narrow_trainer(config, single_runtime())
     monkeypatch.setattr(trainer.runtime, "world_size", 2)  # a single process on the CPU does not warm up

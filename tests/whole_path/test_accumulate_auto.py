@@ -1,4 +1,4 @@
-"""--accumulate auto: all ranks compute a step in the same number of passes, and a resumed run keeps this number."""
+"""--accumulate auto: all ranks use the same number of passes, and resuming with the same world size keeps it."""
 
 import filecmp
 import json
@@ -13,7 +13,7 @@ BATCH = 32  # the batch size of `smoke`
 
 
 def run(data: Path, out: Path, *flags: str, fitting: str = "32,32", steps: str = "4", processes: int = 1) -> Finished:
-    """Trains as if memory were limited. `fitting`: the number of images that fit into memory, for each rank."""
+    """Trains as if memory were limited. `fitting`: the number of images that fit into memory on each rank."""
     arguments = ("smoke", "--device", "cpu", "--data-dir", data, "--out", out, "--max-steps", steps, *flags)
     return fork(fitting, *arguments, program=UNEVEN, processes=processes)
 

@@ -1,4 +1,4 @@
-"""`--calibrate` stores a temperature in model.json, and all programs compute the same probabilities with it."""
+"""`--calibrate` stores a temperature in model.json. The final evaluation, exported models and predict use it."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,7 @@ def calibrated(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-def test_all_programs_use_the_temperature_in_model_json(calibrated: Path, tiny_dir: Path) -> None:
+def test_final_evaluation_export_and_predict_use_the_stored_temperature(calibrated: Path, tiny_dir: Path) -> None:
     model, spec = load_model(calibrated)
     summary = json.loads((calibrated / "summary.json").read_text())
     assert summary["temperature"] == spec.temperature != 1
@@ -47,7 +47,7 @@ def test_all_programs_use_the_temperature_in_model_json(calibrated: Path, tiny_d
     np.testing.assert_allclose([answer.probability for answer in answers], shares.max(dim=1).values, atol=1e-5)
 
 
-def test_report_and_model_card_show_the_effect_of_the_temperature(calibrated: Path) -> None:
+def test_report_and_model_card_show_the_temperature(calibrated: Path) -> None:
     run = load_run(calibrated)
     assert run.predictions is not None
     before, temperature = run.number("calibration_error_before"), run.number("temperature")

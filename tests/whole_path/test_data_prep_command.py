@@ -172,8 +172,8 @@ def test_error_names_a_folder_that_is_not_writable(tmp_path: Path) -> None:
     ("limit", "line"),
     [
         ("-v 1500000", "the memory limit of this shell, 1,536 MB, is too low; raise it with ulimit -v"),
-        ("-f 4", "[Errno 27] File too large: 'set'"),  # while the images are read
-        ("-f 1024", "[Errno 27] File too large: 'set'"),  # while FFCV writes them
+        ("-f 4", "[Errno 27] File too large: 'set'"),  # raised while the images are read
+        ("-f 1024", "[Errno 27] File too large: 'set'"),  # raised while FFCV writes the images
     ],
 )
 def test_a_limit_of_the_shell_gives_one_line_and_exit_status_1(

@@ -35,7 +35,7 @@ print(peak_memory())
 
 
 def test_the_memory_for_reading_does_not_depend_on_the_number_of_images(tmp_path: Path) -> None:
-    """If all were kept in memory, 200 more images of 256x256 pixels would take another 39 MB."""
+    """If all images were kept in memory, 200 more of 256x256 pixels would take another 39 MB."""
     peaks = []
     for count in (60, 260):
         root = tmp_path / str(count)
@@ -87,7 +87,7 @@ def test_a_failure_removes_the_folders_that_were_made(tmp_path: Path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
-def test_color_statistics_match_those_of_all_pixels_at_once() -> None:
+def test_color_statistics_of_chunks_match_those_of_all_images() -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
     colors = ColorCounts()
     for start in range(0, 50, 7):

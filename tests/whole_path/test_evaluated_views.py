@@ -1,4 +1,4 @@
-"""Evaluation uses only the center crop, and only views (mirrored or shifted copies) that fit the training."""
+"""Evaluation uses only center crops. It adds mirrored or shifted views only if the run trained on such images."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -20,7 +20,7 @@ from ddp_trainer.models.spec import ModelSpec, build_model, load_model
 from ddp_trainer.run.outputs import write_model
 from tests.support.trainer import environment, start
 
-# A program that knows only the exported file and the name of its input, and cannot import this package.
+# A program that reads both exported files and cannot import this package.
 FOREIGNER = """
 import sys
 sys.modules["ddp_trainer"] = sys.modules["data_prep"] = None
@@ -204,7 +204,7 @@ def test_error_for_a_missing_package_says_how_to_install_it(
     assert not (small_run / "model.onnx").exists()
 
 
-def test_the_export_extra_contains_every_package_that_export_imports() -> None:
+def test_the_export_extra_lists_exactly_the_packages_that_an_onnx_export_needs() -> None:
     declared = tomllib.loads((Path(export.__file__).parents[1] / "pyproject.toml").read_text())
     extra = declared["project"]["optional-dependencies"]["export"]
     assert {line.split(">=")[0] for line in extra} == set(export.PACKAGES["onnx"])

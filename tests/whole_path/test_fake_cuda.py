@@ -17,7 +17,8 @@ from tests.support.workers.fake_cuda_cases import CAPTURED, CARELESS, EAGER, OPT
 
 Cases = dict[str, dict[str, Any]]
 
-# The host waits once per step, to read whether the previous step was skipped. That step has finished or soon will.
+# The host waits once per step, to read whether the previous step was skipped.
+# That step has finished or is about to finish.
 ONE_STEP_LATE = {"cudaEventSynchronize": 1}
 
 # The maximum number of operations in a step without a CUDA graph. Lower a budget when a step has become cheaper.
@@ -65,7 +66,7 @@ def steps(cuda: dict[str, str], synthetic_dir: Path) -> Cases:
 
 @pytest.fixture(scope="module")
 def runs(cuda: dict[str, str], synthetic_dir: Path) -> Cases:
-    """Measurements of runs of three epochs on crops of three sizes, with graphs where they are possible."""
+    """Measurements of runs, most of them with CUDA graphs and on crops of three sizes."""
     return cases_of("fake_cuda_graphs", synthetic_dir, env=cuda)
 
 

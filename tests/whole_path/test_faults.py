@@ -1,4 +1,4 @@
-"""A short form of the fault injection in tests/soak (`make soak`), and faults that it does not inject."""
+"""A short form of `make soak` (fault injection, in tests/soak), and faults that `make soak` does not inject."""
 
 import os
 import random
@@ -74,7 +74,7 @@ def test_run_resumed_with_more_processes_trains_on_the_remaining_images(tiny_dir
         assert abs(ours["train_loss"] - theirs["train_loss"]) < 1e-4 * ours["train_loss"]
 
 
-def test_run_ends_if_its_beton_file_disappears(tiny_dir: Path, tmp_path: Path) -> None:
+def test_run_ends_if_its_beton_file_is_removed_or_truncated(tiny_dir: Path, tmp_path: Path) -> None:
     """A truncated file may kill the process (SIGBUS); a removed file is reported as an error. The run never hangs."""
     children = []
     for harm in ("remove", "truncate"):
@@ -114,7 +114,7 @@ def test_run_ends_if_its_beton_file_disappears(tiny_dir: Path, tmp_path: Path) -
 
 
 def test_second_signal_ends_the_process_at_once() -> None:
-    """The first signal is that of Ctrl-C, so a line is printed."""
+    """The first signal is SIGINT, as after Ctrl-C, so the hint about Ctrl-C is printed."""
     code = """
 import os, signal, time
 from ddp_trainer.distributed import signals

@@ -52,7 +52,7 @@ def can_build_in_full() -> bool:
 
 
 @pytest.mark.skipif(
-    not can_build_in_full(), reason="needs g++, python3-config, and the headers of OpenCV and TurboJPEG"
+    not can_build_in_full(), reason="needs g++, python3-config, pkg-config, and the headers of OpenCV and TurboJPEG"
 )
 def test_both_builds_write_the_same_files(tmp_path: Path) -> None:
     ours, full = tmp_path / "ours", tmp_path / "full"

@@ -95,7 +95,7 @@ def test_steps_after_freezing_take_fewer_operations(tiny_dir: Path) -> None:
     ("names", "expected"),
     [("head.wight", "--freeze-late head.wight matches no parameter"), ("*", "--freeze-late * leaves nothing to train")],
 )
-def test_wrong_names_are_refused_before_any_work(tiny_dir: Path, names: str, expected: str) -> None:
+def test_patterns_that_match_no_parameter_or_all_are_refused(tiny_dir: Path, names: str, expected: str) -> None:
     config = narrow_settings(tiny_dir)
     config = replace(config, schedule=replace(config.schedule, freeze_late=names))
     with pytest.raises(InputError) as caught:

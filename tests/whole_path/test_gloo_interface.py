@@ -1,4 +1,4 @@
-"""gloo's choice of a network interface on two machines, emulated by connected network namespaces.
+"""The choice of gloo's network interface on two machines, emulated by connected network namespaces.
 
 The host name of each machine resolves to its own loopback interface.
 """
@@ -89,7 +89,7 @@ def test_two_machines_connect_although_their_names_resolve_to_the_loopback(
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["world_size"] == 2
 
 
-def test_an_interface_is_chosen_only_if_the_default_would_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choice_of_the_interface_on_one_machine_and_on_several(monkeypatch: pytest.MonkeyPatch) -> None:
     own = {
         one.address: name
         for name, addresses in psutil.net_if_addrs().items()
@@ -122,6 +122,6 @@ def test_an_interface_is_chosen_only_if_the_default_would_fail(monkeypatch: pyte
     assert named("2", "no-such-name.invalid") == name
     assert named("2", "127.0.1.1", MASTER_ADDR="127.0.1.1") == "other0", "not the first interface other than bridges"
     assert named("1", "127.0.1.1") is None, "an interface was chosen for a single process"
-    assert named("2", "127.0.1.1", LOCAL_WORLD_SIZE="2") == "lo", "not the loopback, although all are on one machine"
-    assert named("2", address) is None, "an interface was chosen, although others can reach this address"
+    assert named("2", "127.0.1.1", LOCAL_WORLD_SIZE="2") == "lo", "not the loopback for processes on one machine"
+    assert named("2", address) is None, "an interface was chosen, although other machines can reach this address"
     assert named("2", "127.0.1.1", GLOO_SOCKET_IFNAME="eth7") == "eth7", "the user's choice is lost"

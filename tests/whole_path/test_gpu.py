@@ -61,7 +61,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tiny_dir: Path, tmp_path: Path
         ("--precision", "bf16", "--small-crops", "24:0.5", "--flip", "alternating"),
     ],
 )
-def test_graphs_train_the_same_model_as_steps_without_them(
+def test_runs_with_and_without_graphs_train_the_same_model(
     tiny_dir: Path, tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
     for graph in ("auto", "off"):

@@ -1,4 +1,4 @@
-"""Datasets of JPEG images can be read back in any order, streamed or resident, and damage is reported."""
+"""StreamLoader and ResidentLoader read JPEG images back in any order, and damage is reported."""
 
 import filecmp
 import json

@@ -1,6 +1,6 @@
 """scripts/kit.sh makes a kit (a folder of packages). use_kit.sh makes .venv from it and the machine's packages.
 
-Fake commands only record their arguments, so no wheel is downloaded and FFCV is not compiled.
+Here, kit.sh calls fake commands that record their arguments, so no wheel is downloaded and FFCV is not compiled.
 """
 
 import os
@@ -79,7 +79,7 @@ def test_packages_of_the_kit_take_precedence_over_those_of_the_machine(project: 
         ("use_kit.sh", ["nothing"], "name the folder that scripts/kit.sh made, got 'nothing'"),
     ],
 )
-def test_invalid_arguments_are_refused_in_one_line(
+def test_invalid_arguments_or_a_missing_venv_are_refused_in_one_line(
     project: Path, script: str, arguments: list[str], message: str
 ) -> None:
     finished = call(project, script, *arguments)

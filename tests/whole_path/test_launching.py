@@ -85,7 +85,7 @@ def test_variables_of_accelerate_do_not_change_the_weights(tiny_dir: Path, tmp_p
     assert plain.read_bytes() == other.read_bytes()
 
 
-def test_without_local_rank_each_process_counts_as_a_machine(tiny_dir: Path, tmp_path: Path) -> None:
+def test_two_processes_without_local_rank_train(tiny_dir: Path, tmp_path: Path) -> None:
     """Kubernetes sets neither LOCAL_RANK nor LOCAL_WORLD_SIZE."""
     words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--max-steps", "2", "--out", tmp_path / "run")
     pod = {name: PAIR[name] for name in ("WORLD_SIZE", "MASTER_ADDR")} | {"MASTER_PORT": "29732"}
@@ -95,7 +95,7 @@ def test_without_local_rank_each_process_counts_as_a_machine(tiny_dir: Path, tmp
     assert json.loads((tmp_path / "run" / "config.json").read_text())["world_size"] == 2
 
 
-def test_a_number_of_threads_set_by_the_user_is_kept(tiny_dir: Path, tmp_path: Path) -> None:
+def test_all_cores_are_used_unless_the_user_sets_a_number_of_threads(tiny_dir: Path, tmp_path: Path) -> None:
     words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--max-steps", "1")
     cores = len(os.sched_getaffinity(0))
     for name, given, expected in (("given", {"OMP_NUM_THREADS": "1"}, 1), ("free", {}, cores)):
@@ -154,7 +154,7 @@ def _listens(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU])
-def test_every_stop_signal_saves_a_checkpoint(tiny_dir: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_stop_signal_saves_a_checkpoint(tiny_dir: Path, tmp_path: Path, number: signal.Signals) -> None:
     process, out = _endless(tiny_dir, tmp_path / "run", number, signal.SIG_DFL)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)

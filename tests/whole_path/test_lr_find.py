@@ -30,7 +30,7 @@ TINY = ("smoke", "--device", "cpu", "--batch-size", "8")
 
 
 def curve_with_valley(at: float, *, sweep: RangeConfig) -> LossCurve:
-    """Returns a curve whose loss falls until the learning rate `at` and explodes above it."""
+    """Returns a curve whose loss falls around the learning rate `at`, is lowest near 3 * `at`, and then explodes."""
     curve = LossCurve(sweep.steps)
     for step in range(sweep.steps):
         rate = sweep.rate(step)
@@ -122,7 +122,7 @@ def test_skipped_steps_count_as_divergence_unless_fp16_is_searching_for_a_loss_s
 ) -> None:
     """In the last case, the last step is skipped; the host learns of a skipped step only one step later."""
     trainer = narrow_trainer(tiny_dir, not_finite_in=skipped)
-    trainer.guard._patience = patience  # stands for fp16, which a CPU does not support
+    trainer.guard._patience = patience  # FP16_PATIENCE stands for fp16, which a CPU does not support
     curve = range_test(trainer, RangeConfig(start_lr=1e-6, end_lr=1e-5, steps=30))
     assert len(curve.losses) == kept
     assert curve.diverged == (len(skipped) == patience)
@@ -169,7 +169,7 @@ def test_sigterm_to_one_rank_ends_both_and_nothing_is_written(tiny_dir: Path, tm
     with start("ddp_trainer.lr_find", *TINY, *flags, processes=2) as launcher:
         assert launcher.stderr is not None
         printed = ""
-        while "step 8/80" not in printed:  # both ranks are in the training loop
+        while "step 8/80" not in printed:  # until both ranks are in the training loop
             line = launcher.stderr.readline()
             assert line, printed
             printed += line

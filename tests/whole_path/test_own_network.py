@@ -45,7 +45,7 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 def test_a_resumed_run_equals_the_uninterrupted_one(
     tiny_dir: Path, tmp_path: Path, network: str, processes: int, flags: tuple[str, ...]
 ) -> None:
-    """The runs are equal bit for bit, including buffers, averaged weights and the random numbers of dropout."""
+    """The saved weights and buffers are equal bit for bit, even with averaged weights or dropout."""
     arguments = ("--data-dir", tiny_dir, "--network", network, "--batch-size", "16", "--deterministic", *flags)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(*arguments, "--out", whole, processes=processes)
@@ -115,7 +115,7 @@ def test_init_from_lowers_the_loss_and_frozen_weights_do_not_change(tiny_dir: Pa
 
 
 @pytest.mark.parametrize("flags", [("--network", f"{OWN}other_shape"), ("--init-from", "nothing-there")])
-def test_a_network_that_cannot_be_trained_is_refused_before_anything_is_written(
+def test_a_faulty_network_or_a_missing_init_from_run_is_refused_before_config_json_is_written(
     tiny_dir: Path, tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
     out = tmp_path / "run"

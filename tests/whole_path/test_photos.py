@@ -28,7 +28,7 @@ LONG = ("--epochs", "8", "--peak-lr", "0.1", "--small-crops", "24:0.25,36:0.5", 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photographs of various sizes. The three classes have different stripes."""
+    """JPEG files of various sizes, in place of photographs. The three classes have stripes of different widths."""
     root, generator = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for split, count in (("train", 16), ("test", 5)):
         for label, kind in enumerate(("fine", "medium", "wide")):
@@ -90,8 +90,8 @@ def test_streamed_images_train_the_same_model_as_images_in_memory(data: Path, re
     assert same_model(resident, out)
 
 
-def test_every_command_uses_the_center_crop(folder: Path, resident: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """evaluate and predict reproduce the run's results, and an exported model expects images of the trained size."""
+def test_commands_use_the_center_crop(folder: Path, resident: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """evaluate and predict reproduce the run's results, export succeeds, and the model card gives the crop size."""
     spec, summary = ModelSpec.read(resident / "model.json"), json.loads((resident / "summary.json").read_text())
     assert (spec.image_size, spec.train_size) == (64, 48)
     assert evaluate.main([str(resident), "--device", "cpu", "--precision", "fp32"]) == 0

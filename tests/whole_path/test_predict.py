@@ -1,4 +1,4 @@
-"""The predict command gives the model's own predictions for image files of any kind."""
+"""The predict command classifies image files with a run's model, and names the files that it cannot read."""
 
 import json
 import os
@@ -158,7 +158,7 @@ def test_linked_folders_are_searched_but_only_once(run_dir, tmp_path, capsys):
     assert paths_in(capsys.readouterr().out) == [str(tmp_path / "photos" / name) for name in ("1.png", "other/2.png")]
 
 
-def test_unreadable_images_are_named_and_the_others_classified(run_dir, tmp_path, capsys):
+def test_unreadable_images_are_named_and_the_others_are_classified(run_dir, tmp_path, capsys):
     good = [draw(tmp_path / "1.png"), draw(tmp_path / "2.png", seed=1)]
     broken, empty, linked = tmp_path / "broken.png", tmp_path / "empty", tmp_path / "linked"
     broken.write_bytes(good[0].read_bytes()[:200])
@@ -200,7 +200,7 @@ def test_a_pipe_is_refused_at_once(run_dir, tmp_path, capsys, given):
 @pytest.mark.parametrize(
     ("mode", "values"), [("F", (0.0, 1.0)), ("F", (0.0, 255.0)), ("I", (0, 70_000)), ("I", (-1, 200))]
 )
-def test_an_image_whose_range_is_unknown_is_refused(run_dir, tmp_path, capsys, mode, values):
+def test_an_image_with_an_unknown_range_of_values_is_refused(run_dir, tmp_path, capsys, mode, values):
     path = tmp_path / "measured.tif"
     Image.fromarray(np.array([values, values], dtype=np.float32 if mode == "F" else np.int32)).save(path)
     assert main([str(run_dir), str(path)]) == 1

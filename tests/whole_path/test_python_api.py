@@ -75,7 +75,7 @@ class Broken(SilentObserver):
 
 
 def test_train_works_in_a_thread(tiny_dir: Path, tmp_path: Path) -> None:
-    """Signals are not handled in a thread."""
+    """Outside the main thread, `train` handles no signals."""
     found = []
 
     def work() -> None:
@@ -90,12 +90,12 @@ def test_train_works_in_a_thread(tiny_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"epochs": 0}, "--epochs must be above 0, got 0"),
+        ({"epochs": 0}, "--epochs must be above 0 and finite, got 0"),
         ({"no_such_setting": 1}, "no-such-setting"),
         ({"precision": "fp8"}, "--precision"),
     ],
 )
-def test_an_invalid_setting_raises_the_same_error_as_the_command(tiny_dir: Path, settings: dict, expected: str) -> None:
+def test_train_and_launch_raise_input_error_for_invalid_settings(tiny_dir: Path, settings: dict, expected: str) -> None:
     for call in (ddp_trainer.train, lambda *a, **k: ddp_trainer.launch(*a, num_processes=2, **k)):
         with pytest.raises(ddp_trainer.InputError) as caught:
             call("smoke", data_dir=tiny_dir, **settings)

@@ -42,7 +42,7 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return write_report(runs)
 
 
-def test_page_fits_every_width_and_color_scheme(browser: Chromium, page: Path) -> None:
+def test_page_fits_phone_desktop_and_paper_with_the_right_background(browser: Chromium, page: Path) -> None:
     colors = set()
     for width, dark, paper in ((390, False, False), (1280, True, False), (794, True, True)):
         browser.open(page, width=width, dark=dark, paper=paper)

@@ -1,4 +1,4 @@
-"""Writing a report takes limited memory, its page is small, and its templates are part of the package."""
+"""Writing a report takes limited memory, the page is small, and the package contains its templates."""
 
 import shutil
 import subprocess
@@ -70,7 +70,7 @@ def test_page_stays_small_whatever_the_size_of_images(tmp_path: Path, shape: tup
 
 
 def test_wheel_has_the_templates(tmp_path: Path) -> None:
-    """The package is imported from a wheel."""
+    """Imports the package straight from the wheel file, without installing it."""
     source, repository = tmp_path / "source", Path(__file__).resolve().parents[2]
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):

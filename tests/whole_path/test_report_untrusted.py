@@ -29,7 +29,7 @@ JSON_FILES = ("config.json", "model.json", "summary.json", "status.json", "metri
 
 @pytest.fixture(scope="module")
 def narrow_run(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory with all files, and with a network so small that it can be loaded hundreds of times."""
+    """A run directory whose network is so small that it can be loaded hundreds of times."""
     run, dataset = tmp_path_factory.mktemp("untrusted") / "run", read_dataset(tiny_dir)
     make_run(run, classes=tuple(dataset.classes))
     config = json.loads((run / "config.json").read_text())
@@ -151,10 +151,10 @@ def test_export_survives_changed_json(
     try_mutations(narrow_run, ("model.json",), 40, lambda content: check(export.main, arguments, capsys, content), 4)
 
 
-def test_widths_that_do_not_fit_the_weights_allocate_nothing(narrow_run: Path, tmp_path: Path) -> None:
+def test_wrong_widths_and_image_sizes_in_model_json_are_refused(narrow_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(narrow_run, tmp_path / "run")
     fields = json.loads((run / "model.json").read_text())
-    (run / "model.json").write_text(json.dumps({**fields, "widths": [8192] * 4}))  # 17 GB of weights
+    (run / "model.json").write_text(json.dumps({**fields, "widths": [8192] * 4}))  # would take 17 GB
     with pytest.raises(InputError, match=r"does not fit model\.json"):
         load_model(run)
     for changes in ({"widths": [20000] * 4}, {"widths": "abcd"}, {"image_size": 0}, {"image_size": 60000}):

@@ -32,8 +32,7 @@ PLAN = (
     "--ema-decay",
     "0.9",
 )
-# Settings that `smoke` does not have, most of them from `fast`, for runs with two processes. tests/soak uses the
-# settings of `smoke`.
+# Settings for runs with two processes: unlike `smoke`, and mostly like `fast`. tests/soak uses the settings of `smoke`.
 OF_FAST = (
     "--optimizer",
     "muon",
@@ -140,7 +139,7 @@ def test_finished_run_is_left_unchanged(smoke_run: Path, tiny_dir: Path, tmp_pat
 
 
 def test_changed_setting_is_refused_and_shown(tiny_dir: Path, tmp_path: Path) -> None:
-    """The change is refused even if no steps are left to train."""
+    """A changed --peak-lr is refused even if no steps are left. --max-steps and --data-mode may change."""
     out = tmp_path / "run"
     train("--data-dir", tiny_dir, "--out", out, "--max-steps", "2", module=NARROW)
     arguments = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", out, "--resume")
@@ -192,7 +191,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def workers(launcher: subprocess.Popen) -> list[int]:
-    """Returns the process ids of the launcher's workers, oldest first."""
+    """Returns the process ids of the launcher's workers, oldest first, or the launcher's own id if there are none."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     pids = [int(pid) for pid in children if NARROW.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
     return pids or [launcher.pid]

@@ -200,7 +200,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_started_again(copied_run: Path,
     assert_refused(tiny_dir, copied_run, "has done 4 steps, but its checkpoints are gone")
     for name in ("summary.json", "model.safetensors", "metrics.jsonl"):
         (copied_run / name).unlink()
-    assert_refused(tiny_dir, copied_run, "has done 4 steps, but its checkpoints are gone")  # as status.json says
+    assert_refused(tiny_dir, copied_run, "has done 4 steps, but its checkpoints are gone")  # the 4 is from status.json
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(copied_run: Path, tiny_dir: Path) -> None:

@@ -31,7 +31,7 @@ def test_folders_created_in_the_same_second_differ(tmp_path: Path, monkeypatch: 
     assert len(list((tmp_path / "runs").iterdir())) == 4
 
 
-def test_two_range_tests_do_not_share_a_folder(tiny_dir: Path, tmp_path: Path) -> None:
+def test_lr_find_refuses_a_folder_that_another_run_is_using(tiny_dir: Path, tmp_path: Path) -> None:
     held = directory.lock_folder(tmp_path)
     done = run("ddp_trainer.lr_find", *WORDS, "--data-dir", tiny_dir, "--out", tmp_path)
     held.close()

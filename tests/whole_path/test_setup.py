@@ -22,7 +22,7 @@ TOOLS = ("bash", "dirname", "uname", "cat", "sha256sum", "rm", "mkdir", "cp", "e
 STEPS = ["venv", "pip", "ffcv", "pip", "imports"]
 INTO_THE_SAME_VENV = STEPS[1:]
 
-# A Python that answers queries like the real one, but only records commands that would change the machine.
+# A Python that answers queries like the real one. Commands that would change the machine are recorded, but not run.
 RECORDING_PYTHON = """#!/usr/bin/env bash
 case "$1 $2" in
   "-m venv") echo "venv $3 $4" >>"$CALLS"; mkdir -p .venv/bin
@@ -68,7 +68,7 @@ class Machine(NamedTuple):
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    """A machine with Python and coreutils, but without compiler, apt-get or sudo."""
+    """A machine with Python and coreutils, but without a compiler, apt-get or sudo."""
     machine = Machine(tmp_path / "a project", tmp_path / "bin", tmp_path / "calls")
     machine.path.mkdir()
     machine.calls.touch()
@@ -113,7 +113,7 @@ def test_a_failed_install_is_tried_again(machine: Machine) -> None:
     text = constraints.read_text()
     constraints.write_text(text + "# changed\n")
     assert machine.set_up(PIP_STATUS="7").returncode == 7
-    constraints.write_text(text)  # this version was installed before, but the failed call may have changed packages
+    constraints.write_text(text)  # these packages were installed before, but the failed call may have changed some
     machine.recorded()
     assert machine.set_up().returncode == 0
     assert machine.recorded_steps()[-1] == "imports"
@@ -127,7 +127,7 @@ def test_a_moved_project_gets_a_new_venv(machine: Machine) -> None:
     assert moved.recorded_steps() == STEPS
 
 
-def test_error_for_a_python_without_venv_says_how_to_install_it(machine: Machine) -> None:
+def test_error_for_a_python_without_venv_names_the_missing_package(machine: Machine) -> None:
     finished = machine.set_up(VENV_STATUS="1")
     package = f"python3.{sys.version_info.minor}-venv"
     assert (finished.returncode, machine.recorded()) == (2, [])

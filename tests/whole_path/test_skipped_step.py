@@ -1,4 +1,4 @@
-"""A loss that is not finite ends the run. The images of the step are listed, and the previous checkpoint is kept."""
+"""Except with fp16, a non-finite loss ends the run. The images of the step are listed; earlier checkpoints are kept."""
 
 import json
 from pathlib import Path

@@ -4,11 +4,15 @@ import filecmp
 import json
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ddp_trainer.report.reproduce import reproduce_commands
+from data_prep.__main__ import parse
+from ddp_trainer.command_line import parse_command_line
+from ddp_trainer.recipes import RECIPES
+from ddp_trainer.report.reproduce import reproduce_commands, train_command
 from ddp_trainer.report.settings import LEFT_OUT
 from ddp_trainer.run.checks import can_compile
 from ddp_trainer.tracking.run_record import load_run
@@ -61,7 +65,7 @@ def test_summary_counts_every_test_image(smoke_run: Path) -> None:
     assert (summary["test_total"], summary["parameters"], summary["world_size"]) == (40, 6_573_130, 1)
     assert summary["test_accuracy"] == summary["test_correct"] / 40
     assert summary["test_balanced_accuracy"] == pytest.approx(summary["test_accuracy"]), (
-        "differs, although the classes are equally large"
+        "differs from the accuracy, although the classes are equally large"
     )
     assert summary["largest_class_share"] == 0.1
     assert summary["train_pflops"] == pytest.approx(6 * 32 * 2.276e9 / 1e15, rel=0.01)
@@ -105,7 +109,7 @@ def test_stderr_has_plain_lines_if_it_is_not_a_terminal(tiny_dir: Path, tmp_path
             ("--compile", "--precision", "bf16", "--activation", "celu", "--small-crops", "24:0.5", "--max-steps", "6"),
             marks=[
                 pytest.mark.skipif(not can_compile(), reason="g++ or Python.h is missing"),
-                # With `default`, torch 2.15 writes C++ that does not compile.
+                # With ATEN_CPU_CAPABILITY=default, torch 2.15 writes C++ that does not compile.
                 pytest.mark.skipif(os.environ.get("ATEN_CPU_CAPABILITY") == "default", reason="torch cannot compile"),
             ],
         ),
@@ -129,10 +133,6 @@ def test_stream_and_resident_train_the_same_model(tiny_dir: Path, tmp_path: Path
 
 
 def test_commands_that_repeat_the_run_can_be_parsed(smoke_run: Path) -> None:
-    from data_prep.__main__ import parse
-    from ddp_trainer.command_line import parse_command_line
-    from ddp_trainer.recipes import RECIPES
-
     lines = reproduce_commands(load_run(smoke_run))
     data, training = (shlex.split(line)[3:] for line in lines[-2:])
     options = parse(data)
@@ -140,3 +140,9 @@ def test_commands_that_repeat_the_run_can_be_parsed(smoke_run: Path) -> None:
     config = parse_command_line(training, RECIPES, prog="train", description="")
     original = json.loads((smoke_run / "config.json").read_text())["settings"]
     assert {name for name, value in config.flat().items() if value != original[name]} <= LEFT_OUT
+
+
+def test_command_that_repeats_a_run_resets_a_setting_of_its_recipe(smoke_run: Path) -> None:
+    run = replace(load_run(smoke_run), recipe="fast", settings={**RECIPES["fast"].flat(), "head_lr": None})
+    training = shlex.split(train_command(run))[3:]
+    assert parse_command_line(training, RECIPES, prog="train", description="").optim.head_lr is None

@@ -1,4 +1,4 @@
-"""A training step stays within a budget of operations: on a fast GPU, their number determines the time of a step.
+"""A training step stays within a budget of operations: on a fast GPU, the time of a step depends on their number.
 
 These tests run everywhere. `test_fake_cuda.py` counts what is launched on a GPU, but needs gcc and a torch with CUDA.
 """
@@ -15,7 +15,7 @@ from ddp_trainer.models import small_map_conv
 from tests.support.blank_steps import blank_batch, blank_trainer, changed_recipe
 from tests.support.operations import CountOperations
 
-# Each budget exceeds the count in docs/results.md by at most three operations.
+# Each budget is at most two operations above the count in docs/results.md.
 BUDGET = {"fast": 250, "strong": 250, "long": 256, "baseline": 145}
 
 

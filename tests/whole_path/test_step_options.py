@@ -1,4 +1,4 @@
-"""Training steps with an option are compared with steps without it, on a narrow network in float64."""
+"""Tests what options such as --accumulate, --clip-norm and --label-smoothing change in a step of a narrow network."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -48,7 +48,7 @@ def weights(trainer: Trainer) -> Tensor:
 
 
 def momentum(trainer: Trainer) -> Tensor:
-    """Returns the gradient, which equals the momentum after one step."""
+    """Returns the momentum. After a single step, it equals the gradient."""
     return torch.cat([slot["momentum_buffer"].flatten() for slot in trainer.state.optimizer.state.values()])
 
 
@@ -73,7 +73,7 @@ def test_parts_of_different_sizes_give_the_gradient_of_the_whole_batch(tiny_dir:
     torch.testing.assert_close(momenta[1], momenta[0], rtol=1e-9, atol=1e-12)
 
 
-def test_class_weights_change_the_loss_and_accumulation_does_not(stepped: Take) -> None:
+def test_class_weights_change_the_loss_and_accumulation_keeps_the_gradient(stepped: Take) -> None:
     """The classes have 9 or 10 images each, so their weights change the loss only a little."""
     plain, whole, parts = stepped(), stepped(balance="weights"), stepped(balance="weights", accumulate=2)
     torch.testing.assert_close(momentum(parts), momentum(whole), rtol=1e-9, atol=1e-12)

@@ -1,7 +1,7 @@
-"""A training step never waits for the device and never mixes devices, in any recipe or with any of these options.
+"""A training step never waits for its own results and never mixes devices, in any recipe or with any of `OPTIONS`.
 
 The steps run on the meta device (see `MetaRuntime`), so no GPU is needed. Autocast and cuDNN do not exist there and are
-not covered.
+not covered. The wait for the previous step is left out (see `NoPendingValues`).
 """
 
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def trainer_of(recipe: str, **settings: dict[str, Any]) -> Trainer:
 
 
 def take_steps(trainer: Trainer) -> None:
-    """Takes one step at each crop size and, with --freeze-late, one after the freezing."""
+    """Takes one step at each crop size and, with --freeze-late, the step that freezes parameters."""
     schedule, total = trainer.config.schedule, trainer.total_steps
     first_steps = {0, *(round(share * total) for _, share in schedule.crop_phases)}
     for step in sorted(first_steps | ({int(trainer.freeze_step)} if schedule.freeze_late else set())):
@@ -85,7 +85,7 @@ WAITS: dict[str, Callable[[Tensor], object]] = {
 
 
 @pytest.mark.parametrize("wait", WAITS)
-def test_a_wait_within_a_step_raises_an_error(monkeypatch: pytest.MonkeyPatch, wait: str) -> None:
+def test_waiting_or_mixing_devices_within_a_step_raises_an_error(monkeypatch: pytest.MonkeyPatch, wait: str) -> None:
     trainer, plain = trainer_of("smoke"), device_step.weights_if_finite
 
     def waiting(weight: float, losses: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from ddp_trainer.sweep import main, parse
 from tests.support.trainer import SEVERAL, run, start
 
 
-def test_every_combination_of_settings_is_trained_with_every_seed(tiny_dir: Path) -> None:
+def test_every_combination_of_settings_is_planned_with_every_seed(tiny_dir: Path) -> None:
     settings = ("--set", "peak-lr=0.2,0.3", "--set", "freeze-bn-scale=true,false")
     sweep = parse(["smoke", "--data-dir", str(tiny_dir), "--seeds", "2", *settings])
     assert [run.out.name for run in sweep.runs] == [

@@ -38,7 +38,7 @@ def test_synchronized_batchnorm_equals_batchnorm_on_the_whole_batch(tmp_path: Pa
             assert torch.allclose(rank[name], plain.state_dict()[name], rtol=1e-9)
 
 
-def test_statistics_in_bf16_match_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_and_statistics_for_bf16_images_match_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.distributed.all_reduce", lambda values: None)  # one process
     ours, plain = SyncBatchNorm(3), nn.BatchNorm2d(3)
     images = inputs()[0].bfloat16()
@@ -56,9 +56,10 @@ def test_options_of_batchnorm_are_kept(options: dict[str, Any], monkeypatch: pyt
     monkeypatch.setattr("torch.distributed.all_reduce", lambda values: None)  # one process
     plain = nn.Sequential(nn.BatchNorm2d(3, **options))
     ours = synchronize_batchnorm(copy.deepcopy(plain))
-    assert isinstance(ours[0], SyncBatchNorm)
-    for images in inputs()[0].float().split(6):
-        assert torch.allclose(ours(images), plain(images), rtol=1e-4, atol=1e-4)
+    assert isinstance(next(ours.children()), SyncBatchNorm)
+    images, more_images = inputs()[0].float().split(6)
+    for batch in (images, more_images):
+        assert torch.allclose(ours(batch), plain(batch), rtol=1e-4, atol=1e-4)
     for name, value in plain.state_dict().items():
         assert torch.allclose(ours.state_dict()[name], value, rtol=1e-5), name
     assert torch.allclose(ours.eval()(images), plain.eval()(images), rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""A trainer's steps are exact, repeatable and resumable, on the CPU and on a GPU if there is one."""
+"""A trainer's steps are accurate, repeatable and resumable, on the CPU and on a GPU if there is one."""
 
 import copy
 import math
@@ -71,7 +71,7 @@ def test_step_with_infinite_logits_changes_nothing(
         pytest.skip("fp16 works on CUDA only")
     with restored_settings():
         settings = {"optimizer": optimizer, "precision": precision, "ema_decay": 0.9, "peak_lr": 1e-3}
-        trainer = build(**settings, graph="off")  # a graph that is replayed does not call the hook below
+        trainer = build(**settings, graph="off")  # a replayed graph would not call the hook of infinite_logits
         take(trainer, range(2))
         before, scaler = snapshot(trainer), trainer.runtime.scaler
         scale = scaler.get_scale() if scaler else None

@@ -1,4 +1,4 @@
-"""W&B receives all records of a run: the tests read the files of real offline runs."""
+"""W&B receives all records of a run: the tests read the files that wandb writes in offline mode."""
 
 import json
 from pathlib import Path
@@ -98,7 +98,7 @@ def test_confusion_matrix_mistakes_and_model_match_the_files_of_the_run(offline_
     assert set(model.aliases) == {"latest", "final"}
 
 
-def test_a_real_run_sends_the_same_records_to_wandb(smoke_run: Path) -> None:
+def test_a_real_run_sends_the_records_in_its_files_to_wandb(smoke_run: Path) -> None:
     assert epochs_in(smoke_run) == read_lines(smoke_run / "metrics.jsonl")
     assert steps_in(smoke_run) == read_lines(smoke_run / "steps.jsonl")
     summary = read_summary(smoke_run)
@@ -133,7 +133,7 @@ def test_a_run_that_died_before_its_first_checkpoint_keeps_its_wandb_id(tmp_path
 
 @pytest.mark.parametrize("end", ["stopped", "failed"])
 def test_a_run_that_ends_within_an_epoch_records_every_step_once(tmp_path: Path, end: str) -> None:
-    """The run ends after step 3 is logged, but before epoch 1 is logged in the same row of W&B's history."""
+    """Step 3 and epoch 1 share a row of W&B's history. Here, the run ends when only the step has been logged."""
     run_dir = tmp_path / "run"
     state, _, _ = track(run_dir, [], records=[([step_record(2), step_record(3)], None)], end=end)
     assert steps_in(run_dir) == [step_record(2), step_record(3)][: 2 if end == "failed" else 1]

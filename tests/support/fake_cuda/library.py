@@ -1,4 +1,4 @@
-"""Builds the imitation of CUDA that computes nothing, and reads its log of calls.
+"""Builds an imitation of CUDA that computes nothing, and reads its log of calls.
 
 When the library is preloaded, it handles every call of torch to libcudart, libcuda, cuBLAS, cuDNN and NCCL. torch's own
 code runs unchanged on it: dispatcher, autograd, allocators, streams, fused optimizers, DDP and stream capture. The log
@@ -28,10 +28,10 @@ WORK = ("KERNEL", "GEMM", "CUDNN", "NCCL", "COPY_ON_DEVICE", "COPY_PINNED", "MEM
 WAITS = ("COPY_PAGEABLE", "COPY_BLOCKING", "STREAM_WAIT", "DEVICE_WAIT", "EVENT_WAIT", "ALLOCATION")
 KINDS = (*WORK, *WAITS, "ILLEGAL")
 
-# torch's libraries. Each CUDA function that they need is defined, even if it only returns 0.
+# torch's libraries. The CUDA functions that they need return 0, except those that the C files define.
 LIBRARIES = ("torch_cuda", "c10_cuda", "torch_python", "torch_nvshmem", "torch_cuda_linalg", "caffe2_nvrtc")
 ASKED = re.compile(r" U ((?:__)?(?:cuda|cublas|cudnn|nccl|cu[A-Z])\w*)")
-LEFT_ALONE = re.compile(r"cu(sparse|fft|rand|solver|File)")  # these libraries can be loaded without a GPU
+LEFT_ALONE = re.compile(r"cu(sparse|fft|rand|solver|File)")  # not imitated: these libraries load without a GPU
 
 
 def build(folder: Path) -> Path:
@@ -86,7 +86,7 @@ class Calls(list[Call]):
 
     @property
     def illegal(self) -> list[str]:
-        """Calls that are not allowed during a capture."""
+        """Names of the calls that made a stream capture invalid."""
         return [call.name for call in self if call.kind == "ILLEGAL"]
 
     @property
@@ -106,7 +106,7 @@ class _Entry(ctypes.Structure):
 
 @contextmanager
 def logged() -> Iterator[Calls]:
-    """Collects the calls in the block. The process must use the library."""
+    """Logs the calls made in the block. The list is filled when the block ends. The library must be preloaded."""
     library, calls = ctypes.CDLL(os.environ["LD_PRELOAD"]), Calls()
     library.fake_length.restype = ctypes.c_long
     library.fake_log.restype = ctypes.POINTER(_Entry)

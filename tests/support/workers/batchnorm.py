@@ -1,6 +1,6 @@
 """Runs this rank's share of a batch through synchronized BatchNorm, forward and backward, in float64.
 
-Arguments: OUT DEVICE.
+Arguments: OUT DEVICE. Saves the outputs, gradients and running statistics in OUT/RANK.pt.
 """
 
 from collections.abc import Sequence

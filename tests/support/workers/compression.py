@@ -1,6 +1,7 @@
 """Trains six steps with each value of --gradient-compression, once without a break and once resumed after three steps.
 
-Each rank writes its weights to a file RANK.pt. Arguments: DATA_DIR OUT.
+Each rank writes its weights (at the start, after the first step and at the end) to OUT/RANK.pt.
+Arguments: DATA_DIR OUT.
 """
 
 from collections.abc import Sequence

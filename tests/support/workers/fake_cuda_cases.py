@@ -1,4 +1,4 @@
-"""Settings of the steps that `test_fake_cuda` takes on the imitation of CUDA."""
+"""Settings of the steps and runs that `test_fake_cuda.py` tests on a library that imitates CUDA."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -46,7 +46,7 @@ NARROW: Sections = {"network": {"widths": (8, 8, 16, 16)}}
 FAST, BASELINE = (changed(RECIPES[name], PLAN, NARROW) for name in ("fast", "baseline"))
 FREEZE_LATE: Sections = {"schedule": {"freeze_late": "features.0.*,features.1.*", "freeze_late_between": (0.6, 0.8)}}
 
-# Whole runs whose steps are captured.
+# Whole runs whose steps are captured in CUDA graphs.
 CAPTURED = {
     "muon": FAST,
     "sgd": BASELINE,

@@ -1,4 +1,4 @@
-"""Trains with CUDA graphs on the imitation of CUDA, and prints as JSON what was launched on the device.
+"""Trains with and without CUDA graphs on the imitation of CUDA, and prints as JSON what was launched on the device.
 
 Run it with the environment variables of `tests.support.fake_cuda.library`, as one process or as several ranks.
 Argument: DATA_DIR.
@@ -36,7 +36,7 @@ def train(trainer: Trainer, epochs: int = 3) -> dict[str, Any]:
         trainer.device_step._say = trainer.device_step._take._say = said.append
     with logged() as calls, counted_captures() as captures:
         for epoch in range(epochs):
-            trainer.train_epoch(epoch)  # without evaluation, because that reads values that were never computed
+            trainer.train_epoch(epoch)  # an evaluation would read values, but the imitation computes none
     return {
         "steps": trainer.state.step,
         "graphs": calls.graphs,

@@ -1,6 +1,6 @@
-"""Takes steps on the imitation of CUDA, and prints as JSON what each case launched on the device.
+"""Takes steps on the imitation of CUDA; prints as JSON how many operations each one launched and why the host waited.
 
-Run it with the environment variables of `tests.support.fake_cuda.library`.
+Run it with the environment variables that `tests.support.fake_cuda.library.variables` returns.
 """
 
 import json
@@ -41,7 +41,7 @@ class Steps:
         return build_trainer(config, runtime, self.dataset)
 
     def calls(self, config: TrainConfig) -> Calls:
-        """The calls of one step on whole images without a CUDA graph, after WARM_STEPS other steps."""
+        """The calls of one step that uses whole images and no CUDA graph, after WARM_STEPS other steps."""
         config = changed(config, {"runtime": {"graph": "off"}, "schedule": {"small_crops": ""}})
         trainer = self.trainer(config)
         batch, draws = first_batch(trainer)

@@ -1,4 +1,4 @@
-"""Runs `ddp_trainer.train` with a network so narrow that a step takes milliseconds."""
+"""Runs `ddp_trainer.train`, by default with a network so narrow that a step takes milliseconds."""
 
 import sys
 from collections.abc import Sequence

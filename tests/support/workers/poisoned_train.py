@@ -1,6 +1,6 @@
-"""Runs the narrow trainer with a NaN loss for the last rank's second image in one step.
+"""Runs `narrow_train`, and in one step makes the loss of the last rank's second image NaN.
 
-Arguments: the 1-based number of the step, then the arguments of the trainer.
+Arguments: the number of the step, counted from 1 in this process, then the arguments of the trainer.
 """
 
 import math

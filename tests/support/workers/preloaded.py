@@ -1,6 +1,6 @@
-"""Imports and compiles everything that a trainer needs, which takes seven seconds, before trainers are forked.
+"""Before trainers are forked, imports and compiles everything that they need. This takes seven seconds.
 
-It must not compute anything with torch, because torch's threads would not survive the fork. It must not call
+This module must not compute anything with torch, because torch's threads would not survive the fork. It must not call
 torch.set_num_threads(N) either: MKL would then compute other weights than with OMP_NUM_THREADS=N.
 """
 
@@ -18,7 +18,7 @@ from data_prep.sources.synthetic import draw_synthetic
 
 
 def compile_readers() -> None:
-    """Reads one small dataset, because FFCV compiles its readers at the first read, once per process."""
+    """Reads one batch, because FFCV compiles its readers at the first read in each process."""
     with tempfile.TemporaryDirectory() as folder:
         write_dataset(draw_synthetic(train_count=10, test_count=10, seed=0), Path(folder))
         beton = Path(folder) / "train.beton"

@@ -1,6 +1,6 @@
-"""Runs the narrow trainer as if each rank had memory for a given number of images in a pass.
+"""Runs `narrow_train` as if each rank had memory for a given number of images in a pass.
 
-Arguments: these numbers, such as 16,8, then the arguments of the trainer.
+Arguments: one number per rank, such as 16,8, then the arguments of `ddp_trainer.train`.
 """
 
 from collections.abc import Sequence
