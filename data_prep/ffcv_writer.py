@@ -1,4 +1,4 @@
-"""Writes `folder`/NAME.beton for each named split and prints its progress, as a child of `beton_writer.write_betons`.
+"""Child process of `beton_writer.write_betons`: writes `folder`/NAME.beton for each split, and prints its progress.
 
 FFCV's DatasetWriter waits forever if its worker process raises, and a killed writer leaves that worker running. Here
 the worker is a thread: it ends when this process ends, and an exception in it ends this process.

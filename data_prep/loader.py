@@ -51,7 +51,7 @@ class StreamLoader:
     def batches(self, index_batches: IndexBatches) -> Iterator[Batch]:
         """Yields one batch for each array of positions. An empty array gives an empty batch.
 
-        All arrays must have `batch_size` positions, except empty ones and the last one that is not empty. Raises
+        All non-empty arrays but the last of them must have `batch_size` positions. Raises
         RuntimeError if the file changes while it is read, if an image is damaged, or if the reader returns samples that
         were not requested. Raises IndexError for positions outside the file. If a raw file is truncated while it is
         read, the process may die of SIGBUS instead, because FFCV maps the file into memory.
@@ -66,7 +66,7 @@ class StreamLoader:
                 images, labels, found = next(read)
                 if not np.array_equal(found.numpy(), indices):
                     raise DatasetChanged(f"{self.beton} has changed: reading it returned the wrong samples")
-                self._file.check()  # again after reading, because truncated parts read as zeros
+                self._file.check()  # again, because the file may have changed during the read
                 yield Batch(*self._to_device(images.permute(0, 3, 1, 2), labels, found))
 
     def _empty(self) -> Batch:

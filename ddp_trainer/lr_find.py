@@ -1,7 +1,8 @@
 """LR range test: `accelerate launch -m ddp_trainer.lr_find [RECIPE]` suggests a peak learning rate.
 
-The learning rate rises by a constant factor per step, up to --end-lr or until the smoothed loss exceeds four times its
-lowest value. The suggestion is a tenth of the rate with the lowest smoothed loss (`report.loss_curve`).
+The learning rate rises by a constant factor per step, up to --end-lr or until the run diverges: the smoothed loss
+exceeds four times its lowest value, or a loss or gradient is not finite. The suggestion is a tenth of the rate with the
+lowest smoothed loss (`report.loss_curve`).
 
 The range test is from Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv 1506.01186, section 3.3).
 The exponential rise is from Gugger, "How Do You Find A Good Learning Rate" (sgugger.github.io, 2018); fastai and
@@ -137,7 +138,7 @@ def range_test(trainer: Trainer, sweep: RangeConfig) -> LossCurve:
             if curve.diverged or step == sweep.steps:
                 break
         trainer.guard.settle()
-    except NonFinite as error:  # the loss has become infinite or NaN
+    except NonFinite as error:  # a loss or gradient is infinite or NaN
         curve.add(sweep.rate(error.step), math.nan)
     return curve
 
@@ -151,7 +152,7 @@ def write_results(out: Path, curve: LossCurve, config: TrainConfig, runtime: Run
     """Writes lr_find.png, then lr_find.json, and prints the suggestion."""
     replace_file(out / "lr_find.png", curve.draw(f"Learning rate range test, {config.recipe}"))
     suggested, others = curve.suggestion(), {}
-    if suggested is not None:  # all rates rose by the same factor, so their ratios stay those of the recipe
+    if suggested is not None:  # head and bias rates rose with the peak, so the ratios are the recipe's
         rates = {"head_lr": config.optim.head_lr, "bias_lr": config.optim.bias_lr}
         others = {name: rate / config.optim.peak_lr * suggested for name, rate in rates.items() if rate is not None}
     content = {

@@ -15,7 +15,7 @@ class CardConfig:
     """Rewrite RUN_DIR/model.md of a finished run."""
 
     run_dir: tyro.conf.Positional[Path]
-    """Run directory with config.json, summary.json and model.json."""
+    """Directory of a finished run."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

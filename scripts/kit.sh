@@ -3,7 +3,7 @@
 #   bash scripts/kit.sh OUT [FILE ...]
 # OUT/wheels gets FFCV and, in the versions of constraints.txt, the packages that such a machine usually lacks. Each
 # FILE, such as an archive of images, is copied to OUT. Run `make setup` first.
-# TARGET: Python version of the other machine (default: that of .venv). PACKAGES: the packages to include besides FFCV.
+# Environment: TARGET, the other machine's Python version (default: .venv's); PACKAGES, those to include besides FFCV.
 # On the other machine, scripts/use_kit.sh makes .venv from the kit.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

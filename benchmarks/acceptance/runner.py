@@ -43,7 +43,7 @@ class Outcome:
 def run_stages(
     stages: Sequence[Stage], logs: Path, *, seconds: float, report: Callable[[list[Outcome]], None]
 ) -> list[Outcome]:
-    """Runs `stages` within `seconds`. After each of them, calls `report` with all outcomes so far.
+    """Runs those of `stages` for which `seconds` suffice. After each of them, calls `report` with all outcomes so far.
 
     The output of a stage goes to a file in the folder `logs`.
     """

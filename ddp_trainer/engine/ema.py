@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class Ema(nn.Module):
     """A moving average of a model: `module` holds the averaged parameters and buffers.
 
-    The first update copies the parameters and buffers of the model.
+    The first update copies the parameters and buffers of the model. Integer buffers are always copied.
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:

@@ -1,4 +1,4 @@
-"""Passes that leave no gradients in a network and do not change its buffers, and blank images for such passes."""
+"""Removes the gradients and buffer changes of forward and backward passes, and makes blank images for them."""
 
 import contextlib
 from collections.abc import Iterator

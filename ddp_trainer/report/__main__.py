@@ -13,7 +13,7 @@ from ddp_trainer.report.write import write_report
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Write RUN_DIR/report/index.html and its pictures. With several runs, the report of the first compares them."""
+    """Write RUN_DIR/report/index.html and its pictures. Several runs are compared in the report of the first."""
 
     run_dirs: tyro.conf.Positional[tuple[Path, ...]]
     """Run directories; the report is written into the first of them."""

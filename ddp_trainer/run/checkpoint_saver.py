@@ -67,7 +67,7 @@ class CheckpointSaver:
     ) -> None:
         """Waits for the previous save, copies the state and returns. A thread saves the copy, then calls `when_saved`.
 
-        Raises CheckpointError if the previous save failed, or what its `when_saved` raised.
+        Raises CheckpointError if the previous save failed. If its `when_saved` failed, raises that exception.
         """
         self.wait()
         self._pending = self._writer.submit(self._write, HostCopy(state), step, score, when_saved)
@@ -78,7 +78,7 @@ class CheckpointSaver:
             self.wait()
 
     def wait(self) -> None:
-        """Waits until the last save is on disk. Raises CheckpointError if it failed, or what `when_saved` raised."""
+        """Waits until the last save is on disk. Raises the same exceptions as `save`."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()

@@ -18,7 +18,7 @@ class RunResult:
     """A run directory, and what its files say about the run."""
 
     path: Path
-    state: str  # from status.json: done, or preempted (stopped by Ctrl-C or another signal)
+    state: str  # from status.json; `train` and `launch` return done, or preempted (stopped by Ctrl-C or another signal)
     summary: dict[str, Any]  # content of summary.json; empty unless the run is done
 
     @classmethod

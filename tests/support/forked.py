@@ -1,7 +1,7 @@
 """Runs programs of this project in forked processes, which start in one second instead of nine.
 
 They are forked from a server process that has already imported the trainer. With several ranks, each process has the
-environment variables that a launcher would set. Tests of how a process starts use new interpreters instead.
+environment variables that a launcher would set. Tests of process startup use new interpreters instead.
 """
 
 import importlib

@@ -56,7 +56,7 @@ def _damage_text(content: str, rng: random.Random) -> str:
 
 
 def _edit(content: str, rng: random.Random, change: Any) -> str:
-    """Applies `change` to a random value, at any depth, of a JSON file or of a random line of a JSON-lines file."""
+    """Applies `change` to a random value at any depth. In a JSON-lines file, the value is from a random line."""
     lines = content.splitlines() if content.count("\n{") else [content]
     number = rng.randrange(len(lines))
     parsed = {"": json.loads(lines[number])}

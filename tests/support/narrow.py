@@ -33,7 +33,7 @@ def narrow_settings(data_dir: Path) -> TrainConfig:
 
 
 def single_runtime(*, device: str = "cpu", stop: StopRequest | None = None) -> Runtime:
-    """Returns a runtime of one process in fp32 that installs no signal handlers."""
+    """Returns an fp32 runtime of one process, without signal handlers."""
     config = RuntimeConfig(device=device, precision="fp32")  # type: ignore[arg-type]
     return Runtime(config, stop=stop or StopRequest())
 
