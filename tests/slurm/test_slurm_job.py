@@ -115,6 +115,15 @@ def test_each_node_launches_a_process_for_each_gpu_with_unchanged_arguments(requ
         assert given[given.index("--trackers") :] == [*ODD[1:], "--batch-size", "96"]
 
 
+def test_processes_of_a_single_node_meet_at_any_free_port(requeued: object, desk: Desk) -> None:
+    from accelerate.commands.launch import launch_command_parser
+
+    job = desk.submit("--gpus-per-node=2", arguments=("smoke",), ENDS_AS="done")
+    assert job.end() == "COMPLETED", job.log
+    parsed = launch_command_parser().parse_args(desk.launched(job)[2:])
+    assert (parsed.num_machines, parsed.num_processes, parsed.main_process_port) == (1, 2, 0)
+
+
 def test_one_gpu_starts_one_process(requeued: object, desk: Desk) -> None:
     job = desk.submit(arguments=("smoke", "--seed", "3"), ENDS_AS="done")
     assert job.end() == "COMPLETED", job.log

@@ -2,15 +2,18 @@
 
 import json
 import math
+import statistics
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import training_step
+from benchmarks import accuracy_picture, collect_runs, training_step
 from benchmarks.scaling import __main__ as scaling
 from benchmarks.scaling.measure import cost_of
 from data_prep.errors import InputError
+from tests.support.run_directories import make_run
+from tests.support.source import REPOSITORY
 from tests.support.trainer import run
 
 SHORT = ("--batch-size", "4", "--steps", "1")
@@ -93,3 +96,30 @@ def test_memory_of_all_processes_of_a_command_is_counted(tmp_path: Path) -> None
     assert 60 < cost.megabytes < 120
     with pytest.raises(InputError, match="failed: no such thing"):
         cost_of([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path / "log")
+
+
+def test_finished_runs_are_collected_and_an_unfinished_run_is_refused(tmp_path: Path) -> None:
+    runs = [tmp_path / name for name in ("a", "b")]
+    for seed, path in enumerate(runs):
+        make_run(path, seed=seed)
+    arguments = [*map(str, runs), "--data", "random predictions", "--result", str(tmp_path / "result.json")]
+    collect_runs.main(arguments)
+    text = (tmp_path / "result.json").read_text()
+    first, second = json.loads(text)["runs"]
+    assert second["command"] == first["command"].replace("--out", "--seed 1 --out")
+    assert (first["summary"]["test_accuracy_tta"], [epoch["epoch"] for epoch in first["epochs"]]) == (0.875, [1, 2, 3])
+    assert "data/x" not in text and str(tmp_path) not in text, "a path of this machine"
+    (runs[1] / "summary.json").unlink()
+    with pytest.raises(InputError, match=r"b has no summary\.json"):
+        collect_runs.main(arguments)
+    assert (tmp_path / "result.json").read_text() == text
+
+
+def test_page_of_results_states_the_accuracies_of_the_picture(tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs" / "results.md").read_text()
+    for name, file in (accuracy_picture.OURS | accuracy_picture.PUBLISHED).items():
+        point = accuracy_picture.read_point(accuracy_picture.RESULTS / file)
+        assert f"| `{name}`, test accuracy | {statistics.mean(point.without_tta):.2f} %" in page
+        assert f"| `{name}`, TTA | {statistics.mean(point.with_tta):.2f} %" in page
+    accuracy_picture.main(["--picture", str(tmp_path / "accuracy.png")])
+    assert (tmp_path / "accuracy.png").stat().st_size > 10_000

@@ -1,0 +1,83 @@
+"""Draws the accuracy of the recipes against the operations of a run, from the result files of `collect_runs`.
+
+python -m benchmarks.accuracy_picture --picture docs/accuracy.png
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ddp_trainer.command_line import run_command
+
+RESULTS = Path(__file__).parent / "results"
+OURS = {"fast": "fast_narrow.json", "fast --epochs 26": "fast_26_epochs.json"}
+PUBLISHED: dict[str, str] = {}  # recipes of other projects, trained and evaluated on the same images
+TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10)  # PFLOP
+
+
+class Point(NamedTuple):
+    """The runs of one recipe. Accuracies are in percent, one per run."""
+
+    pflops: float
+    without_tta: list[float]
+    with_tta: list[float]
+
+
+def read_point(path: Path) -> Point:
+    summaries = [run["summary"] for run in json.loads(path.read_text())["runs"]]
+    return Point(
+        pflops=summaries[0]["train_pflops"],
+        without_tta=[100 * summary["test_accuracy"] for summary in summaries],
+        with_tta=[100 * summary["test_accuracy_tta"] for summary in summaries],
+    )
+
+
+def draw_point(axes: Axes, name: str, point: Point, *, ours: bool) -> None:
+    """Draws one circle per run, filled with TTA and hollow without, and the mean with TTA beside them."""
+    color = "tab:blue" if ours else "dimgray"
+    for accuracies, fillstyle in ((point.without_tta, "none"), (point.with_tta, "full")):
+        axes.plot([point.pflops] * len(accuracies), accuracies, "o", color=color, fillstyle=fillstyle)
+    mean, count = statistics.mean(point.with_tta), len(point.with_tta)
+    offset, alignment = (8, "left") if ours else (-8, "right")
+    axes.annotate(
+        f"{name}\n{mean:.2f} %, n = {count}",
+        (point.pflops, mean),
+        xytext=(offset, 0),
+        textcoords="offset points",
+        color=color,
+        ha=alignment,
+        va="center",
+    )
+
+
+def draw(path: Path) -> None:
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for files, ours in ((OURS, True), (PUBLISHED, False)):
+        for name, file in files.items():
+            draw_point(axes, name, read_point(RESULTS / file), ours=ours)
+    axes.set_xscale("log")
+    axes.set_xlim(0.1, 14)
+    axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+    axes.grid(visible=True, color="0.9")
+    axes.set_xlabel("PFLOP of a whole run")
+    axes.set_ylabel("test accuracy in % (filled: with TTA)")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--picture", required=True, type=Path, help="draw the chart to this PNG or SVG file")
+    draw(parser.parse_args(argv).picture)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
