@@ -57,7 +57,7 @@ def write_dataset(
         names = (*(split.file for split in splits.values()), MANIFEST)
         for name in names:  # syncing is slow, so it comes first, while the older dataset is still intact
             sync_file(temporary / name)
-        # A folder without a manifest is not a dataset, so no reader can combine the old manifest with the new pixels.
+        # The old manifest is deleted first, so that no reader can combine it with the new pixels.
         (out / MANIFEST).unlink(missing_ok=True)
         for name in set(SPLITS) - counts.keys():  # splits that only the older dataset has
             (out / f"{name}.beton").unlink(missing_ok=True)
@@ -229,7 +229,7 @@ def preparation(directory: Path, dataset: Mapping[str, Any]) -> str:
 def verify_dataset(directory: Path, info: DatasetInfo, *, full: bool) -> None:
     """Raises InputError unless all beton files are complete and match dataset.json.
 
-    Without reading any pixels, this always verifies the structure, the labels and the list of the images' checksums. If
+    The structure, the labels and the stored checksums of the images are always verified; this reads no pixels. If
     `full`, or if a file has at most HASHED_BYTES, the whole file is hashed as well. In any case, each image is compared
     with its checksum when it is read, so a damaged image is never trained on.
     """

@@ -37,7 +37,7 @@ def balanced_order(samples: np.ndarray, labels: np.ndarray, *, count: int, seed:
     classes, drawn, turns = np.unique(labels), [], []
     for place, label in enumerate(classes.tolist()):
         deck = np.asarray(samples, dtype=np.int64)[labels == label]
-        # The draws of a run go to the classes in turn. Those of each class are numbered from 0 over the whole run.
+        # The draws of a run go to the classes in turn. Each class numbers its own from 0 over the whole run.
         # `own`: the numbers of this class's draws in this epoch.
         own = np.arange(*(-(-(draws - place) // len(classes)) for draws in (epoch * count, (epoch + 1) * count)))
         rounds = own // len(deck)

@@ -10,8 +10,8 @@ SHARE = 0.1
 class LossCurve:
     """Losses by learning rate, raw and smoothed by an exponential average with bias correction.
 
-    The average lags behind the loss. It covers a fixed share of the steps, so the learning rate rises by the same
-    factor during the lag, however many steps there are.
+    The average lags behind the loss by a fixed share of the steps, so the factor by which the learning rate rises
+    meanwhile does not depend on their number.
     """
 
     def __init__(self, steps: int) -> None:
@@ -24,7 +24,7 @@ class LossCurve:
         self._average = 0.0
 
     def add(self, rate: float, loss: float) -> None:
-        """Adds a step. Sets `diverged` if the loss is far above its lowest value or not finite.
+        """Adds a step. Sets `diverged` if the smoothed loss is far above its lowest value, or the loss is not finite.
 
         A loss that is not finite is left out of the curve.
         """

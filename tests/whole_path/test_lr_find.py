@@ -120,7 +120,7 @@ def test_range_test_ends_as_soon_as_the_loss_diverges(tiny_dir: Path) -> None:
 def test_skipped_steps_count_as_divergence_unless_fp16_is_searching_for_a_loss_scale(
     tiny_dir: Path, skipped: range, patience: int, kept: int
 ) -> None:
-    """In the last case, the last step is skipped. No step follows, so only `settle` tells the host."""
+    """In the last case, the last step is skipped. No step follows, so only `settle` reports it."""
     trainer = narrow_trainer(tiny_dir, not_finite_in=skipped)
     trainer.guard._patience = patience  # FP16_PATIENCE stands for fp16, which a CPU does not support
     curve = range_test(trainer, RangeConfig(start_lr=1e-6, end_lr=1e-5, steps=30))
