@@ -1,6 +1,8 @@
 """Draws the accuracy of the recipes against the operations of a run, from the result files of `collect_runs`.
 
-python -m benchmarks.accuracy_picture --picture docs/accuracy.png
+    python -m benchmarks.accuracy_picture --picture docs/accuracy.png
+
+FILES names the result files.
 """
 
 import argparse
@@ -17,8 +19,8 @@ from matplotlib.figure import Figure
 from ddp_trainer.command_line import run_command
 
 RESULTS = Path(__file__).parent / "results"
-OURS = {"fast": "fast_narrow.json", "fast --epochs 26": "fast_26_epochs.json"}
-PUBLISHED: dict[str, str] = {}  # recipes of other projects, trained and evaluated on the same images
+FILES = {"fast": "fast_narrow.json", "fast --epochs 26": "fast_26_epochs.json"}
+COLOR = "tab:blue"
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10)  # PFLOP
 
 
@@ -39,20 +41,17 @@ def read_point(path: Path) -> Point:
     )
 
 
-def draw_point(axes: Axes, name: str, point: Point, *, ours: bool) -> None:
+def draw_point(axes: Axes, name: str, point: Point) -> None:
     """Draws one circle per run, filled with TTA and hollow without, and the mean with TTA beside them."""
-    color = "tab:blue" if ours else "dimgray"
     for accuracies, fillstyle in ((point.without_tta, "none"), (point.with_tta, "full")):
-        axes.plot([point.pflops] * len(accuracies), accuracies, "o", color=color, fillstyle=fillstyle)
+        axes.plot([point.pflops] * len(accuracies), accuracies, "o", color=COLOR, fillstyle=fillstyle)
     mean, count = statistics.mean(point.with_tta), len(point.with_tta)
-    offset, alignment = (8, "left") if ours else (-8, "right")
     axes.annotate(
         f"{name}\n{mean:.2f} %, n = {count}",
         (point.pflops, mean),
-        xytext=(offset, 0),
+        xytext=(8, 0),
         textcoords="offset points",
-        color=color,
-        ha=alignment,
+        color=COLOR,
         va="center",
     )
 
@@ -60,9 +59,8 @@ def draw_point(axes: Axes, name: str, point: Point, *, ours: bool) -> None:
 def draw(path: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for files, ours in ((OURS, True), (PUBLISHED, False)):
-        for name, file in files.items():
-            draw_point(axes, name, read_point(RESULTS / file), ours=ours)
+    for name, file in FILES.items():
+        draw_point(axes, name, read_point(RESULTS / file))
     axes.set_xscale("log")
     axes.set_xlim(0.1, 14)
     axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])

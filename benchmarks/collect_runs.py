@@ -6,7 +6,6 @@ docs/results.md and `benchmarks.accuracy_picture` take their figures from such f
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import InputError
+from data_prep.files import write_json
 from ddp_trainer.command_line import run_command
 from ddp_trainer.report.reproduce import train_command
 from ddp_trainer.tracking.run_record import Run, load_runs
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "runs": [describe(run) for run in runs],
     }
     options.result.parent.mkdir(parents=True, exist_ok=True)
-    options.result.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(options.result, content)
 
 
 if __name__ == "__main__":

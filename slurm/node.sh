@@ -60,11 +60,9 @@ if ((world_size == 1)); then
   launcher=(accelerate launch --config_file launch/one_gpu.yaml)
   unset MASTER_ADDR
 else
-  # On a single node, any free port: if a given one is in use, Accelerate switches to c10d.
-  port=$((SLURM_JOB_NUM_NODES == 1 ? 0 : RENDEZVOUS_PORT))
   launcher=(accelerate launch --config_file launch/multi_node.yaml
     --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$world_size" --machine_rank "$SLURM_NODEID"
-    --main_process_ip "$RENDEZVOUS_HOST" --main_process_port "$port"
+    --main_process_ip "$RENDEZVOUS_HOST" --main_process_port "$RENDEZVOUS_PORT"
     --rdzv_backend static --rdzv_conf timeout=600) # c10d would unpickle what it receives: docs/security.md
   # Accelerate has no flags for these settings: torchrun handles HUP but not TERM, and other nodes know this node by its
   # name in SLURM.

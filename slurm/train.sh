@@ -113,7 +113,9 @@ requeue() {
 }
 
 IFS= read -r RENDEZVOUS_HOST < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-RENDEZVOUS_PORT=$((10000 + SLURM_JOB_ID % 20000)) # below the ports that the system assigns
+# Below the ports that the system assigns. On a single node, any free port (0): if a given one is in use, Accelerate
+# switches to c10d.
+RENDEZVOUS_PORT=$((SLURM_JOB_NUM_NODES == 1 ? 0 : 10000 + SLURM_JOB_ID % 20000))
 STATUS_BEFORE=$(stat_of "$STATUS")
 export RENDEZVOUS_HOST RENDEZVOUS_PORT STATUS_BEFORE DATA_DIR=$data_dir PROCESSES=$processes
 say "job $SLURM_JOB_ID, attempt $attempt: $SLURM_JOB_NUM_NODES x $processes processes on $SLURM_JOB_NODELIST, in $out"

@@ -7,13 +7,11 @@ from typing import Any
 
 from data_prep.dataset import preparation
 from data_prep.json_fields import Setting
+from ddp_trainer.distributed.launch import ONE_MACHINE
 from ddp_trainer.report.settings import LEFT_OUT
 from ddp_trainer.tracking.run_record import Run
 
-LAUNCHER = (
-    "accelerate launch --multi_gpu --num_machines 1 --num_processes {} --main_process_port 0 --mixed_precision no "
-    "--dynamo_backend no"
-)
+LAUNCHER = f"accelerate launch --multi_gpu --num_processes {{}} {' '.join(ONE_MACHINE)}"
 
 
 def reproduce_commands(run: Run) -> list[str]:

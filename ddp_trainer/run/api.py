@@ -17,11 +17,10 @@ from data_prep.errors import require
 from data_prep.files import read_json
 from ddp_trainer.command_line import for_chosen_network, parse_flags, recipe_named
 from ddp_trainer.config import TrainConfig
+from ddp_trainer.distributed.launch import ONE_MACHINE
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.run.directory import new_folder
 from ddp_trainer.run.result import RunResult
-
-ONE_MACHINE = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
 
 
 def configure(recipe: str | TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:

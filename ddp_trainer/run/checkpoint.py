@@ -158,11 +158,11 @@ def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any
         version, size, step = facts["format_version"], facts["bytes"], facts["step"]
         del facts["sha256"]
         actual = (path / STATE).stat().st_size
+        if actual != size:
+            raise CheckpointError(f"{path / STATE} has {actual} bytes instead of {size}")
         expected = _manifest(facts, path / STATE)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} has no readable manifest or state ({_name(error)})") from None
-    if actual != size:
-        raise CheckpointError(f"{path / STATE} has {actual} bytes instead of {size}")
     if step != step_of(path) or text != expected:
         raise CheckpointError(f"{path}: state and manifest do not match their checksum")
     if version != FORMAT_VERSION:

@@ -4,8 +4,6 @@ import errno
 import hashlib
 import os
 import random
-import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +26,7 @@ from ddp_trainer.run.checkpoint import (
 )
 from ddp_trainer.run.checkpoint_saver import CheckpointSaver
 from tests.soak.damage import DAMAGES, FILES, damage_checkpoint
+from tests.support.full_disk import file_size_limit
 from tests.support.trainer import REPOSITORY, environment
 
 
@@ -170,15 +169,10 @@ def test_failed_save_raises_an_error_and_keeps_the_previous_checkpoint(tmp_path:
     checkpoint_saver = CheckpointSaver(tmp_path, keep=1)
     checkpoint_saver.save(state(1), step=1)
     checkpoint_saver.wait()
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    try:
+    with file_size_limit(10_000):
         checkpoint_saver.save(state(2), step=2)
         with pytest.raises(CheckpointError, match=r"step-00000002: 80,000 bytes are needed, [0-9,]+ are free"):
             checkpoint_saver.wait()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
     checkpoint_saver.check()
     checkpoint_saver.close()
     assert names(tmp_path) == ["step-00000001"]

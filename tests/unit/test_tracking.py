@@ -1,8 +1,6 @@
 """Records in JSON lines and TensorBoard, and failures of a tracker. whole_path/test_wandb.py tests W&B itself."""
 
 import json
-import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +13,7 @@ from ddp_trainer.config import TrackingConfig, is_installed
 from ddp_trainer.tracking.metric_files import JsonLines
 from ddp_trainer.tracking.tracker import RunTracker, build_tracker
 from ddp_trainer.train import print_error
+from tests.support.full_disk import file_size_limit
 from tests.support.tracked_runs import record, step_record
 from tests.support.trainer import environment, read_lines
 
@@ -46,15 +45,10 @@ def test_a_resumed_run_records_every_step_once(tmp_path: Path) -> None:
 def test_error_for_an_unwritten_record_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With a limit on the size of files, a line is written only in part, as on a full disk."""
     log = JsonLines(tmp_path / "metrics.jsonl", [record(1)])
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.jsonl").stat().st_size + 10, before[1]))
-    try:
+    with file_size_limit((tmp_path / "metrics.jsonl").stat().st_size + 10):
         with pytest.raises(OSError, match="File too large") as caught:
             log.write(record(2))
         log.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
     print_error(caught.value)
     assert capsys.readouterr().err == f"error: cannot write {tmp_path / 'metrics.jsonl'}: File too large\n"
 
