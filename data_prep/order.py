@@ -15,7 +15,7 @@ class Order(NamedTuple):
     """The samples of an epoch, or those of one rank in the epoch."""
 
     samples: np.ndarray  # positions in the beton file
-    turns: np.ndarray | None  # how often each was drawn earlier in the run; None: once in each earlier epoch
+    turns: np.ndarray | None  # how often each was drawn earlier in the run; None: at most once per epoch
 
 
 def epoch_order(samples: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
@@ -37,8 +37,8 @@ def balanced_order(samples: np.ndarray, labels: np.ndarray, *, count: int, seed:
     classes, drawn, turns = np.unique(labels), [], []
     for place, label in enumerate(classes.tolist()):
         deck = np.asarray(samples, dtype=np.int64)[labels == label]
-        # The draws of a run go to the classes in turn. Each class numbers its own from 0 over the whole run.
-        # `own`: the numbers of this class's draws in this epoch.
+        # The draws of a run go to the classes in turn, and the draws of each class are numbered from 0 over the whole
+        # run. `own`: the numbers of this class's draws in this epoch.
         own = np.arange(*(-(-(draws - place) // len(classes)) for draws in (epoch * count, (epoch + 1) * count)))
         rounds = own // len(deck)
         for number in np.unique(rounds).tolist():

@@ -29,8 +29,8 @@ class ScheduleConfig:
     """Side of the training crops in pixels. Evaluation uses a center crop of the same size. Default: the side of the
     images."""
     small_crops: str = ""
-    """Train on small crops first. SIDE:SHARE,... such as 16:0.3,24:0.7 means: crops of 16 pixels a side until 0.3 of
-    all steps are done, then crops of 24 pixels until 0.7, and crops of the full size after that."""
+    """Train on small crops first, given as SIDE:SHARE,... For example, 16:0.3,24:0.7 means crops of 16 pixels a side
+    until 0.3 of all steps are done, then crops of 24 pixels until 0.7, and crops of the full size after that."""
     freeze_late: str = ""
     """Comma-separated names of parameters, such as features.0.*, to freeze before the end of the run; from then on, no
     gradients are computed for them."""

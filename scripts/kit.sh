@@ -6,15 +6,17 @@
 # Environment: TARGET, the other machine's Python version (default: .venv's); PACKAGES, those to include besides FFCV.
 # On the other machine, scripts/use_kit.sh makes .venv from the kit.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 stop() { echo "error: $*" >&2; exit 2; }
 
 [[ $# -ge 1 ]] || stop "name the folder to make, as in bash scripts/kit.sh kit"
+out=$(realpath -m -- "$1")
+shift
+files=()
+for file; do files+=("$(realpath -m -- "$file")"); done  # they may be relative to the current folder
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
 [[ -x $python ]] || stop "there is no .venv; run make setup first"
-out=$(realpath -m "$1")
-shift
 packages=${PACKAGES:-tyro typeguard docstring-parser simplejpeg xxhash pytest pytest-xdist execnet iniconfig pluggy}
 target=${TARGET:-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')}
 
@@ -33,6 +35,6 @@ wanted >"$requirements"
   --python-version "$target" --platform "manylinux2014_$machine" --platform "manylinux_2_28_$machine" \
   --requirement "$requirements" --dest "$out/wheels"
 bash scripts/ffcv/build.sh .venv "$out/wheels"
-if [[ $# -gt 0 ]]; then cp "$@" "$out"; fi
+if [[ ${#files[@]} -gt 0 ]]; then cp "${files[@]}" "$out"; fi
 echo "kit: $(du -sh "$out" | cut -f1) in $out for Python $target on $machine; next," \
   "on the other machine: bash scripts/use_kit.sh KIT"

@@ -5,19 +5,20 @@
 # PYTHON (default: python3) is the interpreter that has torch. The kit's packages take precedence over this machine's.
 # Finally, the script runs doctor, which prints what is still missing. The exit status is that of doctor.
 set -euo pipefail
+kit=$(realpath -- "${1:-}" 2>/dev/null || true)  # KIT may be relative to the current folder
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 stop() { echo "error: $*" >&2; exit 2; }
 
 python=${PYTHON:-python3}
-compgen -G "${1:-}/wheels/*.whl" >/dev/null || stop "name the folder that scripts/kit.sh made, got '${1:-}'"
+compgen -G "$kit/wheels/*.whl" >/dev/null || stop "name the folder that scripts/kit.sh made, got '${1:-}'"
 [[ ! -e .venv ]] || stop ".venv exists already; remove it to make another from the kit"
 torch=$("$python" -c 'import importlib.util as u; print(u.find_spec("torch").origin)' 2>/dev/null) ||
   stop "$python has no torch; set PYTHON to an interpreter that has it"
 
 "$python" -m venv --without-pip .venv
 site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-for wheel in "$1"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$site"; done
+for wheel in "$kit"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$site"; done
 # addsitedir adds the folder that has torch to sys.path. It also reads the .pth files there, as a plain path would not.
 echo "import site; site.addsitedir('$(dirname "$(dirname "$torch")")')" >"$site/machine.pth"
 echo "$PWD" >"$site/project.pth"

@@ -19,8 +19,8 @@ on_request() {
 }
 trap on_request TERM USR2
 
-# Runs a command in a process group of its own that ignores the signals. The launcher must not see them: torchrun would
-# pass them on to the trainer as a second request, and kill it after half a minute.
+# Runs a command in a process group of its own that ignores the signals. They must not reach torchrun: TERM would make
+# it kill the trainer after TORCH_ELASTIC_SHUTDOWN_TIMEOUT, and USR2 would end torchrun itself.
 run() {
   local status=0
   [[ -z $stop_requested ]] || return 0
@@ -64,8 +64,8 @@ else
     --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$world_size" --machine_rank "$SLURM_NODEID"
     --main_process_ip "$RENDEZVOUS_HOST" --main_process_port "$RENDEZVOUS_PORT"
     --rdzv_backend static --rdzv_conf timeout=600) # c10d would unpickle what it receives: docs/security.md
-  # Accelerate has no flags for these settings: torchrun handles HUP but not TERM, and other nodes know this node by its
-  # name in SLURM.
+  # Accelerate has no flags for these two settings. The first makes torchrun handle HUP, but not TERM. The second is the
+  # name by which other nodes know this node.
   export PET_SIGNALS_TO_HANDLE=SIGHUP PET_LOCAL_ADDR=$SLURMD_NODENAME
   # When a worker has died, the others on its node, which have nothing to save, are killed after this many seconds.
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=10

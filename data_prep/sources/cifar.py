@@ -1,8 +1,8 @@
 """Finds or downloads CIFAR-10 and CIFAR-100, verifies them, and reads them without unpacking anything to the disk.
 
-The archive must have the sha256 below, and each extracted file must have the md5 that torchvision lists. A file is read
-into memory once, so the bytes that are parsed are the bytes that were verified. If the files exist, their folder need
-not be writable.
+An archive must have its sha256 below. If it was extracted earlier, each file must have the md5 that torchvision lists.
+A file is read into memory once, so the bytes that are parsed are the bytes that were verified. If the files exist,
+their folder need not be writable.
 """
 
 import hashlib

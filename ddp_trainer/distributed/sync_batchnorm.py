@@ -79,7 +79,7 @@ def _sum_over_ranks(values: Tensor) -> Tensor:
 def synchronize_batchnorm(model: nn.Module) -> nn.Module:
     """`model` with its BatchNorm layers replaced by synchronized ones with the same parameters and buffers."""
     for layer in list(model.modules()):
-        for name, child in layer.named_children():
+        for name, child in layer._modules.items():  # all names of a shared layer, unlike named_children()
             known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm)
             # Other subclasses are not replaced, because they may do more: those of timm add an activation.
             if isinstance(child, _BatchNorm) and type(child) in known:

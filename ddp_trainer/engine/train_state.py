@@ -1,7 +1,7 @@
 """The content of a checkpoint: everything on which the rest of a run depends.
 
 The order of the images, their augmentation and the learning rate are pure functions of seed and step, so they need no
-state. The states of torch's generators are kept for networks with dropout. The entries `buffers` (running statistics of
+state. Networks with dropout need the states of torch's generators. The entries `buffers` (running statistics of
 BatchNorm), `sums` (of the current epoch) and `generators` differ between ranks, so they have one row for each rank.
 """
 
@@ -54,7 +54,7 @@ class TrainState:
         self.step = 0  # optimizer steps done
         self.history: list[Record] = []  # one record per finished epoch
         self.sums = RunningSums(runtime.device)  # of the current epoch, over this rank's images
-        self.logged_sums = torch.zeros_like(self.sums.values)  # sums of all ranks; the next step record subtracts them
+        self.logged_sums = torch.zeros_like(self.sums.values)  # `sums` over all ranks, as of the last step record
         self.watch = Stopwatch()  # of the current epoch, evaluation excluded
         self.guard = StepGuard(
             model, optimizer, [self.sums.values], scaler=runtime.scaler, clip=clip, timeout=runtime.timeout
@@ -85,7 +85,8 @@ class TrainState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned. The number of processes may have changed since then.
 
-        In that case, running statistics are averaged, and sums are divided equally among the ranks.
+        In that case, running statistics are averaged, sums are divided equally among the ranks, and the states of
+        torch's generators are not restored.
         """
         self._check_buffers(state["buffers"])
         self.step, self.history = state["step"], list(state["history"])
@@ -111,8 +112,8 @@ class TrainState:
         """
         self.watch = Stopwatch()
         self.sums.reset()
-        # `logged_sums` becomes the negative of the sums since the last step record. The next step record subtracts it,
-        # and so covers the end of the previous epoch, too.
+        # A step record has the figures `sums - logged_sums`. The sums start at 0 again, so `logged_sums` is shifted by
+        # the same amount. The next record then also covers the end of the finished epoch.
         self.logged_sums -= sums
         self.guard.start_epoch()
 

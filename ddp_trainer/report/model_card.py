@@ -148,7 +148,7 @@ def limits(run: Run) -> Iterator[str]:
         yield "- If settings were tuned on the test images, the accuracy is too optimistic; `--validation N` holds out"
         yield "  training images to tune on."
     if run.number("steps") == run.settings.get("max_steps"):
-        yield "- `--max-steps` ended the run early: the full recipe may do better."
+        yield "- The run ended at `--max-steps`. If the recipe has more steps, all of them may do better."
     if run.predictions is not None:
         yield from measured_limits(run, run.predictions)
     yield "- Every image gets one of the classes above, whatever it shows, and possibly with a high probability."

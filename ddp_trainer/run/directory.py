@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from data_prep.dataset import DatasetInfo
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # names of the temporary files of `replace_file`
-RESOLVED = ("precision", "accumulate")  # settings for which a run records what it used in place of `auto`
+RESOLVED = ("precision", "accumulate")  # if one of these settings is `auto`, the run records the value that it chose
 PACKAGES = ("torch", "torchvision", "accelerate", "ffcv", "numpy", "wandb")
 
 
@@ -31,7 +31,7 @@ class RunDirectory:
     """The folder of one run, locked by this process so that no other run writes to it.
 
     Raises InputError if another run is using the folder, if it contains a run and `resume` is false, if it contains
-    symbolic links outside wandb/, or if it cannot be written.
+    symbolic links other than those that W&B makes, or if it cannot be written.
     """
 
     def __init__(self, path: Path, *, resume: bool) -> None:

@@ -26,7 +26,7 @@ from ddp_trainer.tracking.tracker import Tracker, build_tracker
 class SilentRecorder(SilentObserver):
     """The recorder of every rank but the main one. It records nothing."""
 
-    also: Observer | None = None  # another observer, to which the main rank's recorder passes on steps and records
+    also: Observer | None = None  # the caller's observer; on the main rank, it also gets steps and records
 
     def say(self, line: str) -> None:
         pass

@@ -1,9 +1,9 @@
 """Mutates a beton file (FFCV's format) many times.
 
 Each mutated file must be refused, or the original images must be read back. The mutations (see `beton_mutations`)
-change the file's tables, its length, or the gaps around the images, but not the pixels. A mutated label may be accepted
-if it is read back as it is in the file, because only the sha256 in dataset.json could detect it. A child process reads
-the files, so that crashes and hangs of FFCV can be counted. The same seed gives the same mutations.
+change the file's tables, its length, or the gaps around the images, but overwrite no pixels. Only the sha256 in
+dataset.json could reveal a mutated label, so the mutated label may be read back. A child process reads the files, so
+that crashes and hangs of FFCV can be counted. The same seed gives the same mutations.
 """
 
 import multiprocessing

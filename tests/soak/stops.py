@@ -174,9 +174,9 @@ def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tu
     codes = job.wait(GRACE_SECONDS)
     outcome.took(time.monotonic() - started)
     outcome.note(number.name)
-    state = json.loads((out / "status.json").read_text())["state"]
     if codes != [0] * scene.processes:
         return number.name, f"exit statuses {codes}: {scene.log(out).read_text()[-2000:]}"
+    state = json.loads((out / "status.json").read_text())["state"]
     if state == "preempted":
         outcome.note("preempted")
         return number.name, saved_at_the_end(out)

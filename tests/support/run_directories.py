@@ -15,7 +15,7 @@ def draw_predictions(num_classes: int, count: int = 300, seed: int = 0) -> dict[
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
     wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:48]
-    indices = np.arange(count) * 3 + 1  # positions in the dataset; only some of its images were evaluated
+    indices = np.arange(count) * 3 + 1  # positions in the evaluated file; only some of its images were evaluated
     return {
         "indices": indices,
         "labels": labels,

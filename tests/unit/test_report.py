@@ -155,7 +155,7 @@ def test_page_of_an_unfinished_run_shows_its_finished_epochs(tmp_path):
     assert "No epoch is finished" in Page(write_report([run])).text
 
 
-def test_report_without_mistakes_replaces_the_old_picture(complete, tmp_path):
+def test_report_of_a_run_without_misclassified_images_replaces_the_old_picture(complete, tmp_path):
     run = shutil.copytree(complete[0], tmp_path / "perfect")
     with np.load(run / "predictions.npz") as found:
         kept = dict(found)

@@ -1,4 +1,4 @@
-"""Wrong input to the trainer: exit status 2, one line with the problem and its fix, and no file is overwritten."""
+"""Runs that cannot start. Wrong input: exit status 2, one line with the problem and its fix, no file overwritten."""
 
 import itertools
 import json

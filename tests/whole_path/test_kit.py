@@ -32,7 +32,7 @@ def project(tmp_path: Path) -> Path:
 def call(project: Path, script: str, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(project / "scripts" / script), *map(str, arguments)]
     environment = {**os.environ, "CALLS": str(project / "calls"), **variables}
-    return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=60)
+    return subprocess.run(command, cwd=project.parent, env=environment, text=True, capture_output=True, timeout=60)
 
 
 def test_kit_has_the_given_files_and_the_wheels_for_the_target_python(project: Path, tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_kit_has_the_given_files_and_the_wheels_for_the_target_python(project: P
     (project / "scripts" / "ffcv" / "build.sh").write_text(RECORD)
     (tmp_path / "photos.tar").write_text("photos")
     kit = tmp_path / "a kit"
-    finished = call(project, "kit.sh", kit, tmp_path / "photos.tar", TARGET="3.12", PACKAGES="tyro typeguard")
+    finished = call(project, "kit.sh", "a kit", "photos.tar", TARGET="3.12", PACKAGES="tyro typeguard")
     assert finished.returncode == 0, finished.stderr
     download, build = (project / "calls").read_text().splitlines()
     assert "--require-hashes --python-version 3.12" in download
@@ -60,10 +60,10 @@ def test_packages_of_the_kit_take_precedence_over_those_of_the_machine(project: 
     (tmp_path / "kit" / "wheels").mkdir(parents=True)
     with zipfile.ZipFile(tmp_path / "kit" / "wheels" / "tyro-1-py3-none-any.whl", "w") as wheel:
         wheel.writestr("tyro/__init__.py", "origin = 'kit'")
-    finished = call(project, "use_kit.sh", tmp_path / "kit", PYTHON=sys.executable)
+    finished = call(project, "use_kit.sh", "kit", PYTHON=sys.executable)
     assert (finished.returncode, finished.stderr) == (3, ""), "the exit status is not that of doctor"
     assert finished.stdout.splitlines()[-1] == "tyro kit"
-    again = call(project, "use_kit.sh", tmp_path / "kit", PYTHON=sys.executable)
+    again = call(project, "use_kit.sh", "kit", PYTHON=sys.executable)
     assert (again.returncode, again.stderr) == (
         2,
         "error: .venv exists already; remove it to make another from the kit\n",

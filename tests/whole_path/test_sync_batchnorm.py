@@ -65,6 +65,12 @@ def test_options_of_batchnorm_are_kept(options: dict[str, Any], monkeypatch: pyt
     assert torch.allclose(ours.eval()(images), plain.eval()(images), rtol=1e-4, atol=1e-4)
 
 
+def test_layer_with_two_names_is_replaced_under_both() -> None:
+    layer = nn.BatchNorm2d(3)
+    model = synchronize_batchnorm(nn.Sequential(layer, nn.ReLU(), layer))
+    assert [type(child) for child in model] == [SyncBatchNorm, nn.ReLU, SyncBatchNorm]
+
+
 def test_layers_without_running_statistics_are_not_averaged() -> None:
     with averaged_batchnorm(nn.BatchNorm1d(3, track_running_stats=False), lambda moments: moments, 2, weight=1.0):
         pass
