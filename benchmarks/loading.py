@@ -13,6 +13,7 @@ the workers start, does not count.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from benchmarks.rounds import WORKERS, OurEpochs, compare, torchvision_epochs
 from data_prep.augment import Augmenter
 from data_prep.dataset import DatasetInfo, read_dataset
 from data_prep.loader import StreamLoader, build_loader
+from ddp_trainer.command_line import run_command
 from ddp_trainer.distributed.hardware import resolve_device
 from ddp_trainer.recipes import baseline
 
@@ -97,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -13,6 +13,7 @@ has one worker (ours: one thread) per core.
 """
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from data_prep.dataset import write_dataset
 from data_prep.encoding import RAW, Encoding
 from data_prep.loader import StreamLoader
 from data_prep.sources.folder import FolderImages
+from ddp_trainer.command_line import run_command
 from ddp_trainer.distributed.hardware import resolve_device
 from ddp_trainer.recipes import photos
 
@@ -114,4 +116,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

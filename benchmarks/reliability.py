@@ -18,6 +18,7 @@ are printed as well.
 import argparse
 import contextlib
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,12 +26,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
+from benchmarks.loops import first_batch
 from benchmarks.results import write_result
 from data_prep.dataset import read_dataset
 from data_prep.loader import Batch
+from ddp_trainer.command_line import run_command
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import StopRequest
@@ -132,7 +134,7 @@ def main() -> None:
         saver = CheckpointSaver(Path(folder) / "checkpoints", keep=2) if runtime.is_main else None
         observer = SilentObserver() if saver is None else SavingObserver(saver)
         trainer = build_trainer(config, runtime, read_dataset(options.data_dir), observer=observer)
-        batch = next(iter(trainer.data.loader.batches([np.arange(trainer.data.loader.batch_size)])))
+        batch = first_batch(trainer.data.loader)
         rounds = [measure_round(trainer, batch, saver) for _ in range(options.rounds + 1)][1:]
         state_bytes = size_in_bytes(trainer.state.state_dict())
         if saver is not None:
@@ -155,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

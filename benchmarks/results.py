@@ -1,6 +1,5 @@
 """Writes the figures of a benchmark with date, hardware, versions and conditions."""
 
-import json
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from data_prep.files import write_json
 from ddp_trainer.distributed.hardware import cpu_name
 from ddp_trainer.run.directory import git_commit, package_versions
 
@@ -26,7 +26,7 @@ def write_result(path: Path, figures: Mapping[str, float], **conditions: Any) ->
         "conditions": conditions,
         "figures": {name: round(value, 4) for name, value in figures.items()},
     }
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(path, content)
 
 
 def gpu_names() -> list[str]:

@@ -71,7 +71,7 @@ def synchronize() -> None:
 def measure(
     config: TrainConfig, side: int, *, loops: Sequence[str], rounds: int, steps: int
 ) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """Images/s of each loop by name, for each round; and, on a GPU, the costs of a step by name.
+    """For each round, the images/s by loop; on a GPU, also costs of a step, by names such as ours_host_milliseconds.
 
     Raises InputError if a loop fails.
     """

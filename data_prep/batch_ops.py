@@ -100,12 +100,12 @@ def batch_cutout(images: Tensor, top: Tensor, left: Tensor, *, side: int) -> Ten
     return _images(_rows(images).masked_fill_(blank, 0), channels)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache
 @torch.inference_mode(False)
 def _windows(length: int, size: int, device: torch.device, repeats: int = 1) -> Tensor:
     """(length, length * repeats) bool: row k is True at positions k to k + size - 1, of `repeats` columns each.
 
-    The result is cached, so that each step only takes rows from it.
+    The result is cached, so that each step only takes rows from it. A CUDA graph may keep using it.
     """
     offset = torch.arange(length) - torch.arange(length)[:, None]
     return ((offset >= 0) & (offset < size)).repeat_interleave(repeats, dim=1).to(device)
@@ -117,7 +117,7 @@ def batch_normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, .
     return _images(_rows(images).to(dtype).mul_(scale).add_(shift), images.shape[1])
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 @torch.inference_mode(False)
 def _scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], width: int, dtype: torch.dtype, device: torch.device

@@ -1,6 +1,5 @@
 """A prepared dataset: a folder with train.beton, test.beton and dataset.json, which describes them."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from data_prep.beton_writer import write_betons
 from data_prep.color_statistics import ColorCounts
 from data_prep.encoding import RAW, Encoding
 from data_prep.errors import InputError, quoted, shell_path
-from data_prep.files import DISK_FULL, open_regular, read_json, sync_file, sync_folder
+from data_prep.files import DISK_FULL, file_sha256, read_json, sync_file, sync_folder
 from data_prep.manifest import FORMAT_VERSION, MANIFEST, SPLITS, DatasetInfo, SplitInfo, parse_manifest
 from data_prep.parallel import map_in_order, num_threads
 from data_prep.sources import SOURCES, Findings, Source, Split
@@ -106,7 +105,9 @@ def _check_space(source: Source, out: Path, encoding: Encoding) -> None:
 def _remove_left_behind(out: Path) -> None:
     """Removes what killed processes left in `out`, but not the folder of a process that is still alive."""
     for folder in out.glob(".writing-*"):
-        if not Path("/proc", folder.name.removeprefix(".writing-")).exists():
+        owner = folder.name.removeprefix(".writing-")
+        # In a container, a killed process may have had the same id as this one.
+        if owner == str(os.getpid()) or not Path("/proc", owner).exists():
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -243,8 +244,3 @@ def verify_dataset(directory: Path, info: DatasetInfo, *, full: bool) -> None:
                 raise InputError(f"{path} is damaged (sha256 differs from {MANIFEST}); prepare the data again")
     except InputError as error:
         raise InputError(f"{error}: {preparation(directory, asdict(info))}") from None
-
-
-def file_sha256(path: Path) -> str:
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,5 +1,7 @@
 """The exception for wrong input, and functions that make values safe to quote in a message."""
 
+from __future__ import annotations  # ddp_trainer.doctor imports this module, and runs on older Pythons, too
+
 import shlex
 import unicodedata
 from pathlib import Path

@@ -1,6 +1,7 @@
 """Writes files atomically, and limits the size and depth of the JSON it reads, which may come from somebody else."""
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -87,17 +88,22 @@ def _require_regular(status: os.stat_result, path: Path) -> None:
         raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
+def file_sha256(path: Path) -> str:
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     replace_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in `path`, or None if there is no such file. Raises InputError for anything else."""
     try:
         with open_regular(path) as file:
-            text = file.read(max_bytes + 1)
-        if len(text) > max_bytes:
-            raise ValueError(f"larger than {max_bytes:,} bytes")
+            text = file.read(MAX_JSON_BYTES + 1)
+        if len(text) > MAX_JSON_BYTES:
+            raise ValueError(f"larger than {MAX_JSON_BYTES:,} bytes")
         content = json.loads(text)
         if not isinstance(content, dict):
             raise ValueError("not a JSON object")

@@ -1,7 +1,8 @@
 """Detects that a file changes while a run reads it."""
 
-import hashlib
 from pathlib import Path
+
+from data_prep.files import file_sha256
 
 
 class DatasetChanged(RuntimeError):
@@ -45,7 +46,6 @@ class WatchedFile:
 
     def _read_sha256(self) -> str | None:
         try:
-            with self.path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            return file_sha256(self.path)
         except OSError:
             return None

@@ -205,12 +205,8 @@ class TrainConfig:
 
     def flat(self) -> dict[str, Any]:
         """{name: value} of all settings, with values that JSON can represent."""
-        values: dict[str, Any] = {}
-        for section in dataclasses.fields(self):
-            part = getattr(self, section.name)
-            if dataclasses.is_dataclass(part) and not isinstance(part, type):
-                values |= dataclasses.asdict(part)
-        return {name: _json_value(value) for name, value in values.items()}
+        sections = [part for part in dataclasses.asdict(self).values() if isinstance(part, dict)]
+        return {name: _json_value(value) for section in sections for name, value in section.items()}
 
     def fixed_on_resume(self) -> dict[str, Any]:
         """The settings that must not change when a run is resumed."""

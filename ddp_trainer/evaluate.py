@@ -18,7 +18,7 @@ from data_prep.dataset import DatasetInfo, read_dataset, verify_dataset
 from data_prep.errors import InputError, quoted
 from data_prep.json_fields import Fields
 from data_prep.loader import build_loader
-from data_prep.sources.listing import name_some
+from data_prep.sources import name_some
 from ddp_trainer.command_line import parse_flags, program_name, run_command
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.launch import Launch
@@ -39,7 +39,7 @@ class EvaluateConfig:
     class of the dataset must have the name of a class of the run. The dataset needs no training images."""
     tta: bool = False
     """Test-time augmentation: for uncertain images, average the logits of shifted and mirrored copies. Copies are
-    shifted only if the run cropped at random positions, and mirrored only if it did not use --flip none."""
+    shifted only if the run cropped at random positions, and mirrored unless it used --flip none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda if torch finds a usable GPU, else cpu."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -103,7 +103,7 @@ def labels_of_the_run(spec: ModelSpec, dataset: DatasetInfo, data_dir: Path) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 for success, 1 if an image is damaged or the file changes, 2 for wrong input."""
+    """Returns the exit status: 0 for success, 1 if the dataset is damaged or changes meanwhile, 2 for wrong input."""
 
     def evaluate() -> None:
         figures = evaluate_run(parse_flags(EvaluateConfig, argv, prog=program_name("ddp_trainer.evaluate")))

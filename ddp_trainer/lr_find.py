@@ -138,8 +138,8 @@ def range_test(trainer: Trainer, sweep: RangeConfig) -> LossCurve:
             if curve.diverged or step == sweep.steps:
                 break
         trainer.guard.settle()
-    except NonFinite as error:  # a loss or gradient is infinite or NaN
-        curve.add(sweep.rate(error.step), math.nan)
+    except NonFinite:  # a loss or gradient is infinite or NaN
+        curve.diverged = True
     return curve
 
 

@@ -18,6 +18,7 @@ from typing import Literal
 
 from data_prep.dataset import read_dataset
 from data_prep.errors import InputError, require
+from data_prep.files import replace_file
 from ddp_trainer.command_line import parse_command_line, program_name, run_command, take_recipe
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.recipes import RECIPES
@@ -178,7 +179,7 @@ def train_all(sweep: Sweep) -> int:
 
 def write_table(sweep: Sweep) -> None:
     table = results_table([run.out for run in sweep.runs])
-    (sweep.out / TABLE).write_text(table)
+    replace_file(sweep.out / TABLE, table.encode())
     print(table, end="", flush=True)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.files import DISK_FULL
 from data_prep.streams import forgiving_output
 from ddp_trainer.distributed.faults import reported_faults
-from ddp_trainer.distributed.signals import Preempted, StopRequest
+from ddp_trainer.distributed.signals import Preempted, StopRequest, exit_process
 
 # Disk errors, such as a full disk. They are reported without a traceback.
 DISK_ERRORS = {*DISK_FULL, errno.EROFS, errno.EIO}
@@ -95,29 +95,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 if the run is finished or was stopped by a signal, 2 for wrong input, 1 otherwise."""
     stop = StopRequest()
     with stop.listening(), reported_faults():
-        return _main(sys.argv[1:] if argv is None else argv, stop)
+        from ddp_trainer.command_line import parse_command_line, program_name, run_command
+        from ddp_trainer.recipes import RECIPES, describe_recipes
 
+        def run() -> None:
+            words, program = sys.argv[1:] if argv is None else argv, program_name("ddp_trainer.train")
+            train(parse_command_line(words, RECIPES, prog=program, description=describe_recipes()), stop)
 
-def _main(argv: Sequence[str], stop: StopRequest) -> int:
-    from ddp_trainer.command_line import parse_command_line, program_name, run_command
-    from ddp_trainer.recipes import RECIPES, describe_recipes
-
-    def run() -> None:
-        program = program_name("ddp_trainer.train")
-        config = parse_command_line(argv, RECIPES, prog=program, description=describe_recipes())
-        train(config, stop)
-
-    try:
-        return run_command(run)
-    except Exception as error:
-        print_error(error)
-        return 1
+        try:
+            return run_command(run)
+        except Exception as error:
+            print_error(error)
+            return 1
 
 
 def main_process() -> None:
     """Calls `main` and ends the process. Entry point of `python -m ddp_trainer.train` and `ddp-train`."""
-    from ddp_trainer.distributed.signals import exit_process
-
     exit_process(main())
 
 

@@ -20,17 +20,17 @@ python=.venv/bin/python
 packages=${PACKAGES:-tyro typeguard docstring-parser simplejpeg xxhash pytest pytest-xdist execnet iniconfig pluggy}
 target=${TARGET:-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')}
 
-# Prints the lines of constraints.txt for $packages, with their hashes.
-wanted() {
-  awk -v names=" $packages " '/^[^ #]/ { keep = index(names, " " substr($1, 1, index($1, "==") - 1) " ") } keep' \
-    constraints.txt
-}
+for name in $packages; do
+  grep -q "^$name==" constraints.txt || stop "constraints.txt has no package $name; correct PACKAGES"
+done
 
 mkdir -p "$out/wheels"
 machine=$(uname -m)
 requirements=$(mktemp)
 trap 'rm -f "$requirements"' EXIT
-wanted >"$requirements"
+# The lines of constraints.txt for $packages, with their hashes.
+awk -v names=" $packages " '/^[^ #]/ { keep = index(names, " " substr($1, 1, index($1, "==") - 1) " ") } keep' \
+  constraints.txt >"$requirements"
 "$python" -m pip --disable-pip-version-check --quiet download --no-deps --only-binary :all: --require-hashes \
   --python-version "$target" --platform "manylinux2014_$machine" --platform "manylinux_2_28_$machine" \
   --requirement "$requirements" --dest "$out/wheels"

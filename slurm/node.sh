@@ -39,14 +39,13 @@ run() {
   return "$status"
 }
 
-staged=''
 if [[ -n ${DDP_STAGE_DIR:-} ]]; then
   folder=$DDP_STAGE_DIR
   [[ $folder != tmpdir ]] || folder=${TMPDIR:-/tmp}
   # mktemp gives the copy a name that nobody else can guess, and the mode 0700, so that nobody else can read it. If a
   # killed attempt of this job has left a copy, it is removed.
-  prefix=ddp-trainer-$SLURM_JOB_ID-$SLURM_NODEID
-  mkdir -p "$folder" && find "$folder" -maxdepth 1 -type d -user "$(id -u)" -name "$prefix-*" -exec rm -rf {} +
+  prefix=ddp-trainer-$SLURM_JOB_ID-$SLURMD_NODENAME # a node may have another number in the next attempt
+  mkdir -p "$folder" && find "$folder" -maxdepth 1 -type d -user "$(id -u)" -name "$prefix-????????" -exec rm -rf {} +
   staged=$(mktemp -d "$folder/$prefix-XXXXXXXX") ||
     stop "no folder can be created in $folder on $(uname -n); set DDP_STAGE_DIR to another folder, or leave it empty"
   trap 'rm -rf "$staged"' EXIT

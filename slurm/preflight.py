@@ -1,4 +1,4 @@
-"""Checks a job's arguments, dataset, GPUs and run directory before the job keeps its nodes busy.
+"""Checks a job's arguments, dataset, GPUs and run directory before the job starts its processes.
 
 `python -m slurm.preflight [RECIPE] [--flag value ...]`, run in the job, prints the run directory, the folder of the
 dataset and the number of processes per node, one per line. If something is wrong, it prints one line on stderr and ends

@@ -34,7 +34,8 @@ source slurm/job.sh
 [[ ${SLURM_NTASKS_PER_NODE:-1} == 1 ]] ||
   stop "leave --ntasks-per-node at 1: one launcher on each node starts a process for each GPU"
 max_stalled=${DDP_MAX_STALLED:-5}
-is_number "$max_stalled" || stop "DDP_MAX_STALLED must be a whole number, got $max_stalled"
+{ is_number "$max_stalled" && ((max_stalled >= 1)); } ||
+  stop "DDP_MAX_STALLED must be a whole number of at least 1, got $max_stalled"
 
 given=
 (($# == 0)) || given=$(printf ' %q' "$@")
@@ -48,11 +49,11 @@ if [[ ${1:-} == --sweep ]]; then
   set -- "${line[@]}" "${@:3}"
 fi
 
-# One task of a job array has the id of the whole array as its SLURM_JOB_ID, so `job` must be ARRAYID_TASKID.
+# In exactly one task of a job array, SLURM_JOB_ID is the id of the whole array. ARRAYID_TASKID is always a single task.
 job=$SLURM_JOB_ID
 [[ -z ${SLURM_ARRAY_TASK_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
-# This cluster's settings come before the user's: if a flag is given twice, the last one counts.
+# The flags for DDP_RUNS_DIR and DDP_DATA_DIR come before the user's, because the last one of two equal flags counts.
 arguments=()
 if [[ $# -gt 0 && $1 != -* ]]; then
   arguments+=("$1")
@@ -64,7 +65,7 @@ arguments+=("$@")
 attempt=$((${SLURM_RESTART_COUNT:-0} + 1))
 ((attempt == 1)) || arguments+=(--resume)
 
-# Reports wrong input in one line, before any node is kept busy.
+# Reports wrong input in one line, before srun starts anything.
 { IFS= read -r out && IFS= read -r data_dir && read -r processes; } < <(
   "$python" -m slurm.preflight "${arguments[@]}"
 ) || exit 2
@@ -83,8 +84,8 @@ if ((attempt > 1)) && [[ $(state_of_run) == "done" ]]; then
   exit 0
 fi
 
-# The file `attempts` in the run directory names the checkpoint that the last attempt started from, and counts the
-# consecutive earlier attempts without a new checkpoint. Attempts that SLURM itself requeued (preemption, lost node)
+# Each attempt writes two values to the file `attempts` in the run directory: the newest checkpoint at its start, and
+# how many attempts in a row before it saved no new checkpoint. Attempts that SLURM itself requeued (preemption, lost node)
 # count, too.
 began_with=$(newest_checkpoint) stalled=0
 if [[ $attempt -gt 1 && -f $out/attempts ]]; then
@@ -113,8 +114,8 @@ requeue() {
 }
 
 IFS= read -r RENDEZVOUS_HOST < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-# Below the ports that the system assigns. On a single node, any free port (0): if a given one is in use, Accelerate
-# switches to c10d.
+# On several nodes, a port below those that the system assigns. On a single node, 0 (any free port): if a chosen port
+# were in use, Accelerate would switch to c10d, which is unsafe (docs/security.md).
 RENDEZVOUS_PORT=$((SLURM_JOB_NUM_NODES == 1 ? 0 : 10000 + SLURM_JOB_ID % 20000))
 STATUS_BEFORE=$(stat_of "$STATUS")
 export RENDEZVOUS_HOST RENDEZVOUS_PORT STATUS_BEFORE DATA_DIR=$data_dir PROCESSES=$processes
@@ -128,9 +129,9 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per
   bash slurm/node.sh "${arguments[@]}" || result=$?
 
 # The launchers turn every failure into exit status 1, but status.json says what happened. If another node wrote this
-# file, the change may become visible late. If this attempt did not write the file, `state` is set to `none`, except for
-# done:0 (state:exit status), because an earlier job may have finished the run. none:0 means that this attempt was
-# stopped before the first step.
+# file, the change may become visible late. If this attempt did not write the file, `state` becomes `none`. Exception:
+# if the exit status is 0, `done` stays, because an earlier job may have finished the run. none:0 (state:exit status) means
+# that this attempt was stopped before the first step.
 for ((waited = 0; waited < 30; waited++)); do
   state=$(state_of_run)
   [[ $(stat_of "$STATUS") != "$STATUS_BEFORE" || $state:$result == done:0 ]] || state=none

@@ -32,7 +32,11 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    def rank(item: pytest.Item) -> tuple[int, bool]:
+        stem = item.path.stem
+        return LONGEST.index(stem) if stem in LONGEST else len(LONGEST), "unit" in item.path.parts
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -80,6 +84,13 @@ def jpeg_cifar_dir() -> Path:
     if not root:
         pytest.skip("CIFAR10_JPEG_ROOT, the folder of real images, is not set")
     return Path(root)
+
+
+@pytest.fixture
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the pictures out of reports, because drawing them takes most of the time."""
+    monkeypatch.setattr("ddp_trainer.report.html.to_svg", lambda figure: "<svg></svg>")
+    monkeypatch.setattr("ddp_trainer.report.write.draw_pictures", lambda runs: {})
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """The stages of the acceptance run, most valuable first, because late stages are left out if time runs short."""
 
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ class Plan:
 
 def all_stages(plan: Plan) -> list[Stage]:
     return [
-        Stage("machine", 60, [*_nvidia_smi(plan), _python("ddp_trainer.doctor")]),
+        Stage("machine", 60, [*([] if plan.rehearse else [("nvidia-smi",)]), _python("ddp_trainer.doctor")]),
         Stage("data", 90, [_prepare(plan)]),
         Stage("tests", 150, [_tests(plan)]),
         Stage("fast", 60, [_train(plan, "fast")]),
@@ -55,10 +54,6 @@ def all_stages(plan: Plan) -> list[Stage]:
 
 def _python(module: str, *arguments: str | Path) -> Command:
     return (sys.executable, "-W", "ignore", "-m", module, *arguments)
-
-
-def _nvidia_smi(plan: Plan) -> list[Command]:
-    return [] if plan.rehearse or shutil.which("nvidia-smi") is None else [("nvidia-smi",)]
 
 
 def _prepare(plan: Plan) -> Command:

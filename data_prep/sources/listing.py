@@ -108,7 +108,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _list_classes(listing: Listing) -> None:
-    named: dict[str, str] = {}  # folder name without invisible characters -> the name
+    named: dict[str, str] = {}  # folder name without invisible characters -> folder name
     for entry in _entries(listing.root):
         if entry.name.startswith("."):
             listing.hidden += 1

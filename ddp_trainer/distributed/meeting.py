@@ -36,4 +36,5 @@ def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+        timer.join()  # a `report` that has already begun would change the next line's setting
         stop.end_at_first_signal(False)

@@ -55,9 +55,10 @@ class Runtime:
         choose_interface()
         patience = timedelta(seconds=max(config.process_group_timeout, STARTUP_SECONDS))
         launch = Launch.from_environment()
+        on_cpu = resolve_device(config) == "cpu"  # before environment_of hides ACCELERATE_USE_CPU
         with meeting(launch, stop):
             with environment_of(launch.variables()):
-                self._accelerator = self._build_accelerator(patience)
+                self._accelerator = self._build_accelerator(patience, on_cpu=on_cpu)
             # Control messages are sent with gloo, between CPUs, so that they never wait for a device.
             self._control = _control_group(patience) if launch.world_size > 1 else None
         self.device: torch.device = self._accelerator.device
@@ -78,7 +79,7 @@ class Runtime:
         self.stop = StopAgreement(stop, self._control)
         torch.manual_seed(config.seed)
 
-    def _build_accelerator(self, patience: timedelta) -> Accelerator:
+    def _build_accelerator(self, patience: timedelta, *, on_cpu: bool) -> Accelerator:
         """Joins the other processes. Every setting that affects the weights is passed to Accelerate as an argument."""
         compressed = self.config.gradient_compression == "bf16"
         # BatchNorm's buffers are averaged before each evaluation, so DDP need not broadcast them in each step.
@@ -90,7 +91,7 @@ class Runtime:
             comm_hook=DDPCommunicationHookType.BF16 if compressed else DDPCommunicationHookType.NO,
         )
         return Accelerator(
-            cpu=resolve_device(self.config) == "cpu",
+            cpu=on_cpu,
             mixed_precision="no" if self.precision == "fp32" else self.precision,
             dynamo_backend="no",
             gradient_accumulation_steps=1,  # the trainer itself accumulates gradients

@@ -22,7 +22,7 @@ def prepare_network(config: TrainConfig, dataset: DatasetInfo, *, load_weights: 
     InputError if the network cannot be built or trained.
     """
     spec, name = ModelSpec.of(dataset, config), config.network.network
-    network, lines = build_network(config.network, spec), []
+    network, lines = build_network(config.network, spec).train(), []
     sides = config.schedule.crop_sides(spec.image_size)
     channels_last = config.runtime.channels_last
     unused = check_network(network, name, num_classes=len(spec.classes), sides=sides, channels_last=channels_last)

@@ -21,10 +21,8 @@ class RunningSums:
     They are divided only at the end, because a mean of batch means is wrong if batches differ in size.
     """
 
-    SIZE = 3
-
     def __init__(self, device: torch.device) -> None:
-        self.values = torch.zeros(self.SIZE, dtype=torch.float64, device=device)
+        self.values = torch.zeros(3, dtype=torch.float64, device=device)
 
     def add(self, losses: Tensor, hits: Tensor) -> None:
         """Adds a batch: `losses` (N,) and `hits` (N,) bool. The host does not read them."""
@@ -52,9 +50,7 @@ class Stopwatch:
         self._started = time.perf_counter()
 
     def stop(self) -> None:
-        if self._started is not None:
-            self.seconds += time.perf_counter() - self._started
-            self._started = None
+        self.seconds, self._started = self.read(), None
 
     def read(self) -> float:
         running = 0.0 if self._started is None else time.perf_counter() - self._started

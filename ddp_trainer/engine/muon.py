@@ -36,13 +36,11 @@ class Muon(torch.optim.Optimizer):
     # With this flag, gradient scalers and `step_guard.step_unless` set `found_inf` instead of waiting for its value.
     _step_supports_amp_scaling = True
 
-    def __init__(
-        self, groups: Iterable[dict[str, Any]], *, lr: float, muon_momentum: float = 0.6, momentum: float = 0.85
-    ) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "muon": None})
+    def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": 0.85, "weight_decay": 0.0, "muon": None})
         for group in self.param_groups:
             if group["muon"]:
-                group["momentum"] = muon_momentum
+                group["momentum"] = 0.6
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

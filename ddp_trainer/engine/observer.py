@@ -6,7 +6,7 @@ so the loop never asks which rank it runs on.
 
 from typing import Any, Protocol
 
-from ddp_trainer.tracking.console import Progress, build_progress
+from ddp_trainer.tracking.console import Progress, SilentProgress
 from ddp_trainer.tracking.metric_files import Record
 
 
@@ -45,7 +45,7 @@ class SilentObserver:
     """Ignores all reports. Used on every rank but the main one, and by callers that need no reports."""
 
     def __init__(self) -> None:
-        self.progress: Progress = build_progress(enabled=False)
+        self.progress: Progress = SilentProgress()
 
     def step_done(self, step: int) -> None:
         pass

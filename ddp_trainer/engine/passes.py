@@ -48,13 +48,17 @@ class Need(NamedTuple):
 
 
 def passes_to_try(images: int, *, fitting: int, smallest_share: int) -> range:
-    """Numbers of passes over `images` with at most `fitting` images in each, in ascending order.
+    """The numbers of passes to try, in ascending order.
 
-    `smallest_share`: number of images of the rank that has the fewest. If possible, every pass has at least two images,
-    because one may be too little for BatchNorm.
+    `images`: how many images the passes share. `fitting`: how many fit into memory at once. `smallest_share`: number of
+    images of the rank that has the fewest.
     """
-    most = max(smallest_share // 2, 1)
-    return range(-(-images // fitting), most + 1) if fitting > 0 else range(0)
+    return range(-(-images // fitting), most_passes(smallest_share) + 1) if fitting > 0 else range(0)
+
+
+def most_passes(share: int) -> int:
+    """The largest number of passes over `share` images. BatchNorm may need two images in each pass."""
+    return max(share // 2, 1)
 
 
 def resolve_passes(
@@ -91,14 +95,15 @@ def _fewest_passes(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, 
     is_tried = runtime.device.type == "cuda" and not config.runtime.sync_bn
     sizes = ((number, (-(-images // number), side)) for number in numbers)
     own = (number for number, size in sizes if not is_tried or has_room(model, runtime, size, need.fixed))
-    answer = torch.tensor([next(own, math.inf), need.fixed + 2 * need.per_image, available], dtype=torch.float64)
+    least = need.fixed + need.per_image * math.ceil(images / most_passes(smallest))  # bytes for the smallest pass
+    answer = torch.tensor([next(own, math.inf), least, available], dtype=torch.float64)
     answers = runtime.gather(answer.to(runtime.device)).cpu()
     rank = int(answers[:, 0].argmax())
     passes, needed, available = answers[rank].tolist()
     require(
         passes < math.inf,
         f"--accumulate auto: on rank {rank}, even the smallest passes over images of {side} pixels do not fit into "
-        f"memory (estimate for 2 images: {needed / 1e9:.2f} GB, of {available / 1e9:.2f} GB that the run may use); "
+        f"memory (they need about {needed / 1e9:.2f} GB, and this rank may use {available / 1e9:.2f} GB); "
         "use a smaller --batch-size or --train-size",
     )
     return int(passes)

@@ -47,6 +47,12 @@ class StepProfiler:
             if not self._steps_left:
                 self._profiler.stop()
 
+    def close(self) -> None:
+        """Ends an unfinished trace. Otherwise, torch could not start another one in this process."""
+        if self._steps_left:
+            self._steps_left = 0
+            self._profiler.stop()
+
 
 def write_profile(profiler: Any, steps: int, folder: Path) -> None:
     """Writes the trace and prints the table. If this fails, prints a warning; the run continues."""

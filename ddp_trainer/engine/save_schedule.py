@@ -25,8 +25,9 @@ class SaveSchedule:
         self._saved_at = time.monotonic()
 
     def after_step(self, step: int) -> bool:
-        """Whether to save after `step` steps. False at the end of an epoch, where `after_epoch` decides."""
-        return bool(self._every) and step % self._every == 0 and step % self._steps_per_epoch != 0
+        """Whether to save after `step` steps. False at the end of an epoch or the run, where `after_epoch` decides."""
+        is_end = step % self._steps_per_epoch == 0 or step == self._last_step
+        return bool(self._every) and step % self._every == 0 and not is_end
 
     def after_epoch(self, step: int) -> bool:
         """Whether to save after an epoch that ends after `step` steps. A collective operation on GPUs."""

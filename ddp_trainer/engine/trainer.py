@@ -22,6 +22,7 @@ from ddp_trainer.engine.data import RunData
 from ddp_trainer.engine.device_step import DeviceStep
 from ddp_trainer.engine.ema import Ema
 from ddp_trainer.engine.evaluation import Evaluation
+from ddp_trainer.engine.host_copy import PendingValues
 from ddp_trainer.engine.metrics import averages
 from ddp_trainer.engine.observer import Observer
 from ddp_trainer.engine.optim import LearningRates, zero_momentum
@@ -104,7 +105,7 @@ class Trainer:
     def steps(self, epoch: int, *, until: int | None = None) -> Iterator[int]:
         """Takes the remaining steps of `epoch`, at most up to step `until`. After each, yields the run's step count.
 
-        Raises Preempted at the end of a step if any rank was asked to stop: see `StopAgreement`.
+        Raises Preempted after a step if any rank was asked to stop: see `StopAgreement`.
         """
         before = epoch * self.steps_per_epoch
         rows = slice(self.state.step - before, None if until is None else until - before)
@@ -112,9 +113,10 @@ class Trainer:
             self.runtime.stop.announce()
             self.train_step(batch, epoch, draws)
             self._log_step(epoch)
-            if self.runtime.stop.agreed():
-                raise Preempted
+            must_stop = self.runtime.stop.agreed()
             yield self.state.step
+            if must_stop:
+                raise Preempted
 
     def train_step(self, batch: Batch, epoch: int, draws: Tensor | None = None) -> None:
         """Takes one step, or skips it if the loss or a gradient is not finite.
@@ -220,7 +222,8 @@ class Trainer:
 
     def _progress_values(self) -> dict[str, float]:
         """Figures for the progress bar, computed from this rank's images, so that no other rank is involved."""
-        own = averages(self.state.sums.values)
+        # With a time limit, because the current step may wait for a process that has died.
+        own = averages(PendingValues(self.state.sums.values).read(timeout=self.runtime.timeout))
         done = own.num_images * self.config.schedule.batch_size / self.data.loader.batch_size
         return {
             "loss": own.loss,

@@ -37,7 +37,7 @@ def load_initial_weights(network: nn.Module, source: Path) -> Loaded:
     weights = read_weights(source)
     own = network.state_dict()
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
-    trained = [name for name in fitting if name in dict(network.named_parameters())]
+    trained = [name for name, _ in network.named_parameters() if name in fitting]
     require(bool(trained), f"--init-from {source}: no tensor in it has the name and shape of a network parameter")
     network.load_state_dict({**own, **fitting})
     return Loaded(

@@ -5,7 +5,6 @@ An unknown name is reported in one line.
 
 import difflib
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from data_prep.errors import InputError, require
+from ddp_trainer.config import is_installed
 from ddp_trainer.models.custom_resnet import CustomResNet
 
 BUILT_IN = "custom_resnet"
@@ -50,8 +50,7 @@ def _from_torchvision(name: str, model: str) -> Callable[..., nn.Module]:
 
 
 def _from_timm(name: str, model: str) -> Callable[..., nn.Module]:
-    if importlib.util.find_spec("timm") is None:
-        raise InputError(f"--network {name} needs the package timm; run `pip install timm`")
+    require(is_installed("timm"), f"--network {name} needs the package timm; run `pip install timm`")
     timm = importlib.import_module("timm")
     known = timm.list_models()
     require(model in known, f"--network {name}: timm has no such model{_similar(model, known)}")

@@ -99,7 +99,7 @@ class ModelSpec:
             ("widths must be four numbers", len(spec.widths) != 4),
             (f"activation must be one of {', '.join(ACTIVATIONS)}", spec.activation not in ACTIVATIONS),
             (f"flip must be one of {', '.join(FLIPS)}", spec.flip not in FLIPS),
-            (f"this release does not know its field {short_repr(min(unknown, default=''))}", unknown),
+            (f"this release does not know the field {short_repr(min(unknown, default=''))}", unknown),
         ):
             require(not found, f"{path} cannot be used as a model description: {problem}")
         return spec

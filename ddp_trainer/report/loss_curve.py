@@ -1,7 +1,5 @@
 """The result of a learning rate range test: the loss at each rate, when to stop, what to suggest, and a picture."""
 
-import math
-
 DIVERGED = 4.0  # the smoothed loss has diverged if it exceeds this multiple of its lowest value, as in fastai
 # The smoothed loss is an average over this share of the steps. The "first steps" below are that many steps.
 SHARE = 0.1
@@ -24,13 +22,7 @@ class LossCurve:
         self._average = 0.0
 
     def add(self, rate: float, loss: float) -> None:
-        """Adds a step. Sets `diverged` if the smoothed loss is far above its lowest value, or the loss is not finite.
-
-        A loss that is not finite is left out of the curve.
-        """
-        if not math.isfinite(loss):
-            self.diverged = True
-            return
+        """Adds a step. Sets `diverged` if the smoothed loss is far above its lowest value."""
         self.rates.append(rate)
         self.losses.append(loss)
         self._average = self._keep * self._average + (1 - self._keep) * loss

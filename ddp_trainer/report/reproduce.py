@@ -1,13 +1,14 @@
 """The commands that repeat a run, built from its config.json."""
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data_prep.dataset import preparation
 from data_prep.json_fields import Setting
+from ddp_trainer.command_line import for_chosen_network
 from ddp_trainer.distributed.launch import ONE_MACHINE
+from ddp_trainer.recipes import RECIPES
 from ddp_trainer.report.settings import LEFT_OUT
 from ddp_trainer.tracking.run_record import Run
 
@@ -36,13 +37,14 @@ def data_command(run: Run) -> list[str]:
 
 
 def train_command(run: Run) -> str:
-    """The command that trains, with flags for the settings that differ from those of the recipe.
+    """The command that trains, with flags for the settings that differ from those of the recipe for this network.
 
     If the recipe is unknown, all settings that are not None get flags. Of those in LEFT_OUT, only --data-dir and --out
     are given.
     """
     launcher = LAUNCHER.format(run.world_size) if run.world_size != 1 else "python"
-    usual = recipe_settings(run.recipe)
+    network = [f"--network={run.settings.get('network')}"]
+    usual = for_chosen_network(RECIPES[run.recipe], network).flat() if run.recipe in RECIPES else None
     words = [launcher, "-m ddp_trainer.train"]
     if usual is not None:
         words.append(run.recipe)
@@ -62,9 +64,3 @@ def flag(name: str, value: Setting) -> str:
         return shlex.quote(f"--{dashed}" if value else f"--no-{dashed}")
     values = value if isinstance(value, list) else [value]
     return shlex.join([f"--{dashed}", *map(str, values)])
-
-
-def recipe_settings(name: str) -> Mapping[str, Any] | None:
-    from ddp_trainer.recipes import RECIPES
-
-    return RECIPES[name].flat() if name in RECIPES else None

@@ -13,13 +13,9 @@ NUM_BINS = 15
 
 
 class Calibration(NamedTuple):
-    """Predictions grouped by confidence into bins of equal width.
+    """Predictions grouped by confidence into bins of equal width."""
 
-    In an empty bin, the count is 0 and both means are NaN.
-    """
-
-    confidence: np.ndarray  # (NUM_BINS,) mean in each bin
-    accuracy: np.ndarray  # (NUM_BINS,) mean in each bin
+    accuracy: np.ndarray  # (NUM_BINS,) share of correct predictions in each bin; NaN in an empty bin
     counts: np.ndarray  # (NUM_BINS,) number of predictions in each bin
     error: float  # expected calibration error, 0 to 1
 
@@ -69,13 +65,8 @@ def confused_pairs(labels: np.ndarray, predicted: np.ndarray, limit: int) -> lis
 
 def calibration(labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray) -> Calibration:
     """Compares the confidence of predictions with their accuracy. Bins are (low, high]."""
-    hits = (predicted == labels).astype(float)
     bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
     counts = np.bincount(bins, minlength=NUM_BINS)
-    empty = np.full(NUM_BINS, np.nan)
-    means = [
-        np.divide(np.bincount(bins, weights=value, minlength=NUM_BINS), counts, out=empty.copy(), where=counts > 0)
-        for value in (confidence, hits)
-    ]
-    error = float(np.nansum(np.abs(means[0] - means[1]) * counts) / len(labels))
-    return Calibration(means[0], means[1], counts, error)
+    expected, hits = (np.bincount(bins, weights=each, minlength=NUM_BINS) for each in (confidence, predicted == labels))
+    accuracy = np.divide(hits, counts, out=np.full(NUM_BINS, np.nan), where=counts > 0)
+    return Calibration(accuracy, counts, error=float(np.abs(expected - hits).sum() / len(labels)))

@@ -4,7 +4,6 @@ Both functions accept a recipe, as a name or a TrainConfig, and settings as keyw
 flags. An invalid setting raises InputError, with the same message as on the command line.
 """
 
-import dataclasses
 import os
 import signal
 import subprocess
@@ -56,13 +55,13 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
     """
     require(num_processes >= 1, f"num_processes must be at least 1, got {num_processes}")
     config = configure(recipe, settings)
+    changed = _changes(config)  # before the folder is created, because this may raise InputError
     out = config.run.out or new_folder(config.recipe)
-    config = dataclasses.replace(config, run=dataclasses.replace(config.run, out=out))
     several = ("--multi_gpu",) if num_processes > 1 else ()
     processes = (*several, "--num_processes", str(num_processes))
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *ONE_MACHINE, *processes]
-    changed = _changes(config)
-    status, interrupted = _run_shown([*launcher, "-m", "ddp_trainer.train", config.recipe, *as_flags(changed)])
+    words = as_flags({**changed, "out": out})
+    status, interrupted = _run_shown([*launcher, "-m", "ddp_trainer.train", config.recipe, *words])
     # After Ctrl-C, the launcher's status is not 0, whatever the processes did.
     if status == 0 or (interrupted and _has_stopped_cleanly(out)):
         return RunResult.of(out)
@@ -72,13 +71,13 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
 
 
 def _changes(config: TrainConfig) -> dict[str, Any]:
-    """The settings in which `config` differs from the recipe of the same name."""
+    """The settings in which `config` differs from the recipe of the same name, as it is for the network of `config`."""
     require(
         config.recipe in RECIPES,
         f"launched processes do not know a recipe named '{config.recipe}'; "
         f"derive your configuration from one of {', '.join(RECIPES)}, and keep its name",
     )
-    usual = RECIPES[config.recipe].flat()
+    usual = for_chosen_network(RECIPES[config.recipe], ["--network", config.network.network]).flat()
     return {name: value for name, value in config.flat().items() if value != usual[name]}
 
 

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -27,26 +27,11 @@ RESOLVED = ("precision", "accumulate")  # if one of these settings is `auto`, th
 PACKAGES = ("torch", "torchvision", "accelerate", "ffcv", "numpy", "wandb")
 
 
+@dataclass(frozen=True)
 class RunDirectory:
-    """The folder of one run, locked by this process so that no other run writes to it.
+    """The folder of one run. `claim_run_directory` locks it."""
 
-    Raises InputError if another run is using the folder, if it contains a run and `resume` is false, if it contains
-    symbolic links other than those that W&B makes, or if it cannot be written.
-    """
-
-    def __init__(self, path: Path, *, resume: bool) -> None:
-        self.path = path
-        self._lock = lock_folder(path)
-        try:
-            refuse_links(path)
-            refuse_present_run(path, resume=resume)
-            remove_temporaries(path)
-        except InputError:
-            self._lock.close()
-            raise
-
-    def release(self) -> None:
-        self._lock.close()
+    path: Path
 
     @property
     def checkpoints(self) -> Path:
@@ -129,18 +114,20 @@ def remove_temporaries(path: Path) -> None:
 
 @contextlib.contextmanager
 def claim_run_directory(config: TrainConfig, *, is_main: bool) -> Iterator[RunDirectory | None]:
-    """The run directory, locked within the block; None on every rank but the main one.
+    """The run directory, locked within the block so that no other run writes to it; None on all ranks but the main one.
 
-    Raises InputError as `RunDirectory` does.
+    Raises InputError if another run is using the folder, if it contains a run and `resume` is false, if it contains
+    symbolic links other than those that W&B makes, or if it cannot be written.
     """
     if not is_main:
         yield None
         return
-    run_dir = RunDirectory(config.run.out or new_folder(config.recipe), resume=config.run.resume)
-    try:
-        yield run_dir
-    finally:
-        run_dir.release()
+    path = config.run.out or new_folder(config.recipe)
+    with lock_folder(path):
+        refuse_links(path)
+        refuse_present_run(path, resume=config.run.resume)
+        remove_temporaries(path)
+        yield RunDirectory(path)
 
 
 def new_folder(name: str) -> Path:

@@ -50,7 +50,7 @@ class Recorder(SilentRecorder):
         super().__init__()
         self.run_dir, self.tracker, self.settings, self.profiler = run_dir, tracker, settings, profiler
         self.epochs, self.split = math.ceil(config.schedule.epochs), config.data.evaluation_split
-        self.progress = build_progress(enabled=True)
+        self.progress = build_progress()
         self.checkpoints = CheckpointSaver(run_dir.checkpoints, keep=config.run.keep_checkpoints)
         self.step, self.epoch = 0, 0
         self.has_checkpoint = False
@@ -139,14 +139,14 @@ class Recorder(SilentRecorder):
 def describe_plan(trainer: Trainer) -> str:
     """One line that says what will be trained on which hardware, and a warning if the validation set lacks classes."""
     schedule, runtime = trainer.config.schedule, trainer.runtime
-    leftover = len(trainer.data.samples) % schedule.batch_size
+    leftover = len(trainer.data.samples) % schedule.batch_size if trainer.data.labels is None else 0
     dropped = f" ({leftover} leftover images are dropped each epoch, different ones every time)" if leftover else ""
     graphs = ""
     if runtime.device.type == "cuda":
         reason = trainer.device_step.not_captured
         graphs = f", without CUDA graphs ({reason})" if reason else ", with CUDA graphs"
     passes = f" in {schedule.passes} passes" if schedule.passes > 1 else ""
-    end = f", ends after step {schedule.max_steps} (--max-steps)" if schedule.max_steps else ""
+    end = f", ends after step {trainer.last_step} (--max-steps)" if trainer.last_step < trainer.total_steps else ""
     unseen = ""
     if names := [printable(name) for name in trainer.data.unseen]:
         unseen = (
@@ -188,6 +188,9 @@ def open_recorder(
     except BaseException as error:
         recorder.failed(error)
         raise
+    finally:
+        if recorder.profiler is not None:
+            recorder.profiler.close()
 
 
 def _build_recorder(

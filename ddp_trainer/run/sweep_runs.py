@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from data_prep.errors import require
+from data_prep.errors import InputError
 from data_prep.files import read_json
 from ddp_trainer.distributed.launch import Launch
 from ddp_trainer.distributed.signals import on_request_to_stop
@@ -68,9 +68,9 @@ def count_processes(launcher: list[str]) -> int:
     """
     started = subprocess.run([*launcher, "ddp_trainer.run.sweep_runs"], text=True, capture_output=True)
     world_size = re.search(r"^world_size=(\d+)$", started.stdout, flags=re.MULTILINE)
-    reason = (started.stderr.strip().splitlines() or [f"exit status {started.returncode}"])[-1]
-    require(world_size is not None, f"--launcher {shlex.join(launcher)} does not start a process: {reason}")
-    assert world_size is not None
+    if world_size is None:
+        reason = (started.stderr.strip().splitlines() or [f"exit status {started.returncode}"])[-1]
+        raise InputError(f"--launcher {shlex.join(launcher)} does not start a process: {reason}")
     return int(world_size[1])
 
 

@@ -163,9 +163,7 @@ def print_line(line: str, stream: TextIO) -> None:
     print(line, file=stream, flush=True)
 
 
-def build_progress(enabled: bool) -> Progress:
-    if not enabled:
-        return SilentProgress()
+def build_progress() -> Progress:
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         return BarProgress(sys.stderr)
     return LineProgress(sys.stderr)

@@ -16,16 +16,6 @@ from ddp_trainer.tracking.wandb_mirror import WandBMirror, forget_wandb, load_se
 from ddp_trainer.tracking.wandb_service import choose_run_id, keep_run_id, mode_from_environment, resolve_mode
 
 
-class Tracker(Log, Protocol):
-    def finish(self, summary: Mapping[str, object] | None, *, failed: bool = False) -> None:
-        """Closes the files and mirrors within a limited time. `summary` is None unless the run is finished."""
-        ...
-
-    def state(self) -> dict[str, str]:
-        """What a resumed run needs to continue in the same W&B run."""
-        ...
-
-
 class Mirror(Log, Protocol):
     """A place for the records besides the JSON lines. All methods except `abandon` may raise exceptions."""
 
@@ -36,7 +26,7 @@ class Mirror(Log, Protocol):
         ...
 
 
-class RunTracker:
+class Tracker:
     """Writes each record to the JSON lines, and to every mirror as long as it works."""
 
     def __init__(self, steps: JsonLines, epochs: JsonLines, mirrors: dict[str, Mirror], state: dict[str, str]) -> None:
@@ -51,12 +41,14 @@ class RunTracker:
         self._in_mirrors(lambda mirror: mirror.log_epoch(record), "failed and is disabled for the rest of this run")
 
     def finish(self, summary: Mapping[str, object] | None, *, failed: bool = False) -> None:
+        """Closes the files and mirrors within a limited time. `summary` is None unless the run is finished."""
         self._steps.close()
         self._epochs.close()
         self._in_mirrors(lambda mirror: mirror.finish(summary, failed=failed), "was not closed properly")
         self._mirrors = {}
 
     def state(self) -> dict[str, str]:
+        """What a resumed run needs to continue in the same W&B run."""
         return dict(self._state)
 
     def _in_mirrors(self, call: Callable[[Mirror], None], consequence: str) -> None:
@@ -101,7 +93,7 @@ def build_tracker(
             keep_run_id(run_dir, run_id)
             new_state["wandb_run_id"] = run_id
             mirrors["W&B"] = mirror
-    return RunTracker(steps, epochs, mirrors, new_state)
+    return Tracker(steps, epochs, mirrors, new_state)
 
 
 def choose_wandb_mode(settings: TrackingConfig, run_dir: Path) -> str:

@@ -1,8 +1,8 @@
 """Decides whether a W&B run goes online and which id it has, and ends long waits for W&B. Does not import wandb."""
 
+import contextlib
 import netrc
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def resolve_mode(wanted: str, load_settings: Callable[[], Any]) -> str:
 
 
 def has_credentials(base_url: str | None = None) -> bool:
-    """True if there is a key in the environment, or a login in the netrc file for the server at `base_url`.
+    """True if the environment has a key or a token file, or if the netrc file has a login for W&B's server.
 
     W&B itself is not asked, because some of its versions would start the service, and ask for a key on the terminal.
     """
@@ -124,7 +124,9 @@ def bounded(work: Callable[[], None], seconds: float) -> None:
 
 def kill_service() -> None:
     """Kills W&B's service, a child of this process. Otherwise, W&B would wait for it when Python exits."""
-    for listing in Path("/proc/self/task").glob("*/children"):
-        for pid in listing.read_text().split():
-            if Path(f"/proc/{pid}/comm").read_text().strip() == "wandb-core":
-                os.kill(int(pid), signal.SIGKILL)
+    import psutil  # here, because ddp_trainer.doctor imports this module and needs no installed package
+
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name() == "wandb-core":
+                child.kill()

@@ -182,7 +182,7 @@ def test_staged_data_is_removed_when_the_job_is_preempted(
     out = run_of(checkout, job)
     freeze(job, out, 0)
     assert prep.state == "COMPLETED"
-    (copy,) = disk.glob(f"ddp-trainer-{job.number}-0-*")
+    (copy,) = disk.glob(f"ddp-trainer-{job.number}-*")
     assert stat.S_IMODE(copy.stat().st_mode) == 0o700
     assert any(f"--data-dir\0{copy}\0".encode() in read(pid, "cmdline") for pid in job.workers)
     recorded = json.loads((out / "config.json").read_text())

@@ -55,10 +55,6 @@ def harm(path: Path, damage: str, rng: random.Random) -> None:
     path.write_bytes(content)
 
 
-def damage_checkpoint(place: Path, file: str, damage: str, rng: random.Random) -> None:
-    harm(place / file, damage, rng)
-
-
 def damaged_checkpoints(real: Path, cases: int, rng: random.Random) -> Outcome:
     """Damages `cases` copies of the newest checkpoint in the folder `real`, which has at least two checkpoints."""
     from ddp_trainer.run.checkpoint import list_checkpoints, newest_good_checkpoint
@@ -74,7 +70,7 @@ def damaged_checkpoints(real: Path, cases: int, rng: random.Random) -> Outcome:
             shutil.rmtree(place, ignore_errors=True)
             shutil.copytree(newest, place)
             file, damage = FILES[number % 2], list(DAMAGES)[number // 2 % len(DAMAGES)]
-            damage_checkpoint(place, file, damage, rng)
+            harm(place / file, damage, rng)
             with contextlib.redirect_stderr(io.StringIO()) as said:
                 found = newest_good_checkpoint(folder, REQUIRED)
             good = found == folder / previous.name and newest.name in said.getvalue()

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ddp_trainer.distributed.launch import ONE_MACHINE
 from ddp_trainer.distributed.signals import SIGNALS
 from tests.soak.nursery import GRACE_SECONDS
 from tests.soak.outcome import Outcome
 from tests.soak.stops import PLAN, saved_at_the_end
-from tests.support.trainer import NARROW, REPOSITORY, SEVERAL
+from tests.support.trainer import NARROW, REPOSITORY, SEVERAL, environment
 
-ALONE = ("--num_machines", "1", "--num_processes", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--cpu")
+ALONE = ("--num_processes", "1", "--cpu", *ONE_MACHINE)
 LAUNCHERS = {
     "accelerate launch with one process": ("accelerate.commands.launch", *ALONE, "-m"),
     "accelerate launch with two processes": ("accelerate.commands.launch", *SEVERAL, "--num_processes", "2", "-m"),
@@ -26,7 +27,6 @@ LAUNCHERS = {
 
 
 def launch(launcher: str, data: Path, out: Path) -> subprocess.Popen:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "TORCHELASTIC_"))}
     with out.with_name(f"{out.name}.log").open("a") as log:
         return subprocess.Popen(
             [
@@ -45,7 +45,7 @@ def launch(launcher: str, data: Path, out: Path) -> subprocess.Popen:
                 *PLAN,
             ],
             cwd=REPOSITORY,
-            env={**kept, "OMP_NUM_THREADS": "1"},
+            env=environment(OMP_NUM_THREADS="1"),
             stdout=log,
             stderr=log,
             start_new_session=True,

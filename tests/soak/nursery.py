@@ -90,8 +90,11 @@ class Job:
     def running(self) -> bool:
         return any(rank.poll() is None for rank in self.ranks)
 
-    def wait(self, seconds: float = 240.0) -> list[int | None]:
-        """Waits until all ranks have ended; returns their exit statuses, or None for a rank that had to be killed."""
+    def wait(self, seconds: float = 240.0, *, grace: float = GRACE_SECONDS) -> list[int | None]:
+        """Waits until all ranks have ended; returns their exit statuses, or None for a rank that had to be killed.
+
+        `grace`: seconds for the other ranks to end after one has failed.
+        """
         deadline, doomed_at = time.monotonic() + seconds, 0.0
         while self.running() and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -100,7 +103,7 @@ class Job:
                 doomed_at = time.monotonic()
                 for rank in self.ranks:
                     rank.send(signal.SIGTERM)
-            if doomed_at and time.monotonic() - doomed_at > GRACE_SECONDS:
+            if doomed_at and time.monotonic() - doomed_at > grace:
                 break
         codes = [rank.poll() for rank in self.ranks]
         self.kill()

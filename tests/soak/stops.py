@@ -13,6 +13,7 @@ from typing import Any
 from ddp_trainer.distributed.signals import SIGNALS
 from tests.soak.nursery import GRACE_SECONDS, Job, wait_until
 from tests.soak.outcome import Outcome
+from tests.support.trainer import read_lines
 
 # Four epochs of 4 steps, with an evaluation after each epoch and a checkpoint after every second step.
 PLAN = (
@@ -54,25 +55,25 @@ class Scene:
     def log(self, out: Path) -> Path:
         return out.with_name(f"{out.name}.log")
 
-    def differences(self, out: Path) -> list[str]:
-        return compare_runs(self.whole, out)
 
-
-def compare_runs(one: Path, other: Path) -> list[str]:
+def differences(one: Path, other: Path) -> list[str]:
     """Returns the names of files and parts of the state that differ between two finished runs."""
+    ours, theirs = contents(one), contents(other)
+    common = ours.keys() & theirs.keys()
+    return sorted({*(ours.keys() ^ theirs.keys()), *(name for name in common if _differs(ours[name], theirs[name]))})
+
+
+def contents(run: Path) -> dict[str, Any]:
+    """Returns everything that must be equal in two finished runs, by name."""
     from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint
 
-    found = [name for name in ("model.safetensors",) if (one / name).read_bytes() != (other / name).read_bytes()]
-    for name in ("metrics.jsonl", "steps.jsonl"):
-        records = [[json.loads(line) for line in (run / name).read_text().splitlines()] for run in (one, other)]
-        if _differs(*records):
-            found.append(name)
-    states = [read_checkpoint(list_checkpoints(run / "checkpoints")[0]) for run in (one, other)]
-    found += [
-        f"state {name}" for name in states[0] if name not in VOLATILE and _differs(states[0][name], states[1][name])
-    ]
-    summaries = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
-    return found + (["summary.json"] if _differs(*summaries) else [])
+    state = read_checkpoint(list_checkpoints(run / "checkpoints")[0])
+    return {
+        "model.safetensors": (run / "model.safetensors").read_bytes(),
+        "summary.json": json.loads((run / "summary.json").read_text()),
+        **{name: read_lines(run / name) for name in ("metrics.jsonl", "steps.jsonl")},
+        **{f"state {name}": value for name, value in state.items() if name not in VOLATILE},
+    }
 
 
 def _differs(one: Any, other: Any) -> bool:
@@ -124,7 +125,7 @@ def _interrupted_runs(
             while len(stories) < wanted and (not stories or stories[-1][0] != TOO_LATE):
                 stories.append(interrupt(scene, out, rng, outcome))
             codes = scene.start(out).wait()
-            lost = scene.differences(out) if codes == [0] * scene.processes else [f"exit statuses {codes}"]
+            lost = differences(scene.whole, out) if codes == [0] * scene.processes else [f"exit statuses {codes}"]
             log = scene.log(out).read_text()[-2000:] if lost else ""
             for story, problem in stories:
                 if story != TOO_LATE or lost or problem:
@@ -147,7 +148,7 @@ def _kill(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tupl
     else:
         time.sleep(rng.uniform(0, 8.0))
     if not job.running():
-        kind = TOO_LATE
+        return TOO_LATE, _ended_by_itself(scene, out, job)
     victims = job.ranks if rng.random() < 0.7 else [rng.choice(job.ranks)]  # a whole job, or one rank
     for victim in victims:
         victim.send(signal.SIGKILL)
@@ -168,7 +169,7 @@ def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tu
         wait_until(lambda: bool(set(out.glob("checkpoints/step-*")) - before), job)
     time.sleep(rng.uniform(0, 0.2 if in_the_middle else 4.0))
     if not job.running():
-        return TOO_LATE, "" if job.wait() == [0] * scene.processes else scene.log(out).read_text()[-2000:]
+        return TOO_LATE, _ended_by_itself(scene, out, job)
     rng.choice(job.ranks).send(number)
     started = time.monotonic()
     codes = job.wait(GRACE_SECONDS)
@@ -181,6 +182,11 @@ def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tu
         outcome.note("preempted")
         return number.name, saved_at_the_end(out)
     return number.name, "" if state == "done" else f"status {state}"
+
+
+def _ended_by_itself(scene: Scene, out: Path, job: Job) -> str:
+    """Returns the end of the log of a job that has failed without being interrupted; otherwise, ""."""
+    return "" if job.wait() == [0] * scene.processes else scene.log(out).read_text()[-2000:]
 
 
 def saved_at_the_end(out: Path) -> str:

@@ -25,6 +25,10 @@ def small(num_classes: int) -> nn.Sequential:
     )
 
 
+def in_evaluation_mode(num_classes: int) -> nn.Module:
+    return small(num_classes).eval()
+
+
 class Buffers(nn.Module):
     """Has unused parameters, frozen parameters, and two buffers that change in training mode (one is an integer)."""
 

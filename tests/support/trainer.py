@@ -11,22 +11,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from ddp_trainer.distributed.launch import ONE_MACHINE
 from tests.support import forked
+from tests.support.processes import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Flags with which `accelerate launch` starts several CPU processes.
-SEVERAL = (
-    "--multi_gpu",
-    "--num_machines",
-    "1",
-    "--mixed_precision",
-    "no",
-    "--dynamo_backend",
-    "no",
-    "--main_process_port",
-    "0",
-)
+SEVERAL = ("--multi_gpu", *ONE_MACHINE)
 
 # A module that runs the trainer with a network so narrow that a step takes milliseconds.
 NARROW = "tests.support.workers.narrow_train"
@@ -65,6 +57,17 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+
+
+def wait_for_epochs(out: Path, process: subprocess.Popen, count: int = 1) -> None:
+    """Waits until the run in `out` has recorded this many epochs, so that it is neither starting nor ending."""
+    record = out / "metrics.jsonl"
+
+    def is_recorded() -> bool:
+        assert process.poll() is None, process.communicate()
+        return record.exists() and len(record.read_text().splitlines()) >= count
+
+    wait_until(is_recorded, f"{out} has recorded fewer than {count} epochs", seconds=120, pause=0.005)
 
 
 def run(module: str, *arguments: str | Path, processes: int = 1, timeout: float = 240, **options: Any) -> Finished:

@@ -65,6 +65,7 @@ def test_an_image_in_turn_n_is_augmented_as_in_epoch_n(flip: str, mix: dict[str,
     for number in range(4):
         own, by_epoch = slice(4 * number, 4 * number + 4), augmenter(batch, epoch=number)
         for one, other in zip(by_turn, by_epoch, strict=True):
+            assert (one is None) == (other is None)
             assert one is None or other is None or torch.equal(one[own], other[own])
 
 

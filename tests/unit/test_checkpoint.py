@@ -25,7 +25,7 @@ from ddp_trainer.run.checkpoint import (
     write_checkpoint,
 )
 from ddp_trainer.run.checkpoint_saver import CheckpointSaver
-from tests.soak.damage import DAMAGES, FILES, damage_checkpoint
+from tests.soak.damage import DAMAGES, FILES, harm
 from tests.support.full_disk import file_size_limit
 from tests.support.trainer import REPOSITORY, environment
 
@@ -85,7 +85,7 @@ def test_damaged_checkpoint_is_named_and_the_previous_one_is_used(
 ) -> None:
     for step in (1, 2):
         write_checkpoint(tmp_path / f"step-{step:08d}", state(step), step=step)
-    damage_checkpoint(tmp_path / "step-00000002", file, damage, random.Random(0))
+    harm(tmp_path / "step-00000002" / file, damage, random.Random(0))
     assert newest_good_checkpoint(tmp_path) == tmp_path / "step-00000001"
     assert "step-00000002" in capsys.readouterr().err
 

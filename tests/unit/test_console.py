@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ddp_trainer.tracking.console import BarProgress, LineProgress, SilentProgress, build_progress, epoch_line
+from ddp_trainer.tracking.console import BarProgress, LineProgress, SilentProgress, epoch_line
 from tests.support.trainer import environment
 
 VALUES = {"loss": 0.8123, "accuracy": 0.7152, "learning_rate": 0.312, "images_per_second": 12345.0}
@@ -153,9 +153,8 @@ def test_the_remaining_time_of_a_resumed_epoch_is_estimated_from_its_new_steps(m
     assert "0:00:05 left" in stream.getvalue()
 
 
-def test_disabled_progress_reads_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    progress, reader = build_progress(enabled=False), Reader()
-    assert isinstance(progress, SilentProgress)
+def test_silent_progress_reads_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    progress, reader = SilentProgress(), Reader()
     progress.start(1, 2, 10, 0)
     progress.update(1, reader)
     progress.note("a line")
@@ -165,7 +164,7 @@ def test_disabled_progress_reads_and_prints_nothing(capfd: pytest.CaptureFixture
 
 DRAW = """
 from ddp_trainer.tracking.console import build_progress
-progress = build_progress(enabled=True)
+progress = build_progress()
 progress.start(1, 2, 10, 0)
 progress.update(5, lambda: {"loss": 1.0, "accuracy": 0.5, "learning_rate": 0.1, "images_per_second": 100.0})
 progress.finish()

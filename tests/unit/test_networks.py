@@ -10,14 +10,17 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from data_prep.dataset import read_dataset
 from data_prep.errors import InputError
-from ddp_trainer.config import NetworkConfig, OptimConfig
+from ddp_trainer.config import NetworkConfig, OptimConfig, is_installed
+from ddp_trainer.engine.build import prepare_network
 from ddp_trainer.engine.optim import build_optimizer, parameter_groups
 from ddp_trainer.models import registry
 from ddp_trainer.models.check import check_network
 from ddp_trainer.models.initial_weights import freeze, load_initial_weights
 from ddp_trainer.models.spec import ModelSpec, build_network
 from tests.support import networks
+from tests.support.narrow import narrow_settings
 
 OWN = "tests.support.networks:"
 SPEC = ModelSpec(classes=tuple("abcde"), mean=(0.5,) * 3, std=(0.2,) * 3, image_size=32)  # type: ignore[arg-type]
@@ -50,7 +53,7 @@ def test_a_network_is_found_by_its_name(name: str) -> None:
     ],
 )
 def test_an_invalid_network_name_is_reported_in_one_line(name: str, expected: str) -> None:
-    if name.startswith("timm:") and registry.importlib.util.find_spec("timm"):
+    if name.startswith("timm:") and is_installed("timm"):
         pytest.skip("timm is installed")
     with pytest.raises(InputError) as caught:
         build(name)
@@ -90,6 +93,13 @@ def test_a_faulty_network_is_reported_before_training(name: str, expected: str) 
 def test_a_network_for_contiguous_images_is_accepted_without_channels_last() -> None:
     name = f"{OWN}OnlyContiguous"
     assert check_network(build(name), name, num_classes=5, sides=[32], channels_last=False) == []
+
+
+def test_a_network_that_is_built_in_evaluation_mode_is_trained_in_training_mode(tiny_dir: Path) -> None:
+    config = narrow_settings(tiny_dir)
+    config = replace(config, network=NetworkConfig(network=f"{OWN}in_evaluation_mode"))
+    network, _ = prepare_network(config, read_dataset(tiny_dir), load_weights=False)
+    assert network.training
 
 
 def test_the_check_leaves_the_network_unchanged() -> None:

@@ -130,6 +130,7 @@ def test_page_says_if_the_training_loss_includes_label_smoothing(complete, tmp_p
     assert "label smoothing" in page_with(tmp_path / "smoothed", label_smoothing=0.2).text
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_page_counts_the_last_epoch_as_half_if_epochs_is_2_5(tmp_path):
     assert "2.5 of 2.5" in page_with(tmp_path / "fraction", epochs=2.5).text
 
@@ -198,6 +199,7 @@ def test_page_of_several_runs_shows_mean_and_standard_deviation_over_seeds(tmp_p
     assert sum("Confusion matrix" in (label or "") for label in charts) == 1
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_runs_with_different_settings_are_not_averaged(tmp_path):
     runs = [tmp_path / f"run-{number}" for number in range(4)]
     found = [
@@ -217,6 +219,7 @@ def test_runs_with_different_settings_are_not_averaged(tmp_path):
     )
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_runs_with_different_numbers_of_processes_are_not_averaged(tmp_path):
     runs = [tmp_path / "one", tmp_path / "two"]
     for seed, run in enumerate(runs):
@@ -226,6 +229,7 @@ def test_runs_with_different_numbers_of_processes_are_not_averaged(tmp_path):
     assert Page(write_report(runs)).text.count("standard deviation") == 1, "expected only in the note below the table"
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_runs_that_differ_in_settings_without_effect_on_the_result_are_averaged(tmp_path):
     runs = [tmp_path / "one", tmp_path / "two"]
     for seed, run in enumerate(runs):
@@ -237,6 +241,7 @@ def test_runs_that_differ_in_settings_without_effect_on_the_result_are_averaged(
     assert "mean accuracy on the test images over 2 runs" in page.text
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_run_that_is_named_twice_is_shown_once(tmp_path):
     make_run(tmp_path / "run")
     (tmp_path / "latest").symlink_to("run")

@@ -9,6 +9,7 @@ from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed import hardware
 from ddp_trainer.distributed.backend import set_backend_flags
 from ddp_trainer.distributed.process_settings import restored_settings
+from ddp_trainer.distributed.runtime import Runtime
 from tests.support.trainer import run
 
 
@@ -19,6 +20,17 @@ def test_freed_memory_is_reused_without_page_faults() -> None:
     # With glibc's defaults, all 40 allocations of the worker cause page faults. Here, only a few early ones do, because
     # small objects occupy parts of the freed blocks, so that the heap must grow.
     assert int(finished.stdout) <= 20
+
+
+def test_the_cpu_that_accelerates_launcher_asks_for_is_used_even_if_there_is_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with restored_settings():
+        runtime = Runtime(RuntimeConfig(precision="fp32"))
+        assert runtime.device.type == "cpu"
+        runtime.close()
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("bf16", True)])

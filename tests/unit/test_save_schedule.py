@@ -24,7 +24,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def schedule(runtime: Runtime, device: str, *, every: int = 0, validation: int = 0) -> SaveSchedule:
+def schedule(
+    runtime: Runtime, device: str, *, every: int = 0, validation: int = 0, last_step: int = STEPS_PER_EPOCH * EPOCHS
+) -> SaveSchedule:
     runtime.device = torch.device(device)
     config = smoke()
     config = replace(
@@ -32,7 +34,7 @@ def schedule(runtime: Runtime, device: str, *, every: int = 0, validation: int =
         run=replace(config.run, checkpoint_every_steps=every),
         data=replace(config.data, validation=validation),
     )
-    return SaveSchedule(config, runtime, steps_per_epoch=STEPS_PER_EPOCH, last_step=STEPS_PER_EPOCH * EPOCHS)
+    return SaveSchedule(config, runtime, steps_per_epoch=STEPS_PER_EPOCH, last_step=last_step)
 
 
 def saved_epochs(saves: SaveSchedule, clock: list[float], *, seconds: float) -> list[bool]:
@@ -66,4 +68,5 @@ def test_every_epoch_is_saved_on_the_cpu_or_with_validation_or_on_request(clock:
 def test_steps_are_saved_as_requested_but_not_twice_at_the_end_of_an_epoch() -> None:
     saves = schedule(single_runtime(), "cpu", every=5)
     assert [step for step in range(1, 21) if saves.after_step(step)] == [5, 15]
+    assert not schedule(single_runtime(), "cpu", every=5, last_step=15).after_step(15), "saved twice at the end"
     assert not any(schedule(single_runtime(), "cpu").after_step(step) for step in range(1, 21))

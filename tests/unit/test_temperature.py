@@ -72,6 +72,28 @@ def test_classes_without_a_validation_image_are_named(tiny_dir: Path) -> None:
         assert ("warning: --validation holds out no image of some classes (" in describe_plan(trainer)) == bool(unseen)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "balance", "expected"),
+    [
+        ({"max_steps": 5, "batch_size": 20}, "none", ["5 (--max-steps)", "16 leftover images"]),
+        ({"max_steps": 500, "batch_size": 32}, "none", []),
+        ({"batch_size": 20}, "batches", []),
+    ],
+)
+def test_the_plan_mentions_a_limit_and_leftover_images_only_if_they_have_an_effect(
+    schedule: dict[str, int], balance: str, expected: list[str], tiny_dir: Path
+) -> None:
+    config = narrow_settings(tiny_dir)
+    config = replace(
+        config,
+        schedule=replace(config.schedule, **schedule),  # type: ignore[arg-type]
+        data=replace(config.data, balance=balance),  # type: ignore[arg-type]
+    )
+    plan = describe_plan(narrow_trainer(config, single_runtime()))
+    assert [words for words in ("5 (--max-steps)", "16 leftover images") if words in plan] == expected
+    assert ("ends after" in plan, "leftover" in plan) == (bool(expected), bool(expected))
+
+
 def test_too_many_held_out_images_are_refused(tiny_dir: Path) -> None:
     config = narrow_settings(tiny_dir)
     config = replace(config, data=replace(config.data, validation=60, calibrate=30))

@@ -11,7 +11,7 @@ import pytest
 from data_prep.errors import InputError
 from ddp_trainer.config import TrackingConfig, is_installed
 from ddp_trainer.tracking.metric_files import JsonLines
-from ddp_trainer.tracking.tracker import RunTracker, build_tracker
+from ddp_trainer.tracking.tracker import Tracker, build_tracker
 from ddp_trainer.train import print_error
 from tests.support.full_disk import file_size_limit
 from tests.support.tracked_runs import record, step_record
@@ -71,7 +71,7 @@ def test_a_failing_tracker_is_disabled_with_one_warning(tmp_path: Path, capfd: p
             self.calls.append("abandon")
 
     files = {name: JsonLines(tmp_path / f"{name}.jsonl", ()) for name in ("steps", "metrics")}
-    tracker = RunTracker(files["steps"], files["metrics"], {"W&B": Broken()}, {})
+    tracker = Tracker(files["steps"], files["metrics"], {"W&B": Broken()}, {})
     tracker.log_step(step_record(1))
     tracker.log_step(step_record(2))
     tracker.log_epoch(record(1))

@@ -35,7 +35,7 @@ print(peak_memory())
 
 
 def test_the_memory_for_reading_does_not_depend_on_the_number_of_images(tmp_path: Path) -> None:
-    """If all images were kept in memory, 200 more of 256x256 pixels would take another 39 MB."""
+    """If all images were kept in memory, 200 more images (256x256 pixels) would take 39 MB more."""
     peaks = []
     for count in (60, 260):
         root = tmp_path / str(count)

@@ -123,10 +123,9 @@ def small_run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("format", ["onnx", "torch"])
-def test_a_network_with_another_activation_can_be_exported(small_run: Path, format: str) -> None:
-    """The export command itself compares the logits of the file with those of the model."""
-    assert export.main([str(small_run), "--format", format]) == 0
+def test_a_network_with_another_activation_can_be_exported(small_run: Path) -> None:
+    """The export command itself compares the logits of the file with those of the model. ONNX: see the next test."""
+    assert export.main([str(small_run), "--format", "torch"]) == 0
 
 
 @pytest.mark.parametrize("opset", [17, 21])

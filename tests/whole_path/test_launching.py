@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.errors import InputError
+from ddp_trainer.config import RuntimeConfig
+from ddp_trainer.distributed.launch import check_machine
 from ddp_trainer.distributed.meeting import PATIENCE_SECONDS
-from tests.support.trainer import NARROW, REPOSITORY, environment, run, start
+from tests.support.trainer import NARROW, REPOSITORY, environment, run, start, wait_for_epochs
 
 PAIR = {
     "RANK": "0",
@@ -50,11 +53,23 @@ PAIR = {
         ("ACCELERATE_TORCH_DEVICE=meta", "pass --device"),
     ],
 )
+def test_an_invalid_environment_is_refused(variables: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in set(os.environ) - set(environment()):
+        monkeypatch.delenv(name)
+    for variable in variables.split():
+        monkeypatch.setenv(*variable.split("="))
+    with pytest.raises(InputError) as caught:
+        check_machine(RuntimeConfig(device="cpu"))
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"), [({"RANK": "1"}, "RANK=1 is set"), ({"ACCELERATE_USE_FSDP": "true"}, "asks for FSDP")]
+)
 def test_an_invalid_environment_is_reported_in_one_line_before_torch_is_imported(
-    variables: str, problem: str, tiny_dir: Path, tmp_path: Path
+    changes: dict[str, str], problem: str, tiny_dir: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
-    changes = dict(variable.split("=") for variable in variables.split())
     words = ("smoke", "--device", "cpu", "--data-dir", str(tiny_dir), "--out", str(tmp_path / "run"))
     done = subprocess.run(
         [sys.executable, "-m", "ddp_trainer.train", *words],
@@ -66,13 +81,6 @@ def test_an_invalid_environment_is_reported_in_one_line_before_torch_is_imported
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
     assert problem in done.stderr
     assert not (tmp_path / "run").exists()
-
-
-def test_compiling_without_a_compiler_is_refused_in_one_line(tiny_dir: Path, tmp_path: Path) -> None:
-    words = ("smoke", "--device", "cpu", "--compile", "--data-dir", tiny_dir, "--out", tmp_path / "run")
-    done = run("ddp_trainer.train", *words, env={"PATH": str(tmp_path)})
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
-    assert "--compile needs a C++ compiler" in done.stderr
 
 
 def test_variables_of_accelerate_do_not_change_the_weights(tiny_dir: Path, tmp_path: Path) -> None:
@@ -184,9 +192,7 @@ def _endless(data: Path, out: Path, number: signal.Signals, handler: signal.Hand
         process = start(NARROW, "smoke", "--device", "cpu", "--data-dir", data, "--out", out, *words)
     finally:
         signal.signal(number, before)
-    while not ((out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+    wait_for_epochs(out, process)
     return process, out
 
 

@@ -65,15 +65,6 @@ def test_the_suggestion_moves_with_the_valley_for_any_number_of_steps(steps: int
     assert 0.1 < suggestions[1] < 3, "this rate has no effect, or the loss explodes"
 
 
-def test_a_loss_that_is_not_finite_ends_the_range_test_and_is_left_out() -> None:
-    curve = LossCurve(10)
-    curve.add(0.1, 2.3)
-    assert not curve.diverged
-    curve.add(0.2, math.nan)
-    assert curve.diverged
-    assert curve.losses == [2.3]
-
-
 def narrow_trainer(data_dir: Path, *, not_finite_in: Container[int] = ()) -> Trainer:
     """Returns a trainer whose network returns NaN in the given forward passes (1-based)."""
     recipe = smoke()

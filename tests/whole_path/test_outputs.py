@@ -13,7 +13,7 @@ def test_run_finishes_without_its_report(tiny_dir: Path, tmp_path: Path) -> None
     out = tmp_path / "run"
     out.mkdir()
     (out / "report").write_text("a file where the folder belongs")
-    finished = train("--data-dir", tiny_dir, "--out", out, "--max-steps", "1")
+    finished = train("--data-dir", tiny_dir, "--out", out, "--max-steps", "1", "--widths", *"8888")
     assert json.loads((out / "status.json").read_text())["state"] == "done"
     assert (out / "summary.json").exists() and (out / "model.safetensors").exists()
     assert f"python -m ddp_trainer.report {out}" in finished.stderr

@@ -1,10 +1,10 @@
 """The Python API: `ddp_trainer.train`, `ddp_trainer.launch`, and the notebook that uses both."""
 
+import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +14,12 @@ import torch.distributed as dist
 from nbclient import NotebookClient
 
 import ddp_trainer
+from ddp_trainer.config import TrainConfig
 from ddp_trainer.engine.observer import SilentObserver
+from ddp_trainer.recipes import FIRST_BLOCKS
+from ddp_trainer.run.api import _changes, configure
 from ddp_trainer.tracking.metric_files import Record
-from tests.support.trainer import REPOSITORY, environment
+from tests.support.trainer import REPOSITORY, environment, wait_for_epochs
 
 NARROW = {"device": "cpu", "widths": (8, 8, 16, 16)}
 
@@ -69,6 +72,28 @@ def test_train_can_be_called_again_and_leaves_the_process_as_it_was(tiny_dir: Pa
     assert not dist.is_initialized()
 
 
+class Interrupts(Listener):
+    """Sends SIGINT to this process after step 2."""
+
+    def step_done(self, step: int) -> None:
+        super().step_done(step)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_stopped_run_is_resumed_in_the_same_process_and_the_observer_sees_every_step(
+    tiny_dir: Path, tmp_path: Path
+) -> None:
+    """The first call stops while steps are traced. torch allows only one trace at a time in a process."""
+    settings = {"data_dir": tiny_dir, "out": tmp_path / "run", "profile": 4, **NARROW}
+    listener = Interrupts()
+    stopped = ddp_trainer.train("smoke", observer=listener, **settings)
+    assert stopped is not None and stopped.state == "preempted"
+    resumed = ddp_trainer.train("smoke", observer=listener, resume=True, **settings)
+    assert resumed is not None and resumed.state == "done"
+    assert listener.steps == [1, 2, 3, 4, 5, 6]
+
+
 class Broken(SilentObserver):
     def step_done(self, step: int) -> None:
         raise RuntimeError("error in an observer")
@@ -105,6 +130,21 @@ def test_train_and_launch_raise_input_error_for_invalid_settings(tiny_dir: Path,
         ddp_trainer.train("slow")
 
 
+def test_launch_refuses_a_recipe_without_a_known_name_and_creates_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ddp_trainer.InputError, match="do not know a recipe named 'custom'"):
+        ddp_trainer.launch(TrainConfig(), num_processes=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_launch_passes_settings_that_the_recipe_drops_for_another_network() -> None:
+    config = configure("fast", {"network": "torchvision:mobilenet_v2", "freeze_late": FIRST_BLOCKS})
+    assert _changes(config) == {"network": "torchvision:mobilenet_v2", "freeze_late": FIRST_BLOCKS}
+    assert _changes(configure("fast", {})) == {}
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_ctrl_c_stops_launched_processes_and_returns_a_preempted_run(
     processes: int, tiny_dir: Path, tmp_path: Path
@@ -122,11 +162,9 @@ def test_ctrl_c_stops_launched_processes_and_returns_a_preempted_run(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job may ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # pytest may ignore Ctrl-C
     )
-    metrics = out / "metrics.jsonl"
-    while child.poll() is None and not (metrics.exists() and metrics.stat().st_size):
-        time.sleep(0.1)
+    wait_for_epochs(out, child)
     child.send_signal(signal.SIGINT)
     stdout, stderr = child.communicate(timeout=120)
     assert stdout == "preempted True\n", stderr[-2000:]

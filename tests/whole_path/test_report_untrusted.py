@@ -42,13 +42,6 @@ def narrow_run(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return run
 
 
-@pytest.fixture
-def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out the pictures, because drawing them takes most of the time."""
-    monkeypatch.setattr("ddp_trainer.report.html.to_svg", lambda figure: "<svg></svg>")
-    monkeypatch.setattr("ddp_trainer.report.write.draw_pictures", lambda runs: {})
-
-
 def check(
     command: Callable[[list[str]], int], arguments: list[str], capsys: pytest.CaptureFixture[str], content: str
 ) -> None:

@@ -7,14 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
-from tests.support.trainer import NARROW, fork, read_lines, start, train
+from tests.support.trainer import NARROW, fork, read_lines, start, train, wait_for_epochs
 
 # Ten epochs of 6 steps (96 training images in batches of 15), with a checkpoint after every second step. Two processes
 # get 7 and 8 images of a batch.
@@ -65,17 +64,6 @@ def plan(processes: int) -> tuple[str, ...]:
     return (*PLAN, *OF_FAST) if processes == 2 else PLAN
 
 
-def wait_for_an_epoch(out: Path, process: subprocess.Popen, seconds: float = 120) -> None:
-    """Waits until the first epoch is recorded, so that the run is neither starting nor ending."""
-    record, deadline = out / "metrics.jsonl", time.monotonic() + seconds
-    while not (record.exists() and record.stat().st_size):
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            stdout, stderr = process.communicate()
-            pytest.fail(f"no epoch was recorded:\n{stdout}\n{stderr}")
-        time.sleep(0.005)
-
-
 def same_run(one: Path, other: Path) -> None:
     # If an assertion compared the bytes, pytest would take hours to show the differences.
     assert filecmp.cmp(one / "model.safetensors", other / "model.safetensors", shallow=False)
@@ -114,7 +102,7 @@ def test_run_stopped_by_a_signal_and_resumed_equals_the_uninterrupted_run(
     whole, out = uninterrupted(processes), tmp_path / "run"
     arguments = ("smoke", "--device", "cpu", *plan(processes), "--data-dir", tiny_dir, "--out", out)
     process = start(NARROW, *arguments, processes=processes)
-    wait_for_an_epoch(out, process)
+    wait_for_epochs(out, process)
     victims = workers(process) if processes > 1 else [process.pid]
     os.kill(victims[-1], number)  # one rank, here the last
     process.communicate(timeout=90)
@@ -133,7 +121,9 @@ def test_run_stopped_by_a_signal_and_resumed_equals_the_uninterrupted_run(
 def test_finished_run_is_left_unchanged(smoke_run: Path, tiny_dir: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(smoke_run, tmp_path / "run"))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
-    finished = train("--data-dir", tiny_dir, "--out", out, "--resume")
+    words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", out, "--resume")
+    finished = fork(*words, program="ddp_trainer.train:main")
+    assert finished.returncode == 0, finished.stderr
     assert "finished already" in finished.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddp_trainer.run import checkpoint, directory
+from data_prep.errors import InputError
+from ddp_trainer.run import checkpoint
 from ddp_trainer.run.checkpoint import FORMAT_VERSION, MANIFEST, list_checkpoints, write_checkpoint
 from ddp_trainer.run.checkpoint_saver import CheckpointSaver
-from ddp_trainer.run.directory import RunDirectory, changed_settings
+from ddp_trainer.run.directory import changed_settings, lock_folder
 from tests.support.trainer import NARROW, Finished, environment, fork, run, train
 
 WORDS = ("smoke", "--device", "cpu")
@@ -84,11 +85,9 @@ def test_a_file_system_without_locks_or_folder_sync_can_be_used(lack: str, tiny_
 
 
 def test_a_folder_that_another_run_is_using_is_refused(tmp_path: Path) -> None:
-    held = RunDirectory(tmp_path / "run", resume=False)
-    with pytest.raises(directory.InputError, match="another run is using this folder"):
-        RunDirectory(tmp_path / "run", resume=False)
-    held.release()
-    RunDirectory(tmp_path / "run", resume=False).release()
+    with lock_folder(tmp_path / "run"), pytest.raises(InputError, match="another run is using this folder"):
+        lock_folder(tmp_path / "run")
+    lock_folder(tmp_path / "run").close()
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_does_not_fail_a_save(

@@ -5,14 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from ddp_trainer.run import directory
 from ddp_trainer.run.directory import new_folder
-from tests.support.trainer import NARROW, environment, run, start
+from tests.support.trainer import NARROW, environment, run, start, wait_for_epochs
 
 WORDS = ("smoke", "--device", "cpu")
 
@@ -98,15 +97,8 @@ def test_main_restores_what_it_changes_and_can_run_in_a_thread(tiny_dir: Path, t
 def _streaming(data: Path, out: Path) -> subprocess.Popen:
     words = ("--epochs", "5000", "--batch-size", "16", "--max-steps", "30000", "--data-mode", "stream")
     process = start(NARROW, *WORDS, "--data-dir", data, "--out", out, *words)
-    wait_for_epochs(out, process, 1)
+    wait_for_epochs(out, process)
     return process
-
-
-def wait_for_epochs(out: Path, process: subprocess.Popen, count: int) -> None:
-    record = out / "metrics.jsonl"
-    while not record.exists() or len(record.read_text().splitlines()) < count:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
 
 
 def test_a_dataset_that_is_touched_or_replaced_by_a_copy_does_not_end_a_run(tiny_dir: Path, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_combined_settings_work(tiny_dir: Path, tmp_path: Path, flags: tuple[str
     assert summary["test_total"] == (30 if held_out else 40)
     assert summary["evaluation_split"] == ("validation" if held_out else "test")
     records = read_lines(tmp_path / "run" / "metrics.jsonl")
-    assert {record["split"] for record in records} <= {summary["evaluation_split"]}
+    assert {record["split"] for record in records} == {summary["evaluation_split"]}
 
 
 def test_stream_and_resident_train_the_same_model(tiny_dir: Path, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_listing_runs_trains_nothing(tiny_dir: Path, tmp_path: Path, capsys: pyt
 
 def test_a_stopped_sweep_continues_and_ends_with_its_table(tiny_dir: Path, tmp_path: Path) -> None:
     """Ctrl-C stops the first call. In the second call, seed=1 fails because its folder cannot be created."""
-    small = ("--device", "cpu", "--batch-size", "8", "--data-dir", tiny_dir)
+    small = ("--device", "cpu", "--batch-size", "8", "--widths", *"8888", "--data-dir", tiny_dir)
     sweep = ("smoke", "--seeds", "2", *small, "--max-steps", "3", "--out", tmp_path)
     (tmp_path / "seed=1").write_text("in the way")
     process = start("ddp_trainer.sweep", *sweep)

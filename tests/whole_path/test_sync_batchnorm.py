@@ -68,7 +68,7 @@ def test_options_of_batchnorm_are_kept(options: dict[str, Any], monkeypatch: pyt
 def test_layer_with_two_names_is_replaced_under_both() -> None:
     layer = nn.BatchNorm2d(3)
     model = synchronize_batchnorm(nn.Sequential(layer, nn.ReLU(), layer))
-    assert [type(child) for child in model] == [SyncBatchNorm, nn.ReLU, SyncBatchNorm]
+    assert [type(child) for child in model._modules.values()] == [SyncBatchNorm, nn.ReLU, SyncBatchNorm]
 
 
 def test_layers_without_running_statistics_are_not_averaged() -> None:
