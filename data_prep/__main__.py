@@ -183,19 +183,23 @@ def _flags_for(num_images: int) -> str:
     return f" --batch-size {batch_size} --peak-lr {PEAK_LR * batch_size / BATCH_SIZE:g}"
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 class _Stopper:
-    """Raises SystemExit at the first SIGTERM or SIGINT, so that incomplete files are removed; ignores later signals.
+    """Raises SystemExit at the first of SIGNALS, so that incomplete files are removed; ignores later signals.
 
     C code such as NumPy's `tofile` may swallow the exception of a signal handler, so the signal number is stored, too.
     """
 
     def __init__(self) -> None:
         self.number = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+                signal.signal(number, self._stop)
 
     def _stop(self, number: int, frame: object) -> NoReturn:
-        for each in (signal.SIGTERM, signal.SIGINT):
+        for each in SIGNALS:
             signal.signal(each, signal.SIG_IGN)
         self.number = number
         raise SystemExit(128 + number)
@@ -208,7 +212,7 @@ class _Stopper:
 
 @forgiving_output()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command. Exit status: 0 on success, 1 on a system error, 2 on wrong input, 130 or 143 if interrupted."""
+    """Returns the exit status: 0 on success, 1 on a system error, 2 on wrong input, 128 + signal if interrupted."""
     stopper = _Stopper()
     try:
         return _run(argv, stopper)

@@ -14,7 +14,12 @@ class Bars:
 
         # The bars use a copy of stderr, because stderr itself is redirected to collect the output of decoders.
         self._stream = os.fdopen(os.dup(2), "w")
-        self._progress = Progress(console=Console(file=self._stream), disable=not sys.stderr.isatty(), transient=True)
+        self._progress = Progress(
+            console=Console(file=self._stream),
+            disable=not sys.stderr.isatty(),
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # otherwise, rich would move notes from a log file to the terminal
+        )
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:

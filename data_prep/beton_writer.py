@@ -11,7 +11,7 @@ from select import select
 from data_prep.errors import printable
 from data_prep.machine_limits import lacks_memory
 
-STALL_SECONDS = 60.0
+START_SECONDS, STALL_SECONDS = 300.0, 60.0  # the start includes imports, perhaps from a slow network file system
 
 
 def write_betons(
@@ -34,7 +34,7 @@ def write_betons(
     try:
         _follow(child, progress)
     finally:
-        child.kill()  # its resource tracker survives this and removes its shared memory
+        child.kill()
         child.wait()
         for stream in (child.stdout, child.stderr):
             if stream is not None:
@@ -44,7 +44,9 @@ def write_betons(
 def _follow(child: subprocess.Popen[str], progress: Callable[[str, int], object]) -> None:
     """Reports progress until the child has finished. Raises an exception if it fails or stalls."""
     assert child.stdout is not None and child.stderr is not None
-    while select([child.stdout], [], [], STALL_SECONDS)[0]:
+    patience = START_SECONDS
+    while select([child.stdout], [], [], patience)[0]:
+        patience = STALL_SECONDS
         line = child.stdout.readline()
         if not line:
             break
@@ -53,7 +55,7 @@ def _follow(child: subprocess.Popen[str], progress: Callable[[str, int], object]
         written, name = line.split(maxsplit=1)
         progress(name.strip(), int(written))
     else:
-        raise ChildProcessError(f"FFCV's writer made no progress for {STALL_SECONDS:.0f} s and was killed")
+        raise ChildProcessError(f"FFCV's writer made no progress for {patience:.0f} s and was killed")
     if child.wait(timeout=STALL_SECONDS):
         lines = child.stderr.read().strip().splitlines()
         raise _failure(lines[-1] if lines else f"exit status {child.returncode}")

@@ -41,6 +41,7 @@ def write_dataset(
     `out` stays intact until the end. Raises InputError if `out` is not writable or has too little free space. Errors
     of the source are not caught.
     """
+    _remove_left_behind(out)  # before the check, because this may free the space that is needed
     _check_space(source, out, encoding)
     with _temporary_folder(out) as temporary:
         counts, colors = _spool(source, temporary, encoding, progress)
@@ -73,7 +74,6 @@ def _temporary_folder(out: Path) -> Iterator[Path]:
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _remove_left_behind(out)
         temporary.mkdir()
     except OSError as error:
         raise InputError(f"--out {shell_path(out)} is not writable ({error.strerror}); use another folder") from None

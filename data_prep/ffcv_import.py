@@ -5,6 +5,7 @@ import importlib
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 
 
@@ -21,6 +22,7 @@ def import_ffcv() -> None:
         import numba
         from ffcv.loader import epoch_iterator
         from ffcv.memory_managers.os_cache import OSCacheManager
+        from ffcv.pipeline import graph
         from ffcv.pipeline.compiler import Compiler
 
         def set_num_threads(n: int) -> None:
@@ -53,5 +55,7 @@ def import_ffcv() -> None:
         # Our pipelines end on the host. On a machine with a GPU, FFCV's thread would still select a CUDA stream for
         # each batch, and so create a CUDA context on the first GPU in every process.
         epoch_iterator.IS_CUDA = False
+        # FFCV's version also page-locks the buffers, which creates a CUDA context, too, even for --device cpu.
+        graph.allocate_query = lambda query, size, ahead: np.empty((ahead, size, *query.shape), query.dtype)
     finally:
         torch.set_num_threads(threads)

@@ -5,6 +5,7 @@ leaves the reader waiting forever, and an iterator that is not exhausted leaks i
 further problems.
 """
 
+import time
 from collections.abc import Generator
 from pathlib import Path
 from queue import Empty
@@ -18,6 +19,7 @@ from data_prep.ffcv_import import import_ffcv
 from data_prep.watched_file import DamagedImage
 
 STALL_SECONDS = 60.0
+CLOSE_SECONDS = 10.0
 
 
 class HostBatch(NamedTuple):
@@ -79,11 +81,12 @@ def _build_ffcv_loader(beton: Path, batch_size: int, num_workers: int) -> Any:
     from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader
     from ffcv.transforms import ToTensor
+    from numba import config
 
     return Loader(
         str(beton),
         batch_size=batch_size,
-        num_workers=num_workers,
+        num_workers=min(num_workers, config.NUMBA_NUM_THREADS),  # type: ignore[attr-defined]
         os_cache=True,
         seed=0,
         drop_last=False,
@@ -95,10 +98,14 @@ def _build_ffcv_loader(beton: Path, batch_size: int, num_workers: int) -> Any:
 
 
 def _close(iterator: Any) -> None:
-    """Ends FFCV's thread. It may be waiting for space in the queue, which is emptied until the thread has ended."""
+    """Ends FFCV's thread. It may be waiting for space in the queue, which is emptied until the thread has ended.
+
+    A thread that is blocked in a read cannot be ended. It is left behind, and ends by itself after the read.
+    """
     iterator.iter_ixes = iter(())  # no batch after the current one
     iterator.terminate_event.set()
-    while iterator.is_alive():
+    deadline = time.monotonic() + CLOSE_SECONDS
+    while iterator.is_alive() and time.monotonic() < deadline:
         while not iterator.output_queue.empty():
             iterator.output_queue.get_nowait()
         iterator.join(timeout=0.01)

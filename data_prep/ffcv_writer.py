@@ -9,9 +9,11 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,12 +40,27 @@ class _WorkerThread(threading.Thread):
 
 
 class _Samples(Spooled):
-    """The samples of a split. Prints the progress after each percent, and at least every thousand images."""
+    """The samples of a split. Prints the progress after each percent, and at least every second."""
+
+    _printed_at = 0.0
 
     def __getitem__(self, position: int) -> tuple[np.ndarray, int, int, int]:
-        if (position + 1) % min(max(len(self) // 100, 1), 1000) == 0:
+        is_percent = (position + 1) % max(len(self) // 100, 1) == 0
+        if is_percent or time.monotonic() - self._printed_at > 1:
+            self._printed_at = time.monotonic()
             print(position + 1, self.name, flush=True)
         return super().__getitem__(position)
+
+
+class _Memory:
+    """Replaces SharedMemory in FFCV's writer. The worker is a thread, and /dev/shm is small in containers."""
+
+    def __init__(self, create: bool, size: int) -> None:
+        self.buf = bytearray(size)
+
+    def close(self) -> None: ...
+
+    def unlink(self) -> None: ...
 
 
 def _write_stored(shape: Sequence[int], mode: int, destination: Any, stored: np.ndarray, malloc: Any) -> None:
@@ -63,6 +80,7 @@ def main(folder: Path, names: list[str]) -> None:
     from ffcv.fields import IntField, RGBImageField
 
     ffcv.writer.Process = _WorkerThread  # type: ignore[attr-defined]
+    ffcv.writer.shared_memory = SimpleNamespace(SharedMemory=_Memory)  # type: ignore[attr-defined]
     ffcv.writer.tqdm = _Silent  # type: ignore[attr-defined]
     for name in names:
         samples = _Samples(folder, name)

@@ -60,7 +60,8 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
     labels = labels_of_the_run(spec, dataset, data_dir)
     verify_dataset(data_dir, dataset, full=False)
     # No signal handlers are installed: a signal may end the process at once, because there is nothing to save.
-    runtime = Runtime(RuntimeConfig(device=config.device, precision=config.precision))
+    channels_last = trained.part("settings").flag("channels_last", True) if trained else True
+    runtime = Runtime(RuntimeConfig(device=config.device, precision=config.precision, channels_last=channels_last))
     split = dataset.splits["test"]
     loader = build_loader(
         data_dir / split.file, mode="auto", device=runtime.device, batch_size=spec.evaluation_batch, num_workers=1

@@ -164,7 +164,8 @@ def largest_difference(exported: Classifier, model: nn.Module, spec: ModelSpec) 
         images = torch.randint(
             256, (count, 3, spec.input_size, spec.input_size), dtype=torch.uint8, generator=generator
         )
-        expected = model(batch_normalize(images, spec.mean, spec.std, torch.float32)) / spec.temperature
+        normalized = batch_normalize(images, spec.mean, spec.std, torch.float32).contiguous()  # suits every network
+        expected = model(normalized) / spec.temperature
         found = exported(images)
         if found.shape != expected.shape or not bool(found.isfinite().all()):
             wanted, got = tuple(expected.shape), tuple(found.shape)

@@ -42,6 +42,7 @@ from ddp_trainer.engine.passes import resolve_passes
 from ddp_trainer.engine.step_guard import NonFinite
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.recipes import RECIPES
+from ddp_trainer.report.figures import default_style
 from ddp_trainer.report.loss_curve import LossCurve
 from ddp_trainer.run.checks import check_settings
 from ddp_trainer.run.directory import lock_folder, new_folder
@@ -150,7 +151,9 @@ def _show_progress(sweep: RangeConfig, step: int, done: Averages) -> None:
 
 def write_results(out: Path, curve: LossCurve, config: TrainConfig, runtime: Runtime) -> None:
     """Writes lr_find.png, then lr_find.json, and prints the suggestion."""
-    replace_file(out / "lr_find.png", curve.draw(f"Learning rate range test, {config.recipe}"))
+    with default_style():
+        picture = curve.draw(f"Learning rate range test, {config.recipe}")
+    replace_file(out / "lr_find.png", picture)
     suggested, others = curve.suggestion(), {}
     if suggested is not None:  # head and bias rates rose with the peak, so the ratios are the recipe's
         rates = {"head_lr": config.optim.head_lr, "bias_lr": config.optim.bias_lr}

@@ -179,8 +179,11 @@ def train_all(sweep: Sweep) -> int:
 
 def write_table(sweep: Sweep) -> None:
     table = results_table([run.out for run in sweep.runs])
-    replace_file(sweep.out / TABLE, table.encode())
     print(table, end="", flush=True)
+    try:
+        replace_file(sweep.out / TABLE, table.encode())
+    except OSError as error:
+        raise InputError(f"{sweep.out / TABLE} cannot be written: {error.strerror}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -53,7 +53,7 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
     verify_dataset(config.data.data_dir, dataset, full=config.data.verify == "full")
     with claim_run_directory(config, is_main=launch.is_main) as run_dir:
         start = find_start(run_dir, config, last_step=config.schedule.last_step(num_images))
-        with join_processes(config, stop, run_dir, start) as (runtime, start):
+        with join_processes(config, dataset, stop, run_dir, start) as (runtime, start):
             state = load_state(start, config, dataset, precision=runtime.precision)
             if start.kind == StartKind.FINISHED:
                 complete_results(run_dir)

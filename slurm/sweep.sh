@@ -25,6 +25,7 @@ words+=(--out "$sweep")
 [[ -z ${DDP_DATA_DIR:-} ]] || words+=(--data-dir "$DDP_DATA_DIR")
 while (($#)) && [[ $1 != -- ]]; do
   case $1 in
+    -h | --help) exec "$python" -m ddp_trainer.sweep --help ;;
     --out) sweep=${2:-} ;;
     --out=*) sweep=${1#--out=} ;;
     --list | --table | --launcher*) stop "$1 belongs to python -m ddp_trainer.sweep; leave it out" ;;

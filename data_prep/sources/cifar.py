@@ -22,6 +22,7 @@ import numpy as np
 
 from data_prep.errors import InputError, shell_path
 from data_prep.files import open_regular
+from data_prep.machine_limits import due_to_machine
 from data_prep.sources import ImageSet, Split
 from data_prep.sources.array_pickle import read_arrays
 
@@ -147,6 +148,9 @@ def _download(kind: type["CIFAR10"], root: Path, progress: Progress) -> None:
                     file.write(chunk)
                     progress(file.tell(), total)
         except (OSError, http.client.HTTPException, ValueError) as error:
+            if isinstance(error, OSError) and due_to_machine(error):  # such as a full disk
+                error.filename = error.filename or str(root)
+                raise
             reason = getattr(error, "reason", None) or error
             raise InputError(
                 f"{shell_path(root / kind.filename)} is missing and cannot be downloaded ({reason}); "

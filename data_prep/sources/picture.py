@@ -79,7 +79,7 @@ def read_picture(path: Path, size: int) -> Picture:
             if isinstance(error, TooLargeError) or due_to_machine(error):
                 raise
             file.seek(0)
-            repaired = pixels_only(content := file.read(8 * MAX_PIXELS), partial(_pixels_of, size=size))
+            repaired = pixels_only(content := _content(file), partial(_pixels_of, size=size))
             if repaired is None:
                 raise _plainer(error, content) from None
         return _decode(io.BytesIO(repaired), size, metadata_ignored=True)
@@ -205,9 +205,14 @@ def _check_end(file: BinaryIO) -> None:
         file.seek(-len(JPEG_END), io.SEEK_END)
         if file.read() != JPEG_END:
             file.seek(0)
-            if lacks_end(file.read(8 * MAX_PIXELS)):
+            if lacks_end(_content(file)):
                 raise OSError("image file is truncated")
     file.seek(0)
+
+
+def _content(file: BinaryIO) -> bytes:
+    """The rest of the file, up to 8 bytes for each pixel that an image may have."""
+    return file.read(min(os.fstat(file.fileno()).st_size, 8 * MAX_PIXELS))  # `read` allocates as much as it is told
 
 
 def _plainer(error: Exception, content: bytes) -> Exception:

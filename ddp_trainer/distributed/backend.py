@@ -11,13 +11,13 @@ from ddp_trainer.distributed.launch import Launch
 
 
 def use_all_cores(launch: Launch) -> None:
-    """Gives each process an equal share of this machine's cores, even if Accelerate's launcher set OMP_NUM_THREADS=1.
+    """Gives each process an equal share of this machine's cores, even if Accelerate's launcher set OMP_NUM_THREADS.
 
     So a single process uses as many threads under `accelerate launch` as with `python -m`, and computes the same
     floating-point results. A number of threads that the user has set is kept.
     """
     threads = os.environ.get("OMP_NUM_THREADS")
-    set_by_launcher = threads == "1" and "ACCELERATE_MIXED_PRECISION" in os.environ and not _given_to_the_launcher()
+    set_by_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ and not _given_to_the_launcher()
     if set_by_launcher or (threads is None and launch.world_size > 1):
         torch.set_num_threads(max(len(os.sched_getaffinity(0)) // launch.local_world_size, 1))
 

@@ -1,10 +1,16 @@
-"""Handles the wait until all processes have joined: prints a line, and lets a single signal end the process."""
+"""Handles the wait until all processes have joined, and checks that they agree."""
 
 import contextlib
+import hashlib
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 
+import torch
+import torch.distributed as dist
+
+from data_prep.errors import require
 from ddp_trainer.distributed.launch import Launch
 from ddp_trainer.distributed.signals import StopRequest
 
@@ -38,3 +44,18 @@ def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
         timer.cancel()
         timer.join()  # a `report` that has already begun would change the next line's setting
         stop.end_at_first_signal(False)
+
+
+def control_group(patience: timedelta) -> dist.ProcessGroup:
+    """All processes, with gloo."""
+    group = dist.new_group(backend="gloo", timeout=patience)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
+def require_agreement(text: str, group: dist.ProcessGroup, message: str) -> None:
+    """Raises InputError(message) on every rank of `group` unless all of them pass the same `text`."""
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+    extremes = torch.tensor([number, -number])
+    dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=group)
+    require(int(extremes.sum()) == 0, message)

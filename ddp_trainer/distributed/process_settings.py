@@ -34,12 +34,29 @@ def _restored_environment() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _matmul_precision() -> str:
+    """torch's own function raises an exception if the process has set this precision by its newer name."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        on_cpu = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+        return "medium" if on_cpu == "bf16" else "high"
+
+
+def _cudnn_allows_tf32() -> bool:
+    """See `_matmul_precision`."""
+    try:
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+
+
 @contextlib.contextmanager
 def _restored_torch() -> Iterator[None]:
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    threads, precision = torch.get_num_threads(), _matmul_precision()
     deterministic, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    allow_tf32 = torch.backends.cudnn.allow_tf32
+    allow_tf32 = _cudnn_allows_tf32()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
@@ -48,7 +65,10 @@ def _restored_torch() -> Iterator[None]:
             yield
         finally:
             if torch.cuda.is_initialized():
-                torch.cuda.set_stream(stream or torch.cuda.default_stream())
+                # Setting a stream of another GPU would create a context there.
+                if stream is None or stream.device_index != torch.cuda.current_device():
+                    stream = torch.cuda.default_stream()
+                torch.cuda.set_stream(stream)
             torch.set_num_threads(threads)
             torch.set_float32_matmul_precision(precision)
             torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = benchmark, allow_tf32

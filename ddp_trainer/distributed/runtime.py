@@ -22,7 +22,7 @@ from ddp_trainer.distributed.gloo_interface import choose_interface
 from ddp_trainer.distributed.hardware import cpu_name, resolve_device, resolve_precision
 from ddp_trainer.distributed.host_memory import keep_freed_memory
 from ddp_trainer.distributed.launch import Launch, check_machine
-from ddp_trainer.distributed.meeting import meeting
+from ddp_trainer.distributed.meeting import control_group, meeting, require_agreement
 from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.distributed.stop_agreement import StopAgreement
 from ddp_trainer.distributed.sync_batchnorm import synchronize_batchnorm
@@ -60,10 +60,11 @@ class Runtime:
             with environment_of(launch.variables()):
                 self._accelerator = self._build_accelerator(patience, on_cpu=on_cpu)
             # Control messages are sent with gloo, between CPUs, so that they never wait for a device.
-            self._control = _control_group(patience) if launch.world_size > 1 else None
+            self._control = control_group(patience) if launch.world_size > 1 else None
+            problem = f"the processes would use different precisions ({self.precision} in this one); set --precision"
+            self.require_agreement(self.precision, problem)
         self.device: torch.device = self._accelerator.device
-        self.rank, self.world_size = launch.rank, launch.world_size
-        self.is_main = launch.is_main
+        self.rank, self.world_size, self.is_main = launch.rank, launch.world_size, launch.is_main
         found = self._accelerator.process_index, self._accelerator.num_processes
         require(
             found == (self.rank, self.world_size),
@@ -205,6 +206,11 @@ class Runtime:
             for (name, tensor), column in zip(tensors.items(), columns, strict=True)
         }
 
+    def require_agreement(self, text: str, message: str) -> None:
+        """Raises InputError(message) on every rank unless all ranks pass the same `text`. A collective operation."""
+        if self._control is not None:
+            require_agreement(text, self._control, message)
+
     def agree_on(self, *numbers: int) -> list[int]:
         """Returns the numbers of the main rank on every rank."""
         if self._control is None:
@@ -241,9 +247,3 @@ def _set_timeout(timeout: timedelta, group: dist.ProcessGroup | None) -> None:
     # Before torch 2.15, there is only the private function.
     name = "set_timeout" if hasattr(distributed_c10d, "set_timeout") else "_set_pg_timeout"
     getattr(distributed_c10d, name)(timeout, group)
-
-
-def _control_group(patience: timedelta) -> dist.ProcessGroup:
-    group = dist.new_group(backend="gloo", timeout=patience)
-    assert isinstance(group, dist.ProcessGroup)
-    return group

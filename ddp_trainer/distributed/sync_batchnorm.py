@@ -96,21 +96,29 @@ def averaged_batchnorm(
     """Within the context, the running statistics are those over the images of all ranks.
 
     The variance is that of all images together: average(var + mean^2) - average(mean)^2, where the average is taken
-    over the ranks. `weight`: the number of images on this rank, divided by the mean number per rank. Each rank's
-    own statistics are restored afterwards, so an evaluation does not change the training state.
+    over the ranks. Floating-point buffers of other layers are averaged, too. `weight`: the number of images on this
+    rank, divided by the mean number per rank. Each rank's own buffers are restored afterwards, so an evaluation does
+    not change the training state.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.running_mean is not None]
-    if world_size == 1 or not layers:
+    if world_size == 1:
         yield
         return
-    own = [(layer.running_mean, layer.running_var) for layer in layers]
-    for layer, (mean, variance) in zip(layers, own, strict=True):
-        assert mean is not None and variance is not None
-        moments = sum_over_ranks(torch.stack((mean, variance + mean**2)).double() * weight) / world_size
-        layer.running_mean = moments[0].to(mean.dtype)
-        layer.running_var = (moments[1] - moments[0] ** 2).to(variance.dtype)
+
+    def average(values: Tensor) -> Tensor:
+        return sum_over_ranks(values.double() * weight) / world_size
+
+    own = [(layer, name, buffer) for layer in model.modules() for name, buffer in layer.named_buffers(recurse=False)]
+    own = [(layer, name, buffer) for layer, name, buffer in own if buffer.is_floating_point()]
     try:
+        for layer, name, buffer in own:
+            if not isinstance(layer, _BatchNorm):
+                setattr(layer, name, average(buffer).to(buffer.dtype))
+            elif name == "running_mean":
+                mean, variance = buffer.double(), layer.get_buffer("running_var").double()
+                moments = average(torch.stack((mean, variance + mean**2)))
+                layer.running_mean = moments[0].to(buffer.dtype)
+                layer.running_var = (moments[1] - moments[0] ** 2).to(buffer.dtype)
         yield
     finally:
-        for layer, (mean, variance) in zip(layers, own, strict=True):
-            layer.running_mean, layer.running_var = mean, variance
+        for layer, name, buffer in own:
+            setattr(layer, name, buffer)

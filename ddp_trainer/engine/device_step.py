@@ -54,6 +54,8 @@ class DeviceStep:
         """
         for parameter in parameters:
             parameter.requires_grad_(False)
+        self.runtime.synchronize()
+        self._take = self.work  # frees the memory of the old graphs, which the warm-up needs
         self.wrapped = self.runtime.wrap_again(self.wrapped)
         self._prepare(sides)
 

@@ -164,7 +164,8 @@ def averaged_over_views(
     views = with_mirror_image(chosen, plain[uncertain])
     if shift:
         padded = F.pad(chosen, (1, 1, 1, 1), mode="reflect")
-        moved = (padded[:, :, :-2, :-2], padded[:, :, 2:, 2:])
+        # Copied, because a network that reshapes its input may need dense images.
+        moved = (padded[:, :, :-2, :-2].clone(), padded[:, :, 2:, 2:].clone())
         up_left, down_right = (with_mirror_image(view, model(view).to(plain)) for view in moved)
         views = views / 2 + (up_left + down_right) / 4
     return plain.index_copy(0, uncertain[:count], views[:count])

@@ -33,7 +33,7 @@ def why_not(config: TrainConfig, runtime: Runtime) -> str | None:
 
 
 class GraphedStep:
-    """Replays a graph of `work`. There is one graph for each crop size, captured when that size is first used.
+    """Replays a graph of `work`, which is captured when a crop size is first used. Crops only grow, so one is kept.
 
     Before the first call, take a step of each crop size without a graph, to choose kernels and create optimizer states.
     If a capture fails, for example because the network waits for the device, all later steps run without graphs, and
@@ -68,12 +68,14 @@ class GraphedStep:
         if self._batch is None:
             self._batch = Batch(*(column.clone() for column in batch))
             self._draws = draws.clone()
-            self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
+        if self._graphs:  # frees the memory of the graph of smaller crops
+            torch.cuda.synchronize()
+            self._graphs.clear()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         stream = torch.cuda.current_stream()
         mode = "thread_local"  # the thread that writes checkpoints may wait for the device during the capture
         try:
-            with _capturable(self._optimizer), torch.cuda.graph(graph, self._pool, stream, mode):
+            with _capturable(self._optimizer), torch.cuda.graph(graph, pool, stream, mode):
                 losses = self._work(self._batch, self._draws, side)
         except RuntimeError as error:
             self._failed = True

@@ -71,10 +71,10 @@ class Muon(torch.optim.Optimizer):
         for part, lr in parts:
             if part:
                 torch._foreach_mul_(list(itertools.islice(rest, len(part))), lr)
-        excess = torch._foreach_norm(weights)  # becomes 1 - sqrt(rows) / norm
-        torch._foreach_reciprocal_(excess)
-        torch._foreach_mul_(excess, [-(len(one) ** 0.5) for one in weights])
-        torch._foreach_add_(excess, 1.0)
+        norms = torch._foreach_norm(weights)
+        torch._foreach_clamp_min_(norms, 1e-7)  # filters may start at zero
+        excess = torch._foreach_sub(norms, [len(one) ** 0.5 for one in weights])
+        torch._foreach_div_(excess, norms)
         torch._foreach_addcmul_(directions, weights, excess)
         self._descend(weights, directions, lr=1.0)
 

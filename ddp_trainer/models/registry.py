@@ -4,6 +4,7 @@ An unknown name is reported in one line.
 """
 
 import difflib
+import functools
 import importlib
 import os
 import sys
@@ -84,7 +85,10 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
         raise InputError(f"--network {name} cannot be imported: {_describe(error)}") from error
     created: Any = getattr(module, function, None)
     require(callable(created), f"--network {name}: {module_name} has no function {function}")
-    home = str(getattr(created, "__module__", None) or module_name)
+    origin = created
+    while isinstance(origin, functools.partial):  # which belongs to Python's library itself
+        origin = origin.func
+    home = str(getattr(origin, "__module__", None) or module_name)
     require(
         home.split(".")[0] not in sys.stdlib_module_names, f"--network {name}: {function} comes from Python's library"
     )

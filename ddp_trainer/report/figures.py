@@ -6,6 +6,7 @@ Text in the SVG is real text, in the page's font.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import warnings
@@ -79,6 +80,13 @@ def to_svg(figure: Figure) -> str:
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         FigureCanvasSVG(figure).print_svg(target, metadata={"Date": None})
     return _for_the_page(target.getvalue())
+
+
+def default_style() -> contextlib.AbstractContextManager[None]:
+    """Within the context, figures do not depend on the user's matplotlib settings, such as `text.usetex`."""
+    from matplotlib import style as styles
+
+    return styles.context("default")
 
 
 def _prepare_texts(figure: Figure) -> None:

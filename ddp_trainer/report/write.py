@@ -11,7 +11,7 @@ from data_prep.errors import InputError
 from data_prep.files import replace_file
 from ddp_trainer.report.charts import curves_figure, reliability_figure
 from ddp_trainer.report.confusion import confusion_png
-from ddp_trainer.report.figures import to_png
+from ddp_trainer.report.figures import default_style, to_png
 from ddp_trainer.report.gallery import mistakes_figure
 from ddp_trainer.report.labels import drawable_labels
 from ddp_trainer.report.page import build_page
@@ -33,7 +33,8 @@ def write_report(run_dirs: Sequence[Path]) -> Path:
     folder = runs[0].path / "report"
     if folder.is_symlink():  # files would be written and deleted in the folder that it points to
         raise InputError(f"{folder} is a symbolic link; remove it")
-    pictures, page = draw_pictures(runs), build_page(runs)
+    with default_style():
+        pictures, page = draw_pictures(runs), build_page(runs)
     try:
         folder.mkdir(exist_ok=True)
         for name in PICTURES:

@@ -4,6 +4,7 @@ Both functions accept a recipe, as a name or a TrainConfig, and settings as keyw
 flags. An invalid setting raises InputError, with the same message as on the command line.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -103,7 +104,8 @@ def _run_shown(command: list[str]) -> tuple[int, bool]:
             return process.wait(), interrupted
         except BaseException as error:
             if interrupted or not isinstance(error, KeyboardInterrupt):
-                process.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # the launcher may have ended before its processes
                 raise
             interrupted = True
             process.send_signal(signal.SIGTERM)

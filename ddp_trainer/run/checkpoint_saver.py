@@ -55,6 +55,7 @@ class CheckpointSaver:
         clean_up(folder)
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._copy: HostCopy | None = None  # of the state that is being saved
         self._warned = False
 
     def save(
@@ -70,7 +71,8 @@ class CheckpointSaver:
         Raises CheckpointError if the previous save failed. If its `when_saved` failed, raises that exception.
         """
         self.wait()
-        self._pending = self._writer.submit(self._write, HostCopy(state), step, score, when_saved)
+        self._copy = HostCopy(state)
+        self._pending = self._writer.submit(self._write, step, score, when_saved)
 
     def check(self) -> None:
         """Like `wait`, but does nothing while the last save is still in progress."""
@@ -81,7 +83,11 @@ class CheckpointSaver:
         """Waits until the last save is on disk. Raises the same exceptions as `save`."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
-            pending.result()
+            try:
+                pending.result()
+            finally:
+                # Freed by this thread, because page-locked memory must not be freed while a CUDA graph is captured.
+                self._copy = None
 
     def close(self) -> None:
         """Waits for the last save and ends the writer thread."""
@@ -90,9 +96,10 @@ class CheckpointSaver:
         finally:
             self._writer.shutdown()
 
-    def _write(self, copy: HostCopy, step: int, score: float | None, when_saved: Callable[[], object]) -> None:
+    def _write(self, step: int, score: float | None, when_saved: Callable[[], object]) -> None:
         place = checkpoint_path(self.folder, step)
-        state = copy.wait()
+        assert self._copy is not None
+        state = self._copy.wait()
         try:
             write_checkpoint(place, state, step=step, score=score)
         except Exception as error:

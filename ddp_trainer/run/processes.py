@@ -1,20 +1,26 @@
 """Joins the other processes of a run, and agrees with them on where the run starts."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 
+from data_prep.dataset import DatasetInfo
 from data_prep.errors import InputError
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.run.directory import RunDirectory
-from ddp_trainer.run.resume import Start, StartKind
+from ddp_trainer.run.resume import Start, StartKind, settings_of
+
+# Settings that may change on --resume, but decide when all ranks do something together.
+SAME_ON_ALL_RANKS = ("resume", "max_steps", "checkpoint_every_steps", "log_every_steps")
+DIFFERENT_SETTINGS = "the processes have different settings or training images; start all of them with the same flags"
 
 
 @contextlib.contextmanager
 def join_processes(
-    config: TrainConfig, stop: StopRequest, run_dir: RunDirectory | None, start: Start
+    config: TrainConfig, dataset: DatasetInfo, stop: StopRequest, run_dir: RunDirectory | None, start: Start
 ) -> Iterator[tuple[Runtime, Start]]:
     """Joins the other processes, and yields the runtime of this process and the `start` of the main process.
 
@@ -25,6 +31,9 @@ def join_processes(
     with restored_settings():
         try:
             runtime = Runtime(config.runtime, stop=stop)
+            settings = {name: value for name, value in config.flat().items() if name in SAME_ON_ALL_RANKS}
+            settings |= settings_of(config, dataset, precision=runtime.precision)
+            runtime.require_agreement(json.dumps(settings), DIFFERENT_SETTINGS)
             kind, step = runtime.agree_on(*start)
         except Exception as error:  # for example, because a process never joined
             if run_dir is not None and start.kind != StartKind.FINISHED and not isinstance(error, InputError):

@@ -39,7 +39,7 @@ class WandBMirror:
         self._tracker = self._start(mode)
         run = self._tracker.run
         self._first_step = run.step  # for a resumed online run, the first step that W&B's server lacks
-        self._tracker.store_init_configuration(dict(config))
+        run.config.update(dict(config), allow_val_change=True)
         for axis in ("epoch", "step", "step/step"):
             run.define_metric(axis, summary="last")
         run.define_metric("step/*", step_metric="step/step")
@@ -64,9 +64,14 @@ class WandBMirror:
             disable_code=True,
         )
         options = {
+            "entity": user.entity,
             "name": user.run_name or self._run_dir.resolve().name,
+            "group": user.run_group,
             "job_type": user.run_job_type or "train",
+            "tags": user.run_tags,
+            "notes": user.run_notes,
             "resume": "allow" if mode == "online" else None,
+            "reinit": "create_new",  # a run that the caller has started stays open
         }
         tracker = WandBTracker(
             user.project or "ddp-trainer", dir=str(self._run_dir), id=self._id, mode=mode, settings=ours, **options
@@ -176,7 +181,9 @@ def load_settings(run_dir: Path) -> Any:
 
     # W&B copies files before it uploads them. The copies go to the run directory, because home folders may be small.
     os.environ.setdefault("WANDB_DATA_DIR", _data_dir(run_dir))
-    return wandb.setup().settings
+    settings = wandb.setup().settings.model_copy()
+    settings.update_from_env_vars(dict(os.environ))  # wandb.setup reads them only once in a process
+    return settings
 
 
 def release_environment(run_dir: Path) -> None:

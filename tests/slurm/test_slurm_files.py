@@ -98,6 +98,12 @@ def test_a_script_that_is_started_wrongly_prints_one_line_that_says_what_is_wron
     assert message in line
 
 
+def test_sweep_help_is_shown_and_submits_nothing() -> None:
+    done = script("sweep.sh", "smoke", "--help", variables={})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--seeds" in done.stdout
+
+
 @pytest.mark.parametrize("name", ["train.sh", "prep.sh", "sweep.sh", "node.sh"])
 def test_a_script_started_outside_the_repository_prints_one_error(name: str, tmp_path: Path) -> None:
     done = subprocess.run(

@@ -1,5 +1,7 @@
 """Valid and faulty networks as a user could write them, for `--network tests.support.networks:NAME`."""
 
+import functools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,6 +25,9 @@ def small(num_classes: int) -> nn.Sequential:
         nn.Dropout(0.25),
         nn.Linear(16, num_classes),
     )
+
+
+partial = functools.partial(small)
 
 
 def in_evaluation_mode(num_classes: int) -> nn.Module:
@@ -119,6 +124,10 @@ def frozen(num_classes: int) -> nn.Module:
 
 def half(num_classes: int) -> nn.Module:
     return plain(num_classes).half()
+
+
+def double(num_classes: int) -> nn.Module:
+    return plain(num_classes).double()
 
 
 def no_module(num_classes: int) -> str:

@@ -172,22 +172,16 @@ def test_a_split_with_images_of_different_shapes_is_refused(tmp_path: Path) -> N
             spool.add(Split(np.zeros((1, 16, 16, 3), np.uint8), np.zeros(1, np.int64)), [bytes(768)])
 
 
-def shared_memory() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
-
-
-def test_a_failed_writer_ends_and_leaves_no_shared_memory(tmp_path: Path) -> None:
+def test_a_failed_writer_ends(tmp_path: Path) -> None:
     """The images are larger than a page, so FFCV's worker raises an error. FFCV itself would then wait forever."""
-    before = shared_memory()
     huge = Split(np.zeros((2, 2000, 4000, 3), np.uint8), np.zeros(2, np.int64))
     with pytest.raises(ChildProcessError, match=r"FFCV's writer failed: .*Tried allocating"):
         write_splits(tmp_path, {"train": huge})
-    left = shared_memory() - before  # may include segments of tests that run at the same time
-    wait_until(lambda: left.isdisjoint(shared_memory()))
+    wait_until(lambda: not writers_for(tmp_path))
 
 
 def test_a_writer_that_stalls_is_killed(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(beton_writer, "STALL_SECONDS", 0.5)  # shorter than an import of FFCV
+    monkeypatch.setattr(beton_writer, "START_SECONDS", 0.5)  # shorter than an import of FFCV
     with pytest.raises(ChildProcessError, match="no progress"):
         write_splits(tmp_path, {"train": split})
     wait_until(lambda: not writers_for(tmp_path))
@@ -204,7 +198,6 @@ write_splits(Path(sys.argv[1]), {"train": split}, progress=lambda *_: print("wri
 
 
 def test_the_writer_dies_with_its_parent(tmp_path: Path) -> None:
-    before = shared_memory()
     parent = subprocess.Popen(
         [sys.executable, "-c", SLOW_PARENT, str(tmp_path)],
         env=environment(),
@@ -216,9 +209,8 @@ def test_the_writer_dies_with_its_parent(tmp_path: Path) -> None:
         assert parent.stdout is not None
         assert parent.stdout.readline() == "writing\n"
         assert writers_for(tmp_path)
-        written = shared_memory() - before
         parent.kill()
-    wait_until(lambda: not writers_for(tmp_path) and written.isdisjoint(shared_memory()))
+    wait_until(lambda: not writers_for(tmp_path))
 
 
 def writers_for(folder: Path) -> list[str]:

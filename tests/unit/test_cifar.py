@@ -1,5 +1,6 @@
 """CIFAR's files are parsed only if they have the right checksum. If a download fails, one line says what to do."""
 
+import errno
 import hashlib
 import io
 import os
@@ -187,6 +188,19 @@ def test_a_pickle_in_an_archive_with_the_right_checksum_runs_no_code(
 def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "cifar-10-python.tar.gz")
     assert "not a regular file" in fails(tmp_path)
+
+
+def test_a_full_disk_during_the_download_is_not_taken_for_a_network_problem(
+    tmp_path: Path, archive: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(response: Response, size: int) -> bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, **options: Response(archive))
+    monkeypatch.setattr(Response, "read", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        load_cifar("cifar10", tmp_path)
+    assert left_in(tmp_path) == set()
 
 
 @pytest.mark.parametrize("part", [0, 100, 10_000])

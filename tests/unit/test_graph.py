@@ -47,6 +47,7 @@ def repeating(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.graph", capture)
     monkeypatch.setattr("torch.cuda.graph_pool_handle", lambda: None)
     monkeypatch.setattr("torch.cuda.current_stream", lambda: None)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
 
 
 def graphed(trainer: Trainer) -> Trainer:

@@ -144,9 +144,29 @@ def test_a_stalled_ffcv_thread_raises_an_error(stream: StreamLoader, monkeypatch
     from ffcv.loader.epoch_iterator import EpochIterator
 
     monkeypatch.setattr("data_prep.ffcv_reader.STALL_SECONDS", 1.0)
-    monkeypatch.setattr(EpochIterator, "run_pipeline", lambda self, *_: self.terminate_event.wait(60))
+    monkeypatch.setattr("data_prep.ffcv_reader.CLOSE_SECONDS", 0.1)
+    storage = threading.Event()  # does not answer, so the thread stays blocked
+    monkeypatch.setattr(EpochIterator, "run_pipeline", lambda self, *_: storage.wait(60))
     with pytest.raises(RuntimeError, match="no progress"):
         list(stream.batches(plans()["full batches"]))
+    storage.set()
+
+
+def test_fewer_threads_than_workers_are_enough(image_set_and_beton: tuple[np.ndarray, np.ndarray, Path]) -> None:
+    program = """if True:
+        import sys, numpy as np, torch
+        from pathlib import Path
+        from data_prep.loader import StreamLoader
+        loader = StreamLoader(Path(sys.argv[1]), device=torch.device("cpu"), batch_size=8, num_workers=2)
+        print(sum(len(batch.images) for batch in loader.batches([np.arange(8)])))"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(image_set_and_beton[2])],
+        env=environment(NUMBA_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr
 
 
 def test_samples_other_than_the_requested_ones_raise_an_error(

@@ -121,6 +121,14 @@ def test_filters_take_the_step_of_airbench() -> None:
     torch.testing.assert_close(filters_after(start, gradients), expected, rtol=0, atol=1e-12)
 
 
+def test_filters_that_start_at_zero_are_trained() -> None:
+    filters = torch.zeros(8, 4, 3, 3, requires_grad=True)
+    optimizer = Muon([{"params": [filters], "muon": "filters"}], lr=0.1)
+    filters.grad = torch.randn(filters.shape, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    assert filters.isfinite().all() and filters.abs().max() > 0
+
+
 def test_memory_format_of_the_filters_does_not_matter() -> None:
     start, gradients = filters_and_gradients()
     channels_last = start.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

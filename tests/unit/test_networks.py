@@ -30,7 +30,9 @@ def build(name: str) -> nn.Module:
     return registry.build(name, num_classes=5, widths=(8, 8, 16, 16), activation="relu")
 
 
-@pytest.mark.parametrize("name", ["custom_resnet", "torchvision:resnet18", f"{OWN}small", f"{OWN}Buffers"])
+@pytest.mark.parametrize(
+    "name", ["custom_resnet", "torchvision:resnet18", f"{OWN}small", f"{OWN}partial", f"{OWN}Buffers"]
+)
 def test_a_network_is_found_by_its_name(name: str) -> None:
     network = build(name)
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
@@ -80,6 +82,7 @@ def test_a_network_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: p
         ("OnlyContiguous", "add --no-channels-last"),
         ("frozen", "no trainable parameter"),
         ("half", "must have float32 parameters, got torch.float16"),
+        ("double", "must have float32 parameters, got torch.float64"),
         ("on_another_device", "must be built on the CPU"),
     ],
 )
@@ -88,6 +91,13 @@ def test_a_faulty_network_is_reported_before_training(name: str, expected: str) 
         check_network(build(OWN + name), OWN + name, num_classes=5, sides=[32])
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_check_does_not_seed_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr("torch.cuda.manual_seed_all", seeds.append)
+    check_network(build(f"{OWN}small"), "small", num_classes=5, sides=[32])
+    assert seeds == []
 
 
 def test_a_network_for_contiguous_images_is_accepted_without_channels_last() -> None:

@@ -1,6 +1,8 @@
 """The folder of --out is checked before any image is read, and lists of image files are written beside it."""
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,6 +36,22 @@ def test_a_name_with_unprintable_characters_is_refused(
 def test_a_name_that_is_too_long_is_refused(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "File name too long" in refused(photos, photos.parent / ("a" * 300), capsys)
     assert "no such folder" in refused(photos / ("a" * 300), photos.parent / "out", capsys)
+
+
+def test_leftovers_of_a_killed_command_are_removed_before_the_free_space_is_checked(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = photos.parent / "out"
+    leftovers = [out / f".writing-{number}" for number in (10**9, os.getpid())]  # in a container, ids are used again
+    for folder in leftovers:
+        folder.mkdir(parents=True)
+
+    def usage(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=0 if any(folder.exists() for folder in leftovers) else 2**40)
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    assert main(["--source", "folder", "--root", str(photos), "--out", str(out), "--size", "8"]) == 0
+    assert {path.name for path in out.iterdir()} == {"train.beton", "test.beton", "dataset.json"}
 
 
 @pytest.mark.parametrize("name", ["train.beton", "test.beton", "dataset.json"])

@@ -1,8 +1,13 @@
 """The labels of classes in the report's pictures are short, and no two are the same."""
 
+from pathlib import Path
+
+import matplotlib
 import pytest
 
 from ddp_trainer.report.labels import distinct_labels, drawable_labels, is_drawable, shorten
+from ddp_trainer.report.write import write_report
+from tests.support.run_directories import make_run
 
 PLANTS = ["Corn_(maize)___Common_rust_", "Corn_(maize)___Northern_Leaf_Blight", "Corn_(maize)___healthy"]
 
@@ -33,3 +38,10 @@ def test_short_labels_are_unchanged_and_long_ones_keep_both_ends() -> None:
 @pytest.mark.parametrize("other", ["dog ", " dog", "d\u200bog", "do\u00adg"])
 def test_names_that_look_the_same_get_different_labels(other: str) -> None:
     assert distinct_labels(["dog", other]) == ["0: dog", f"1: {other}"]
+
+
+def test_the_users_matplotlib_settings_do_not_change_the_report(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    page = write_report([tmp_path / "run"]).read_text()
+    with matplotlib.rc_context({"text.usetex": True, "axes.formatter.use_mathtext": True, "font.size": 30}):
+        assert write_report([tmp_path / "run"]).read_text() == page

@@ -1,6 +1,8 @@
 """The runtime reuses freed memory, fp32 does not use TF32, and bf16 is chosen only if the CPU has bf16 instructions."""
 
 import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from ddp_trainer.distributed import hardware
 from ddp_trainer.distributed.backend import set_backend_flags
 from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.distributed.runtime import Runtime
-from tests.support.trainer import run
+from tests.support.trainer import environment, run
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="concerns glibc's allocator")
@@ -38,6 +40,20 @@ def test_fp32_does_not_use_tf32(precision: str, allowed: bool) -> None:
     with restored_settings():
         set_backend_flags(RuntimeConfig(device="cpu", precision=precision))  # type: ignore[arg-type]
         assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed
+
+
+def test_a_process_that_uses_torchs_newer_tf32_settings_can_train_and_keeps_them() -> None:
+    code = """if True:
+        import torch
+        from ddp_trainer.config import RuntimeConfig
+        from ddp_trainer.distributed.backend import set_backend_flags
+        from ddp_trainer.distributed.process_settings import restored_settings
+        torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
+        with restored_settings():
+            set_backend_flags(RuntimeConfig(device="cpu", precision="fp32"))
+        print(torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision)"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), text=True, capture_output=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "tf32 tf32\n"), done.stderr
 
 
 @pytest.mark.parametrize(

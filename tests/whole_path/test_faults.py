@@ -122,6 +122,8 @@ with stop.listening():
     assert stop.pending
     os.kill(os.getpid(), signal.SIGUSR2)  # the same request, because it arrives within 0.2 s
     time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGXCPU)  # not a request, because the kernel repeats it
+    time.sleep(0.3)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(5)
 """

@@ -69,31 +69,37 @@ def test_unused_and_frozen_parameters_keep_their_initial_values(tiny_dir: Path, 
 
 
 @pytest.mark.parametrize(
-    "network",
-    ["torchvision:mobilenet_v3_small", pytest.param("timm:test_resnet", marks=NEEDS_TIMM), f"{OWN}small"],
+    ("network", "flags"),
+    [
+        ("torchvision:mobilenet_v3_small", ()),
+        pytest.param("timm:test_resnet", (), marks=NEEDS_TIMM),
+        (f"{OWN}small", ()),
+        (f"{OWN}OnlyContiguous", ("--no-channels-last",)),
+    ],
 )
-def test_every_command_rebuilds_the_network_of_a_run(tiny_dir: Path, tmp_path: Path, network: str) -> None:
+def test_every_command_rebuilds_the_network_of_a_run(
+    tiny_dir: Path, tmp_path: Path, network: str, flags: tuple[str, ...]
+) -> None:
     out = tmp_path / "run"
-    train("--data-dir", tiny_dir, "--network", network, "--out", out, "--max-steps", "2", "--batch-size", "16")
+    words = ("--data-dir", tiny_dir, "--network", network, "--out", out, "--max-steps", "2", "--batch-size", "16")
+    train(*words, *flags)
     summary = json.loads((out / "summary.json").read_text())
     model, spec = load_model(out)
     assert spec.architecture == network
     assert summary["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert summary["train_pflops"] > 0
 
-    evaluated = fork(out, "--device", "cpu", program="ddp_trainer.evaluate:main", processes=2)
+    evaluated = fork(out, "--device", "cpu", "--tta", program="ddp_trainer.evaluate:main", processes=2)
     assert evaluated.returncode == 0, evaluated.stderr
-    assert json.loads(evaluated.stdout.splitlines()[-1])["test_correct"] == summary["test_correct"]
+    assert json.loads(evaluated.stdout.splitlines()[-1])["test_accuracy"] == summary["test_accuracy_tta"]
 
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     assert fork(out, tmp_path / "a.png", program="ddp_trainer.predict:main").returncode == 0
     exports = (("export", "--format", "torch"), ("export", "--format", "onnx"))
-    for command, *flags in (*exports, ("model_card",)):
-        finished = fork(out, *flags, program=f"ddp_trainer.{command}:main")
-        assert finished.returncode == 0, (
-            finished.stderr
-        )  # export itself compares the logits of the file with the model's
+    for command, *options in (*exports, ("model_card",)):  # export compares the logits of the file with the model's
+        finished = fork(out, *options, program=f"ddp_trainer.{command}:main")
+        assert finished.returncode == 0, finished.stderr
     card = (out / "model.md").read_text()
     assert network in card
 

@@ -134,6 +134,17 @@ def test_a_stopped_sweep_continues_and_ends_with_its_table(tiny_dir: Path, tmp_p
     assert "was trained with max_steps 3, not 2; choose another folder with --out" in other.stderr
 
 
+def test_a_table_that_cannot_be_written_is_printed_and_reported_in_one_line(
+    tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "table.md").mkdir()
+    words = ("smoke", "--seeds", "1", "--data-dir", str(tiny_dir), "--out", str(tmp_path), "--table")
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert "Not finished" in printed.out
+    assert printed.err == f"error: {tmp_path}/table.md cannot be written: Is a directory\n"
+
+
 def test_runs_that_differ_only_in_the_seed_share_a_row(smoke_run: Path, tmp_path: Path) -> None:
     """Runs with another number of steps get another row; the number of kept checkpoints is ignored."""
     folders = []

@@ -1,6 +1,8 @@
 """W&B receives all records of a run: the tests read the files that wandb writes in offline mode."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.tracked_runs import KEY, MARKER, holds, record, step_record, track
-from tests.support.trainer import NARROW, REPOSITORY, read_lines, run
+from tests.support.trainer import NARROW, REPOSITORY, environment, read_lines, run
 from tests.support.wandb_file import of_kind, read_history, read_records, read_summary
 
 
@@ -62,6 +64,30 @@ def test_wandb_receives_the_axes_the_names_the_settings_and_the_exit_status(offl
     text = b"".join(entry.SerializeToString() for entry in entries)
     assert b'"seed": 7' in text or b'"seed":7' in text
     assert [end.exit_code for end in of_kind(entries, "exit")] == [0]
+
+
+TWO_RUNS = """
+import os, sys, wandb
+mine = wandb.init(project="mine", mode="offline", dir=sys.argv[2])
+mine.log({"a": 1}, step=500)
+import ddp_trainer
+for name in ("first", "second"):
+    os.environ["WANDB_NAME"] = name
+    settings = {"data_dir": sys.argv[1], "wandb": "offline", "device": "cpu", "widths": (4, 4, 4, 4), "max_steps": 1}
+    ddp_trainer.train("smoke", out=f"{sys.argv[2]}/run-{name}", **settings)
+mine.log({"a": 2})
+mine.finish()
+"""
+
+
+def test_a_run_of_the_caller_stays_open_and_each_run_has_its_own_name(tiny_dir: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TWO_RUNS, tiny_dir, tmp_path]
+    done = subprocess.run(command, env=environment(), text=True, capture_output=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    for name in ("first", "second"):
+        (named,) = of_kind(read_records(tmp_path / f"run-{name}"), "run")
+        assert named.display_name == name
+        assert [row["step"] for row in read_history(tmp_path / f"run-{name}") if "epoch" in row] == [1]
 
 
 def test_the_summary_has_the_best_and_the_final_accuracy(offline_run: Path) -> None:
