@@ -1,7 +1,8 @@
-"""Handles the wait until all processes have joined, and checks that they agree."""
+"""Helps processes to join: the wait for the others, the group for control messages, and what they must agree on."""
 
 import contextlib
 import hashlib
+import itertools
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from ddp_trainer.distributed.launch import Launch
 from ddp_trainer.distributed.signals import StopRequest
 
 PATIENCE_SECONDS = 10.0
+_runs = itertools.count()  # of this process
 
 
 @contextlib.contextmanager
@@ -46,6 +48,16 @@ def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
         stop.end_at_first_signal(False)
 
 
+def use_new_keys() -> None:
+    """Call it before the processes join. Otherwise, the second run of a process would use the addresses of the first.
+
+    They are still in the launcher's key-value store, whose keys contain the numbers of the process groups, and torch
+    numbers the groups of each run from 0.
+    """
+    if not dist.is_initialized():
+        dist.distributed_c10d._world.group_count = 100 * next(_runs)
+
+
 def control_group(patience: timedelta) -> dist.ProcessGroup:
     """All processes, with gloo."""
     group = dist.new_group(backend="gloo", timeout=patience)
@@ -59,3 +71,12 @@ def require_agreement(text: str, group: dist.ProcessGroup, message: str) -> None
     extremes = torch.tensor([number, -number])
     dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=group)
     require(int(extremes.sum()) == 0, message)
+
+
+def set_timeout(timeout: timedelta, group: dist.ProcessGroup | None) -> None:
+    """Sets the timeout of a process group (None: the default group)."""
+    from torch.distributed import distributed_c10d
+
+    # Before torch 2.15, there is only the private function.
+    name = "set_timeout" if hasattr(distributed_c10d, "set_timeout") else "_set_pg_timeout"
+    getattr(distributed_c10d, name)(timeout, group)

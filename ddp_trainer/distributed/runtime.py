@@ -22,7 +22,7 @@ from ddp_trainer.distributed.gloo_interface import choose_interface
 from ddp_trainer.distributed.hardware import cpu_name, resolve_device, resolve_precision
 from ddp_trainer.distributed.host_memory import keep_freed_memory
 from ddp_trainer.distributed.launch import Launch, check_machine
-from ddp_trainer.distributed.meeting import control_group, meeting, require_agreement
+from ddp_trainer.distributed.meeting import control_group, meeting, require_agreement, set_timeout, use_new_keys
 from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.distributed.stop_agreement import StopAgreement
 from ddp_trainer.distributed.sync_batchnorm import synchronize_batchnorm
@@ -56,6 +56,7 @@ class Runtime:
         patience = timedelta(seconds=max(config.process_group_timeout, STARTUP_SECONDS))
         launch = Launch.from_environment()
         on_cpu = resolve_device(config) == "cpu"  # before environment_of hides ACCELERATE_USE_CPU
+        use_new_keys()
         with meeting(launch, stop):
             with environment_of(launch.variables()):
                 self._accelerator = self._build_accelerator(patience, on_cpu=on_cpu)
@@ -224,7 +225,7 @@ class Runtime:
         if self._control is not None:
             dist.barrier(group=self._control)
             for group, margin in ((self._control, 0.0), (None, NCCL_MARGIN if self.device.type == "cuda" else 0.0)):
-                _set_timeout(timedelta(seconds=self.config.process_group_timeout + margin), group)
+                set_timeout(timedelta(seconds=self.config.process_group_timeout + margin), group)
 
     def synchronize(self) -> None:
         """Waits for the device, so that measured times include its work."""
@@ -238,12 +239,3 @@ class Runtime:
         """Leaves the process group. Call it only after every rank has done its last collective operation."""
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _set_timeout(timeout: timedelta, group: dist.ProcessGroup | None) -> None:
-    """Sets the timeout of a process group (None: the default group)."""
-    from torch.distributed import distributed_c10d
-
-    # Before torch 2.15, there is only the private function.
-    name = "set_timeout" if hasattr(distributed_c10d, "set_timeout") else "_set_pg_timeout"
-    getattr(distributed_c10d, name)(timeout, group)

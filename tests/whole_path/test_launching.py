@@ -14,7 +14,7 @@ from data_prep.errors import InputError
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.launch import check_machine
 from ddp_trainer.distributed.meeting import PATIENCE_SECONDS
-from tests.support.trainer import NARROW, REPOSITORY, environment, run, start, wait_for_epochs
+from tests.support.trainer import NARROW, REPOSITORY, SEVERAL, environment, run, start, wait_for_epochs
 
 PAIR = {
     "RANK": "0",
@@ -101,6 +101,47 @@ def test_two_processes_without_local_rank_train(tiny_dir: Path, tmp_path: Path) 
     outputs = [process.communicate(timeout=120)[1] for process in pods]
     assert [process.returncode for process in pods] == [0, 0], outputs
     assert json.loads((tmp_path / "run" / "config.json").read_text())["world_size"] == 2
+
+
+@pytest.mark.parametrize(
+    ("flag", "values", "problem"),
+    [
+        ("--seed", ("0", "1"), "the processes have different settings or training images"),
+        ("--precision", ("fp32", "bf16"), "the processes would use different precisions (fp32 in this one)"),
+    ],
+)
+def test_processes_that_were_started_differently_are_refused(
+    flag: str, values: tuple[str, str], problem: str, tiny_dir: Path, tmp_path: Path
+) -> None:
+    words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", tmp_path / "run", flag)
+    pod = {name: PAIR[name] for name in ("WORLD_SIZE", "MASTER_ADDR")} | {"MASTER_PORT": "29734"}
+    pods = [start(NARROW, *words, values[rank], env={**pod, "RANK": str(rank)}) for rank in range(2)]
+    outputs = [process.communicate(timeout=120)[1] for process in pods]
+    assert [process.returncode for process in pods] == [2, 2], outputs
+    assert f"error: {problem}" in outputs[0]
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+SEEDS = """
+import sys, ddp_trainer
+for seed in range(3):
+    settings = {"data_dir": sys.argv[1], "device": "cpu", "widths": (4, 4, 4, 4), "max_steps": 2}
+    ddp_trainer.train("smoke", seed=seed, out=f"{sys.argv[2]}/{seed}", **settings)
+"""
+
+
+def test_a_script_with_several_runs_works_with_two_processes(tiny_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "seeds.py").write_text(SEEDS)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *SEVERAL, "--num_processes", "2"]
+    done = subprocess.run(
+        [*launcher, tmp_path / "seeds.py", tiny_dir, tmp_path],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(json.loads((tmp_path / str(seed) / "summary.json").read_text())["steps"] == 2 for seed in range(3))
 
 
 def test_all_cores_are_used_unless_the_user_sets_a_number_of_threads(tiny_dir: Path, tmp_path: Path) -> None:
