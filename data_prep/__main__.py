@@ -20,7 +20,9 @@ from data_prep.sources.decoder_messages import DecoderMessages, collected_messag
 from data_prep.sources.synthetic import DEFAULT_TEST_COUNT, DEFAULT_TRAIN_COUNT, draw_synthetic
 from data_prep.streams import forgiving_output
 
-BATCH_SIZE, PEAK_LR = 512, 0.4  # of the default recipe
+# Batch size and learning rate of the recipes that are suggested: the default one and, for large images, `photos`.
+BASELINE, PHOTOS = (512, 0.4), (256, 0.5)
+PHOTO_SIDE, PHOTO_CROP = 128, 224  # the smallest side for which `photos` is suggested, and the side of its crops
 DEFAULT_SIZE = 32
 # Flags that only some sources use. Giving one with another source is an error.
 ONLY_FOR = {"size": ("folder", "synthetic"), "skip_unreadable": ("folder",)} | dict.fromkeys(
@@ -163,7 +165,10 @@ def describe(info: DatasetInfo, out: Path) -> str:
     side, size = info.image_size, sum(split.bytes for split in info.splits.values()) / 1e6
     counts = " and ".join(f"{split.count} {name}" for name, split in info.splits.items())
     if "train" in info.splits:
-        command = f"train --data-dir {shell_path(out)}{_flags_for(info.splits['train'].count)}"
+        recipe, suggested = (" photos", PHOTOS) if side >= PHOTO_SIDE else ("", BASELINE)
+        crop = f" --train-size {side}" if PHOTO_SIDE <= side < PHOTO_CROP else ""
+        flags = crop + _flags_for(info.splits["train"].count, *suggested)
+        command = f"train{recipe} --data-dir {shell_path(out)}{flags}"
     else:
         command = f"evaluate RUN_DIR --data-dir {shell_path(out)}"
     return (
@@ -172,15 +177,15 @@ def describe(info: DatasetInfo, out: Path) -> str:
     )
 
 
-def _flags_for(num_images: int) -> str:
-    """Flags that adapt the default recipe, which uses batches of 512 images, to a small dataset.
+def _flags_for(num_images: int, full_batch: int, peak_lr: float) -> str:
+    """Flags that adapt the recipe to a dataset with fewer images than a batch.
 
     The learning rate is proportional to the batch size (Goyal et al., arXiv 1706.02677).
     """
-    if num_images >= BATCH_SIZE:
+    if num_images >= full_batch:
         return ""
     batch_size = 2 ** int(math.log2(max(num_images // 4, 2)))
-    return f" --batch-size {batch_size} --peak-lr {PEAK_LR * batch_size / BATCH_SIZE:g}"
+    return f" --batch-size {batch_size} --peak-lr {peak_lr * batch_size / full_batch:g}"
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -7,6 +7,7 @@ parses flags into a configuration.
 import dataclasses
 import importlib.util
 import math
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +26,9 @@ FREE_ON_RESUME = frozenset(
     *("checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "profile"),
     *("trackers", "wandb", "process_group_timeout"),
 }
+
+# The --network whose module is being imported. A run that this import starts would import the module again, and so on.
+importing_network: ContextVar[str] = ContextVar("importing_network", default="")
 
 DEFAULT_WIDTHS = (64, 128, 256, 512)
 WEEK_SECONDS = 7 * 86400

@@ -39,6 +39,7 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
     from data_prep.dataset import read_dataset, verify_dataset
     from ddp_trainer.engine.build import build_trainer, prepare_network
     from ddp_trainer.engine.passes import resolve_passes
+    from ddp_trainer.engine.train_state import require_fitting
     from ddp_trainer.run.checks import check_settings
     from ddp_trainer.run.directory import claim_run_directory
     from ddp_trainer.run.outputs import complete_results, write_results
@@ -59,6 +60,8 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
                 complete_results(run_dir)
                 return result_of(run_dir)
             network, notes = prepare_network(config, dataset, load_weights=state is None)
+            if state is not None:
+                require_fitting(network, state)
             config = resolve_passes(config, runtime, dataset, network, saved=state)
             with open_recorder(run_dir, config, dataset, runtime, state) as recorder:
                 recorder.also = observer
@@ -81,11 +84,14 @@ def train_here(
     """Trains in this process and returns the result, or None on every rank but the main one.
 
     `observer` is called on the main rank; derive it from `ddp_trainer.engine.observer.SilentObserver`. Ctrl-C saves a
-    checkpoint and returns a result whose state is "preempted".
+    checkpoint and returns a result whose state is "preempted". A second Ctrl-C raises KeyboardInterrupt, or ends the
+    process if there are several ranks, which may be waiting for each other.
     """
+    from ddp_trainer.distributed.launch import Launch
     from ddp_trainer.run.api import configure
 
-    config, stop = configure(recipe, settings), StopRequest()
+    config = configure(recipe, settings)
+    stop = StopRequest(keeps_process=Launch.from_environment().world_size == 1)
     with forgiving_output(), stop.listening(), reported_faults():
         return train(config, stop, observer=observer)
 

@@ -37,13 +37,14 @@ shift $(($# > 0)) # drops the --
 
 lines=$("$python" -m ddp_trainer.sweep "${words[@]}" --list) || exit 2
 mkdir -p "$sweep"
-echo "$lines" >"$sweep/runs.txt"
-tasks=$(wc -l <"$sweep/runs.txt")
+list=$(mktemp "$sweep/runs-XXXXXXXX.txt") # tasks of an earlier array in this folder still need their own list
+echo "$lines" >"$list"
+tasks=$(wc -l <"$list")
 
 export WANDB_RUN_GROUP=${WANDB_RUN_GROUP:-$(basename -- "$sweep")}
 unset WANDB_RUN_ID # an id belongs to one run
 array=$(sbatch --parsable --job-name=sweep --output=logs/%x_%A_%a.out "$@" --array="1-$tasks" \
-  slurm/train.sh --sweep "$sweep/runs.txt" --resume)
+  slurm/train.sh --sweep "$list" --resume)
 array=${array%%;*} # some sites append the name of the cluster
 say "job $array: $tasks runs in $sweep"
 by_hand=$(printf '%q ' "$python" -m ddp_trainer.sweep "${words[@]}" --table)

@@ -43,7 +43,7 @@ given=
 # --sweep FILE: the arguments of task N are on line N of FILE, as `python -m ddp_trainer.sweep --list` prints them.
 if [[ ${1:-} == --sweep ]]; then
   [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] || stop "--sweep needs an array job; submit the sweep with bash slurm/sweep.sh"
-  line=$(sed -n "${SLURM_ARRAY_TASK_ID}p" "${2:-}") || stop "--sweep needs the file of a sweep, such as SWEEP/runs.txt"
+  line=$(sed -n "${SLURM_ARRAY_TASK_ID}p" "${2:-}") || stop "--sweep needs the file of a sweep, such as SWEEP/runs-XXXXXXXX.txt"
   [[ -n $line ]] || stop "$2 has no line $SLURM_ARRAY_TASK_ID, which is the number of this array task"
   mapfile -t line < <(xargs printf '%s\n' <<<"$line") # xargs removes the quotes, and expands nothing
   set -- "${line[@]}" "${@:3}"

@@ -207,6 +207,11 @@ class Runtime:
             for (name, tensor), column in zip(tensors.items(), columns, strict=True)
         }
 
+    def separate_generators(self) -> None:
+        """From now on, dropout draws other numbers on each rank. Call it when the network has its initial weights."""
+        if self.rank:
+            torch.manual_seed(self.config.seed + self.rank)
+
     def require_agreement(self, text: str, message: str) -> None:
         """Raises InputError(message) on every rank unless all ranks pass the same `text`. A collective operation."""
         if self._control is not None:

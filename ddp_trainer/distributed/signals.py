@@ -3,6 +3,7 @@
 This file imports only fast modules, because `train` must handle signals before it imports anything that takes seconds.
 """
 
+import _thread
 import contextlib
 import ctypes
 import os
@@ -47,7 +48,10 @@ class StopRequest:
     128 + the number of the signal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_process: bool = False) -> None:
+        """`keeps_process`: a second Ctrl-C raises KeyboardInterrupt instead of ending the process."""
+        self._keeps_process = keeps_process
+        self._interrupt, self._interrupted = False, False  # whether to raise KeyboardInterrupt, and whether it was
         self._first_at: float | None = None
         self._number: int | None = None  # the number of the first signal
         self._first_is_enough = False
@@ -77,6 +81,9 @@ class StopRequest:
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         """Records a request to stop. Python calls this in the main thread, but not while that thread runs C++ code."""
+        if self._interrupt and not self._interrupted:
+            self._interrupted = True
+            raise KeyboardInterrupt
         if self._first_at is None:
             self._first_at = time.monotonic()
 
@@ -87,7 +94,11 @@ class StopRequest:
             self._first_at = now
         # Beyond a limit of CPU time, the kernel repeats SIGXCPU every second, so it never counts as a second request.
         is_second = self._number is not None and now - self._first_at > SAME_REQUEST_SECONDS
-        if self._first_is_enough or (is_second and number != signal.SIGXCPU):
+        if is_second and number == signal.SIGINT and self._keeps_process and not self._first_is_enough:
+            if not self._interrupt:  # the next call sends a SIGINT, which comes back to this method
+                self._interrupt = True
+                _thread.interrupt_main()
+        elif self._first_is_enough or (is_second and number != signal.SIGXCPU):
             os._exit(128 + number)
         if self._number is None:
             self._number = number
@@ -160,6 +171,14 @@ def stopping_with_the_launcher() -> Iterator[None]:
     finally:
         if launched:
             _signal_on_death_of_parent(0)
+
+
+def end_with_parent() -> None:
+    """From now on, this process gets SIGTERM when the thread that started it ends."""
+    parent = os.getppid()
+    _signal_on_death_of_parent(signal.SIGTERM)
+    if os.getppid() != parent:  # it ended before the call above
+        os._exit(128 + signal.SIGTERM)
 
 
 def _signal_on_death_of_parent(number: int) -> None:

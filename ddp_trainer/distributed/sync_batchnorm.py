@@ -76,13 +76,24 @@ def _sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
+# Other subclasses are not replaced, because they may do more: those of timm add an activation.
+REPLACED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm)
+
+
+def not_synchronized(model: nn.Module) -> list[str]:
+    """The types of the BatchNorm layers that `synchronize_batchnorm` leaves as they are."""
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and type(layer) not in REPLACED]
+    return sorted({type(layer).__name__ for layer in layers})
+
+
 def synchronize_batchnorm(model: nn.Module) -> nn.Module:
-    """`model` with its BatchNorm layers replaced by synchronized ones with the same parameters and buffers."""
+    """`model` with its BatchNorm layers replaced by synchronized ones with the same parameters and buffers.
+
+    See REPLACED for those that are replaced.
+    """
     for layer in list(model.modules()):
         for name, child in layer._modules.items():  # all names of a shared layer, unlike named_children()
-            known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm)
-            # Other subclasses are not replaced, because they may do more: those of timm add an activation.
-            if isinstance(child, _BatchNorm) and type(child) in known:
+            if isinstance(child, _BatchNorm) and type(child) in REPLACED:
                 replacement = SyncBatchNorm(child.num_features, child.eps, child.momentum)
                 replacement._parameters, replacement._buffers = child._parameters, child._buffers
                 setattr(layer, name, replacement)

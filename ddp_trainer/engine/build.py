@@ -6,13 +6,14 @@ from data_prep.dataset import DatasetInfo
 from data_prep.errors import require
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
+from ddp_trainer.distributed.sync_batchnorm import not_synchronized
 from ddp_trainer.engine.data import RunData, build_data
 from ddp_trainer.engine.observer import Observer, SilentObserver
 from ddp_trainer.engine.optim import build_optimizer
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.models.check import check_network
 from ddp_trainer.models.initial_weights import load_initial_weights, parameters_named
-from ddp_trainer.models.spec import ModelSpec, build_network
+from ddp_trainer.models.spec import ModelSpec, build_network, require_same_form
 
 
 def prepare_network(config: TrainConfig, dataset: DatasetInfo, *, load_weights: bool) -> tuple[nn.Module, list[str]]:
@@ -35,7 +36,10 @@ def prepare_network(config: TrainConfig, dataset: DatasetInfo, *, load_weights: 
         )
         lines.append(f"{len(unused)} parameters of {name} get no gradient and do not change: {names}")
     parameters_named(network, config.schedule.frozen_late, flag="--freeze-late")  # raises InputError for wrong names
+    if config.runtime.sync_bn and (kinds := not_synchronized(network)):
+        lines.append(f"--sync-bn has no effect on the {', '.join(kinds)} layers of {name}")
     if load_weights and config.network.init_from is not None:
+        require_same_form(spec, config.network.init_from)
         loaded = load_initial_weights(network, config.network.init_from)
         lines.append(loaded.describe(config.network.init_from))
     return network, lines

@@ -104,7 +104,10 @@ class Evaluator:
                 poll()
                 own = rows[done : done + len(batch.labels)]
                 if len(own):
-                    plain, averaged = self._logits(model, batch.images, tta=tta)
+                    # The loader of the training images may yield more images than fit into memory at once.
+                    parts = batch.images.split(self.spec.evaluation_batch)
+                    columns = zip(*(self._logits(model, part, tta=tta) for part in parts), strict=True)
+                    plain, averaged = map(torch.cat, columns)
                     logits[own] = plain.to(logits.dtype)
                     if logits_tta is not None:
                         logits_tta[own] = averaged.to(logits.dtype)

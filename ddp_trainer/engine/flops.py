@@ -1,7 +1,7 @@
 """Counts the floating-point operations of a run, based on its real layers and its real optimizer."""
 
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -49,12 +49,26 @@ def training_flops_per_image(model: nn.Module, image_size: int) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     was_training, count = model.training, 2
+    backward = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
     parameter = next(model.parameters())
     images = torch.zeros(count, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
-    with blank_passes(model), FlopCounterMode(display=False) as counter:
+    with blank_passes(model), FlopCounterMode(display=False, custom_mapping=backward) as counter:
         model.train()(images).sum().backward()
     model.train(was_training)
     return counter.get_total_flops() / count
+
+
+def _convolution_backward_flops(
+    out_gradient: list[int], images: list[int], filters: list[int], *rest: Any, out_shape: Any = None
+) -> int:
+    """Each of the two gradients takes as many operations as the forward pass.
+
+    The formula of torch 2.15 counts the gradient of the filters of a grouped convolution `groups` times.
+    """
+    from torch.utils.flop_counter import conv_flop_count
+
+    transposed, wanted = rest[4], rest[7]
+    return conv_flop_count(images, filters, out_gradient, transposed=transposed) * (wanted[0] + wanted[1])
 
 
 def optimizer_flops_per_step(model: nn.Module, config: OptimConfig) -> float:

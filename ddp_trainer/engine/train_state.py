@@ -5,13 +5,14 @@ state. Networks with dropout need the states of torch's generators. The entries 
 BatchNorm), `sums` (of the current epoch) and `generators` differ between ranks, so they have one row for each rank.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from data_prep.errors import require
+from data_prep.sources import name_some
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.ema import Ema
 from ddp_trainer.engine.metrics import RunningSums, Stopwatch
@@ -35,6 +36,20 @@ KEYS = frozenset(
         "generators",
     }
 )
+
+
+def require_fitting(network: nn.Module, state: Mapping[str, Any]) -> None:
+    """Raises InputError unless `state` has the tensors of `network`; the code of the network may have changed."""
+    own, saved = (
+        {name: getattr(value, "shape", None) for name, value in tensors.items()}
+        for tensors in (network.state_dict(), state["model"])
+    )
+    names = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
+    require(
+        not names,
+        f"--resume: the checkpoint does not fit the network (different: {name_some(names)}); restore the code with "
+        "which the run was started, or use another --out",
+    )
 
 
 class TrainState:

@@ -64,6 +64,7 @@ class Trainer:
         self.share_of_peak: Callable[[int], float] = self._one_cycle
         self.rates.set(1.0)
         self.device_step = DeviceStep(config, runtime, self.state, wrapped, data, say=observer.progress.note)
+        runtime.separate_generators()
 
     def fit(self) -> Evaluation:
         """Trains to the last step and returns the last evaluation, with test-time augmentation.

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from data_prep.errors import InputError, require
-from ddp_trainer.config import is_installed
+from ddp_trainer.config import importing_network, is_installed
 from ddp_trainer.models.custom_resnet import CustomResNet
 
 BUILT_IN = "custom_resnet"
@@ -72,6 +72,7 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
     require(not is_path, f"--network needs the name of a module, not of a file; use {dotted}:{function}, got {name}")
     if os.getcwd() not in sys.path:  # `python -m` adds this folder, but commands such as ddp-train do not
         sys.path.append(os.getcwd())
+    token = importing_network.set(name)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -83,6 +84,8 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
         ) from None
     except Exception as error:
         raise InputError(f"--network {name} cannot be imported: {_describe(error)}") from error
+    finally:
+        importing_network.reset(token)
     created: Any = getattr(module, function, None)
     require(callable(created), f"--network {name}: {module_name} has no function {function}")
     origin = created

@@ -133,6 +133,22 @@ def build_network(config: NetworkConfig, spec: ModelSpec) -> nn.Module:
     return network
 
 
+def require_same_form(spec: ModelSpec, source: Path) -> None:
+    """Raises InputError if the run in `source` has the built-in network with other widths or another activation.
+
+    Its weights may fit nevertheless, because activations have none.
+    """
+    if not (source / "model.json").is_file():
+        return
+    trained = ModelSpec.read(source / "model.json")
+    is_built_in = trained.architecture == spec.architecture == registry.BUILT_IN
+    require(
+        not is_built_in or (trained.activation, trained.widths) == (spec.activation, spec.widths),
+        f"--init-from {source} has another form of the network; add --activation {trained.activation} --widths "
+        f"{' '.join(map(str, trained.widths))}",
+    )
+
+
 def load_model(run_dir: Path | str) -> tuple[nn.Module, ModelSpec]:
     """The trained model of a finished run, in evaluation mode, on the CPU.
 

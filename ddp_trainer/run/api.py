@@ -16,15 +16,29 @@ from typing import Any
 from data_prep.errors import require
 from data_prep.files import read_json
 from ddp_trainer.command_line import for_chosen_network, parse_flags, recipe_named
-from ddp_trainer.config import TrainConfig
+from ddp_trainer.config import TrainConfig, importing_network
 from ddp_trainer.distributed.launch import ONE_MACHINE
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.run.directory import new_folder
 from ddp_trainer.run.result import RunResult
 
+# Without `end_with_parent`, the run would go on unseen after a notebook's kernel is restarted or a script is killed.
+START_LAUNCHER = """
+import runpy
+from ddp_trainer.distributed.signals import end_with_parent
+end_with_parent()
+runpy.run_module("accelerate.commands.launch", run_name="__main__", alter_sys=True)
+"""
+
 
 def configure(recipe: str | TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
     """`recipe` with `settings` applied. Raises InputError for an unknown recipe or setting, or an invalid value."""
+    importing = importing_network.get()
+    require(
+        not importing,
+        f"the module of --network {importing} starts a run when it is imported; put the call below "
+        "if __name__ == '__main__':",
+    )
     if isinstance(recipe, str):
         recipe = recipe_named(recipe, RECIPES)
     flags = as_flags(settings)
@@ -60,7 +74,7 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
     out = config.run.out or new_folder(config.recipe)
     several = ("--multi_gpu",) if num_processes > 1 else ()
     processes = (*several, "--num_processes", str(num_processes))
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *ONE_MACHINE, *processes]
+    launcher = [sys.executable, "-c", START_LAUNCHER, *ONE_MACHINE, *processes]
     words = as_flags({**changed, "out": out})
     status, interrupted = _run_shown([*launcher, "-m", "ddp_trainer.train", config.recipe, *words])
     # After Ctrl-C, the launcher's status is not 0, whatever the processes did.

@@ -4,9 +4,11 @@ They are forked from a server process that has already imported the trainer. Wit
 environment variables that a launcher would set. Tests of process startup use new interpreters instead.
 """
 
+import contextlib
 import importlib
 import multiprocessing
 import os
+import random
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -74,6 +76,8 @@ def rank_environment(rank: int, processes: int, port: int) -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Returns a port below those that the system assigns, so that no other process gets it by chance meanwhile."""
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("", port := random.randrange(20_000, 29_000)))
+            return port

@@ -167,3 +167,12 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
         else:
             with pytest.raises(InputError, match="4 processes were launched on this machine, which has 2 GPUs"):
                 check_machine(RuntimeConfig(precision="fp32"))
+
+
+def test_settings_that_affect_what_is_learned_are_fixed_on_resume() -> None:
+    config = RECIPES["smoke"]
+    parts = (config.augment, config.network, config.optim, config.schedule)
+    learned = {field.name for part in parts for field in dataclasses.fields(part)} - {"max_steps"}
+    learned |= {"seed", "precision", "deterministic", "sync_bn", "channels_last", "gradient_compression"}
+    learned |= {"validation", "calibrate", "balance"}
+    assert learned <= set(config.fixed_on_resume())

@@ -72,6 +72,17 @@ def test_a_network_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: p
     assert build("in_the_current_folder:small")
 
 
+def test_a_module_that_starts_a_run_when_it_is_imported_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise, each process would import the module, start the run again, and so on."""
+    (tmp_path / "starts_a_run.py").write_text("import ddp_trainer\nddp_trainer.launch('smoke', num_processes=2)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match="starts a run when it is imported") as caught:
+        build("starts_a_run:build")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

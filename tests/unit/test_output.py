@@ -3,10 +3,12 @@
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from data_prep.__main__ import main
+from data_prep.__main__ import describe, main
+from data_prep.manifest import DatasetInfo
 from data_prep.output import write_list
 from tests.support.photos import draw_photos
 
@@ -80,3 +82,19 @@ def test_a_list_that_cannot_be_written_is_reported_and_raises_no_error(tmp_path:
     assert write_list(tmp_path / "data", "unreadable", ["a"]) == (
         f"not listed, because {tmp_path}/data.unreadable.txt cannot be written (Is a directory)"
     )
+
+
+@pytest.mark.parametrize(
+    ("side", "count", "command"),
+    [
+        (32, 50_000, "train --data-dir out"),
+        (64, 100, "train --data-dir out --batch-size 16 --peak-lr 0.0125"),
+        (160, 5000, "train photos --data-dir out --train-size 160"),
+        (256, 5000, "train photos --data-dir out"),
+        (256, 100, "train photos --data-dir out --batch-size 16 --peak-lr 0.03125"),
+    ],
+)
+def test_the_suggested_command_suits_the_images(side: int, count: int, command: str) -> None:
+    splits = {"train": SimpleNamespace(count=count, bytes=10**6)}
+    info = SimpleNamespace(classes=("a", "b"), image_size=side, splits=splits)
+    assert describe(cast(DatasetInfo, info), Path("out")).splitlines()[-1] == f"next: python -m ddp_trainer.{command}"

@@ -1,5 +1,6 @@
 """The runtime reuses freed memory, fp32 does not use TF32, and bf16 is chosen only if the CPU has bf16 instructions."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -40,6 +41,24 @@ def test_fp32_does_not_use_tf32(precision: str, allowed: bool) -> None:
     with restored_settings():
         set_backend_flags(RuntimeConfig(device="cpu", precision=precision))  # type: ignore[arg-type]
         assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed
+
+
+def test_ranks_draw_different_random_numbers_after_the_start() -> None:
+    with restored_settings():
+        runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32", seed=3))
+        runtime.separate_generators()
+        assert torch.initial_seed() == 3
+        runtime.rank = 1
+        runtime.separate_generators()
+        assert torch.initial_seed() == 4
+
+
+def test_deterministic_sets_torchs_flags() -> None:
+    with restored_settings():
+        set_backend_flags(RuntimeConfig(device="cpu", precision="bf16", deterministic=True))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.benchmark and not torch.backends.cudnn.allow_tf32
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"]
 
 
 def test_a_process_that_uses_torchs_newer_tf32_settings_can_train_and_keeps_them() -> None:

@@ -4,6 +4,7 @@ One such step ends the run, or ten in a row if the run uses a gradient scaler.
 """
 
 import copy
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -223,3 +224,11 @@ def test_request_to_stop_does_not_hide_a_bad_batch_in_the_same_step(tiny_dir: Pa
     assert len(report["ranks"][0]["samples"]) == 8
     assert report["ranks"][0]["losses"] == [None] * 8
     assert observer.saved == []
+
+
+def test_the_record_of_an_epoch_counts_its_skipped_steps(tiny_dir: Path) -> None:
+    trainer, passes = narrow_trainer(narrow_settings(tiny_dir), single_runtime()), itertools.count(1)
+    trainer.model.register_forward_hook(lambda *called: called[2] * (math.nan if next(passes) in (2, 3) else 1.0))
+    trainer.guard._patience = FP16_PATIENCE
+    trainer.fit()  # two epochs of three steps
+    assert [record["skipped_steps"] for record in trainer.state.history] == [2, 0]

@@ -14,6 +14,7 @@ from data_prep.dataset import read_dataset
 from data_prep.errors import InputError
 from ddp_trainer.engine.data import build_data
 from ddp_trainer.engine.temperature import COLDEST, HOTTEST, fit_temperature
+from ddp_trainer.models.spec import ModelSpec
 from ddp_trainer.run.checks import check_settings
 from ddp_trainer.run.recorder import describe_plan
 from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
@@ -99,3 +100,17 @@ def test_too_many_held_out_images_are_refused(tiny_dir: Path) -> None:
     config = replace(config, data=replace(config.data, validation=60, calibrate=30))
     with pytest.raises(InputError, match=r"--validation and --calibrate must leave .* at most 86 of 96, got 90"):
         check_settings(config, read_dataset(tiny_dir), world_size=1)
+
+
+def test_the_calibration_images_are_evaluated_in_batches_that_fit_into_memory(
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loader of the training images yields larger batches."""
+    config = narrow_settings(tiny_dir)
+    trainer = narrow_trainer(replace(config, data=replace(config.data, calibrate=30)), single_runtime())
+    monkeypatch.setattr(ModelSpec, "evaluation_batch", 7)
+    sizes: list[int] = []
+    trainer.model.register_forward_hook(lambda *called: sizes.append(len(called[2])))
+    assert trainer.data.calibrator is not None
+    found = trainer.data.calibrator.run(trainer.model, tta=False)
+    assert (max(sizes), sum(sizes), found.total) == (7, 30, 30)

@@ -75,3 +75,14 @@ def test_checkpoint_with_other_buffers_is_refused(saved: dict[str, Any], tiny_di
     assert trainer.state.step == 0
     after = trainer.state.state_dict()["model"]
     assert all(torch.equal(value, after[name]) for name, value in before.items()), "some weights were loaded"
+
+
+def test_the_state_of_two_ranks_can_be_restored_on_one(saved: dict[str, Any], tiny_dir: Path) -> None:
+    state = {**saved, "generators": saved["generators"].repeat(2, 1)}
+    state["sums"] = torch.cat([saved["sums"], 3 * saved["sums"]])
+    state["buffers"] = {name: torch.cat([rows, rows + 2]) for name, rows in saved["buffers"].items()}
+    trainer = trainer_with_average(tiny_dir)
+    trainer.state.load_state_dict(state)
+    assert torch.equal(trainer.state.sums.values, state["sums"].sum(dim=0))
+    for name, rows in trainer.state.state_dict()["buffers"].items():
+        torch.testing.assert_close(rows, saved["buffers"][name] + 1, rtol=1e-6, atol=1e-6)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from data_prep.beton import read_samples
 from data_prep.dataset import read_dataset, write_dataset
@@ -21,10 +22,11 @@ from ddp_trainer.distributed.signals import Preempted
 from ddp_trainer.engine.evaluation import Evaluator
 from ddp_trainer.evaluate import main
 from ddp_trainer.models.spec import ModelSpec, build_model
+from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint
 from ddp_trainer.tracking.predictions import read_predictions
 from ddp_trainer.train import main as train_main
 from tests.support.photos import save
-from tests.support.trainer import fork
+from tests.support.trainer import NARROW, fork, train
 
 
 def test_three_processes_count_every_image_once(smoke_run: Path) -> None:
@@ -143,3 +145,18 @@ def test_request_to_stop_ends_the_evaluation_between_two_batches() -> None:
     with pytest.raises(Preempted):
         evaluator.run(model, poll=poll)
     assert model.training
+
+
+def test_a_run_of_two_processes_is_evaluated_with_the_statistics_in_its_model_file(
+    tiny_dir: Path, tmp_path: Path
+) -> None:
+    """Rank 0 has 7 images of each batch, and rank 1 has 8."""
+    out = tmp_path / "run"
+    train("--data-dir", tiny_dir, "--out", out, "--batch-size", "15", "--precision", "fp32", module=NARROW, processes=2)
+    ranks = read_checkpoint(list_checkpoints(out / "checkpoints")[0])["buffers"]["model.features.0.1.running_mean"]
+    saved = load_file(out / "model.safetensors")["features.0.1.running_mean"]
+    assert not torch.allclose(ranks[0], ranks[1])
+    torch.testing.assert_close(saved, ((7 * ranks[0] + 8 * ranks[1]) / 15).float())
+    finished = fork(out, "--device", "cpu", "--precision", "fp32", program="ddp_trainer.evaluate:main")
+    summary = json.loads((out / "summary.json").read_text())
+    assert json.loads(finished.stdout.splitlines()[-1])["test_loss"] == pytest.approx(summary["test_loss"], rel=1e-5)

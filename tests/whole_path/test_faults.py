@@ -134,13 +134,40 @@ with stop.listening():
     assert done.stderr == "\nstopping after the current step; press Ctrl-C again to stop at once\n"
 
 
+def test_second_ctrl_c_raises_keyboard_interrupt_if_the_process_belongs_to_the_caller() -> None:
+    code = """
+import os, signal, time
+from ddp_trainer.distributed import signals
+signals.SAME_REQUEST_SECONDS = 0.2
+stop = signals.StopRequest(keeps_process=True)
+caught = 0
+with stop.listening():
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.pending
+    for wait in (0.3, 1, 1):
+        time.sleep(wait)
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        except KeyboardInterrupt:
+            caught += 1
+print(caught)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment(), timeout=60, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
 def test_resume_writes_the_report_that_a_kill_prevented(tiny_dir: Path, smoke_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(smoke_run, out)
     shutil.rmtree(out / "report")
+    (out / "model.md").unlink()
     (out / "status.json").write_text('{"state": "running", "step": 6, "epoch": 2, "message": ""}')
     words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", out, "--resume")
     finished = fork(*words, program="ddp_trainer.train:main")
     assert finished.returncode == 0
     assert (out / "report" / "index.html").exists()
+    assert (out / "model.md").exists()
     assert '"done"' in (out / "status.json").read_text()

@@ -14,6 +14,7 @@ from data_prep.errors import InputError
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.launch import check_machine
 from ddp_trainer.distributed.meeting import PATIENCE_SECONDS
+from tests.support.forked import free_port
 from tests.support.trainer import NARROW, REPOSITORY, SEVERAL, environment, run, start, wait_for_epochs
 
 PAIR = {
@@ -22,7 +23,7 @@ PAIR = {
     "LOCAL_RANK": "0",
     "LOCAL_WORLD_SIZE": "2",
     "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "29731",
+    "MASTER_PORT": str(free_port()),
 }
 
 
@@ -86,8 +87,9 @@ def test_an_invalid_environment_is_reported_in_one_line_before_torch_is_imported
 def test_variables_of_accelerate_do_not_change_the_weights(tiny_dir: Path, tmp_path: Path) -> None:
     words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--max-steps", "2")
     odd = {"PMI_RANK": "1", "LOCAL_RANK": "0", "ACCELERATE_MIXED_PRECISION": "fp16", "ACCELERATE_DEBUG_MODE": "?"}
+    cores = str(len(os.sched_getaffinity(0)))  # as many threads as a process uses that a launcher has started
     for name, changes in (("plain", {}), ("odd", odd)):
-        done = run(NARROW, *words, "--out", tmp_path / name, env={"OMP_NUM_THREADS": "2", **changes})
+        done = run(NARROW, *words, "--out", tmp_path / name, env={"OMP_NUM_THREADS": cores, **changes})
         assert done.returncode == 0, done.stderr
     plain, other = (tmp_path / name / "model.safetensors" for name in ("plain", "odd"))
     assert plain.read_bytes() == other.read_bytes()
@@ -96,7 +98,7 @@ def test_variables_of_accelerate_do_not_change_the_weights(tiny_dir: Path, tmp_p
 def test_two_processes_without_local_rank_train(tiny_dir: Path, tmp_path: Path) -> None:
     """Kubernetes sets neither LOCAL_RANK nor LOCAL_WORLD_SIZE."""
     words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--max-steps", "2", "--out", tmp_path / "run")
-    pod = {name: PAIR[name] for name in ("WORLD_SIZE", "MASTER_ADDR")} | {"MASTER_PORT": "29732"}
+    pod = {name: PAIR[name] for name in ("WORLD_SIZE", "MASTER_ADDR")} | {"MASTER_PORT": str(free_port())}
     pods = [start(NARROW, *words, env={**pod, "RANK": str(rank)}) for rank in range(2)]
     outputs = [process.communicate(timeout=120)[1] for process in pods]
     assert [process.returncode for process in pods] == [0, 0], outputs
@@ -114,7 +116,7 @@ def test_processes_that_were_started_differently_are_refused(
     flag: str, values: tuple[str, str], problem: str, tiny_dir: Path, tmp_path: Path
 ) -> None:
     words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", tmp_path / "run", flag)
-    pod = {name: PAIR[name] for name in ("WORLD_SIZE", "MASTER_ADDR")} | {"MASTER_PORT": "29734"}
+    pod = {name: PAIR[name] for name in ("WORLD_SIZE", "MASTER_ADDR")} | {"MASTER_PORT": str(free_port())}
     pods = [start(NARROW, *words, values[rank], env={**pod, "RANK": str(rank)}) for rank in range(2)]
     outputs = [process.communicate(timeout=120)[1] for process in pods]
     assert [process.returncode for process in pods] == [2, 2], outputs
@@ -169,7 +171,8 @@ def test_a_process_that_waits_for_another_prints_a_line_and_ends_at_the_first_si
 ) -> None:
     process = start(NARROW, "smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", tmp_path / "run", env=PAIR)
     assert process.stderr is not None
-    assert process.stderr.readline() == "rank 0 of 2 is waiting for the other processes at 127.0.0.1:29731\n"
+    place = f"127.0.0.1:{PAIR['MASTER_PORT']}"
+    assert process.stderr.readline() == f"rank 0 of 2 is waiting for the other processes at {place}\n"
     process.send_signal(signal.SIGTERM)
     sent = time.monotonic()
     assert process.wait(timeout=10) == 128 + signal.SIGTERM
@@ -179,7 +182,7 @@ def test_a_process_that_waits_for_another_prints_a_line_and_ends_at_the_first_si
 
 def test_a_second_signal_ends_a_process_that_is_in_cpp_code(tiny_dir: Path, tmp_path: Path) -> None:
     """The process waits for another one in torch's C++ code, where Python's own handlers do not run."""
-    env = {**PAIR, "MASTER_PORT": "29733"}
+    env = {**PAIR, "MASTER_PORT": str(free_port())}
     process = start(NARROW, "smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", tmp_path / "run", env=env)
     deadline = time.monotonic() + 60
     while not _listens(process.pid):

@@ -117,6 +117,18 @@ def test_init_from_lowers_the_loss_and_frozen_weights_do_not_change(tiny_dir: Pa
     assert losses[0] < losses[1]
 
 
+def test_init_from_a_run_with_another_activation_is_refused_although_its_weights_fit(
+    tiny_dir: Path, tmp_path: Path
+) -> None:
+    words = ("--data-dir", tiny_dir, "--max-steps", "1")
+    train(*words, "--activation", "celu", "--out", tmp_path / "source")
+    words = ("smoke", "--device", "cpu", *words, "--init-from", tmp_path / "source", "--out", tmp_path / "tuned")
+    refused = fork(*words)
+    assert refused.returncode == 2
+    assert "add --activation celu --widths 8 8 16 16" in refused.stderr
+    assert fork(*words, "--activation", "celu").returncode == 0
+
+
 @pytest.mark.parametrize("flags", [("--network", f"{OWN}other_shape"), ("--init-from", "nothing-there")])
 def test_a_faulty_network_or_a_missing_init_from_run_is_refused_before_config_json_is_written(
     tiny_dir: Path, tmp_path: Path, flags: tuple[str, ...]

@@ -17,8 +17,10 @@ import ddp_trainer
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.engine.observer import SilentObserver
 from ddp_trainer.recipes import FIRST_BLOCKS
+from ddp_trainer.run import outputs
 from ddp_trainer.run.api import _changes, configure
 from ddp_trainer.tracking.metric_files import Record
+from tests.support.processes import wait_until
 from tests.support.trainer import REPOSITORY, environment, wait_for_epochs
 
 NARROW = {"device": "cpu", "widths": (8, 8, 16, 16)}
@@ -28,10 +30,14 @@ class Listener(SilentObserver):
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[int] = []
+        self.records: list[int] = []
         self.accuracies: list[float] = []
 
     def step_done(self, step: int) -> None:
         self.steps.append(step)
+
+    def step_record(self, record: Record) -> None:
+        self.records.append(int(record["step"]))
 
     def epoch_done(self, record: Record) -> None:
         self.accuracies.append(float(record["test_accuracy"]))
@@ -62,10 +68,11 @@ def test_train_can_be_called_again_and_leaves_the_process_as_it_was(tiny_dir: Pa
         ddp_trainer.train("smoke", data_dir=tiny_dir, out=tmp_path / "broken", observer=Broken(), **NARROW)
     gentle = replace(ddp_trainer.RECIPES["smoke"], optim=replace(ddp_trainer.RECIPES["smoke"].optim, peak_lr=0.01))
     listener = Listener()
-    last = ddp_trainer.train(gentle, data_dir=tiny_dir, out=tmp_path / "own", observer=listener, **NARROW)
+    settings = {"data_dir": tiny_dir, "out": tmp_path / "own", "log_every_steps": 2, **NARROW}
+    last = ddp_trainer.train(gentle, observer=listener, **settings)
     assert last is not None
     assert [result.summary["precision"] for result in results if result] == ["fp32", "bf16"]
-    assert listener.steps == [1, 2, 3, 4, 5, 6]
+    assert (listener.steps, listener.records) == ([1, 2, 3, 4, 5, 6], [2, 4, 6])
     assert listener.accuracies[-1] == last.accuracy
     assert signal.getsignal(signal.SIGTERM) is handlers
     assert set(threading.enumerate()) <= threads
@@ -92,6 +99,49 @@ def test_a_stopped_run_is_resumed_in_the_same_process_and_the_observer_sees_ever
     resumed = ddp_trainer.train("smoke", observer=listener, resume=True, **settings)
     assert resumed is not None and resumed.state == "done"
     assert listener.steps == [1, 2, 3, 4, 5, 6]
+
+
+CHANGING = """
+import os
+from torch import nn
+
+def build(num_classes):
+    width = int(os.environ["WIDTH"])
+    return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, width), nn.ReLU(), nn.Linear(width, num_classes))
+"""
+
+
+def test_a_run_whose_network_was_edited_is_not_resumed_and_keeps_its_results(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "changing.py").write_text(CHANGING)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = {"data_dir": tiny_dir, "out": tmp_path / "run", "device": "cpu", "network": "changing:build"}
+    monkeypatch.setenv("WIDTH", "8")
+    ddp_trainer.train("smoke", max_steps=3, **settings)
+    monkeypatch.setenv("WIDTH", "9")
+    with pytest.raises(ddp_trainer.InputError, match="the checkpoint does not fit the network"):
+        ddp_trainer.train("smoke", max_steps=4, resume=True, **settings)
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("moment", ["write_model", "write_model_card_or_warn"])
+def test_a_signal_while_results_are_written_does_not_stop_the_run(
+    moment: str, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = getattr(outputs, moment)
+
+    def interrupted(*arguments: object) -> object:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return write(*arguments)
+
+    monkeypatch.setattr(outputs, moment, interrupted)
+    before = signal.signal(signal.SIGUSR1, lambda *_: pytest.fail("the run no longer handles signals"))
+    try:
+        result = ddp_trainer.train("smoke", data_dir=tiny_dir, out=tmp_path / "run", max_steps=1, **NARROW)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert result is not None and result.state == "done"
 
 
 class Broken(SilentObserver):
@@ -149,6 +199,24 @@ def test_launch_passes_settings_that_the_recipe_drops_for_another_network() -> N
 def test_ctrl_c_stops_launched_processes_and_returns_a_preempted_run(
     processes: int, tiny_dir: Path, tmp_path: Path
 ) -> None:
+    child, _ = launch_endless(processes, tiny_dir, tmp_path)
+    child.send_signal(signal.SIGINT)
+    stdout, stderr = child.communicate(timeout=120)
+    assert stdout == "preempted True\n", stderr[-2000:]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_launched_processes_save_and_stop_when_the_calling_process_is_killed(
+    processes: int, tiny_dir: Path, tmp_path: Path
+) -> None:
+    child, out = launch_endless(processes, tiny_dir, tmp_path)
+    child.kill()
+    wait_until(lambda: '"preempted"' in (out / "status.json").read_text(), "the run goes on", seconds=120)
+    child.communicate()
+
+
+def launch_endless(processes: int, tiny_dir: Path, tmp_path: Path) -> tuple[subprocess.Popen, Path]:
+    """Starts a process that launches a long run, and waits for its first epoch."""
     out, settings = tmp_path / "run", "device='cpu', widths=(4, 4, 4, 4), epochs=1000, max_steps=100_000"
     program = f"""if True:
         import ddp_trainer
@@ -165,9 +233,7 @@ def test_ctrl_c_stops_launched_processes_and_returns_a_preempted_run(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # pytest may ignore Ctrl-C
     )
     wait_for_epochs(out, child)
-    child.send_signal(signal.SIGINT)
-    stdout, stderr = child.communicate(timeout=120)
-    assert stdout == "preempted True\n", stderr[-2000:]
+    return child, out
 
 
 def test_the_notebook_runs_from_start_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

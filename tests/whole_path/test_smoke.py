@@ -7,9 +7,11 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_prep.__main__ import parse
+from data_prep.sources.synthetic import draw_synthetic
 from ddp_trainer.command_line import parse_command_line
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.report.reproduce import reproduce_commands, train_command
@@ -146,3 +148,15 @@ def test_command_that_repeats_a_run_resets_a_setting_of_its_recipe(smoke_run: Pa
     run = replace(load_run(smoke_run), recipe="fast", settings={**RECIPES["fast"].flat(), "head_lr": None})
     training = shlex.split(train_command(run))[3:]
     assert parse_command_line(training, RECIPES, prog="train", description="").optim.head_lr is None
+
+
+def test_predictions_belong_to_their_images(tiny_dir: Path, tmp_path: Path) -> None:
+    words = ("--data-dir", tiny_dir, "--out", tmp_path / "run", "--validation", "30", "--batch-size", "16")
+    train(*words, module=NARROW, processes=2)
+    drawn = draw_synthetic(train_count=96, test_count=40, seed=1).train  # as in tiny_dir
+    with np.load(tmp_path / "run" / "predictions.npz") as found:
+        assert np.array_equal(found["labels"], drawn.labels[found["indices"]])
+        wrong = found["probabilities"].argmax(axis=1) != found["labels"]
+        assert wrong.any()
+        assert set(found["wrong_indices"]) == set(found["indices"][wrong])
+        assert np.array_equal(found["wrong_images"], drawn.images[found["wrong_indices"]])

@@ -11,7 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from ddp_trainer.distributed.sync_batchnorm import SyncBatchNorm, averaged_batchnorm, synchronize_batchnorm
+from ddp_trainer.distributed.sync_batchnorm import (
+    SyncBatchNorm,
+    averaged_batchnorm,
+    not_synchronized,
+    synchronize_batchnorm,
+)
 from tests.support.trainer import fork
 from tests.support.workers.batchnorm import inputs
 
@@ -69,6 +74,13 @@ def test_layer_with_two_names_is_replaced_under_both() -> None:
     layer = nn.BatchNorm2d(3)
     model = synchronize_batchnorm(nn.Sequential(layer, nn.ReLU(), layer))
     assert [type(child) for child in model._modules.values()] == [SyncBatchNorm, nn.ReLU, SyncBatchNorm]
+
+
+def test_layers_that_are_not_synchronized_are_named() -> None:
+    class Extended(nn.BatchNorm2d):
+        pass
+
+    assert not_synchronized(nn.Sequential(nn.BatchNorm2d(3), Extended(3), Extended(3))) == ["Extended"]
 
 
 def test_layers_without_running_statistics_are_not_averaged() -> None:
