@@ -110,7 +110,7 @@ def test_the_calibration_images_are_evaluated_in_batches_that_fit_into_memory(
     trainer = narrow_trainer(replace(config, data=replace(config.data, calibrate=30)), single_runtime())
     monkeypatch.setattr(ModelSpec, "evaluation_batch", 7)
     sizes: list[int] = []
-    trainer.model.register_forward_hook(lambda *called: sizes.append(len(called[2])))
+    next(trainer.model.children()).register_forward_hook(lambda *called: sizes.append(len(called[2])))
     assert trainer.data.calibrator is not None
     found = trainer.data.calibrator.run(trainer.model, tta=False)
     assert (max(sizes), sum(sizes), found.total) == (7, 30, 30)
