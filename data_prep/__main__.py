@@ -24,6 +24,7 @@ from data_prep.streams import forgiving_output
 BASELINE, PHOTOS = (512, 0.4), (256, 0.5)
 PHOTO_SIDE, PHOTO_CROP = 128, 224  # the smallest side for which `photos` is suggested, and the side of its crops
 DEFAULT_SIZE = 32
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Flags that only some sources use. Giving one with another source is an error.
 ONLY_FOR = {"size": ("folder", "synthetic"), "skip_unreadable": ("folder",)} | dict.fromkeys(
     ("train_count", "test_count", "seed"), ("synthetic",)
@@ -186,9 +187,6 @@ def _flags_for(num_images: int, full_batch: int, peak_lr: float) -> str:
         return ""
     batch_size = 2 ** int(math.log2(max(num_images // 4, 2)))
     return f" --batch-size {batch_size} --peak-lr {peak_lr * batch_size / full_batch:g}"
-
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class _Stopper:

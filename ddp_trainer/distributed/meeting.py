@@ -75,8 +75,6 @@ def require_agreement(text: str, group: dist.ProcessGroup, message: str) -> None
 
 def set_timeout(timeout: timedelta, group: dist.ProcessGroup | None) -> None:
     """Sets the timeout of a process group (None: the default group)."""
-    from torch.distributed import distributed_c10d
-
     # Before torch 2.15, there is only the private function.
-    name = "set_timeout" if hasattr(distributed_c10d, "set_timeout") else "_set_pg_timeout"
-    getattr(distributed_c10d, name)(timeout, group)
+    name = "set_timeout" if hasattr(dist.distributed_c10d, "set_timeout") else "_set_pg_timeout"
+    getattr(dist.distributed_c10d, name)(timeout, group)
