@@ -4,7 +4,6 @@ FFCV's DatasetWriter waits forever if its worker process raises, and a killed wr
 the worker is a thread: it ends when this process ends, and an exception in it ends this process.
 """
 
-import ctypes
 import os
 import signal
 import sys
@@ -20,9 +19,8 @@ import numpy as np
 
 from data_prep.beton import IMAGE_MODES
 from data_prep.ffcv_import import import_ffcv
+from data_prep.parent import end_with_parent
 from data_prep.spool import Spooled
-
-PR_SET_PDEATHSIG = 1
 
 
 class _WorkerThread(threading.Thread):
@@ -71,10 +69,7 @@ def _write_stored(shape: Sequence[int], mode: int, destination: Any, stored: np.
 
 
 def main(folder: Path, names: list[str]) -> None:
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # the parent died before the call above
-        os._exit(1)
+    end_with_parent(signal.SIGKILL)
     import_ffcv()
     import ffcv.writer
     from ffcv.fields import IntField, RGBImageField

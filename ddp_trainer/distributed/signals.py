@@ -5,7 +5,6 @@ This file imports only fast modules, because `train` must handle signals before 
 
 import _thread
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -13,6 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+
+from data_prep.parent import signal_on_death_of_parent
 
 # These two signals are handled even if they were ignored when the process started. A job script may start the
 # launcher with these signals ignored. The training processes inherit that, but handle them all the same.
@@ -29,7 +30,6 @@ SAME_REQUEST_SECONDS = 2.0
 
 # At least one of these variables is set in a process that accelerate or torchrun started.
 LAUNCHER_VARIABLES = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
-PR_SET_PDEATHSIG = 1
 
 CTRL_C_MESSAGE = b"\nstopping after the current step; press Ctrl-C again to stop at once\n"
 THREAD_MESSAGE = "signals are not handled: the trainer does not run in the main thread"
@@ -165,25 +165,12 @@ def stopping_with_the_launcher() -> Iterator[None]:
     """
     launched = any(name in os.environ for name in LAUNCHER_VARIABLES)
     if launched:
-        _signal_on_death_of_parent(signal.SIGTERM)
+        signal_on_death_of_parent(signal.SIGTERM)
     try:
         yield
     finally:
         if launched:
-            _signal_on_death_of_parent(0)
-
-
-def end_with_parent() -> None:
-    """From now on, this process gets SIGTERM when the thread that started it ends."""
-    parent = os.getppid()
-    _signal_on_death_of_parent(signal.SIGTERM)
-    if os.getppid() != parent:  # it ended before the call above
-        os._exit(128 + signal.SIGTERM)
-
-
-def _signal_on_death_of_parent(number: int) -> None:
-    """Sets the signal that the kernel sends to this process when its parent ends; 0: none."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+            signal_on_death_of_parent(0)
 
 
 def exit_process(status: int) -> None:

@@ -24,9 +24,9 @@ from ddp_trainer.run.result import RunResult
 
 # Without `end_with_parent`, the run would go on unseen after a notebook's kernel is restarted or a script is killed.
 START_LAUNCHER = """
-import runpy
-from ddp_trainer.distributed.signals import end_with_parent
-end_with_parent()
+import runpy, signal
+from data_prep.parent import end_with_parent
+end_with_parent(signal.SIGTERM)
 runpy.run_module("accelerate.commands.launch", run_name="__main__", alter_sys=True)
 """
 

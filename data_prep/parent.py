@@ -1,0 +1,19 @@
+"""Ends a process when its parent ends, whatever the parent died of. Linux only."""
+
+import ctypes
+import os
+
+PR_SET_PDEATHSIG = 1
+
+
+def signal_on_death_of_parent(number: int) -> None:
+    """Sets the signal that the kernel sends to this process when the thread that started it ends; 0: none."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+def end_with_parent(number: int) -> None:
+    """From now on, this process gets the signal `number` when the thread that started it ends."""
+    parent = os.getppid()
+    signal_on_death_of_parent(number)
+    if os.getppid() != parent:  # it ended before the call above
+        os._exit(128 + number)
