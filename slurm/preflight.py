@@ -1,36 +1,49 @@
 """Checks a job's arguments, dataset, GPUs and run directory before the job starts its processes.
 
-`python -m slurm.preflight [RECIPE] [--flag value ...]`, run in the job, prints the run directory, the folder of the
-dataset and the number of processes per node, one per line. If something is wrong, it prints one line on stderr and ends
-with exit status 2.
+`python -m slurm.preflight [RECIPE] [--flag value ...]`, run in the job, prints four lines: the run directory, the
+folder of the dataset, the number of processes per node, and whether the run is finished already (yes or no). If
+something is wrong, it prints one line on stderr and ends with exit status 2.
 """
 
 import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from data_prep.dataset import read_dataset
 from data_prep.errors import InputError, require
 from ddp_trainer.command_line import parse_command_line, run_command
-from ddp_trainer.config import TrainConfig
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.run.checks import check_settings
-from ddp_trainer.run.directory import refuse_present_run
+from ddp_trainer.run.directory import RunDirectory, refuse_existing_run
 
 
-def check(argv: Sequence[str]) -> tuple[TrainConfig, int]:
-    """The configuration and the number of processes per node. Raises InputError if the job cannot run."""
+class Checked(NamedTuple):
+    """What train.sh needs to know about a job that can run."""
+
+    out: Path | None
+    data_dir: Path
+    processes: int  # per node
+    is_finished: bool  # no step is left to train
+
+
+def check(argv: Sequence[str]) -> Checked:
+    """Checks the job's arguments and what they name. Raises InputError if the job cannot run."""
     config = parse_command_line(argv, RECIPES, prog="slurm/train.sh", description="")
     processes = cpu_processes() if config.runtime.device == "cpu" else usable_gpus()
     try:
         dataset = read_dataset(config.data.data_dir)
     except InputError as error:
         raise InputError(f"{error} (as a job: sbatch slurm/prep.sh with the same arguments)") from None
-    check_settings(config, dataset, world_size=processes * int(os.environ.get("SLURM_JOB_NUM_NODES", "1")))
-    if config.run.out is not None:
-        refuse_present_run(config.run.out, resume=config.run.resume)
-    return config, processes
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    num_images = check_settings(config, dataset, world_size=processes * nodes)
+    out, is_finished = config.run.out, False
+    if out is not None:
+        refuse_existing_run(out, resume=config.run.resume)
+        is_finished = RunDirectory(out).is_finished(config.schedule.last_step(num_images))
+    return Checked(out, config.data.data_dir, processes, is_finished)
 
 
 def cpu_processes() -> int:
@@ -68,8 +81,8 @@ def main(argv: Sequence[str]) -> int:
 
     def work() -> None:
         with contextlib.redirect_stdout(sys.stderr):  # the job script must not read the output of --help
-            config, processes = check(argv)
-        print(config.run.out, config.data.data_dir, processes, sep="\n")
+            out, data_dir, processes, is_finished = check(argv)
+        print(out, data_dir, processes, "yes" if is_finished else "no", sep="\n")
 
     return run_command(work)
 

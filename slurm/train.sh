@@ -15,7 +15,8 @@
 #SBATCH --time=02:00:00
 #SBATCH --requeue
 #SBATCH --kill-on-invalid-dep=yes
-# Three minutes before the time limit, send USR2 to the processes that srun started. B:USR2 would signal this script.
+# Three minutes before the time limit, send USR2 to the processes that srun started. B:USR2 would signal only this
+# script.
 #SBATCH --signal=USR2@180
 set -euo pipefail
 
@@ -49,11 +50,11 @@ if [[ ${1:-} == --sweep ]]; then
   set -- "${line[@]}" "${@:3}"
 fi
 
-# In exactly one task of a job array, SLURM_JOB_ID is the id of the whole array. ARRAYID_TASKID is always a single task.
+# In exactly one task of a job array, SLURM_JOB_ID is the id of the whole array. ARRAYID_TASKID always means one task.
 job=$SLURM_JOB_ID
 [[ -z ${SLURM_ARRAY_TASK_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
-# The flags for DDP_RUNS_DIR and DDP_DATA_DIR come before the user's, because the last one of two equal flags counts.
+# The flags for DDP_RUNS_DIR and DDP_DATA_DIR come before the user's: if a flag is given twice, the last one counts.
 arguments=()
 if [[ $# -gt 0 && $1 != -* ]]; then
   arguments+=("$1")
@@ -66,27 +67,28 @@ attempt=$((${SLURM_RESTART_COUNT:-0} + 1))
 ((attempt == 1)) || arguments+=(--resume)
 
 # Reports wrong input in one line, before srun starts anything.
-{ IFS= read -r out && IFS= read -r data_dir && read -r processes; } < <(
+{ IFS= read -r out && IFS= read -r data_dir && read -r processes && read -r is_finished; } < <(
   "$python" -m slurm.preflight "${arguments[@]}"
 ) || exit 2
 
 export STATUS=$out/status.json
-resume="resume with: sbatch [the same flags] ${SLURM_ARRAY_TASK_ID:+--array=$SLURM_ARRAY_TASK_ID }slurm/train.sh$given"
-resume+=" --out $(printf %q "$out") --resume"
+to_resume=" --out $(printf %q "$out") --resume"
+resume="resume with: sbatch [the same flags] ${SLURM_ARRAY_TASK_ID:+--array=$SLURM_ARRAY_TASK_ID }slurm/train.sh"
+resume+=${given%"$to_resume"}$to_resume
 state_of_run() { sed -n 's/.*"state": "\([a-z]*\)".*/\1/p' "$STATUS" 2>/dev/null || true; }
 newest_checkpoint() {
   local found=("$out"/checkpoints/step-[0-9]*) # sorted, because the numbers have leading zeros
   [[ ! -d ${found[-1]} ]] || basename "${found[-1]}"
 }
 
-if ((attempt > 1)) && [[ $(state_of_run) == "done" ]]; then
+if ((attempt > 1)) && [[ $is_finished:$(state_of_run) == yes:done ]]; then
   say "$out is finished"
   exit 0
 fi
 
 # Each attempt writes two values to the file `attempts` in the run directory: the newest checkpoint at its start, and
-# how many attempts in a row before it saved no new checkpoint. Attempts that SLURM itself requeued (preemption, lost node)
-# count, too.
+# the number of attempts in a row, up to the previous one, that saved no new checkpoint. Attempts that SLURM itself
+# requeued (preemption, lost node) count, too.
 began_with=$(newest_checkpoint) stalled=0
 if [[ $attempt -gt 1 && -f $out/attempts ]]; then
   IFS=, read -r before stalled <"$out/attempts" || true
@@ -130,11 +132,11 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per
 
 # The launchers turn every failure into exit status 1, but status.json says what happened. If another node wrote this
 # file, the change may become visible late. If this attempt did not write the file, `state` becomes `none`. Exception:
-# if the exit status is 0, `done` stays, because an earlier job may have finished the run. none:0 (state:exit status) means
-# that this attempt was stopped before the first step.
+# if the run was finished before and the exit status is 0, `done` stays. none:0 (state:exit status) means that this
+# attempt was stopped before the first step.
 for ((waited = 0; waited < 30; waited++)); do
   state=$(state_of_run)
-  [[ $(stat_of "$STATUS") != "$STATUS_BEFORE" || $state:$result == done:0 ]] || state=none
+  [[ $(stat_of "$STATUS") != "$STATUS_BEFORE" || $state:$result:$is_finished == done:0:yes ]] || state=none
   [[ $result == 0 && $state =~ ^(none|running)$ ]] || break
   sleep 1
 done

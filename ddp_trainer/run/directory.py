@@ -42,6 +42,11 @@ class RunDirectory:
         """Content of summary.json; None unless the run is finished."""
         return read_json(self.path / "summary.json")
 
+    def is_finished(self, last_step: int) -> bool:
+        """Whether the run is finished and has done `last_step` steps, so that nothing is left to train."""
+        steps = (self.summary or {}).get("steps")
+        return isinstance(steps, int) and steps >= last_step  # an untrusted JSON file may contain anything
+
     @property
     def status(self) -> dict[str, Any]:
         """Content of status.json; empty if there is no such file."""
@@ -59,7 +64,7 @@ class RunDirectory:
             print(f"warning: {other}", file=sys.stderr, flush=True)
 
 
-def _fix_of_held_folder() -> str:
+def _fix_for_locked_folder() -> str:
     copies = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if copies != "1" and Launch.from_environment().world_size == 1:  # each copy would be a run of its own
         return f"srun started {copies} copies of this program instead of one launcher per node; use slurm/train.sh"
@@ -81,7 +86,7 @@ def lock_folder(path: Path) -> IO[bytes]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise InputError(f"--out {path}: another run is using this folder; {_fix_of_held_folder()}") from None
+        raise InputError(f"--out {path}: another run is using this folder; {_fix_for_locked_folder()}") from None
     except OSError as error:
         warning = f"warning: {path} cannot be locked ({error.strerror}); make sure that no other run uses this folder"
         print(warning, file=sys.stderr, flush=True)
@@ -91,8 +96,8 @@ def lock_folder(path: Path) -> IO[bytes]:
 def refuse_links(path: Path) -> None:
     """Raises InputError for a symbolic link in a run directory, because writing to it would change another file.
 
-    Links in wandb/ are allowed, because W&B creates some. The trainer writes to only one file in it, run-id, which must
-    not be a link.
+    Links in wandb/ are allowed, because W&B creates some. The only file in wandb/ that the trainer itself writes is
+    run-id, which must not be a link.
     """
     for folder, folders, files in os.walk(path):
         if Path(folder) == path / "wandb":
@@ -125,7 +130,7 @@ def claim_run_directory(config: TrainConfig, *, is_main: bool) -> Iterator[RunDi
     path = config.run.out or new_folder(config.recipe)
     with lock_folder(path):
         refuse_links(path)
-        refuse_present_run(path, resume=config.run.resume)
+        refuse_existing_run(path, resume=config.run.resume)
         remove_temporaries(path)
         yield RunDirectory(path)
 
@@ -146,7 +151,7 @@ def new_folder(name: str) -> Path:
     raise AssertionError("itertools.count is endless")
 
 
-def refuse_present_run(out: Path, *, resume: bool) -> None:
+def refuse_existing_run(out: Path, *, resume: bool) -> None:
     """Raises InputError if `out` contains a run and `resume` is false."""
     if not resume and os.path.exists(out / "config.json"):
         raise InputError(f"--out {out} already contains a run; add --resume to continue it, or choose another folder")

@@ -47,8 +47,7 @@ def find_start(run_dir: RunDirectory | None, config: TrainConfig, *, last_step: 
     """
     if run_dir is None or not config.run.resume:
         return Start()
-    summary = run_dir.summary
-    if summary is not None and _count(summary.get("steps")) >= last_step:
+    if run_dir.is_finished(last_step):
         return Start(StartKind.FINISHED)
     clean_up(run_dir.checkpoints)
     try:
@@ -70,7 +69,7 @@ def _commit(run_dir: RunDirectory) -> str:
 
 
 def _count(value: object) -> int:
-    """`value` if it is a whole number, otherwise 0. It comes from an untrusted JSON file."""
+    """`value` if it is an integer, otherwise 0. The value comes from an untrusted JSON file."""
     return value if isinstance(value, int) else 0
 
 
@@ -114,7 +113,7 @@ def load_state(start: Start, config: TrainConfig, dataset: DatasetInfo, *, preci
         return None
     try:
         state = read_checkpoint(checkpoint_path(out / "checkpoints", start.step), REQUIRED)
-    except CheckpointError as error:  # the main process could read it, so this machine sees other files
+    except CheckpointError as error:  # the main process has read this checkpoint, so this machine sees other files
         raise InputError(f"--resume: {error}; every machine must see the same --out") from None
     refuse_other_settings(state["settings"], settings_of(config, dataset, precision=precision))
     return state

@@ -44,7 +44,7 @@ def test_the_unchanged_example_sets_nothing_and_the_environment_has_priority(tmp
 
 
 @pytest.mark.parametrize("script", [path for path in SCRIPTS if path.parent.name == "slurm" and path.name != "job.sh"])
-def test_a_script_can_be_run_as_a_program(script: Path) -> None:
+def test_a_script_is_executable(script: Path) -> None:
     assert os.access(script, os.X_OK)
     assert script.read_text().startswith("#!/usr/bin/env bash\n")
 
@@ -131,17 +131,17 @@ def test_windows_line_endings_in_the_settings_are_refused_and_the_printed_fix_wo
 
 @pytest.mark.parametrize("content", [",BASH_VERSINFO[$(touch PWNED)0]", ",09", ",x", "", ",-1", ",1,2", ",99999999999"])
 def test_the_content_of_the_attempts_file_is_not_evaluated(content: str, tmp_path: Path) -> None:
-    """Bash evaluates variables in arithmetic, so without a check it would run commands that are in the file."""
+    """Bash arithmetic evaluates the text of a variable. Without a check, it would run commands from the file."""
     folder = checkout(tmp_path)
-    answers = {
-        "python": "printf '%s\\n' out data 1",
+    fake_programs = {
+        "python": "printf '%s\\n' out data 1 no",
         "scontrol": "echo here",
         "squeue": "echo RUNNING",
         "srun": "exit 1",
         "accelerate": "",
     }
     (folder / "env" / "bin").mkdir(parents=True)
-    for name, line in answers.items():
+    for name, line in fake_programs.items():
         (folder / "env" / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
         (folder / "env" / "bin" / name).chmod(0o755)
     (folder / "out").mkdir()
@@ -159,7 +159,7 @@ def test_the_content_of_the_attempts_file_is_not_evaluated(content: str, tmp_pat
 def test_the_arguments_of_a_listed_run_reach_the_trainer_unchanged(
     tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The test reads a line of the list as slurm/train.sh does."""
+    """`sweep --list` prints a line for each run. The test splits a line with xargs, as slurm/train.sh does."""
     data = Path(shutil.copytree(tiny_dir, tmp_path / 'it\'s "odd" $(touch x) * \\ `y`'))
     assert sweep.main(["smoke", "--seeds", "2", "--data-dir", str(data), "--out", str(tmp_path / "a b"), "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -1,10 +1,6 @@
-"""Tests slurm/train.sh on a real SLURM, with a fake launcher and GPUs that exist only in SLURM's configuration.
-
-The launcher records how it was called and writes the status.json that the test needs, so a job takes seconds.
-"""
+"""Tests slurm/train.sh on a real SLURM, with a fake launcher and GPUs that exist only in SLURM's configuration."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,29 +11,8 @@ import pytest
 
 from tests.support.processes import processes_with, wait_until
 from tests.support.slurm_cluster import Cluster, Job, running_cluster
+from tests.support.slurm_desk import Desk
 from tests.support.trainer import REPOSITORY
-
-LAUNCHER = """#!/usr/bin/env bash
-printf '%s\\0' "${CUDA_VISIBLE_DEVICES:-}" "$@" >"$RECORDS/$SLURM_JOB_ID-$SLURM_NODEID"
-attempt=$((${SLURM_RESTART_COUNT:-0} + 1))
-if ((attempt == 1)); then sleep "${STARTS_FOR:-0}"; fi
-if ((SLURM_NODEID == 0)); then
-  run=$(dirname "$STATUS")
-  if [[ ${SAVES:-} ]]; then mkdir -p "$run/checkpoints/step-0000000$attempt"; fi
-  states=($ENDS_AS)
-  echo "{\\"state\\": \\"${states[attempt - 1]:-${states[-1]}}\\"}" >"$STATUS.new"
-  mv "$STATUS.new" "$STATUS"
-fi
-exit "${EXIT_STATUS:-0}"
-"""
-# The real Python, except that torch reports the number of GPUs that SLURM has assigned.
-PYTHON = """#!/usr/bin/env bash
-[[ $* == "-m slurm.preflight "* ]] || exec REAL "$@"
-exec REAL -c 'import os, sys, torch
-torch.cuda.device_count = lambda: int(os.environ.get("SLURM_GPUS_ON_NODE", 0))
-from slurm.preflight import main
-sys.exit(main(sys.argv[1:]))' "${@:3}"
-"""
 
 
 @pytest.fixture(scope="module")
@@ -45,51 +20,35 @@ def cluster() -> Iterator[Cluster]:
     yield from running_cluster()
 
 
-class Desk:
-    """The folder from which jobs are submitted, with the scripts of the repository and a fake Python environment."""
-
-    def __init__(self, cluster: Cluster, folder: Path, data: Path) -> None:
-        self.cluster, self.folder, self.records = cluster, folder, folder / "records"
-        shutil.copytree(REPOSITORY / "slurm", folder / "slurm", ignore=shutil.ignore_patterns("cluster.env"))
-        for name in ("ddp_trainer", "data_prep", "launch"):
-            (folder / name).symlink_to(REPOSITORY / name)
-        for name in ("logs", "records", "fake/bin"):
-            (folder / name).mkdir(parents=True)
-        for name, text in (("accelerate", LAUNCHER), ("python", PYTHON.replace("REAL", sys.executable))):
-            (folder / "fake" / "bin" / name).write_text(text)
-            (folder / "fake" / "bin" / name).chmod(0o755)
-        self.settings = {"DDP_VENV": "fake", "DDP_DATA_DIR": str(data), "RECORDS": str(self.records)}
-
-    def submit(self, *flags: str, arguments: tuple[str, ...] = ("smoke",), **settings: str) -> Job:
-        script = ("slurm/train.sh", *arguments)
-        return self.cluster.submit(
-            "--cpus-per-task=1", *flags, *script, cwd=self.folder, **{**self.settings, **settings}
-        )
-
-    def launched(self, job: Job, node: int = 0) -> list[str]:
-        """Returns what the launcher of a node got: first its GPUs, then its arguments."""
-        return (self.records / f"{job.number}-{node}").read_text().split("\0")[:-1]
-
-
 @pytest.fixture(scope="module")
 def desk(cluster: Cluster, tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Desk:
     return Desk(cluster, tmp_path_factory.mktemp("slurm jobs") / "desk", tiny_dir)
+
+
+STOPPED_EARLY = ("starts", "starts with more steps")
 
 
 @pytest.fixture(scope="module")
 def requeued(desk: Desk) -> dict[str, Job]:
     """Jobs that must be requeued, and jobs that must not. They run at the same time, because they mostly wait."""
     states, limit = "preempted preempted preempted done", "2"
+    finished = desk.folder / "runs" / "finished after 1 step"
+    finished.mkdir(parents=True)
+    (finished / "summary.json").write_text('{"steps": 1}')
+    (finished / "status.json").write_text('{"state": "done"}')
+    more_steps = ("smoke", "--out", str(finished), "--resume")
     jobs = {
         "stands still": desk.submit(ENDS_AS=states, DDP_MAX_STALLED=limit),
         "makes progress": desk.submit(ENDS_AS=states, DDP_MAX_STALLED=limit, SAVES="yes"),
         "fails": desk.submit(ENDS_AS="failed", EXIT_STATUS="1"),
         "dies": desk.submit(ENDS_AS="running", EXIT_STATUS="137"),
         "starts": desk.submit(ENDS_AS="done", STARTS_FOR="300"),
+        "starts with more steps": desk.submit(ENDS_AS="done", STARTS_FOR="300", arguments=more_steps),
     }
-    starting = jobs["starts"]
-    wait_until((desk.records / f"{starting.number}-0").exists, lambda: starting.log)
-    desk.cluster.call("scancel", "--signal=USR2", starting.number)
+    for name in STOPPED_EARLY:
+        starting = jobs[name]
+        wait_until((desk.records / f"{starting.number}-0").exists, lambda starting=starting: starting.log)
+        desk.cluster.call("scancel", "--signal=USR2", starting.number)
     return jobs
 
 
@@ -131,6 +90,20 @@ def test_one_gpu_starts_one_process(requeued: object, desk: Desk) -> None:
     assert gpus.isdecimal()
     assert command[:5] == ["launch", "--config_file", "launch/one_gpu.yaml", "-m", "ddp_trainer.train"]
     assert command[6:8] == ["--out", f"runs/train-{job.number}"]
+
+
+def test_settings_of_the_cluster_choose_the_folders_of_run_and_data(requeued: object, desk: Desk) -> None:
+    disk = desk.folder / "disk of the node"
+    disk.mkdir()
+    folders = {"DDP_RUNS_DIR": "other runs", "DDP_STAGE_DIR": "tmpdir", "TMPDIR": str(disk)}
+    job = desk.submit("--job-name=my net (2)", arguments=("smoke",), **folders, ENDS_AS="done")
+    assert job.end() == "COMPLETED", job.log
+    given = desk.launched(job)
+    assert given[given.index("--out") + 1] == f"other runs/my-net--2--{job.number}"
+    assert given[-2] == "--data-dir"
+    assert Path(given[-1]).name.startswith(f"ddp-trainer-{job.number}-")
+    assert Path(given[-1]).parent == disk
+    assert not any(disk.iterdir()), "the copy is still there"
 
 
 # Wrong input as (flags of sbatch, arguments of the script, settings, part of the expected message).
@@ -182,10 +155,14 @@ def test_a_failed_run_is_not_requeued(requeued: dict[str, Job], name: str, state
     assert f"error: the run failed (state: {state}" in job.log
 
 
-def test_a_job_that_gets_a_signal_before_the_first_step_is_requeued(requeued: dict[str, Job]) -> None:
-    job = requeued["starts"]
+@pytest.mark.parametrize("name", STOPPED_EARLY)
+def test_a_job_that_gets_a_signal_before_the_first_step_is_requeued(requeued: dict[str, Job], name: str) -> None:
+    """Also if an earlier job has finished the same run with fewer steps."""
+    job = requeued[name]
     assert job.end() == "COMPLETED", job.log
     assert job.restarts == 1
+    assert job.log.count("attempt 2") == 1
+    assert job.log.count(" --resume") == 1, "the command to resume the run repeats flags"
 
 
 def test_a_run_without_progress_is_not_requeued_forever(requeued: dict[str, Job]) -> None:
@@ -196,7 +173,7 @@ def test_a_run_without_progress_is_not_requeued_forever(requeued: dict[str, Job]
 
 
 def test_each_task_of_an_array_requeues_only_itself(requeued: object, desk: Desk) -> None:
-    """In one task, SLURM_JOB_ID is the id of the whole array. Requeuing this task must not requeue the other."""
+    """In one of the tasks, SLURM_JOB_ID is the id of the whole array. This task must not requeue the other one."""
     array = desk.submit("--array=1-2", ENDS_AS="preempted done", STARTS_FOR="3")
     tasks = [Job(desk.cluster, f"{array.number}_{task}") for task in (1, 2)]
     for task in tasks:
@@ -245,4 +222,4 @@ def test_killed_tests_leave_no_process_of_their_cluster(cluster: Cluster) -> Non
     assert len(processes_with(f"SLURM_CONF={folder}")) >= 3
     os.kill(tests.pid, signal.SIGKILL)
     tests.communicate(timeout=30)
-    wait_until(lambda: not processes_with(folder) and not Path(folder).exists(), "something is left", 30)
+    wait_until(lambda: not processes_with(folder) and not Path(folder).exists(), "a process or the folder is left", 30)
