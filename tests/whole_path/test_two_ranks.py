@@ -18,7 +18,9 @@ def global_batches(folder: Path, world_size: int) -> tuple[np.ndarray, np.ndarra
 
 
 @pytest.fixture(scope="module")
-def batches_of_one(synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, np.ndarray]:
+def batches_of_one_process(
+    synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[np.ndarray, np.ndarray]:
     folder = tmp_path_factory.mktemp("one")
     assert fork(synthetic_dir, folder, "resident", "3", program=DUMP_BATCHES).returncode == 0
     return global_batches(folder, 1)
@@ -26,29 +28,38 @@ def batches_of_one(synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.parametrize(("world_size", "mode"), [(2, "resident"), (3, "stream")])
 def test_any_number_of_ranks_sees_the_same_augmented_images(
-    synthetic_dir: Path, tmp_path: Path, batches_of_one: tuple[np.ndarray, np.ndarray], world_size: int, mode: str
+    synthetic_dir: Path,
+    tmp_path: Path,
+    batches_of_one_process: tuple[np.ndarray, np.ndarray],
+    world_size: int,
+    mode: str,
 ) -> None:
     finished = fork(synthetic_dir, tmp_path, mode, "3", program=DUMP_BATCHES, processes=world_size)
     assert finished.returncode == 0, finished.stderr
     images, indices = global_batches(tmp_path, world_size)
-    assert np.array_equal(indices, batches_of_one[1])
-    assert np.array_equal(images.view(np.int32), batches_of_one[0].view(np.int32)), "the images are not bit-identical"
+    assert np.array_equal(indices, batches_of_one_process[1])
+    assert np.array_equal(images.view(np.int32), batches_of_one_process[0].view(np.int32)), (
+        "the images are not bit-identical"
+    )
 
 
-def test_no_image_is_repeated_within_an_epoch_and_epochs_differ(batches_of_one: tuple[np.ndarray, np.ndarray]) -> None:
-    epochs = batches_of_one[1].reshape(3, -1)
+def test_no_image_is_repeated_within_an_epoch_and_epochs_differ(
+    batches_of_one_process: tuple[np.ndarray, np.ndarray],
+) -> None:
+    epochs = batches_of_one_process[1].reshape(3, -1)
     assert all(len(set(epoch)) == 640 for epoch in epochs)
     assert not np.array_equal(epochs[0], epochs[1])
 
 
-STEPS = {"float64": 30, "float32": 12, "balanced": 20}
+STEPS = {"float64": 30, "float32": 12, "balanced": 20, "accumulated": 20}
 
 
 @pytest.fixture(scope="module")
 def losses(synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of files NAME-PROCESSES.json, which contain the loss of each step with synchronized BatchNorm.
+    """A folder of files NAME-PROCESSES.json, which contain the loss of each step.
 
-    The batch of 32 images is not divisible by three processes.
+    NAME is a key of STEPS; see tests.support.workers.losses. A batch has 32 images, so three processes get different
+    numbers of images.
     """
     folder = tmp_path_factory.mktemp("losses")
     for world_size in (1, 2, 3):
@@ -58,10 +69,11 @@ def losses(synthetic_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("float64", 1e-9), ("float32", 1e-4), ("balanced", 1e-9)])
-def test_losses_with_synchronized_batchnorm_do_not_depend_on_the_number_of_ranks(
-    losses: Path, name: str, tolerance: float
-) -> None:
+TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "balanced": 1e-9, "accumulated": 1e-9}
+
+
+@pytest.mark.parametrize(("name", "tolerance"), TOLERANCES.items())
+def test_losses_do_not_depend_on_the_number_of_ranks(losses: Path, name: str, tolerance: float) -> None:
     one, two, three = (json.loads((losses / f"{name}-{size}.json").read_text()) for size in (1, 2, 3))
     assert len(one) == STEPS[name]
     assert len(set(one)) == len(one), "two steps have the same loss"

@@ -1,8 +1,9 @@
 """Writes the loss of the global batch at each step. Arguments: DATA_DIR OUT NAME=STEPS ...
 
-NAME is float32, float64 or balanced. `balanced` uses float64, mixup, `--balance batches` and classes of unequal size,
-and freezes the first layers after 11 steps. BatchNorm is synchronized. The network is narrow, so that float64 on a CPU
-takes only seconds.
+NAME is float32, float64, balanced or accumulated. `balanced` uses float64, mixup, `--balance batches` and classes of
+unequal size, and freezes the first layers after 11 steps. `accumulated` uses float64, `--accumulate 2`, and a network
+without BatchNorm, because the number of ranks changes which images are in the same pass. Everywhere else, BatchNorm is
+synchronized. The networks are narrow, so that float64 on a CPU takes only seconds.
 """
 
 import itertools
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ddp_trainer.config import RuntimeConfig, TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
@@ -33,7 +35,16 @@ def settings(data_dir: Path, name: str) -> TrainConfig:
         data = replace(config.data, balance="batches", validation=37)
         schedule = replace(config.schedule, freeze_late="features.0.*", freeze_late_between=(0.01, 0.03))
         config = replace(config, data=data, augment=replace(config.augment, mixup=0.5), schedule=schedule)
+    if name == "accumulated":
+        config = replace(config, schedule=replace(config.schedule, accumulate=2))
     return replace(config, optim=replace(config.optim, peak_lr=peak_lr))
+
+
+def network_of(name: str) -> nn.Module | None:
+    """Returns the network of a case; None stands for the narrow network of the settings."""
+    if name != "accumulated":
+        return None
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 10))
 
 
 def losses_of(trainer: Trainer, steps: int) -> list[float]:
@@ -53,7 +64,8 @@ def main(argv: Sequence[str]) -> None:
     runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32", sync_bn=True))
     for name, steps in steps_of.items():
         dtype = torch.float32 if name == "float32" else torch.float64
-        losses = losses_of(narrow_trainer(settings(Path(data_dir), name), runtime, dtype=dtype), int(steps))
+        config = settings(Path(data_dir), name)
+        losses = losses_of(narrow_trainer(config, runtime, dtype=dtype, network=network_of(name)), int(steps))
         if runtime.is_main:
             (Path(out) / f"{name}-{runtime.world_size}.json").write_text(json.dumps(losses))
     runtime.close()
