@@ -1,1 +1,4 @@
-"""Benchmarks: speed compared with plain PyTorch, cost of checkpoints and the NaN guard, scaling, checks of a GPU."""
+"""Measures speed and costs, and checks machines with GPUs.
+
+Speed is compared with that of plain PyTorch. Costs are those of checkpoints, of the NaN guard and of larger datasets.
+"""

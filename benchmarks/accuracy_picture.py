@@ -1,8 +1,8 @@
-"""Draws the accuracy of the recipes against the operations of a run, from the result files of `collect_runs`.
+"""Plots the accuracy of recipes against the PFLOP of a whole run, from the result files of `collect_runs`.
 
     python -m benchmarks.accuracy_picture --picture docs/accuracy.png
 
-FILES names the result files.
+The dict FILES maps the label of each recipe to its result file.
 """
 
 import argparse
@@ -42,7 +42,10 @@ def read_point(path: Path) -> Point:
 
 
 def draw_point(axes: Axes, name: str, point: Point) -> None:
-    """Draws one circle per run, filled with TTA and hollow without, and the mean with TTA beside them."""
+    """Draws two circles per run: hollow for the accuracy without TTA (test-time augmentation), filled with TTA.
+
+    The label beside the circles gives the mean with TTA.
+    """
     for accuracies, fillstyle in ((point.without_tta, "none"), (point.with_tta, "full")):
         axes.plot([point.pflops] * len(accuracies), accuracies, "o", color=COLOR, fillstyle=fillstyle)
     mean, count = statistics.mean(point.with_tta), len(point.with_tta)
@@ -72,7 +75,9 @@ def draw(path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--picture", required=True, type=Path, help="draw the chart to this PNG or SVG file")
     draw(parser.parse_args(argv).picture)
 

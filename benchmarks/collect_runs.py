@@ -41,7 +41,9 @@ def rounded(figures: Mapping[str, float]) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a finished run")
     parser.add_argument("--data", required=True, help="which images the runs were trained and evaluated on, in words")
     parser.add_argument("--result", required=True, type=Path, help="write the JSON file here")

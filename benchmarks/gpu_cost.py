@@ -1,4 +1,4 @@
-"""Measures the time that one step takes on the host and on the GPU, and counts the GPU operations of the step."""
+"""Measures the time that one step takes on the host and on the GPU, and counts its GPU operations, such as kernels."""
 
 import statistics
 import time
@@ -11,7 +11,7 @@ TRACED_STEPS = 5
 
 
 def gpu_cost(step: Callable[[], object]) -> dict[str, float]:
-    """Milliseconds of the host and of the GPU, and operations on the GPU, for one step."""
+    """For one step: milliseconds on the host, milliseconds on the GPU, and the number of GPU operations."""
     from torch.profiler import ProfilerActivity, profile
 
     host = statistics.median(_host_seconds(step) for _ in range(STEPS))
@@ -29,7 +29,7 @@ def gpu_cost(step: Callable[[], object]) -> dict[str, float]:
 
 
 def _host_seconds(step: Callable[[], object]) -> float:
-    """Seconds until `step` returns on an idle GPU: the time to queue its work, plus any wait for the GPU inside it."""
+    """Seconds until `step` returns if the GPU is idle at first: the time to queue work, plus any wait for the GPU."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     step()

@@ -1,6 +1,7 @@
-"""The training loops whose speed `training_step` compares. A `*_step` function returns a function that takes one step.
+"""The training loops that `training_step` describes and compares.
 
-All loops train the network of `config`, with the batch size of `config`, on crops of `side` pixels.
+A `*_step` function returns a function that takes one step. All loops train the network of
+`config`, with the batch size of `config`, on crops of `side` pixels.
 """
 
 from collections.abc import Callable
@@ -31,7 +32,7 @@ def our_step(config: TrainConfig, side: int) -> Step:
     config, runtime = replace(config, schedule=schedule), Runtime(config.runtime, stop=StopRequest())
     trainer = build_trainer(config, runtime, read_dataset(config.data.data_dir))
     batch = first_batch(trainer.data.loader)
-    # In a run, the random bits for augmentation are drawn once every 64 steps, so a measured step does not draw any.
+    # A run draws the random bits for augmentation once per 64 steps, so they are drawn here, outside the measured step.
     draws = trainer.data.augmenter.draw(batch.indices, 0)
 
     def step() -> None:
@@ -72,7 +73,7 @@ def bare_graph_step(config: TrainConfig, side: int) -> Step:
     step = bare_step(config, side)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # kernels must be loaded and chosen before the capture
+    with torch.cuda.stream(stream):  # kernels must be loaded and selected before the capture
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(stream)

@@ -8,8 +8,8 @@ imagefolder: a DataLoader over ImageFolder with RandomResizedCrop, RandomHorizon
 
 These loaders produce uint8 batches. For each of them, there is a second one, NAME_augmented, which produces normalized
 float32 images of 224x224 pixels. Ours use Augmenter with the settings of the recipe `photos`; ImageFolder uses
-ToTensor and Normalize. All data come from the same generated JPEG files, of 500x375 pixels and quality 90. Each loader
-has one worker (ours: one thread) per core.
+ToTensor and Normalize instead of PILToTensor. All data come from the same generated JPEG files, of 500x375 pixels and
+quality 90. Each loader has one worker (ours: one thread) per core.
 """
 
 import argparse
@@ -87,7 +87,9 @@ def their_loaders(setup: Setup) -> dict[str, Epoch]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--images", type=int, default=2000, help="photographs per epoch; each needs 0.3 MB on disk")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)

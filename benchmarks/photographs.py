@@ -27,7 +27,7 @@ def _draw_scene(generator: np.random.Generator) -> Image.Image:
     """Noise in which large structures are stronger than small ones, in brightness and color."""
     vertical, horizontal = np.fft.fftfreq(SCENE_SIDE)[:, None], np.fft.rfftfreq(SCENE_SIDE)
     frequency = np.hypot(vertical, horizontal)
-    frequency[0, 0] = np.inf  # no constant part
+    frequency[0, 0] = np.inf  # sets the constant component of the noise to 0
     planes = []
     for contrast in CONTRASTS:
         noise = np.fft.rfft2(generator.standard_normal((SCENE_SIDE, SCENE_SIDE)))

@@ -5,7 +5,7 @@
 
 save:   the time for which `Trainer.save` blocks the loop to copy the state, and the time until a background thread
         has written the checkpoint to the disk.
-stop:   the time in which the ranks agree whether to stop: `runtime.stop.announce` starts the exchange, and
+stop:   the time that the ranks need to agree whether to stop: `runtime.stop.announce` starts the exchange, and
         `runtime.stop.agreed` waits for its result. In the training loop, a step runs between the two calls and hides
         part of that time, so the result is an upper bound. With one process, there is no exchange.
 guard:  how much longer an optimizer step takes with `StepGuard`, which skips steps with non-finite gradients, than with
@@ -122,7 +122,7 @@ def measure_round(trainer: Trainer, batch: Batch, saver: CheckpointSaver | None)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path("data/synthetic"))
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=7)

@@ -30,7 +30,7 @@ def write_result(path: Path, figures: Mapping[str, float], **conditions: Any) ->
 
 
 def gpu_names() -> list[str]:
-    """Name, driver and memory of each GPU, from nvidia-smi, so that CUDA is not initialized in this process."""
+    """Name, driver and memory of each GPU. Calls nvidia-smi, to avoid initializing CUDA in this process."""
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]

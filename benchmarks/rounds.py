@@ -1,4 +1,4 @@
-"""Measures the speed of loaders that run alternately, for several rounds."""
+"""Measures the speed of loaders, which take turns for several rounds."""
 
 import os
 import statistics

@@ -11,10 +11,10 @@ bare:          only forward, backward and a step of SGD (even if the recipe has 
 bare_graph:    a step of `bare`, replayed as one CUDA graph; on a GPU only.
 newcomer:      the loop of most tutorials: fp32, NCHW, an optimizer that is not fused, and `.item()` in each step.
 
-Each loop runs in its own process, so that loops do not share settings of the memory allocator. In each round, every
-loop runs `--steps` steps, so that a change in the machine's speed affects all loops. The results are images/s and their
-ratios, as medians over rounds. On a GPU, the output also has, for one step of each loop, the milliseconds on the host
-and on the GPU, and the number of GPU operations.
+Each loop runs in its own process, so that the trainer's settings, such as those of the memory allocator, do not affect
+the other loops. In each round, every loop runs `--steps` steps, so that a change in the machine's speed affects all
+loops. The results are images/s and their ratios, as medians over rounds. On a GPU, the output also has, for one step of
+each loop, the milliseconds on the host and on the GPU, and the number of GPU operations.
 """
 
 import argparse
@@ -43,9 +43,9 @@ from ddp_trainer.run.checks import SMALLEST_SIDE, check_batch
 
 
 def serve(name: str, config: TrainConfig, side: int, requests: Connection) -> None:
-    """Runs in its own process. For each number that it receives, it takes that many steps and sends images/s.
+    """Runs in its own process. For each number that it receives, it takes that many steps and sends back images/s.
 
-    If the number is 0, it sends the costs of a step (none without a GPU) and ends.
+    If the number is 0, it sends back the costs of a step (an empty dict without a GPU) and ends.
     """
     step = LOOPS[name](config, side)
     while steps := requests.recv():
@@ -71,9 +71,9 @@ def synchronize() -> None:
 def measure(
     config: TrainConfig, side: int, *, loops: Sequence[str], rounds: int, steps: int
 ) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """For each round, the images/s by loop; on a GPU, also costs of a step, by names such as ours_host_milliseconds.
+    """Returns a dict of images/s per round, and a dict of the costs of a step, which is empty without a GPU.
 
-    Raises InputError if a loop fails.
+    Costs have names such as ours_host_milliseconds. Raises InputError if a loop fails.
     """
     context = get_context("spawn")
     running: dict[str, Connection] = {}
@@ -113,9 +113,10 @@ def summarize(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def parse_options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, TrainConfig]:
-    """Our own options, and the recipe with the trainer's flags applied."""
+    """The options of this benchmark, and the recipe with the trainer's flags applied."""
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="All other flags are those of the trainer, such as --network, --batch-size, --data-dir or --precision.",
         allow_abbrev=False,
     )

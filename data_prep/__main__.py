@@ -20,7 +20,7 @@ from data_prep.sources.decoder_messages import DecoderMessages, collected_messag
 from data_prep.sources.synthetic import DEFAULT_TEST_COUNT, DEFAULT_TRAIN_COUNT, draw_synthetic
 from data_prep.streams import forgiving_output
 
-# Batch size and learning rate of the recipes that are suggested: the default one and, for large images, `photos`.
+# Batch size and learning rate of the recipes that `describe` suggests: `baseline`, and `photos` for large images.
 BASELINE, PHOTOS = (512, 0.4), (256, 0.5)
 PHOTO_SIDE, PHOTO_CROP = 128, 224  # the smallest side for which `photos` is suggested, and the side of its crops
 DEFAULT_SIZE = 32
@@ -198,7 +198,7 @@ class _Stopper:
     def __init__(self) -> None:
         self.number = 0
         for number in SIGNALS:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
                 signal.signal(number, self._stop)
 
     def _stop(self, number: int, frame: object) -> NoReturn:

@@ -1,8 +1,8 @@
 """Augmentation on the device: random numbers for each image, and the operations they control.
 
 The random numbers of an image are a function of (seed, epoch, sample index), so they are the same on every rank, in
-every batch and with any number of processes. Exception: the images of a pair share the numbers for mixing (see
-`draw`). The operations themselves are in `batch_ops` and `resized_crop`.
+every batch and with any number of processes. Exception: two images that are mixed with each other share the
+numbers for mixing (see `draw`). The operations themselves are in `batch_ops` and `resized_crop`.
 """
 
 from collections.abc import Iterator

@@ -30,8 +30,8 @@ class AugmentConfig:
     mixup: float = 0.0
     """Blend pairs of images with a weight drawn from Beta(x, x), where x is this value; 0: off."""
     cutmix: float = 0.0
-    """Swap a rectangle between the two images of each pair. Its share of the image is drawn from Beta(x, x), where x is
-    this value; 0: off."""
+    """Swap a rectangle between the two images of each pair. Its share of the image, before it is clipped at the
+    borders, is drawn from Beta(x, x), where x is this value; 0: off."""
 
     def __post_init__(self) -> None:
         for name in ("crop_padding", "cutout", "brightness", "contrast", "mixup", "cutmix"):

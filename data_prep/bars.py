@@ -18,7 +18,7 @@ class Bars:
             console=Console(file=self._stream),
             disable=not sys.stderr.isatty(),
             transient=True,
-            redirect_stdout=sys.stdout.isatty(),  # otherwise, rich would move notes from a log file to the terminal
+            redirect_stdout=sys.stdout.isatty(),  # if stdout is a log file, rich must not move notes to the terminal
         )
         self._tasks: dict[str, TaskID] = {}
 
@@ -31,7 +31,7 @@ class Bars:
         self._stream.close()
 
     def update(self, work: str, done: int, total: int) -> None:
-        """Shows that `done` of `total` items are finished. `total` is 0 if the number is unknown."""
+        """Shows that `done` of `total` items are finished. `total` is 0 if the number of items is unknown."""
         if work not in self._tasks:
             self._tasks[work] = self._progress.add_task(work, total=None)
         self._progress.update(self._tasks[work], completed=done, total=total or None)

@@ -24,7 +24,7 @@ def _images(rows: Tensor, channels: int) -> Tensor:
 
 
 def batch_crop(images: Tensor, top: Tensor, left: Tensor, *, size: tuple[int, int], padding: int) -> Tensor:
-    """(N, C, H, W) -> (N, C, *size): crops of the padded images; `top` and `left` (N,) are their corners.
+    """(N, C, H, W) -> (N, C, *size): crops of the padded images, at the offsets `top` and `left` (N,).
 
     A strided view contains every possible crop of every padded image. Indexing selects one crop per image and copies
     whole rows at a time.
@@ -90,8 +90,8 @@ def batch_cutout(images: Tensor, top: Tensor, left: Tensor, *, side: int) -> Ten
     """Sets a `side` x `side` square of each normalized image (N, C, H, W) to 0, the mean color. Returns the images.
 
     Images in channels_last format are changed in place. `top` and `left` (N,) are the corners of the squares. The
-    method is from DeVries & Taylor, arXiv 1708.04552. Their squares may extend beyond the image; those of `Augmenter`
-    do not.
+    method is from DeVries & Taylor, arXiv 1708.04552. In the paper, squares may extend beyond the image; those of
+    `Augmenter` do not.
     """
     _, channels, height, width = images.shape
     in_rows = _windows(height, side, top.device)[top]
@@ -105,7 +105,8 @@ def batch_cutout(images: Tensor, top: Tensor, left: Tensor, *, side: int) -> Ten
 def _windows(length: int, size: int, device: torch.device, repeats: int = 1) -> Tensor:
     """(length, length * repeats) bool: row k is True at positions k to k + size - 1, of `repeats` columns each.
 
-    The result is cached, so that each step only takes rows from it. A CUDA graph may keep using it.
+    The result is cached, so that each step only takes rows from it. A captured CUDA graph
+    can keep reading the same memory, because the cache never frees it.
     """
     offset = torch.arange(length) - torch.arange(length)[:, None]
     return ((offset >= 0) & (offset < size)).repeat_interleave(repeats, dim=1).to(device)

@@ -17,7 +17,7 @@ START_SECONDS, STALL_SECONDS = 300.0, 60.0  # the start includes imports, perhap
 def write_betons(
     folder: Path, names: Sequence[str], *, progress: Callable[[str, int], object] = lambda name, written: None
 ) -> None:
-    """Writes `folder`/NAME.beton for each split in `names`, from the files that `spool` has put there.
+    """Writes `folder`/NAME.beton for each split in `names`, from the temporary files of the module `spool`.
 
     The same input gives the same bytes. When FFCV's writer fails, it waits forever. It therefore runs in a child
     process that exits at the first exception, is killed if it makes no progress, and ends when this process ends.

@@ -209,8 +209,8 @@ def read_dataset(directory: Path, *, needed: Sequence[str] = SPLITS) -> DatasetI
 def preparation(directory: Path, dataset: Mapping[str, Any]) -> str:
     """The command that prepares a dataset again. `dataset`: the fields of its dataset.json.
 
-    Without fields, the source is guessed from the folder's name. The seed of synthetic images is not recorded, so the
-    command uses the default seed.
+    If `dataset` is empty, the source is guessed from the folder's name. The seed of synthetic images is not recorded,
+    so the command uses the default seed.
     """
     source = dataset.get("source") or directory.name
     source = source if source in SOURCES else "SOURCE"

@@ -50,7 +50,7 @@ def visible(text: str) -> str:
 
 
 def quoted(value: object, limit: int = 60) -> str:
-    """`value`, which comes from a file, as text for a message: its `repr`, or less if the `repr` may be long."""
+    """`value`, which comes from a file, as text for a message: its `repr`, or a shorter text if that may be long."""
     if isinstance(value, (dict, list)):
         return f"a {'JSON object' if isinstance(value, dict) else 'list'} of length {len(value)}"
     if isinstance(value, str) and len(value) > limit:

@@ -11,11 +11,11 @@ import torch
 
 @functools.cache
 def import_ffcv() -> None:
-    """Makes later `import ffcv...` statements cheap and harmless. Put those in functions, so that this runs first."""
+    """Makes later `import ffcv...` statements cheap and harmless. Put them in functions, so that this runs first."""
     threads = torch.get_num_threads()
     try:
-        # FFCV keeps two numbers in a typed dictionary that only plain Python reads. Numba would spend 5 seconds at each
-        # start on compiling the dictionary type.
+        # FFCV keeps two numbers in a numba.typed.Dict, but only plain Python code reads them, so a dict is enough.
+        # Numba would spend 5 seconds at each start on compiling the type of its Dict.
         with mock.patch("numba.typed.Dict", dict):
             importlib.import_module("ffcv.fields.rgb_image")
 

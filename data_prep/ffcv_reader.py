@@ -110,4 +110,4 @@ def _close(iterator: Any) -> None:
             iterator.output_queue.get_nowait()
         iterator.join(timeout=0.01)
     iterator.close()
-    iterator.closed = True  # otherwise its finalizer would exit the file's context a second time
+    iterator.closed = True  # otherwise, its finalizer would exit FFCV's memory context again

@@ -51,7 +51,7 @@ class _Samples(Spooled):
 
 
 class _Memory:
-    """Replaces SharedMemory in FFCV's writer. The worker is a thread, and /dev/shm is small in containers."""
+    """Replaces SharedMemory in FFCV's writer: a worker thread needs none, and /dev/shm is small in containers."""
 
     def __init__(self, create: bool, size: int) -> None:
         self.buf = bytearray(size)

@@ -1,4 +1,4 @@
-"""Writes files atomically, and limits the size and depth of the JSON it reads, which may come from somebody else."""
+"""Writes files atomically. Reads JSON, which may come from somebody else, within limits of size and nesting."""
 
 import errno
 import hashlib

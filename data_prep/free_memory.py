@@ -19,7 +19,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def free_host_memory(root: Path = Path("/")) -> int:
-    """Free bytes of host memory, within the limits of the control groups of this process.
+    """Free bytes of host memory, within the limits of this process's control groups (cgroups).
 
     Containers and SLURM jobs have such limits. The kernel kills a process that exceeds one. Tests pass another
     `root`.
@@ -42,7 +42,7 @@ def _left_in_groups(root: Path) -> Iterator[int]:
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, str, str, str]]:
-    """(folder, file of the limit, file of the usage, prefix in memory.stat) of each group, in cgroup v2 or v1."""
+    """(folder, limit file, usage file, prefix in memory.stat) of each group and its parents, in cgroup v2 or v1."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:

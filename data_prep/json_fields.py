@@ -20,16 +20,16 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_whole(value: object, least: int, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+def _is_integer(value: object, minimum: int, maximum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum
 
 
 class Fields:
     """The fields of one JSON object.
 
     A null field counts as missing. Reading a field of the wrong type or outside its range raises InputError, which
-    names the file and the field; only `number` returns None for a value outside its range. Strings are made printable
-    unless `exact` is set.
+    names the file and the field. Exception: `number` returns None for a number outside its range. Strings are made
+    printable unless `exact` is set.
     """
 
     def __init__(self, content: Mapping[str, Any], path: Path, *, parent: str = "") -> None:
@@ -69,18 +69,18 @@ class Fields:
             raise self._wrong(name, "true or false", value)
         return value
 
-    def whole(self, name: str, *, least: int = 0, most: int = LARGEST) -> int | None:
+    def integer(self, name: str, *, minimum: int = 0, maximum: int = LARGEST) -> int | None:
         value = self._content.get(name)
         if value is None:
             return None
-        if not _is_whole(value, least, most):
-            raise self._wrong(name, f"a whole number from {least} to {most}", value)
+        if not _is_integer(value, minimum, maximum):
+            raise self._wrong(name, f"a whole number from {minimum} to {maximum}", value)
         return value
 
-    def wholes(self, name: str, *, least: int = 0, most: int = LARGEST) -> tuple[int, ...]:
+    def integers(self, name: str, *, minimum: int = 0, maximum: int = LARGEST) -> tuple[int, ...]:
         values = self._list(name)
-        if not all(_is_whole(value, least, most) for value in values):
-            raise self._wrong(name, f"a list of whole numbers from {least} to {most}", values)
+        if not all(_is_integer(value, minimum, maximum) for value in values):
+            raise self._wrong(name, f"a list of whole numbers from {minimum} to {maximum}", values)
         return tuple(values)
 
     def number(self, name: str) -> float | None:

@@ -51,10 +51,10 @@ class StreamLoader:
     def batches(self, index_batches: IndexBatches) -> Iterator[Batch]:
         """Yields one batch for each array of positions. An empty array gives an empty batch.
 
-        All non-empty arrays but the last of them must have `batch_size` positions. Raises
-        RuntimeError if the file changes while it is read, if an image is damaged, or if the reader returns samples that
-        were not requested. Raises IndexError for positions outside the file. If a raw file is truncated while it is
-        read, the process may die of SIGBUS instead, because FFCV maps the file into memory.
+        Of the non-empty arrays, all except the last one must have `batch_size` positions. Raises RuntimeError if the
+        file changes while it is read, if an image is damaged, or if the reader returns samples that were not requested.
+        Raises IndexError for positions outside the file. If a raw file is truncated while it is read, the process may
+        die of SIGBUS instead, because FFCV maps the file into memory.
         """
         order = _checked_order(index_batches, self.count, self.batch_size)
         self._file.check()

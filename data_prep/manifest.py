@@ -30,9 +30,10 @@ class SplitInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """The content of dataset.json. `mean` and `std`: of each color channel of the training images, on a 0-1 scale.
+    """The content of dataset.json. `mean` and `std` are those of the training images, per channel, on a 0-1 scale.
 
-    `splits` may lack "train". Such a dataset can only be evaluated, and `mean` and `std` are those of the test images.
+    `splits` may lack "train". Such a dataset can only be used for evaluation, and its `mean` and `std` are those of the
+    test images.
     """
 
     format_version: int

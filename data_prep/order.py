@@ -15,7 +15,7 @@ class Order(NamedTuple):
     """The samples of an epoch, or those of one rank in the epoch."""
 
     samples: np.ndarray  # positions in the beton file
-    turns: np.ndarray | None  # how often each was drawn earlier in the run; None: at most once per epoch
+    earlier_draws: np.ndarray | None  # how often each was drawn earlier in the run; None: at most once in each epoch
 
 
 def epoch_order(samples: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
@@ -34,7 +34,7 @@ def balanced_order(samples: np.ndarray, labels: np.ndarray, *, count: int, seed:
     the epoch and over all epochs so far. Each class is like a deck of cards: all its images are drawn, in random order,
     before one of them is drawn again. This is a pure function, so it needs no state in a checkpoint.
     """
-    classes, drawn, turns = np.unique(labels), [], []
+    classes, drawn, earlier_draws = np.unique(labels), [], []
     for place, label in enumerate(classes.tolist()):
         deck = np.asarray(samples, dtype=np.int64)[labels == label]
         # The draws of a run go to the classes in turn, and the draws of each class are numbered from 0 over the whole
@@ -45,9 +45,9 @@ def balanced_order(samples: np.ndarray, labels: np.ndarray, *, count: int, seed:
             # label + 1, because NumPy treats (seed, number, 0) like (seed, number), which `epoch_order` uses.
             generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, number, label + 1))))
             drawn.append(generator.permutation(deck)[own[rounds == number] % len(deck)])
-        turns.append(rounds)
+        earlier_draws.append(rounds)
     mixed = epoch_order(np.arange(count), seed=seed, epoch=epoch)
-    return Order(np.concatenate(drawn)[mixed], np.concatenate(turns)[mixed])
+    return Order(np.concatenate(drawn)[mixed], np.concatenate(earlier_draws)[mixed])
 
 
 def class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -73,8 +73,8 @@ def share(total: int, part: int, parts: int, *, pairs: bool = False) -> slice:
 def train_batches(order: np.ndarray, *, batch_size: int, rank: int, world_size: int, pairs: bool = False) -> np.ndarray:
     """(steps, n) samples of `rank`: row s is its `share` of the global batch of step s.
 
-    Concatenated over ranks, the rows are the global batches. Leftover images are skipped; each epoch has its own
-    order, so these are different images each time.
+    Concatenated over ranks, the rows are the global batches. Leftover images (too few for a batch) are skipped. Each
+    epoch has its own order, so different images are left over each time.
     """
     steps = len(order) // batch_size
     batches = order[: steps * batch_size].reshape(steps, batch_size)
@@ -84,8 +84,8 @@ def train_batches(order: np.ndarray, *, batch_size: int, rank: int, world_size: 
 def evaluation_batches(samples: np.ndarray, *, batch_size: int, rank: int, world_size: int) -> list[np.ndarray]:
     """Every world_size-th sample, starting at `rank`, in batches of `batch_size`.
 
-    Every sample belongs to exactly one rank. With the same `batch_size`, all ranks get the same number of batches, so
-    that collective operations after each batch match. The last batch of a rank may be empty.
+    Every sample belongs to exactly one rank. If all ranks pass the same `batch_size`, they get the same number of
+    batches, so that collective operations after each batch match. The last batch of a rank may be empty.
     """
     mine = np.asarray(samples, dtype=np.int64)[rank::world_size]
     longest_shard = -(-len(samples) // world_size)
@@ -93,7 +93,7 @@ def evaluation_batches(samples: np.ndarray, *, batch_size: int, rank: int, world
 
 
 def hold_out(labels: np.ndarray, *, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, held out): sorted positions of the images. `count` are held out, in proportion to the class sizes.
+    """(kept, held out): sorted positions of the images. `count` images are held out, in proportion to class sizes.
 
     Every class keeps at least one image to train on. Raises InputError if `count` is too large for that.
     """

@@ -15,5 +15,5 @@ def end_with_parent(number: int) -> None:
     """From now on, this process gets the signal `number` when the thread that started it ends."""
     parent = os.getppid()
     signal_on_death_of_parent(number)
-    if os.getppid() != parent:  # it ended before the call above
+    if os.getppid() != parent:  # the parent ended before the call above
         os._exit(128 + number)

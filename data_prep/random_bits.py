@@ -1,8 +1,8 @@
 """Random numbers as a function of (seed, epoch, sample, draw number): the same on any device and rank, in any batch.
 
 The generator is counter-based: it applies the finalizer of splitmix64 (Steele, Lea & Flood, "Fast splittable
-pseudorandom number generators", OOPSLA 2014; constants of Stafford's variant 13) to a key. In torch, int64 arithmetic
-wraps around, on the CPU and on CUDA.
+pseudorandom number generators", OOPSLA 2014; constants of Stafford's variant 13) to a key. The int64 arithmetic
+overflows on purpose: in torch it wraps around, on the CPU and on CUDA.
 """
 
 import torch

@@ -1,4 +1,7 @@
-"""Keeps the images of a split in temporary files, because FFCV's writer must know their number before it starts."""
+"""Keeps the images of a split in temporary files, called a spool.
+
+FFCV's writer must know the number of images before it starts, but unreadable images are found only while they are read.
+"""
 
 import json
 from collections.abc import Iterator, Sequence

@@ -80,7 +80,8 @@ def _unfailing(stream: TextIO | None, *, errors: str) -> TextIO:
 def _open_if_closed(descriptor: int) -> None:
     """If `descriptor` is closed, opens /dev/null in its place.
 
-    If the descriptor stayed closed, the next file to be opened would get it, and C code would print into that file.
+    If the descriptor stayed closed, the next file to be opened would get its number, and C code would print into
+    that file.
     """
     try:
         os.fstat(descriptor)

@@ -14,7 +14,7 @@ class DamagedImage(DatasetChanged):
 
     def __init__(self, beton: Path, position: int, problem: str) -> None:
         super().__init__(
-            f"{beton}: image {position} is damaged ({problem}); restore the file, or prepare the data again, and resume"
+            f"{beton}: image {position} is damaged ({problem}); restore the file or prepare the data again"
         )
 
 
@@ -32,9 +32,7 @@ class WatchedFile:
         if identity == self._identity:
             return
         if identity is None or self._sha256 is None or self._read_sha256() != self._sha256:
-            raise DatasetChanged(
-                f"{self.path} was removed, replaced or changed while it was being read; restore it and resume"
-            )
+            raise DatasetChanged(f"{self.path} was removed, replaced or changed while it was being read; restore it")
         self._identity = identity
 
     def _read_identity(self) -> tuple[int, int, int] | None:

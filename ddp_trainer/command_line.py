@@ -48,7 +48,7 @@ def take_recipe(argv: Sequence[str], recipes: Mapping[str, TrainConfig]) -> tupl
 
 
 def recipe_named(name: str, recipes: Mapping[str, TrainConfig]) -> TrainConfig:
-    """Raises InputError for an unknown recipe."""
+    """The recipe called `name`. Raises InputError if there is none."""
     if name not in recipes:
         raise InputError(f"unknown recipe '{name}'; choose from {', '.join(recipes)}")
     return recipes[name]
@@ -57,7 +57,8 @@ def recipe_named(name: str, recipes: Mapping[str, TrainConfig]) -> TrainConfig:
 def for_chosen_network(recipe: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
     """`recipe`, adapted to the network that --network selects in `arguments`.
 
-    If it is not the recipe's own network, --widths and --freeze-late get their defaults instead of the recipe's values.
+    If this network is not the recipe's own, --widths and --freeze-late get their defaults instead of the recipe's
+    values.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--network", nargs="?")

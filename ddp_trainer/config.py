@@ -20,14 +20,15 @@ from data_prep.errors import require, require_printable
 from ddp_trainer.schedule import ScheduleConfig, split_names
 
 # Settings that may change when a run is resumed: they decide where and how it runs, not what it learns.
-FREE_ON_RESUME = frozenset(
+CHANGEABLE_ON_RESUME = frozenset(
     {"out", "resume", "data_dir", "num_workers", "data_mode", "verify", "device", "compile", "graph", "max_steps"}
 ) | {
     *("checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "profile"),
     *("trackers", "wandb", "process_group_timeout"),
 }
 
-# The --network whose module is being imported. A run that this import starts would import the module again, and so on.
+# The --network whose module is being imported. While it is set, starting a run is an error: the run would import the
+# module again, which would start another run, and so on.
 importing_network: ContextVar[str] = ContextVar("importing_network", default="")
 
 DEFAULT_WIDTHS = (64, 128, 256, 512)
@@ -214,7 +215,7 @@ class TrainConfig:
 
     def fixed_on_resume(self) -> dict[str, Any]:
         """The settings that must not change when a run is resumed."""
-        return {name: value for name, value in self.flat().items() if name not in FREE_ON_RESUME}
+        return {name: value for name, value in self.flat().items() if name not in CHANGEABLE_ON_RESUME}
 
 
 def _json_value(value: Any) -> Any:

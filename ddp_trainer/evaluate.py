@@ -35,7 +35,7 @@ class EvaluateConfig:
     run_dir: tyro.conf.Positional[Path]
     """Run directory with model.safetensors and model.json."""
     data_dir: Path | None = None
-    """Dataset whose test images are evaluated, a folder that data_prep wrote; default: the dataset of the run. Each
+    """Evaluate the test images of this dataset, a folder that data_prep wrote; default: the dataset of the run. Each
     class of the dataset must have the name of a class of the run. The dataset needs no training images."""
     tta: bool = False
     """Test-time augmentation: for uncertain images, average the logits of shifted and mirrored copies. Copies are
@@ -104,7 +104,7 @@ def labels_of_the_run(spec: ModelSpec, dataset: DatasetInfo, data_dir: Path) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 for success, 1 if the dataset is damaged or changes meanwhile, 2 for wrong input."""
+    """Returns the exit status: 0 for success, 1 if an image is damaged or the dataset changes, 2 for wrong input."""
 
     def evaluate() -> None:
         figures = evaluate_run(parse_flags(EvaluateConfig, argv, prog=program_name("ddp_trainer.evaluate")))

@@ -46,8 +46,8 @@ class ExportError(Exception):
 class ExportConfig:
     """Write the model of a finished run as RUN_DIR/model.onnx or RUN_DIR/model.pt2.
 
-    Input: uint8 (N, 3, H, W) with values 0-255, for any N. Output: float32 (N, classes) logits. The last line of output
-    contains the versions that a program must support to read the file; for ONNX, these are IR and opset.
+    The model's input is uint8 (N, 3, H, W) with values 0-255, for any N. Its output is float32 (N, classes) logits. The
+    command prints the versions that a program must support to read the file; for ONNX, these are IR and opset.
     """
 
     run_dir: tyro.conf.Positional[Path]
@@ -164,7 +164,7 @@ def largest_difference(exported: Classifier, model: nn.Module, spec: ModelSpec) 
         images = torch.randint(
             256, (count, 3, spec.input_size, spec.input_size), dtype=torch.uint8, generator=generator
         )
-        normalized = batch_normalize(images, spec.mean, spec.std, torch.float32).contiguous()  # suits every network
+        normalized = batch_normalize(images, spec.mean, spec.std, torch.float32).contiguous()  # NCHW suits all networks
         expected = model(normalized) / spec.temperature
         found = exported(images)
         if found.shape != expected.shape or not bool(found.isfinite().all()):

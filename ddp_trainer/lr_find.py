@@ -8,8 +8,8 @@ The range test is from Smith, "Cyclical Learning Rates for Training Neural Netwo
 The exponential rise is from Gugger, "How Do You Find A Good Learning Rate" (sgugger.github.io, 2018); fastai and
 Lightning use it, too.
 
-The steps are those of a normal run, because `build_trainer` builds the same trainer. Only the schedule differs. The
-trained network is discarded.
+A step does the same as in a normal run, because `build_trainer` builds the same trainer. Only the schedule differs.
+The trained network is discarded.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ from ddp_trainer.tracking.console import print_line
 
 
 @dataclass(frozen=True, kw_only=True)
-class RangeConfig:
+class RatesConfig:
     """The learning rates to try, and where to write the results."""
 
     out: Path | None = None
@@ -71,7 +71,7 @@ class RangeConfig:
         require_printable("out", self.out)
         require(self.steps >= 2, f"--steps must be at least 2, got {self.steps}")
 
-    def rate(self, step: int) -> float:
+    def at(self, step: int) -> float:
         """Learning rate at `step` (0-based)."""
         return self.start_lr * (self.end_lr / self.start_lr) ** (step / (self.steps - 1))
 
@@ -83,7 +83,7 @@ class RangeTestConfig:
     Of the schedule, only --batch-size, --accumulate and --train-size are used.
     """
 
-    sweep: RangeConfig = field(default_factory=RangeConfig)
+    rates: RatesConfig = field(default_factory=RatesConfig)
     recipe: Annotated[str, tyro.conf.Suppress] = "custom"
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -118,35 +118,35 @@ class RangeTestConfig:
         )
 
 
-def range_test(trainer: Trainer, sweep: RangeConfig) -> LossCurve:
+def range_test(trainer: Trainer, rates: RatesConfig) -> LossCurve:
     """Trains with a rising learning rate until the last step, or until the loss diverges, and returns the losses.
 
     All ranks stop at the same step, because they compute the loss over the global batch. Raises Preempted if any rank
     was asked to stop.
     """
     peak_lr = trainer.config.optim.peak_lr
-    trainer.share_of_peak = lambda step: sweep.rate(step) / peak_lr
-    curve, sums = LossCurve(sweep.steps), trainer.state.sums
+    trainer.share_of_peak = lambda step: rates.at(step) / peak_lr
+    curve, sums = LossCurve(rates.steps), trainer.state.sums
     trainer.runtime.end_of_startup()
     try:
         for step in itertools.chain.from_iterable(trainer.steps(epoch) for epoch in itertools.count()):
             done = averages(trainer.runtime.sum_over_ranks(sums.values.clone()))
             sums.reset()
             if done.num_images:  # 0 in a skipped step; in fp16, steps are skipped until the loss scale is low enough
-                curve.add(sweep.rate(step - 1), done.loss)
-            if trainer.runtime.is_main and step % max(sweep.steps // 10, 1) == 0:
-                _show_progress(sweep, step, done)
-            if curve.diverged or step == sweep.steps:
+                curve.add(rates.at(step - 1), done.loss)
+            if trainer.runtime.is_main and step % max(rates.steps // 10, 1) == 0:
+                _show_progress(rates, step, done)
+            if curve.diverged or step == rates.steps:
                 break
-        trainer.guard.settle()
+        trainer.guard.skipped_steps()
     except NonFinite:  # a loss or gradient is infinite or NaN
         curve.diverged = True
     return curve
 
 
-def _show_progress(sweep: RangeConfig, step: int, done: Averages) -> None:
+def _show_progress(rates: RatesConfig, step: int, done: Averages) -> None:
     loss = f"loss {done.loss:.4f}" if done.num_images else "skipped"
-    print_line(f"step {step}/{sweep.steps}  lr {sweep.rate(step - 1):.2e}  {loss}", sys.stderr)
+    print_line(f"step {step}/{rates.steps}  lr {rates.at(step - 1):.2e}  {loss}", sys.stderr)
 
 
 def write_results(out: Path, curve: LossCurve, config: TrainConfig, runtime: Runtime) -> None:
@@ -155,7 +155,7 @@ def write_results(out: Path, curve: LossCurve, config: TrainConfig, runtime: Run
         picture = curve.draw(f"Learning rate range test, {config.recipe}")
     replace_file(out / "lr_find.png", picture)
     suggested, others = curve.suggestion(), {}
-    if suggested is not None:  # head and bias rates rose with the peak, so the ratios are the recipe's
+    if suggested is not None:  # all rates rose together, so their ratios are those of the recipe
         rates = {"head_lr": config.optim.head_lr, "bias_lr": config.optim.bias_lr}
         others = {name: rate / config.optim.peak_lr * suggested for name, rate in rates.items() if rate is not None}
     content = {
@@ -183,7 +183,7 @@ def find_learning_rate(test: RangeTestConfig, stop: StopRequest) -> None:
     dataset = read_dataset(config.data.data_dir)
     check_settings(config, dataset, world_size=launch.world_size)
     verify_dataset(config.data.data_dir, dataset, full=config.data.verify == "full")
-    out = test.sweep.out
+    out = test.rates.out
     with contextlib.ExitStack() as stack:
         if launch.is_main:
             out = out or new_folder(f"lr_find-{config.recipe}")
@@ -193,7 +193,7 @@ def find_learning_rate(test: RangeTestConfig, stop: StopRequest) -> None:
         try:
             network, _ = prepare_network(config, dataset, load_weights=True)
             config = resolve_passes(config, runtime, dataset, network)
-            curve = range_test(build_trainer(config, runtime, dataset, network=network), test.sweep)
+            curve = range_test(build_trainer(config, runtime, dataset, network=network), test.rates)
         except Preempted:
             if runtime.is_main:
                 print_line("stopped: nothing was written", sys.stderr)

@@ -116,7 +116,7 @@ def read_images(paths: Sequence[Path], size: int) -> tuple[list[Path], list[np.n
             readable.append(path)
         except Exception as error:  # decoders raise many types of exceptions for damaged files
             if due_to_machine(error):
-                raise  # the file may be fine
+                raise  # for example, too little memory; the file may be fine
             problems.append(f"{shell_path(path)}: {why_unreadable(error)}")
     return readable, pixels, problems
 
@@ -128,7 +128,7 @@ def predict(model: nn.Module, spec: ModelSpec, paths: Sequence[Path], pixels: np
     `pixels`: (N, H, W, 3) uint8 RGB; `paths`: the files of these N images.
     """
     images = center_crop(torch.from_numpy(pixels).permute(0, 3, 1, 2), spec.input_size)
-    normalized = batch_normalize(images, spec.mean, spec.std, torch.float32).contiguous()  # suits every network
+    normalized = batch_normalize(images, spec.mean, spec.std, torch.float32).contiguous()  # NCHW suits all networks
     logits = model(normalized).double() / spec.temperature
     best = logits.softmax(dim=1).topk(min(2, len(spec.classes)))
     for path, values, classes in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):

@@ -22,7 +22,7 @@ class ScheduleConfig:
     """Split each process's share of the batch into this many forward and backward passes, to save memory. auto: the
     fewest passes that fit into memory on every process."""
     warmup_fraction: float = 5 / 24
-    """Share of all steps, from the first one, in which the learning rate rises to its peak."""
+    """Share of all steps, at the start of the run, in which the learning rate rises to its peak."""
     final_lr_fraction: float = 0.0
     """Learning rate of the last step, as a share of the peak."""
     train_size: int | None = None
@@ -32,11 +32,11 @@ class ScheduleConfig:
     """Train on small crops first, given as SIDE:SHARE,... For example, 16:0.3,24:0.7 means crops of 16 pixels a side
     until 0.3 of all steps are done, then crops of 24 pixels until 0.7, and crops of the full size after that."""
     freeze_late: str = ""
-    """Comma-separated names of parameters, such as features.0.*, to freeze before the end of the run; from then on, no
-    gradients are computed for them."""
+    """Parameters to freeze before the end of the run, as comma-separated patterns of their names, such as features.0.*.
+    No gradients are computed for frozen parameters."""
     freeze_late_between: tuple[float, float] = (0.6, 0.8)
-    """Two shares of all steps. From the first one on, the learning rates of --freeze-late fall linearly. They reach 0
-    at the second one, where the parameters are frozen."""
+    """Two shares of all steps. Between them, the learning rates of the parameters of --freeze-late are multiplied by a
+    factor that falls linearly from 1 to 0. At the second share, these parameters are frozen."""
     max_steps: int | None = None
     """Stop after this many optimizer steps. Everything else still follows the schedule of the full run."""
 
@@ -63,7 +63,7 @@ class ScheduleConfig:
 
     @property
     def passes(self) -> int:
-        """Forward and backward passes of a process in a step. Only known once `auto` is replaced by a number."""
+        """Number of forward and backward passes of each process in a step. Unknown until `auto` is resolved."""
         assert self.accumulate != "auto", "resolve_passes has not been called"
         return self.accumulate
 
@@ -94,8 +94,8 @@ class ScheduleConfig:
         peak = max(peak, 0.0)
         return 1 + (end - 1) * min((step - peak) / max(last - peak, 1e-9), 1.0)
 
-    def cooling(self, step: int, *, total_steps: int) -> float:
-        """Factor of the learning rates of --freeze-late at `step` (0-based): 1, then falling to 0.
+    def late_lr_factor(self, step: int, *, total_steps: int) -> float:
+        """Factor of the learning rates of the parameters of --freeze-late at `step` (0-based): 1, then falling to 0.
 
         The method is from github.com/josephdviviano/iterate-hackathon-2026 (findings F-048 and F-049).
         """
@@ -109,9 +109,9 @@ class ScheduleConfig:
     def crop_side(self, side: int, *, step: int, total_steps: int) -> int:
         """Side in pixels of the training crops at `step` (0-based); `side`: the side of the images.
 
-        Progressive resizing, after github.com/mosaicml/composer. With --crop random-resized, a small crop shows the
-        same area as a large one, at a lower resolution. With --crop padded, a small crop shows a smaller part of the
-        image at full resolution.
+        This is progressive resizing, as in github.com/mosaicml/composer. With --crop random-resized, a small crop shows
+        the same area as a large one, at a lower resolution. With --crop padded, a small crop shows a smaller part of
+        the image at full resolution.
         """
         small = (own for own, until in self.crop_phases if step < round(until * total_steps))
         return next(small, self.train_size or side)

@@ -150,7 +150,7 @@ def _settings_that_matter(config: TrainConfig, images: str) -> dict[str, object]
 
 
 def list_lines(sweep: Sweep) -> list[str]:
-    """The trainer's arguments of each run, as one line quoted for the shell.
+    """One line for each run: the trainer's arguments, quoted for the shell.
 
     Raises InputError if an argument has a line break.
     """
@@ -163,7 +163,10 @@ def list_lines(sweep: Sweep) -> list[str]:
 
 
 def train_all(sweep: Sweep) -> int:
-    """Starts each run that is not done, then writes the table. Returns the exit status as `main` does."""
+    """Starts or resumes each run that is unfinished or lacks its report. Then writes the table.
+
+    Returns the exit status, as `main` does.
+    """
     runner = Runner(sweep.launcher)
     for number, run in enumerate(sweep.runs, 1):
         if not run.has_report and not runner.stopped:
@@ -189,7 +192,8 @@ def write_table(sweep: Sweep) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 if all runs are finished or the sweep was stopped, 1 if a run failed.
 
-    After --list or --table, it is 0. It is 2 for wrong input, and 130 after Ctrl-C while the settings are checked.
+    After --list or --table, the status is 0. For wrong input, it is 2. After Ctrl-C while the settings are checked, it
+    is 130.
     """
 
     def work() -> int:

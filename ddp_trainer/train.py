@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | None" = None) -> "RunResult | None":
     """Starts or resumes a run, and returns its result when it ends. Returns None on every rank but the main one.
 
-    The `step_done`, `step_record` and `epoch_done` of `observer` are called after those of `run.recorder`.
+    Of `observer`, only `step_done`, `step_record` and `epoch_done` are called, each after the recorder's own work.
     Raises InputError for wrong input, before the first step.
     """
     from ddp_trainer.distributed.launch import Launch, check_machine
@@ -84,8 +84,8 @@ def train_here(
     """Trains in this process and returns the result, or None on every rank but the main one.
 
     `observer` is called on the main rank; derive it from `ddp_trainer.engine.observer.SilentObserver`. Ctrl-C saves a
-    checkpoint and returns a result whose state is "preempted". A second Ctrl-C raises KeyboardInterrupt, or ends the
-    process if there are several ranks, which may be waiting for each other.
+    checkpoint and returns a result whose state is "preempted". A second Ctrl-C raises KeyboardInterrupt. With several
+    ranks, it ends the process instead, because the ranks may be waiting for each other.
     """
     from ddp_trainer.distributed.launch import Launch
     from ddp_trainer.run.api import configure

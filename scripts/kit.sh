@@ -28,7 +28,7 @@ mkdir -p "$out/wheels"
 machine=$(uname -m)
 requirements=$(mktemp)
 trap 'rm -f "$requirements"' EXIT
-# The lines of constraints.txt for $packages, with their hashes.
+# Writes the entries of $packages in constraints.txt, with their hashes, to the requirements file.
 awk -v names=" $packages " '/^[^ #]/ { keep = index(names, " " substr($1, 1, index($1, "==") - 1) " ") } keep' \
   constraints.txt >"$requirements"
 "$python" -m pip --disable-pip-version-check --quiet download --no-deps --only-binary :all: --require-hashes \

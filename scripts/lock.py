@@ -36,7 +36,7 @@ MACHINES = [
 
 
 def resolve(folder: Path) -> list[dict[str, Any]]:
-    """Resolves the versions with uv. Returns its list of packages, which includes FFCV's dependencies but not FFCV."""
+    """Resolves the versions with uv. Returns uv's list of packages, which includes FFCV's dependencies but not FFCV."""
     override = folder / "override.txt"
     override.write_text(f"ffcv @ {(REPOSITORY / 'scripts' / 'ffcv').as_uri()}\n")
     extra = folder / "extra.in"
@@ -50,7 +50,7 @@ def resolve(folder: Path) -> list[dict[str, Any]]:
 
 
 def entry(package: dict[str, Any]) -> str | None:
-    """Returns the lines of one package, or None if no supported machine needs it."""
+    """Returns the lines of constraints.txt for one package, or None if no supported machine needs it."""
     marker = Marker(package.get("marker", "python_version > '0'"))
     needed = [marker.evaluate(machine) for machine in MACHINES]
     if not any(needed):

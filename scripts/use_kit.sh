@@ -19,8 +19,10 @@ torch=$("$python" -c 'import importlib.util as u; print(u.find_spec("torch").ori
 "$python" -m venv --without-pip .venv
 site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 for wheel in "$kit"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$site"; done
-# addsitedir adds the folder that has torch to sys.path. It also reads the .pth files there, as a plain path would not.
-echo "import site; site.addsitedir('$(dirname "$(dirname "$torch")")')" >"$site/machine.pth"
+# addsitedir adds the folder that has torch to sys.path, and processes the .pth files in it. If machine.pth contained
+# only the path of that folder, those files would be ignored.
+folder=$(dirname "$(dirname "$torch")")
+"$python" -c 'import sys; print(f"import site; site.addsitedir({sys.argv[1]!r})")' "$folder" >"$site/machine.pth"
 echo "$PWD" >"$site/project.pth"
 # Writes the metadata of the project, as pip would. doctor reads the requirements from it.
 "$python" - "$site" <<'END'

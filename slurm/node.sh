@@ -11,16 +11,16 @@ source slurm/job.sh
 stop_requested='' child='' interrupted=''
 
 # SLURM signals every process of the job step, the trainer included, but the trainer ignores these signals until it has
-# installed its handlers (see `run`). If it has not written status.json yet, it has nothing to save, and this function
-# ends it.
+# installed its handlers (see `run`). If the trainer has not written status.json yet, it has nothing to save, and this
+# function ends it.
 on_request() {
   stop_requested=yes interrupted=yes
   if [[ $child && $(stat_of "$STATUS") == "$STATUS_BEFORE" ]]; then kill -HUP -- "-$child" 2>/dev/null || true; fi
 }
 trap on_request TERM USR2
 
-# Runs a command in a process group of its own that ignores the signals. They must not reach torchrun: TERM would make
-# it kill the trainer after TORCH_ELASTIC_SHUTDOWN_TIMEOUT, and USR2 would end torchrun itself.
+# Runs a command in a process group of its own, with TERM and USR2 ignored. They must not reach torchrun: TERM would
+# make it kill the trainer after TORCH_ELASTIC_SHUTDOWN_TIMEOUT, and USR2 would end torchrun itself.
 run() {
   local status=0
   [[ -z $stop_requested ]] || return 0
@@ -42,9 +42,9 @@ run() {
 if [[ -n ${DDP_STAGE_DIR:-} ]]; then
   folder=$DDP_STAGE_DIR
   [[ $folder != tmpdir ]] || folder=${TMPDIR:-/tmp}
-  # mktemp gives the copy a name that nobody else can guess, and the mode 0700, so that nobody else can read it. If a
-  # killed attempt of this job has left a copy, it is removed.
-  prefix=ddp-trainer-$SLURM_JOB_ID-$SLURMD_NODENAME # a node may have another number in the next attempt
+  # mktemp gives the copy a name that nobody else can guess, and the mode 0700, so that nobody else can read it. A copy
+  # that a killed attempt of this job left behind is removed.
+  prefix=ddp-trainer-$SLURM_JOB_ID-$SLURMD_NODENAME # not SLURM_NODEID, which may differ in the next attempt
   mkdir -p "$folder" && find "$folder" -maxdepth 1 -type d -user "$(id -u)" -name "$prefix-????????" -exec rm -rf {} +
   staged=$(mktemp -d "$folder/$prefix-XXXXXXXX") ||
     stop "no folder can be created in $folder on $(uname -n); set DDP_STAGE_DIR to another folder, or leave it empty"

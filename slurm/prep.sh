@@ -2,7 +2,7 @@
 # A job that prepares a dataset. A training job can wait for it. Submit both in the repository:
 #   job=$(sbatch --parsable slurm/prep.sh --source cifar10)
 #   sbatch --dependency=afterok:$job slurm/train.sh baseline
-# The arguments are those of python -m data_prep. If compute nodes have no network, download on the login node first.
+# The arguments are those of python -m data_prep. If compute nodes have no network, see docs/slurm.md.
 #SBATCH --job-name=prep
 #SBATCH --output=logs/%x_%j.out
 #SBATCH --open-mode=append

@@ -14,7 +14,7 @@ source slurm/job.sh
 [[ -z ${SLURM_JOB_ID:-} ]] ||
   stop "this script submits jobs itself; leave job $SLURM_JOB_ID and run bash slurm/sweep.sh ... on the login node"
 
-# The flags for DDP_RUNS_DIR and DDP_DATA_DIR come before the user's, because the last one of two equal flags counts.
+# The flags for DDP_RUNS_DIR and DDP_DATA_DIR come before the user's: if a flag is given twice, the last one counts.
 words=()
 if [[ $# -gt 0 && $1 != -* ]]; then
   words+=("$1")
@@ -42,7 +42,7 @@ echo "$lines" >"$list"
 tasks=$(wc -l <"$list")
 
 export WANDB_RUN_GROUP=${WANDB_RUN_GROUP:-$(basename -- "$sweep")}
-unset WANDB_RUN_ID # an id belongs to one run
+unset WANDB_RUN_ID # all runs would get the same id
 array=$(sbatch --parsable --job-name=sweep --output=logs/%x_%A_%a.out "$@" --array="1-$tasks" \
   slurm/train.sh --sweep "$list" --resume)
 array=${array%%;*} # some sites append the name of the cluster

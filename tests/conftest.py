@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     import torch
 
-# A shell that starts pytest in the background makes it and its child processes ignore SIGINT, which some tests send.
+# If a shell has started pytest in the background, pytest and its child processes ignore SIGINT. Some tests send SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Many processes share the cores, so each uses one thread unless the caller sets another number, and waiting threads do
 # not spin. Both variables must be set before torch is imported.
@@ -32,11 +32,11 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def rank(item: pytest.Item) -> tuple[int, bool]:
+    def start_order(item: pytest.Item) -> tuple[int, bool]:
         stem = item.path.stem
         return LONGEST.index(stem) if stem in LONGEST else len(LONGEST), "unit" in item.path.parts
 
-    items.sort(key=rank)
+    items.sort(key=start_order)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -82,13 +82,13 @@ def jpeg_cifar_dir() -> Path:
     """A folder of real CIFAR-10 images as JPEG files. Tests that use it are skipped unless CIFAR10_JPEG_ROOT is set."""
     root = os.environ.get("CIFAR10_JPEG_ROOT")
     if not root:
-        pytest.skip("CIFAR10_JPEG_ROOT, the folder of real images, is not set")
+        pytest.skip("CIFAR10_JPEG_ROOT (the folder of real images) is not set")
     return Path(root)
 
 
 @pytest.fixture
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the pictures out of reports, because drawing them takes most of the time."""
+    """Makes reports without pictures, because drawing takes most of the time that a report needs."""
     monkeypatch.setattr("ddp_trainer.report.html.to_svg", lambda figure: "<svg></svg>")
     monkeypatch.setattr("ddp_trainer.report.write.draw_pictures", lambda runs: {})
 

@@ -111,7 +111,7 @@ def _benchmark(plan: Plan, name: str) -> Command:
     command = _python(f"benchmarks.{name}", "--data-dir", plan.data, "--result", plan.out / f"{name}.json")
     if not plan.rehearse:
         return command
-    # These benchmarks have no --device.
+    # The GPUs are hidden, because these benchmarks have no --device flag.
     return ("env", "CUDA_VISIBLE_DEVICES=", *command, "--batch-size", "4", "--rounds", "1")
 
 

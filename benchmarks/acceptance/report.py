@@ -1,4 +1,4 @@
-"""Reports the results of an acceptance run, which checks a machine with GPUs, as a JSON object and as tables."""
+"""Reports the results of an acceptance run (a check of a machine with GPUs) as a JSON object and as tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,7 +10,7 @@ from benchmarks.acceptance.runner import Outcome
 from data_prep.files import read_json
 from ddp_trainer.run.directory import git_commit, package_versions
 
-OF_A_RUN = ("test_accuracy", "test_accuracy_tta", "test_total", "train_seconds", "images_per_second", "world_size")
+RUN_FIGURES = ("test_accuracy", "test_accuracy_tta", "test_total", "train_seconds", "images_per_second", "world_size")
 
 
 def collect(outcomes: Sequence[Outcome], plan: Plan, gpus: Sequence[str], seconds: float) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def runs(plan: Plan) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(plan.run_dir("").glob("*/summary.json")):
         summary = read_json(path) or {}
-        found[path.parent.name] = {name: summary.get(name) for name in OF_A_RUN}
+        found[path.parent.name] = {name: summary.get(name) for name in RUN_FIGURES}
     return found
 
 
@@ -51,7 +51,7 @@ def print_tables(outcomes: Sequence[Outcome], plan: Plan) -> None:
     if found := runs(plan):
         print("\nruns                     accuracy    with TTA     seconds    images/s")
         for name, run in found.items():
-            print(f"  {name:18} {_cells(run, OF_A_RUN[:2], '12.4f')} {_cells(run, OF_A_RUN[3:5], '11.1f')}")
+            print(f"  {name:18} {_cells(run, RUN_FIGURES[:2], '12.4f')} {_cells(run, RUN_FIGURES[3:5], '11.1f')}")
     if steps := step_times(plan):
         print("\nspeed of the training step in images/s")
         for row in steps:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL for a command that exceeds its time limit
+GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL for a command that exceeds the time limit of its stage
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,10 @@ class Outcome:
 def run_stages(
     stages: Sequence[Stage], logs: Path, *, seconds: float, report: Callable[[list[Outcome]], None]
 ) -> list[Outcome]:
-    """Runs those of `stages` for which `seconds` suffice. After each of them, calls `report` with all outcomes so far.
+    """Runs each stage whose time limit does not exceed what is left of `seconds`.
 
-    The output of a stage goes to a file in the folder `logs`.
+    After each stage, even if it was left out, calls `report` with all outcomes so far. The output of a stage goes to a
+    file in the folder `logs`.
     """
     deadline = time.monotonic() + seconds
     outcomes: list[Outcome] = []

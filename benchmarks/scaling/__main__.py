@@ -11,8 +11,9 @@ checkpoint: saving a checkpoint of the same network to the disk.
 run:        a whole run with a single step, including evaluation, results and report.
 report:     python -m ddp_trainer.report for that run.
 
-Each measurement runs in its own process. A cost grows like size^exponent, where size is the number of images, classes
-or pixels. The exponents are computed from the two largest sizes. The largest dataset needs 10 GB in --work.
+Each measurement runs in its own process. The output has an exponent for each cost, which describes its growth: cost is
+proportional to size^exponent, where size is the number of images, of classes, or of pixels per image. The exponents are
+computed from the two largest sizes. The largest dataset needs 10 GB in --work.
 """
 
 import argparse
@@ -102,14 +103,16 @@ def print_table(axis: str, measured: dict[Shape, Costs]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES), help="what to vary; default: all")
     parser.add_argument(
         "--parts",
         nargs="+",
         choices=PARTS,
         default=PARTS,
-        help="parts to measure, in the given order: prepare first, and run before report; default: all",
+        help="parts to measure, in the given order; put prepare first, and run before report; default: all",
     )
     parser.add_argument("--work", type=Path, help="folder for the datasets; default: the system's temporary folder")
     parser.add_argument("--result", type=Path, help="write the figures here as JSON, after each axis")

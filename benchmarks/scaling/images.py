@@ -32,7 +32,7 @@ class Shape:
 
 
 def write_images(root: Path, shape: Shape, draw: Draw | None = None) -> None:
-    """Writes ROOT/SPLIT/CLASS/NUMBER.jpg with quality 90. Default of `draw`: smooth colors with noise."""
+    """Writes ROOT/SPLIT/CLASS/NUMBER.jpg with quality 90. `draw` makes an image (default: smooth colors with noise)."""
     draw = draw or partial(_draw, side=shape.side)
     for seed, (split, count) in enumerate(shape.counts().items()):
         generator = np.random.default_rng(seed)

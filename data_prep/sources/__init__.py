@@ -14,7 +14,7 @@ CHUNK_BYTES = 2**20  # total size of the images that are handled at a time
 
 
 class Split(NamedTuple):
-    """Images and their labels, in the order in which they are written: a whole split or a part of it."""
+    """Images and their labels, in the order in which the dataset stores them: a whole split or a part of it."""
 
     images: np.ndarray  # (N, H, W, 3) uint8
     labels: np.ndarray  # (N,) int64

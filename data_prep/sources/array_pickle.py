@@ -35,7 +35,7 @@ def read_arrays(content: bytes) -> dict[str, Any]:
             # The files were pickled by a NumPy of 2009, which passed a number where a boolean is expected today.
             warnings.simplefilter("ignore", category=np.exceptions.VisibleDeprecationWarning)
             found = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
-    except Exception as error:  # damaged pickles raise nearly anything
+    except Exception as error:  # a damaged pickle can cause nearly any exception
         raise ValueError(f"not a pickle of arrays ({error})") from None
     if not isinstance(found, dict):
         raise ValueError("not a pickled dictionary")

@@ -1,8 +1,8 @@
 """Finds or downloads CIFAR-10 and CIFAR-100, verifies them, and reads them without unpacking anything to the disk.
 
-An archive must have its sha256 below. If it was extracted earlier, each file must have the md5 that torchvision lists.
-A file is read into memory once, so the bytes that are parsed are the bytes that were verified. If the files exist,
-their folder need not be writable.
+The sha256 of an archive must be the one in SHA256 below. If the archive was extracted earlier, the md5 of each file
+must be the one that torchvision lists. A file is read into memory once, so the bytes that are parsed are the
+bytes that were verified. If the files exist, their folder need not be writable.
 """
 
 import hashlib
@@ -120,7 +120,7 @@ def _read(path: Path) -> bytes:
 
 
 def _genuine(path: Path, content: bytes, md5: str) -> bytes:
-    """`content` of `path`. Raises InputError if its md5 or, for an archive, its sha256 is wrong."""
+    """Returns `content`, the bytes of `path`. Raises InputError if the md5 or, for an archive, the sha256 is wrong."""
     kinds = [("md5", md5, hashlib.md5(content, usedforsecurity=False).hexdigest())]
     if md5 in SHA256:
         kinds.insert(0, ("sha256", SHA256[md5], hashlib.sha256(content).hexdigest()))

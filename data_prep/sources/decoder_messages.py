@@ -17,12 +17,12 @@ from typing import IO
 from data_prep.errors import printable, shell_path
 from data_prep.sources import NUM_NAMED, count_of
 
-_reading = threading.local()  # .path: the file that this thread reads; .heard: whether a decoder has warned about it
+_reading = threading.local()  # .path: the file that this thread reads; .warned: whether a decoder has warned about it
 
 
 @dataclass
 class DecoderMessages:
-    """What decoders said about the images: how many files they warned about, how many lines they printed, examples."""
+    """What decoders said about the images: counts of the files with warnings and of the printed lines, and examples."""
 
     num_files: int = 0
     first: list[str] = field(default_factory=list)
@@ -53,16 +53,16 @@ class DecoderMessages:
 def collected_messages(messages: DecoderMessages) -> Iterator[None]:
     """Adds the messages of decoders in the block, in any thread, to `messages`. Redirects stderr during the block."""
 
-    def hear(message: Warning | str, *_: object, **__: object) -> None:
+    def on_warning(message: Warning | str, *_: object, **__: object) -> None:
         path = getattr(_reading, "path", None)
-        if path is not None and not _reading.heard:
-            _reading.heard = True
+        if path is not None and not _reading.warned:
+            _reading.warned = True
             messages.add(path, str(message))
 
     with warnings.catch_warnings(), tempfile.TemporaryFile() as printed:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)  # the class of Pillow's warnings about files
-        warnings.showwarning = hear
+        warnings.showwarning = on_warning
         with _stderr_to(printed):
             yield
         printed.seek(0)
@@ -74,7 +74,7 @@ def collected_messages(messages: DecoderMessages) -> Iterator[None]:
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Within the block, records warnings of this thread as warnings about the file `path`."""
-    _reading.path, _reading.heard = path, False
+    _reading.path, _reading.warned = path, False
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ from data_prep.sources.picture import SUFFIXES, starts_like_image
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval")
-MAX_DEPTH = 100  # folders inside each other
+MAX_DEPTH = 100  # levels of nested folders
 LAYOUT = "ROOT must have the folders train/CLASS and test/CLASS, or test/CLASS alone, with images in them"
 
 
@@ -88,7 +88,7 @@ def _split_folders(root: Path, names: tuple[str, ...]) -> list[Path]:
 
 
 def _with_classes(folders: list[Path]) -> Path:
-    """The first of these folders that contains folders, or the first one if none does."""
+    """The first of `folders` that has subfolders, or simply the first one if none of them has any."""
     if len(folders) == 1:
         return folders[0]
     return next((folder for folder in folders if any(entry.is_dir() for entry in _visible(folder))), folders[0])
@@ -177,7 +177,7 @@ def _files_below(folder: Path, listing: Listing, ancestors: tuple[tuple[int, int
     status = folder.stat()
     identity = (status.st_dev, status.st_ino)
     if identity in ancestors:
-        raise InputError(f"{shell_path(folder)}: this link leads back to a folder above it; remove it")
+        raise InputError(f"{shell_path(folder)}: this link leads back to a folder above it; remove the link")
     if len(ancestors) >= MAX_DEPTH:
         raise InputError(f"{shell_path(folder)}: more than {MAX_DEPTH} folders inside each other; move its images up")
     for entry in _entries(folder):
@@ -193,7 +193,7 @@ def _files_below(folder: Path, listing: Listing, ancestors: tuple[tuple[int, int
 
 
 def _kind(path: Path) -> str:
-    """Returns "folder" or "file". Raises InputError for anything else: a dead link, a pipe, a device."""
+    """Returns "folder" or "file". Raises InputError for anything else: a broken link, a pipe, a device."""
     try:
         mode = path.stat().st_mode
     except OSError as error:

@@ -23,14 +23,15 @@ from data_prep.sources.repair import JPEG, JPEG_END, PNG, lacks_end, pixels_only
 # A format is recognized by the content of a file, not by its name. Of an animation, only the first frame is used.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
-# The first letters alone do not identify WebP, BMP and PPM: sound files, and texts such as "BMW" or "P5", share them.
+# The first letters do not suffice for WebP, BMP and PPM: WAV files start with "RIFF" too, and a text may start with
+# "BM" or "P5".
 _OTHER_STARTS = rb"RIFF....WEBP|BM....\0\0\0\0|GIF8[79]a|II[*+]\0|MM\0[*+]|P[1-6]\s+[#\d]"
 _IMAGE_START = re.compile(re.escape(PNG) + b"|" + JPEG + b"|" + _OTHER_STARTS, re.DOTALL)
 
 LIMIT_VARIABLE = "DATA_PREP_MAX_PIXELS"
 _limit = os.environ.get(LIMIT_VARIABLE, "")
 MAX_PIXELS = int(_limit) if _limit.isdecimal() else 100_000_000  # of one image, at the size at which it is decoded
-MAX_SHRINKING = 4  # a JPEG, unless progressive, may have this many times MAX_PIXELS, as it can be decoded smaller
+MAX_SHRINKING = 4  # a non-progressive JPEG may exceed MAX_PIXELS by this factor: it can be decoded at a smaller size
 STRIP_PIXELS = 2**22  # number of pixels that are converted at a time
 LARGE_PIXELS = 2**24  # larger images are decoded one at a time, whatever the number of threads
 Image.MAX_IMAGE_PIXELS = None  # turns off Pillow's own limit; `_check_size` enforces ours
@@ -53,7 +54,7 @@ class Picture(NamedTuple):
 
     pixels: np.ndarray  # (size, size, 3) uint8
     metadata_ignored: bool
-    brightest: int | None  # largest value of a 16-bit image
+    brightest: int | None  # largest value of a 16-bit image; None for other images
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
@@ -212,7 +213,7 @@ def _check_end(file: BinaryIO) -> None:
 
 def _content(file: BinaryIO) -> bytes:
     """The rest of the file, up to 8 bytes for each pixel that an image may have."""
-    return file.read(min(os.fstat(file.fileno()).st_size, 8 * MAX_PIXELS))  # `read` allocates as much as it is told
+    return file.read(min(os.fstat(file.fileno()).st_size, 8 * MAX_PIXELS))  # `read(n)` allocates n bytes
 
 
 def _plainer(error: Exception, content: bytes) -> Exception:

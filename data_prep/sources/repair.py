@@ -1,4 +1,4 @@
-"""Repairs PNG and JPEG files whose pixels are complete: removes their metadata, adds a JPEG's missing end marker."""
+"""Repairs PNG and JPEG files whose pixels are complete: removes metadata, and adds a JPEG's missing end marker."""
 
 import io
 import re
@@ -12,12 +12,15 @@ from data_prep.machine_limits import due_to_machine
 
 PNG, JPEG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd9"
 _PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # the only chunks of a PNG that matter for its pixels
-_ANCILLARY_MARKERS = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # JPEG comments, and all APPn except JFIF and Adobe
-_MARKER = re.compile(rb"\xff[^\0\xd0-\xd7\xff]", re.DOTALL)  # the bytes of a JPEG's pixels contain no such pair
+_ANCILLARY_MARKERS = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # comments, and all APPn segments except those of JFIF and Adobe
+_MARKER = re.compile(rb"\xff[^\0\xd0-\xd7\xff]", re.DOTALL)  # such a pair of bytes never occurs in the pixel data
 
 
 def pixels_only(content: bytes, decode: Callable[[bytes], np.ndarray]) -> bytes | None:
-    """The file without its metadata, or None if it cannot be repaired. `decode`: reads the pixels of a JPEG."""
+    """The file without its metadata and, for a JPEG, with an end marker; None if it cannot be repaired.
+
+    `decode`: reads the pixels of a JPEG.
+    """
     if content.startswith(PNG):
         return _png_pixels(content)
     if content.startswith(JPEG):
@@ -27,7 +30,7 @@ def pixels_only(content: bytes, decode: Callable[[bytes], np.ndarray]) -> bytes 
 
 
 def lacks_end(jpeg: bytes) -> bool:
-    """Whether a JPEG has no end marker. Skips segments, because a thumbnail in one has an end marker of its own."""
+    """Whether a JPEG has no end marker. Skips segments, because one may contain a thumbnail with its own end marker."""
     position = 2
     while found := _MARKER.search(jpeg, position):
         if found[0] == JPEG_END:

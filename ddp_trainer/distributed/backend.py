@@ -10,7 +10,7 @@ from ddp_trainer.distributed.hardware import resolve_precision
 from ddp_trainer.distributed.launch import Launch
 
 
-def use_all_cores(launch: Launch) -> None:
+def use_share_of_cores(launch: Launch) -> None:
     """Gives each process an equal share of this machine's cores, even if Accelerate's launcher set OMP_NUM_THREADS.
 
     So a single process uses as many threads under `accelerate launch` as with `python -m`, and computes the same

@@ -1,4 +1,7 @@
-"""Helps processes to join: the wait for the others, the group for control messages, and what they must agree on."""
+"""Helps the processes of a run to join.
+
+The functions report a long wait, create the process group for control messages, and check that all ranks agree.
+"""
 
 import contextlib
 import hashlib
@@ -16,7 +19,7 @@ from ddp_trainer.distributed.launch import Launch
 from ddp_trainer.distributed.signals import StopRequest
 
 PATIENCE_SECONDS = 10.0
-_runs = itertools.count()  # of this process
+_runs = itertools.count()  # numbers the runs of this process
 
 
 @contextlib.contextmanager
@@ -44,23 +47,23 @@ def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-        timer.join()  # a `report` that has already begun would change the next line's setting
+        timer.join()  # otherwise, a `report` that has already begun could undo the next line
         stop.end_at_first_signal(False)
 
 
 def use_new_keys() -> None:
-    """Call it before the processes join. Otherwise, the second run of a process would use the addresses of the first.
+    """Makes this run use keys of the launcher's key-value store that no earlier run of this process has used.
 
-    They are still in the launcher's key-value store, whose keys contain the numbers of the process groups, and torch
-    numbers the groups of each run from 0.
+    Call it before the processes join. The keys contain the numbers of the process groups, which torch counts from 0 in
+    each run. So a second run would find the addresses that the first run left in the store.
     """
     if not dist.is_initialized():
         dist.distributed_c10d._world.group_count = 100 * next(_runs)
 
 
-def control_group(patience: timedelta) -> dist.ProcessGroup:
-    """All processes, with gloo."""
-    group = dist.new_group(backend="gloo", timeout=patience)
+def control_group(timeout: timedelta) -> dist.ProcessGroup:
+    """A gloo process group of all processes, for control messages. `timeout`: its timeout."""
+    group = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(group, dist.ProcessGroup)
     return group
 

@@ -1,4 +1,4 @@
-"""Restores what a run changes in its process, because a notebook continues in the same process.
+"""Restores what a run changes in its process, because a notebook uses the same process after the run.
 
 The settings of glibc's allocator (`host_memory`) are not restored, because their previous values cannot be read.
 """
@@ -35,7 +35,10 @@ def _restored_environment() -> Iterator[None]:
 
 
 def _matmul_precision() -> str:
-    """torch's own function raises an exception if the process has set this precision by its newer name."""
+    """torch's setting for float32 matrix products, even if it was set by the newer `fp32_precision`.
+
+    In that case, torch's own function may raise an exception.
+    """
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
@@ -87,7 +90,7 @@ def _own_accelerate_state() -> Iterator[None]:
     try:
         yield
     finally:
-        if not dist.is_initialized():  # if it is, the run has failed and the process is about to end
+        if not dist.is_initialized():  # otherwise, the run has failed and the process is about to end
             for holder, state in zip(holders, before, strict=True):
                 holder._shared_state.clear()
                 holder._shared_state.update(state)

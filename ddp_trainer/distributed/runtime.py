@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data_prep.errors import require
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.accelerate_settings import environment_of
-from ddp_trainer.distributed.backend import set_backend_flags, use_all_cores
+from ddp_trainer.distributed.backend import set_backend_flags, use_share_of_cores
 from ddp_trainer.distributed.device_wait import wait_for
 from ddp_trainer.distributed.gloo_interface import choose_interface
 from ddp_trainer.distributed.hardware import cpu_name, resolve_device, resolve_precision
@@ -53,15 +53,15 @@ class Runtime:
         stop = stop or StopRequest()
         set_backend_flags(config)
         choose_interface()
-        patience = timedelta(seconds=max(config.process_group_timeout, STARTUP_SECONDS))
+        timeout = timedelta(seconds=max(config.process_group_timeout, STARTUP_SECONDS))
         launch = Launch.from_environment()
         on_cpu = resolve_device(config) == "cpu"  # before environment_of hides ACCELERATE_USE_CPU
         use_new_keys()
         with meeting(launch, stop):
             with environment_of(launch.variables()):
-                self._accelerator = self._build_accelerator(patience, on_cpu=on_cpu)
+                self._accelerator = self._build_accelerator(timeout, on_cpu=on_cpu)
             # Control messages are sent with gloo, between CPUs, so that they never wait for a device.
-            self._control = control_group(patience) if launch.world_size > 1 else None
+            self._control = control_group(timeout) if launch.world_size > 1 else None
             problem = f"the processes would use different precisions ({self.precision} in this one); set --precision"
             self.require_agreement(self.precision, problem)
         self.device: torch.device = self._accelerator.device
@@ -72,7 +72,7 @@ class Runtime:
             f"launched as rank {self.rank} of {self.world_size}, but Accelerate found rank {found[0]} of {found[1]}",
         )
         if self.device.type == "cpu":
-            use_all_cores(launch)
+            use_share_of_cores(launch)
             keep_freed_memory()
         elif config.graph == "auto":
             # The default stream cannot be captured, so everything that a graph will contain must use another stream
@@ -81,7 +81,7 @@ class Runtime:
         self.stop = StopAgreement(stop, self._control)
         torch.manual_seed(config.seed)
 
-    def _build_accelerator(self, patience: timedelta, *, on_cpu: bool) -> Accelerator:
+    def _build_accelerator(self, timeout: timedelta, *, on_cpu: bool) -> Accelerator:
         """Joins the other processes. Every setting that affects the weights is passed to Accelerate as an argument."""
         compressed = self.config.gradient_compression == "bf16"
         # BatchNorm's buffers are averaged before each evaluation, so DDP need not broadcast them in each step.
@@ -98,7 +98,7 @@ class Runtime:
             dynamo_backend="no",
             gradient_accumulation_steps=1,  # the trainer itself accumulates gradients
             step_scheduler_with_optimizer=False,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=patience), self._ddp],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout), self._ddp],
         )
 
     @property
@@ -125,7 +125,7 @@ class Runtime:
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The model (in DDP if there are several processes) and the optimizer, as Accelerate wraps them.
 
-        Call `place` first.
+        Call `place` first. `passes`: the number of backward passes in a step.
         """
         self._ddp.static_graph = passes == 1  # a static graph allows only one backward pass in a step
         self._accelerator.free_memory()  # otherwise, Accelerate would also unscale the gradients of an earlier model
@@ -169,7 +169,10 @@ class Runtime:
         (losses if self.scaler is None else self.scaler.scale(losses)).backward(weights)
 
     def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager:
-        """Context in which a backward pass does not average gradients. Use it for all parts of a batch but the last."""
+        """Context in which a backward pass does not average gradients over the ranks.
+
+        Use it for all parts of a batch but the last.
+        """
         return self._accelerator.no_sync(model)
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -208,7 +211,7 @@ class Runtime:
         }
 
     def separate_generators(self) -> None:
-        """From now on, dropout draws other numbers on each rank. Call it when the network has its initial weights."""
+        """From now on, each rank draws its own numbers for dropout. Call it after the weights are initialized."""
         if self.rank:
             torch.manual_seed(self.config.seed + self.rank)
 

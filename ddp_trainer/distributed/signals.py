@@ -15,14 +15,14 @@ from types import FrameType
 
 from data_prep.parent import signal_on_death_of_parent
 
-# These two signals are handled even if they were ignored when the process started. A job script may start the
-# launcher with these signals ignored. The training processes inherit that, but handle them all the same.
-PROMISED_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+# These two signals are handled even if they were ignored when the process started: a job script may ignore them while
+# it starts the launcher, and the training processes inherit that.
+ALWAYS_HANDLED = (signal.SIGTERM, signal.SIGUSR2)
 
-# Other signals that ask a process to end: Ctrl-C, a closed terminal, a warning from a batch system, exceeded CPU time.
+# Other signals that ask a process to end: Ctrl-C, a closed terminal, a warning from a batch system, a CPU time limit.
 # If they were ignored when the process started, as under nohup or in a script's background job, they stay ignored.
 OTHER_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
-SIGNALS = (*PROMISED_SIGNALS, *OTHER_SIGNALS)
+SIGNALS = (*ALWAYS_HANDLED, *OTHER_SIGNALS)
 
 # A launcher and its workers often receive a signal at the same time, and the launcher then sends another one to the
 # workers. So a signal that arrives within this time after the first one counts as the same request.
@@ -51,10 +51,11 @@ class StopRequest:
     def __init__(self, *, keeps_process: bool = False) -> None:
         """`keeps_process`: a second Ctrl-C raises KeyboardInterrupt instead of ending the process."""
         self._keeps_process = keeps_process
-        self._interrupt, self._interrupted = False, False  # whether to raise KeyboardInterrupt, and whether it was
+        # Whether KeyboardInterrupt must be raised, and whether it has been raised.
+        self._interrupt, self._interrupted = False, False
         self._first_at: float | None = None
         self._number: int | None = None  # the number of the first signal
-        self._first_is_enough = False
+        self._ends_at_first_signal = False
 
     @property
     def pending(self) -> bool:
@@ -75,7 +76,7 @@ class StopRequest:
 
         This is for the time in which there is nothing to save.
         """
-        self._first_is_enough = enabled
+        self._ends_at_first_signal = enabled
         if enabled and self._number is not None:
             os._exit(128 + self._number)
 
@@ -92,13 +93,13 @@ class StopRequest:
         now = time.monotonic()
         if self._first_at is None:
             self._first_at = now
-        # Beyond a limit of CPU time, the kernel repeats SIGXCPU every second, so it never counts as a second request.
+        # After the CPU time limit, the kernel sends SIGXCPU every second, so this signal is never a second request.
         is_second = self._number is not None and now - self._first_at > SAME_REQUEST_SECONDS
-        if is_second and number == signal.SIGINT and self._keeps_process and not self._first_is_enough:
-            if not self._interrupt:  # the next call sends a SIGINT, which comes back to this method
+        if is_second and number == signal.SIGINT and self._keeps_process and not self._ends_at_first_signal:
+            if not self._interrupt:  # `interrupt_main` simulates a SIGINT, which calls this method again
                 self._interrupt = True
                 _thread.interrupt_main()
-        elif self._first_is_enough or (is_second and number != signal.SIGXCPU):
+        elif self._ends_at_first_signal or (is_second and number != signal.SIGXCPU):
             os._exit(128 + number)
         if self._number is None:
             self._number = number
@@ -123,7 +124,7 @@ def handle_signals(handler: Handler) -> Iterator[None]:
 def on_request_to_stop(handler: Handler) -> None:
     """Installs `handler` for each of SIGNALS, except for those of OTHER_SIGNALS that are ignored."""
     for number in SIGNALS:
-        if number in PROMISED_SIGNALS or signal.getsignal(number) != signal.SIG_IGN:
+        if number in ALWAYS_HANDLED or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
 
 

@@ -77,23 +77,23 @@ def _sum_over_ranks(values: Tensor) -> Tensor:
 
 
 # Other subclasses are not replaced, because they may do more: those of timm add an activation.
-REPLACED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm)
+REPLACED_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm)
 
 
 def not_synchronized(model: nn.Module) -> list[str]:
     """The types of the BatchNorm layers that `synchronize_batchnorm` leaves as they are."""
-    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and type(layer) not in REPLACED]
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and type(layer) not in REPLACED_TYPES]
     return sorted({type(layer).__name__ for layer in layers})
 
 
 def synchronize_batchnorm(model: nn.Module) -> nn.Module:
     """`model` with its BatchNorm layers replaced by synchronized ones with the same parameters and buffers.
 
-    See REPLACED for those that are replaced.
+    Only layers of the types in REPLACED_TYPES are replaced.
     """
     for layer in list(model.modules()):
-        for name, child in layer._modules.items():  # all names of a shared layer, unlike named_children()
-            if isinstance(child, _BatchNorm) and type(child) in REPLACED:
+        for name, child in layer._modules.items():  # named_children() would list a shared layer only once
+            if isinstance(child, _BatchNorm) and type(child) in REPLACED_TYPES:
                 replacement = SyncBatchNorm(child.num_features, child.eps, child.momentum)
                 replacement._parameters, replacement._buffers = child._parameters, child._buffers
                 setattr(layer, name, replacement)
@@ -104,7 +104,7 @@ def synchronize_batchnorm(model: nn.Module) -> nn.Module:
 def averaged_batchnorm(
     model: nn.Module, sum_over_ranks: Callable[[Tensor], Tensor], world_size: int, weight: float
 ) -> Iterator[None]:
-    """Within the context, the running statistics are those over the images of all ranks.
+    """Within the context, the running statistics of BatchNorm are computed over the images of all ranks.
 
     The variance is that of all images together: average(var + mean^2) - average(mean)^2, where the average is taken
     over the ranks. Floating-point buffers of other layers are averaged, too. `weight`: the number of images on this

@@ -31,7 +31,7 @@ class RunData:
     evaluator: Evaluator
     labels: np.ndarray | None = None  # (N,) classes of `samples`, only with --balance batches
     class_weights: Tensor | None = None  # (C,) float32 on the device, only with --balance weights
-    unseen: tuple[str, ...] = ()  # classes of which --validation holds out no image
+    missing_classes: tuple[str, ...] = ()  # classes of which --validation holds out no image
     # Evaluates the images that --calibrate holds out. Its batches are as large as the training batches of this rank, so
     # the number of batches may differ between ranks.
     calibrator: Evaluator | None = None
@@ -47,24 +47,27 @@ class RunData:
             return Order(own(epoch_order(self.samples, seed=seed, epoch=epoch)), None)
         count = config.schedule.steps_per_epoch(len(self.samples)) * size
         order = balanced_order(self.samples, self.labels, count=count, seed=seed, epoch=epoch)
-        assert order.turns is not None
-        return Order(own(order.samples), own(order.turns))
+        assert order.earlier_draws is not None
+        return Order(own(order.samples), own(order.earlier_draws))
 
     def batches(
         self, epoch: int, rows: slice, *, config: TrainConfig, runtime: Runtime
     ) -> Iterator[tuple[Batch, Tensor]]:
         """Yields this rank's batch and the random bits to augment it, for each step of `epoch` in the slice `rows`."""
-        samples, turns = self.plan(epoch, config=config, runtime=runtime)
+        samples, earlier_draws = self.plan(epoch, config=config, runtime=runtime)
         indices = torch.from_numpy(samples[rows]).to(runtime.device)
-        epochs = torch.full_like(indices, epoch) if turns is None else torch.from_numpy(turns[rows]).to(runtime.device)
-        yield from zip(self.loader.batches(samples[rows]), self._draws(indices, epochs), strict=True)
+        if earlier_draws is None:
+            draws = torch.full_like(indices, epoch)
+        else:  # an image that is drawn again within an epoch must get other random bits
+            draws = torch.from_numpy(earlier_draws[rows]).to(runtime.device)
+        yield from zip(self.loader.batches(samples[rows]), self._random_bits(indices, draws), strict=True)
 
-    def _draws(self, indices: Tensor, epochs: Tensor) -> Iterator[Tensor]:
-        """Yields the random bits for each step. `indices` and `epochs` have one row per step and one value per image.
+    def _random_bits(self, indices: Tensor, draws: Tensor) -> Iterator[Tensor]:
+        """Yields the random bits for each step. `indices` and `draws` have one row per step and one value per image.
 
         One call of `Augmenter.draw` computes the bits of many steps, which saves dozens of operations in each step.
         """
-        for some in zip(indices.split(STEPS_PER_DRAW), epochs.split(STEPS_PER_DRAW), strict=True):
+        for some in zip(indices.split(STEPS_PER_DRAW), draws.split(STEPS_PER_DRAW), strict=True):
             yield from self.augmenter.draw(*some)
 
 
@@ -124,6 +127,6 @@ def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo) -> R
         evaluator=Evaluator(loader(evaluated_beton, spec.evaluation_batch), evaluated, spec, runtime),
         labels=labels if config.data.balance == "batches" else None,
         class_weights=weights,
-        unseen=tuple(name for label, name in enumerate(dataset.classes) if label not in seen),
+        missing_classes=tuple(name for label, name in enumerate(dataset.classes) if label not in seen),
         calibrator=Evaluator(train_loader, calibrated, spec, runtime) if len(calibrated) else None,
     )

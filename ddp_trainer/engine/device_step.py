@@ -62,9 +62,9 @@ class DeviceStep:
     def _prepare(self, sides: list[int]) -> None:
         """Warms up, so that the first step takes no longer than others, and prepares the capture of graphs."""
         image_size = self.data.evaluator.spec.image_size
-        self.mean_share = math.nan  # makes the gradients NaN, so that the guard skips the steps of the warm-up
+        self.images_per_rank = math.nan  # makes the gradients NaN, so that the guard skips the steps of the warm-up
         warm_up(self.wrapped, self.state, self.work, self.config, image_size, sides)
-        self.mean_share = self.config.schedule.batch_size / self.runtime.world_size
+        self.images_per_rank = self.config.schedule.batch_size / self.runtime.world_size
         self._take = self.work if self.not_captured else GraphedStep(self.work, self.state.optimizer, self._say)
 
     def work(self, batch: Batch, draws: Tensor, side: int) -> Tensor:
@@ -93,6 +93,6 @@ class DeviceStep:
             class_weights=self.data.class_weights,
         )
         # With this weight, DDP's average is the mean gradient of the global batch, even if some ranks have more images.
-        self.runtime.backward(losses, weights_if_finite(1 / self.mean_share, losses))
+        self.runtime.backward(losses, weights_if_finite(1 / self.images_per_rank, losses))
         self.state.sums.add(losses.detach(), logits.detach().argmax(dim=1) == part.labels)
         return losses.detach()

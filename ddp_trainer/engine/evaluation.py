@@ -104,7 +104,7 @@ class Evaluator:
                 poll()
                 own = rows[done : done + len(batch.labels)]
                 if len(own):
-                    # The loader of the training images may yield more images than fit into memory at once.
+                    # A batch may be too large to evaluate at once if it comes from the loader of the training images.
                     parts = batch.images.split(self.spec.evaluation_batch)
                     columns = zip(*(self._logits(model, part, tta=tta) for part in parts), strict=True)
                     plain, averaged = map(torch.cat, columns)
@@ -156,7 +156,8 @@ def averaged_over_views(
     count = int((margins < SURE_MARGIN).sum())
     if count == 0:
         return plain
-    # Convolutions are tuned for each new batch size, so the count is rounded up. Extra results are dropped.
+    # Convolutions are tuned for each new batch size, which takes time. So the count is rounded up, and the results for
+    # the extra images are dropped.
     size = min(-(-count // UNCERTAIN_STEP) * UNCERTAIN_STEP, len(images))
     uncertain = margins.argsort(stable=True)[:size]
 
@@ -167,7 +168,7 @@ def averaged_over_views(
     views = with_mirror_image(chosen, plain[uncertain])
     if shift:
         padded = F.pad(chosen, (1, 1, 1, 1), mode="reflect")
-        # Copied, because a network that reshapes its input may need dense images.
+        # The slices are copied, because a network that reshapes its input may need images without gaps in memory.
         moved = (padded[:, :, :-2, :-2].clone(), padded[:, :, 2:, 2:].clone())
         up_left, down_right = (with_mirror_image(view, model(view).to(plain)) for view in moved)
         views = views / 2 + (up_left + down_right) / 4

@@ -61,9 +61,9 @@ def training_flops_per_image(model: nn.Module, image_size: int) -> float:
 def _convolution_backward_flops(
     out_gradient: list[int], images: list[int], filters: list[int], *rest: Any, out_shape: Any = None
 ) -> int:
-    """Each of the two gradients takes as many operations as the forward pass.
+    """Operations of the backward pass: each of the two gradients takes as many as the forward pass.
 
-    The formula of torch 2.15 counts the gradient of the filters of a grouped convolution `groups` times.
+    torch's own formula (in 2.15) counts the gradient of the filters of a grouped convolution `groups` times.
     """
     from torch.utils.flop_counter import conv_flop_count
 
@@ -75,8 +75,8 @@ def optimizer_flops_per_step(model: nn.Module, config: OptimConfig) -> float:
     """Operations of the matrix products in one step of Muon; 0 for SGD and AdamW, which have none."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    turned = [weights for group in parameter_groups(model, config) if group["muon"] for weights in group["params"]]
-    shapes = [(len(weights), weights.numel() // len(weights)) for weights in turned]
+    with_muon = [weights for group in parameter_groups(model, config) if group["muon"] for weights in group["params"]]
+    shapes = [(len(weights), weights.numel() // len(weights)) for weights in with_muon]
     with FlopCounterMode(display=False) as counter:
         orthogonalize([torch.empty(shape, device="meta") for shape in shapes])  # nothing is computed on the meta device
     return counter.get_total_flops()

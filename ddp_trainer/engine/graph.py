@@ -33,9 +33,11 @@ def why_not(config: TrainConfig, runtime: Runtime) -> str | None:
 
 
 class GraphedStep:
-    """Replays a graph of `work`, which is captured when a crop size is first used. Crops only grow, so one is kept.
+    """Replays a graph of `work`. A graph is captured when a crop size is first used.
 
-    Before the first call, take a step of each crop size without a graph, to choose kernels and create optimizer states.
+    Crops only grow during a run, so only the newest graph is kept. Before the first call, take a step with each crop
+    size without a graph, so that kernels are chosen and optimizer states exist.
+
     If a capture fails, for example because the network waits for the device, all later steps run without graphs, and
     `say` is called with one line that gives the reason.
     """

@@ -25,7 +25,7 @@ class RunningSums:
         self.values = torch.zeros(3, dtype=torch.float64, device=device)
 
     def add(self, losses: Tensor, hits: Tensor) -> None:
-        """Adds a batch: `losses` (N,) and `hits` (N,) bool. The host does not read them."""
+        """Adds a batch: `losses` (N,) and `hits` (N,) bool. Does not wait for the device."""
         count = torch.full((), losses.numel(), dtype=torch.float64, device=losses.device)
         self.values += torch.stack((losses.sum(dtype=torch.float64), hits.sum(dtype=torch.float64), count))
 

@@ -45,22 +45,24 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Updates the parameters, unless `self.found_inf` is a nonzero tensor."""
-        self._turn_filters([group for group in self.param_groups if group["muon"] == "filters"])
+        self._update_filters([group for group in self.param_groups if group["muon"] == "filters"])
         for group in self.param_groups:
             if group["muon"] == "matrix":
-                self._turn_matrices(group)
+                self._update_matrices(group)
             elif group["muon"] is None:
                 weights = _with_gradients(group)
-                self._follow(weights, weights, group["momentum"], lr=group["lr"], weight_decay=group["weight_decay"])
+                self._nesterov_sgd(
+                    weights, weights, group["momentum"], lr=group["lr"], weight_decay=group["weight_decay"]
+                )
 
-    def _turn_matrices(self, group: dict[str, Any]) -> None:
+    def _update_matrices(self, group: dict[str, Any]) -> None:
         weights = _with_gradients(group)
         if weights:
             directions = self._directions(weights, group["momentum"])
             torch._foreach_mul_(directions, [max(1.0, len(one) ** 2 / one.numel()) ** 0.5 for one in weights])
-            self._descend(weights, directions, lr=group["lr"], weight_decay=group["weight_decay"])
+            self._fused_sgd(weights, directions, lr=group["lr"], weight_decay=group["weight_decay"])
 
-    def _turn_filters(self, groups: list[dict[str, Any]]) -> None:
+    def _update_filters(self, groups: list[dict[str, Any]]) -> None:
         """Updates the filters of all groups together, because the groups differ only in their learning rates."""
         parts = [(_with_gradients(group), group["lr"]) for group in groups]
         weights = [one for part, _ in parts for one in part]
@@ -76,22 +78,23 @@ class Muon(torch.optim.Optimizer):
         excess = torch._foreach_sub(norms, [len(one) ** 0.5 for one in weights])
         torch._foreach_div_(excess, norms)
         torch._foreach_addcmul_(directions, weights, excess)
-        self._descend(weights, directions, lr=1.0)
+        self._fused_sgd(weights, directions, lr=1.0)
 
     def _directions(self, weights: list[Tensor], momentum: float) -> list[Tensor]:
         """The orthogonalized Nesterov momentum of each of `weights`."""
-        ahead = [torch.empty_like(one) for one in weights]
-        torch._foreach_zero_(ahead)
-        self._follow(ahead, weights, momentum, lr=-1.0, weight_decay=0.0)  # `ahead` is now the Nesterov momentum
-        matrices = orthogonalize([_as_matrix(one) for one in ahead])
+        momenta = [torch.empty_like(one) for one in weights]
+        torch._foreach_zero_(momenta)
+        # From zero, an update with learning rate -1 gives the Nesterov momentum itself.
+        self._nesterov_sgd(momenta, weights, momentum, lr=-1.0, weight_decay=0.0)
+        matrices = orthogonalize([_as_matrix(one) for one in momenta])
         return [_as_weights(matrix, one) for matrix, one in zip(matrices, weights, strict=True)]
 
-    def _follow(self, moved: list[Tensor], weights: list[Tensor], momentum: float, **options: Any) -> None:
+    def _nesterov_sgd(self, moved: list[Tensor], weights: list[Tensor], momentum: float, **options: Any) -> None:
         """Moves `moved` as SGD with Nesterov momentum would move `weights`."""
         for one in weights:
             if "momentum_buffer" not in self.state[one]:
                 self.state[one]["momentum_buffer"] = torch.zeros_like(one)
-        self._descend(
+        self._fused_sgd(
             moved,
             [one.grad for one in weights if one.grad is not None],
             [self.state[one]["momentum_buffer"] for one in weights],
@@ -100,7 +103,7 @@ class Muon(torch.optim.Optimizer):
             **options,
         )
 
-    def _descend(
+    def _fused_sgd(
         self, moved: list[Tensor], gradients: list[Tensor], momenta: list[Tensor] | None = None, **options: Any
     ) -> None:
         """Calls torch's fused SGD: one kernel for all tensors, which changes nothing if `found_inf` is nonzero."""

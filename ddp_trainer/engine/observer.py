@@ -16,7 +16,7 @@ class Observer(Protocol):
     progress: Progress
 
     def step_done(self, step: int) -> None:
-        """Called after each optimizer step; `step`: number of steps done. The device may still be working."""
+        """Called after each step; `step`: number of steps done. The device may not have finished the last one yet."""
         ...
 
     def step_record(self, record: Record) -> None:
@@ -26,11 +26,11 @@ class Observer(Protocol):
     def epoch_done(self, record: Record) -> None: ...
 
     def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:
-        """Saves the state. The trainer changes it afterwards, so copy it before returning."""
+        """Saves a checkpoint. The trainer changes the tensors in `state` afterwards, so copy them before returning."""
         ...
 
     def check(self) -> None:
-        """Raises the error, if any, that occurred in the background since the last call."""
+        """Called after each step. Raises the error, if any, of work in the background, such as saving a checkpoint."""
         ...
 
     def skipped(self, report: dict[str, Any], *, step: int) -> None:

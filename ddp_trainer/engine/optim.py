@@ -53,7 +53,8 @@ def _kind_of(
     own_rate = config.head_lr if layer is head else config.bias_lr if is_bn_bias else None
     muon: Literal["filters", "matrix"] | None = None
     if config.optimizer == "muon" and name == "weight" and layer is not head:
-        # A convolution without a bias is usually followed by a normalization, which cancels the filters' norm.
+        # A convolution without a bias is usually followed by a normalization layer, whose output does not depend on the
+        # norm of the filters.
         if isinstance(layer, nn.Conv2d) and layer.bias is None and layer.groups == 1:
             muon = "filters"
         elif isinstance(layer, nn.Linear | nn.Conv2d):
@@ -77,7 +78,7 @@ def build_optimizer(
 class LearningRates:
     """The learning rates of an optimizer's groups, set before each step.
 
-    On a GPU, they are scalars at fixed addresses in device memory, so that a captured graph reads the new values.
+    On a GPU, they are scalars at fixed addresses in device memory, so that a CUDA graph reads the current values.
     Create the object when the parameters are on their final device.
     """
 
@@ -97,7 +98,7 @@ class LearningRates:
         `late`: the share for the parameters that --freeze-late names; default: `share_of_peak`.
         """
         late = share_of_peak if late is None else late
-        groups = self._optimizer.param_groups  # load_state_dict replaces this list
+        groups = self._optimizer.param_groups  # not kept, because load_state_dict replaces the list
         if self._on_device:
             torch.mul(self._peaks, share_of_peak, out=self._rates)
             if self._has_late:

@@ -1,8 +1,9 @@
-"""Chooses the number of passes for --accumulate auto: each process computes its share of a batch in that many parts.
+"""Chooses the number of parts into which --accumulate auto splits each process's share of a batch.
 
-Passes over a few images, with the real network on its device, show how much memory an image needs. Trying large
-passes instead is not possible on the CPU, where the kernel kills a process that needs too much memory. On a GPU, a
-pass of the chosen size is tried after the measurement, but not with --sync-bn.
+In this file, a pass is a forward and a backward pass over one part. The memory that an image needs is measured in
+passes over a few images, with the real network on its device. Trying large passes instead is not possible on the CPU,
+where Linux kills a process that needs too much memory. On a GPU, a pass of the chosen size is tried after the
+measurement, but not with --sync-bn.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from ddp_trainer.models.blank_pass import blank_images, blank_passes
 # the CPU, a process used up to 1.5 times as much memory as its tensors (measured with resnet18 and 64 images of 224
 # pixels). On a GPU, this ratio was not measured; a pass is tried instead.
 MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.8}
-FEW, MORE = 4, 8  # images in the two measured passes
+FEW_IMAGES, MORE_IMAGES = 4, 8  # images in the two measured passes
 # Upper bound on the copies of the weights that are allocated after the measurement: one for the gradients, two for the
 # optimizer, one for the moving average, and four more while a checkpoint is written.
 STATE_COPIES = 8
@@ -36,10 +37,10 @@ STATE_COPIES = 8
 BATCH_BYTES = 16
 
 
-class Need(NamedTuple):
+class MemoryNeed(NamedTuple):
     """Bytes of memory that training allocates."""
 
-    fixed: float  # whatever the number of passes
+    fixed: float  # the same for any number of passes
     per_image: float  # for each image of a pass
 
     def images_that_fit(self, available: float) -> int:
@@ -48,16 +49,16 @@ class Need(NamedTuple):
 
 
 def passes_to_try(images: int, *, fitting: int, smallest_share: int) -> range:
-    """The numbers of passes to try, in ascending order.
+    """The numbers of passes to try on this rank, in ascending order.
 
-    `images`: how many images the passes share. `fitting`: how many fit into memory at once. `smallest_share`: number of
-    images of the rank that has the fewest.
+    `images`: number of images that this rank divides among the passes. `fitting`: number of images that fit into memory
+    in one pass. `smallest_share`: number of images on the rank that has the fewest.
     """
     return range(-(-images // fitting), most_passes(smallest_share) + 1) if fitting > 0 else range(0)
 
 
 def most_passes(share: int) -> int:
-    """The largest number of passes over `share` images. BatchNorm may need two images in each pass."""
+    """The largest allowed number of passes over `share` images. BatchNorm may need two images in each pass."""
     return max(share // 2, 1)
 
 
@@ -85,7 +86,7 @@ def resolve_passes(
 
 
 def _fewest_passes(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, model: nn.Module) -> int:
-    """The fewest passes that fit on every rank. `model`: on its device."""
+    """The smallest number of passes that fit into memory on every rank. `model`: on its device."""
     side, world_size = max(config.schedule.crop_sides(dataset.image_size)), runtime.world_size
     available = MEMORY_SHARE[runtime.device.type] * free_memory(runtime.device)
     need = _need(config, runtime, dataset, model, side=side)
@@ -109,9 +110,9 @@ def _fewest_passes(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, 
     return int(passes)
 
 
-def _need(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, model: nn.Module, *, side: int) -> Need:
-    few, more = (peak_of_pass(model, runtime, (count, side)) for count in (FEW, MORE))
-    per_image = max((more - few) / (MORE - FEW), 1)
+def _need(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, model: nn.Module, *, side: int) -> MemoryNeed:
+    few, more = (peak_of_pass(model, runtime, (count, side)) for count in (FEW_IMAGES, MORE_IMAGES))
+    per_image = max((more - few) / (MORE_IMAGES - FEW_IMAGES), 1)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     batch = images_in_step(config, runtime.rank, runtime.world_size) * 3 * dataset.image_size**2
     splits = ("train", "train" if config.data.validation else "test")
@@ -119,12 +120,12 @@ def _need(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo, model: nn
         resident_bytes(dataset.splits[name].count, dataset.image_size, config.data.data_mode, runtime.device)
         for name in splits
     )
-    constant = max(more - MORE * per_image, 0)
-    return Need(constant + STATE_COPIES * weights + BATCH_BYTES * batch + resident, per_image)
+    constant = max(more - MORE_IMAGES * per_image, 0)
+    return MemoryNeed(constant + STATE_COPIES * weights + BATCH_BYTES * batch + resident, per_image)
 
 
 def peak_of_pass(model: nn.Module, runtime: Runtime, shape: tuple[int, int]) -> int:
-    """Largest number of bytes that the tensors of a pass take up, without the gradients of the weights.
+    """Largest number of bytes that the tensors of a pass take up at one time, without the gradients of the weights.
 
     `shape`: number and side of the images.
     """
@@ -163,7 +164,8 @@ def _take_pass(model: nn.Module, runtime: Runtime, shape: tuple[int, int]) -> No
 def _freed_gradients(model: nn.Module) -> Iterator[None]:
     """Frees the gradient of each parameter as soon as it is computed.
 
-    Otherwise, the peak could be reached when all gradients are stored, and would not depend on the number of images.
+    Otherwise, memory could peak at the end of the backward pass, when all gradients are stored. That peak would not
+    show how much memory an image needs.
     """
 
     def free(parameter: Tensor) -> None:

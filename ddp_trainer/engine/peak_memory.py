@@ -9,7 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class PeakMemory(TorchDispatchMode):
-    """A context that measures the tensors that torch operations return. Memory used within an operation is not seen.
+    """A context manager that measures the memory of all tensors that torch operations return.
+
+    It does not see the temporary memory of an operation.
 
     `peak`: the most bytes that these tensors took up at one time.
     """

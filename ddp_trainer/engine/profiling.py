@@ -48,7 +48,7 @@ class StepProfiler:
                 self._profiler.stop()
 
     def close(self) -> None:
-        """Ends an unfinished trace. Otherwise, torch could not start another one in this process."""
+        """Ends an unfinished trace. Otherwise, torch could not start another trace in this process."""
         if self._steps_left:
             self._steps_left = 0
             self._profiler.stop()

@@ -17,7 +17,7 @@ class SaveSchedule:
     def __init__(self, config: TrainConfig, runtime: Runtime, *, steps_per_epoch: int, last_step: int) -> None:
         self._every, self._runtime = config.run.checkpoint_every_steps, runtime
         self._steps_per_epoch, self._last_step = steps_per_epoch, last_step
-        # With --validation, the best epoch is kept, so every epoch must be saved.
+        # With --validation, the checkpoint of the best epoch is kept, so every epoch must be saved.
         self._all_epochs = runtime.device.type != "cuda" or config.data.validation > 0
         self._saved_at = -math.inf
 

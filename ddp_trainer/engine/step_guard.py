@@ -2,7 +2,7 @@
 
 The decision, and everything that depends on it, is computed on the device. All ranks have the same gradients after the
 all-reduce. They therefore make the same decision, and every rank raises `NonFinite` at the same step. The host learns
-about a skipped step one step later, or when it calls `StepGuard.settle`.
+about a skipped step one step later, or when it calls `StepGuard.skipped_steps`.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from ddp_trainer.engine.host_copy import PendingValues
-from ddp_trainer.engine.reversible import Reversible
+from ddp_trainer.engine.tensor_snapshot import TensorSnapshot
 
 # With fp16, the loss scale is halved after each skipped step. The run ends if this many steps in a row were skipped.
 FP16_PATIENCE = 10
 
 
 class NonFinite(Exception):
-    """Raised when the run cannot continue because of skipped steps. `step` (0-based) is the last skipped one."""
+    """Raised when the run cannot continue because of skipped steps. `step` (0-based) is the last skipped step."""
 
     def __init__(self, step: int, patience: int) -> None:
         self.step = step
@@ -39,7 +39,7 @@ class Attempt(NamedTuple):
 
     step: int  # 0-based
     indices: Tensor  # (N,) positions in the beton file
-    losses: Tensor  # (N,) of each image
+    losses: Tensor  # (N,) one for each image
 
 
 class Decision:
@@ -60,10 +60,10 @@ class StepGuard:
             losses = ...
             losses.backward(weights_if_finite(1 / len(losses), losses))
         ema.update(model, skip=decision.skipped)
-        guard.look_back(Attempt(step, batch.indices, losses))
+        guard.check_previous(Attempt(step, batch.indices, losses))
 
     At the end of the block, the guard takes the optimizer step, or skips it and undoes what the forward pass changed.
-    All of this happens on the device and can be captured into a CUDA graph. `look_back` runs on the host.
+    All of this happens on the device and can be captured into a CUDA graph. `check_previous` runs on the host.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class StepGuard:
         """
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._optimizer, self._scaler, self._clip = optimizer, scaler, clip
-        self._forward = Reversible([*model.buffers(), *changed_by_forward])
+        self._forward = TensorSnapshot([*model.buffers(), *changed_by_forward])
         self._timeout = timeout
         self._patience = 1 if scaler is None else FP16_PATIENCE
         self._counts = torch.tensor(SkippedSteps(0, 0)).to(self._parameters[0].device)
-        self._recent: deque[Attempt] = deque(maxlen=2)  # a skipped step is known one step late
+        self._recent: deque[Attempt] = deque(maxlen=2)  # the host learns about a skipped step one step later
         self._pending: deque[tuple[int, PendingValues]] = deque()
 
     @contextlib.contextmanager
@@ -102,21 +102,21 @@ class StepGuard:
         self._counts += decision.skipped
         self._counts[0] *= decision.skipped
 
-    def look_back(self, attempt: Attempt) -> None:
+    def check_previous(self, attempt: Attempt) -> None:
         """Records `attempt` and checks the step before it.
 
         Raises NonFinite if the run cannot continue, and TimeoutError if the device does not finish that step in time.
         """
         self._recent.append(attempt)
         self._pending.append((attempt.step, PendingValues(self._counts)))
-        self._look(keep=1)
+        self._check(keep=1)
 
-    def settle(self) -> SkippedSteps:
-        """How many steps were skipped, in a row and in this epoch. Waits for the device.
+    def skipped_steps(self) -> SkippedSteps:
+        """Number of steps skipped in a row up to now, and number skipped in this epoch. Waits for the device.
 
-        Raises the same errors as `look_back`.
+        Raises the same errors as `check_previous`.
         """
-        self._look(keep=0)
+        self._check(keep=0)
         return SkippedSteps(*self._counts.tolist())
 
     def restore(self, counts: SkippedSteps) -> None:
@@ -146,7 +146,8 @@ class StepGuard:
             self._optimizer.step()  # the scaler skips the same steps, and lowers its scale
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _look(self, *, keep: int) -> None:
+    def _check(self, *, keep: int) -> None:
+        """Checks all steps that were not checked before, except for the last `keep` steps."""
         while len(self._pending) > keep:
             step, counts = self._pending.popleft()
             if counts.read(timeout=self._timeout)[0] >= self._patience:

@@ -23,7 +23,7 @@ class StepLog:
         return bool(self._every) and step % self._every == 0
 
     def add(self, position: Record, sums: Tensor) -> None:
-        """Adds a record. `position`: its entries that are already known.
+        """Adds a record. `position`: the entries of the record that are already known.
 
         `sums`: (3,) as in `RunningSums`, over the images of all ranks since the previous record.
         """

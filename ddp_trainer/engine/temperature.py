@@ -4,7 +4,10 @@ import math
 
 from torch import Tensor
 
-COLDEST, HOTTEST = 0.05, 20.0  # limits; if every image is classified correctly, the best temperature would be 0
+MIN_TEMPERATURE, MAX_TEMPERATURE = (
+    0.05,
+    20.0,
+)  # limits; if every image is classified correctly, the best temperature would be 0
 NUM_HALVINGS = 60  # of the search interval, so that the result has all digits of float64
 
 
@@ -23,7 +26,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         expected = ((logits / temperature).softmax(dim=1) * logits).sum(dim=1)
         return (expected - true).mean().item()
 
-    low, high = math.log(COLDEST), math.log(HOTTEST)
+    low, high = math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)
     for _ in range(NUM_HALVINGS):
         middle = (low + high) / 2
         if slope(math.exp(middle)) > 0:  # the network is overconfident at this temperature

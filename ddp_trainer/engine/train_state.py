@@ -1,8 +1,10 @@
 """The content of a checkpoint: everything on which the rest of a run depends.
 
 The order of the images, their augmentation and the learning rate are pure functions of seed and step, so they need no
-state. Networks with dropout need the states of torch's generators. The entries `buffers` (running statistics of
-BatchNorm), `sums` (of the current epoch) and `generators` differ between ranks, so they have one row for each rank.
+state. The states of torch's generators are saved for networks with dropout.
+
+The entries `buffers` (running statistics of BatchNorm), `sums` (of the current epoch) and `generators` differ between
+ranks, so they have one row for each rank.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,7 +41,7 @@ KEYS = frozenset(
 
 
 def require_fitting(network: nn.Module, state: Mapping[str, Any]) -> None:
-    """Raises InputError unless `state` has the tensors of `network`; the code of the network may have changed."""
+    """Raises InputError if the tensors in `state` do not fit `network`, whose code may have changed since the save."""
     own, saved = (
         {name: getattr(value, "shape", None) for name, value in tensors.items()}
         for tensors in (network.state_dict(), state["model"])
@@ -80,7 +82,7 @@ class TrainState:
 
         Raises NonFinite if the run cannot continue because of skipped steps: see `StepGuard`.
         """
-        skipped = self.guard.settle()
+        skipped = self.guard.skipped_steps()
         scaler = self.runtime.scaler
         return {
             "step": self.step,
@@ -121,14 +123,14 @@ class TrainState:
             restore_random_state(state["generators"][rank], self.runtime.device)
 
     def start_epoch(self, sums: Tensor) -> None:
-        """Resets what is counted per epoch: loss, hits, images, seconds and skipped steps.
+        """Resets what is counted per epoch: loss, correct predictions, images, seconds and skipped steps.
 
         `sums`: the sums of the finished epoch over all ranks.
         """
         self.watch = Stopwatch()
         self.sums.reset()
-        # A step record has the figures `sums - logged_sums`. The sums start at 0 again, so `logged_sums` is shifted by
-        # the same amount. The next record then also covers the end of the finished epoch.
+        # A step record is computed from `sums - logged_sums`. The reset lowers `sums` to 0, so `logged_sums` is lowered
+        # by the same amount. The next record then also covers the end of the finished epoch.
         self.logged_sums -= sums
         self.guard.start_epoch()
 

@@ -1,7 +1,8 @@
 """The training loop: steps, epochs and the whole run.
 
 Processes, tracking and saving are left to the `Runtime` and the `Observer` that are passed in. Within a step, the host
-waits only for the previous step, to read whether it was skipped. The exception is the step that freezes parameters.
+waits only for the previous step, to read whether it was skipped. The only exception is the step before which
+--freeze-late freezes parameters.
 """
 
 import contextlib
@@ -104,7 +105,9 @@ class Trainer:
         progress.finish()
 
     def steps(self, epoch: int, *, until: int | None = None) -> Iterator[int]:
-        """Takes the remaining steps of `epoch`, at most up to step `until`. After each, yields the run's step count.
+        """Takes the remaining steps of `epoch`, at most up to step `until` of the run.
+
+        After each step, yields the number of steps that the run has done.
 
         Raises Preempted after a step if any rank was asked to stop: see `StopAgreement`.
         """
@@ -129,10 +132,10 @@ class Trainer:
         if step >= self.freeze_step:
             self._freeze_late()
         share = self.share_of_peak(step)
-        self.rates.set(share, late=share * schedule.cooling(step, total_steps=total_steps))
+        self.rates.set(share, late=share * schedule.late_lr_factor(step, total_steps=total_steps))
         side = schedule.crop_side(batch.images.size(2), step=step, total_steps=total_steps)
         losses = self.device_step(batch, draws, side)
-        self.guard.look_back(Attempt(step, batch.indices, losses))
+        self.guard.check_previous(Attempt(step, batch.indices, losses))
         self.state.step += 1
 
     def _freeze_late(self) -> None:
@@ -146,14 +149,14 @@ class Trainer:
     def finish_epoch(self, epoch: int) -> Evaluation:
         """Evaluates the model, records the epoch, saves a checkpoint if one is due, and returns the evaluation.
 
-        An epoch that --max-steps cuts short is saved before it is recorded, so that a run resumed with more steps
-        continues it.
+        An epoch that --max-steps cuts short is saved before it is recorded, so that a run that is resumed with a larger
+        --max-steps continues that epoch.
         """
         state = self.state
         cut_short = state.step < (epoch + 1) * self.steps_per_epoch
         if cut_short:
             self.save()
-        skipped = self.guard.settle()
+        skipped = self.guard.skipped_steps()
         self._flush_step_log()
         sums = self.runtime.sum_over_ranks(state.sums.values.clone())
         trained = averages(sums)
@@ -186,8 +189,8 @@ class Trainer:
             return self.data.evaluator.run(self.evaluated_model, tta=tta, poll=self.runtime.stop.raise_if_asked)
 
     def averaged_batchnorm(self) -> contextlib.AbstractContextManager:
-        """Within the context, the running statistics of the evaluated model are those over all ranks' images."""
-        weight = self.data.loader.batch_size / self.device_step.mean_share
+        """Within the context, BatchNorm of the evaluated model has running statistics over the images of all ranks."""
+        weight = self.data.loader.batch_size / self.device_step.images_per_rank
         return averaged_batchnorm(self.evaluated_model, self.runtime.sum_over_ranks, self.runtime.world_size, weight)
 
     def save(self) -> None:
@@ -223,7 +226,7 @@ class Trainer:
 
     def _progress_values(self) -> dict[str, float]:
         """Figures for the progress bar, computed from this rank's images, so that no other rank is involved."""
-        # With a time limit, because the current step may wait for a process that has died.
+        # The read has a time limit, because the current step may wait for a process that has died.
         own = averages(PendingValues(self.state.sums.values).read(timeout=self.runtime.timeout))
         done = own.num_images * self.config.schedule.batch_size / self.data.loader.batch_size
         return {

@@ -1,6 +1,7 @@
-"""Warms up before the first step and after --freeze-late has frozen parameters.
+"""Takes passes or steps that change nothing, before the first step and after --freeze-late has frozen parameters.
 
-The next step then takes no longer than others, and a resumed run stays exact.
+After this warm-up, the next step takes no longer than others, and a resumed run computes exactly what an uninterrupted
+run computes.
 
 DDP reorders its gradient buckets after the first passes. With three or more ranks, the position of a gradient in its
 bucket affects the order of summation. Without a warm-up, a resumed run would take its first step with the initial
@@ -33,8 +34,8 @@ def warm_up(
     """Warms up on crops of `sides` pixels. `state` does not change, provided that the guard skips every step.
 
     On a GPU, this takes whole steps, so that all kernels are chosen and loaded and all memory is allocated. On the CPU,
-    several processes take only forward and backward passes, and a single process takes none. `wrapped`: the network, in
-    DDP if there are several processes.
+    it takes only forward and backward passes, and nothing at all if there is a single process. `wrapped`: the network,
+    in DDP if there are several processes.
     """
     runtime = state.runtime
     devices = [runtime.device] if runtime.device.type == "cuda" else []
@@ -57,7 +58,7 @@ def _take_passes(wrapped: nn.Module, runtime: Runtime, config: TrainConfig, side
 def take_skipped_steps(work: Work, state: TrainState, batch: Batch, sides: list[int]) -> None:
     """Takes steps at each crop size in `sides`. The guard must skip all of them, so that `state` stays the same."""
     scaler = state.runtime.scaler
-    scale, counts = None if scaler is None else scaler.state_dict(), state.guard.settle()
+    scale, counts = None if scaler is None else scaler.state_dict(), state.guard.skipped_steps()
     draws = torch.zeros((NUM_DRAWS, len(batch.indices)), dtype=torch.int64, device=batch.indices.device)
     for side in sides:
         for _ in range(STEPS):

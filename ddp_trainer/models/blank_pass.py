@@ -1,4 +1,4 @@
-"""Removes the gradients and buffer changes of forward and backward passes, and makes blank images for them."""
+"""Undoes what forward and backward passes change in a model, and makes blank images for such passes."""
 
 import contextlib
 from collections.abc import Iterator

@@ -49,7 +49,7 @@ def _check_parameters(network: nn.Module, name: str) -> None:
 
 
 def _run(network: nn.Module, name: str, images: Tensor, *, channels_last: bool) -> object:
-    """The output for a training batch. If the network fails only in channels-last order, the error message says so."""
+    """The output in training mode. If the network fails only in channels-last order, the error message says so."""
     was_training = network.training
     order = torch.channels_last if channels_last else torch.contiguous_format
     try:

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from ddp_trainer.config import DEFAULT_WIDTHS
 from ddp_trainer.models.small_map_conv import Conv3x3
 
-# The inputs of the head are maxima with values well above 1, so its logits are large too. Without this factor, the head
-# diverges at learning rates that suit the convolutions. The value is Page's.
+# The inputs of the head are the maxima of feature maps, well above 1, so the logits would be large, too. Without this
+# factor, the head diverges at learning rates that suit the convolutions. The value is Page's.
 LOGIT_SCALE = 1 / 8
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
@@ -76,6 +76,6 @@ class CustomResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.features(x)
-        # Tensor.amax would return the same, but compiled in bf16, its gradient is NaN.
+        # Tensor.amax would return the same values, but its gradient is NaN when it is compiled in bf16.
         largest = F.max_pool2d(features, kernel_size=features.shape[2:]).flatten(start_dim=1)
         return self.head(largest) * LOGIT_SCALE

@@ -32,7 +32,7 @@ def load_initial_weights(network: nn.Module, source: Path) -> Loaded:
     """Copies into `network` every tensor of `source` that fits by name and shape.
 
     `source`: a run directory, a .safetensors file, or a .pt or .pth file, which is read with weights_only. Raises
-    InputError if it cannot be read, or if no tensor in it fits a parameter of the network.
+    InputError if the file cannot be read, or if no tensor in it fits a parameter of the network.
     """
     weights = read_weights(source)
     own = network.state_dict()

@@ -61,16 +61,16 @@ def _from_timm(name: str, model: str) -> Callable[..., nn.Module]:
 def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
     """The function or class that MODULE:FUNCTION names.
 
-    Functions of Python's own library are refused. Otherwise, a run directory from somebody else could make this process
-    call os:system, for example.
+    Functions of Python's standard library are refused. Otherwise, a run directory from somebody else could make this
+    process call os:system, for example.
     """
     module_name = name.partition(":")[0]
     own = module_name.split(".")[0] not in sys.stdlib_module_names
-    require(own, f"--network {name}: use a function of your own, not one of Python's library")
+    require(own, f"--network {name}: use a function of your own, not one of Python's standard library")
     dotted = module_name.removesuffix(".py").strip("/").replace("/", ".")
     is_path = "/" in module_name or module_name.endswith(".py")
     require(not is_path, f"--network needs the name of a module, not of a file; use {dotted}:{function}, got {name}")
-    if os.getcwd() not in sys.path:  # `python -m` adds this folder, but commands such as ddp-train do not
+    if os.getcwd() not in sys.path:  # `python -m` adds it to sys.path, but commands such as ddp-train do not
         sys.path.append(os.getcwd())
     token = importing_network.set(name)
     try:
@@ -79,8 +79,8 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise InputError(f"--network {name} cannot be imported: {_describe(error)}") from error
         raise InputError(
-            f"--network {name}: there is no module {error.name} here; run this in the module's folder, or add that "
-            "folder to PYTHONPATH"
+            f"--network {name}: there is no module {error.name} here; run the command in the module's folder, or "
+            "add that folder to PYTHONPATH"
         ) from None
     except Exception as error:
         raise InputError(f"--network {name} cannot be imported: {_describe(error)}") from error
@@ -89,11 +89,12 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
     created: Any = getattr(module, function, None)
     require(callable(created), f"--network {name}: {module_name} has no function {function}")
     origin = created
-    while isinstance(origin, functools.partial):  # which belongs to Python's library itself
+    while isinstance(origin, functools.partial):  # partial itself belongs to the standard library
         origin = origin.func
     home = str(getattr(origin, "__module__", None) or module_name)
     require(
-        home.split(".")[0] not in sys.stdlib_module_names, f"--network {name}: {function} comes from Python's library"
+        home.split(".")[0] not in sys.stdlib_module_names,
+        f"--network {name}: {function} comes from Python's standard library; use a function of your own",
     )
     return created
 

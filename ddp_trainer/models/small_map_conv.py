@@ -1,8 +1,9 @@
 """A 3x3 convolution that trains faster on a CPU if the feature maps are small.
 
 oneDNN, which computes torch's convolutions on a CPU, is slow on maps of few pixels, above all when it computes the
-gradient of the weights. With AMX, in bf16, one matrix product over all pixels of the batch takes a quarter of oneDNN's
-time on 4x4 maps and a tenth on 2x2 maps. The product computes the same sums in another order.
+gradient of the weights. In bf16, on a CPU with AMX (matrix instructions), one matrix product over all pixels of the
+batch takes a quarter of oneDNN's time on 4x4 maps and a tenth on 2x2 maps. The product computes the same sums as the
+convolution, in another order.
 """
 
 from typing import Any
@@ -29,10 +30,10 @@ class Conv3x3(nn.Conv2d):
 
 
 class _MatrixProduct(torch.autograd.Function):
-    """The convolution as a product of two matrices: the neighborhood of each pixel, times the filters."""
+    """The convolution as a product of two matrices (im2col): the neighborhoods of all pixels, times the filters."""
 
     @staticmethod
-    @custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)  # only casts under autocast
+    @custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)  # casts only under autocast
     def forward(ctx: Any, images: Tensor, filters: Tensor) -> Tensor:
         neighborhoods = _neighborhoods(images)
         ctx.save_for_backward(neighborhoods, filters)
@@ -47,7 +48,8 @@ class _MatrixProduct(torch.autograd.Function):
         of_filters = of_filters.view(outputs, 3, 3, inputs).permute(0, 3, 1, 2)
         if not ctx.needs_input_grad[0]:
             return None, of_filters
-        # The gradient of the images is `gradient` convolved with flipped filters. Their inputs and outputs swap roles.
+        # The gradient of the images is `gradient` convolved with the filters, which are flipped and whose input and
+        # output channels are swapped.
         turned = _rows(filters.flip(2, 3).transpose(0, 1))
         return _as_images(_neighborhoods(gradient) @ turned.t(), like=gradient), of_filters
 

@@ -79,9 +79,9 @@ class ModelSpec:
             classes=fields.texts("classes", exact=True),
             mean=_colors(fields, "mean"),
             std=_colors(fields, "std"),
-            image_size=fields.whole("image_size", least=MIN_SIDE, most=MAX_SIDE) or 0,
-            train_size=fields.whole("train_size", least=MIN_SIDE, most=MAX_SIDE),
-            widths=fields.wholes("widths", least=1, most=MAX_WIDTH) or DEFAULT_WIDTHS,  # type: ignore[arg-type]
+            image_size=fields.integer("image_size", minimum=MIN_SIDE, maximum=MAX_SIDE) or 0,
+            train_size=fields.integer("train_size", minimum=MIN_SIDE, maximum=MAX_SIDE),
+            widths=fields.integers("widths", minimum=1, maximum=MAX_WIDTH) or DEFAULT_WIDTHS,  # type: ignore[arg-type]
             activation=fields.text("activation", "relu"),
             architecture=fields.text("architecture", registry.BUILT_IN),
             flip=fields.text("flip", "random"),
@@ -136,7 +136,7 @@ def build_network(config: NetworkConfig, spec: ModelSpec) -> nn.Module:
 def require_same_form(spec: ModelSpec, source: Path) -> None:
     """Raises InputError if the run in `source` has the built-in network with other widths or another activation.
 
-    Its weights may fit nevertheless, because activations have none.
+    Loading the weights would not fail if only the activation differs, because activations have no weights.
     """
     if not (source / "model.json").is_file():
         return
@@ -144,7 +144,7 @@ def require_same_form(spec: ModelSpec, source: Path) -> None:
     is_built_in = trained.architecture == spec.architecture == registry.BUILT_IN
     require(
         not is_built_in or (trained.activation, trained.widths) == (spec.activation, spec.widths),
-        f"--init-from {source} has another form of the network; add --activation {trained.activation} --widths "
+        f"--init-from {source} has other widths or another activation; add --activation {trained.activation} --widths "
         f"{' '.join(map(str, trained.widths))}",
     )
 

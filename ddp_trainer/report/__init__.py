@@ -1,1 +1,4 @@
-"""The report and the model card of a run, built only from its directory; tables of sweeps, curves of range tests."""
+"""Builds the report and the model card of a run from its directory alone.
+
+Also makes the tables of sweeps and the curves of range tests.
+"""

@@ -38,7 +38,7 @@ def curves(title: str, names: Sequence[str], *, scale: float = 1.0, unit: str = 
     """A function that draws a panel: for each run, one curve of each value in `names` (keys of metrics.jsonl).
 
     With one run, each value has its own color, and pale curves show the records of steps.jsonl. With several runs, each
-    run has its own color, and training curves are dashed; there is no legend, because the panel has no room for it.
+    run has its own color, and training curves are dashed. The panel then has no legend, because it has no room for one.
     """
 
     def draw(axes: Axes, runs: Sequence[Run]) -> None:

@@ -9,13 +9,13 @@ from markupsafe import Markup
 from ddp_trainer.report.figures import SERIES
 from ddp_trainer.report.html import render
 from ddp_trainer.report.scores import wilson_interval
-from ddp_trainer.report.sections import curves, finished_epochs, hardware, latest, train_seconds
+from ddp_trainer.report.sections import curves, epochs_of, hardware, latest, train_seconds
 from ddp_trainer.report.settings import LEFT_OUT, NO_DIFFERENCE
 from ddp_trainer.report.wording import NOTHING, duration, four_digits, percent, plain, quantity
 from ddp_trainer.tracking.run_record import Run
 
 
-class Figure(NamedTuple):
+class Column(NamedTuple):
     """A column of the overview table: its name, the value for a run, and how to write the value."""
 
     name: str
@@ -24,13 +24,13 @@ class Figure(NamedTuple):
 
 
 FIGURES = (
-    Figure("accuracy", lambda run: run.accuracy, percent),
-    Figure("with TTA", lambda run: run.number("test_accuracy_tta"), percent),
-    Figure("loss", lambda run: latest(run, "test_loss"), four_digits),
-    Figure("epochs", finished_epochs, quantity),
-    Figure("time", train_seconds, duration),
-    Figure("PFLOP", lambda run: run.number("train_pflops"), quantity),
-    Figure("images/s", lambda run: latest(run, "images_per_second"), quantity),
+    Column("accuracy", lambda run: run.accuracy, percent),
+    Column("with TTA", lambda run: run.number("test_accuracy_tta"), percent),
+    Column("loss", lambda run: latest(run, "test_loss"), four_digits),
+    Column("epochs", epochs_of, quantity),
+    Column("time", train_seconds, duration),
+    Column("PFLOP", lambda run: run.number("train_pflops"), quantity),
+    Column("images/s", lambda run: latest(run, "images_per_second"), quantity),
 )
 
 
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
     name: str
     cells: list[str]
-    series: int | None  # number of the run's color
+    series: int | None  # number of the run's color; None for a mean or standard deviation
     finished: bool = True
 
 
@@ -64,7 +64,10 @@ def compare(runs: Sequence[Run]) -> Markup:
 
 
 def same_configuration(runs: Sequence[Run]) -> list[list[Run]]:
-    """Groups of runs that differ only in their seed and the settings in NO_DIFFERENCE. Unfinished runs stay alone."""
+    """Groups of finished runs that differ only in their seed and the settings in NO_DIFFERENCE.
+
+    Each unfinished run is a group of its own.
+    """
     groups: dict[object, list[Run]] = {}
     for run in runs:
         settings = {name: value for name, value in run.settings.items() if name not in {*NO_DIFFERENCE, "seed"}}

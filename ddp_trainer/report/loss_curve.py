@@ -8,8 +8,8 @@ SHARE = 0.1
 class LossCurve:
     """Losses by learning rate, raw and smoothed by an exponential average with bias correction.
 
-    The average lags behind the loss by a fixed share of the steps, so the factor by which the learning rate rises
-    meanwhile does not depend on their number.
+    The average lags behind the loss by a fixed share of all steps. Within that share, the learning rate always rises by
+    the same factor, whatever the number of steps.
     """
 
     def __init__(self, steps: int) -> None:
@@ -33,7 +33,8 @@ class LossCurve:
     def lowest(self) -> int | None:
         """The step with the lowest smoothed loss after the first steps.
 
-        None if this loss is not below the mean loss of the first steps: the minimum is meaningless then.
+        None if there are no later steps, or if this loss is not below the mean loss of the first steps: the minimum
+        would be meaningless.
         """
         later = range(self._first, len(self.smoothed))
         if not later:

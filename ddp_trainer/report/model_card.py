@@ -1,7 +1,7 @@
 """The model card: model.md in the run directory, written from the files of a finished run.
 
-It is for people who receive the weights: it describes the model and its limits, and shows how to load it. The sections
-follow Mitchell et al., "Model Cards for Model Reporting" (arXiv 1810.03993).
+The card is for people who receive the weights: it describes the model and its limits, and shows how to load it. Its
+sections follow Mitchell et al., "Model Cards for Model Reporting" (arXiv 1810.03993).
 """
 
 from collections.abc import Iterator
@@ -148,7 +148,7 @@ def limits(run: Run) -> Iterator[str]:
         yield "- If settings were tuned on the test images, the accuracy is too optimistic; `--validation N` holds out"
         yield "  training images to tune on."
     if run.number("steps") == run.settings.get("max_steps"):
-        yield "- The run ended at `--max-steps`. If the recipe has more steps, all of them may do better."
+        yield "- The run ended at `--max-steps`. If the recipe has more steps, a full run may be more accurate."
     if run.predictions is not None:
         yield from measured_limits(run, run.predictions)
     yield "- Every image gets one of the classes above, whatever it shows, and possibly with a high probability."

@@ -37,13 +37,14 @@ def data_command(run: Run) -> list[str]:
 
 
 def train_command(run: Run) -> str:
-    """The command that trains, with flags for the settings that differ from those of the recipe for this network.
+    """The command that trains, with flags for the settings that differ from the recipe.
 
-    If the recipe is unknown, all settings that are not None get flags. Of those in LEFT_OUT, only --data-dir and --out
-    are given.
+    If the recipe is unknown, all settings that are not None get flags. Of the settings in LEFT_OUT, only --data-dir and
+    --out get flags.
     """
     launcher = LAUNCHER.format(run.world_size) if run.world_size != 1 else "python"
     network = [f"--network={run.settings.get('network')}"]
+    # A recipe may have other defaults for a network that is not its own: see `for_chosen_network`.
     usual = for_chosen_network(RECIPES[run.recipe], network).flat() if run.recipe in RECIPES else None
     words = [launcher, "-m ddp_trainer.train"]
     if usual is not None:

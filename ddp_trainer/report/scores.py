@@ -43,7 +43,7 @@ def confusion_counts(labels: np.ndarray, predicted: np.ndarray, num_classes: int
 
 
 def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """(C,) int64: images of each class."""
+    """(C,) int64: number of images of each class."""
     return np.bincount(labels.astype(np.int64), minlength=num_classes)
 
 

@@ -30,7 +30,7 @@ def latest(run: Run, name: str) -> float | None:
     return run.number(name) if run.summary is not None else (run.metrics[-1].get(name) if run.metrics else None)
 
 
-def finished_epochs(run: Run) -> float:
+def epochs_of(run: Run) -> float:
     """Number of passes over the training images. With --epochs 6.5, the seventh pass counts as 0.5.
 
     A pass that --max-steps cut short counts as 1.
@@ -44,7 +44,7 @@ def hardware(run: Run) -> str:
 
 
 def operations(run: Run) -> str:
-    """The number of operations of the run, and the part of them that the optimizer takes, if any."""
+    """The number of operations of the run, and how many of them are in the optimizer, if any."""
     total, optimizer = quantity(run.number("train_pflops"), "PFLOP"), run.number("optimizer_pflops")
     return f"{total}, of which {quantity(optimizer)} in the optimizer" if optimizer else total
 
@@ -58,7 +58,7 @@ def headline(run: Run, *, is_detail: bool = False) -> Markup:
 
 def _facts(run: Run) -> dict[str, str]:
     return {
-        "epochs": f"{finished_epochs(run):g} of {plain(run.settings.get('epochs', '?'))}",
+        "epochs": f"{epochs_of(run):g} of {plain(run.settings.get('epochs', '?'))}",
         "training time": duration(train_seconds(run)),
         "operations": operations(run),
         "hardware": hardware(run),
@@ -87,7 +87,7 @@ def notices(run: Run) -> list[str]:
     found, counts = run.predictions, run.counts
     if found is not None and counts is not None and (found.num_correct, len(found.labels)) != counts:
         notes.append(
-            "predictions.npz is from another evaluation: "
+            "predictions.npz is not from the evaluation that gave this accuracy: "
             f"{found.num_correct} of its {len(found.labels)} predictions are correct."
         )
     return notes

@@ -1,7 +1,8 @@
-"""The Python API: `launch`, which trains in new processes. (`train`, for this process, is `train_here` in train.py.)
+"""The Python function `launch`, which trains in new processes.
 
-Both functions accept a recipe, as a name or a TrainConfig, and settings as keyword arguments with the names of the
-flags. An invalid setting raises InputError, with the same message as on the command line.
+`ddp_trainer.train`, which trains in the current process, is `train_here` in train.py. Both functions accept a recipe,
+as a name or a TrainConfig, and settings as keyword arguments, such as `batch_size` for --batch-size. An invalid setting
+raises InputError, with the same message as on the command line.
 """
 
 import contextlib
@@ -22,7 +23,8 @@ from ddp_trainer.recipes import RECIPES
 from ddp_trainer.run.directory import new_folder
 from ddp_trainer.run.result import RunResult
 
-# Without `end_with_parent`, the run would go on unseen after a notebook's kernel is restarted or a script is killed.
+# Without `end_with_parent`, the run would continue unnoticed after a notebook's kernel is restarted or a script is
+# killed.
 START_LAUNCHER = """
 import runpy, signal
 from data_prep.parent import end_with_parent
@@ -36,8 +38,8 @@ def configure(recipe: str | TrainConfig, settings: Mapping[str, Any]) -> TrainCo
     importing = importing_network.get()
     require(
         not importing,
-        f"the module of --network {importing} starts a run when it is imported; put the call below "
-        "if __name__ == '__main__':",
+        f"the module of --network {importing} starts a run when it is imported; move the call of "
+        "train or launch into an if __name__ == '__main__' block",
     )
     if isinstance(recipe, str):
         recipe = recipe_named(recipe, RECIPES)
@@ -86,7 +88,10 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
 
 
 def _changes(config: TrainConfig) -> dict[str, Any]:
-    """The settings in which `config` differs from the recipe of the same name, as it is for the network of `config`."""
+    """The settings in which `config` differs from its recipe, after the recipe was adapted to the network of `config`.
+
+    See `for_chosen_network`. Raises InputError if no recipe has the name in `config`.
+    """
     require(
         config.recipe in RECIPES,
         f"launched processes do not know a recipe named '{config.recipe}'; "
@@ -103,7 +108,7 @@ def _has_stopped_cleanly(out: Path) -> bool:
 def _run_shown(command: list[str]) -> tuple[int, bool]:
     """Runs `command` and prints its output as it arrives. Returns its exit status, and whether Ctrl-C was pressed.
 
-    After Ctrl-C, asks the command to stop, and waits for its end. After a second one, kills it.
+    After Ctrl-C, asks the command to stop, and waits for its end. After a second Ctrl-C, kills it.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, ["", *sys.path]))}
     process = subprocess.Popen(
@@ -119,7 +124,7 @@ def _run_shown(command: list[str]) -> tuple[int, bool]:
         except BaseException as error:
             if interrupted or not isinstance(error, KeyboardInterrupt):
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # the launcher may have ended before its processes
+                    os.killpg(process.pid, signal.SIGKILL)  # the launcher may be gone, but not its processes
                 raise
             interrupted = True
             process.send_signal(signal.SIGTERM)

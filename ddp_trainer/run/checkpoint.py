@@ -84,7 +84,7 @@ def write_checkpoint(place: Path, state: dict[str, Any], *, step: int, score: fl
 
 
 def clean_up(folder: Path) -> None:
-    """Removes the temporary folders of a killed run, and restores a checkpoint that was about to be replaced.
+    """Removes the temporary folders of a killed run. Restores a checkpoint that the run moved away but did not replace.
 
     Call it only in the process that has locked the run directory.
     """
@@ -121,7 +121,7 @@ def remove_old(folder: Path, *, keep: int, step: int) -> None:
 def _move_away(path: Path, prefix: str) -> Path:
     """Renames a checkpoint, so that a half-deleted folder is never mistaken for a checkpoint. Returns the new path.
 
-    Some file systems cannot rename every folder: overlayfs, for example, cannot rename a folder of a lower layer. In
+    Some file systems cannot rename every folder: overlayfs, for example, cannot rename a folder in a lower layer. In
     that case, deletes the files in the folder and returns `path`. The manifest is deleted first, because a folder
     without a manifest is not a valid checkpoint.
     """
@@ -178,7 +178,7 @@ def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any
 
 
 def newest_good_checkpoint(folder: Path, required: Collection[str] = ()) -> Path | None:
-    """The newest checkpoint that can be read, or None. Prints a warning for each damaged one that is newer.
+    """The newest checkpoint that can be read, or None. Prints a warning for each newer checkpoint that is damaged.
 
     Raises OtherRelease if the newest intact checkpoint was written by another release.
     """

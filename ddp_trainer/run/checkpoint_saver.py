@@ -68,7 +68,7 @@ class CheckpointSaver:
     ) -> None:
         """Waits for the previous save, copies the state and returns. A thread saves the copy, then calls `when_saved`.
 
-        Raises CheckpointError if the previous save failed. If its `when_saved` failed, raises that exception.
+        Raises CheckpointError if the previous save failed. If the previous `when_saved` failed, raises its exception.
         """
         self.wait()
         self._copy = HostCopy(state)
@@ -86,7 +86,8 @@ class CheckpointSaver:
             try:
                 pending.result()
             finally:
-                # Freed by this thread, because page-locked memory must not be freed while a CUDA graph is captured.
+                # Freed by this thread, which also captures CUDA graphs, because page-locked memory must not be freed
+                # during a capture.
                 self._copy = None
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ SMALLEST_SIDE = 8  # pixels; the built-in network halves the side three times
 
 
 def check_settings(config: TrainConfig, dataset: DatasetInfo, *, world_size: int) -> int:
-    """Number of training images that are not held out.
+    """Checks the settings, and returns the number of training images that are not held out.
 
     Raises InputError if the settings do not fit the dataset, the number of processes or this machine.
     """
@@ -83,7 +83,9 @@ def _check_sides(config: TrainConfig, image_size: int) -> None:
 
 
 def check_batch(config: TrainConfig, *, num_images: int, world_size: int) -> int:
-    """Smallest number of images in a forward pass of any process. `--accumulate auto` counts as one pass.
+    """Checks the batch size, and returns the smallest number of images in a forward pass of any process.
+
+    The number of passes that `--accumulate auto` will choose is not known yet, so it counts as one pass.
 
     Raises InputError if the batch is too small for the processes or larger than the training set, if it is odd with
     --mixup or --cutmix, or if --profile is too large for the run.
@@ -91,7 +93,7 @@ def check_batch(config: TrainConfig, *, num_images: int, world_size: int) -> int
     batch, accumulate, pairs = config.schedule.batch_size, config.schedule.accumulate, config.augment.mixes_pairs
     accumulate = 1 if accumulate == "auto" else accumulate
     require(not pairs or batch % 2 == 0, f"--mixup and --cutmix need an even --batch-size, got {batch}")
-    least = accumulate + accumulate % 2 if pairs else accumulate  # images that each process needs
+    least = accumulate + accumulate % 2 if pairs else accumulate  # number of images that each process needs
     require(
         batch >= least * world_size,
         f"--batch-size must be at least {least * world_size} for {world_size} processes x --accumulate {accumulate}, "

@@ -22,8 +22,7 @@ from ddp_trainer.models.spec import ModelSpec, count_parameters
 from ddp_trainer.report.scores import calibration
 from ddp_trainer.run.directory import RunDirectory
 from ddp_trainer.run.recorder import Recorder, SilentRecorder
-
-GALLERY_SIZE = 48
+from ddp_trainer.tracking.predictions import MAX_MISTAKES
 
 
 def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentRecorder) -> None:
@@ -78,8 +77,8 @@ def summarize(trainer: Trainer, evaluation: Evaluation) -> dict[str, Any]:
     """Content of summary.json."""
     config, state, spec = trainer.config, trainer.state, trainer.data.evaluator.spec
     flops = training_flops(config, spec, steps=state.step, num_images=len(trainer.data.samples))
-    # Seconds of an unfinished epoch, which has no record. They are 0 unless the run was resumed with --max-steps below
-    # the step of its checkpoint.
+    # Seconds of an unfinished epoch, which has no record. There is such an epoch only if the run was resumed with
+    # --max-steps below the step of its checkpoint.
     unfinished = state.watch.read()
     seconds = sum(float(record["seconds"]) for record in state.history) + unfinished
     assert evaluation.correct_tta is not None
@@ -126,7 +125,7 @@ def write_model(run_dir: Path, model: nn.Module, spec: ModelSpec) -> None:
 
     # Tensors are copied, because the file format does not support shared memory, such as that of tied layers.
     weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
-    replace_file(run_dir / "model.safetensors", save(weights))  # `save_file` would let only the owner read it
+    replace_file(run_dir / "model.safetensors", save(weights))  # `save_file` would make it readable by its owner only
     spec.write(run_dir / "model.json")
 
 
@@ -138,7 +137,7 @@ def write_predictions(run_dir: Path, evaluation: Evaluation, loader: StreamLoade
     probabilities = evaluation.logits.double().softmax(dim=1)
     confidence, predicted = probabilities.max(dim=1)
     wrong = torch.nonzero(predicted != evaluation.labels).flatten()
-    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:GALLERY_SIZE].cpu().numpy()
+    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MAX_MISTAKES].cpu().numpy()
     samples = evaluation.samples[worst]
     pixels = read_images(loader, samples).permute(0, 2, 3, 1).cpu().numpy() if len(samples) else np.zeros((0, 1, 1, 3))
     content = BytesIO()

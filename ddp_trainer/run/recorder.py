@@ -26,7 +26,7 @@ from ddp_trainer.tracking.tracker import Tracker, build_tracker
 class SilentRecorder(SilentObserver):
     """The recorder of every rank but the main one. It records nothing."""
 
-    also: Observer | None = None  # the caller's observer; on the main rank, it also gets steps and records
+    also: Observer | None = None  # the caller's observer, which the main rank also calls for steps and records
 
     def say(self, line: str) -> None:
         pass
@@ -116,7 +116,7 @@ class Recorder(SilentRecorder):
         """Records the failure. Never raises, because that would hide the original error."""
         try:
             self.checkpoints.close()
-        except Exception as other:  # the save may fail for the same reason as the run, such as an error of the device
+        except Exception as other:  # the save may fail for the same reason as the run, for example a GPU error
             if other is not error:
                 print(f"error: {other}", file=sys.stderr, flush=True)
         self.run_dir.write_failure(error, step=self.step, epoch=self.epoch)
@@ -137,7 +137,7 @@ class Recorder(SilentRecorder):
 
 
 def describe_plan(trainer: Trainer) -> str:
-    """One line that says what will be trained on which hardware, and a warning if the validation set lacks classes."""
+    """One line that describes the run and its hardware, and a warning if the validation images lack a class."""
     schedule, runtime = trainer.config.schedule, trainer.runtime
     leftover = len(trainer.data.samples) % schedule.batch_size if trainer.data.labels is None else 0
     dropped = f" ({leftover} leftover images are dropped each epoch, different ones every time)" if leftover else ""
@@ -147,16 +147,16 @@ def describe_plan(trainer: Trainer) -> str:
         graphs = f", without CUDA graphs ({reason})" if reason else ", with CUDA graphs"
     passes = f" in {schedule.passes} passes" if schedule.passes > 1 else ""
     end = f", ends after step {trainer.last_step} (--max-steps)" if trainer.last_step < trainer.total_steps else ""
-    unseen = ""
-    if names := [printable(name) for name in trainer.data.unseen]:
-        unseen = (
+    missing_classes = ""
+    if names := [printable(name) for name in trainer.data.missing_classes]:
+        missing_classes = (
             f"\nwarning: --validation holds out no image of some classes ({name_some(names)}), so the accuracy "
             "does not include them; raise --validation, or add images"
         )
     return (
         f"{trainer.config.recipe}: {schedule.epochs:g} epochs x {trainer.steps_per_epoch} steps{end}, "
         f"batch {schedule.batch_size}{passes}{dropped}, "
-        f"{runtime.world_size} x {runtime.device_name}, {runtime.precision}{graphs}{unseen}"
+        f"{runtime.world_size} x {runtime.device_name}, {runtime.precision}{graphs}{missing_classes}"
     )
 
 
@@ -170,8 +170,8 @@ def open_recorder(
 ) -> Iterator[SilentRecorder]:
     """Writes config.json and status.json, starts the trackers, and yields the recorder.
 
-    If the run was resumed with a larger --max-steps, its summary and predictions are removed. If the block raises an
-    exception, the run is recorded as failed. On every rank but the main one, the recorder records nothing.
+    If a finished run is resumed with a larger --max-steps, its old summary and predictions are removed. If the block
+    raises an exception, the run is recorded as failed. On every rank but the main one, the recorder records nothing.
     """
     if run_dir is None:
         yield SilentRecorder()
@@ -197,7 +197,7 @@ def _build_recorder(
     run_dir: RunDirectory, config: TrainConfig, dataset: DatasetInfo, runtime: Runtime, state: dict[str, Any] | None
 ) -> Recorder:
     step, history = (state["step"], state["history"]) if state else (0, [])
-    for name in ("summary.json", "predictions.npz"):  # written before the run was resumed with a larger --max-steps
+    for name in ("summary.json", "predictions.npz"):  # exist if a finished run is resumed with a larger --max-steps
         (run_dir.path / name).unlink(missing_ok=True)
     description = describe_run(config, dataset, runtime.describe())
     write_json(run_dir.path / "config.json", description)

@@ -40,7 +40,7 @@ class RunResult:
         return self.path / "report" / "index.html"
 
     def model(self) -> "nn.Module":
-        """The trained network, in evaluation mode, on the CPU. Raises InputError if the run has written none."""
+        """The trained network, in evaluation mode, on the CPU. Raises InputError if the run has no model yet."""
         from ddp_trainer.models.spec import load_model
 
         return load_model(self.path)[0]

@@ -16,7 +16,7 @@ from ddp_trainer.distributed.signals import on_request_to_stop
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of a sweep, whether or not it was trained already."""
+    """A run of a sweep, finished or not."""
 
     arguments: list[str]  # the trainer's arguments, without --out and --resume
     out: Path  # its run directory
@@ -57,7 +57,7 @@ class Runner:
             process.terminate()
         status = process.wait()
         self._process = None
-        if status == 0 and not run.is_finished:  # a signal was sent to the run directly
+        if status == 0 and not run.is_finished:  # the run itself received a signal and stopped
             self.stopped = True
 
 
@@ -74,5 +74,5 @@ def count_processes(launcher: list[str]) -> int:
     return int(world_size[1])
 
 
-if __name__ == "__main__":  # the launcher of `count_processes` runs this
+if __name__ == "__main__":  # `count_processes` starts this through the launcher
     print(f"world_size={Launch.from_environment().world_size}")

@@ -17,6 +17,7 @@ from data_prep.errors import InputError, printable
 
 MAX_BYTES = 2**30  # of all arrays together; enough for 50,000 images and 5,000 classes in float32
 MAX_MISTAKES = 48
+# The arrays in the file, and the kinds of NumPy dtypes that each may have: integers (i, u) or floats (f).
 KINDS = {"indices": "iu", "labels": "iu", "probabilities": "f", "wrong_indices": "iu", "wrong_images": "u"}
 
 
@@ -32,7 +33,7 @@ class Predictions:
 
     @cached_property
     def predicted(self) -> np.ndarray:
-        """(N,) class of the highest probability."""
+        """(N,) class with the highest probability."""
         return self.probabilities.argmax(axis=1)
 
     @cached_property
@@ -72,7 +73,7 @@ class Header(NamedTuple):
 
 
 def read_predictions(path: Path) -> Predictions | None:
-    """Reads predictions.npz; None if there is no such file. Raises InputError if arrays are missing or do not match."""
+    """The content of predictions.npz; None if there is no such file. Raises InputError if the content is invalid."""
     if not path.exists():
         return None
     if not path.is_file():
@@ -81,14 +82,14 @@ def read_predictions(path: Path) -> Predictions | None:
         found = _read_arrays(path)
     except _Misfit as misfit:
         raise InputError(f"{path}: {misfit}; train again or remove the file") from None
-    except Exception as error:  # for damaged files, the readers of zip files and arrays raise almost any exception
+    except Exception as error:  # zipfile and NumPy may raise almost any exception for a damaged file
         reason = printable(" ".join(str(error).split())[:200]) or type(error).__name__
         raise InputError(f"{path} cannot be read ({reason}); train again or remove the file") from None
     return found
 
 
 class _Misfit(Exception):
-    """Raised if an array is not as expected. The message says what is wrong."""
+    """Raised if an array is invalid. The message says what is wrong."""
 
 
 def _read_arrays(path: Path) -> Predictions:

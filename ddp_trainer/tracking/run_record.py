@@ -67,7 +67,7 @@ class Run:
     split: str  # which images were evaluated: test or validation
     classes: tuple[str, ...]
     predictions: Predictions | None
-    state: str  # of status.json; empty if unknown
+    state: str  # from status.json; empty if unknown
     message: str
 
     @property
@@ -130,7 +130,7 @@ def load_run(path: Path | str) -> Run:
         settings={printable(name): settings.setting(name) for name in settings.names()},
         versions=_read_texts(config.part("versions")),
         git_commit=_read_commit(config),
-        world_size=config.whole("world_size", least=1) or 1,
+        world_size=config.integer("world_size", minimum=1) or 1,
         device=config.text("device_name") or config.text("device", "unknown device"),
         precision=(summary.text("precision") if summary else "") or config.text("precision"),
         dataset=dataset,
@@ -160,13 +160,13 @@ def _read_dataset(fields: Fields) -> RecordedDataset:
     parts = {name: splits.part(name) for name in splits.names()}
     return RecordedDataset(
         source=fields.text("source"),
-        image_size=fields.whole("image_size", least=1),
+        image_size=fields.integer("image_size", minimum=1),
         encoding=fields.text("encoding"),
-        quality=fields.whole("quality", least=1),
+        quality=fields.integer("quality", minimum=1),
         classes=fields.texts("classes"),
         splits={
             printable(name): RecordedSplit(
-                count=part.whole("count"), file=part.text("file", printable(name)), sha256=part.text("sha256")
+                count=part.integer("count"), file=part.text("file", printable(name)), sha256=part.text("sha256")
             )
             for name, part in parts.items()
         },
@@ -181,7 +181,7 @@ def _read_texts(fields: Fields) -> dict[str, str]:
 
 
 def _read_commit(config: Fields) -> str:
-    """The commit, or "" if the text is not a hash: the report prints it in a command that a reader may paste."""
+    """The commit; "" if the text is not a hash, because the report prints it in a command that a reader may paste."""
     commit = config.text("git_commit")
     digits = commit.removesuffix("+")
     is_commit = 7 <= len(digits) <= 64 and set(digits) <= set("0123456789abcdef")
@@ -189,7 +189,7 @@ def _read_commit(config: Fields) -> str:
 
 
 def _read_figures(summary: Fields, path: Path) -> dict[str, float]:
-    correct, total = (summary.whole(name) for name in ("test_correct", "test_total"))
+    correct, total = (summary.integer(name) for name in ("test_correct", "test_total"))
     if correct is not None and correct > (total or 0):
         raise InputError(f"{path}: test_correct must be at most test_total, got {correct} of {total}")
     figures = {name: summary.number(name) for name in FIGURES}

@@ -1,6 +1,6 @@
-"""Records a run as JSON lines, and mirrors the records to W&B and TensorBoard.
+"""Records a run as JSON lines, and sends the same records to mirrors: W&B and TensorBoard.
 
-Only the main process does this. A mirror that fails is dropped with one line on stderr, and never stops the run. The
+Only the main process does this. A mirror that fails is dropped with one line on stderr, and the run continues. The
 environment and the command line are not recorded, because they may contain secrets.
 """
 

@@ -20,13 +20,14 @@ START_SECONDS = 15  # W&B waits this long for its server to answer
 FINISH_SECONDS = 50  # W&B waits this long for the last upload to end
 GIVE_UP_SECONDS = 60  # our limit, in case W&B's service waits longer
 BEST = "test_accuracy"  # W&B's summary shows the maximum of this metric over the epochs
+# W&B's summary shows the last value of these metrics.
 LAST = ("train_loss", "train_accuracy", "test_loss", "learning_rate", "seconds", "images_per_second")
 MAX_CONFUSION_CLASSES = 100  # W&B draws tables of up to 10,000 rows, one for each cell of the matrix
 MODEL_FILES = ("model.safetensors", "model.json", "model.md")
 
 
 class WandBMirror:
-    """One W&B run through Accelerate's tracker; its files are in RUN/wandb/.
+    """One W&B run, written through Accelerate's tracker. The files of the W&B run are in RUN/wandb/.
 
     W&B's step is the optimizer step. Records that W&B's server already has are not sent again. A resumed offline run
     writes all of its records to a new file and removes the old one, so that `wandb sync` sends each record once.
@@ -71,7 +72,7 @@ class WandBMirror:
             "tags": user.run_tags,
             "notes": user.run_notes,
             "resume": "allow" if mode == "online" else None,
-            "reinit": "create_new",  # a run that the caller has started stays open
+            "reinit": "create_new",  # a W&B run that the caller has started stays open
         }
         tracker = WandBTracker(
             user.project or "ddp-trainer", dir=str(self._run_dir), id=self._id, mode=mode, settings=ours, **options
@@ -92,8 +93,8 @@ class WandBMirror:
     def log_step(self, record: Record) -> None:
         """Logs the record under names that begin with step/, because epoch records have entries of the same names.
 
-        The record is held back until the next one. If its step is the last of an epoch, both records go into the same
-        row, and W&B accepts no additions to a row that was already sent.
+        The record is held back until the next record arrives. If that is the record of an epoch that ends with the same
+        step, both go into one row, because W&B accepts no additions to a row that was already sent.
         """
         self._log_waiting()
         self._waiting = record
@@ -129,7 +130,7 @@ class WandBMirror:
         def close() -> None:
             run = self._tracker.run
             try:
-                if failed:  # a preempted run does this when it is resumed
+                if failed:  # after a preemption, the resumed run logs this record instead
                     self._log_waiting()
                 if summary is not None:
                     run.summary.update({f"final/{name}": value for name, value in summary.items()})
@@ -197,7 +198,7 @@ def _data_dir(run_dir: Path) -> str:
 
 
 def forget_wandb(run_dir: Path) -> None:
-    """Ends W&B's service. Otherwise, it would keep the id of a run that failed to start, and complain at exit."""
+    """Ends W&B's service, which would otherwise keep the id of a run that failed to start, and complain at exit."""
 
     def teardown() -> None:
         import wandb

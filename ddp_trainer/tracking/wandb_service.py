@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 from data_prep.errors import InputError
 
-# Values of WANDB_MODE, and of the mode in W&B's settings files; the last two are older names.
+# Values of WANDB_MODE and of the mode in W&B's settings files, and the modes that they mean. The last two values are
+# older names.
 MODES = {
     "online": "online",
     "offline": "offline",
@@ -37,7 +38,7 @@ def resolve_mode(wanted: str, load_settings: Callable[[], Any]) -> str:
     For auto, the first of these that applies:
     - the mode in WANDB_MODE
     - the mode in W&B's settings files, such as the one that `wandb offline` writes, unless that mode is online
-    - online if there is a key, offline if not
+    - online if there is an API key or another credential, offline if not
 
     `load_settings` returns a `wandb.Settings`.
     """
@@ -124,7 +125,7 @@ def bounded(work: Callable[[], None], seconds: float) -> None:
 
 def kill_service() -> None:
     """Kills W&B's service, a child of this process. Otherwise, W&B would wait for it when Python exits."""
-    import psutil  # here, because ddp_trainer.doctor imports this module and needs no installed package
+    import psutil  # here, because ddp_trainer.doctor imports this module and must work without installed packages
 
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -72,7 +72,7 @@ def newest_step(out: Path) -> int:
 
 def freeze(job: Job, out: Path, step: int) -> None:
     """Freezes the training processes of the job once they have saved a checkpoint of a later step than `step`."""
-    # SLURM's own lines about a requeue also contain the word "error", but do not start with it.
+    # The scripts' own errors start with "error:". SLURM's lines about a requeue contain this word elsewhere.
     failed = re.compile("^error:", flags=re.MULTILINE).search
     wait_until(lambda: newest_step(out) > step or bool(failed(job.log)), lambda: "nothing saved", pause=0.02)
     assert newest_step(out) > step, job.log
@@ -87,10 +87,10 @@ def interrupt(job: Job, out: Path) -> list[tuple[int, int]]:
     interrupted step does not depend on the speed of the machine. SLURM then unfreezes the job with SIGCONT.
     """
     stops = []
-    for number, bring_about in enumerate((near_the_time_limit, take_the_nodes), 1):
+    for number, interruption in enumerate((shorten_the_time_limit, preempt), 1):
         freeze(job, out, newest_step(out))
         frozen = newest_step(out)
-        bring_about(job)
+        interruption(job)
         wait_until(lambda number=number: job.restarts == number, lambda: f"not requeued\n{job.log}")
         job.wait_for("PENDING", "RUNNING")  # while a job is being requeued, it counts as finished and cannot be changed
         job.cluster.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
@@ -99,32 +99,32 @@ def interrupt(job: Job, out: Path) -> list[tuple[int, int]]:
     return stops
 
 
-def near_the_time_limit(job: Job) -> None:
-    """Sets a time limit less than 210 s away (the script's 180 s of notice plus SLURM's polling interval of 30 s)."""
+def shorten_the_time_limit(job: Job) -> None:
+    """Sets a limit less than 210 s away. SLURM sends USR2 180 s before the limit, or up to 30 s (one poll) earlier."""
     hours, minutes, _ = map(int, job.fields["RunTime"].split(":"))
     job.cluster.call("scontrol", "update", f"JobId={job.number}", f"TimeLimit={60 * hours + minutes + 3}")
 
 
-def take_the_nodes(job: Job) -> None:
+def preempt(job: Job) -> None:
     flags = ("--partition=urgent", f"--nodes={job.fields['NumNodes']}", f"--nodelist={job.fields['NodeList']}")
     job.cluster.submit(*flags, "--exclusive", "--output=/dev/null", "--wrap=true", cwd=job.cluster.folder)
 
 
 @pytest.fixture(scope="module")
 def interrupted(cluster: Cluster, checkout: Path) -> Iterator[tuple[Job, "Future[list[tuple[int, int]]]"]]:
-    """A job of two nodes with one process each, and the future result of `interrupt`."""
+    """A job on two nodes with one process each, and the future result of `interrupt`."""
     job = submit(cluster, checkout, "--partition=graceful", "--nodes=2", arguments=("--wandb", "offline"))
     with ThreadPoolExecutor(1) as background:
-        fate = background.submit(interrupt, job, run_of(checkout, job))
-        # No other job may use the machine until this one is frozen.
-        wait_until(lambda: fate.done() or newest_step(run_of(checkout, job)), lambda: job.log)
-        yield job, fate
+        future = background.submit(interrupt, job, run_of(checkout, job))
+        # The other jobs must not start before this one has saved a checkpoint and is about to be frozen.
+        wait_until(lambda: future.done() or newest_step(run_of(checkout, job)), lambda: job.log)
+        yield job, future
         cluster.call("scancel", job.number)
 
 
 @pytest.fixture(scope="module")
 def two_nodes(interrupted: object, cluster: Cluster, checkout: Path) -> tuple[Job, Path]:
-    """A finished job of two nodes with two processes each, started after `interrupted`."""
+    """A finished job on two nodes with two processes each, started after `interrupted`."""
     arguments = ("--out", f"runs/{ODD_NAME}", "--wandb", "offline")
     job = submit(cluster, checkout, "--nodes=2", arguments=arguments, DDP_PROCESSES_PER_NODE="2")
     assert job.end() == "COMPLETED", job.log
@@ -133,7 +133,7 @@ def two_nodes(interrupted: object, cluster: Cluster, checkout: Path) -> tuple[Jo
 
 @pytest.fixture(scope="module")
 def uninterrupted(cluster: Cluster, checkout: Path) -> Path:
-    """The run directory of a finished job of two nodes with one process each."""
+    """The run directory of a finished job on two nodes with one process each."""
     job = submit(cluster, checkout, "--nodes=2")
     assert job.end() == "COMPLETED", job.log
     return run_of(checkout, job)
@@ -143,7 +143,7 @@ def uninterrupted(cluster: Cluster, checkout: Path) -> Path:
 def staged(cluster: Cluster, checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
     """A job that copies its data to its node and is preempted without grace time.
 
-    Returns this job, the job that prepares the data, and the disk of the node.
+    Returns this job, the job that prepares the data, and the folder that stands for the local disk of the node.
     """
     disk, data = tmp_path_factory.mktemp("disk of the node"), checkout / "data" / "from prep"
     counts = ("--train-count", str(NUM_TRAIN), "--test-count", str(NUM_TEST), "--seed", str(DATA_SEED))
@@ -170,7 +170,7 @@ def test_a_killed_process_ends_the_job_on_both_nodes(two_nodes: object, cluster:
     wait_until(lambda: newest_step(run_of(checkout, job)), lambda: job.log, pause=0.02)
     os.kill(job.workers[0], signal.SIGKILL)
     assert job.end(seconds=60) == "FAILED"
-    wait_until(lambda: not job.processes(), lambda: f"left: {job.processes()}", 60)
+    wait_until(lambda: not job.processes(), lambda: f"still running: {job.processes()}", 60)
     assert job.restarts == 0
     assert "error: the run failed" in job.log
 
@@ -188,7 +188,7 @@ def test_staged_data_is_removed_when_the_job_is_preempted(
     recorded = json.loads((out / "config.json").read_text())
     assert recorded["data_dir"] == recorded["settings"]["data_dir"] == str(checkout / "data" / "from prep")
     assert {path.name for path in copy.iterdir()} == {"train.beton", "test.beton", "dataset.json"}
-    take_the_nodes(job)
+    preempt(job)
     wait_until(lambda: job.restarts == 1, lambda: f"not preempted\n{job.log}")
     wait_until(lambda: not any(disk.iterdir()), "the copy is still there", 60)
     assert status(out)["state"] == "preempted"
@@ -200,8 +200,8 @@ def test_a_cancelled_job_is_not_requeued(staged: tuple[Job, Job, Path], cluster:
     freeze(job, out, newest_step(out))
     cluster.call("scancel", job.number)
     job.wait_for("CANCELLED", seconds=60)
-    wait_until(lambda: not job.processes(), lambda: f"left: {job.processes()}", 60)
-    assert status(out)["state"] == "preempted"  # it can be resumed by hand
+    wait_until(lambda: not job.processes(), lambda: f"still running: {job.processes()}", 60)
+    assert status(out)["state"] == "preempted"  # the user can resume the run
     assert list(disk.iterdir()) == []
     assert (job.state, job.restarts) == ("CANCELLED", 1)
 
@@ -236,8 +236,8 @@ def test_two_processes_train_with_the_same_schedule_as_four(sweep: Path, two_nod
 def test_an_interrupted_job_has_the_results_of_an_uninterrupted_one(
     interrupted: tuple[Job, "Future[list[tuple[int, int]]]"], uninterrupted: Path, checkout: Path
 ) -> None:
-    job, fate = interrupted
-    stops = fate.result(timeout=400)
+    job, future = interrupted
+    stops = future.result(timeout=400)
     assert job.state == "COMPLETED", job.log
     assert job.restarts == 2
     # At most three more steps: the one being saved, the current one, and the one in which the ranks agree to stop.

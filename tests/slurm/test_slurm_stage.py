@@ -48,7 +48,7 @@ def test_a_damaged_copy_is_not_used(tiny_dir: Path, copy: Path, monkeypatch: pyt
         {"sha256": None},
     ],
 )
-def test_an_odd_manifest_is_refused_in_one_line(
+def test_an_invalid_manifest_is_refused_in_one_line(
     change: dict,
     tiny_dir: Path,
     tmp_path: Path,

@@ -18,7 +18,7 @@ from tests.soak import damage, fuzz, launchers, ranks, stops
 from tests.soak.outcome import Outcome, table, write_outcomes
 
 PARTS = ("damage", "fuzz", "kills", "signals", "launchers", "ranks", "counts")
-PROCESSES = {"kills": (1, 2), "signals": (1, 2, 4)}  # with four ranks, the order of summation matters
+PROCESSES = {"kills": (1, 2), "signals": (1, 2, 4)}  # with four ranks, gradients depend on the order of summation
 
 
 def main() -> int:
@@ -52,7 +52,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--mutations", type=int, default=20_000, help="number of mutations of a beton file")
     parser.add_argument(
-        "--ranks", type=int, default=2, help="how often a rank is killed, frozen, and made to raise an error"
+        "--ranks", type=int, default=2, help="repetitions of each test: a rank is killed, is frozen, or raises an error"
     )
     parser.add_argument("--world-sizes", type=int, nargs="*", default=[1, 2, 3, 4, 7])
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)

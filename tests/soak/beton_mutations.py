@@ -1,4 +1,4 @@
-"""Mutations of a beton file that take its structure into account. `fuzz` checks and loads each mutated file."""
+"""Mutations of a beton file (FFCV's format) that use its structure. `fuzz` checks and loads each mutated file."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -71,7 +71,7 @@ def _copy_row(content: bytes, rng: random.Random) -> Mutation:
 
 
 def _move_addresses(content: bytes, rng: random.Random) -> Mutation:
-    """Changes the image addresses in the samples and in the allocation table: shifts, equalizes or permutes them."""
+    """Changes the image addresses in samples and allocation table: shifts them, permutes them or makes them equal."""
     samples = np.frombuffer(content, SAMPLE, COUNT, SAMPLES_START).copy()
     table_at = len(content) - COUNT * ALLOCATION.itemsize
     table = np.frombuffer(content, ALLOCATION, COUNT, table_at).copy()

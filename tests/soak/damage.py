@@ -88,7 +88,7 @@ def damaged_datasets(real: Path, cases: int, rng: random.Random) -> Outcome:
 
     outcome = Outcome(
         "beton or dataset.json damaged",
-        promise="refused with one line (except other mean, std or names)",
+        promise="refused with one line, unless only mean, std or names have changed",
     )
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(cases):
@@ -117,7 +117,7 @@ def _damage_data(path: Path, damage: str, rng: random.Random) -> None:
         harm(path, damage, rng)
     elif path.suffix == ".json":
         _edit_manifest(path, rng)
-    else:  # edits numbers in the header or near the end; a wrong address could make FFCV crash
+    else:  # edits numbers in the header or near the end, where a wrong address could make FFCV crash
         before = path.read_bytes()
         content = bytearray(before)
         while content == before:  # the new number may equal the old one

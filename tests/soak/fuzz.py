@@ -65,7 +65,7 @@ def _collect(messages: Connection, start: int, cases: int, result: FuzzResult) -
             outcome, story, mebibytes = messages.recv()
         except EOFError:
             result.crashes += 1
-            result.stories.append(f"mutation {number} ends the process")
+            result.stories.append(f"mutation {number} ends the child process")
             return number + 1
         result.counts[outcome] += 1
         result.peak_mebibytes = max(result.peak_mebibytes, mebibytes)
@@ -116,10 +116,10 @@ def _judge(path: Path, original: Path) -> tuple[str, str]:
         check_beton(path, Expected(COUNT, IMAGE_SIZE, NUM_CLASSES))
     except InputError as error:
         one_line = str(error).isprintable() and str(path) in str(error)
-        return ("refused", "") if one_line else ("different", f"refused, but not in a line with the path: {error!r}")
+        return ("refused", "") if one_line else ("different", f"not refused in one line with the path: {error!r}")
     try:
         images, labels = _read(path)
-    except DamagedImage:  # the checksum in the file was changed
+    except DamagedImage:  # the mutation has changed a stored checksum
         return "refused", ""
     wanted = np.fromfile(path, dtype=SAMPLE, count=COUNT, offset=SAMPLES_START)["label"]
     same = np.array_equal(images, _original_images(original)) and np.array_equal(labels, wanted)

@@ -104,13 +104,13 @@ def signal_launcher(launcher: str, data: Path, out: Path, rng: random.Random, ou
         process.wait()
 
 
-def _until(true: Callable[[], bool], seconds: float, process: subprocess.Popen | None = None) -> bool:
+def _until(condition: Callable[[], bool], seconds: float, process: subprocess.Popen | None = None) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if true():
+        if condition():
             return True
         if process is not None and process.poll() is not None:
-            return true()
+            return condition()
         time.sleep(0.02)
     return False
 

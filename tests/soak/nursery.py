@@ -20,7 +20,7 @@ RAISES = signal.SIGALRM  # makes a child raise an exception; the trainer does no
 
 
 class Child:
-    """A forked process. `returncode` is negative for a signal, as in subprocess."""
+    """A forked process. As in subprocess, `returncode` is negative if a signal has ended the process."""
 
     def __init__(self, work: Callable[[], int], log: Path, env: dict[str, str]) -> None:
         self.log = log
@@ -95,15 +95,15 @@ class Job:
 
         `grace`: seconds for the other ranks to end after one has failed.
         """
-        deadline, doomed_at = time.monotonic() + seconds, 0.0
+        deadline, failed_at = time.monotonic() + seconds, 0.0
         while self.running() and time.monotonic() < deadline:
             time.sleep(0.02)
             failed = any(rank.poll() not in (None, 0) for rank in self.ranks)
-            if failed and not doomed_at:
-                doomed_at = time.monotonic()
+            if failed and not failed_at:
+                failed_at = time.monotonic()
                 for rank in self.ranks:
                     rank.send(signal.SIGTERM)
-            if doomed_at and time.monotonic() - doomed_at > grace:
+            if failed_at and time.monotonic() - failed_at > grace:
                 break
         codes = [rank.poll() for rank in self.ranks]
         self.kill()
@@ -116,11 +116,11 @@ class Job:
             time.sleep(0.01)
 
 
-def wait_until(true: Callable[[], bool], job: Job, seconds: float = 120.0) -> bool:
-    """Waits until `true()` holds, the job ends or `seconds` have passed; returns whether it held."""
+def wait_until(condition: Callable[[], bool], job: Job, seconds: float = 120.0) -> bool:
+    """Waits until `condition()` is true, the job ends or `seconds` have passed; returns whether it was true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if true():
+        if condition():
             return True
         if not job.running():
             return False

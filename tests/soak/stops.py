@@ -16,6 +16,7 @@ from tests.soak.outcome import Outcome
 from tests.support.trainer import read_lines
 
 # Four epochs of 4 steps, with an evaluation after each epoch and a checkpoint after every second step.
+# --max-steps lifts the limit of the recipe `smoke`.
 PLAN = (
     "--epochs",
     "4",
@@ -38,7 +39,7 @@ VOLATILE = {"seconds", "images_per_second", "train_seconds", "epoch_seconds"}
 
 
 class Scene:
-    """An uninterrupted run, and runs that must equal it, on the same dataset with the same number of processes."""
+    """Starts runs with the same dataset and number of processes. Each must equal `whole`, the uninterrupted run."""
 
     def __init__(self, data: Path, folder: Path, processes: int, device: str = "cpu") -> None:
         self.data, self.folder, self.processes, self.device = data, folder, processes, device
@@ -115,7 +116,7 @@ def _interrupted_runs(
 ) -> Outcome:
     """Interrupts each run up to STOPS_PER_RUN times, lets it finish, and compares it with the uninterrupted run.
 
-    An interruption after the end of the run counts only if it did harm.
+    An interruption that comes after the end of the run is counted only if a problem is found.
     """
     with tempfile.TemporaryDirectory(dir=scene.folder) as scratch:
         while outcome.tried < times:

@@ -1,4 +1,4 @@
-"""Builds trainers that need no dataset, for steps on blank images or on tensors without values."""
+"""Builds trainers that need no dataset, for steps on blank images or on meta tensors."""
 
 import contextlib
 from dataclasses import replace
@@ -21,7 +21,7 @@ from ddp_trainer.recipes import RECIPES
 
 
 def _step_on_meta(*arguments: Any, **options: Any) -> None:
-    """A fused optimizer step for tensors without values. It only checks that all of them are on the same device."""
+    """Replaces the fused optimizer steps for meta tensors. Only checks that all tensors are on the meta device."""
     values = [*arguments, *options.values()]
     tensors = [one for value in values for one in (value if isinstance(value, list) else [value])]
     if {tensor.device.type for tensor in tensors if isinstance(tensor, Tensor)} != {"meta"}:
@@ -62,7 +62,7 @@ class MetaRuntime(Runtime):
 
 
 def changed_recipe(name: str, **settings: dict[str, Any]) -> TrainConfig:
-    """The recipe with other settings, by section: `changed_recipe("fast", optim={"clip_norm": 1.0})`."""
+    """Returns the recipe with some settings changed, by section: `changed_recipe("fast", optim={"clip_norm": 1.0})`."""
     config = RECIPES[name]
     return replace(config, **{part: replace(getattr(config, part), **values) for part, values in settings.items()})
 

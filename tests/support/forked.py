@@ -1,7 +1,7 @@
 """Runs programs of this project in forked processes, which start in one second instead of nine.
 
-They are forked from a server process that has already imported the trainer. With several ranks, each process has the
-environment variables that a launcher would set. Tests of process startup use new interpreters instead.
+The processes are forked from a server process that has already imported the trainer. With several ranks, each process
+has the environment variables that a launcher would set. Tests of process startup use new interpreters instead.
 """
 
 import contextlib
@@ -76,7 +76,7 @@ def rank_environment(rank: int, processes: int, port: int) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Returns a port below those that the system assigns, so that no other process gets it by chance meanwhile."""
+    """Returns a free port. It is below the ports that the system assigns, so no other process gets it by chance."""
     while True:
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("", port := random.randrange(20_000, 29_000)))

@@ -39,7 +39,7 @@ def noise_jpeg(**options: Any) -> bytes:
 
 
 def draw_photos(root: Path) -> Path:
-    """Writes twelve training and four test images of two classes; the red value encodes class and number."""
+    """Writes twelve training and four test images of two classes; the red value encodes class and file number."""
     for split, count in (("train", 6), ("test", 2)):
         for label, kind in enumerate(("cat", "dog")):
             for number in range(count):
@@ -49,7 +49,7 @@ def draw_photos(root: Path) -> Path:
 
 
 class Loaded(NamedTuple):
-    """All images of a folder, and what was found while they were read."""
+    """All images of a folder, with the notes and the skipped files that the reader reports."""
 
     classes: tuple[str, ...]
     train: Split

@@ -25,14 +25,14 @@ def processes_with(*words: str) -> list[int]:
 
 
 def wait_until(
-    true: Callable[[], object], what: str | Callable[[], str], seconds: float = 400, pause: float = 0.2
+    condition: Callable[[], object], what: str | Callable[[], str], seconds: float = 400, pause: float = 0.2
 ) -> None:
-    """Waits until `true()` holds. Raises TimeoutError after `seconds`.
+    """Waits until `condition()` is true. Raises TimeoutError after `seconds`.
 
     `what`: a text for the error message, or a function that returns it.
     """
     deadline = time.monotonic() + seconds
-    while not true():
+    while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"timed out after {seconds:.0f} s: {what if isinstance(what, str) else what()}")
         time.sleep(pause)

@@ -26,8 +26,8 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "squ
 PATH = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin"
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
 NUM_NODES, NUM_GPUS = 5, 8
-# Jobs in `main` (two nodes) are never preempted. On the other nodes, a job in `urgent` preempts the running jobs. Jobs
-# in `graceful` then have a minute to end, and jobs in `abrupt` have KillWait seconds.
+# Jobs in the partition `main` (two nodes) are never preempted. On the other nodes, a job in `urgent` preempts the
+# running jobs. Jobs in `graceful` then have a minute to end, and jobs in `abrupt` have KillWait seconds.
 PARTITIONS = """
 PartitionName=main Nodes=127.0.0.[1-2] Default=YES PriorityTier=1 PreemptMode=OFF
 PartitionName=graceful Nodes=127.0.0.[3-4] PriorityTier=1 PreemptMode=REQUEUE GraceTime=60

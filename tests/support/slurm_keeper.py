@@ -14,7 +14,7 @@ from tests.support.processes import processes_with
 
 
 def keep(folder: Path) -> int:
-    """Waits until standard input closes, kills the daemons and jobs of the cluster, and removes `folder`.
+    """Waits until standard input closes, then kills the daemons and jobs of the cluster, and removes `folder`.
 
     Returns the number of processes that are left.
     """

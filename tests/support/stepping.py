@@ -56,14 +56,14 @@ def batches(trainer: Trainer, count: int) -> list[Batch]:
 
 
 def take(trainer: Trainer, steps: range) -> None:
-    """Takes `steps`, numbered from 0, each in the epoch of the same number. Steps 0 to 5 use every crop size."""
+    """Takes `steps` (numbered from 0), and augments step N as in epoch N. Steps 0 to 5 use every crop size."""
     held = batches(trainer, 6)
     for step in steps:
         trainer.train_step(held[step % 6], epoch=step)
 
 
 def snapshot(trainer: Trainer) -> dict[str, Tensor]:
-    """Returns copies of the weights, buffers, sums, moving average and optimizer state."""
+    """Returns copies of the weights, buffers, running sums of the metrics, EMA and optimizer state."""
     found = {**trainer.model.state_dict(), "sums": trainer.state.sums.values}
     if trainer.state.ema is not None:
         found |= {f"ema {name}": value for name, value in trainer.state.ema.state_dict().items()}

@@ -9,8 +9,8 @@ from typing import Any
 from tests.support.run_directories import make_run
 from tests.support.trainer import environment
 
-KEY = "0123456789" * 4
-MARKER = "marker-5e7d1c"
+KEY = "0123456789" * 4  # an API key of the length that W&B expects
+MARKER = "marker-5e7d1c"  # a secret on the command line of the process
 
 
 def record(epoch: int) -> dict[str, float | int]:
@@ -91,4 +91,5 @@ def track(run_dir: Path, epochs: list[int], **given: Any) -> tuple[dict[str, str
 
 
 def holds(folder: Path, secret: str) -> list[Path]:
+    """Returns the files below `folder` that contain `secret`."""
     return [file for file in folder.rglob("*") if file.is_file() and secret.encode() in file.read_bytes()]

@@ -60,7 +60,7 @@ def start(
 
 
 def wait_for_epochs(out: Path, process: subprocess.Popen, count: int = 1) -> None:
-    """Waits until the run in `out` has recorded this many epochs, so that it is neither starting nor ending."""
+    """Waits until the run in `out` has recorded `count` epochs, so that the run is no longer starting."""
     record = out / "metrics.jsonl"
 
     def is_recorded() -> bool:

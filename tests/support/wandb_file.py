@@ -36,7 +36,7 @@ def of_kind(records: list[Any], kind: str) -> list[Any]:
 
 
 def value_of(item: Any) -> tuple[str, Any]:
-    """Returns (name, value) of one figure; the parts of a nested name are joined by dots."""
+    """Returns (name, value) of one logged item; the parts of a nested name are joined by dots."""
     return item.key or ".".join(item.nested_key), json.loads(item.value_json)
 
 

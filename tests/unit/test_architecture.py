@@ -85,14 +85,14 @@ def test_the_top_of_the_package_has_few_names() -> None:
         "__init__",
         "__main__",
     }
-    assert names == LAYER_OF.keys() - {"data_prep", "__init__", "__main__"}, "LADDER has other names than the folder"
+    assert names == LAYER_OF.keys() - {"data_prep", "__init__", "__main__"}, "LADDER and the folder do not match"
     assert len(names) <= MAX_NAMES
 
 
 def test_init_files_of_folders_import_only_the_standard_library() -> None:
-    """Some modules are used before torch is imported, so the __init__.py of their folder must not import it.
+    """Some modules are used before torch is imported, so the __init__.py of their folder must not import torch.
 
-    data_prep/sources is exempt.
+    data_prep/sources is exempt; it imports NumPy.
     """
     folders = [file for file in MODULES if file.name == "__init__.py" and file.parts[-3] != "data_prep"]
     imported = {name_of(file): names for file in folders if (names := top_imports_of(file) - sys.stdlib_module_names)}
@@ -133,7 +133,7 @@ def builds(node: ast.AST) -> bool:
 
 
 def test_backward_is_called_in_few_files() -> None:
-    """The trainer calls it through the runtime. Checks, measurements and warm-up steps call it directly."""
+    """The trainer calls `backward` through the runtime. Checks, measurements and warm-up steps call it directly."""
     callers = {name_of(file) for file in MODULES for _, _, name in calls_in(file) if name == "backward"}
     assert callers == {
         "ddp_trainer/engine/device_step.py",

@@ -152,7 +152,7 @@ def test_cutout_brightness_and_contrast_have_their_documented_effects() -> None:
     plain = augmented(PLAIN, batch).images
     cut = augmented(replace(PLAIN, cutout=8), batch).images
     assert ((cut == 0) & (plain != 0)).flatten(2).sum(dim=2).eq(64).all()
-    assert len({tuple(torch.nonzero(image == 0)[0].tolist()) for image in cut}) > 32, "few different positions"
+    assert len({tuple(torch.nonzero(image == 0)[0].tolist()) for image in cut}) > 32, "too few different positions"
 
     brighter = augmented(replace(PLAIN, brightness=0.3), batch).images - plain
     shifts = brighter.flatten(1).mean(dim=1)

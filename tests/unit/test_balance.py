@@ -19,7 +19,7 @@ COUNT = 12 * 64  # 768 draws in an epoch
 
 
 def drawn(epochs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Samples and turns of the first epochs, both (epochs, COUNT). Turn: how often the sample was drawn before."""
+    """Positions of the samples, and how often each was drawn earlier, both (epochs, COUNT), for the first epochs."""
     orders = [balanced_order(SAMPLES, LABELS, count=COUNT, seed=3, epoch=epoch) for epoch in range(epochs)]
     return tuple(np.stack([order[field] for order in orders]) for field in (0, 1))  # type: ignore[return-value, arg-type]
 
@@ -32,20 +32,20 @@ def test_each_class_is_drawn_equally_often_in_an_epoch_and_over_all_epochs() -> 
 
 
 def test_all_images_of_a_class_are_drawn_before_one_is_drawn_again() -> None:
-    samples, turns = (column.reshape(-1) for column in drawn(5))
+    samples, earlier_draws = (column.reshape(-1) for column in drawn(5))
     for label, size in zip((0, 1, 3, 4), SIZES, strict=True):
-        own, turn = (column[LABELS[samples - 1000] == label] for column in (samples, turns))
+        own, round_of = (column[LABELS[samples - 1000] == label] for column in (samples, earlier_draws))
         assert len(own) == 5 * COUNT // 4
         full = len(own) // size
-        assert np.array_equal(np.bincount(turn)[:full], np.full(full, size)), "a full turn has a wrong number of draws"
-        assert len(np.unique(np.stack([own, turn]), axis=1).T) == len(own), "an image is drawn twice in a turn"
+        assert np.array_equal(np.bincount(round_of)[:full], np.full(full, size)), "a round has a wrong number of draws"
+        assert len(np.unique(np.stack([own, round_of]), axis=1).T) == len(own), "an image is drawn twice in a round"
 
 
 def test_order_is_shuffled_and_depends_only_on_seed_and_epoch() -> None:
-    samples, turns = drawn(2)
+    samples, earlier_draws = drawn(2)
     again = balanced_order(SAMPLES, LABELS, count=COUNT, seed=3, epoch=1)
     assert np.array_equal(samples[1], again.samples)
-    assert np.array_equal(turns[1], again.turns)  # type: ignore[arg-type]
+    assert np.array_equal(earlier_draws[1], again.earlier_draws)  # type: ignore[arg-type]
     assert not np.array_equal(samples[0], samples[1])
     assert not np.array_equal(samples[0], balanced_order(SAMPLES, LABELS, count=COUNT, seed=4, epoch=0).samples)
     assert all(len(set(LABELS[batch - 1000])) == 4 for batch in samples.reshape(-1, 64))
@@ -58,13 +58,13 @@ def batch_of(count: int) -> Batch:
 
 @pytest.mark.parametrize("mix", [{}, {"mixup": 0.4}, {"cutmix": 1.0}])
 @pytest.mark.parametrize("flip", ["random", "alternating"])
-def test_an_image_in_turn_n_is_augmented_as_in_epoch_n(flip: str, mix: dict[str, float]) -> None:
+def test_an_image_that_was_drawn_n_times_is_augmented_as_in_epoch_n(flip: str, mix: dict[str, float]) -> None:
     augmenter = Augmenter(AugmentConfig(flip=flip, **mix), mean=(0.5,) * 3, std=(0.2,) * 3, seed=1)  # type: ignore[arg-type]
-    batch, turns = batch_of(16), torch.arange(16) // 4
-    by_turn = augmenter(batch, epoch=turns)
+    batch, earlier_draws = batch_of(16), torch.arange(16) // 4
+    by_draw = augmenter(batch, epoch=earlier_draws)
     for number in range(4):
         own, by_epoch = slice(4 * number, 4 * number + 4), augmenter(batch, epoch=number)
-        for one, other in zip(by_turn, by_epoch, strict=True):
+        for one, other in zip(by_draw, by_epoch, strict=True):
             assert (one is None) == (other is None)
             assert one is None or other is None or torch.equal(one[own], other[own])
 

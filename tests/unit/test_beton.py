@@ -181,7 +181,7 @@ def test_a_failed_writer_ends(tmp_path: Path) -> None:
 
 
 def test_a_writer_that_stalls_is_killed(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(beton_writer, "START_SECONDS", 0.5)  # shorter than an import of FFCV
+    monkeypatch.setattr(beton_writer, "START_SECONDS", 0.5)  # importing FFCV takes longer
     with pytest.raises(ChildProcessError, match="no progress"):
         write_splits(tmp_path, {"train": split})
     wait_until(lambda: not writers_for(tmp_path))
@@ -225,8 +225,8 @@ def writers_for(folder: Path) -> list[str]:
     return found
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -55,7 +55,7 @@ def test_an_invalid_command_line_is_explained_in_one_line(arguments: Sequence[st
 
 
 @pytest.mark.parametrize("flag", [("--network", "torchvision:resnet18"), ("--network=torchvision:resnet18",)])
-def test_another_network_does_not_inherit_the_widths_and_late_freezing_of_the_recipe(flag: tuple[str, ...]) -> None:
+def test_another_network_does_not_inherit_the_widths_or_late_freezing_of_the_recipe(flag: tuple[str, ...]) -> None:
     recipe, other = RECIPES["fast"], parse("fast", *flag)
     assert recipe.network.widths != DEFAULT_WIDTHS and recipe.schedule.freeze_late
     assert (other.network.widths, other.schedule.freeze_late) == (DEFAULT_WIDTHS, "")

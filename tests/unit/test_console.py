@@ -123,9 +123,9 @@ def test_a_log_gets_about_ten_lines_per_epoch() -> None:
     for step in range(1, 101):
         clock.now += 2.0
         lines.update(step, reader)
-    said = stream.getvalue().splitlines()
-    assert len(said) == reader.count == 9
-    assert said[0] == (
+    printed = stream.getvalue().splitlines()
+    assert len(printed) == reader.count == 9
+    assert printed[0] == (
         "epoch  3/24  step 10/100  loss 0.8123  accuracy 71.52%  lr 0.3120  12345 images/s  0:03:00 left"
     )
 

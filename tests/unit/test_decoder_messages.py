@@ -1,4 +1,4 @@
-"""Messages of image decoders are collected in one line that names the first few files. None is printed directly."""
+"""Messages of image decoders are not printed, but collected in one line that names the first few files."""
 
 import os
 import warnings

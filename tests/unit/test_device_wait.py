@@ -8,7 +8,7 @@ from ddp_trainer.distributed.device_wait import wait_for
 
 
 class DeviceEvent:
-    """An event that is reached at query number `reached_at`, counted from 1."""
+    """An event whose `query` returns True from call number `reached_at` (1-based) onward."""
 
     def __init__(self, reached_at: float) -> None:
         self.reached_at, self.queries, self.synchronized = reached_at, 0, False

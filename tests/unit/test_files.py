@@ -113,7 +113,7 @@ ODD_VALUES = [
 ]
 
 
-def mutated(fields: dict, rng: random.Random) -> None:
+def mutate(fields: dict, rng: random.Random) -> None:
     """Replaces, removes or adds random values anywhere in `fields`."""
     for _ in range(rng.randrange(1, 4)):
         place: dict = fields
@@ -135,7 +135,7 @@ def test_a_randomly_changed_dataset_json_is_read_or_refused_in_one_printable_lin
     text, messages = (tiny_dir / "dataset.json").read_text(), []
     for number in range(500):
         fields = json.loads(text)
-        mutated(fields, random.Random(number))
+        mutate(fields, random.Random(number))
         (tmp_path / "dataset.json").write_text(json.dumps(fields))
         try:
             read_dataset(tmp_path)

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -151,12 +150,10 @@ def test_a_lack_of_memory_or_file_handles_is_not_blamed_on_an_image(
         load_folder(photos, size=8, skip_unreadable=True)
 
 
-def test_five_thousand_real_images_take_seconds(jpeg_cifar_dir: Path, tmp_path: Path) -> None:
+def test_five_thousand_real_images_are_loaded(jpeg_cifar_dir: Path, tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / split).symlink_to(jpeg_cifar_dir / "test")
-    start = time.perf_counter()
     assert load_folder(tmp_path).train.images.shape == (5000, 32, 32, 3)
-    assert time.perf_counter() - start < 30
 
 
 def test_dark_16_bit_images_and_ignored_metadata_are_reported(photos: Path) -> None:

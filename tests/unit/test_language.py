@@ -51,5 +51,5 @@ def test_avoided_words_are_absent() -> None:
     assert found == [], "\n".join(["", *found])
 
 
-def test_avoided_words_are_found_across_lines() -> None:
+def test_avoided_words_are_found_across_line_breaks() -> None:
     assert as_one_line("# a refused\n    # step") == "# a refused step"

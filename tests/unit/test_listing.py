@@ -61,12 +61,12 @@ def test_images_are_recognized_by_content_and_subfolders_are_read(photos: Path) 
     assert found.notes == ()
 
 
-def test_error_names_a_dead_link(photos: Path) -> None:
+def test_error_names_a_broken_link(photos: Path) -> None:
     (photos / "train" / "bird").symlink_to("/nowhere/bird")
     assert f"{photos}/train/bird is a link to something that does not exist" in fails(photos)
 
 
-def test_error_names_a_link_back_to_a_folder_above(photos: Path) -> None:
+def test_error_names_a_link_to_a_parent_folder_or_to_itself(photos: Path) -> None:
     (photos / "train" / "cat" / "again").symlink_to(photos / "train" / "cat")
     assert f"{photos}/train/cat/again: this link leads back" in fails(photos)
     (photos / "train" / "cat" / "again").unlink()
@@ -124,7 +124,7 @@ def test_a_single_class_is_refused(photos: Path) -> None:
 
 
 def test_a_root_without_train_gives_only_the_test_split(photos: Path) -> None:
-    """A single class is enough here, because the evaluated model has its own list of classes."""
+    """One class is enough: the dataset is only for evaluation, and the model has its own list of classes."""
     shutil.rmtree(photos / "train")
     shutil.rmtree(photos / "test" / "dog")
     source = FolderImages(photos, size=8)
@@ -142,13 +142,13 @@ def test_splits_are_found_by_their_common_names(train: str, test: str, photos: P
     assert found.notes == (f"train split: {photos / train}", f"test split: {photos / test}")
 
 
-def test_of_two_training_folders_the_one_named_train_is_read(photos: Path) -> None:
+def test_folder_named_train_is_preferred_to_other_training_folders(photos: Path) -> None:
     (photos / "Train" / "ant").mkdir(parents=True)
     assert load_folder(photos, size=8).notes == (f"ignored {photos}/Train, because {photos}/train is the train split",)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_split_that_is_a_file_or_a_dead_link_is_an_error(split: str, photos: Path) -> None:
+def test_a_split_that_is_a_file_or_a_broken_link_is_an_error(split: str, photos: Path) -> None:
     (photos / split).rename(photos / "kept")
     (photos / split).write_text("text")
     assert f"{photos}/{split} is a file, not a folder of classes" in fails(photos)
@@ -173,7 +173,7 @@ def test_classes_that_differ_only_in_case_are_kept(photos: Path) -> None:
     assert load_folder(photos, size=8).classes == ("Dog", "dog")
 
 
-def test_text_and_sound_files_that_begin_like_images_are_ignored(photos: Path) -> None:
+def test_text_and_audio_files_that_begin_like_images_are_ignored(photos: Path) -> None:
     for name, content in {
         "a.txt": b"BMW is a car maker",
         "b.txt": b"P5 is a label",

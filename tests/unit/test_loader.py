@@ -39,6 +39,7 @@ def resident(stream: StreamLoader) -> ResidentLoader:
 
 
 def plans() -> dict[str, list[np.ndarray]]:
+    """Named lists of batches to request. Each batch is an array of positions in the file."""
     shuffled = np.random.default_rng(0).permutation(230)
     batches = [shuffled[start : start + 32] for start in range(0, 230, 32)]
     empty = np.empty(0, dtype=np.int64)
@@ -103,16 +104,17 @@ def test_loaders_share_compiled_code_but_not_data(stream: StreamLoader, tmp_path
     image_set = draw_synthetic(train_count=60, test_count=10, seed=4, size=48)
     write_dataset(image_set, tmp_path)
     other = StreamLoader(tmp_path / "train.beton", device=CPU, batch_size=16, num_workers=2)
-    mine, theirs = np.arange(64), np.arange(48)[::-1]
-    for ours, batch in zip(stream.batches([mine[:32], mine[32:]]), other.batches(theirs.reshape(3, 16)), strict=False):
-        assert ours.images.shape[2:] == (32, 32)
-        assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), image_set.train.images[batch.indices.numpy()])
-        assert np.array_equal(batch.labels.numpy(), image_set.train.labels[batch.indices.numpy()])
+    order, other_order = np.arange(64).reshape(2, 32), np.arange(48)[::-1].reshape(3, 16)
+    for batch, other_batch in zip(stream.batches(order), other.batches(other_order), strict=False):
+        assert batch.images.shape[2:] == (32, 32)
+        rows = other_batch.indices.numpy()
+        assert np.array_equal(other_batch.images.permute(0, 2, 3, 1).numpy(), image_set.train.images[rows])
+        assert np.array_equal(other_batch.labels.numpy(), image_set.train.labels[rows])
 
-    def giving(size: int) -> Callable[[], int]:
+    def returning(size: int) -> Callable[[], int]:
         return lambda: size
 
-    compiled = [Compiler.compile(giving(size)) for size in (32, 48, 32)]
+    compiled = [Compiler.compile(returning(size)) for size in (32, 48, 32)]
     assert compiled[0] is compiled[2] is not compiled[1]
     assert [function() for function in compiled] == [32, 48, 32]
 
@@ -145,14 +147,16 @@ def test_a_stalled_ffcv_thread_raises_an_error(stream: StreamLoader, monkeypatch
 
     monkeypatch.setattr("data_prep.ffcv_reader.STALL_SECONDS", 1.0)
     monkeypatch.setattr("data_prep.ffcv_reader.CLOSE_SECONDS", 0.1)
-    storage = threading.Event()  # does not answer, so the thread stays blocked
+    storage = threading.Event()  # stands for storage that does not answer, so FFCV's thread stays blocked
     monkeypatch.setattr(EpochIterator, "run_pipeline", lambda self, *_: storage.wait(60))
     with pytest.raises(RuntimeError, match="no progress"):
         list(stream.batches(plans()["full batches"]))
     storage.set()
 
 
-def test_fewer_threads_than_workers_are_enough(image_set_and_beton: tuple[np.ndarray, np.ndarray, Path]) -> None:
+def test_num_workers_may_exceed_the_number_of_numba_threads(
+    image_set_and_beton: tuple[np.ndarray, np.ndarray, Path],
+) -> None:
     program = """if True:
         import sys, numpy as np, torch
         from pathlib import Path
@@ -172,8 +176,8 @@ def test_fewer_threads_than_workers_are_enough(image_set_and_beton: tuple[np.nda
 def test_samples_other_than_the_requested_ones_raise_an_error(
     stream: StreamLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = stream._reader.read
-    monkeypatch.setattr(stream._reader, "read", lambda order: asked(order[::-1].copy()))
+    read = stream._reader.read
+    monkeypatch.setattr(stream._reader, "read", lambda order: read(order[::-1].copy()))
     with pytest.raises(RuntimeError, match="the wrong samples"):
         list(stream.batches(plans()["full batches"]))
 

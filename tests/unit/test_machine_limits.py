@@ -1,4 +1,4 @@
-"""Errors of the machine are reported in one line, and other errors are not mistaken for them."""
+"""Errors of the machine, such as a lack of memory, are reported in one line. Bugs are not mistaken for them."""
 
 import errno
 import resource

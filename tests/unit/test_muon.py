@@ -86,7 +86,7 @@ def test_100_steps_equal_those_of_a_plain_implementation(kind: str) -> None:
 
 
 def test_operations_of_a_step_are_those_of_its_matrix_products() -> None:
-    """For a matrix (m, n) with n > 1.5 m, three iterations take 2 products with the matrix and 9 of (m, m) matrices."""
+    """With n > 1.5 m, three iterations on an (m, n) matrix take 2 products with it and 9 of (m, m) matrices."""
     model = CustomResNet()
     shapes = [sorted(weights.flatten(1).shape) for weights in model.parameters() if weights.ndim == 4]
     expected = sum(2 * 2 * m * m * n + 9 * 2 * m**3 for m, n in shapes)
@@ -111,7 +111,7 @@ def filters_after(start: Tensor, gradients: list[Tensor]) -> Tensor:
 
 
 def test_filters_take_the_step_of_airbench() -> None:
-    """airbench94_muon is the source of the update of filters (see `Muon`)."""
+    """The reference is the update of filters in airbench94_muon (see `Muon`)."""
     start, gradients = filters_and_gradients()
     expected, average = start.clone(), torch.zeros_like(start)
     for gradient in gradients:

@@ -77,8 +77,8 @@ def test_held_out_images_are_stratified(count: int) -> None:
     assert len(held_out) == count
     assert np.array_equal(np.sort(np.concatenate((kept, held_out))), np.arange(1003))
     for label in range(7):
-        share = (labels == label).sum() * count / 1003
-        assert abs((labels[held_out] == label).sum() - share) <= 1
+        expected = (labels == label).sum() * count / 1003
+        assert abs((labels[held_out] == label).sum() - expected) <= 1
     if count:
         assert not np.array_equal(held_out, hold_out(labels, count=count, seed=5)[1])
 

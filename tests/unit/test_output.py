@@ -1,4 +1,4 @@
-"""The folder of --out is checked before any image is read, and lists of image files are written beside it."""
+"""The --out folder is checked before any image is read, and lists of image files are written beside it."""
 
 import os
 from pathlib import Path
@@ -19,6 +19,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def refused(photos: Path, out: Path | str, capsys: pytest.CaptureFixture[str]) -> str:
+    """Returns the line with which the command refuses `out`. The command must not change any folder."""
     before = sorted(photos.parent.rglob("*"))
     assert main(["--source", "folder", "--root", str(photos), "--out", str(out), "--size", "8"]) == 2
     assert sorted(photos.parent.rglob("*")) == before
@@ -44,7 +45,7 @@ def test_leftovers_of_a_killed_command_are_removed_before_the_free_space_is_chec
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = photos.parent / "out"
-    leftovers = [out / f".writing-{number}" for number in (10**9, os.getpid())]  # in a container, ids are used again
+    leftovers = [out / f".writing-{number}" for number in (10**9, os.getpid())]  # containers reuse process IDs
     for folder in leftovers:
         folder.mkdir(parents=True)
 
@@ -71,10 +72,10 @@ def test_a_folder_among_the_images_is_refused(name: str, photos: Path, capsys: p
 def test_lists_are_written_beside_the_folder(out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    said = write_list(Path(out), "unreadable", ["a", "b"])
+    message = write_list(Path(out), "unreadable", ["a", "b"])
     path = Path(f"{(tmp_path / 'work' / out).resolve()}.unreadable.txt")
     assert path.read_text() == "a\nb\n"
-    assert Path(said.removeprefix("all are listed in ")).resolve() == path
+    assert Path(message.removeprefix("all are listed in ")).resolve() == path
 
 
 def test_a_list_that_cannot_be_written_is_reported_and_raises_no_error(tmp_path: Path) -> None:

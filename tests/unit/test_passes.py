@@ -1,4 +1,4 @@
-"""--accumulate auto chooses the fewest passes that fit into memory, and its measurements change no state."""
+"""--accumulate auto splits a batch into the fewest passes that fit into memory. Measuring memory changes no state."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +12,15 @@ from data_prep.dataset import read_dataset
 from data_prep.errors import InputError
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.engine import passes
-from ddp_trainer.engine.passes import FEW, MEMORY_SHARE, MORE, Need, has_room, peak_of_pass, resolve_passes
+from ddp_trainer.engine.passes import (
+    FEW_IMAGES,
+    MEMORY_SHARE,
+    MORE_IMAGES,
+    MemoryNeed,
+    has_room,
+    peak_of_pass,
+    resolve_passes,
+)
 from ddp_trainer.engine.peak_memory import PeakMemory
 from ddp_trainer.models.spec import ModelSpec, build_network
 from tests.support.narrow import narrow_settings, single_runtime
@@ -36,14 +44,14 @@ def test_nothing_is_tried_if_a_rank_would_have_fewer_than_two_images_in_a_pass(
 @pytest.mark.parametrize(
     ("need", "available", "expected"),
     [
-        (Need(fixed=0, per_image=10), 1000, 100),
-        (Need(fixed=400, per_image=10), 1000, 60),
-        (Need(fixed=405, per_image=10), 1000, 59),
-        (Need(fixed=1200, per_image=10), 1000, 0),
+        (MemoryNeed(fixed=0, per_image=10), 1000, 100),
+        (MemoryNeed(fixed=400, per_image=10), 1000, 60),
+        (MemoryNeed(fixed=405, per_image=10), 1000, 59),
+        (MemoryNeed(fixed=1200, per_image=10), 1000, 0),
     ],
 )
 def test_number_of_images_that_fit_follows_from_fixed_and_per_image_memory(
-    need: Need, available: int, expected: int
+    need: MemoryNeed, available: int, expected: int
 ) -> None:
     assert need.images_that_fit(available) == expected
 
@@ -71,7 +79,7 @@ def test_peak_includes_what_the_backward_pass_needs() -> None:
     weight = torch.ones(1000, requires_grad=True)
     with PeakMemory() as memory:
         (weight.exp().exp().exp().sum()).backward()
-    assert memory.peak >= 3 * 4000 + 4000  # three results, which are kept, and a gradient
+    assert memory.peak >= 3 * 4000 + 4000  # the kept results of three exp calls, and a gradient
 
 
 def dropout_network() -> nn.Module:
@@ -103,8 +111,8 @@ def network_of(config: TrainConfig) -> nn.Module:
 
 def test_two_small_passes_predict_the_memory_of_a_large_one(config: TrainConfig) -> None:
     runtime, model = single_runtime(), network_of(config)
-    few, more, large = (peak_of_pass(model, runtime, (count, 32)) for count in (FEW, MORE, 64))
-    predicted = few + (more - few) / (MORE - FEW) * (64 - FEW)
+    few, more, large = (peak_of_pass(model, runtime, (count, 32)) for count in (FEW_IMAGES, MORE_IMAGES, 64))
+    predicted = few + (more - few) / (MORE_IMAGES - FEW_IMAGES) * (64 - FEW_IMAGES)
     assert large == pytest.approx(predicted, rel=0.03)
 
 

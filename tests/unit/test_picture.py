@@ -37,7 +37,7 @@ def test_a_png_of_the_right_size_is_kept_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
-def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
+def test_images_of_every_mode_become_rgb(mode: str, tmp_path: Path) -> None:
     """The left side is black and the right side is white in every mode."""
     halves = np.zeros((32, 32), dtype=np.uint8)
     halves[:, 16:] = 255

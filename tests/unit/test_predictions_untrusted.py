@@ -18,11 +18,11 @@ from ddp_trainer.tracking.predictions import read_predictions
 from tests.support.run_directories import make_run
 
 
-def controls(text: str) -> set[str]:
+def control_characters(text: str) -> set[str]:
     return {char for char in text if unicodedata.category(char) in ("Cc", "Cs")} - {"\n", "\t"}
 
 
-def test_headers_that_claim_huge_arrays_and_a_named_pipe_are_refused(tmp_path: Path) -> None:
+def test_a_named_pipe_and_headers_that_claim_huge_arrays_are_refused(tmp_path: Path) -> None:
     arrays = {key: array for key, array in make_run(tmp_path / "run").items() if np.ndim(array)}
     path = tmp_path / "run" / "predictions.npz"
     for name, shape in (
@@ -89,4 +89,4 @@ def test_damaged_predictions_are_refused_or_have_matching_shapes(tmp_path: Path,
             messages.append(str(error))
         else:
             assert found is not None and found.labels.shape == (300,)
-    assert len(messages) > 200 and not controls("".join(messages))
+    assert len(messages) > 200 and not control_characters("".join(messages))

@@ -29,7 +29,7 @@ def test_a_jpeg_that_lacks_pixels_is_refused(share: float, progressive: bool, tm
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_what_follows_the_end_marker_of_a_jpeg_does_not_matter(progressive: bool, tmp_path: Path) -> None:
-    """Phones append a video."""
+    """Some phones append a video to a photo."""
     whole = noise_jpeg(progressive=progressive)
     (tmp_path / "whole.jpg").write_bytes(whole)
     (tmp_path / "a.jpg").write_bytes(whole + np.random.default_rng(0).bytes(200_000) + b"\xff\xda")

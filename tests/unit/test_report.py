@@ -110,8 +110,8 @@ def test_page_shows_the_figures_in_the_run_directory(complete):
         precision = hits / (predicted == label).sum()
         assert f"{label} kind-{label} {count} {precision:.1%} {hits / count:.1%}" in page.text
     row = int(np.flatnonzero(found["indices"] == found["wrong_indices"][0])[0])
-    said = f"kind-{found['labels'][row]} taken for kind-{predicted[row]} {found['probabilities'][row].max():.1%}"
-    assert said in page.text
+    caption = f"kind-{found['labels'][row]} taken for kind-{predicted[row]} {found['probabilities'][row].max():.1%}"
+    assert caption in page.text
     assert "--num_processes 2" in page.text
     assert "-m ddp_trainer.train baseline --data-dir data/x --epochs 3" in page.text
 
@@ -125,7 +125,7 @@ def page_with(run: Path, **settings: float) -> Page:
     return Page(write_report([run]))
 
 
-def test_page_says_if_the_training_loss_includes_label_smoothing(complete, tmp_path):
+def test_page_says_whether_the_training_loss_includes_label_smoothing(complete, tmp_path):
     assert "label smoothing" not in complete[2].text
     assert "label smoothing" in page_with(tmp_path / "smoothed", label_smoothing=0.2).text
 

@@ -32,8 +32,8 @@ def test_error_names_the_damaged_file_in_one_line(tmp_path, capsys, name, conten
     make_run(tmp_path / "run")
     damage(tmp_path / "run", name, content)
     assert main([str(tmp_path / "run")]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and said.count("\n") == 1 and name in said
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1 and name in line
     assert not (tmp_path / "run" / "report").exists()
 
 
@@ -68,18 +68,18 @@ def test_command_prints_the_path_of_the_report_or_one_error_line(tmp_path, capsy
 
 
 @pytest.mark.parametrize(
-    ("found", "offset", "damage"),
+    ("marker", "offset", "replacement"),
     [(b"indices.npy", 60, b"\xff" * 40), (b"PK\x01\x02", 8, b"\x01"), (b"PK\x01\x02", 10, b"\x63")],
     ids=["compressed data", "encrypted", "unknown compression"],
 )
-def test_error_names_a_zip_file_with_damaged_content(tmp_path, capsys, found, offset, damage):
+def test_error_names_a_zip_file_with_damaged_content(tmp_path, capsys, marker, offset, replacement):
     """The names of the arrays are readable; the damage is found only when an array is read."""
     arrays = make_run(tmp_path / "run")
     path = tmp_path / "run" / "predictions.npz"
     np.savez_compressed(path, **{key: array for key, array in arrays.items() if np.ndim(array)})
     content = bytearray(path.read_bytes())
-    start = content.index(found) + offset
-    content[start : start + len(damage)] = damage
+    start = content.index(marker) + offset
+    content[start : start + len(replacement)] = replacement
     path.write_bytes(content)
     assert main([str(tmp_path / "run")]) == 2
     assert "predictions.npz cannot be read" in capsys.readouterr().err

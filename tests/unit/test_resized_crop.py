@@ -113,7 +113,7 @@ def test_crops_have_the_requested_areas_and_evenly_spread_ratios(size: tuple[int
     assert (height <= size[0]).all()
     assert (width >= 1).all()
     assert (width <= size[1]).all()
-    small, logs = shares < 0.37, (width / height).log()  # these areas fit into the image with any ratio
+    small, logs = shares < 0.37, (width / height).log()  # these areas fit into the image with any of the ratios
     torch.testing.assert_close(((height * width) / math.prod(size))[small], shares[small], rtol=0.12, atol=0)
     assert logs[small].abs().max() < math.log(4 / 3) + 0.1  # sides are whole pixels
     assert logs[small].mean().abs() < 0.01
@@ -123,7 +123,7 @@ def test_crops_have_the_requested_areas_and_evenly_spread_ratios(size: tuple[int
     )
 
 
-def test_crops_too_large_for_every_ratio_are_clamped_to_the_image() -> None:
+def test_areas_that_fit_with_no_requested_ratio_are_clamped_to_the_image() -> None:
     height, width = sides_of_areas(torch.ones(3), torch.tensor([0.0, 0.5, 1.0]), size=(32, 32), ratios=(2.0, 3.0))
     assert width.tolist() == [32] * 3
     assert (height <= 32).all()

@@ -26,10 +26,10 @@ def test_each_step_gets_random_bits_for_its_images(
         schedule=replace(config.schedule, batch_size=16),
     )
     data = build_data(config, runtime, read_dataset(tiny_dir))
-    turns = data.plan(3, config=config, runtime=runtime).turns
-    assert (turns is None) == (balance == "none")
+    earlier_draws = data.plan(3, config=config, runtime=runtime).earlier_draws
+    assert (earlier_draws is None) == (balance == "none")
     steps = list(data.batches(3, slice(1, None), config=config, runtime=runtime))
     assert len(steps) == 5
     for row, (batch, draws) in enumerate(steps):
-        epoch = 3 if turns is None else torch.from_numpy(turns[1 + row])
+        epoch = 3 if earlier_draws is None else torch.from_numpy(earlier_draws[1 + row])
         assert torch.equal(draws, data.augmenter.draw(batch.indices, epoch))

@@ -20,14 +20,12 @@ from tests.support.trainer import environment, run
 def test_freed_memory_is_reused_without_page_faults() -> None:
     finished = run("tests.support.workers.page_faults")
     assert finished.returncode == 0, finished.stderr
-    # With glibc's defaults, all 40 allocations of the worker cause page faults. Here, only a few early ones do, because
-    # small objects occupy parts of the freed blocks, so that the heap must grow.
+    # With glibc's defaults, all 40 allocations of the worker cause page faults. Here, only a few early ones do: small
+    # objects occupy parts of the freed blocks, so the heap must still grow.
     assert int(finished.stdout) <= 20
 
 
-def test_the_cpu_that_accelerates_launcher_asks_for_is_used_even_if_there_is_a_gpu(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_accelerate_use_cpu_selects_the_cpu_even_if_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     with restored_settings():
@@ -43,7 +41,7 @@ def test_fp32_does_not_use_tf32(precision: str, allowed: bool) -> None:
         assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed
 
 
-def test_ranks_draw_different_random_numbers_after_the_start() -> None:
+def test_separate_generators_gives_each_rank_different_random_numbers() -> None:
     with restored_settings():
         runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32", seed=3))
         runtime.separate_generators()

@@ -1,4 +1,4 @@
-"""The learning rate equals that of torch's OneCycleLR, crops grow during a run, and layers freeze late."""
+"""The learning rate equals that of torch's OneCycleLR, crops grow during a run, and --freeze-late freezes layers."""
 
 import math
 
@@ -87,10 +87,10 @@ def test_invalid_small_crops_are_refused(wrong: str) -> None:
 
 def test_learning_rates_reach_zero_when_parameters_are_frozen() -> None:
     schedule = ScheduleConfig(freeze_late="features.0.*", freeze_late_between=(0.5, 0.8))
-    factors = [schedule.cooling(step, total_steps=10) for step in range(10)]
+    factors = [schedule.late_lr_factor(step, total_steps=10) for step in range(10)]
     assert factors == pytest.approx([1, 1, 1, 1, 1, 1, 2 / 3, 1 / 3, 0, 0])
     assert schedule.freeze_step(10) == 8
-    assert ScheduleConfig(freeze_late="a", freeze_late_between=(0.5, 0.5)).cooling(5, total_steps=10) == 0
+    assert ScheduleConfig(freeze_late="a", freeze_late_between=(0.5, 0.5)).late_lr_factor(5, total_steps=10) == 0
     assert ScheduleConfig().freeze_step(10) == math.inf
 
 

@@ -1,6 +1,6 @@
 """A step whose loss or gradient is not finite changes nothing.
 
-One such step ends the run, or ten in a row if the run uses a gradient scaler.
+The run ends after one such step or, if it uses a gradient scaler, after ten in a row.
 """
 
 import copy
@@ -67,7 +67,7 @@ class Step:
                 gradient[0, 0, 0, 0] = math.inf
             self.sums.add(losses.detach(), losses > 0)
         self.ema.update(self.model, skip=decision.skipped)
-        self.guard.look_back(Attempt(self.number, torch.arange(len(images), device=self.device), losses.detach()))
+        self.guard.check_previous(Attempt(self.number, torch.arange(len(images), device=self.device), losses.detach()))
         self.number += 1
 
     def state(self) -> dict[str, Tensor]:
@@ -101,14 +101,14 @@ def test_run_with_a_skipped_step_equals_the_run_without_it(
     device: torch.device, optimizer: str, bad: str, at: int
 ) -> None:
     """The runs are equal bit for bit. They use a gradient scaler, so that the skipped step does not end the run."""
-    with_it, without = (Step(device, optimizer, fp16_like=True) for _ in range(2))
+    with_skip, without_skip = (Step(device, optimizer, fp16_like=True) for _ in range(2))
     for number in range(4):
         if number == at:
-            with_it(**BAD[bad])
-        with_it(images(number))
-        without(images(number))
-    assert differences(with_it.state(), without.state()) == []
-    assert with_it.guard.settle() == (0, 1)
+            with_skip(**BAD[bad])
+        with_skip(images(number))
+        without_skip(images(number))
+    assert differences(with_skip.state(), without_skip.state()) == []
+    assert with_skip.guard.skipped_steps() == (0, 1)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
@@ -120,7 +120,7 @@ def test_skipped_step_changes_nothing(device: torch.device, optimizer: str, bad:
     step(**BAD[bad])
     assert differences(step.state(), before) == []
     with pytest.raises(NonFinite, match="step 2"):
-        step.guard.settle()
+        step.guard.skipped_steps()
 
 
 def test_host_learns_of_a_skipped_step_one_step_later(device: torch.device) -> None:
@@ -142,11 +142,11 @@ def test_fp16_run_ends_after_ten_skipped_steps_in_a_row(device: torch.device) ->
         for _ in range(FP16_PATIENCE - 1):
             step(images(0), factor=math.inf)
         step(images(0))
-    assert step.guard.settle() == (0, 2 * (FP16_PATIENCE - 1))
+    assert step.guard.skipped_steps() == (0, 2 * (FP16_PATIENCE - 1))
     for _ in range(FP16_PATIENCE):
         step(images(0), factor=math.inf)
     with pytest.raises(NonFinite, match="10 steps in a row"):
-        step.guard.settle()
+        step.guard.skipped_steps()
 
 
 def test_infinite_loss_with_finite_gradients_gets_nan_gradients() -> None:

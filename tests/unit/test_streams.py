@@ -73,7 +73,7 @@ def test_a_closed_terminal_changes_neither_work_nor_exit_status(tmp_path: Path) 
     assert (finished.returncode, (tmp_path / "result").read_text()) == (0, "done")
 
 
-def test_letters_that_the_encoding_lacks_are_written_as_escapes(tmp_path: Path) -> None:
+def test_characters_that_the_encoding_lacks_are_written_as_escapes(tmp_path: Path) -> None:
     finished = run(tmp_path, "", capture_output=True)
     assert finished.stdout.startswith(b"stdout: na\\xefve x")
     assert finished.stderr == b"stderr: na\\xefve\n" * 3

@@ -1,4 +1,7 @@
-"""Temperature scaling: one number, fitted on held-out images, corrects the probabilities."""
+"""Temperature scaling: one number, fitted on held-out images, corrects the probabilities.
+
+Other tests check which images --validation and --calibrate hold out, and what the run prints about that.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +16,7 @@ from data_prep.beton import read_labels
 from data_prep.dataset import read_dataset
 from data_prep.errors import InputError
 from ddp_trainer.engine.data import build_data
-from ddp_trainer.engine.temperature import COLDEST, HOTTEST, fit_temperature
+from ddp_trainer.engine.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature
 from ddp_trainer.models.spec import ModelSpec
 from ddp_trainer.run.checks import check_settings
 from ddp_trainer.run.recorder import describe_plan
@@ -23,9 +26,9 @@ from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
 def draw(temperature: float, count: int = 20_000) -> tuple[Tensor, Tensor]:
     """Draws labels from the probabilities of random logits. Returns the logits times `temperature`, and the labels."""
     generator = torch.Generator().manual_seed(0)
-    right = 3 * torch.randn(count, 10, dtype=torch.float64, generator=generator)
-    labels = torch.multinomial(right.softmax(dim=1), 1, generator=generator)[:, 0]
-    return (right * temperature).float(), labels
+    true_logits = 3 * torch.randn(count, 10, dtype=torch.float64, generator=generator)
+    labels = torch.multinomial(true_logits.softmax(dim=1), 1, generator=generator)[:, 0]
+    return (true_logits * temperature).float(), labels
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
@@ -42,8 +45,8 @@ def test_no_nearby_temperature_has_a_lower_loss() -> None:
 
 def test_temperature_stays_within_its_limits() -> None:
     labels = torch.arange(8) % 4
-    assert fit_temperature(F.one_hot(labels, 4).float(), labels) == pytest.approx(COLDEST)
-    assert fit_temperature(F.one_hot((labels + 1) % 4, 4).float(), labels) == pytest.approx(HOTTEST)
+    assert fit_temperature(F.one_hot(labels, 4).float(), labels) == pytest.approx(MIN_TEMPERATURE)
+    assert fit_temperature(F.one_hot((labels + 1) % 4, 4).float(), labels) == pytest.approx(MAX_TEMPERATURE)
 
 
 def test_training_validation_and_calibration_images_do_not_overlap(tiny_dir: Path) -> None:
@@ -65,12 +68,14 @@ def test_classes_without_a_validation_image_are_named(tiny_dir: Path) -> None:
     for count, num_unseen in ((0, 0), (4, 6), (40, 0)):
         few = replace(config, data=replace(config.data, validation=count))
         trainer = narrow_trainer(few, single_runtime())
-        unseen = set(trainer.data.unseen)
+        missing_classes = set(trainer.data.missing_classes)
         labels = read_labels(tiny_dir / "train.beton")[trainer.data.evaluator.samples] if count else range(10)
         classes = read_dataset(tiny_dir).classes
-        assert unseen == set(classes) - {classes[label] for label in labels}
-        assert len(unseen) == num_unseen
-        assert ("warning: --validation holds out no image of some classes (" in describe_plan(trainer)) == bool(unseen)
+        assert missing_classes == set(classes) - {classes[label] for label in labels}
+        assert len(missing_classes) == num_unseen
+        assert ("warning: --validation holds out no image of some classes (" in describe_plan(trainer)) == bool(
+            missing_classes
+        )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +86,7 @@ def test_classes_without_a_validation_image_are_named(tiny_dir: Path) -> None:
         ({"batch_size": 20}, "batches", []),
     ],
 )
-def test_the_plan_mentions_a_limit_and_leftover_images_only_if_they_have_an_effect(
+def test_the_plan_mentions_max_steps_and_leftover_images_only_if_they_have_an_effect(
     schedule: dict[str, int], balance: str, expected: list[str], tiny_dir: Path
 ) -> None:
     config = narrow_settings(tiny_dir)
@@ -105,7 +110,7 @@ def test_too_many_held_out_images_are_refused(tiny_dir: Path) -> None:
 def test_the_calibration_images_are_evaluated_in_batches_that_fit_into_memory(
     tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loader of the training images yields larger batches."""
+    """The training loader, which also reads the calibration images, yields larger batches."""
     config = narrow_settings(tiny_dir)
     trainer = narrow_trainer(replace(config, data=replace(config.data, calibrate=30)), single_runtime())
     monkeypatch.setattr(ModelSpec, "evaluation_batch", 7)

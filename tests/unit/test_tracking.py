@@ -42,7 +42,9 @@ def test_a_resumed_run_records_every_step_once(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "steps.jsonl") == [step_record(step) for step in (1, 2, 3)]
 
 
-def test_error_for_an_unwritten_record_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_for_a_record_that_cannot_be_written_names_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With a limit on the size of files, a line is written only in part, as on a full disk."""
     log = JsonLines(tmp_path / "metrics.jsonl", [record(1)])
     with file_size_limit((tmp_path / "metrics.jsonl").stat().st_size + 10):

@@ -18,7 +18,7 @@ BUFFER = "model.features.0.1.running_mean"
 
 
 def trainer_with_average(data_dir: Path) -> Trainer:
-    """Returns a trainer with a narrow network and a moving average, which has buffers of its own."""
+    """Returns a trainer with a narrow network and a moving average of its weights, which has its own buffers."""
     config = narrow_settings(data_dir)
     return narrow_trainer(replace(config, optim=replace(config.optim, ema_decay=0.9)), single_runtime())
 

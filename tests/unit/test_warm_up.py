@@ -1,4 +1,7 @@
-"""A warm-up changes neither the training state nor the random state. The step guard skips all steps of a warm-up."""
+"""The warm-up before the first step changes neither the training state nor the random state.
+
+On a GPU, it takes whole steps, and the step guard skips all of them.
+"""
 
 import math
 from dataclasses import replace
@@ -26,7 +29,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
     }
     tensors = {**state.model.state_dict(), **{f"ema {name}": value for name, value in state.ema.state_dict().items()}}
     values = {name: value.clone() for name, value in {**tensors, **slots, "sums": state.sums.values}.items()}
-    return {**values, "counts": torch.tensor(trainer.guard.settle())}
+    return {**values, "counts": torch.tensor(trainer.guard.skipped_steps())}
 
 
 def differences(left: dict[str, Tensor], right: dict[str, Tensor]) -> list[str]:
@@ -41,9 +44,9 @@ def test_skipped_steps_do_not_change_the_state(tiny_dir: Path, optimizer: str) -
     plain, warmed = (narrow_trainer(config, single_runtime()) for _ in range(2))
     batch = next(iter(warmed.data.loader.batches(warmed.data.plan(0, config=config, runtime=warmed.runtime).samples)))
     before = state_of(warmed)
-    warmed.device_step.mean_share = math.nan
+    warmed.device_step.images_per_rank = math.nan  # makes the gradients NaN, so that the guard skips the steps
     take_skipped_steps(warmed.device_step.work, warmed.state, batch, [16, 32])
-    warmed.device_step.mean_share = config.schedule.batch_size
+    warmed.device_step.images_per_rank = config.schedule.batch_size
     assert differences(state_of(warmed), before) == []
     for trainer in (plain, warmed):
         trainer.train_step(batch, epoch=0)

@@ -13,7 +13,7 @@ BATCH = 32  # the batch size of `smoke`
 
 
 def run(data: Path, out: Path, *flags: str, fitting: str = "32,32", steps: str = "4", processes: int = 1) -> Finished:
-    """Trains as if memory were limited. `fitting`: the number of images that fit into memory on each rank."""
+    """Trains as if memory were limited. `fitting`: how many images fit into memory on each rank, comma-separated."""
     arguments = ("smoke", "--device", "cpu", "--data-dir", data, "--out", out, "--max-steps", steps, *flags)
     return fork(fitting, *arguments, program=UNEVEN, processes=processes)
 

@@ -59,7 +59,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (truncate, "python -m data_prep --source synthetic --out"),
     "bit flip": (flip_a_bit, "python -m data_prep --source synthetic --out"),
     "not a beton file": (lambda folder: (folder / "test.beton").write_bytes(b"hello world" * 1000), "test.beton"),
-    "no beton": (lambda folder: (folder / "test.beton").unlink(), "test.beton"),
+    "no test.beton": (lambda folder: (folder / "test.beton").unlink(), "test.beton"),
 }
 
 

@@ -108,7 +108,7 @@ def test_finished_runs_are_collected_and_an_unfinished_run_is_refused(tmp_path: 
     first, second = json.loads(text)["runs"]
     assert second["command"] == first["command"].replace("--out", "--seed 1 --out")
     assert (first["summary"]["test_accuracy_tta"], [epoch["epoch"] for epoch in first["epochs"]]) == (0.875, [1, 2, 3])
-    assert "data/x" not in text and str(tmp_path) not in text, "a path of this machine"
+    assert "data/x" not in text and str(tmp_path) not in text, "the result contains a path of this machine"
     (runs[1] / "summary.json").unlink()
     with pytest.raises(InputError, match=r"b has no summary\.json"):
         collect_runs.main(arguments)

@@ -1,4 +1,4 @@
-"""Tries a few hundred mutations of a beton file; `make soak` tries thousands."""
+"""Tries a few hundred mutations of a beton file (FFCV's format). `make soak` tries thousands."""
 
 from pathlib import Path
 

@@ -37,14 +37,14 @@ def test_final_evaluation_export_and_predict_use_the_stored_temperature(calibrat
     with torch.inference_mode():
         logits = model(batch_normalize(images, spec.mean, spec.std, torch.float32)).double()
         exported = NormalizingModel(model, spec).eval()(images).double()
-    shares = (logits / spec.temperature).softmax(dim=1)
+    probabilities = (logits / spec.temperature).softmax(dim=1)
     found = load_run(calibrated).predictions
     assert found is not None
-    np.testing.assert_allclose(found.probabilities, shares, atol=1e-5)
-    np.testing.assert_allclose(exported.softmax(dim=1), shares, atol=1e-5)
+    np.testing.assert_allclose(found.probabilities, probabilities, atol=1e-5)
+    np.testing.assert_allclose(exported.softmax(dim=1), probabilities, atol=1e-5)
     pixels = images.permute(0, 2, 3, 1).numpy()
     answers = list(predict(model, spec, [Path(str(number)) for number in range(40)], pixels))
-    np.testing.assert_allclose([answer.probability for answer in answers], shares.max(dim=1).values, atol=1e-5)
+    np.testing.assert_allclose([answer.probability for answer in answers], probabilities.max(dim=1).values, atol=1e-5)
 
 
 def test_report_and_model_card_show_the_temperature(calibrated: Path) -> None:
@@ -65,7 +65,7 @@ def test_report_of_a_poorly_calibrated_run_recommends_calibrate(calibrated: Path
     many = replace(
         run.predictions,
         labels=np.tile(run.predictions.labels, 30),
-        probabilities=np.tile(run.predictions.probabilities, (30, 1))
-        ** 4,  # the confidence no longer matches the accuracy
+        # with the fourth power, the confidence no longer matches the accuracy
+        probabilities=np.tile(run.predictions.probabilities, (30, 1)) ** 4,
     )
     assert "--calibrate 1000" in reliability(replace(run, summary={}), many)

@@ -195,9 +195,9 @@ def test_a_limit_of_the_shell_gives_one_line_and_exit_status_1(
 
 
 @pytest.mark.parametrize(
-    ("number", "sign"), [(signal.SIGTERM, ""), (signal.SIGINT, "/train.beton"), (signal.SIGHUP, "/train.beton")]
+    ("number", "file"), [(signal.SIGTERM, ""), (signal.SIGINT, "/train.beton"), (signal.SIGHUP, "/train.beton")]
 )
-def test_an_interrupted_command_leaves_no_incomplete_files(number: int, sign: str, tmp_path: Path) -> None:
+def test_an_interrupted_command_leaves_no_incomplete_files(number: int, file: str, tmp_path: Path) -> None:
     """The signal arrives while the command writes, which takes seconds with this number of images."""
     arguments = ("--source", "synthetic", "--train-count", "20000", "--size", "16", "--out", "set")
     process = subprocess.Popen(
@@ -206,9 +206,9 @@ def test_an_interrupted_command_leaves_no_incomplete_files(number: int, sign: st
         env=ENVIRONMENT,
         text=True,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # pytest may ignore it, as after nohup
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # ignored if pytest runs under nohup
     )
-    wait_until(lambda: any((tmp_path / "set").glob(f".writing-*{sign}")), "nothing is written", seconds=120, pause=0.01)
+    wait_until(lambda: any((tmp_path / "set").glob(f".writing-*{file}")), "nothing is written", seconds=120, pause=0.01)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number, stderr

@@ -66,12 +66,12 @@ def test_progress_covers_reading_and_writing(tmp_path: Path) -> None:
     draw_photos(tmp_path / "photos")
     seen: list[tuple[str, int, int]] = []
     write_dataset(FolderImages(tmp_path / "photos", size=8), tmp_path / "out", progress=lambda *step: seen.append(step))
-    works = [work for work, _, _ in seen]
-    assert works == sorted(works)  # reading, then writing
-    for work in ("reading", "writing"):
-        done = [count for each, count, _ in seen if each == work]
-        assert done == sorted(done)
-        assert done[-1] == 16
+    phases = [phase for phase, _, _ in seen]
+    assert phases == sorted(phases)  # reading, then writing
+    for phase in ("reading", "writing"):
+        counts = [count for each, count, _ in seen if each == phase]
+        assert counts == sorted(counts)
+        assert counts[-1] == 16
     assert {total for _, _, total in seen} == {16}
 
 

@@ -35,7 +35,7 @@ def test_three_processes_count_every_image_once(smoke_run: Path) -> None:
     finished = fork(smoke_run, "--device", "cpu", "--tta", program="ddp_trainer.evaluate:main", processes=3)
     assert finished.returncode == 0, finished.stderr
     lines = finished.stdout.splitlines()
-    assert sum(line.startswith("{") for line in lines) == 1, "several ranks print, or none"
+    assert sum(line.startswith("{") for line in lines) == 1, "the JSON object is not printed exactly once"
     figures = json.loads(lines[-1])
     assert figures["test_total"] == 40
     assert figures["test_accuracy"] == figures["test_correct"] / 40 == summary["test_accuracy_tta"]
@@ -102,7 +102,9 @@ def test_a_dataset_with_only_test_images_of_two_classes_can_be_evaluated(
             save(tmp_path / "root" / "test" / info.classes[label] / f"{number}.png", Image.fromarray(image))
     data = shutil.copytree(tiny_dir, tmp_path / "data")
     write_dataset(FolderImages(tmp_path / "root", size=32), data)
-    assert {path.name for path in data.iterdir()} == {"test.beton", "dataset.json"}, "older training images are left"
+    assert {path.name for path in data.iterdir()} == {"test.beton", "dataset.json"}, (
+        "train.beton of the older dataset is still there"
+    )
     assert main([str(smoke_run), "--data-dir", str(data), "--device", "cpu"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     chosen = np.isin(found.labels, (2, 5))
@@ -147,10 +149,10 @@ def test_request_to_stop_ends_the_evaluation_between_two_batches() -> None:
     assert model.training
 
 
-def test_a_run_of_two_processes_is_evaluated_with_the_statistics_in_its_model_file(
+def test_a_run_of_two_processes_is_evaluated_with_the_averaged_batchnorm_statistics_in_its_model_file(
     tiny_dir: Path, tmp_path: Path
 ) -> None:
-    """Rank 0 has 7 images of each batch, and rank 1 has 8."""
+    """Rank 0 has 7 images of each batch and rank 1 has 8, so the average has the weights 7/15 and 8/15."""
     out = tmp_path / "run"
     train("--data-dir", tiny_dir, "--out", out, "--batch-size", "15", "--precision", "fp32", module=NARROW, processes=2)
     ranks = read_checkpoint(list_checkpoints(out / "checkpoints")[0])["buffers"]["model.features.0.1.running_mean"]

@@ -1,4 +1,7 @@
-"""Evaluation uses only center crops. It adds mirrored or shifted views only if the run trained on such images."""
+"""Evaluation uses only center crops.
+
+Test-time augmentation adds mirrored or shifted views only if the run trained on such images.
+"""
 
 from dataclasses import replace
 from pathlib import Path

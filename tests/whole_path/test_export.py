@@ -21,7 +21,7 @@ from ddp_trainer.run.outputs import write_model
 from tests.support.trainer import environment, start
 
 # A program that reads both exported files and cannot import this package.
-FOREIGNER = """
+WITHOUT_THIS_PACKAGE = """
 import sys
 sys.modules["ddp_trainer"] = sys.modules["data_prep"] = None
 import numpy as np, onnxruntime, torch
@@ -61,9 +61,9 @@ def exported_run(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="module")
-def foreign(exported_run: Path, test_images: Tensor, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+def results(exported_run: Path, test_images: Tensor, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """The results of model.onnx and model.pt2 in a process that cannot import this package."""
-    folder = tmp_path_factory.mktemp("foreign")
+    folder = tmp_path_factory.mktemp("results")
     np.save(folder / "images.npy", test_images.numpy())
     formats = {"onnx": "; ONNX IR 10, opset 18; checked", "torch": f"; torch {torch.__version__}; checked"}
     commands = [start("ddp_trainer.export", exported_run, "--format", name) for name in formats]
@@ -72,7 +72,7 @@ def foreign(exported_run: Path, test_images: Tensor, tmp_path_factory: pytest.Te
         assert command.returncode == 0, stderr
         assert versions in stdout
     done = subprocess.run(
-        [sys.executable, "-c", FOREIGNER, exported_run, folder / "images.npy", folder / "out.npz"],
+        [sys.executable, "-c", WITHOUT_THIS_PACKAGE, exported_run, folder / "images.npy", folder / "out.npz"],
         env=environment(),
         cwd=folder,
         text=True,
@@ -86,24 +86,24 @@ def foreign(exported_run: Path, test_images: Tensor, tmp_path_factory: pytest.Te
 
 @pytest.mark.parametrize("format", ["onnx", "torch"])
 def test_a_process_without_this_package_predicts_the_same(
-    format: str, foreign: dict[str, np.ndarray], exported_run: Path, test_images: Tensor
+    format: str, results: dict[str, np.ndarray], exported_run: Path, test_images: Tensor
 ) -> None:
     model, spec = load_model(exported_run)
     with torch.inference_mode():
         own = model(batch_normalize(test_images, spec.mean, spec.std, torch.float32)).numpy()
-    assert np.array_equal(foreign[format].argmax(axis=1), own.argmax(axis=1))
-    assert np.abs(foreign[format] - own).max() < 1e-4 * np.abs(own).max()
+    assert np.array_equal(results[format].argmax(axis=1), own.argmax(axis=1))
+    assert np.abs(results[format] - own).max() < 1e-4 * np.abs(own).max()
     assert len(np.unique(own.argmax(axis=1))) > 1, "the model predicts one class for all images, which proves nothing"
 
 
 def test_exported_files_refuse_float_images_and_contain_the_class_names(
-    foreign: dict[str, np.ndarray], exported_run: Path
+    results: dict[str, np.ndarray], exported_run: Path
 ) -> None:
-    assert len(foreign["refusals"]) == 2
-    assert [json.loads(text) for text in foreign["classes"]] == 2 * [list(load_model(exported_run)[1].classes)]
+    assert len(results["refusals"]) == 2
+    assert [json.loads(text) for text in results["classes"]] == 2 * [list(load_model(exported_run)[1].classes)]
 
 
-def test_no_temporary_export_files_are_left(foreign: dict[str, np.ndarray], exported_run: Path) -> None:
+def test_no_temporary_export_files_are_left(results: dict[str, np.ndarray], exported_run: Path) -> None:
     assert {path.name for path in exported_run.glob("*model*")} >= {"model.onnx", "model.pt2"}
     assert list(exported_run.glob(".export-*")) == []
 
@@ -124,7 +124,7 @@ def small_run(tmp_path: Path) -> Path:
 
 
 def test_a_network_with_another_activation_can_be_exported(small_run: Path) -> None:
-    """The export command itself compares the logits of the file with those of the model. ONNX: see the next test."""
+    """The export command itself compares the logits of the file with those of the model. The next test covers ONNX."""
     assert export.main([str(small_run), "--format", "torch"]) == 0
 
 

@@ -1,4 +1,4 @@
-"""The operations and waits of a step on a GPU, tested without one: torch's CUDA code runs on an imitation of CUDA.
+"""The operations and waits of a step on a GPU, tested without a GPU: torch's CUDA code runs on an imitation of CUDA.
 
 Values, speed and race conditions can be tested only on a GPU (`test_gpu.py`). For details, see
 `tests/support/fake_cuda/library.py`.
@@ -43,7 +43,7 @@ BUDGETS = {
 
 STEPS, CROP_SIZES = 30, 3
 MOST_OPERATIONS = 20  # launched by the host in a step with a graph
-MOST_HOST_SHARE = 0.2  # CPU time of a step with a graph, divided by that of a step without one
+MOST_HOST_SHARE = 0.2  # CPU time of a step with a graph, divided by that of a step without a graph
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,10 @@ def test_full_disk_ends_the_run_with_one_line_and_keeps_earlier_checkpoints(tiny
 
 
 def test_run_resumed_with_more_processes_trains_on_the_remaining_images(tiny_dir: Path, tmp_path: Path) -> None:
-    """With --sync-bn, the losses equal those of one process up to rounding, so no image is missed or repeated."""
+    """With --sync-bn, the losses equal those of one process up to rounding.
+
+    This shows that no image is missed or repeated.
+    """
     same = (*PLAN, "--data-dir", tiny_dir, "--sync-bn", "--precision", "fp32")
     train(*same, "--out", tmp_path / "alone", module=NARROW)
     train(*same, "--out", tmp_path / "moved", "--max-steps", "4", module=NARROW)
@@ -122,7 +125,7 @@ with stop.listening():
     assert stop.pending
     os.kill(os.getpid(), signal.SIGUSR2)  # the same request, because it arrives within 0.2 s
     time.sleep(0.3)
-    os.kill(os.getpid(), signal.SIGXCPU)  # not a request, because the kernel repeats it
+    os.kill(os.getpid(), signal.SIGXCPU)  # never a second request, because the kernel repeats it
     time.sleep(0.3)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(5)
@@ -134,7 +137,7 @@ with stop.listening():
     assert done.stderr == "\nstopping after the current step; press Ctrl-C again to stop at once\n"
 
 
-def test_second_ctrl_c_raises_keyboard_interrupt_if_the_process_belongs_to_the_caller() -> None:
+def test_second_ctrl_c_raises_keyboard_interrupt_once_if_the_process_must_stay_alive() -> None:
     code = """
 import os, signal, time
 from ddp_trainer.distributed import signals

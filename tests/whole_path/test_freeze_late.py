@@ -57,7 +57,7 @@ def test_frozen_layers_keep_their_weights_and_the_others_learn(tiny_dir: Path, o
     first = [step["features.0.0.weight"] for step in moves]
     assert all(move > 0 for move in first[:FROZEN_AFTER])
     assert first[FROZEN_AFTER:] == [0, 0, 0]
-    assert first[FROZEN_AFTER - 1] < first[2] / 2, "the last update before the freezing is not small"
+    assert first[FROZEN_AFTER - 1] < first[2] / 2, "the last update before the layers are frozen is not small"
     assert all(step["head.weight"] > 0 for step in moves[:-1])  # the learning rate of the last step is 0
     frozen = {name for name, parameter in trainer.model.named_parameters() if not parameter.requires_grad}
     assert frozen == {name for name in history[0] if name.startswith(("features.0.", "features.1."))}
@@ -85,8 +85,8 @@ def test_steps_after_freezing_take_fewer_operations(tiny_dir: Path) -> None:
     before, after, whole = (
         training_flops(config, spec, steps=steps, num_images=96) for steps in (FROZEN_AFTER, FROZEN_AFTER + 1, 9)
     )
-    one = before.network / FROZEN_AFTER
-    assert 0.3 * one < after.network - before.network < 0.8 * one
+    one_step = before.network / FROZEN_AFTER
+    assert 0.3 * one_step < after.network - before.network < 0.8 * one_step
     assert whole.network == pytest.approx(before.network + 3 * (after.network - before.network))
     assert 0 < after.optimizer - before.optimizer < before.optimizer / FROZEN_AFTER
 
@@ -95,7 +95,9 @@ def test_steps_after_freezing_take_fewer_operations(tiny_dir: Path) -> None:
     ("names", "expected"),
     [("head.wight", "--freeze-late head.wight matches no parameter"), ("*", "--freeze-late * leaves nothing to train")],
 )
-def test_patterns_that_match_no_parameter_or_all_are_refused(tiny_dir: Path, names: str, expected: str) -> None:
+def test_patterns_that_match_no_parameter_or_every_parameter_are_refused(
+    tiny_dir: Path, names: str, expected: str
+) -> None:
     config = narrow_settings(tiny_dir)
     config = replace(config, schedule=replace(config.schedule, freeze_late=names))
     with pytest.raises(InputError) as caught:

@@ -1,6 +1,6 @@
-"""The choice of gloo's network interface on two machines, emulated by connected network namespaces.
+"""Two machines, emulated by connected network namespaces, choose a network interface for gloo.
 
-The host name of each machine resolves to its own loopback interface.
+On each machine, its own host name resolves to a loopback address, as Debian's installer sets it up.
 """
 
 import json
@@ -120,8 +120,12 @@ def test_choice_of_the_interface_on_one_machine_and_on_several(monkeypatch: pyte
 
     assert named("2", "127.0.1.1") == name, "not the interface on the route to the main machine"
     assert named("2", "no-such-name.invalid") == name
-    assert named("2", "127.0.1.1", MASTER_ADDR="127.0.1.1") == "other0", "not one that other machines may reach"
+    assert named("2", "127.0.1.1", MASTER_ADDR="127.0.1.1") == "other0", (
+        "not an interface that other machines may reach"
+    )
     assert named("1", "127.0.1.1") is None, "an interface was chosen for a single process"
     assert named("2", "127.0.1.1", LOCAL_WORLD_SIZE="2") == "lo", "not the loopback for processes on one machine"
-    assert named("2", address) is None, "an interface was chosen, although other machines can reach this address"
+    assert named("2", address) is None, (
+        "an interface was chosen, although other machines can reach the address of the host name"
+    )
     assert named("2", "127.0.1.1", GLOO_SOCKET_IFNAME="eth7") == "eth7", "the user's choice is lost"

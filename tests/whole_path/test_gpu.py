@@ -1,4 +1,4 @@
-"""Tests that need a GPU: steps without waits, whole runs in every precision, and agreement with the CPU."""
+"""Tests that need a GPU: steps that do not wait for the device, runs in every precision, and agreement with the CPU."""
 
 import filecmp
 import json
@@ -61,7 +61,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tiny_dir: Path, tmp_path: Path
         ("--precision", "bf16", "--small-crops", "24:0.5", "--flip", "alternating"),
     ],
 )
-def test_runs_with_and_without_graphs_train_the_same_model(
+def test_runs_with_and_without_cuda_graphs_train_the_same_model(
     tiny_dir: Path, tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
     for graph in ("auto", "off"):
@@ -130,7 +130,7 @@ def test_step_does_not_wait_for_the_device(tiny_dir: Path, changes: dict[str, An
                 trainer.train_step(batch, epoch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        trainer.guard.settle()
+        trainer.guard.skipped_steps()
 
 
 def test_later_steps_do_not_change_a_host_copy_that_is_still_queued(tiny_dir: Path) -> None:

@@ -87,7 +87,7 @@ def test_an_invalid_environment_is_reported_in_one_line_before_torch_is_imported
 def test_variables_of_accelerate_do_not_change_the_weights(tiny_dir: Path, tmp_path: Path) -> None:
     words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--max-steps", "2")
     odd = {"PMI_RANK": "1", "LOCAL_RANK": "0", "ACCELERATE_MIXED_PRECISION": "fp16", "ACCELERATE_DEBUG_MODE": "?"}
-    cores = str(len(os.sched_getaffinity(0)))  # as many threads as a process uses that a launcher has started
+    cores = str(len(os.sched_getaffinity(0)))  # a process that Accelerate seems to have started uses all cores
     for name, changes in (("plain", {}), ("odd", odd)):
         done = run(NARROW, *words, "--out", tmp_path / name, env={"OMP_NUM_THREADS": cores, **changes})
         assert done.returncode == 0, done.stderr
@@ -207,7 +207,7 @@ def _listens(pid: int) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU])
 def test_a_stop_signal_saves_a_checkpoint(tiny_dir: Path, tmp_path: Path, number: signal.Signals) -> None:
-    process, out = _endless(tiny_dir, tmp_path / "run", number, signal.SIG_DFL)
+    process, out = _start_endless_run(tiny_dir, tmp_path / "run", number, signal.SIG_DFL)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
@@ -217,7 +217,7 @@ def test_a_stop_signal_saves_a_checkpoint(tiny_dir: Path, tmp_path: Path, number
 
 
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(tiny_dir: Path, tmp_path: Path) -> None:
-    process, out = _endless(tiny_dir, tmp_path / "run", signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    process, out = _start_endless_run(tiny_dir, tmp_path / "run", signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     lines = len((out / "metrics.jsonl").read_text().splitlines())
     process.send_signal(signal.SIGHUP)
     while len((out / "metrics.jsonl").read_text().splitlines()) < lines + 5:
@@ -228,7 +228,9 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(tiny_dir: Path, tm
     assert process.returncode == 0
 
 
-def _endless(data: Path, out: Path, number: signal.Signals, handler: signal.Handlers) -> tuple[subprocess.Popen, Path]:
+def _start_endless_run(
+    data: Path, out: Path, number: signal.Signals, handler: signal.Handlers
+) -> tuple[subprocess.Popen, Path]:
     """Starts a long run with `handler` set for the signal `number`, and waits until it has finished an epoch."""
     words = ("--epochs", "5000", "--batch-size", "16", "--max-steps", "30000")
     before = signal.signal(number, handler)

@@ -20,7 +20,7 @@ from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.engine.build import build_trainer
 from ddp_trainer.engine.step_guard import FP16_PATIENCE
 from ddp_trainer.engine.trainer import Trainer
-from ddp_trainer.lr_find import RangeConfig, RangeTestConfig, main, parse, range_test
+from ddp_trainer.lr_find import RangeTestConfig, RatesConfig, main, parse, range_test
 from ddp_trainer.models.spec import ModelSpec, build_network
 from ddp_trainer.recipes import smoke
 from ddp_trainer.report.loss_curve import LossCurve
@@ -29,11 +29,11 @@ from tests.support.trainer import fork, start
 TINY = ("smoke", "--device", "cpu", "--batch-size", "8")
 
 
-def curve_with_valley(at: float, *, sweep: RangeConfig) -> LossCurve:
+def curve_with_valley(at: float, *, planned: RatesConfig) -> LossCurve:
     """Returns a curve whose loss falls around the learning rate `at`, is lowest near 3 * `at`, and then explodes."""
-    curve = LossCurve(sweep.steps)
-    for step in range(sweep.steps):
-        rate = sweep.rate(step)
+    curve = LossCurve(planned.steps)
+    for step in range(planned.steps):
+        rate = planned.at(step)
         curve.add(rate, 2.3 - 1.5 / (1 + (at / rate) ** 2) + (rate / (10 * at)) ** 2)
         if curve.diverged:
             break
@@ -41,8 +41,8 @@ def curve_with_valley(at: float, *, sweep: RangeConfig) -> LossCurve:
 
 
 def test_rates_grow_by_a_constant_factor() -> None:
-    sweep = RangeConfig(start_lr=1e-4, end_lr=10, steps=21)
-    rates = [sweep.rate(step) for step in range(21)]
+    planned = RatesConfig(start_lr=1e-4, end_lr=10, steps=21)
+    rates = [planned.at(step) for step in range(21)]
     assert (rates[0], rates[-1]) == (1e-4, pytest.approx(10))
     assert np.allclose(np.diff(np.log(rates)), math.log(1e5) / 20)
 
@@ -55,14 +55,14 @@ def test_range_test_uses_whole_images_even_if_the_recipe_has_small_crops() -> No
 
 @pytest.mark.parametrize("steps", [50, 400])
 def test_the_suggestion_moves_with_the_valley_for_any_number_of_steps(steps: int) -> None:
-    sweep = RangeConfig(start_lr=1e-6, end_lr=1e3, steps=steps)
-    low, high = (curve_with_valley(at, sweep=sweep) for at in (0.01, 1.0))
+    planned = RatesConfig(start_lr=1e-6, end_lr=1e3, steps=steps)
+    low, high = (curve_with_valley(at, planned=planned) for at in (0.01, 1.0))
     assert low.diverged and high.diverged
     assert len(low.rates) < len(high.rates) < steps
     suggestions = low.suggestion(), high.suggestion()
     assert suggestions[0] and suggestions[1]
     assert suggestions[1] / suggestions[0] == pytest.approx(100, rel=0.3)
-    assert 0.1 < suggestions[1] < 3, "this rate has no effect, or the loss explodes"
+    assert 0.1 < suggestions[1] < 3, "the suggested rate has no effect, or makes the loss explode"
 
 
 def narrow_trainer(data_dir: Path, *, not_finite_in: Container[int] = ()) -> Trainer:
@@ -83,15 +83,15 @@ def narrow_trainer(data_dir: Path, *, not_finite_in: Container[int] = ()) -> Tra
 
 def test_each_step_has_its_own_rate_and_a_range_test_may_take_several_epochs(tiny_dir: Path) -> None:
     """With 96 images in batches of 8, 30 steps are two and a half epochs."""
-    trainer, sweep = narrow_trainer(tiny_dir), RangeConfig(start_lr=1e-4, end_lr=1e-2, steps=30)
+    trainer, planned = narrow_trainer(tiny_dir), RatesConfig(start_lr=1e-4, end_lr=1e-2, steps=30)
     used: list[float] = []
     step = trainer.train_step
     trainer.train_step = lambda *arguments: (  # type: ignore[method-assign]
         step(*arguments),
         used.append(trainer.state.optimizer.param_groups[0]["lr"]),
     )[0]
-    curve = range_test(trainer, sweep)
-    expected = [sweep.rate(step) for step in range(30)]
+    curve = range_test(trainer, planned)
+    expected = [planned.at(step) for step in range(30)]
     assert curve.rates == expected
     assert used == pytest.approx(expected)
     assert not curve.diverged
@@ -99,7 +99,7 @@ def test_each_step_has_its_own_rate_and_a_range_test_may_take_several_epochs(tin
 
 def test_range_test_ends_as_soon_as_the_loss_diverges(tiny_dir: Path) -> None:
     trainer = narrow_trainer(tiny_dir)
-    curve = range_test(trainer, RangeConfig(start_lr=1e-3, end_lr=1e6, steps=30))
+    curve = range_test(trainer, RatesConfig(start_lr=1e-3, end_lr=1e6, steps=30))
     assert curve.diverged
     assert len(curve.losses) <= trainer.state.step < 30
 
@@ -111,10 +111,10 @@ def test_range_test_ends_as_soon_as_the_loss_diverges(tiny_dir: Path) -> None:
 def test_skipped_steps_count_as_divergence_unless_fp16_is_searching_for_a_loss_scale(
     tiny_dir: Path, skipped: range, patience: int, kept: int
 ) -> None:
-    """In the last case, the last step is skipped. No step follows, so only `settle` reports it."""
+    """In the last case, the last step is skipped. No step follows, so only `skipped_steps` reports it."""
     trainer = narrow_trainer(tiny_dir, not_finite_in=skipped)
-    trainer.guard._patience = patience  # FP16_PATIENCE stands for fp16, which a CPU does not support
-    curve = range_test(trainer, RangeConfig(start_lr=1e-6, end_lr=1e-5, steps=30))
+    trainer.guard._patience = patience  # emulates fp16, which the CPU does not support
+    curve = range_test(trainer, RatesConfig(start_lr=1e-6, end_lr=1e-5, steps=30))
     assert len(curve.losses) == kept
     assert curve.diverged == (len(skipped) == patience)
 
@@ -138,8 +138,8 @@ def test_two_ranks_stop_together_and_leave_a_run_in_the_folder_unchanged(
 ) -> None:
     out = Path(shutil.copytree(smoke_run, tmp_path / "run"))
     before = contents(out)
-    sweep = ("--start-lr", "0.01", "--end-lr", "1e5", "--steps", "9")
-    arguments = (*TINY, "--data-dir", tiny_dir, "--out", out, *sweep, "--accumulate", "auto")
+    rates = ("--start-lr", "0.01", "--end-lr", "1e5", "--steps", "9")
+    arguments = (*TINY, "--data-dir", tiny_dir, "--out", out, *rates, "--accumulate", "auto")
     finished = fork(*arguments, program="ddp_trainer.lr_find:main", processes=2)
     assert finished.returncode == 0, finished.stderr
     after = contents(out)

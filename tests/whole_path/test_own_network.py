@@ -130,7 +130,7 @@ def test_init_from_a_run_with_another_activation_is_refused_although_its_weights
 
 
 @pytest.mark.parametrize("flags", [("--network", f"{OWN}other_shape"), ("--init-from", "nothing-there")])
-def test_a_faulty_network_or_a_missing_init_from_run_is_refused_before_config_json_is_written(
+def test_a_faulty_network_or_missing_initial_weights_are_refused_before_config_json_is_written(
     tiny_dir: Path, tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
     out = tmp_path / "run"

@@ -52,11 +52,11 @@ def data(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def resident(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of a finished run with --data-mode resident."""
     out = tmp_path_factory.mktemp("run") / "resident"
-    done(fork(*PHOTOS, *SHORT, "--data-dir", data, "--out", out, "--data-mode", "resident"))
+    check_success(fork(*PHOTOS, *SHORT, "--data-dir", data, "--out", out, "--data-mode", "resident"))
     return out
 
 
-def done(finished: Finished) -> None:
+def check_success(finished: Finished) -> None:
     assert finished.returncode == 0, finished.stderr
 
 
@@ -67,7 +67,7 @@ def same_model(one: Path, other: Path) -> bool:
 def test_killed_and_resumed_run_equals_the_uninterrupted_one(data: Path, tmp_path: Path) -> None:
     """The runs take 32 steps in 8 epochs, on crops of 24, 36 and 48 pixels."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    done(fork(*PHOTOS, *LONG, "--data-dir", data, "--out", whole, processes=2))
+    check_success(fork(*PHOTOS, *LONG, "--data-dir", data, "--out", whole, processes=2))
     arguments = (*PHOTOS, *LONG, "--data-dir", data, "--out", parts)
     process, saved = start(NARROW, *arguments, processes=2), parts / "checkpoints"
     wait_until(lambda: list_checkpoints(saved) or process.poll() is not None, "no checkpoint was saved", pause=0.01)
@@ -77,7 +77,7 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(data: Path, tmp_pat
     assert process.returncode != 0
     assert not (parts / "summary.json").exists()
     resumed = fork(*arguments, "--resume", processes=2)
-    done(resumed)
+    check_success(resumed)
     assert "after step" in resumed.stderr, "the run started over"
     assert same_model(whole, parts)
     losses = [[line["test_loss"] for line in read_lines(path / "metrics.jsonl")] for path in (whole, parts)]
@@ -86,7 +86,7 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(data: Path, tmp_pat
 
 def test_streamed_images_train_the_same_model_as_images_in_memory(data: Path, resident: Path, tmp_path: Path) -> None:
     out = tmp_path / "stream"
-    done(fork(*PHOTOS, *SHORT, "--data-dir", data, "--out", out, "--data-mode", "stream"))
+    check_success(fork(*PHOTOS, *SHORT, "--data-dir", data, "--out", out, "--data-mode", "stream"))
     assert same_model(resident, out)
 
 

@@ -129,7 +129,7 @@ def test_sixteen_bits_and_exif_orientation_do_not_change_the_prediction(run_dir,
     upright = Image.open(draw(tmp_path / "upright.png"))
     sideways = upright.transpose(Image.Transpose.ROTATE_90)
     exif = sideways.getexif()
-    exif[0x0112] = 6  # to be turned clockwise by 90 degrees
+    exif[0x0112] = 6  # EXIF orientation: viewers turn the image clockwise by 90 degrees
     sideways.save(tmp_path / "sideways.png", exif=exif)
     expected = answer_for(run_dir, tmp_path / "upright.png", capsys)
     assert answer_for(run_dir, tmp_path / "sideways.png", capsys) == expected

@@ -13,7 +13,7 @@ from ddp_trainer.run.checks import check_batch
 from tests.support.trainer import NARROW, train
 
 
-def test_profiled_run_leaves_a_trace_of_its_steps_and_a_table(tiny_dir: Path, tmp_path: Path) -> None:
+def test_profiled_run_writes_a_trace_of_its_steps_and_prints_a_table(tiny_dir: Path, tmp_path: Path) -> None:
     flags = ("--batch-size", "8", "--max-steps", "5", "--profile", "2")
     finished = train("--data-dir", tiny_dir, "--out", tmp_path / "run", *flags, module=NARROW)
     with gzip.open(tmp_path / "run" / "trace.json.gz", "rt") as file:
@@ -28,7 +28,7 @@ def test_profiled_run_leaves_a_trace_of_its_steps_and_a_table(tiny_dir: Path, tm
     assert (tmp_path / "run" / "summary.json").exists(), "the run did not continue to its end"
 
 
-def test_run_without_profile_leaves_no_trace(smoke_run: Path) -> None:
+def test_run_without_profile_writes_no_trace(smoke_run: Path) -> None:
     assert not (smoke_run / "trace.json.gz").exists()
 
 

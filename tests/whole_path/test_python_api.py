@@ -91,7 +91,7 @@ class Interrupts(Listener):
 def test_a_stopped_run_is_resumed_in_the_same_process_and_the_observer_sees_every_step(
     tiny_dir: Path, tmp_path: Path
 ) -> None:
-    """The first call stops while steps are traced. torch allows only one trace at a time in a process."""
+    """The first call stops while it traces steps. It must end the trace: torch allows one at a time in a process."""
     settings = {"data_dir": tiny_dir, "out": tmp_path / "run", "profile": 4, **NARROW}
     listener = Interrupts()
     stopped = ddp_trainer.train("smoke", observer=listener, **settings)
@@ -189,7 +189,7 @@ def test_launch_refuses_a_recipe_without_a_known_name_and_creates_no_folder(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_launch_passes_settings_that_the_recipe_drops_for_another_network() -> None:
+def test_launch_passes_on_settings_that_the_recipe_drops_for_another_network() -> None:
     config = configure("fast", {"network": "torchvision:mobilenet_v2", "freeze_late": FIRST_BLOCKS})
     assert _changes(config) == {"network": "torchvision:mobilenet_v2", "freeze_late": FIRST_BLOCKS}
     assert _changes(configure("fast", {})) == {}
@@ -211,7 +211,7 @@ def test_launched_processes_save_and_stop_when_the_calling_process_is_killed(
 ) -> None:
     child, out = launch_endless(processes, tiny_dir, tmp_path)
     child.kill()
-    wait_until(lambda: '"preempted"' in (out / "status.json").read_text(), "the run goes on", seconds=120)
+    wait_until(lambda: '"preempted"' in (out / "status.json").read_text(), "the run did not stop", seconds=120)
     child.communicate()
 
 
@@ -230,7 +230,7 @@ def launch_endless(processes: int, tiny_dir: Path, tmp_path: Path) -> tuple[subp
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # pytest may ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in case this process ignores SIGINT
     )
     wait_for_epochs(out, child)
     return child, out

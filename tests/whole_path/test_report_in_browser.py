@@ -1,4 +1,4 @@
-"""The report in a real browser, if one is installed: it loads no other file, has no errors, and fits the window."""
+"""The report in a real browser, if there is one: the page loads no other file, has no errors and fits the window."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ LAYOUT = """({
     needed: document.documentElement.scrollWidth,
     broken: [...document.images].filter(image => !image.alt || !image.naturalWidth).length,
     images: document.images.length + document.querySelectorAll("[role=img] > svg").length,
-    paper: getComputedStyle(document.body).backgroundColor,
+    background: getComputedStyle(document.body).backgroundColor,
 })"""
 
 
@@ -51,7 +51,7 @@ def test_page_fits_phone_desktop_and_paper_with_the_right_background(browser: Ch
         assert seen["images"] >= 4 and seen["broken"] == 0
         assert [url for url in browser.requests() if not url.startswith("data:")] == [page.as_uri()]
         assert browser.complaints() == []
-        colors.add(seen["paper"])
+        colors.add(seen["background"])
     assert colors == {"rgb(245, 246, 247)", "rgb(19, 23, 27)", "rgb(255, 255, 255)"}, (
         "not the backgrounds of light mode, dark mode and paper"
     )

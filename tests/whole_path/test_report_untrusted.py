@@ -50,10 +50,10 @@ def check(
     assert status in (0, 2), content[:500]
     if status == 2:
         assert printed.err.startswith("error: ") and printed.err.count("\n") == 1, (printed.err, content[:500])
-    assert not controls(printed.err), (printed.err, content[:500])
+    assert not unsafe_characters(printed.err), (printed.err, content[:500])
 
 
-def controls(text: str) -> set[str]:
+def unsafe_characters(text: str) -> set[str]:
     return {char for char in text if unicodedata.category(char) in ("Cc", "Cs")} - {"\n", "\t"}
 
 
@@ -74,7 +74,7 @@ def test_report_survives_changed_json(narrow_run: Path, capsys: pytest.CaptureFi
     def command(content: str) -> None:
         check(report.main, [str(narrow_run)], capsys, content)
         if (narrow_run / "report" / "index.html").exists():
-            assert not controls((narrow_run / "report" / "index.html").read_text())
+            assert not unsafe_characters((narrow_run / "report" / "index.html").read_text())
             shutil.rmtree(narrow_run / "report")
 
     try_mutations(narrow_run, JSON_FILES, 40, command)
@@ -105,7 +105,9 @@ def test_model_card_survives_changed_json(narrow_run: Path, capsys: pytest.Captu
         if (narrow_run / "model.md").exists():
             card = (narrow_run / "model.md").read_text()
             outside = re.sub(r"```.*?```|`[^`\n]*`", "", card, flags=re.DOTALL)
-            assert not controls(card) and not re.search(r"[<>]|\]\(|^#{3}", outside, flags=re.MULTILINE), content
+            assert not unsafe_characters(card) and not re.search(r"[<>]|\]\(|^#{3}", outside, flags=re.MULTILINE), (
+                content
+            )
             (narrow_run / "model.md").unlink()
 
     try_mutations(narrow_run, JSON_FILES[:5], 30, command, seed=1)

@@ -31,7 +31,8 @@ PLAN = (
     "--ema-decay",
     "0.9",
 )
-# Settings for runs with two processes: unlike `smoke`, and mostly like `fast`. tests/soak uses the settings of `smoke`.
+# More settings for the runs with two processes, mostly those of `fast`. The runs with one process and those of
+# tests/soak keep the settings of `smoke`.
 OF_FAST = (
     "--optimizer",
     "muon",

@@ -93,7 +93,7 @@ def test_a_folder_that_another_run_is_using_is_refused(tmp_path: Path) -> None:
 def test_an_old_checkpoint_that_cannot_be_removed_does_not_fail_a_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stays(path: Path, **options: object) -> None:
+    def refuse_removal(path: Path, **options: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     saver = CheckpointSaver(tmp_path, keep=1)
@@ -101,7 +101,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_does_not_fail_a_save(
         for step in (1, 2, 3):
             saver.save({"step": step}, step=step)
             saver.wait()
-            patch.setattr(checkpoint.shutil, "rmtree", lambda path, **options: options or stays(path))
+            patch.setattr(checkpoint.shutil, "rmtree", lambda path, **options: options or refuse_removal(path))
         saver.close()
     assert list_checkpoints(tmp_path)[0].name == "step-00000003"
     warnings = capsys.readouterr().err.splitlines()
@@ -130,7 +130,7 @@ def test_an_old_checkpoint_that_cannot_be_renamed_is_removed(tmp_path: Path, mon
 def test_a_full_disk_while_weights_are_saved_gives_one_line_and_no_partial_file(
     copied_run: Path, tiny_dir: Path
 ) -> None:
-    """A finished run without its weights is resumed with a file size limit that is too small for the weights."""
+    """A run with all steps done but no weights is resumed, with a file size limit that is too small for the weights."""
     for name in ("summary.json", "model.safetensors"):
         (copied_run / name).unlink()
 

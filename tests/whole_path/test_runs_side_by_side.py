@@ -94,16 +94,16 @@ def test_main_restores_what_it_changes_and_can_run_in_a_thread(tiny_dir: Path, t
     assert done.stderr.count("signals are not handled") == 1
 
 
-def _streaming(data: Path, out: Path) -> subprocess.Popen:
+def _start_streaming_run(data: Path, out: Path) -> subprocess.Popen:
     words = ("--epochs", "5000", "--batch-size", "16", "--max-steps", "30000", "--data-mode", "stream")
     process = start(NARROW, *WORDS, "--data-dir", data, "--out", out, *words)
     wait_for_epochs(out, process)
     return process
 
 
-def test_a_dataset_that_is_touched_or_replaced_by_a_copy_does_not_end_a_run(tiny_dir: Path, tmp_path: Path) -> None:
+def test_a_run_continues_if_its_dataset_is_touched_or_replaced_by_a_copy(tiny_dir: Path, tmp_path: Path) -> None:
     data, out = Path(shutil.copytree(tiny_dir, tmp_path / "data")), tmp_path / "run"
-    process = _streaming(data, out)
+    process = _start_streaming_run(data, out)
     for change in ("touch", "copy"):
         for beton in data.glob("*.beton"):
             if change == "touch":
@@ -117,9 +117,9 @@ def test_a_dataset_that_is_touched_or_replaced_by_a_copy_does_not_end_a_run(tiny
     assert process.returncode == 0, stderr
 
 
-def test_a_dataset_that_changes_ends_the_run_after_a_checkpoint_is_saved(tiny_dir: Path, tmp_path: Path) -> None:
+def test_a_run_saves_a_checkpoint_and_fails_if_its_dataset_changes(tiny_dir: Path, tmp_path: Path) -> None:
     data, out = Path(shutil.copytree(tiny_dir, tmp_path / "data")), tmp_path / "run"
-    process = _streaming(data, out)
+    process = _start_streaming_run(data, out)
     content = bytearray((data / "train.beton").read_bytes())
     content[-1] ^= 1
     (tmp_path / "other").write_bytes(content)

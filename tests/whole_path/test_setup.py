@@ -113,7 +113,7 @@ def test_a_failed_install_is_tried_again(machine: Machine) -> None:
     text = constraints.read_text()
     constraints.write_text(text + "# changed\n")
     assert machine.set_up(PIP_STATUS="7").returncode == 7
-    constraints.write_text(text)  # installed successfully before, but the failed call may have changed packages
+    constraints.write_text(text)  # these versions were installed before, but the failed call may have changed packages
     machine.recorded()
     assert machine.set_up().returncode == 0
     assert machine.recorded_steps()[-1] == "imports"

@@ -144,7 +144,7 @@ def test_commands_that_repeat_the_run_can_be_parsed(smoke_run: Path) -> None:
     assert {name for name, value in config.flat().items() if value != original[name]} <= LEFT_OUT
 
 
-def test_command_that_repeats_a_run_resets_a_setting_of_its_recipe(smoke_run: Path) -> None:
+def test_command_that_repeats_a_run_unsets_a_setting_of_its_recipe(smoke_run: Path) -> None:
     run = replace(load_run(smoke_run), recipe="fast", settings={**RECIPES["fast"].flat(), "head_lr": None})
     training = shlex.split(train_command(run))[3:]
     assert parse_command_line(training, RECIPES, prog="train", description="").optim.head_lr is None

@@ -65,7 +65,7 @@ def test_parts_of_different_sizes_give_the_gradient_of_the_whole_batch(tiny_dir:
     config, momenta = narrow_settings(tiny_dir), []
     for accumulate in (1, 3):
         changed = replace(config, schedule=replace(config.schedule, accumulate=accumulate))
-        runtime = single_runtime(device=device.type)  # seeds the weights of the network
+        runtime = single_runtime(device=device.type)  # sets the seed for the weights of the network
         network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 10))
         trainer = narrow_trainer(changed, runtime, dtype=torch.float64, network=network)
         next(trainer.steps(0))

@@ -20,7 +20,7 @@ META = torch.device("meta")
 
 
 class NoPendingValues:
-    """Replaces PendingValues, which copies values to the host. `read` returns zeros: meta tensors have no values."""
+    """Replaces PendingValues, which copies values to the host. `read` returns zeros, as meta tensors have no values."""
 
     def __init__(self, values: Tensor) -> None:
         self._values = torch.zeros(values.shape, dtype=values.dtype)

@@ -124,7 +124,8 @@ def test_a_stopped_sweep_continues_and_ends_with_its_table(tiny_dir: Path, tmp_p
 
     again = run("ddp_trainer.sweep", *sweep)
     assert "[1/2]" not in again.stderr, "a finished run was trained again"
-    (first / "status.json").write_text('{"state": "running"}')  # as if it had been killed after it wrote its summary
+    # As if the run had been killed after it wrote its summary.
+    (first / "status.json").write_text('{"state": "running"}')
     shutil.rmtree(first / "report")
     again = run("ddp_trainer.sweep", *sweep)
     assert f"{first} is finished already" in again.stderr

@@ -44,7 +44,7 @@ def test_synchronized_batchnorm_equals_batchnorm_on_the_whole_batch(tmp_path: Pa
 
 
 def test_outputs_and_statistics_for_bf16_images_match_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.distributed.all_reduce", lambda values: None)  # one process
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda values: None)  # with one process, the sum is the input
     ours, plain = SyncBatchNorm(3), nn.BatchNorm2d(3)
     images = inputs()[0].bfloat16()
     found, expected = ours(images), plain(images)
@@ -58,7 +58,7 @@ def test_outputs_and_statistics_for_bf16_images_match_those_of_torch(monkeypatch
     "options", [{"affine": False}, {"track_running_stats": False}, {"momentum": None}, {"momentum": 0.0}]
 )
 def test_options_of_batchnorm_are_kept(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.distributed.all_reduce", lambda values: None)  # one process
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda values: None)  # with one process, the sum is the input
     plain = nn.Sequential(nn.BatchNorm2d(3, **options))
     ours = synchronize_batchnorm(copy.deepcopy(plain))
     assert isinstance(next(ours.children()), SyncBatchNorm)

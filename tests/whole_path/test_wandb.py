@@ -80,7 +80,7 @@ mine.finish()
 """
 
 
-def test_a_run_of_the_caller_stays_open_and_each_run_has_its_own_name(tiny_dir: Path, tmp_path: Path) -> None:
+def test_a_wandb_run_of_the_caller_stays_open_and_each_run_has_its_own_name(tiny_dir: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", TWO_RUNS, tiny_dir, tmp_path]
     done = subprocess.run(command, env=environment(), text=True, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr

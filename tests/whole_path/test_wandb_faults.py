@@ -48,10 +48,10 @@ def silent_server() -> Iterator[int]:
             connection.close()
 
 
-@pytest.mark.parametrize("server", ["refused", "silent", "short key"])
-def test_without_a_server_or_a_valid_key_the_run_is_offline(tmp_path: Path, silent_server: int, server: str) -> None:
-    port = silent_server if server == "silent" else 9
-    env = {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": "short" if server == "short key" else KEY}
+@pytest.mark.parametrize("problem", ["refused connection", "silent server", "short key"])
+def test_without_a_server_or_a_valid_key_the_run_is_offline(tmp_path: Path, silent_server: int, problem: str) -> None:
+    port = silent_server if problem == "silent server" else 9
+    env = {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": "short" if problem == "short key" else KEY}
     started = time.monotonic()
     run_dir = tmp_path / "run"
     _, said, code = track(run_dir, [1, 2], env=env, settings={"wandb": "auto"})

@@ -1,9 +1,9 @@
 """Builds an imitation of CUDA that computes nothing, and reads its log of calls.
 
-When the library is preloaded, it handles every call of torch to libcudart, libcuda, cuBLAS, cuDNN and NCCL. torch's own
-code runs unchanged on it: dispatcher, autograd, allocators, streams, fused optimizers, DDP and stream capture. The log
-shows which operations would be launched on a GPU and where the host would wait. It cannot show values, race conditions
-or times on a device.
+When the library is preloaded, it handles every call from torch to libcudart, libcuda, cuBLAS, cuDNN and NCCL. torch's
+own code runs unchanged on it: dispatcher, autograd, allocators, streams, fused optimizers, DDP and stream capture. The
+log shows which operations would be launched on a GPU and where the host would wait. It cannot show values, race
+conditions or times on a device.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ import pytest
 HERE = Path(__file__).parent
 NAME = "libcuda.so.1"  # Triton looks for this name
 
-# In the order of `enum kind` in fake_cuda.h.
+# Kinds of calls, in the order of `enum kind` in fake_cuda.h: work on the device, and calls in which the host may wait.
 WORK = ("KERNEL", "GEMM", "CUDNN", "NCCL", "COPY_ON_DEVICE", "COPY_PINNED", "MEMSET", "GRAPH")
 WAITS = ("COPY_PAGEABLE", "COPY_BLOCKING", "STREAM_WAIT", "DEVICE_WAIT", "EVENT_WAIT", "ALLOCATION")
 KINDS = (*WORK, *WAITS, "ILLEGAL")
@@ -31,7 +31,7 @@ KINDS = (*WORK, *WAITS, "ILLEGAL")
 # torch's libraries. The CUDA functions that they need return 0, except those that the C files define.
 LIBRARIES = ("torch_cuda", "c10_cuda", "torch_python", "torch_nvshmem", "torch_cuda_linalg", "caffe2_nvrtc")
 ASKED = re.compile(r" U ((?:__)?(?:cuda|cublas|cudnn|nccl|cu[A-Z])\w*)")
-LEFT_ALONE = re.compile(r"cu(sparse|fft|rand|solver|File)")  # not imitated: these libraries load without a GPU
+LEFT_ALONE = re.compile(r"cu(sparse|fft|rand|solver|File)")  # not imitated: NVIDIA's own libraries load without a GPU
 
 
 def build(folder: Path) -> Path:

@@ -36,7 +36,7 @@ def train(trainer: Trainer, epochs: int = 3) -> dict[str, Any]:
         trainer.device_step._say = trainer.device_step._take._say = said.append
     with logged() as calls, counted_captures() as captures:
         for epoch in range(epochs):
-            trainer.train_epoch(epoch)  # not `fit`, whose evaluation reads values: the imitation computes none
+            trainer.train_epoch(epoch)  # not `fit`: its evaluation needs values, and the imitation computes none
     return {
         "steps": trainer.state.step,
         "graphs": calls.graphs,

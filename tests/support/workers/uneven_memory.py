@@ -6,11 +6,11 @@ Arguments: one number per rank, such as 16,8, then the arguments of `ddp_trainer
 from collections.abc import Sequence
 
 from ddp_trainer.distributed.launch import Launch
-from ddp_trainer.engine.passes import Need
+from ddp_trainer.engine.passes import MemoryNeed
 from tests.support.workers.narrow_train import narrow_main
 
 
 def main(argv: Sequence[str]) -> int:
     fitting = int(argv[0].split(",")[Launch.from_environment().rank])
-    Need.images_that_fit = lambda self, available: fitting  # type: ignore[method-assign]
+    MemoryNeed.images_that_fit = lambda self, available: fitting  # type: ignore[method-assign]
     return narrow_main(argv[1:])

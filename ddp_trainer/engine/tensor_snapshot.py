@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-class Reversible:
+class TensorSnapshot:
     """Saves the values of tensors, and restores them if a bool tensor on the device is True.
 
     All tensors are copied together as bytes, so that a few kernels are enough for tensors of all types.
