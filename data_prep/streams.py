@@ -1,7 +1,7 @@
 """Keeps a command working when its output cannot be written.
 
-A full disk, a closed pipe, a terminal that is gone or a stream that was closed from the start changes neither what the
-command does nor its exit status.
+The disk may be full, a pipe or a terminal may have been closed, or a stream may have been closed before the command
+started. None of this changes what the command does or its exit status.
 """
 
 from __future__ import annotations  # ddp_trainer.doctor imports this module, and runs on older Pythons, too

@@ -167,12 +167,11 @@ def largest_difference(exported: Classifier, model: nn.Module, spec: ModelSpec) 
         normalized = batch_normalize(images, spec.mean, spec.std, torch.float32).contiguous()  # NCHW suits all networks
         expected = model(normalized) / spec.temperature
         found = exported(images)
-        if found.shape != expected.shape or not bool(found.isfinite().all()):
-            wanted, got = tuple(expected.shape), tuple(found.shape)
-            raise ExportError(
-                f"the exported model must return finite logits of shape {wanted}; it returned shape {got}, or values "
-                "that are not finite"
-            )
+        wanted, got = tuple(expected.shape), tuple(found.shape)
+        if got != wanted:
+            raise ExportError(f"the exported model must return logits of shape {wanted}, got {got}")
+        if not bool(found.isfinite().all()):
+            raise ExportError("the exported model returns logits that are not finite")
         worst = max(worst, ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item())
     if worst > TOLERANCE:
         raise ExportError(f"the exported model's logits are wrong by {worst:.1e}, relative to the largest logit")

@@ -28,7 +28,7 @@ while (($#)) && [[ $1 != -- ]]; do
     -h | --help) exec "$python" -m ddp_trainer.sweep --help ;;
     --out) sweep=${2:-} ;;
     --out=*) sweep=${1#--out=} ;;
-    --list | --table | --launcher*) stop "$1 belongs to python -m ddp_trainer.sweep; leave it out" ;;
+    --list | --table | --launcher*) stop "$1 works only with python -m ddp_trainer.sweep; leave it out" ;;
   esac
   words+=("$1")
   shift

@@ -8,6 +8,7 @@ part of a step is in `Trainer.train_step`.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +33,12 @@ def why_not(config: TrainConfig, runtime: Runtime) -> str | None:
     return next((name for name, applies in obstacles.items() if applies), None)
 
 
+class CapturedStep(NamedTuple):
+    side: int  # of the crops
+    graph: torch.cuda.CUDAGraph
+    losses: Tensor  # (N,) written by each replay
+
+
 class GraphedStep:
     """Replays a graph of `work`. A graph is captured when a crop size is first used.
 
@@ -45,34 +52,36 @@ class GraphedStep:
     def __init__(self, work: Work, optimizer: torch.optim.Optimizer, say: Callable[[str], object]) -> None:
         """`work`: everything that a step does on the device. It must not store anything on the host."""
         self._work, self._optimizer, self._say = work, optimizer, say
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._captured: CapturedStep | None = None
         self._batch: Batch | None = None
         self._failed = False
 
     def __call__(self, batch: Batch, draws: Tensor, side: int) -> Tensor:
         """Takes one step and returns the losses of the batch, (N,)."""
-        if side not in self._graphs and not self._failed:
-            self._capture(batch, draws, side)
-        if self._failed:
+        if not self._failed and (self._captured is None or self._captured.side != side):
+            self._captured = self._capture(batch, draws, side)
+        if self._captured is None:
             return self._work(batch, draws, side)
         self._fill(batch, draws)
-        graph, losses = self._graphs[side]
-        graph.replay()
-        return losses.clone()  # the next replay overwrites them
+        self._captured.graph.replay()
+        return self._captured.losses.clone()  # the next replay overwrites them
 
     def _fill(self, batch: Batch, draws: Tensor) -> None:
         assert self._batch is not None
         for place, values in zip((*self._batch, self._draws), (*batch, draws), strict=True):
             place.copy_(values)
 
-    def _capture(self, batch: Batch, draws: Tensor, side: int) -> None:
-        """Captures a step into a graph. The step is not taken, because kernels do not run during a capture."""
+    def _capture(self, batch: Batch, draws: Tensor, side: int) -> CapturedStep | None:
+        """Captures a step into a graph. The step is not taken, because kernels do not run during a capture.
+
+        Returns None if the capture fails.
+        """
         if self._batch is None:
             self._batch = Batch(*(column.clone() for column in batch))
             self._draws = draws.clone()
-        if self._graphs:  # frees the memory of the graph of smaller crops
+        if self._captured is not None:  # frees the memory of the graph of smaller crops
             torch.cuda.synchronize()
-            self._graphs.clear()
+            self._captured = None
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         stream = torch.cuda.current_stream()
         mode = "thread_local"  # the thread that writes checkpoints may wait for the device during the capture
@@ -84,8 +93,8 @@ class GraphedStep:
             self._optimizer.zero_grad(set_to_none=True)
             reason = str(error).partition("\n")[0]
             self._say(f"steps run without CUDA graphs, because a step cannot be captured: {reason}")
-        else:
-            self._graphs[side] = graph, losses
+            return None
+        return CapturedStep(side, graph, losses)
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def script(
             {"SLURM_JOB_ID": "7"},
             "leave job 7 and run bash slurm/sweep.sh ... on the login node",
         ),
-        ("sweep.sh", ("smoke", "--list"), {}, "--list belongs to python -m ddp_trainer.sweep"),
+        ("sweep.sh", ("smoke", "--list"), {}, "--list works only with python -m ddp_trainer.sweep"),
         ("sweep.sh", ("smok", "--", "--time=1"), {}, "unknown recipe 'smok'"),
         ("sweep.sh", ("smoke", "--out"), {}, "expected one argument"),
     ],

@@ -3,7 +3,6 @@
 A forked process has its own session and environment, and calls the trainer's `main` through `narrow_main`.
 """
 
-import ctypes
 import os
 import signal
 import sys
@@ -12,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
+from data_prep.parent import signal_on_death_of_parent
 from tests.support.forked import free_port, rank_environment
 
-PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 30.0  # how long a launcher waits between SIGTERM and SIGKILL
 RAISES = signal.SIGALRM  # makes a child raise an exception; the trainer does not handle this signal itself
 
@@ -51,7 +50,7 @@ def _become(work: Callable[[], int], log: Path, env: dict[str, str]) -> None:
     try:
         os.setsid()
         signal.signal(RAISES, _raise)
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        signal_on_death_of_parent(signal.SIGKILL)
         handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(handle, 1)

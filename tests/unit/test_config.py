@@ -89,7 +89,7 @@ def test_invalid_flag_or_value_is_refused_in_one_line(arguments: list[str], expe
     assert "\n" not in str(caught.value)
 
 
-def test_free_on_resume_contains_only_names_of_settings() -> None:
+def test_changeable_on_resume_contains_only_names_of_settings() -> None:
     assert set(RECIPES["smoke"].flat()) >= CHANGEABLE_ON_RESUME
 
 

@@ -11,7 +11,10 @@ MACHINE = 8_000_000 * 1024
 
 
 def machine(root: Path, groups: str, files: dict[str, object]) -> Path:
-    """Writes /proc and /sys of a machine with 8 GB of available memory to `root`. `groups`: /proc/self/cgroup."""
+    """Makes `root` look like the root folder of a machine with 8 GB of available memory.
+
+    `groups`: content of /proc/self/cgroup. `files`: contents of other files.
+    """
     meminfo = "MemTotal: 9000000 kB\nMemFree: 1000 kB\nMemAvailable: 8000000 kB\n"
     for name, content in {"proc/meminfo": meminfo, "proc/self/cgroup": groups, **files}.items():
         path = root / name

@@ -95,7 +95,8 @@ def uninterrupted(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> C
     return run_directory
 
 
-# tests/soak compares more runs: more signals, moments and numbers of processes, but without a launcher.
+# tests/soak makes the same comparison with other signals, at random times and with other numbers of processes, but
+# without a launcher.
 @pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGINT), (1, signal.SIGKILL), (2, signal.SIGUSR2)])
 def test_run_stopped_by_a_signal_and_resumed_equals_the_uninterrupted_run(
     uninterrupted: Callable[[int], Path], tiny_dir: Path, tmp_path: Path, processes: int, number: signal.Signals
