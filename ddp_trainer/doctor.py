@@ -46,6 +46,7 @@ from data_prep.ffcv_import import import_ffcv
 import_ffcv()
 from importlib import metadata
 from ffcv.loader import Loader
+import simplejpeg, xxhash
 print('{"version": "%s"}' % metadata.version("ffcv"))
 """
 

@@ -10,6 +10,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 stamp=.venv/.setup-done
 export PIP_USER=0 # some clusters set it to 1, and pip then fails in a virtual environment
+# Some containers set versions in PIP_CONSTRAINT. pip does not install what it finds in PYTHONPATH.
+unset PIP_CONSTRAINT PYTHONPATH
 
 say() { echo "setup: $*"; }
 stop() { echo "error: $*" >&2; exit 2; }

@@ -16,6 +16,13 @@ compgen -G "$kit/wheels/*.whl" >/dev/null || stop "name the folder that scripts/
 torch=$("$python" -c 'import importlib.util as u; print(u.find_spec("torch").origin)' 2>/dev/null) ||
   stop "$python has no torch; set PYTHON to an interpreter that has it"
 
+version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+[[ $version =~ ^3\.1[123]$ ]] || stop "$python is Python $version; set PYTHON to Python 3.11, 3.12 or 3.13"
+for wheel in "$kit"/wheels/*-cp3*-cp3*-*.whl; do
+  [[ ! -e $wheel || $wheel == *-cp"${version/./}"-* || $wheel == *-abi3-* ]] ||
+    stop "the kit is not for Python $version: it has ${wheel##*/}; make it again with TARGET=$version scripts/kit.sh"
+done
+
 "$python" -m venv --without-pip .venv
 site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 for wheel in "$kit"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$site"; done
@@ -24,6 +31,16 @@ for wheel in "$kit"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$site"; d
 folder=$(dirname "$(dirname "$torch")")
 "$python" -c 'import sys; print(f"import site; site.addsitedir({sys.argv[1]!r})")' "$folder" >"$site/machine.pth"
 echo "$PWD" >"$site/project.pth"
+# The program `accelerate`, as pip would write it. The first lines start Python even if its path contains spaces.
+cat >.venv/bin/accelerate <<END
+#!/bin/sh
+'''exec' "$PWD/.venv/bin/python" "\$0" "\$@"
+' '''
+import sys
+from accelerate.commands.accelerate_cli import main
+sys.exit(main())
+END
+chmod +x .venv/bin/accelerate
 # Writes the metadata of the project, as pip would. doctor reads the requirements from it.
 "$python" - "$site" <<'END'
 import pathlib, sys, tomllib

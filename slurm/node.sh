@@ -10,12 +10,18 @@ source slurm/job.sh
 
 stop_requested='' child='' interrupted=''
 
-# SLURM signals every process of the job step, the trainer included, but the trainer ignores these signals until it has
-# installed its handlers (see `run`). If the trainer has not written status.json yet, it has nothing to save, and this
-# function ends it.
+# On most clusters, SLURM signals only this script, so it tells the training processes, which are the children of the
+# launcher. If the trainer has not written status.json yet, it ignores signals and has nothing to save, so this function
+# ends it. On clusters where SLURM signals the training processes, too, they treat both signals as one request.
 on_request() {
   stop_requested=yes interrupted=yes
-  if [[ $child && $(stat_of "$STATUS") == "$STATUS_BEFORE" ]]; then kill -HUP -- "-$child" 2>/dev/null || true; fi
+  [[ $child ]] || return 0
+  if [[ $(stat_of "$STATUS") == "$STATUS_BEFORE" ]]; then
+    kill -HUP -- "-$child" 2>/dev/null || true
+  else
+    # shellcheck disable=SC2046 # the process ids are separate words
+    kill -USR2 $(cat /proc/"$child"/task/*/children 2>/dev/null) 2>/dev/null || true
+  fi
 }
 trap on_request TERM USR2
 
@@ -45,7 +51,8 @@ if [[ -n ${DDP_STAGE_DIR:-} ]]; then
   # mktemp gives the copy a name that nobody else can guess, and the mode 0700, so that nobody else can read it. A copy
   # that a killed attempt of this job left behind is removed.
   prefix=ddp-trainer-$SLURM_JOB_ID-$SLURMD_NODENAME # not SLURM_NODEID, which may differ in the next attempt
-  mkdir -p "$folder" && find "$folder" -maxdepth 1 -type d -user "$(id -u)" -name "$prefix-????????" -exec rm -rf {} +
+  mkdir -p "$folder"
+  find "$folder" -maxdepth 1 -type d -user "$(id -u)" -name "$prefix-????????" -exec rm -rf {} + || true
   staged=$(mktemp -d "$folder/$prefix-XXXXXXXX") ||
     stop "no folder can be created in $folder on $(uname -n); set DDP_STAGE_DIR to another folder, or leave it empty"
   trap 'rm -rf "$staged"' EXIT

@@ -108,11 +108,22 @@ echo "$began_with,$stalled" >"$out/attempts"
 requeue() {
   # A job that is being cancelled must not be requeued, and a job that SLURM is requeuing need not be.
   local state
-  state=$(squeue --noheader --jobs="$job" --format=%T) || stop "squeue does not report the state of this job; $resume"
+  state=$(repeated squeue --states=all --noheader --jobs="$job" --format=%T) ||
+    stop "squeue does not report the state of this job; $resume"
   [[ $state == RUNNING ]] || exit 0
   [[ $(newest_checkpoint) != "$began_with" ]] || stop_if_stalled $((stalled + 1))
   say "stopped by a signal; requeued to resume $out"
-  scontrol requeue "$job" || stop "SLURM does not requeue the job; $resume"
+  repeated scontrol requeue "$job" || stop "SLURM does not requeue the job; $resume"
+}
+
+# Calls a command up to five times, because SLURM's controller may be too busy to answer.
+repeated() {
+  local tries
+  for ((tries = 1; tries < 5; tries++)); do
+    if "$@"; then return 0; fi
+    sleep "$tries"
+  done
+  "$@"
 }
 
 IFS= read -r RENDEZVOUS_HOST < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -124,10 +135,12 @@ export RENDEZVOUS_HOST RENDEZVOUS_PORT STATUS_BEFORE DATA_DIR=$data_dir PROCESSE
 say "job $SLURM_JOB_ID, attempt $attempt: $SLURM_JOB_NUM_NODES x $processes processes on $SLURM_JOB_NODELIST, in $out"
 ((attempt > 1)) || say "if the run fails or is cancelled, $resume"
 
-# --export and --wait override values that an sbatch flag or the site may have set.
+# --export and --wait override values that an sbatch flag or the site may have set. --gpus-per-node is needed for jobs
+# that were submitted with --gres, because srun would use the script's own --gpus-per-node=1.
 result=0
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --export=ALL \
-  ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} --kill-on-bad-exit=1 --wait=0 \
+  ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
+  ${SLURM_GPUS_ON_NODE:+--gpus-per-node="$SLURM_GPUS_ON_NODE"} --kill-on-bad-exit=1 --wait=0 \
   bash slurm/node.sh "${arguments[@]}" || result=$?
 
 # The launchers turn every failure into exit status 1, but status.json says what happened. If another node wrote this

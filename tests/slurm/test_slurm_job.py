@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import processes_with, wait_until
+from tests.support.processes import processes_with, read, wait_until
 from tests.support.slurm_cluster import Cluster, Job, running_cluster
 from tests.support.slurm_desk import Desk
 from tests.support.trainer import REPOSITORY
@@ -104,6 +104,27 @@ def test_settings_of_the_cluster_choose_the_folders_of_run_and_data(requeued: ob
     assert Path(given[-1]).name.startswith(f"ddp-trainer-{job.number}-")
     assert Path(given[-1]).parent == disk
     assert not any(disk.iterdir()), "the copy is still there"
+
+
+def test_gpus_requested_with_gres_reach_the_launcher(requeued: object, desk: Desk) -> None:
+    job = desk.submit("--gres=gpu:2", ENDS_AS="done")
+    assert job.end() == "COMPLETED", job.log
+    assert len(set(desk.launched(job)[0].split(","))) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_training_processes_learn_of_a_signal_that_only_the_script_of_the_node_gets(
+    number: int, requeued: object, desk: Desk
+) -> None:
+    """With proctrack/cgroup, SLURM signals no other process of a job step."""
+    job = desk.submit(ENDS_AS="running done", TRAINS="yes")
+    wait_until((desk.records / f"{job.number}-child").exists, lambda: job.log)
+    processes = processes_with(f"SLURM_JOB_ID={job.number}", "slurm/node.sh")
+    (script,) = [pid for pid in processes if read(pid, "cmdline").split(b"\0")[1] == b"slurm/node.sh"]
+    os.kill(script, number)
+    assert job.end() == "COMPLETED", job.log
+    assert job.restarts == 1
+    assert "stopped by a signal; requeued" in job.log
 
 
 # Wrong input as (flags of sbatch, arguments of the script, settings, part of the expected message).

@@ -23,6 +23,17 @@ if ((SLURM_NODEID == 0)); then
   echo "{\\"state\\": \\"$state\\"}" >"$STATUS.new"
   mv "$STATUS.new" "$STATUS"
 fi
+if [[ ${TRAINS:-} && $attempt == 1 ]]; then # starts a training process, which SLURM does not signal
+  python -c 'import os, signal, sys, time
+def stop(*_):
+    open(os.environ["STATUS"], "w").write("{\\"state\\": \\"preempted\\"}")
+    sys.exit()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGUSR2, stop)
+open(sys.argv[1], "w").close()
+time.sleep(300)' "$RECORDS/$SLURM_JOB_ID-child" &
+  wait $!
+fi
 exit "${EXIT_STATUS:-0}"
 """
 # The real Python, except that torch reports the number of GPUs that SLURM has assigned.
@@ -57,5 +68,5 @@ class Desk:
         )
 
     def launched(self, job: Job, node: int = 0) -> list[str]:
-        """Returns what the launcher of a node got: first its GPUs, then its arguments."""
+        """Returns what the launcher of a node recorded: CUDA_VISIBLE_DEVICES, then its arguments."""
         return (self.records / f"{job.number}-{node}").read_text().split("\0")[:-1]

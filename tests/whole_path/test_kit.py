@@ -60,14 +60,31 @@ def test_packages_of_the_kit_take_precedence_over_those_of_the_machine(project: 
     (tmp_path / "kit" / "wheels").mkdir(parents=True)
     with zipfile.ZipFile(tmp_path / "kit" / "wheels" / "tyro-1-py3-none-any.whl", "w") as wheel:
         wheel.writestr("tyro/__init__.py", "origin = 'kit'")
+    with zipfile.ZipFile(tmp_path / "kit" / "wheels" / "accelerate-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("accelerate/__init__.py", "")
+        wheel.writestr("accelerate/commands/__init__.py", "")
+        wheel.writestr("accelerate/commands/accelerate_cli.py", "import sys\ndef main(): return print(sys.argv[1:])")
     finished = call(project, "use_kit.sh", "kit", PYTHON=sys.executable)
     assert (finished.returncode, finished.stderr) == (3, ""), "the exit status is not that of doctor"
     assert finished.stdout.splitlines()[-1] == "tyro kit"
+    launcher = subprocess.run([project / ".venv/bin/accelerate", "launch", "a b"], text=True, capture_output=True)
+    assert launcher.stdout == "['launch', 'a b']\n", launcher.stderr
     again = call(project, "use_kit.sh", "kit", PYTHON=sys.executable)
     assert (again.returncode, again.stderr) == (
         2,
         "error: .venv exists already; remove it to make another from the kit\n",
     )
+
+
+def test_kit_for_another_python_is_refused(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "kit" / "wheels").mkdir(parents=True)
+    for name in ("any-1-py3-none-any", "stable-1-cp39-abi3-linux", "xxhash-1-cp39-cp39-linux"):
+        (tmp_path / "kit" / "wheels" / f"{name}.whl").touch()
+    finished = call(project, "use_kit.sh", "kit", PYTHON=sys.executable)
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    line = f"error: the kit is not for Python {version}: it has xxhash-1-cp39-cp39-linux.whl; make it again with "
+    assert (finished.returncode, finished.stderr) == (2, f"{line}TARGET={version} scripts/kit.sh\n")
+    assert not (project / ".venv").exists()
 
 
 @pytest.mark.parametrize(
