@@ -4,9 +4,11 @@ Damaged metadata is ignored if the pixels can be read.
 """
 
 import io
+import math
 import os
 import re
 import threading
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -18,7 +20,7 @@ from data_prep.errors import printable
 from data_prep.files import open_regular
 from data_prep.machine_limits import due_to_machine
 from data_prep.sources.decoder_messages import reading
-from data_prep.sources.repair import JPEG, JPEG_END, PNG, lacks_end, pixels_only
+from data_prep.sources.repair import JPEG, JPEG_END, PNG, lacks_end, require_all_pixels, without_metadata
 
 # A format is recognized by the content of a file, not by its name. Of an animation, only the first frame is used.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -36,6 +38,7 @@ STRIP_PIXELS = 2**22  # number of pixels that are converted at a time
 LARGE_PIXELS = 2**24  # larger images are decoded one at a time, whatever the number of threads
 Image.MAX_IMAGE_PIXELS = None  # turns off Pillow's own limit; `_check_size` enforces ours
 
+_TILE_SIZE_TAGS = 322, 323  # of TIFF: width and height
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {  # EXIF orientation -> operation that turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -65,9 +68,9 @@ def read_image(path: Path, size: int) -> np.ndarray:
 def read_picture(path: Path, size: int) -> Picture:
     """Reads the center square of one image file, resized to `size` x `size` pixels.
 
-    The picture is turned upright according to its EXIF orientation, and resized with an antialiasing filter.
-    Transparent images are laid over white, 16-bit values are scaled to 8 bits, and gray, palette and CMYK images
-    become RGB. Raises ValueError or OSError, and for damaged files whatever else the decoder raises.
+    The picture is turned upright according to its EXIF orientation, and resized with an antialiasing filter. Images
+    with transparency are laid over white, 16-bit values are scaled to 8 bits, and all color modes become RGB. Raises
+    ValueError or OSError, and for damaged files whatever else the decoder raises.
     """
     with reading(path), open_regular(path) as file:
         if not file.read(1):
@@ -80,10 +83,10 @@ def read_picture(path: Path, size: int) -> Picture:
             if isinstance(error, TooLargeError) or due_to_machine(error):
                 raise
             file.seek(0)
-            repaired = pixels_only(content := _content(file), partial(_pixels_of, size=size))
-            if repaired is None:
-                raise _plainer(error, content) from None
-        return _decode(io.BytesIO(repaired), size, metadata_ignored=True)
+            content = _content(file)
+            if picture := _repaired(content, size):
+                return picture
+            raise _plainer(error, content) from None
 
 
 def starts_like_image(content: bytes) -> bool:
@@ -106,19 +109,40 @@ class TooLargeError(ValueError):
 
 def _decode(file: BinaryIO | io.BytesIO, size: int, *, metadata_ignored: bool) -> Picture:
     with Image.open(file, formats=FORMATS) as image:
-        progressive = "progressive" in image.info
-        _check_size(image.size, MAX_SHRINKING if image.format in ("JPEG", "MPO") and not progressive else 1)
+        is_jpeg, progressive = image.format in ("JPEG", "MPO"), "progressive" in image.info
+        _check_size(image.size, MAX_SHRINKING if is_jpeg and not progressive else 1)
         # A large JPEG is decoded at 1/8 to 1/2 of its size, which is still at least four times the target size.
         image.draft(image.mode, (4 * size, 4 * size))
-        _check_size(image.size, 1)
-        if image.width * image.height <= LARGE_PIXELS:
-            return _finish(image, size, metadata_ignored)
-        with _one_large_image:
-            return _finish(image, size, metadata_ignored)
+        decoded = max(image.size, _tile_size(image), key=math.prod)
+        _check_size(decoded, 1)
+        with _one_large_image if math.prod(decoded) > LARGE_PIXELS else nullcontext():
+            picture = _finish(image, size, metadata_ignored)
+            if is_jpeg:
+                file.seek(0)
+                require_all_pixels(_content(file))
+            return picture
+
+
+def _repaired(content: bytes, size: int) -> Picture | None:
+    """The picture after `repair.without_metadata`, or None if the pixels still cannot be read."""
+    for keep_exif in (True, False):  # the EXIF data may be what cannot be read
+        repaired = without_metadata(content, partial(_pixels_of, size=size), keep_exif=keep_exif)
+        try:
+            return None if repaired is None else _decode(io.BytesIO(repaired), size, metadata_ignored=True)
+        except Exception as error:
+            if isinstance(error, TooLargeError) or due_to_machine(error):
+                raise
+    return None
 
 
 def _pixels_of(content: bytes, size: int) -> np.ndarray:
     return _decode(io.BytesIO(content), size, metadata_ignored=True).pixels
+
+
+def _tile_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of the tiles of a TIFF, which are decoded as a whole and may be larger than the image."""
+    tags = getattr(image, "tag_v2", {})
+    return tuple(int(tags.get(tag, 0)) for tag in _TILE_SIZE_TAGS)  # type: ignore[return-value]
 
 
 def _check_size(size: tuple[int, int], factor: int) -> None:
@@ -131,11 +155,12 @@ def _check_size(size: tuple[int, int], factor: int) -> None:
 
 
 def _finish(image: Image.Image, size: int, metadata_ignored: bool) -> Picture:
+    has_16_bits = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
     image.load()
     if image.mode == "F":
         raise ValueError("float image: the range of its values is unknown; save it with 8 or 16 bits")
     orientation, readable = _orientation(image)
-    square, brightest = _center_square(image, size)
+    square, brightest = _center_square(image, size, has_16_bits)
     if square.width != size or square.height != size:
         side = min(image.size) / _factor(image, size)
         square = square.resize((size, size), Image.Resampling.LANCZOS, box=(0, 0, side, side))
@@ -159,10 +184,10 @@ def _factor(image: Image.Image, size: int) -> int:
     return max(min(image.size) // (4 * size), 1)
 
 
-def _center_square(image: Image.Image, size: int) -> tuple[Image.Image, int | None]:
+def _center_square(image: Image.Image, size: int, has_16_bits: bool) -> tuple[Image.Image, int | None]:
     """The center square as RGB, averaged down by `_factor`, and the largest value of a 16-bit image.
 
-    Converts one strip at a time, because converting the whole image would need several copies of it.
+    Converts one strip at a time, because converting a whole image needs several copies of it.
     """
     side, factor = min(image.size), _factor(image, size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -174,6 +199,9 @@ def _center_square(image: Image.Image, size: int) -> tuple[Image.Image, int | No
         if strip.mode == "I" or strip.mode.startswith("I;16"):
             strip, largest = _scale_to_8_bits(strip)
             brightest = max(brightest or 0, largest)
+        elif has_16_bits:  # in color or with transparency: Pillow keeps only the upper 8 bits
+            colors = [band for band in strip.getbands() if band != "A"]
+            brightest = max(brightest or 0, *(257 * int(np.max(strip.getchannel(band))) for band in colors))
         rgb = _to_rgb(strip)
         square.paste(rgb.reduce(factor) if factor > 1 else rgb, (0, start // factor))
     return square, brightest
@@ -197,11 +225,7 @@ def _to_rgb(strip: Image.Image) -> Image.Image:
 
 
 def _check_end(file: BinaryIO) -> None:
-    """Raises OSError for a JPEG without an end marker, because pixels may be missing.
-
-    Pillow notices missing pixels only if the file is too short. If an interrupted copy left zeros at the end of the
-    file, the decoder takes them for pixels.
-    """
+    """Raises OSError for a JPEG without an end marker. The decoder takes zeros of an interrupted copy for pixels."""
     if file.read(len(JPEG)) == JPEG:
         file.seek(-len(JPEG_END), io.SEEK_END)
         if file.read() != JPEG_END:
@@ -211,8 +235,10 @@ def _check_end(file: BinaryIO) -> None:
     file.seek(0)
 
 
-def _content(file: BinaryIO) -> bytes:
+def _content(file: BinaryIO | io.BytesIO) -> bytes:
     """The rest of the file, up to 8 bytes for each pixel that an image may have."""
+    if isinstance(file, io.BytesIO):
+        return file.read()
     return file.read(min(os.fstat(file.fileno()).st_size, 8 * MAX_PIXELS))  # `read(n)` allocates n bytes
 
 

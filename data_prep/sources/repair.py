@@ -1,4 +1,7 @@
-"""Repairs PNG and JPEG files whose pixels are complete: removes metadata, and adds a JPEG's missing end marker."""
+"""Finds JPEG files that lack pixels, and repairs PNG and JPEG files that lack none.
+
+A repair removes metadata, and adds a JPEG's missing end marker.
+"""
 
 import io
 import re
@@ -6,6 +9,7 @@ import struct
 from collections.abc import Callable
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from data_prep.machine_limits import due_to_machine
@@ -16,15 +20,27 @@ _ANCILLARY_MARKERS = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # comments, and all APPn 
 _MARKER = re.compile(rb"\xff[^\0\xd0-\xd7\xff]", re.DOTALL)  # such a pair of bytes never occurs in the pixel data
 
 
-def pixels_only(content: bytes, decode: Callable[[bytes], np.ndarray]) -> bytes | None:
+def require_all_pixels(jpeg: bytes) -> None:
+    """Raises OSError if the data of a JPEG end before its last pixel. Pillow makes up such pixels without a warning.
+
+    Wrong values of pixels cannot be found, because a JPEG has no checksum.
+    """
+    try:
+        simplejpeg.decode_jpeg(jpeg, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
+    except ValueError as error:  # strict: also raised for other warnings, most of which are harmless
+        if "premature end" in str(error).lower():
+            raise OSError("image file is truncated") from None
+
+
+def without_metadata(content: bytes, decode: Callable[[bytes], np.ndarray], *, keep_exif: bool) -> bytes | None:
     """The file without its metadata and, for a JPEG, with an end marker; None if it cannot be repaired.
 
-    `decode`: reads the pixels of a JPEG.
+    `decode`: reads the pixels of a JPEG. `keep_exif`: whether to keep the EXIF data, which contain the orientation.
     """
     if content.startswith(PNG):
-        return _png_pixels(content)
+        return _png_pixels(content, _PIXEL_CHUNKS | ({b"eXIf"} if keep_exif else set()))
     if content.startswith(JPEG):
-        stripped = _jpeg_pixels(content)
+        stripped = _jpeg_pixels(content, keep_exif)
         return _jpeg_with_end(stripped, decode) if lacks_end(stripped) else stripped
     return None
 
@@ -39,24 +55,25 @@ def lacks_end(jpeg: bytes) -> bool:
     return found is None
 
 
-def _png_pixels(content: bytes) -> bytes | None:
-    """A PNG without its comments, profiles and other metadata. The checksums of its pixels are kept."""
+def _png_pixels(content: bytes, kinds: set[bytes]) -> bytes | None:
+    """A PNG with only the chunks of these kinds, and their checksums."""
     kept, position = [content[:8]], 8
     while position + 12 <= len(content):
         length, kind = struct.unpack(">I4s", content[position : position + 8])
-        if kind in _PIXEL_CHUNKS:
+        if kind in kinds:
             kept.append(content[position : position + 12 + length])
         position += 12 + length
     return b"".join(kept) if len(kept) > 2 else None
 
 
-def _jpeg_pixels(content: bytes) -> bytes:
-    """A JPEG without its comments, profiles and EXIF data. JFIF and Adobe markers are kept: they define the colors."""
+def _jpeg_pixels(content: bytes, keep_exif: bool) -> bytes:
+    """A JPEG without its comments and profiles. JFIF and Adobe markers are kept: they define the colors."""
     kept, position = [content[:2]], 2
     while content[position : position + 1] == b"\xff" and content[position + 1 : position + 2] not in (b"", b"\xda"):
         marker, length = content[position + 1], int.from_bytes(content[position + 2 : position + 4], "big")
-        if marker not in _ANCILLARY_MARKERS:
-            kept.append(content[position : position + 2 + length])
+        segment = content[position : position + 2 + length]
+        if marker not in _ANCILLARY_MARKERS or (keep_exif and segment[4:10] == b"Exif\0\0"):
+            kept.append(segment)
         position += 2 + max(length, 2)
     return b"".join(kept) + content[position:]
 

@@ -1,6 +1,8 @@
 """A small folder of photographs in two classes, for tests of `--source folder`."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ from PIL import Image
 from data_prep.errors import InputError
 from data_prep.sources import Split
 from data_prep.sources.folder import FolderImages
+from data_prep.sources.repair import PNG
 
 BAD_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x20\0\x12\x01\x03\0\x01\0\0\0"  # claims 32 entries, but ends within the first
 
@@ -28,6 +31,18 @@ def damaged_tiff(path: Path) -> Path:
     content[200:260] = bytes(byte ^ 0x5A for byte in content[200:260])
     path.write_bytes(content)
     return path
+
+
+def png_of(values: np.ndarray, color_type: int) -> bytes:
+    """Returns a PNG of (H, W, channels) big-endian uint16 values, which Pillow cannot write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, _ = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in values))
+    return PNG + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def noise_jpeg(**options: Any) -> bytes:

@@ -13,7 +13,7 @@ from data_prep.errors import InputError
 from data_prep.sources import UnreadableImagesError
 from data_prep.sources.folder import FolderImages
 from data_prep.sources.picture import read_image
-from tests.support.photos import draw_photos, fails, load_folder, save
+from tests.support.photos import draw_photos, fails, load_folder, png_of, save
 
 WHITE = (255, 255, 255)
 
@@ -154,6 +154,18 @@ def test_five_thousand_real_images_are_loaded(jpeg_cifar_dir: Path, tmp_path: Pa
     for split in ("train", "test"):
         (tmp_path / split).symlink_to(jpeg_cifar_dir / "test")
     assert load_folder(tmp_path).train.images.shape == (5000, 32, 32, 3)
+
+
+@pytest.mark.parametrize(("color_type", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_dark_16_bit_images_in_color_or_with_transparency_are_reported(
+    color_type: int, channels: int, photos: Path
+) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (8, 8, channels)).astype(">u2")
+    if channels != 3:
+        values[..., -1] = 65535  # opaque
+    (photos / "train" / "cat" / "12bit.png").write_bytes(png_of(values, color_type))
+    (note,) = load_folder(photos, size=8).notes
+    assert note.startswith("the 16-bit images are dark: their largest value is 3855")
 
 
 def test_dark_16_bit_images_and_ignored_metadata_are_reported(photos: Path) -> None:

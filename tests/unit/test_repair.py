@@ -1,10 +1,15 @@
-"""JPEG files: the end marker may be missing if all pixels are there, and may be followed by other data."""
+"""Damaged PNG and JPEG files are read if all pixels are there, and refused if pixels are missing."""
 
+import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from data_prep.sources import picture
 from data_prep.sources.picture import read_image, read_picture
 from tests.support.photos import noise_jpeg
 
@@ -14,6 +19,47 @@ def test_a_jpeg_that_lacks_only_its_end_marker_is_read(end: bytes, tmp_path: Pat
     (tmp_path / "whole.jpg").write_bytes(noise_jpeg())
     (tmp_path / "a.jpg").write_bytes(noise_jpeg()[:-2] + end)
     assert np.array_equal(read_image(tmp_path / "a.jpg", 32), read_image(tmp_path / "whole.jpg", 32))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("damage", ["no end marker", "broken comment"])
+def test_a_repaired_file_keeps_its_orientation(damage: str, orientation: int, tmp_path: Path) -> None:
+    picture, exif = Image.open(io.BytesIO(noise_jpeg())), Image.Exif()
+    exif[0x0112] = orientation
+    suffix = "jpg" if damage == "no end marker" else "png"
+    whole, damaged = tmp_path / f"whole.{suffix}", tmp_path / f"damaged.{suffix}"
+    picture.save(whole, exif=exif)
+    content = whole.read_bytes()
+    comment = struct.pack(">I", 4) + b"tEXtabcd" + b"\0\0\0\0"  # with a wrong checksum
+    damaged.write_bytes(content[:-2] if suffix == "jpg" else content[:33] + comment + content[33:])
+    found = read_picture(damaged, 32)
+    assert found.metadata_ignored
+    assert np.array_equal(found.pixels, read_image(whole, 32))
+
+
+def test_unreadable_exif_data_are_ignored_when_a_file_is_repaired(tmp_path: Path) -> None:
+    content = bytearray(noise_jpeg()[:-2])
+    content[2:2] = b"\xff\xe1\0\x0eExif\0\0garbage!"[:18]
+    (tmp_path / "a.jpg").write_bytes(content)
+    (tmp_path / "whole.jpg").write_bytes(noise_jpeg())
+    assert np.array_equal(read_image(tmp_path / "a.jpg", 32), read_image(tmp_path / "whole.jpg", 32))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_lacks_pixels_before_its_end_marker_is_refused(progressive: bool, tmp_path: Path) -> None:
+    content = noise_jpeg(progressive=progressive)
+    (tmp_path / "a.jpg").write_bytes(content[: len(content) // 2] + content[-2:])
+    with pytest.raises(OSError, match="truncated"):
+        read_image(tmp_path / "a.jpg", 32)
+
+
+def test_a_png_with_a_damaged_header_is_called_damaged(tmp_path: Path) -> None:
+    Image.open(io.BytesIO(noise_jpeg())).save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[30] ^= 1  # in the checksum of the header
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        read_image(tmp_path / "a.png", 32)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
@@ -36,3 +82,18 @@ def test_what_follows_the_end_marker_of_a_jpeg_does_not_matter(progressive: bool
     found = read_picture(tmp_path / "a.jpg", 32)
     assert np.array_equal(found.pixels, read_image(tmp_path / "whole.jpg", 32))
     assert not found.metadata_ignored
+
+
+def test_a_tiff_whose_tile_exceeds_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tile is decoded as a whole, also if the image is much smaller."""
+    side, data = 1008, zlib.compress(bytes(1008 * 1008))
+    tags = [(256, 32), (257, 32), (258, 8), (259, 8), (262, 1), (277, 1), (322, side), (323, side)]
+    start = 8 + 2 + 12 * (len(tags) + 2) + 4
+    tags += [(324, start), (325, len(data))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    content = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + b"\0\0\0\0" + data
+    (tmp_path / "a.tif").write_bytes(content)
+    assert read_image(tmp_path / "a.tif", 32).shape == (32, 32, 3)
+    monkeypatch.setattr(picture, "MAX_PIXELS", 1_000_000)
+    with pytest.raises(picture.TooLargeError, match="1008x1008 pixels exceed the limit"):
+        read_image(tmp_path / "a.tif", 32)
