@@ -191,7 +191,7 @@ def find_learning_rate(test: RangeTestConfig, stop: StopRequest) -> None:
         stack.enter_context(restored_settings())
         runtime = Runtime(config.runtime, stop=stop)
         try:
-            network, _ = prepare_network(config, dataset, load_weights=True)
+            network, _ = prepare_network(config, dataset, world_size=runtime.world_size, load_weights=True)
             config = resolve_passes(config, runtime, dataset, network)
             curve = range_test(build_trainer(config, runtime, dataset, network=network), test.rates)
         except Preempted:

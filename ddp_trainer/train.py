@@ -59,7 +59,7 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
             if start.kind == StartKind.FINISHED:
                 complete_results(run_dir)
                 return result_of(run_dir)
-            network, notes = prepare_network(config, dataset, load_weights=state is None)
+            network, notes = prepare_network(config, dataset, world_size=runtime.world_size, load_weights=state is None)
             if state is not None:
                 require_fitting(network, state)
             config = resolve_passes(config, runtime, dataset, network, saved=state)

@@ -7,7 +7,7 @@ from data_prep.errors import require
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.sync_batchnorm import not_synchronized
-from ddp_trainer.engine.data import RunData, build_data
+from ddp_trainer.engine.data import RunData, build_data, images_in_step
 from ddp_trainer.engine.observer import Observer, SilentObserver
 from ddp_trainer.engine.optim import build_optimizer
 from ddp_trainer.engine.trainer import Trainer
@@ -16,7 +16,9 @@ from ddp_trainer.models.initial_weights import load_initial_weights, parameters_
 from ddp_trainer.models.spec import ModelSpec, build_network, require_same_form
 
 
-def prepare_network(config: TrainConfig, dataset: DatasetInfo, *, load_weights: bool) -> tuple[nn.Module, list[str]]:
+def prepare_network(
+    config: TrainConfig, dataset: DatasetInfo, *, world_size: int, load_weights: bool
+) -> tuple[nn.Module, list[str]]:
     """The network that the settings describe, and lines to print about it.
 
     `load_weights`: whether to apply --init-from; False for a resumed run, whose weights are in its checkpoint. Raises
@@ -25,8 +27,14 @@ def prepare_network(config: TrainConfig, dataset: DatasetInfo, *, load_weights: 
     spec, name = ModelSpec.of(dataset, config), config.network.network
     network, lines = build_network(config.network, spec).train(), []
     sides = config.schedule.crop_sides(spec.image_size)
-    channels_last = config.runtime.channels_last
-    unused = check_network(network, name, num_classes=len(spec.classes), sides=sides, channels_last=channels_last)
+    unused = check_network(
+        network,
+        name,
+        num_classes=len(spec.classes),
+        sides=sides,
+        images_per_pass=images_per_pass(config, world_size),
+        channels_last=config.runtime.channels_last,
+    )
     if unused:
         names = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
         require(
@@ -45,6 +53,13 @@ def prepare_network(config: TrainConfig, dataset: DatasetInfo, *, load_weights: 
     return network, lines
 
 
+def images_per_pass(config: TrainConfig, world_size: int) -> int:
+    """The smallest number of images that a BatchNorm layer sees at once."""
+    accumulate = 1 if config.schedule.accumulate == "auto" else config.schedule.accumulate
+    ranks = range(world_size) if config.runtime.sync_bn else (0,)  # rank 0 has the fewest images
+    return sum(images_in_step(config, rank, world_size) // accumulate for rank in ranks)
+
+
 def build_trainer(
     config: TrainConfig,
     runtime: Runtime,
@@ -61,7 +76,7 @@ def build_trainer(
     """
     data = data or build_data(config, runtime, dataset)
     if network is None:
-        network, _ = prepare_network(config, dataset, load_weights=True)
+        network, _ = prepare_network(config, dataset, world_size=runtime.world_size, load_weights=True)
     late = parameters_named(network, config.schedule.frozen_late, flag="--freeze-late")
     optimizer = build_optimizer(network, config.optim, late)
     return Trainer(config, runtime, network, optimizer, data, observer or SilentObserver())

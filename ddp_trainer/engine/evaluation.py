@@ -130,7 +130,8 @@ class Evaluator:
         images = batch_normalize(images, self.spec.mean, self.spec.std, next(model.parameters()).dtype)
         images = self.runtime.laid_out(images)
         with self.runtime.autocast():
-            forward = model.forward  # not compiled: torch.compile would compile each batch size separately
+            # Runs the model's hooks, but not compiled: torch.compile would compile each batch size separately.
+            forward: Callable[[Tensor], Tensor] = model._call_impl  # type: ignore[assignment]
             plain = forward(images).to(torch.promote_types(images.dtype, torch.float32))  # at least float32
             if not tta:
                 return plain, plain

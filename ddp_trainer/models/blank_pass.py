@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 @contextlib.contextmanager
 def blank_passes(model: nn.Module) -> Iterator[None]:
-    """When the block ends, removes all gradients of `model` and restores its buffers."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    """When the block ends, removes all gradients of `model`, and restores its buffers and its mode."""
+    before, was_training = [(buffer, buffer.clone()) for buffer in model.buffers()], model.training
     try:
         yield
     finally:
         model.zero_grad(set_to_none=True)
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
+        model.train(was_training)
+        for buffer, value in before:
+            buffer.copy_(value)
 
 
 def blank_images(model: nn.Module, count: int, side: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Checks that a network can be trained: before the first step, takes a forward and backward pass at each crop size.
+"""Checks a network before the first step: tries to train it at each crop size, and to evaluate it.
 
 Most problems with a network of your own are reported here in one line. Without these checks, you would see a traceback
 from the middle of a step.
@@ -10,29 +10,46 @@ from torch import Tensor, nn
 from data_prep.errors import InputError, require
 from ddp_trainer.models.blank_pass import blank_passes
 
-NUM_IMAGES = 2  # BatchNorm may need two to compute a variance
+MAX_IMAGES = 2  # BatchNorm may need two to compute a variance
 
 
 def check_network(
-    network: nn.Module, name: str, *, num_classes: int, sides: list[int], channels_last: bool = True
+    network: nn.Module,
+    name: str,
+    *,
+    num_classes: int,
+    sides: list[int],
+    images_per_pass: int = MAX_IMAGES,
+    channels_last: bool = True,
 ) -> list[str]:
     """Names of the trainable parameters that get no gradient; usually none.
 
-    `sides`: sides of the square images that the network will see. Raises InputError if no parameter is trainable, if a
-    trainable parameter has a wrong type, if a tensor is not on the CPU, if the forward pass fails, or if the output is
-    not (N, num_classes) finite logits. Leaves the network and torch's generators unchanged.
+    `sides`: sides of the square images that the network will see. `images_per_pass`: the smallest number of them that
+    it will see at once in training. Raises InputError if the network cannot be trained, evaluated and saved: for
+    example, if no parameter is trainable, or if the output is not (N, num_classes) finite logits. Leaves the network
+    and torch's generators unchanged.
     """
-    _check_parameters(network, name)
+    _check_tensors(network, name)
+    buffers = dict(network.named_buffers())
     with torch.random.fork_rng(devices=[]), blank_passes(network):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would also seed the GPUs
         for side in sides:
-            images = torch.randn(NUM_IMAGES, 3, side, side).to(next(network.parameters()).dtype)
-            output = _run(network, name, images, channels_last=channels_last)
-            _logits_of(output, name, num_classes=num_classes, side=side).sum().backward()
-        return [key for key, value in network.named_parameters() if value.requires_grad and value.grad is None]
+            images = torch.randn(min(images_per_pass, MAX_IMAGES), 3, side, side).to(next(network.parameters()).dtype)
+            output = _run(network.train(), name, images, channels_last=channels_last)
+            _logits_of(output, name, images, num_classes).sum().backward()
+            _check_buffers(network, name, buffers)
+        unused = [key for key, value in network.named_parameters() if value.requires_grad and value.grad is None]
+        with torch.no_grad():
+            for count in (1, MAX_IMAGES):  # the last batch of an evaluation may have a single image
+                images = torch.randn(count, 3, max(sides), max(sides)).to(next(network.parameters()).dtype)
+                output = _run(network.eval(), name, images, channels_last=channels_last)
+                _logits_of(output, name, images, num_classes)
+        return unused
 
 
-def _check_parameters(network: nn.Module, name: str) -> None:
+def _check_tensors(network: nn.Module, name: str) -> None:
+    others = [key for key, value in network.state_dict().items() if not isinstance(value, Tensor)]
+    require(not others, f"--network {name} has a state_dict with values that are not tensors: {', '.join(others)}")
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     require(bool(trainable), f"--network {name} has no trainable parameter")
     devices = {str(tensor.device) for tensor in (*network.parameters(), *network.buffers())}
@@ -48,34 +65,45 @@ def _check_parameters(network: nn.Module, name: str) -> None:
     )
 
 
+def _check_buffers(network: nn.Module, name: str, before: dict[str, Tensor]) -> None:
+    """Raises InputError if a forward pass has replaced buffers: the trainer restores them in place."""
+    changed = [key for key, buffer in network.named_buffers() if before.get(key) is not buffer]
+    require(
+        not changed,
+        f"--network {name} creates or replaces buffers in its forward pass ({', '.join(changed)}); create them in "
+        "__init__, and update them in place, for example with copy_",
+    )
+
+
 def _run(network: nn.Module, name: str, images: Tensor, *, channels_last: bool) -> object:
-    """The output in training mode. If the network fails only in channels-last order, the error message says so."""
-    was_training = network.training
+    """The output. If the network fails only in channels-last order, the error message says so."""
     order = torch.channels_last if channels_last else torch.contiguous_format
     try:
-        return network.train()(images.contiguous(memory_format=order))
+        return network(images.contiguous(memory_format=order))
     except Exception as error:
         shape = "x".join(map(str, images.shape))
         try:
             network(images)
         except Exception:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            if len(images) == 1 and network.training:
+                reason += "; --batch-size leaves one image for some forward passes, so raise it"
             raise InputError(f"--network {name} fails on images of shape {shape}: {reason}") from error
         raise InputError(f"--network {name} does not work in channels-last order; add --no-channels-last") from error
-    finally:
-        network.train(was_training)
 
 
-def _logits_of(logits: object, name: str, *, num_classes: int, side: int) -> Tensor:
-    """`logits`, if a loss can be computed from them. Raises InputError otherwise."""
+def _logits_of(logits: object, name: str, images: Tensor, num_classes: int) -> Tensor:
+    """`logits`, if they are right for `images`. Raises InputError otherwise."""
+    training = torch.is_grad_enabled()
+    mode = "training" if training else "evaluation"
     if not isinstance(logits, Tensor):
-        raise InputError(f"--network {name} must return a tensor of logits while training, got {type(logits).__name__}")
-    expected, found = (NUM_IMAGES, num_classes), tuple(logits.shape)
+        raise InputError(f"--network {name} must return a tensor of logits in {mode}, got {type(logits).__name__}")
+    expected, found = (len(images), num_classes), tuple(logits.shape)
     require(
         found == expected,
-        f"--network {name} must return logits of shape {expected} for {num_classes} classes and "
-        f"{NUM_IMAGES} images of {side} pixels, got {found}",
+        f"--network {name} must return logits of shape {expected} in {mode} for {num_classes} classes and images of "
+        f"shape {'x'.join(map(str, images.shape))}, got {found}",
     )
-    require(logits.requires_grad, f"--network {name} returns logits without a gradient")
+    require(not training or logits.requires_grad, f"--network {name} returns logits without a gradient")
     require(bool(logits.isfinite().all()), f"--network {name} returns logits that are not finite before the first step")
     return logits

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from data_prep.dataset import DatasetInfo
 from data_prep.errors import require
-from data_prep.order import share
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.tracking.wandb_service import mode_from_environment
 
@@ -33,13 +32,7 @@ def check_settings(config: TrainConfig, dataset: DatasetInfo, *, world_size: int
         f"install them as root: apt-get install g++ python{sysconfig.get_python_version()}-dev",
     )
     num_images = total - held_out
-    images_per_pass = check_batch(config, num_images=num_images, world_size=world_size)
-    smallest = min(config.schedule.crop_sides(dataset.image_size))
-    require(
-        images_per_pass > 1 or smallest >= 16 or (config.runtime.sync_bn and world_size > 1),
-        f"--batch-size {config.schedule.batch_size} leaves one image of {smallest} pixels a side for some forward "
-        "passes, which is too little for BatchNorm; raise --batch-size, or prepare larger images",
-    )
+    check_batch(config, num_images=num_images, world_size=world_size)
     if config.tracking.uses_wandb:
         mode_from_environment()  # raises InputError if WANDB_MODE is not a mode of W&B
     return num_images
@@ -82,12 +75,10 @@ def _check_sides(config: TrainConfig, image_size: int) -> None:
     )
 
 
-def check_batch(config: TrainConfig, *, num_images: int, world_size: int) -> int:
-    """Checks the batch size, and returns the smallest number of images in a forward pass of any process.
+def check_batch(config: TrainConfig, *, num_images: int, world_size: int) -> None:
+    """Raises InputError if the batch size does not fit the other settings.
 
-    The number of passes that `--accumulate auto` will choose is not known yet, so it counts as one pass.
-
-    Raises InputError if the batch is too small for the processes or larger than the training set, if it is odd with
+    This is so if the batch is too small for the processes or larger than the training set, if it is odd with
     --mixup or --cutmix, or if --profile is too large for the run.
     """
     batch, accumulate, pairs = config.schedule.batch_size, config.schedule.accumulate, config.augment.mixes_pairs
@@ -108,5 +99,3 @@ def check_batch(config: TrainConfig, *, num_images: int, world_size: int) -> int
         config.run.profile < steps,
         f"--profile must be below the number of steps of the run, {steps}, got {config.run.profile}",
     )
-    first = share(batch, 0, world_size, pairs=pairs)
-    return (first.stop - first.start) // accumulate

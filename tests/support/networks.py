@@ -1,6 +1,7 @@
 """Valid and faulty networks as a user could write them, for `--network tests.support.networks:NAME`."""
 
 import functools
+import random
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,37 @@ class Buffers(nn.Module):
         return self.head(x + self.average)
 
 
+class StochasticDepth(nn.Module):
+    """Decides on the host whether to use a layer."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.first, self.second, self.head = (
+            nn.Conv2d(3, 8, 3),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Linear(8, num_classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        x = x + (random.random() < 0.5) * F.relu(self.second(x))
+        return self.head(x.mean(dim=(2, 3)))
+
+
+class WaitsInBackward(nn.Module):
+    """Waits for the device in its backward pass."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        if x.requires_grad:
+            x.register_hook(lambda gradient: gradient * gradient.sum().isfinite().item())
+        return self.head(F.relu(self.second(x)).mean(dim=(2, 3)))
+
+
 class Tied(nn.Module):
     """Two layers share one weight."""
 
@@ -103,6 +135,78 @@ class TwoOutputs(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.body(x)
         return logits, logits
+
+
+class TwoOutputsInEvaluation(TwoOutputs):
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+        return self.body(x) if self.training else super().forward(x)
+
+
+class Squeezes(nn.Module):
+    """Removes the first dimension of its output, too, if there is only one image."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.adaptive_avg_pool2d(x, 1).squeeze())
+
+
+class ReplacesBuffer(nn.Module):
+    """Assigns a new tensor to a buffer instead of changing the buffer in place."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = plain(num_classes)
+        self.level: Tensor
+        self.register_buffer("level", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.level = 0.9 * self.level + 0.1 * x.detach().mean()
+        return self.head(x - self.level)
+
+
+class CreatesBuffer(nn.Module):
+    """Creates a buffer in its first forward pass."""
+
+    ramp: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = plain(num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "ramp"):
+            self.register_buffer("ramp", torch.linspace(0, 1, x.size(3)))
+        return self.head(x + self.ramp)
+
+
+class SavesNumber(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = plain(num_classes)
+
+    def get_extra_state(self) -> int:
+        return 7
+
+    def set_extra_state(self, state: object) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x)
+
+
+class Hooked(nn.Module):
+    """A hook doubles the input of the whole network."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.body = small(num_classes)
+        self.register_forward_pre_hook(lambda _, inputs: (2 * inputs[0],))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
 
 
 class Fails(nn.Module):

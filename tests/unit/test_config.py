@@ -11,6 +11,7 @@ from data_prep.errors import InputError
 from ddp_trainer.command_line import parse_command_line
 from ddp_trainer.config import CHANGEABLE_ON_RESUME, RuntimeConfig, TrainConfig
 from ddp_trainer.distributed.launch import check_machine
+from ddp_trainer.engine.build import images_per_pass
 from ddp_trainer.recipes import RECIPES, describe_recipes
 from ddp_trainer.run.checks import check_batch, check_settings
 
@@ -93,11 +94,20 @@ def test_changeable_on_resume_contains_only_names_of_settings() -> None:
     assert set(RECIPES["smoke"].flat()) >= CHANGEABLE_ON_RESUME
 
 
-@pytest.mark.parametrize(("world_size", "arguments", "smallest"), [(1, (), 32), (3, (), 10), (3, ("--mixup", "1"), 10)])
-def test_check_batch_returns_the_smallest_number_of_images_per_pass(
+CASES_OF_PASSES: list[tuple[int, tuple[str, ...], int]] = [
+    (1, (), 32),
+    (3, (), 10),
+    (3, ("--mixup", "1"), 10),
+    (3, ("--accumulate", "5"), 2),
+    (3, ("--accumulate", "10", "--sync-bn"), 3),
+]
+
+
+@pytest.mark.parametrize(("world_size", "arguments", "smallest"), CASES_OF_PASSES)
+def test_images_per_pass_is_the_smallest_number_that_batchnorm_sees(
     world_size: int, arguments: tuple[str, ...], smallest: int
 ) -> None:
-    assert check_batch(parse("smoke", *arguments), num_images=640, world_size=world_size) == smallest
+    assert images_per_pass(parse("smoke", *arguments), world_size) == smallest
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,12 @@ def test_a_module_that_starts_a_run_when_it_is_imported_is_refused(
     [
         ("other_shape", "must return logits of shape (2, 5)"),
         ("Endless", "not finite before the first step"),
-        ("TwoOutputs", "must return a tensor of logits while training, got tuple"),
+        ("TwoOutputs", "must return a tensor of logits in training, got tuple"),
+        ("TwoOutputsInEvaluation", "must return a tensor of logits in evaluation, got tuple"),
+        ("Squeezes", "must return logits of shape (1, 5) in evaluation"),
+        ("ReplacesBuffer", "creates or replaces buffers in its forward pass (level)"),
+        ("CreatesBuffer", "creates or replaces buffers in its forward pass (ramp)"),
+        ("SavesNumber", "has a state_dict with values that are not tensors: _extra_state"),
         ("Fails", "fails on images of shape 2x3x32x32: RuntimeError"),
         ("OnlyContiguous", "add --no-channels-last"),
         ("frozen", "no trainable parameter"),
@@ -119,7 +124,7 @@ def test_a_network_for_contiguous_images_is_accepted_without_channels_last() -> 
 def test_a_network_that_is_built_in_evaluation_mode_is_trained_in_training_mode(tiny_dir: Path) -> None:
     config = narrow_settings(tiny_dir)
     config = replace(config, network=NetworkConfig(network=f"{OWN}in_evaluation_mode"))
-    network, _ = prepare_network(config, read_dataset(tiny_dir), load_weights=False)
+    network, _ = prepare_network(config, read_dataset(tiny_dir), world_size=1, load_weights=False)
     assert network.training
 
 

@@ -16,8 +16,8 @@ import pytest
 from data_prep.dataset import read_dataset
 from data_prep.errors import InputError
 from ddp_trainer.command_line import parse_command_line
+from ddp_trainer.engine.build import prepare_network
 from ddp_trainer.recipes import RECIPES
-from ddp_trainer.run.checks import check_settings
 from tests.support.processes import wait_until
 from tests.support.trainer import NARROW, REPOSITORY, environment, fork, run, start, train
 
@@ -105,13 +105,18 @@ def test_invalid_settings_are_refused(tiny_dir: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_single_small_image_in_a_forward_pass_is_refused(tiny_dir: Path) -> None:
-    """Three poolings reduce the image to one pixel, and BatchNorm needs more than one value per channel."""
-    small = replace(read_dataset(tiny_dir), image_size=15)
-    config = parse_command_line([*SMOKE, "--batch-size", "4", "--accumulate", "4"], RECIPES, prog="", description="")
-    with pytest.raises(InputError, match="leaves one image of 15 pixels a side"):
-        check_settings(config, small, world_size=1)
-    check_settings(config, replace(small, image_size=16), world_size=1)
+@pytest.mark.parametrize(("network", "side"), [("custom_resnet", 15), ("torchvision:resnet18", 32)])
+def test_single_small_image_in_a_forward_pass_is_refused(network: str, side: int, tiny_dir: Path) -> None:
+    """The network reduces the image to one pixel, and BatchNorm needs more than one value per channel."""
+    small = replace(read_dataset(tiny_dir), image_size=side)
+    arguments = [*SMOKE, "--network", network, "--batch-size", "5", "--accumulate", "2"]
+    config = parse_command_line(arguments, RECIPES, prog="", description="")
+    with pytest.raises(
+        InputError, match=f"fails on images of shape 1x3x{side}x{side}: .* --batch-size leaves one image"
+    ):
+        prepare_network(config, small, world_size=2, load_weights=False)
+    prepare_network(config, replace(small, image_size=side + 1), world_size=2, load_weights=False)
+    prepare_network(config, small, world_size=1, load_weights=False)
 
 
 def test_run_fails_if_its_processes_cannot_connect(tiny_dir: Path, tmp_path: Path) -> None:

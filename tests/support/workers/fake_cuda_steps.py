@@ -60,7 +60,7 @@ class Steps:
 
         schedule = {"batch_size": 64, "accumulate": "auto"}
         config = changed(RECIPES["smoke"], {"schedule": schedule, "data": {"data_dir": self.data_dir}})
-        network, _ = prepare_network(config, self.dataset, load_weights=False)
+        network, _ = prepare_network(config, self.dataset, world_size=1, load_weights=False)
         network.register_forward_pre_hook(forward)
         runtime = Runtime(config.runtime, stop=StopRequest())
         return resolve_passes(config, runtime, self.dataset, network).schedule.passes
