@@ -80,7 +80,11 @@ def bare_graph_step(config: TrainConfig, side: int) -> Step:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return graph.replay
+
+    def replay(_keeps_tensors: Step = step) -> None:  # the graph uses the model, images and optimizer of `step`
+        graph.replay()
+
+    return replay
 
 
 def newcomer_step(config: TrainConfig, side: int) -> Step:

@@ -15,8 +15,9 @@ def import_ffcv() -> None:
     threads = torch.get_num_threads()
     try:
         # FFCV keeps two numbers in a numba.typed.Dict, but only plain Python code reads them, so a dict is enough.
-        # Numba would spend 5 seconds at each start on compiling the type of its Dict.
-        with mock.patch("numba.typed.Dict", dict):
+        # Numba would spend 5 seconds at each start on compiling the type of its Dict. FFCV also asks for GPUs, and a
+        # process that has asked CUDA cannot be forked any more.
+        with mock.patch("numba.typed.Dict", dict), mock.patch("torch.cuda.is_available", return_value=False):
             importlib.import_module("ffcv.fields.rgb_image")
 
         import numba

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
@@ -79,6 +79,7 @@ class Runtime:
             # from the start, including the construction of DDP.
             torch.cuda.set_stream(torch.cuda.Stream(self.device))
         self.stop = StopAgreement(stop, self._control)
+        self.before_close: list[Callable[[], object]] = []  # called before the process leaves the process group
         torch.manual_seed(config.seed)
 
     def _build_accelerator(self, timeout: timedelta, *, on_cpu: bool) -> Accelerator:
@@ -199,17 +200,6 @@ class Runtime:
         dist.all_gather(rows, tensor.contiguous())
         return torch.stack(rows)
 
-    def gather_named(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Gathers named tensors of shape (...) into float64 tensors of shape (world_size, ...), in one collective."""
-        if not tensors:
-            return {}
-        flat = self.gather(torch.cat([tensor.detach().double().flatten() for tensor in tensors.values()]))
-        columns = flat.split([tensor.numel() for tensor in tensors.values()], dim=1)
-        return {
-            name: column.reshape(self.world_size, *tensor.shape)
-            for (name, tensor), column in zip(tensors.items(), columns, strict=True)
-        }
-
     def separate_generators(self) -> None:
         """From now on, each rank draws its own numbers for dropout. Call it after the weights are initialized."""
         if self.rank:
@@ -219,6 +209,13 @@ class Runtime:
         """Raises InputError(message) on every rank unless all ranks pass the same `text`. A collective operation."""
         if self._control is not None:
             require_agreement(text, self._control, message)
+
+    def all_agree(self, agrees: bool) -> bool:
+        """Whether `agrees` is True on every rank. A collective operation of the hosts."""
+        answer = torch.tensor(agrees, dtype=torch.int32)
+        if self._control is not None:
+            dist.all_reduce(answer, dist.ReduceOp.MIN, group=self._control)
+        return bool(answer)
 
     def agree_on(self, *numbers: int) -> list[int]:
         """Returns the numbers of the main rank on every rank."""
@@ -245,5 +242,8 @@ class Runtime:
 
     def close(self) -> None:
         """Leaves the process group. Call it only after every rank has done its last collective operation."""
+        self.synchronize()
+        while self.before_close:
+            self.before_close.pop()()
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -6,12 +6,13 @@ that a GPU can replay each step as a graph.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from data_prep.augment import AugmentedBatch, split_batch
+from data_prep.errors import InputError
 from data_prep.loader import Batch
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
@@ -36,10 +37,14 @@ class DeviceStep:
         *,
         say: Callable[[str], object],
     ) -> None:
-        """`wrapped`: the network of `state`, in DDP if there are several processes. `say`: see `GraphedStep`."""
+        """`wrapped`: the network of `state`, in DDP if there are several processes.
+
+        `say`: called with one line if the steps cannot be captured.
+        """
         self.config, self.runtime, self.state, self.wrapped, self.data = config, runtime, state, wrapped, data
         self.not_captured = why_not(config, runtime)
         self._say = say
+        runtime.before_close.append(self.release_graph)
         self._prepare(config.schedule.crop_sides(data.evaluator.spec.image_size))
 
     def __call__(self, batch: Batch, draws: Tensor, side: int) -> Tensor:
@@ -55,17 +60,32 @@ class DeviceStep:
         for parameter in parameters:
             parameter.requires_grad_(False)
         self.runtime.synchronize()
-        self._take = self.work  # frees the memory of the old graphs, which the warm-up needs
+        self.release_graph()  # the warm-up needs the memory of the old graph
         self.wrapped = self.runtime.wrap_again(self.wrapped)
         self._prepare(sides)
 
+    def release_graph(self) -> None:
+        """Frees the captured graph, if any. NCCL leaves a process group only after all graphs that use it are freed."""
+        self._take = self.work
+
+    def _give_up_graphs(self, reason: str) -> None:
+        """Makes all following steps run without graphs, after a failed capture. A collective operation."""
+        self.not_captured = reason
+        self._say(f"steps run without CUDA graphs, because a step cannot be captured: {reason}")
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.wrapped = self.runtime.wrap_again(self.wrapped)  # DDP is in the middle of a step
+        self._prepare(self._sides)
+
     def _prepare(self, sides: list[int]) -> None:
         """Warms up, so that the first step takes no longer than others, and prepares the capture of graphs."""
+        self._sides = sides
         image_size = self.data.evaluator.spec.image_size
         self.images_per_rank = math.nan  # makes the gradients NaN, so that the guard skips the steps of the warm-up
-        warm_up(self.wrapped, self.state, self.work, self.config, image_size, sides)
+        with _one_line_without_determinism():
+            warm_up(self.wrapped, self.state, self.work, self.config, image_size, sides)
         self.images_per_rank = self.config.schedule.batch_size / self.runtime.world_size
-        self._take = self.work if self.not_captured else GraphedStep(self.work, self.state.optimizer, self._say)
+        graphed = GraphedStep(self.work, self.state.optimizer, self.runtime, give_up=self._give_up_graphs)
+        self._take = self.work if self.not_captured else graphed
 
     def work(self, batch: Batch, draws: Tensor, side: int) -> Tensor:
         """Takes a step as `__call__` does, but never with a graph. Stores nothing on the host: see `GraphedStep`."""
@@ -96,3 +116,14 @@ class DeviceStep:
         self.runtime.backward(losses, weights_if_finite(1 / self.images_per_rank, losses))
         self.state.sums.add(losses.detach(), logits.detach().argmax(dim=1) == part.labels)
         return losses.detach()
+
+
+@contextlib.contextmanager
+def _one_line_without_determinism() -> Iterator[None]:
+    """Raises InputError if an operation in the block fails because of --deterministic."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        raise InputError(f"--deterministic: {str(error).partition(', but')[0]}; leave it out") from error

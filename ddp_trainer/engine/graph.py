@@ -6,10 +6,12 @@ step, `LearningRates` keeps the learning rates there, and everything that a step
 part of a step is in `Trainer.train_step`.
 """
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,21 +47,26 @@ class GraphedStep:
     Crops only grow during a run, so only the newest graph is kept. Before the first call, take a step with each crop
     size without a graph, so that kernels are chosen and optimizer states exist.
 
-    If a capture fails, for example because the network waits for the device, all later steps run without graphs, and
-    `say` is called with one line that gives the reason.
+    If a capture fails on any rank, for example because the network waits for the device, `give_up` is called on every
+    rank with the reason. It must make later steps run without graphs.
     """
 
-    def __init__(self, work: Work, optimizer: torch.optim.Optimizer, say: Callable[[str], object]) -> None:
+    def __init__(
+        self, work: Work, optimizer: torch.optim.Optimizer, runtime: Runtime, *, give_up: Callable[[str], object]
+    ) -> None:
         """`work`: everything that a step does on the device. It must not store anything on the host."""
-        self._work, self._optimizer, self._say = work, optimizer, say
+        self._work, self._optimizer, self._runtime, self._give_up = work, optimizer, runtime, give_up
         self._captured: CapturedStep | None = None
         self._batch: Batch | None = None
-        self._failed = False
+        self._failure = "another process could not capture it"
 
     def __call__(self, batch: Batch, draws: Tensor, side: int) -> Tensor:
         """Takes one step and returns the losses of the batch, (N,)."""
-        if not self._failed and (self._captured is None or self._captured.side != side):
+        if self._captured is None or self._captured.side != side:
             self._captured = self._capture(batch, draws, side)
+            if not self._runtime.all_agree(self._captured is not None):
+                self._captured = None
+                self._give_up(self._failure)
         if self._captured is None:
             return self._work(batch, draws, side)
         self._fill(batch, draws)
@@ -79,9 +86,9 @@ class GraphedStep:
         if self._batch is None:
             self._batch = Batch(*(column.clone() for column in batch))
             self._draws = draws.clone()
-        if self._captured is not None:  # frees the memory of the graph of smaller crops
-            torch.cuda.synchronize()
-            self._captured = None
+        self._runtime.synchronize()  # a capture waits, too, but without a time limit
+        self._captured = None  # frees the memory of the graph of smaller crops
+        host_generators = _host_generators()
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         stream = torch.cuda.current_stream()
         mode = "thread_local"  # the thread that writes checkpoints may wait for the device during the capture
@@ -89,12 +96,18 @@ class GraphedStep:
             with _capturable(self._optimizer), torch.cuda.graph(graph, pool, stream, mode):
                 losses = self._work(self._batch, self._draws, side)
         except RuntimeError as error:
-            self._failed = True
-            self._optimizer.zero_grad(set_to_none=True)
-            reason = str(error).partition("\n")[0]
-            self._say(f"steps run without CUDA graphs, because a step cannot be captured: {reason}")
+            self._failure = str(error).partition("\n")[0]
+            return None
+        if _host_generators() != host_generators:  # a replay would repeat the values that were drawn in the capture
+            self._failure = "the network draws random numbers on the host"
             return None
         return CapturedStep(side, graph, losses)
+
+
+def _host_generators() -> tuple[object, ...]:
+    """The states of the random generators of torch, Python and NumPy on the host."""
+    numpy_state = np.random.get_state(legacy=False)["state"]
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), numpy_state["key"].tobytes(), numpy_state["pos"]
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from ddp_trainer.tracking.metric_files import Record
 class StepLog:
     """Turns running sums into records. A record is copied to the host while the next step runs."""
 
-    def __init__(self, every: int) -> None:
-        """`every`: steps between two records; 0: no records."""
-        self._every = every
+    def __init__(self, every: int, *, timeout: float) -> None:
+        """`every`: steps between two records; 0: no records. `timeout`: seconds to wait for a step to finish."""
+        self._every, self._timeout = every, timeout
         self._pending: tuple[Record, PendingValues] | None = None
 
     def is_due(self, step: int) -> bool:
@@ -32,12 +32,13 @@ class StepLog:
     def take(self) -> Record | None:
         """The pending record; None if there is none, or if all of its steps were skipped.
 
-        Call it one step after `add`, or before the state is saved.
+        Call it one step after `add`, or before the state is saved. Raises TimeoutError if the device does not finish
+        the last step of the record in time.
         """
         if self._pending is None:
             return None
         (position, sums), self._pending = self._pending, None
-        means = averages(sums.read())
+        means = averages(sums.read(timeout=self._timeout))
         if not means.num_images:
             return None
         return {**position, "train_loss": means.loss, "train_accuracy": means.accuracy}

@@ -93,7 +93,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
-            "buffers": self.runtime.gather_named(self._buffers()),  # {name: (world_size, ...)}
+            "buffers": gather_named(self.runtime, self._buffers()),  # {name: (world_size, ...)}
             "sums": self.runtime.gather(self.sums.values),  # (world_size, 3)
             "logged_sums": self.logged_sums,
             "generators": self.runtime.gather(random_state(self.runtime.device)),  # (world_size, L)
@@ -156,3 +156,15 @@ class TrainState:
             rows = saved[name]
             same_ranks = len(rows) == self.runtime.world_size
             buffer.copy_(rows[self.runtime.rank] if same_ranks else rows.double().mean(dim=0))
+
+
+def gather_named(runtime: Runtime, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gathers named tensors of shape (...) into float64 tensors of shape (world_size, ...), in one collective."""
+    if not tensors:
+        return {}
+    flat = runtime.gather(torch.cat([tensor.detach().double().flatten() for tensor in tensors.values()]))
+    columns = flat.split([tensor.numel() for tensor in tensors.values()], dim=1)
+    return {
+        name: column.reshape(runtime.world_size, *tensor.shape)
+        for (name, tensor), column in zip(tensors.items(), columns, strict=True)
+    }

@@ -61,7 +61,7 @@ class Trainer:
         self.total_steps, self.last_step = schedule.total_steps(num_images), schedule.last_step(num_images)
         self.freeze_step = schedule.freeze_step(self.total_steps)
         self.saves = SaveSchedule(config, runtime, steps_per_epoch=self.steps_per_epoch, last_step=self.last_step)
-        self.step_log = StepLog(config.run.log_every_steps)
+        self.step_log = StepLog(config.run.log_every_steps, timeout=runtime.timeout)
         self.share_of_peak: Callable[[int], float] = self._one_cycle
         self.rates.set(1.0)
         self.device_step = DeviceStep(config, runtime, self.state, wrapped, data, say=observer.progress.note)

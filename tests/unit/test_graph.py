@@ -47,7 +47,6 @@ def repeating(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.graph", capture)
     monkeypatch.setattr("torch.cuda.graph_pool_handle", lambda: None)
     monkeypatch.setattr("torch.cuda.current_stream", lambda: None)
-    monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
 
 
 def graphed(trainer: Trainer) -> Trainer:
@@ -57,7 +56,7 @@ def graphed(trainer: Trainer) -> Trainer:
         graph = Repeated.capturing
         return trainer.device_step.work(*arguments) if graph is None else graph.remember(trainer, arguments)
 
-    trainer.device_step._take = GraphedStep(work, trainer.state.optimizer, say=pytest.fail)
+    trainer.device_step._take = GraphedStep(work, trainer.state.optimizer, trainer.runtime, give_up=pytest.fail)
     return trainer
 
 

@@ -120,7 +120,7 @@ def test_augmentation_on_a_gpu_equals_that_on_the_cpu(tiny_dir: Path, config: Au
 )
 def test_step_does_not_wait_for_the_device(tiny_dir: Path, changes: dict[str, Any]) -> None:
     with restored_settings():
-        trainer = build_for(tiny_dir, GPU)(**changes)
+        trainer = build_for(tiny_dir, GPU)(freeze_late="", **changes)  # the step that freezes parameters waits
         take(trainer, range(4))
         held = batches(trainer, 4)
         torch.cuda.synchronize()
@@ -135,13 +135,14 @@ def test_step_does_not_wait_for_the_device(tiny_dir: Path, changes: dict[str, An
 
 def test_later_steps_do_not_change_a_host_copy_that_is_still_queued(tiny_dir: Path) -> None:
     with restored_settings():
-        trainer = build_for(tiny_dir, GPU)()
+        trainer = build_for(tiny_dir, GPU)(small_crops="", freeze_late="")  # a new graph or a freeze would wait
         take(trainer, range(3))
-        expected = snapshot(trainer)
+        expected, held = snapshot(trainer), batches(trainer, 6)
         # Keep the GPU busy for about 0.3 s, so that the copies are still queued when the steps below are launched.
         torch.cuda._sleep(500_000_000)
         waiting = HostCopy({"model": trainer.model.state_dict()})
-        take(trainer, range(3, 6))
+        for step in range(3, 6):
+            trainer.train_step(held[step], epoch=step)
         copied = waiting.wait()["model"]
         assert [name for name in copied if not torch.equal(copied[name], expected[name])] == []
         assert differences(snapshot(trainer), expected)

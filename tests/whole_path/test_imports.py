@@ -48,6 +48,21 @@ def test_importing_has_no_side_effects(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_importing_ffcv_does_not_ask_for_gpus() -> None:
+    """A process that has asked CUDA for GPUs cannot be forked any more."""
+    code = """
+import torch
+calls = []
+torch._C._cuda_getDeviceCount = lambda: calls.append(1) or 0
+from data_prep.ffcv_import import import_ffcv
+import_ffcv()
+import ffcv.loader
+print(calls)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, text=True, capture_output=True, timeout=120)
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
+
+
 @pytest.mark.parametrize("module", ["ddp_trainer.train", "ddp_trainer.sweep", "ddp_trainer.report", "slurm.preflight"])
 def test_invalid_command_line_is_refused_before_torch_is_imported(module: str, tmp_path: Path) -> None:
     """Importing torch takes seconds."""

@@ -13,6 +13,8 @@ enum kind {
 void note(enum kind kind, const char *name, size_t size, void *stream);
 // Logs the call, and adds a node to the graph that `stream` is being captured into, if any.
 void work(enum kind kind, const char *name, size_t size, void *stream);
+// Logs a collective. If it is captured, adds 1 to `captured`, and subtracts it again when the graph is destroyed.
+void collective(const char *name, size_t count, void *stream, int *captured);
 // 1: page-locked host memory, 2: device memory, 0: any other memory.
 int memory_type(const void *at);
 int is_capturing(void *stream);  // 0: no, 1: yes, 2: the capture has become invalid

@@ -25,7 +25,10 @@ long fake_length(void) { return length < MOST ? length : MOST; }
 Entry *fake_log(void) { return log_; }
 
 // ---- streams, events, graphs ----
-typedef struct { size_t nodes; int invalid, mode; unsigned long long id; pthread_t thread; } Graph;
+typedef struct {
+  size_t nodes; int invalid, mode; unsigned long long id; pthread_t thread;
+  int collectives, *users;  // number of collectives in the graph, and the counter of their communicator
+} Graph;
 typedef struct Stream { Graph *graph; struct Stream *next; } Stream;
 typedef struct { Graph *graph; } Event;
 static Stream default_stream, *streams = &default_stream;
@@ -100,11 +103,16 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMo
   stream_of(stream)->graph = capture;
   return 0;
 }
+static void release(Graph *graph) {
+  if (graph && graph->users) *graph->users -= graph->collectives;
+  if (graph) graph->users = NULL;
+}
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
   Graph *done = stream_of(stream)->graph;
   if (!done) return failed(cudaErrorIllegalState);
   for (Stream *each = streams; each; each = each->next) if (each->graph == done) each->graph = NULL;
   capture = NULL;
+  if (done->invalid) release(done);
   *graph = done->invalid ? NULL : (cudaGraph_t)done;
   return done->invalid ? failed(cudaErrorStreamCaptureInvalidated) : 0;
 }
@@ -128,6 +136,12 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
   note(GRAPH, __func__, ((Graph *)executable)->nodes, stream);
   return 0;
 }
+void collective(const char *name, size_t count, void *stream, int *captured) {
+  Graph *graph = stream_of(stream)->graph;
+  work(NCCL, name, count, stream);
+  if (graph) graph->users = captured, graph->collectives++, ++*captured;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) { release((Graph *)executable); return 0; }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) { *event = calloc(1, sizeof(Event)); return 0; }
 cudaError_t cudaEventCreate(cudaEvent_t *event) { return cudaEventCreateWithFlags(event, 0); }
 cudaError_t cudaEventDestroy(cudaEvent_t event) { free(event); return 0; }

@@ -65,6 +65,14 @@ CAPTURED = {
     ),
 }
 
+OWN: Sections = {"network": {"widths": (64, 128, 256, 512), "activation": "relu"}, "schedule": {"small_crops": ""}}
+
+# Whole runs whose capture fails, after one attempt.
+NOT_CAPTURED = {
+    name: changed(BASELINE, OWN, {"network": {"network": f"tests.support.networks:{network}"}})
+    for name, network in (("random numbers on the host", "StochasticDepth"), ("wait in backward", "WaitsInBackward"))
+}
+
 # Whole runs whose steps are not captured.
 EAGER = {
     "fp16": changed(FAST, {"runtime": {"precision": "fp16"}}),

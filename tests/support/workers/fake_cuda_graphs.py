@@ -25,7 +25,7 @@ from ddp_trainer.engine.graph import GraphedStep
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.run.checkpoint_saver import HostCopy
 from tests.support.fake_cuda.library import logged
-from tests.support.workers.fake_cuda_cases import CAPTURED, CARELESS, EAGER, RANKS
+from tests.support.workers.fake_cuda_cases import CAPTURED, CARELESS, EAGER, NOT_CAPTURED, RANKS
 from tests.support.workers.fake_cuda_steps import Steps, careless
 
 
@@ -33,7 +33,7 @@ def train(trainer: Trainer, epochs: int = 3) -> dict[str, Any]:
     """Trains for some epochs. Returns what was launched and captured, and the lines printed for the user."""
     said: list[str] = []
     if isinstance(trainer.device_step._take, GraphedStep):
-        trainer.device_step._say = trainer.device_step._take._say = said.append
+        trainer.device_step._say = said.append
     with logged() as calls, counted_captures() as captures:
         for epoch in range(epochs):
             trainer.train_epoch(epoch)  # not `fit`: its evaluation needs values, and the imitation computes none
@@ -113,7 +113,7 @@ def another_thread_waits(trainer: Trainer) -> Iterator[None]:
 
 def main(data_dir: Path) -> None:
     steps = Steps(data_dir)
-    for name, config in {**CAPTURED, **EAGER}.items():
+    for name, config in {**CAPTURED, **NOT_CAPTURED, **EAGER}.items():
         with restored_settings():
             trainer = steps.trainer(config)
             print(json.dumps({"case": name, **train(trainer), "cost": cost(trainer)}), flush=True)
@@ -127,12 +127,17 @@ def main(data_dir: Path) -> None:
 
 
 def ranks(data_dir: Path) -> None:
-    """Trains with several ranks, once for each case in RANKS. The collectives differ from case to case."""
+    """Trains with several ranks, once for each case in RANKS and NOT_CAPTURED. The collectives differ between cases."""
     # Replaced, because the original compares all ranks' shapes on the device, which computes nothing here.
     ddp._verify_param_shape_across_processes = lambda *_: True  # type: ignore[attr-defined]
-    for name, config in RANKS.items():
-        trainer = Steps(data_dir).trainer(config)
-        found = train(trainer, epochs=1)
+    for name, config in {**RANKS, **NOT_CAPTURED}.items():
+        with restored_settings():
+            trainer = Steps(data_dir).trainer(config)
+            found = train(trainer, epochs=1)
+            with logged() as calls:
+                trainer.runtime.close()
+        found["illegal"] += calls.illegal
+        found["left"] = sum(call.name == "ncclCommDestroy" for call in calls)
         if trainer.runtime.is_main:
             print(json.dumps({"case": name, **found}), flush=True)
 
