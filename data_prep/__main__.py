@@ -14,7 +14,7 @@ from data_prep.dataset import DatasetInfo, write_dataset
 from data_prep.encoding import DEFAULT_QUALITY, ENCODINGS, Encoding
 from data_prep.errors import InputError, printable, shell_path
 from data_prep.machine_limits import machine_problem
-from data_prep.output import check_out, check_outside_splits, write_list
+from data_prep.output import check_out, check_outside_splits, remove_list, write_list
 from data_prep.sources import NUM_NAMED, SOURCES, Source, UnreadableImagesError
 from data_prep.sources.decoder_messages import DecoderMessages, collected_messages
 from data_prep.sources.synthetic import DEFAULT_TEST_COUNT, DEFAULT_TRAIN_COUNT, draw_synthetic
@@ -133,6 +133,8 @@ def prepare(options: argparse.Namespace, check: Callable[[], None]) -> DatasetIn
                 info = write_dataset(source, options.out, progress=show, say=say, encoding=options.encoding)
         except UnreadableImagesError as error:
             raise _with_list(error, options.out) from None
+        for name in ("unreadable", "duplicates"):
+            remove_list(options.out, name)
         if duplicates := source.findings().duplicates:
             say(f"duplicates: {write_list(options.out, 'duplicates', duplicates)}")
         if note := messages.note():
@@ -167,7 +169,7 @@ def describe(info: DatasetInfo, out: Path) -> str:
     counts = " and ".join(f"{split.count} {name}" for name, split in info.splits.items())
     if "train" in info.splits:
         recipe, suggested = (" photos", PHOTOS) if side >= PHOTO_SIDE else ("", BASELINE)
-        crop = f" --train-size {side}" if PHOTO_SIDE <= side < PHOTO_CROP else ""
+        crop = f" --train-size {side}" if PHOTO_SIDE <= side < PHOTO_CROP else " --cutout 0" if side <= 8 else ""
         flags = crop + _flags_for(info.splits["train"].count, *suggested)
         command = f"train{recipe} --data-dir {shell_path(out)}{flags}"
     else:

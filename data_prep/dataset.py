@@ -16,7 +16,16 @@ from data_prep.color_statistics import ColorCounts
 from data_prep.encoding import RAW, Encoding
 from data_prep.errors import InputError, quoted, shell_path
 from data_prep.files import DISK_FULL, file_sha256, read_json, sync_file, sync_folder
-from data_prep.manifest import FORMAT_VERSION, MANIFEST, SPLITS, DatasetInfo, SplitInfo, parse_manifest
+from data_prep.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    SPLITS,
+    DatasetInfo,
+    SplitInfo,
+    check_description,
+    parse_manifest,
+)
+from data_prep.output import require_space
 from data_prep.parallel import map_in_order, num_threads
 from data_prep.sources import SOURCES, Findings, Source, Split
 from data_prep.spool import open_spool
@@ -38,11 +47,14 @@ def write_dataset(
     """Writes the files of a dataset to `out`. They get their final names only when all are complete and checked.
 
     The images are read once, a few at a time. Then `say` is called with each of the source's notes. An older dataset in
-    `out` stays intact until the end. Raises InputError if `out` is not writable or has too little free space. Errors
-    of the source are not caught.
+    `out` stays intact until the end. Raises InputError if `out` is not writable or has too little free space, and
+    ValueError or TypeError if the source does not keep its promises. Errors of the source are not caught.
     """
+    check_description(source)
     _remove_left_behind(out)  # before the check, because this may free the space that is needed
-    _check_space(source, out, encoding)
+    image_bytes = source.image_size**2 * 3 // (1 if encoding.name == "raw" else TYPICAL_COMPRESSION)
+    # During writing, the images are on the disk twice: in the writer's input and in the beton file.
+    require_space(out, 2 * sum(map(source.count, SPLITS)) * image_bytes + 2**24)
     with _temporary_folder(out) as temporary:
         counts, colors = _spool(source, temporary, encoding, progress)
         findings = source.findings()
@@ -51,6 +63,7 @@ def write_dataset(
         _write_betons(temporary, counts, progress)
         splits = {name: _describe_split(temporary / f"{name}.beton", count) for name, count in counts.items()}
         info = _describe(source, splits, encoding, colors, findings)
+        parse_manifest(json.loads(json.dumps(info.as_json())))  # raises ValueError if no reader would accept it
         for split in splits.values():
             check_beton(temporary / split.file, info.expected(split))
         (temporary / MANIFEST).write_text(json.dumps(info.as_json(), indent=2) + "\n")
@@ -90,18 +103,6 @@ def _temporary_folder(out: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_space(source: Source, out: Path, encoding: Encoding) -> None:
-    existing = next((folder for folder in (out, *out.absolute().parents) if folder.is_dir()), Path("/"))
-    image_bytes = source.image_size**2 * 3 // (1 if encoding.name == "raw" else TYPICAL_COMPRESSION)
-    # During writing, the images are on the disk twice: in the writer's input and in the beton file.
-    needed = 2 * sum(map(source.count, SPLITS)) * image_bytes + 2**24
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise InputError(
-            f"--out {shell_path(out)} needs {needed / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free"
-        )
-
-
 def _remove_left_behind(out: Path) -> None:
     """Removes what killed processes left in `out`, but not the folder of a process that is still alive."""
     for folder in out.glob(".writing-*"):
@@ -124,7 +125,7 @@ def _spool(source: Source, folder: Path, encoding: Encoding, progress: Progress)
 
     for name in names:
         with (
-            open_spool(folder, name, encoding.name) as spool,
+            open_spool(folder, name, encoding.name, side=source.image_size, num_classes=len(source.classes)) as spool,
             closing(source.chunks(name)) as chunks,
             closing(map_in_order(encode, chunks, threads=num_threads())) as encoded,
         ):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from data_prep.beton import Expected
 from data_prep.encoding import ENCODINGS
 from data_prep.errors import quoted
+from data_prep.sources import Source
 
 FORMAT_VERSION = 2
 MANIFEST = "dataset.json"
@@ -60,6 +61,16 @@ class DatasetInfo:
         if self.quality is None:
             del fields["quality"]
         return fields
+
+
+def check_description(source: Source) -> None:
+    """Raises ValueError if no dataset can be made of `source`, before its images are read."""
+    if not 1 <= source.image_size <= MAX_IMAGE_SIZE:
+        raise ValueError(f"images must have sides of 1 to {MAX_IMAGE_SIZE} pixels, got {source.image_size}")
+    if not source.count("test"):
+        raise ValueError("a dataset needs test images, got none")
+    if not source.classes or not all(isinstance(name, str) for name in source.classes):
+        raise ValueError(f"classes must be strings, got {source.classes}")
 
 
 def parse_manifest(fields: dict[str, Any]) -> DatasetInfo:

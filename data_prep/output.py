@@ -1,6 +1,8 @@
 """Checks the output folder of a dataset before any image is read, and writes lists of files beside this folder."""
 
+import contextlib
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,12 +37,32 @@ def check_outside_splits(out: Path, root: Path) -> None:
         raise InputError(f"--out {shell_path(out)} is among the images of --root; use another folder")
 
 
+def require_space(out: Path, needed: int) -> None:
+    """Raises InputError if fewer than `needed` bytes are free on the disk of `out`."""
+    existing = next((folder for folder in (out, *out.absolute().parents) if folder.is_dir()), Path("/"))
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise InputError(
+            f"--out {shell_path(out)} needs {needed / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free"
+        )
+
+
+def remove_list(out: Path, name: str) -> None:
+    """Removes OUT.NAME.txt, which describes an older dataset in `out`."""
+    with contextlib.suppress(OSError):
+        _list_file(out, name).unlink()
+
+
+def _list_file(out: Path, name: str) -> Path:
+    return Path(f"{out if out.name not in ('', '..') else os.path.abspath(out)}.{name}.txt")
+
+
 def write_list(out: Path, name: str, lines: Sequence[str]) -> str:
     """Writes the lines to OUT.NAME.txt, beside the folder `out`.
 
     Returns text that says where the list is, or why it could not be written.
     """
-    path = Path(f"{out if out.name not in ('', '..') else os.path.abspath(out)}.{name}.txt")
+    path = _list_file(out, name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, "".join(f"{line}\n" for line in lines).encode())

@@ -20,8 +20,8 @@ RECORD = np.dtype([("start", "<i8"), ("size", "<i8"), ("label", "<i8"), ("checks
 class SpoolWriter:
     """Appends encoded images to one file, and a record of each image to another."""
 
-    def __init__(self, images: BinaryIO, records: BinaryIO) -> None:
-        self.count, self.shape = 0, ()
+    def __init__(self, images: BinaryIO, records: BinaryIO, *, side: int, num_classes: int) -> None:
+        self.count, self._side, self._num_classes = 0, side, num_classes
         self._images, self._records = images, records
 
     def add(self, chunk: Split, stored: Sequence[bytes]) -> None:
@@ -37,24 +37,25 @@ class SpoolWriter:
         self.count += len(labels)
 
     def _check(self, images: np.ndarray, labels: np.ndarray) -> None:
-        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or not len(images):
-            raise ValueError(f"images must be (N, H, W, 3) uint8 with N > 0, got {images.shape} {images.dtype}")
-        if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        if images.shape[1:] != (self._side, self._side, 3) or images.dtype != np.uint8 or not len(images):
             raise ValueError(
-                f"labels must be non-negative integers of shape ({len(images)},), got {labels.shape} {labels.dtype}"
+                f"images must be (N, {self._side}, {self._side}, 3) uint8 with N > 0, got {images.shape} {images.dtype}"
             )
-        self.shape = self.shape or images.shape[1:]
-        if images.shape[1:] != self.shape:
-            raise ValueError(f"all images must have the shape {self.shape}, got {images.shape[1:]}")
+        if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"labels must be integers of shape ({len(images)},), got {labels.shape} {labels.dtype}")
+        if labels.min() < 0 or labels.max() >= self._num_classes:
+            raise ValueError(
+                f"labels must be 0 to {self._num_classes - 1}, the positions of the classes, got {labels.min()} to "
+                f"{labels.max()}"
+            )
 
 
 @contextmanager
-def open_spool(folder: Path, name: str, encoding: str) -> Iterator[SpoolWriter]:
+def open_spool(folder: Path, name: str, encoding: str, *, side: int, num_classes: int) -> Iterator[SpoolWriter]:
     """A writer of NAME.images and NAME.records in `folder`. On exit, writes the shape and the encoding to NAME.json."""
     with open(folder / f"{name}.images", "wb") as images, open(folder / f"{name}.records", "wb") as records:
-        writer = SpoolWriter(images, records)
-        yield writer
-    (folder / f"{name}.json").write_text(json.dumps({"shape": writer.shape, "encoding": encoding}))
+        yield SpoolWriter(images, records, side=side, num_classes=num_classes)
+    (folder / f"{name}.json").write_text(json.dumps({"shape": (side, side, 3), "encoding": encoding}))
 
 
 class Spooled:

@@ -29,6 +29,7 @@ from ddp_trainer.run.sweep_runs import PlannedRun, Runner, count_processes
 from ddp_trainer.tracking.console import print_line
 
 OWN_FLAGS = {"seed", "out", "resume"}  # trainer flags that the sweep sets for each run
+LISTS = {"small-crops", "freeze", "freeze-late", "trackers"}  # trainer flags whose values may contain commas
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,10 @@ def plan_runs(recipe: str, settings: Sequence[str], seeds: int, common: Sequence
     for setting in settings:
         flag, _, values = setting.partition("=")
         require(bool(flag and values), f"--set must have the form FLAG=V1,V2, got {setting}")
+        require(
+            _flag_name(flag) not in LISTS or "," not in values,
+            f"--set {flag} cannot have several values, because its values contain commas; make one sweep for each",
+        )
         columns.append([(_flag_name(flag), value) for value in dict.fromkeys(values.split(","))])
     swept = [column[0][0] for column in columns]
     for flag in [*swept, *(_flag_name(word) for word in common if word.startswith("--"))]:

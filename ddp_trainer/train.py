@@ -57,7 +57,7 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
         with join_processes(config, dataset, stop, run_dir, start) as (runtime, start):
             state = load_state(start, config, dataset, precision=runtime.precision)
             if start.kind == StartKind.FINISHED:
-                complete_results(run_dir)
+                complete_results(run_dir, config)
                 return result_of(run_dir)
             network, notes = prepare_network(config, dataset, world_size=runtime.world_size, load_weights=state is None)
             if state is not None:

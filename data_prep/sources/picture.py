@@ -201,7 +201,7 @@ def _center_square(image: Image.Image, size: int, has_16_bits: bool) -> tuple[Im
             brightest = max(brightest or 0, largest)
         elif has_16_bits:  # in color or with transparency: Pillow keeps only the upper 8 bits
             colors = [band for band in strip.getbands() if band != "A"]
-            brightest = max(brightest or 0, *(257 * int(np.max(strip.getchannel(band))) for band in colors))
+            brightest = max(brightest or 0, *(257 * int(np.asarray(strip.getchannel(band)).max()) for band in colors))
         rgb = _to_rgb(strip)
         square.paste(rgb.reduce(factor) if factor > 1 else rgb, (0, start // factor))
     return square, brightest

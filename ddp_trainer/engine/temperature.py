@@ -4,10 +4,7 @@ import math
 
 from torch import Tensor
 
-MIN_TEMPERATURE, MAX_TEMPERATURE = (
-    0.05,
-    20.0,
-)  # limits; if every image is classified correctly, the best temperature would be 0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 NUM_HALVINGS = 60  # of the search interval, so that the result has all digits of float64
 
 
@@ -17,9 +14,13 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     The predicted classes stay the same (Guo et al., arXiv 1706.04599). The mean negative log-likelihood is a convex
     function of 1 / T, so its slope is zero at one point, which is found by bisection. The result is deterministic and
     the same on every rank.
+
+    If all images are classified correctly, the likelihood has no maximum: it rises as T falls to 0. The result is 1.
     """
-    logits = logits.double().cpu()
-    true = logits.gather(1, labels.cpu()[:, None])[:, 0]
+    logits, labels = logits.double().cpu(), labels.cpu()
+    if bool((logits.argmax(dim=1) == labels).all()):
+        return 1.0
+    true = logits.gather(1, labels[:, None])[:, 0]
 
     def slope(temperature: float) -> float:
         """Derivative of the negative log-likelihood with respect to 1 / T."""

@@ -134,13 +134,16 @@ def build_network(config: NetworkConfig, spec: ModelSpec) -> nn.Module:
 
 
 def require_same_form(spec: ModelSpec, source: Path) -> None:
-    """Raises InputError if the run in `source` has the built-in network with other widths or another activation.
+    """Raises InputError if the run of `source` has the built-in network with other widths or another activation.
+
+    `source`: a run directory, or the file model.safetensors in it.
 
     Loading the weights would not fail if only the activation differs, because activations have no weights.
     """
-    if not (source / "model.json").is_file():
+    description = (source.parent if source.name == "model.safetensors" else source) / "model.json"
+    if not description.is_file():
         return
-    trained = ModelSpec.read(source / "model.json")
+    trained = ModelSpec.read(description)
     is_built_in = trained.architecture == spec.architecture == registry.BUILT_IN
     require(
         not is_built_in or (trained.activation, trained.widths) == (spec.activation, spec.widths),

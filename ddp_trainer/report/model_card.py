@@ -68,7 +68,7 @@ def write_model_card(run_dir: Path) -> Path:
 
 
 def card(run: Run) -> str:
-    sections = {"Data": data(run), "Recipe": recipe(run), "Limits": limits(run), "Use": usage()}
+    sections = {"Data": data(run), "Recipe": recipe(run), "Limits": limits(run), "Use": usage(run)}
     text = f"# {code(run.name)}: an image classifier\n\n" + "\n".join(headline(run)) + "\n"
     return text + "".join(f"\n## {title}\n\n" + "\n".join(lines) + "\n" for title, lines in sections.items())
 
@@ -172,9 +172,12 @@ def measured_limits(run: Run, found: Predictions) -> Iterator[str]:
         )
 
 
-def usage() -> Iterator[str]:
+def usage(run: Run) -> Iterator[str]:
+    network = str(run.settings.get("network", ""))
     yield "`images` is a uint8 tensor (N, 3, height, width) with values 0-255; `logits.softmax(1)` gives probabilities"
     yield "in the order of the classes above. In this folder, with ddp-trainer installed:"
     yield from ("", "```python", WITH_THIS_PACKAGE.rstrip(), "```", "")
+    if ":" in network and not network.startswith(("torchvision:", "timm:")):
+        yield from (f"{code(network)} builds the network, so add the folder of its module to PYTHONPATH first.", "")
     yield from ("To use the model without ddp-trainer, export it once:", "", "```bash", EXPORT, "```", "")
     yield from ("```python", WITHOUT_THIS_PACKAGE.rstrip(), "```")

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from data_prep.files import replace_file, write_json
+from data_prep.files import read_json, replace_file, write_json
 from data_prep.loader import ResidentLoader, StreamLoader, read_images
+from ddp_trainer.config import TrainConfig
 from ddp_trainer.engine.evaluation import Evaluation
 from ddp_trainer.engine.flops import training_flops
 from ddp_trainer.engine.temperature import fit_temperature
@@ -22,7 +23,9 @@ from ddp_trainer.models.spec import ModelSpec, count_parameters
 from ddp_trainer.report.scores import calibration
 from ddp_trainer.run.directory import RunDirectory
 from ddp_trainer.run.recorder import Recorder, SilentRecorder
+from ddp_trainer.tracking.metric_files import read_step_records
 from ddp_trainer.tracking.predictions import MAX_MISTAKES
+from ddp_trainer.tracking.tracker import build_tracker
 
 
 def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentRecorder) -> None:
@@ -55,21 +58,31 @@ def _fitted(trainer: Trainer) -> float:
         return 1.0
     with trainer.averaged_batchnorm():
         found = trainer.data.calibrator.run(trainer.evaluated_model)
+    if trainer.runtime.is_main and found.correct == found.total:
+        print(
+            f"warning: all {found.total} images of --calibrate are classified correctly, so no temperature can be "
+            "fitted; hold out more",
+            file=sys.stderr,
+            flush=True,
+        )
     return fit_temperature(found.logits, found.labels)
 
 
-def complete_results(run_dir: RunDirectory | None) -> None:
-    """Writes the model card and report of a finished run that was killed before it had written them."""
+def complete_results(run_dir: RunDirectory | None, config: TrainConfig) -> None:
+    """Completes a finished run that was killed before it had written its card and report, and informed the trackers."""
     if run_dir is None:
         return
     is_complete = run_dir.status.get("state") == "done"
-    then = "nothing to do" if is_complete else "writing its model card and report"
+    then = "nothing to do" if is_complete else "completing its results"
     print(f"the run in {run_dir.path} is finished already: {then}", file=sys.stderr, flush=True)
     if is_complete:
         return
-    summary = run_dir.summary or {}
-    write_model_card_or_warn(run_dir.path)
-    write_report_or_warn(run_dir.path)
+    path, summary = run_dir.path, run_dir.summary or {}
+    write_model_card_or_warn(path)
+    history = read_step_records(path / "metrics.jsonl", last_step=sys.maxsize)
+    settings, step = read_json(path / "config.json") or {}, summary.get("steps", 0)
+    build_tracker(config.tracking, run_dir=path, config=settings, history=history, step=step).finish(summary)
+    write_report_or_warn(path)
     run_dir.write_status("done", step=summary.get("steps", 0), epoch=summary.get("epochs", 0))
 
 

@@ -203,7 +203,8 @@ def forget_wandb(run_dir: Path) -> None:
     def teardown() -> None:
         import wandb
 
-        wandb.teardown(exit_code=1)
+        if wandb.run is None:  # otherwise, the service also has a run that the caller has started
+            wandb.teardown(exit_code=1)
 
     release_environment(run_dir)
     with contextlib.suppress(Exception):  # the failure of W&B was reported already

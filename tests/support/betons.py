@@ -16,7 +16,8 @@ from data_prep.spool import open_spool
 def write_splits(folder: Path, splits: Mapping[str, Split], encoding: Encoding = RAW, **options: Any) -> None:
     """Writes NAME.beton in `folder` for each split, as `write_dataset` does."""
     for name, split in splits.items():
-        with open_spool(folder, name, encoding.name) as spool:
+        side, num_classes = split.images.shape[1], int(split.labels.max()) + 1
+        with open_spool(folder, name, encoding.name, side=side, num_classes=num_classes) as spool:
             spool.add(split, [encoding.encode(image) for image in split.images])
     write_betons(folder, list(splits), **options)
 

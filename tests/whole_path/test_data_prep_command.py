@@ -117,6 +117,7 @@ def test_unreadable_files_are_listed_and_can_be_skipped(photos: Path, tmp_path: 
     info = read_dataset(tmp_path / "new" / "set")
     assert info.splits["train"].count == 12
     assert sorted(info.skipped)[0] == "train/cat/bad 0.jpg"
+    assert not (tmp_path / "new" / "set.unreadable.txt").exists(), "the list describes an older attempt"
 
 
 def test_jpeg_images_are_written_with_the_requested_quality(photos: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import filecmp
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from data_prep.color_statistics import ColorCounts
 from data_prep.dataset import read_dataset, verify_dataset, write_dataset
 from data_prep.errors import InputError
 from data_prep.loader import StreamLoader
+from data_prep.sources import ImageSet, Split
 from data_prep.sources.folder import FolderImages
 from data_prep.sources.synthetic import draw_synthetic
 from data_prep.watched_file import DamagedImage
@@ -50,6 +52,37 @@ def test_the_memory_for_reading_does_not_depend_on_the_number_of_images(tmp_path
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout))
     assert peaks[1] < peaks[0] + 15, peaks
+
+
+def image_set(side: int = 16, **changes: Any) -> ImageSet:
+    split = Split(np.zeros((2, side, side, 3), np.uint8), np.array([0, 1]))
+    return ImageSet(**{"source": "own", "classes": ("a", "b"), "train": split, "test": split, **changes})
+
+
+NO_IMAGES = Split(np.zeros((0, 16, 16, 3), np.uint8), np.zeros(0, int))
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (image_set(1025), "sides of 1 to 1024 pixels, got 1025"),
+        (image_set(test=NO_IMAGES), "needs test images"),
+        (image_set(classes=(0, 1)), "classes must be strings"),
+        (image_set(classes=("a",)), r"labels must be 0 to 0, the positions of the classes, got 0 to 1"),
+        (
+            image_set(test=Split(np.zeros((1, 16, 20, 3), np.uint8), np.zeros(1, int))),
+            r"must be \(N, 16, 16, 3\) uint8",
+        ),
+    ],
+)
+def test_a_source_that_gives_no_valid_dataset_is_refused_and_the_older_dataset_stays(
+    source: ImageSet, expected: str, tmp_path: Path
+) -> None:
+    write_dataset(image_set(), tmp_path / "set")
+    before = {path: path.read_bytes() for path in (tmp_path / "set").iterdir()}
+    with pytest.raises(ValueError, match=expected):
+        write_dataset(source, tmp_path / "set")
+    assert {path: path.read_bytes() for path in (tmp_path / "set").iterdir()} == before
 
 
 def test_the_number_of_threads_does_not_change_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

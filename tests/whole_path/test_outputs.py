@@ -1,12 +1,14 @@
-"""A finished run does not fail if its report cannot be written."""
+"""The last files of a run: a run without its report is finished, and a killed run completes them when it is resumed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from ddp_trainer.run.outputs import write_report_or_warn
-from tests.support.trainer import train
+from tests.support.trainer import read_lines, train
+from tests.support.wandb_file import read_history, read_summary
 
 
 def test_run_finishes_without_its_report(tiny_dir: Path, tmp_path: Path) -> None:
@@ -18,6 +20,27 @@ def test_run_finishes_without_its_report(tiny_dir: Path, tmp_path: Path) -> None
     assert (out / "summary.json").exists() and (out / "model.safetensors").exists()
     assert f"python -m ddp_trainer.report {out}" in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+def test_run_killed_before_its_trackers_and_report_were_finished_completes_them_when_resumed(
+    tiny_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    flags = ("--data-dir", tiny_dir, "--out", out, "--max-steps", "4", "--wandb", "offline", "--widths", *"8888")
+    train(*flags)
+    expected = read_summary(out)
+    for folder in (*out.glob("wandb/offline-run-*"), out / "report"):
+        shutil.rmtree(folder)
+    (out / "model.md").unlink()
+    (out / "status.json").write_text('{"state": "running", "step": 4, "epoch": 2}')
+    assert "finished already: completing its results" in train(*flags, "--resume").stderr
+    found = read_summary(out)
+    assert found.keys() == expected.keys()
+    results = [name for name in expected if name.startswith(("final/", "best_"))]
+    assert {name: found[name] for name in results} == {name: expected[name] for name in results}
+    assert len([row for row in read_history(out) if "epoch" in row]) == len(read_lines(out / "metrics.jsonl"))
+    assert (out / "report" / "index.html").exists() and (out / "model.md").exists()
+    assert json.loads((out / "status.json").read_text())["state"] == "done"
 
 
 @pytest.mark.parametrize("error", [MemoryError(), ZeroDivisionError("division by zero")])

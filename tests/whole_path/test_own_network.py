@@ -122,11 +122,12 @@ def test_init_from_a_run_with_another_activation_is_refused_although_its_weights
 ) -> None:
     words = ("--data-dir", tiny_dir, "--max-steps", "1")
     train(*words, "--activation", "celu", "--out", tmp_path / "source")
-    words = ("smoke", "--device", "cpu", *words, "--init-from", tmp_path / "source", "--out", tmp_path / "tuned")
-    refused = fork(*words)
-    assert refused.returncode == 2
-    assert "add --activation celu --widths 8 8 16 16" in refused.stderr
-    assert fork(*words, "--activation", "celu").returncode == 0
+    words = ("smoke", "--device", "cpu", *words, "--out", tmp_path / "tuned")
+    for source in (tmp_path / "source", tmp_path / "source" / "model.safetensors"):
+        refused = fork(*words, "--init-from", source)
+        assert refused.returncode == 2
+        assert "add --activation celu --widths 8 8 16 16" in refused.stderr
+    assert fork(*words, "--init-from", source, "--activation", "celu").returncode == 0
 
 
 @pytest.mark.parametrize("flags", [("--network", f"{OWN}other_shape"), ("--init-from", "nothing-there")])

@@ -43,6 +43,7 @@ def test_every_combination_of_settings_is_planned_with_every_seed(tiny_dir: Path
         (["smoke", "--set", "peak-lr=0.1,-1"], "--peak-lr must be positive, got -1.0"),
         (["smoke", "--set", "peak-rl=0.1"], "peak-rl"),
         (["smoke", "--seed=3"], "--seed is set for each run by the sweep"),
+        (["smoke", "--set", "small-crops=16:0.3,24:0.7"], "--set small-crops cannot have several values"),
         (["smoke", "--set", "seed=1,2"], "--seed is set for each run by the sweep"),
         (["smoke", "--set", "out=a,b"], "--out is set for each run by the sweep"),
         (
