@@ -66,7 +66,7 @@ def _tests(plan: Plan) -> Command:
     """All tests that can use a GPU, except the tests of the benchmarks: other stages run the benchmarks."""
     chosen: Command = ("-m", "gpu", "tests", "--ignore", "tests/whole_path/test_benchmarks.py", "--numprocesses", "4")
     if plan.rehearse:
-        chosen = ("tests/whole_path/test_trainer_on_device.py", "-k", "cpu")
+        chosen = ("tests/whole_path/test_trainer_on_device.py", "-k", "cpu and not cuda")
     return _python("pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={plan.out / 'junit.xml'}", *chosen)
 
 

@@ -6,6 +6,7 @@ from the middle of a step.
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from data_prep.errors import InputError, require
 from ddp_trainer.models.blank_pass import blank_passes
@@ -30,6 +31,9 @@ def check_network(
     and torch's generators unchanged.
     """
     _check_tensors(network, name)
+    if any(isinstance(parameter, UninitializedParameter) for parameter in network.parameters()):
+        with torch.no_grad():  # lazy layers get their weights here, from the seed of the run
+            _run(network.eval(), name, torch.zeros(MAX_IMAGES, 3, sides[0], sides[0]), channels_last=channels_last)
     buffers = dict(network.named_buffers())
     with torch.random.fork_rng(devices=[]), blank_passes(network):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would also seed the GPUs

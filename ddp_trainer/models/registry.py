@@ -8,16 +8,20 @@ import functools
 import importlib
 import os
 import sys
+import types
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from data_prep.errors import InputError, require
+from data_prep.files import file_sha256
 from ddp_trainer.config import importing_network, is_installed
 from ddp_trainer.models.custom_resnet import CustomResNet
 
 BUILT_IN = "custom_resnet"
+_imported: dict[str, str] = {}  # the sha256 of each module's file when this process first used it
 
 
 def build(name: str, *, num_classes: int, widths: tuple[int, int, int, int], activation: str) -> nn.Module:
@@ -86,6 +90,7 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
         raise InputError(f"--network {name} cannot be imported: {_describe(error)}") from error
     finally:
         importing_network.reset(token)
+    _require_unchanged(name, module)
     created: Any = getattr(module, function, None)
     require(callable(created), f"--network {name}: {module_name} has no function {function}")
     origin = created
@@ -97,6 +102,16 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
         f"--network {name}: {function} comes from Python's standard library; use a function of your own",
     )
     return created
+
+
+def _require_unchanged(name: str, module: types.ModuleType) -> None:
+    """Raises InputError if the module's file is not the one that this process imported, as in a notebook."""
+    if module.__file__ is not None and os.path.isfile(module.__file__):
+        sha256 = file_sha256(Path(module.__file__))
+        require(
+            _imported.setdefault(module.__file__, sha256) == sha256,
+            f"--network {name}: {module.__file__} has changed since it was imported; restart Python",
+        )
 
 
 def _similar(name: str, known: Sequence[str]) -> str:

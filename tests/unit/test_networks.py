@@ -72,6 +72,28 @@ def test_a_network_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: p
     assert build("in_the_current_folder:small")
 
 
+def test_a_module_that_was_edited_after_its_import_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook would otherwise train the old code, and other commands would evaluate the new code."""
+    file = tmp_path / "edited_module.py"
+    file.write_text("from tests.support.networks import small\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert build("edited_module:small") and build("edited_module:small")
+    file.write_text("from tests.support.networks import plain as small\n")
+    with pytest.raises(InputError, match=r"edited_module.py has changed since it was imported; restart Python"):
+        build("edited_module:small")
+
+
+def test_lazy_layers_get_their_weights_from_the_seed() -> None:
+    weights = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Flatten(), nn.LazyLinear(5))
+        check_network(network, "lazy", num_classes=5, sides=[32])
+        weights.append(network[1].weight)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
 def test_a_module_that_starts_a_run_when_it_is_imported_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
