@@ -143,10 +143,10 @@ def prepare(options: argparse.Namespace, check: Callable[[], None]) -> DatasetIn
 
 
 def _with_list(error: UnreadableImagesError, out: Path) -> InputError:
-    """The error to report. If its message cannot name all unreadable files, they are listed in OUT.unreadable.txt."""
-    if len(error.problems) <= NUM_NAMED:
-        return error
-    return InputError(f"{error}; {write_list(out, 'unreadable', error.problems)}")
+    """The error to report. If it cannot name all unreadable files, they are listed in OUT.unreadable.txt."""
+    remove_list(out, "unreadable")  # of an earlier attempt
+    is_named = len(error.problems) <= NUM_NAMED
+    return error if is_named else InputError(f"{error}; {write_list(out, 'unreadable', error.problems)}")
 
 
 def _open_source(options: argparse.Namespace, bars: Bars) -> Source:

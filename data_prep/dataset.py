@@ -16,6 +16,7 @@ from data_prep.color_statistics import ColorCounts
 from data_prep.encoding import RAW, Encoding
 from data_prep.errors import InputError, quoted, shell_path
 from data_prep.files import DISK_FULL, file_sha256, read_json, sync_file, sync_folder
+from data_prep.machine_limits import require_space
 from data_prep.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -25,7 +26,6 @@ from data_prep.manifest import (
     check_description,
     parse_manifest,
 )
-from data_prep.output import require_space
 from data_prep.parallel import map_in_order, num_threads
 from data_prep.sources import SOURCES, Findings, Source, Split
 from data_prep.spool import open_spool

@@ -1,9 +1,11 @@
-"""Recognizes errors of the machine, such as a lack of memory or disk space, which are not the fault of the input."""
+"""Recognizes a lack of memory or disk space, which is not the fault of the input."""
 
 import errno
 import resource
+import shutil
+from pathlib import Path
 
-from data_prep.errors import printable
+from data_prep.errors import InputError, printable, shell_path
 from data_prep.files import DISK_FULL
 
 LACKING = {*DISK_FULL, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
@@ -35,3 +37,13 @@ def machine_problem(error: BaseException) -> str | None:
             return "there is not enough free memory; close other programs, or prepare fewer or smaller images"
         return f"the memory limit of this shell, {limit / 1e6:,.0f} MB, is too low; raise it with ulimit -v"
     return printable(str(error)) if isinstance(error, OSError) else None
+
+
+def require_space(out: Path, needed: int) -> None:
+    """Raises InputError if fewer than `needed` bytes are free on the disk of `out`."""
+    existing = next((folder for folder in (out, *out.absolute().parents) if folder.is_dir()), Path("/"))
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise InputError(
+            f"--out {shell_path(out)} needs {needed / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free"
+        )

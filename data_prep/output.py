@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,16 +34,6 @@ def check_outside_splits(out: Path, root: Path) -> None:
     out, root = out.resolve(), root.resolve()
     if root in out.parents and out.relative_to(root).parts[0].lower() in (*TRAIN_NAMES, *TEST_NAMES):
         raise InputError(f"--out {shell_path(out)} is among the images of --root; use another folder")
-
-
-def require_space(out: Path, needed: int) -> None:
-    """Raises InputError if fewer than `needed` bytes are free on the disk of `out`."""
-    existing = next((folder for folder in (out, *out.absolute().parents) if folder.is_dir()), Path("/"))
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise InputError(
-            f"--out {shell_path(out)} needs {needed / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free"
-        )
 
 
 def remove_list(out: Path, name: str) -> None:

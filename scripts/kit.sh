@@ -26,6 +26,7 @@ for name in $packages; do
 done
 
 mkdir -p "$out/wheels"
+rm -f "$out"/wheels/*.whl # of an older kit
 machine=$(uname -m)
 requirements=$(mktemp)
 trap 'rm -f "$requirements"' EXIT

@@ -19,8 +19,8 @@ torch=$("$python" -c 'import importlib.util as u; print(u.find_spec("torch").ori
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 [[ $version =~ ^3\.1[123]$ ]] || stop "$python is Python $version; set PYTHON to Python 3.11, 3.12 or 3.13"
 for wheel in "$kit"/wheels/*-cp3*-cp3*-*.whl; do
-  [[ ! -e $wheel || $wheel == *-cp"${version/./}"-* || $wheel == *-abi3-* ]] ||
-    stop "the kit is not for Python $version: it has ${wheel##*/}; make it again with TARGET=$version scripts/kit.sh"
+  [[ ! -e $wheel || ${wheel##*/} == *-cp"${version/./}"-* ]] ||
+    stop "the kit is not for Python $version: it has ${wheel##*/}; make it again: TARGET=$version bash scripts/kit.sh KIT"
 done
 
 "$python" -m venv --without-pip .venv

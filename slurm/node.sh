@@ -14,9 +14,11 @@ stop_requested='' child='' interrupted=''
 # launcher. If the trainer has not written status.json yet, it ignores signals and has nothing to save, so this function
 # ends it. On clusters where SLURM signals the training processes, too, they treat both signals as one request.
 on_request() {
+  local status
   stop_requested=yes interrupted=yes
   [[ $child ]] || return 0
-  if [[ $(stat_of "$STATUS") == "$STATUS_BEFORE" ]]; then
+  until status=$(stat_of "$STATUS") && [[ $status || ! -e $STATUS ]]; do :; done # a signal may have ended `stat`
+  if [[ $status == "$STATUS_BEFORE" ]]; then
     kill -HUP -- "-$child" 2>/dev/null || true
   else
     # shellcheck disable=SC2046 # the process ids are separate words
@@ -51,7 +53,7 @@ if [[ -n ${DDP_STAGE_DIR:-} ]]; then
   # mktemp gives the copy a name that nobody else can guess, and the mode 0700, so that nobody else can read it. A copy
   # that a killed attempt of this job left behind is removed.
   prefix=ddp-trainer-$SLURM_JOB_ID-$SLURMD_NODENAME # not SLURM_NODEID, which may differ in the next attempt
-  mkdir -p "$folder"
+  mkdir -p "$folder" || true # mktemp reports the problem
   find "$folder" -maxdepth 1 -type d -user "$(id -u)" -name "$prefix-????????" -exec rm -rf {} + || true
   staged=$(mktemp -d "$folder/$prefix-XXXXXXXX") ||
     stop "no folder can be created in $folder on $(uname -n); set DDP_STAGE_DIR to another folder, or leave it empty"

@@ -128,7 +128,8 @@ def _repaired(content: bytes, size: int) -> Picture | None:
     for keep_exif in (True, False):  # the EXIF data may be what cannot be read
         repaired = without_metadata(content, partial(_pixels_of, size=size), keep_exif=keep_exif)
         try:
-            return None if repaired is None else _decode(io.BytesIO(repaired), size, metadata_ignored=True)
+            if repaired is not None:
+                return _decode(io.BytesIO(repaired), size, metadata_ignored=True)
         except Exception as error:
             if isinstance(error, TooLargeError) or due_to_machine(error):
                 raise
@@ -155,7 +156,7 @@ def _check_size(size: tuple[int, int], factor: int) -> None:
 
 
 def _finish(image: Image.Image, size: int, metadata_ignored: bool) -> Picture:
-    has_16_bits = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
+    has_16_bits = any(re.search("(RGB|LA|RGBA|I);16", str(tile.args)) for tile in getattr(image, "tile", ()))
     image.load()
     if image.mode == "F":
         raise ValueError("float image: the range of its values is unknown; save it with 8 or 16 bits")

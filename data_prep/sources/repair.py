@@ -23,7 +23,8 @@ _MARKER = re.compile(rb"\xff[^\0\xd0-\xd7\xff]", re.DOTALL)  # such a pair of by
 def require_all_pixels(jpeg: bytes) -> None:
     """Raises OSError if the data of a JPEG end before its last pixel. Pillow makes up such pixels without a warning.
 
-    Wrong values of pixels cannot be found, because a JPEG has no checksum.
+    Wrong values of pixels cannot be found, because a JPEG has no checksum. libjpeg-turbo reports only its first
+    warning, so missing pixels are not found in a file that causes another one.
     """
     try:
         simplejpeg.decode_jpeg(jpeg, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)

@@ -1,10 +1,13 @@
 """Changes torch's own settings: threads, determinism and TF32."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from data_prep.errors import InputError
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.hardware import resolve_precision
 from ddp_trainer.distributed.launch import Launch
@@ -45,3 +48,14 @@ def set_backend_flags(config: RuntimeConfig) -> None:
     allow_tf32 = resolve_precision(config) != "fp32" and not config.deterministic
     torch.set_float32_matmul_precision("high" if allow_tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = allow_tf32
+
+
+@contextlib.contextmanager
+def explained_determinism() -> Iterator[None]:
+    """Raises InputError if an operation in the block fails because it is not deterministic."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        raise InputError(f"--deterministic: {str(error).partition(', but')[0]}; leave it out") from error

@@ -13,6 +13,7 @@ from ddp_trainer.engine.optim import build_optimizer
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.models.check import check_network
 from ddp_trainer.models.initial_weights import load_initial_weights, parameters_named
+from ddp_trainer.models.registry import require_unchanged
 from ddp_trainer.models.spec import ModelSpec, build_network, require_same_form
 
 
@@ -25,6 +26,7 @@ def prepare_network(
     InputError if the network cannot be built or trained.
     """
     spec, name = ModelSpec.of(dataset, config), config.network.network
+    require_unchanged(name)
     network, lines = build_network(config.network, spec).train(), []
     sides = config.schedule.crop_sides(spec.image_size)
     unused = check_network(
@@ -32,7 +34,7 @@ def prepare_network(
         name,
         num_classes=len(spec.classes),
         sides=sides,
-        images_per_pass=images_per_pass(config, world_size),
+        images_per_pass=images_per_pass(config, world_size, synchronized=not not_synchronized(network)),
         channels_last=config.runtime.channels_last,
     )
     if unused:
@@ -53,10 +55,13 @@ def prepare_network(
     return network, lines
 
 
-def images_per_pass(config: TrainConfig, world_size: int) -> int:
-    """The smallest number of images that a BatchNorm layer sees at once."""
+def images_per_pass(config: TrainConfig, world_size: int, *, synchronized: bool = True) -> int:
+    """The smallest number of images that a BatchNorm layer sees at once.
+
+    `synchronized`: whether --sync-bn has an effect on all BatchNorm layers.
+    """
     accumulate = 1 if config.schedule.accumulate == "auto" else config.schedule.accumulate
-    ranks = range(world_size) if config.runtime.sync_bn else (0,)  # rank 0 has the fewest images
+    ranks = range(world_size) if config.runtime.sync_bn and synchronized else (0,)  # rank 0 has the fewest images
     return sum(images_in_step(config, rank, world_size) // accumulate for rank in ranks)
 
 

@@ -6,15 +6,15 @@ that a GPU can replay each step as a graph.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from data_prep.augment import AugmentedBatch, split_batch
-from data_prep.errors import InputError
 from data_prep.loader import Batch
 from ddp_trainer.config import TrainConfig
+from ddp_trainer.distributed.backend import explained_determinism
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.data import RunData
 from ddp_trainer.engine.graph import GraphedStep, why_not
@@ -81,7 +81,7 @@ class DeviceStep:
         self._sides = sides
         image_size = self.data.evaluator.spec.image_size
         self.images_per_rank = math.nan  # makes the gradients NaN, so that the guard skips the steps of the warm-up
-        with _one_line_without_determinism():
+        with explained_determinism():
             warm_up(self.wrapped, self.state, self.work, self.config, image_size, sides)
         self.images_per_rank = self.config.schedule.batch_size / self.runtime.world_size
         graphed = GraphedStep(self.work, self.state.optimizer, self.runtime, give_up=self._give_up_graphs)
@@ -116,14 +116,3 @@ class DeviceStep:
         self.runtime.backward(losses, weights_if_finite(1 / self.images_per_rank, losses))
         self.state.sums.add(losses.detach(), logits.detach().argmax(dim=1) == part.labels)
         return losses.detach()
-
-
-@contextlib.contextmanager
-def _one_line_without_determinism() -> Iterator[None]:
-    """Raises InputError if an operation in the block fails because of --deterministic."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "does not have a deterministic implementation" not in str(error):
-            raise
-        raise InputError(f"--deterministic: {str(error).partition(', but')[0]}; leave it out") from error

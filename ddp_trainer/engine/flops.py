@@ -48,13 +48,12 @@ def training_flops_per_image(model: nn.Module, image_size: int) -> float:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    was_training, count = model.training, 2
+    count = 2
     backward = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
     parameter = next(model.parameters())
     images = torch.zeros(count, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
     with blank_passes(model), FlopCounterMode(display=False, custom_mapping=backward) as counter:
         model.train()(images).sum().backward()
-    model.train(was_training)
     return counter.get_total_flops() / count
 
 

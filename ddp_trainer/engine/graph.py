@@ -58,15 +58,17 @@ class GraphedStep:
         self._work, self._optimizer, self._runtime, self._give_up = work, optimizer, runtime, give_up
         self._captured: CapturedStep | None = None
         self._batch: Batch | None = None
-        self._failure = "another process could not capture it"
 
     def __call__(self, batch: Batch, draws: Tensor, side: int) -> Tensor:
         """Takes one step and returns the losses of the batch, (N,)."""
         if self._captured is None or self._captured.side != side:
-            self._captured = self._capture(batch, draws, side)
-            if not self._runtime.all_agree(self._captured is not None):
-                self._captured = None
-                self._give_up(self._failure)
+            self._captured = None  # frees the memory of the graph of smaller crops
+            captured = self._capture(batch, draws, side)
+            if self._runtime.all_agree(not isinstance(captured, str)):
+                assert not isinstance(captured, str)
+                self._captured = captured
+            else:
+                self._give_up(captured if isinstance(captured, str) else "another process could not capture it")
         if self._captured is None:
             return self._work(batch, draws, side)
         self._fill(batch, draws)
@@ -78,16 +80,15 @@ class GraphedStep:
         for place, values in zip((*self._batch, self._draws), (*batch, draws), strict=True):
             place.copy_(values)
 
-    def _capture(self, batch: Batch, draws: Tensor, side: int) -> CapturedStep | None:
+    def _capture(self, batch: Batch, draws: Tensor, side: int) -> CapturedStep | str:
         """Captures a step into a graph. The step is not taken, because kernels do not run during a capture.
 
-        Returns None if the capture fails.
+        If the capture fails, returns the reason.
         """
         if self._batch is None:
             self._batch = Batch(*(column.clone() for column in batch))
             self._draws = draws.clone()
         self._runtime.synchronize()  # a capture waits, too, but without a time limit
-        self._captured = None  # frees the memory of the graph of smaller crops
         host_generators = _host_generators()
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         stream = torch.cuda.current_stream()
@@ -96,18 +97,16 @@ class GraphedStep:
             with _capturable(self._optimizer), torch.cuda.graph(graph, pool, stream, mode):
                 losses = self._work(self._batch, self._draws, side)
         except RuntimeError as error:
-            self._failure = str(error).partition("\n")[0]
-            return None
+            return str(error).partition("\n")[0]
         if _host_generators() != host_generators:  # a replay would repeat the values that were drawn in the capture
-            self._failure = "the network draws random numbers on the host"
-            return None
+            return "the network draws random numbers on the host"
         return CapturedStep(side, graph, losses)
 
 
 def _host_generators() -> tuple[object, ...]:
     """The states of the random generators of torch, Python and NumPy on the host."""
-    numpy_state = np.random.get_state(legacy=False)["state"]
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), numpy_state["key"].tobytes(), numpy_state["pos"]
+    _, keys, *others = np.random.get_state(legacy=True)
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), np.asarray(keys).tobytes(), *others
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from data_prep.errors import require
 from data_prep.free_memory import free_memory
 from data_prep.loader import resident_bytes
 from ddp_trainer.config import TrainConfig
+from ddp_trainer.distributed.backend import explained_determinism
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.data import images_in_step
 from ddp_trainer.engine.peak_memory import PeakMemory
@@ -153,7 +154,7 @@ def _take_pass(model: nn.Module, runtime: Runtime, shape: tuple[int, int]) -> No
     """Takes a pass on blank images and undoes its effects on the model. Waits for other ranks only with --sync-bn."""
     count, side = shape
     devices = [runtime.device] if runtime.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), blank_passes(model), _freed_gradients(model):
+    with explained_determinism(), torch.random.fork_rng(devices=devices), blank_passes(model), _freed_gradients(model):
         images = runtime.laid_out(blank_images(model, count, side))
         with runtime.autocast():
             logits = model(images)

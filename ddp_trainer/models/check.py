@@ -6,7 +6,7 @@ from the middle of a step.
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 from data_prep.errors import InputError, require
 from ddp_trainer.models.blank_pass import blank_passes
@@ -31,16 +31,13 @@ def check_network(
     and torch's generators unchanged.
     """
     _check_tensors(network, name)
-    if any(isinstance(parameter, UninitializedParameter) for parameter in network.parameters()):
-        with torch.no_grad():  # lazy layers get their weights here, from the seed of the run
-            _run(network.eval(), name, torch.zeros(MAX_IMAGES, 3, sides[0], sides[0]), channels_last=channels_last)
     buffers = dict(network.named_buffers())
     with torch.random.fork_rng(devices=[]), blank_passes(network):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would also seed the GPUs
         for side in sides:
             images = torch.randn(min(images_per_pass, MAX_IMAGES), 3, side, side).to(next(network.parameters()).dtype)
             output = _run(network.train(), name, images, channels_last=channels_last)
-            _logits_of(output, name, images, num_classes).sum().backward()
+            _backward(_logits_of(output, name, images, num_classes), name)
             _check_buffers(network, name, buffers)
         unused = [key for key, value in network.named_parameters() if value.requires_grad and value.grad is None]
         with torch.no_grad():
@@ -48,10 +45,16 @@ def check_network(
                 images = torch.randn(count, 3, max(sides), max(sides)).to(next(network.parameters()).dtype)
                 output = _run(network.eval(), name, images, channels_last=channels_last)
                 _logits_of(output, name, images, num_classes)
+                _check_buffers(network, name, buffers)
         return unused
 
 
 def _check_tensors(network: nn.Module, name: str) -> None:
+    lazy = [key for key, value in (*network.named_parameters(), *network.named_buffers()) if is_lazy(value)]
+    require(
+        not lazy,
+        f"--network {name} has lazy layers; pass a batch of images through the network before you return it",
+    )
     others = [key for key, value in network.state_dict().items() if not isinstance(value, Tensor)]
     require(not others, f"--network {name} has a state_dict with values that are not tensors: {', '.join(others)}")
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -71,11 +74,12 @@ def _check_tensors(network: nn.Module, name: str) -> None:
 
 def _check_buffers(network: nn.Module, name: str, before: dict[str, Tensor]) -> None:
     """Raises InputError if a forward pass has replaced buffers: the trainer restores them in place."""
-    changed = [key for key, buffer in network.named_buffers() if before.get(key) is not buffer]
+    after = dict(network.named_buffers())
+    changed = [key for key in {**before, **after} if before.get(key) is not after.get(key)]
     require(
         not changed,
         f"--network {name} creates or replaces buffers in its forward pass ({', '.join(changed)}); create them in "
-        "__init__, and update them in place, for example with copy_",
+        "__init__ and update them in place, for example with copy_, or use another network",
     )
 
 
@@ -90,10 +94,18 @@ def _run(network: nn.Module, name: str, images: Tensor, *, channels_last: bool) 
             network(images)
         except Exception:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            if len(images) == 1 and network.training:
-                reason += "; --batch-size leaves one image for some forward passes, so raise it"
+            if "more than 1 value per channel" in reason:
+                reason += "; raise --batch-size or lower --accumulate, which leave one image for some forward passes"
             raise InputError(f"--network {name} fails on images of shape {shape}: {reason}") from error
         raise InputError(f"--network {name} does not work in channels-last order; add --no-channels-last") from error
+
+
+def _backward(logits: Tensor, name: str) -> None:
+    try:
+        logits.sum().backward()
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise InputError(f"--network {name} fails in its backward pass: {reason}") from error
 
 
 def _logits_of(logits: object, name: str, images: Tensor, num_classes: int) -> Tensor:

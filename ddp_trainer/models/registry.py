@@ -3,6 +3,7 @@
 An unknown name is reported in one line.
 """
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -21,7 +22,8 @@ from ddp_trainer.config import importing_network, is_installed
 from ddp_trainer.models.custom_resnet import CustomResNet
 
 BUILT_IN = "custom_resnet"
-_imported: dict[str, str] = {}  # the sha256 of each module's file when this process first used it
+# For each module that a network came from: its import (a reload makes another one), file, and sha256 of the file.
+_sources: dict[str, tuple[object, str, str]] = {}
 
 
 def build(name: str, *, num_classes: int, widths: tuple[int, int, int, int], activation: str) -> nn.Module:
@@ -90,7 +92,7 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
         raise InputError(f"--network {name} cannot be imported: {_describe(error)}") from error
     finally:
         importing_network.reset(token)
-    _require_unchanged(name, module)
+    _remember(module)
     created: Any = getattr(module, function, None)
     require(callable(created), f"--network {name}: {module_name} has no function {function}")
     origin = created
@@ -104,14 +106,24 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
     return created
 
 
-def _require_unchanged(name: str, module: types.ModuleType) -> None:
-    """Raises InputError if the module's file is not the one that this process imported, as in a notebook."""
-    if module.__file__ is not None and os.path.isfile(module.__file__):
-        sha256 = file_sha256(Path(module.__file__))
-        require(
-            _imported.setdefault(module.__file__, sha256) == sha256,
-            f"--network {name}: {module.__file__} has changed since it was imported; restart Python",
-        )
+def _remember(module: types.ModuleType) -> None:
+    """Stores the content of the module's file, unless this is done already for the same import or reload."""
+    if _sources.get(module.__name__, (None,))[0] is not module.__spec__ and module.__file__ is not None:
+        with contextlib.suppress(OSError):  # a module in a zip file
+            _sources[module.__name__] = module.__spec__, module.__file__, file_sha256(Path(module.__file__))
+
+
+def require_unchanged(name: str) -> None:
+    """Raises InputError if the module of `name`, a MODULE:FUNCTION, was edited after this process had used it.
+
+    In a notebook, the run would train the old code, and other commands would then evaluate the new code.
+    """
+    module = sys.modules.get(name.partition(":")[0])
+    spec, file, sha256 = _sources.get(module.__name__ if module else "", (None, "", ""))
+    require(
+        module is None or spec is not module.__spec__ or not os.path.isfile(file) or file_sha256(Path(file)) == sha256,
+        f"--network {name}: {file} has changed since it was imported; restart Python",
+    )
 
 
 def _similar(name: str, known: Sequence[str]) -> str:

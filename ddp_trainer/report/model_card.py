@@ -117,7 +117,7 @@ def data(run: Run) -> Iterator[str]:
         yield f"- {code(plain(held_out))} of the training images were held out to measure the accuracy."
     calibrated = run.settings.get("calibrate")
     if calibrated:
-        yield f"- {code(plain(calibrated))} of the training images were held out to fit the temperature."
+        yield f"- {code(plain(calibrated))} of the training images were held out for calibration."
     mean, std = (", ".join(f"{value:.4f}" for value in values) or NOTHING for values in (dataset.mean, dataset.std))
     yield f"- Colors of the training images on a scale of 0-1: mean {mean}; standard deviation {std}."
     for split in dataset.splits.values():

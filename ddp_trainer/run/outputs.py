@@ -40,7 +40,7 @@ def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentReco
     recorder.checkpoints.close()
     calibrated = replace(evaluation, logits=evaluation.logits / spec.temperature)
     write_predictions(path, calibrated, trainer.data.evaluator.loader)
-    summary = summarize(trainer, evaluation) | describe_calibration(trainer, evaluation, calibrated, spec.temperature)
+    summary = summarize(trainer, evaluation) | describe_calibration(evaluation, calibrated, spec.temperature)
     write_json(path / "summary.json", summary)  # a run with this file is finished
     write_model_card_or_warn(path)
     recorder.tracker.finish(summary)
@@ -117,12 +117,10 @@ def summarize(trainer: Trainer, evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def describe_calibration(
-    trainer: Trainer, evaluation: Evaluation, calibrated: Evaluation, temperature: float
-) -> dict[str, float]:
-    """Entries of summary.json: calibration error and, with --calibrate, temperature and error before calibration."""
+def describe_calibration(evaluation: Evaluation, calibrated: Evaluation, temperature: float) -> dict[str, float]:
+    """Entries of summary.json: calibration error and, if one was fitted, temperature and error before calibration."""
     entries = {"calibration_error": _calibration_error(calibrated)}
-    if trainer.data.calibrator is not None:
+    if temperature != 1.0:
         entries |= {"calibration_error_before": _calibration_error(evaluation), "temperature": temperature}
     return entries
 

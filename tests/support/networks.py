@@ -1,7 +1,6 @@
 """Valid and faulty networks as a user could write them, for `--network tests.support.networks:NAME`."""
 
 import functools
-import random
 
 import torch
 from torch import Tensor, nn
@@ -55,37 +54,6 @@ class Buffers(nn.Module):
             self.steps += 1
             self.average.lerp_(x.detach().mean(dim=0).float(), 0.1)
         return self.head(x + self.average)
-
-
-class StochasticDepth(nn.Module):
-    """Decides on the host whether to use a layer."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.first, self.second, self.head = (
-            nn.Conv2d(3, 8, 3),
-            nn.Conv2d(8, 8, 3, padding=1),
-            nn.Linear(8, num_classes),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.first(x))
-        x = x + (random.random() < 0.5) * F.relu(self.second(x))
-        return self.head(x.mean(dim=(2, 3)))
-
-
-class WaitsInBackward(nn.Module):
-    """Waits for the device in its backward pass."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.first(x))
-        if x.requires_grad:
-            x.register_hook(lambda gradient: gradient * gradient.sum().isfinite().item())
-        return self.head(F.relu(self.second(x)).mean(dim=(2, 3)))
 
 
 class Tied(nn.Module):
@@ -165,6 +133,27 @@ class ReplacesBuffer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.level = 0.9 * self.level + 0.1 * x.detach().mean()
         return self.head(x - self.level)
+
+
+class ReplacesBufferInEvaluation(ReplacesBuffer):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x) if self.training else super().forward(x)
+
+
+class FailsInBackward(nn.Module):
+    """Changes a tensor in place that the backward pass needs."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = plain(num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.head(x).sigmoid()
+        return logits + logits.mul_(2)
+
+
+def lazy(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
 
 
 class CreatesBuffer(nn.Module):

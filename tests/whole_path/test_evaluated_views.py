@@ -19,6 +19,7 @@ from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.evaluation import SURE_MARGIN, Evaluator, averaged_over_views
 from ddp_trainer.models.custom_resnet import CustomResNet
 from ddp_trainer.models.spec import ModelSpec
+from tests.support.networks import Hooked
 from tests.support.trainer import NARROW, train
 
 
@@ -54,6 +55,18 @@ def test_only_uncertain_predictions_are_averaged_over_views(device: torch.device
     expected[sure] = factor * plain[sure]
     averaged = averaged_over_views(model, images, model(images), mirror=mirror, shift=shift)
     torch.testing.assert_close(averaged, expected, rtol=0, atol=1e-9)
+
+
+def test_evaluation_runs_the_hooks_of_the_network() -> None:
+    torch.manual_seed(0)
+    model, images = Hooked(3), torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    batch = Batch(images, torch.zeros(4, dtype=torch.int64), torch.arange(4))
+    loader = SimpleNamespace(batches=lambda plan: iter([batch]), batch_size=4)
+    spec = ModelSpec(classes=tuple("abc"), mean=(0.5,) * 3, std=(0.25,) * 3, image_size=32)  # type: ignore[arg-type]
+    runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32"))
+    evaluation = Evaluator(loader, np.arange(4), spec, runtime).run(model)  # type: ignore[arg-type]
+    expected = model.eval()((images / 255 - 0.5) / 0.25)
+    torch.testing.assert_close(evaluation.logits, expected, rtol=0, atol=1e-5)
 
 
 class SideDetector(nn.Module):

@@ -13,6 +13,9 @@ from tests.support.source import PACKAGES, REPOSITORY
 IMPORT_EVERYTHING = """
 import importlib, json, pkgutil, sys, threading
 import torch
+from PIL import Image
+import data_prep.dataset, ddp_trainer.engine.build, ddp_trainer.train, slurm.preflight  # what a run imports
+limited = Image.MAX_IMAGE_PIXELS is not None
 before = {"threads": torch.get_num_threads(), "seed": torch.initial_seed()}
 names = []
 for package in PACKAGES:
@@ -27,6 +30,7 @@ print(json.dumps({
     "after": {"threads": torch.get_num_threads(), "seed": torch.initial_seed()},
     "cuda": torch.cuda.is_initialized(),
     "joined": torch.distributed.is_initialized(),
+    "limited": limited,
 }))
 """
 
@@ -45,6 +49,7 @@ def test_importing_has_no_side_effects(tmp_path: Path) -> None:
     assert heavy.isdisjoint(name.split(".")[0] for name in seen["loaded"])
     assert seen["after"] == seen["before"]
     assert (seen["alive"], seen["cuda"], seen["joined"]) == (1, False, False)
+    assert seen["limited"], "a run turns off Pillow's limit on the size of images"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -82,8 +82,8 @@ def test_kit_for_another_python_is_refused(project: Path, tmp_path: Path) -> Non
         (tmp_path / "kit" / "wheels" / f"{name}.whl").touch()
     finished = call(project, "use_kit.sh", "kit", PYTHON=sys.executable)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    line = f"error: the kit is not for Python {version}: it has xxhash-1-cp39-cp39-linux.whl; make it again with "
-    assert (finished.returncode, finished.stderr) == (2, f"{line}TARGET={version} scripts/kit.sh\n")
+    line = f"error: the kit is not for Python {version}: it has xxhash-1-cp39-cp39-linux.whl; make it again: "
+    assert (finished.returncode, finished.stderr) == (2, f"{line}TARGET={version} bash scripts/kit.sh KIT\n")
     assert not (project / ".venv").exists()
 
 

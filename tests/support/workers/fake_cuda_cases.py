@@ -69,7 +69,7 @@ OWN: Sections = {"network": {"widths": (64, 128, 256, 512), "activation": "relu"
 
 # Whole runs whose capture fails, after one attempt.
 NOT_CAPTURED = {
-    name: changed(BASELINE, OWN, {"network": {"network": f"tests.support.networks:{network}"}})
+    name: changed(BASELINE, OWN, {"network": {"network": f"tests.support.graph_networks:{network}"}})
     for name, network in (("random numbers on the host", "StochasticDepth"), ("wait in backward", "WaitsInBackward"))
 }
 
