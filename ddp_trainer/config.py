@@ -156,6 +156,7 @@ class RunConfig:
             require(value >= least, f"--{name.replace('_', '-')} must be at least {least}, got {value}")
         require(not self.resume or self.out is not None, "--resume needs --out DIR, the directory of the run")
         require_printable("out", self.out)
+        require(self.out != Path(), "--out must name a folder other than the current one")
 
 
 def is_installed(package: str) -> bool:

@@ -43,14 +43,14 @@ class Evaluation:
 
     @property
     def correct(self) -> int:
-        return _num_correct(self.logits, self.labels)
+        return int(hits(self.logits, self.labels).sum())
 
     @property
     def balanced_accuracy(self) -> float:
         """Mean of the accuracies of all classes that have images."""
         totals = self._class_sizes()
-        hits = self.labels[self.logits.argmax(dim=1) == self.labels].bincount(minlength=len(totals))
-        return (hits[totals > 0].double() / totals[totals > 0]).mean().item()
+        correct = self.labels[hits(self.logits, self.labels)].bincount(minlength=len(totals))
+        return (correct[totals > 0].double() / totals[totals > 0]).mean().item()
 
     @property
     def largest_class_share(self) -> float:
@@ -62,11 +62,12 @@ class Evaluation:
 
     @property
     def correct_tta(self) -> int | None:
-        return None if self.logits_tta is None else _num_correct(self.logits_tta, self.labels)
+        return None if self.logits_tta is None else int(hits(self.logits_tta, self.labels).sum())
 
 
-def _num_correct(logits: Tensor, labels: Tensor) -> int:
-    return int((logits.argmax(dim=1) == labels).sum().item())
+def hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N,) bool: whether the prediction is correct. Logits (N, C) that are not finite predict nothing."""
+    return (logits.argmax(dim=1) == labels) & logits.isfinite().all(dim=1)
 
 
 class Evaluator:

@@ -31,6 +31,10 @@ def check_network(
     and torch's generators unchanged.
     """
     _check_tensors(network, name)
+    require(
+        not channels_last or all(value.ndim != 5 for value in network.state_dict().values()),
+        f"--network {name} has tensors with 5 dimensions, which have no channels-last order; add --no-channels-last",
+    )
     buffers = dict(network.named_buffers())
     with torch.random.fork_rng(devices=[]), blank_passes(network):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would also seed the GPUs

@@ -138,16 +138,16 @@ def claim_run_directory(config: TrainConfig, *, is_main: bool) -> Iterator[RunDi
 def new_folder(name: str) -> Path:
     """Creates runs/NAME-TIMESTAMP and returns its path. If the folder exists already, adds a number to the name."""
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
-    for number in itertools.count(1):
-        suffix = f"-{number}" if number > 1 else ""
-        path = Path("runs") / f"{name}-{stamp}{suffix}"
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise InputError(f"{path} cannot be created ({error.strerror}); name a folder with --out") from None
-        return path
+    path = Path("runs") / f"{name}-{stamp}"
+    try:
+        path.parent.mkdir(exist_ok=True)  # raises FileExistsError if `runs` is a link that leads nowhere
+        for number in itertools.count(1):
+            numbered = path.with_name(f"{path.name}-{number}") if number > 1 else path
+            with contextlib.suppress(FileExistsError):
+                numbered.mkdir()
+                return numbered
+    except OSError as error:
+        raise InputError(f"{path} cannot be created ({error.strerror}); name a folder with --out") from None
     raise AssertionError("itertools.count is endless")
 
 

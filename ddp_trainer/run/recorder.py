@@ -72,6 +72,8 @@ class Recorder(SilentRecorder):
 
     def epoch_done(self, record: Record) -> None:
         self.epoch = int(record["epoch"])
+        if self.epoch == 2:  # --resume concludes from two recorded epochs that a checkpoint was saved
+            self.checkpoints.wait()
         self.tracker.log_epoch(record)
         self.progress.note(epoch_line(record, epochs=self.epochs))
         if self.also is not None:

@@ -152,6 +152,10 @@ class FailsInBackward(nn.Module):
         return logits + logits.mul_(2)
 
 
+def with_depth(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Conv3d(3, 4, 1), nn.Flatten(), nn.Linear(4096, num_classes))
+
+
 def lazy(num_classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
 

@@ -122,6 +122,7 @@ def test_a_module_that_starts_a_run_when_it_is_imported_is_refused(
         ("SavesNumber", "has a state_dict with values that are not tensors: _extra_state"),
         ("Fails", "fails on images of shape 2x3x32x32: RuntimeError"),
         ("OnlyContiguous", "add --no-channels-last"),
+        ("with_depth", "has tensors with 5 dimensions, which have no channels-last order; add --no-channels-last"),
         ("frozen", "no trainable parameter"),
         ("half", "must have float32 parameters, got torch.float16"),
         ("double", "must have float32 parameters, got torch.float64"),

@@ -3,6 +3,7 @@
 Test-time augmentation adds mirrored or shifted views only if the run trained on such images.
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from data_prep.loader import Batch
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.runtime import Runtime
-from ddp_trainer.engine.evaluation import SURE_MARGIN, Evaluator, averaged_over_views
+from ddp_trainer.engine.evaluation import SURE_MARGIN, Evaluator, averaged_over_views, hits
 from ddp_trainer.models.custom_resnet import CustomResNet
 from ddp_trainer.models.spec import ModelSpec
 from tests.support.networks import Hooked
@@ -55,6 +56,11 @@ def test_only_uncertain_predictions_are_averaged_over_views(device: torch.device
     expected[sure] = factor * plain[sure]
     averaged = averaged_over_views(model, images, model(images), mirror=mirror, shift=shift)
     torch.testing.assert_close(averaged, expected, rtol=0, atol=1e-9)
+
+
+def test_logits_that_are_not_finite_are_no_correct_predictions() -> None:
+    logits = torch.tensor([[math.nan, math.nan], [1.0, 0.0], [math.inf, 0.0]])
+    assert hits(logits, torch.zeros(3, dtype=torch.int64)).tolist() == [False, True, False]
 
 
 def test_evaluation_runs_the_hooks_of_the_network() -> None:

@@ -1,5 +1,6 @@
 """A run that was stopped and resumed equals the uninterrupted run, bit for bit."""
 
+import errno
 import filecmp
 import functools
 import json
@@ -7,12 +8,14 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
+import ddp_trainer
+from ddp_trainer.run.checkpoint import CheckpointError, list_checkpoints, read_checkpoint, write_checkpoint
 from tests.support.trainer import NARROW, fork, read_lines, start, train, wait_for_epochs
 
 # Ten epochs of 6 steps (96 training images in batches of 15), with a checkpoint after every second step. Two processes
@@ -118,6 +121,26 @@ def test_run_stopped_by_a_signal_and_resumed_equals_the_uninterrupted_run(
     resumed = (*plan(processes), "--data-dir", tiny_dir, "--out", out, "--resume")
     assert "after step" in train(*resumed, processes=processes, module=NARROW).stderr, "the run started over"
     same_run(whole, out)
+
+
+def test_run_whose_first_save_fails_after_the_first_epoch_can_start_again(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The save takes longer than an epoch."""
+
+    def fail(*_: object, **__: object) -> None:
+        time.sleep(1)
+        raise OSError(errno.ENOSPC, "No space left on device", "step-00000003")
+
+    settings = {"data_dir": tiny_dir, "out": tmp_path / "run", "device": "cpu", "widths": (8, 8, 16, 16), "epochs": 3}
+    settings |= {"max_steps": 9, "wandb": "disabled"}
+    with monkeypatch.context() as patched:
+        patched.setattr("ddp_trainer.run.checkpoint_saver.write_checkpoint", fail)
+        with pytest.raises(CheckpointError):
+            ddp_trainer.train("smoke", **settings)
+    assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 1
+    result = ddp_trainer.train("smoke", **settings, resume=True)
+    assert result is not None and result.summary["steps"] == 9
 
 
 def test_finished_run_is_left_unchanged(smoke_run: Path, tiny_dir: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.errors import InputError
 from ddp_trainer.run import directory
 from ddp_trainer.run.directory import new_folder
 from tests.support.trainer import NARROW, environment, run, start, wait_for_epochs
@@ -28,6 +29,13 @@ def test_folders_created_in_the_same_second_differ(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     assert len({new_folder("smoke") for _ in range(4)}) == 4
     assert len(list((tmp_path / "runs").iterdir())) == 4
+
+
+def test_a_link_that_leads_nowhere_instead_of_runs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").symlink_to(tmp_path / "purged")
+    with pytest.raises(InputError, match=r"runs/smoke-.* cannot be created"):
+        new_folder("smoke")
 
 
 def test_lr_find_refuses_a_folder_that_another_run_is_using(tiny_dir: Path, tmp_path: Path) -> None:
