@@ -71,9 +71,10 @@ def synchronize() -> None:
 def measure(
     config: TrainConfig, side: int, *, loops: Sequence[str], rounds: int, steps: int
 ) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """Returns a dict of images/s per round, and a dict of the costs of a step, which is empty without a GPU.
+    """Returns the images/s of each loop, as one dict per round, and a dict of the costs of a step.
 
-    Costs have names such as ours_host_milliseconds. Raises InputError if a loop fails.
+    Without a GPU, the dict of costs is empty. Costs have names such as ours_host_milliseconds. Raises InputError if a
+    loop fails.
     """
     context = get_context("spawn")
     running: dict[str, Connection] = {}
@@ -121,7 +122,11 @@ def parse_options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Train
         allow_abbrev=False,
     )
     parser.add_argument("--recipe", choices=RECIPES, default="baseline")
-    parser.add_argument("--side", type=int, help="side of the crops in pixels; default: --train-size or whole images")
+    parser.add_argument(
+        "--side",
+        type=int,
+        help="side of the crops in pixels; default: --train-size if set, else the side of the images",
+    )
     parser.add_argument("--loops", nargs="+", choices=LOOPS, help="loops to run; default: all that this device can run")
     parser.add_argument("--rounds", type=int, default=5)
     steps = 100 if torch.cuda.is_available() else 2  # on a GPU, only many queued steps give a meaningful rate

@@ -11,12 +11,12 @@ import torch
 
 @functools.cache
 def import_ffcv() -> None:
-    """Makes later `import ffcv...` statements cheap and harmless. Put them in functions, so that this runs first."""
+    """Makes later `import ffcv...` statements cheap and harmless. Call it in a function, before such a statement."""
     threads = torch.get_num_threads()
     try:
         # FFCV keeps two numbers in a numba.typed.Dict, but only plain Python code reads them, so a dict is enough.
-        # Numba would spend 5 seconds at each start on compiling the type of its Dict. FFCV also asks for GPUs, and a
-        # process that has asked CUDA cannot be forked any more.
+        # Numba would spend 5 seconds at each start on compiling the type of its Dict. FFCV also calls
+        # torch.cuda.is_available, and after this call, a forked process cannot use CUDA.
         with mock.patch("numba.typed.Dict", dict), mock.patch("torch.cuda.is_available", return_value=False):
             importlib.import_module("ffcv.fields.rgb_image")
 

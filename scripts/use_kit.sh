@@ -26,8 +26,8 @@ done
 "$python" -m venv --without-pip .venv
 site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 for wheel in "$kit"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$site"; done
-# addsitedir adds the folder that has torch to sys.path, and processes the .pth files in it. If machine.pth contained
-# only the path of that folder, those files would be ignored.
+# addsitedir adds to sys.path the folder in which torch is installed, and processes the .pth files in that folder. If
+# machine.pth contained only the path of the folder, those files would be ignored.
 folder=$(dirname "$(dirname "$torch")")
 "$python" -c 'import sys; print(f"import site; site.addsitedir({sys.argv[1]!r})")' "$folder" >"$site/machine.pth"
 echo "$PWD" >"$site/project.pth"

@@ -26,7 +26,7 @@ def describe_step(attempt: Attempt, runtime: Runtime, *, epoch: int) -> dict[str
 
 
 def _lists_of_ranks(own: Tensor, runtime: Runtime) -> list[list]:
-    """One list for each rank, with its values `own` (N,). N may differ between ranks. A collective operation."""
+    """Gathers `own` (N,) of every rank into one list for each rank. N may differ. A collective operation."""
     counts = runtime.gather(torch.tensor([len(own)], device=own.device)).flatten().tolist()
     padded = F.pad(own, (0, max(counts) - len(own)))
     return [row[:count] for row, count in zip(runtime.gather(padded).tolist(), counts, strict=True)]

@@ -27,9 +27,10 @@ class NonFinite(Exception):
 
     def __init__(self, step: int, patience: int) -> None:
         self.step = step
-        steps = f"in {patience} steps in a row, up to" if patience > 1 else "at"
+        last = f"step {step + 1}"
+        steps = f"in {patience} steps in a row, which were skipped; {last} is the last one" if patience > 1 else ""
         super().__init__(
-            f"loss or gradient not finite {steps} step {step + 1}; the step was skipped. "
+            f"loss or gradient not finite {steps or f'at {last}; the step was skipped'}. "
             "Its images are listed in crash/. Try a lower --peak-lr, or look at these images"
         )
 
@@ -157,8 +158,8 @@ class StepGuard:
 def weights_if_finite(weight: float, losses: Tensor) -> Tensor:
     """The weights (N,) of `losses` (N,) in a backward pass: `weight` each, or NaN if the losses' sum is not finite.
 
-    NaN weights make the gradients NaN, and the all-reduce passes these on to every rank. With finite weights, an
-    infinite loss may have finite gradients, and only the rank with that loss would notice it.
+    NaN weights make the gradients NaN, and the all-reduce passes these on to every rank. Otherwise, an infinite loss
+    could have finite gradients, and the other ranks would not notice it.
     """
     total = losses.detach().sum()
     return (total - total + weight).expand_as(losses)

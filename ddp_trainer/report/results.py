@@ -37,7 +37,7 @@ class ClassRow(NamedTuple):
 def results(run: Run, *, is_detail: bool = False) -> Markup:
     """All sections about the predictions. `is_detail`: whether the page also compares this run with others.
 
-    The confusion matrix is left out if the page shows it beside the curves (`sections.curves`).
+    They leave out the confusion matrix if `sections.curves` shows it beside the curves.
     """
     found = run.predictions
     if found is None:

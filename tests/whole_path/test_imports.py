@@ -54,7 +54,7 @@ def test_importing_has_no_side_effects(tmp_path: Path) -> None:
 
 
 def test_importing_ffcv_does_not_ask_for_gpus() -> None:
-    """A process that has asked CUDA for GPUs cannot be forked any more."""
+    """After that, a forked process could not use CUDA."""
     code = """
 import torch
 calls = []

@@ -12,7 +12,7 @@ from ddp_trainer.recipes import RECIPES
 
 Sections = dict[str, dict[str, Any]]  # section of TrainConfig -> setting -> value
 
-# Changes to `fast`, each measured in one step without a CUDA graph.
+# Changes to the recipe `fast`. The test counts the operations and waits of one step with each change, without a graph.
 OPTIONS: dict[str, Sections] = {
     "deterministic": {"runtime": {"deterministic": True}},
     "fp16": {"runtime": {"precision": "fp16"}},
