@@ -15,6 +15,7 @@ from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.observer import Observer, SilentObserver
 from ddp_trainer.engine.profiling import StepProfiler
 from ddp_trainer.engine.trainer import Trainer
+from ddp_trainer.run.checkpoint import list_checkpoints
 from ddp_trainer.run.checkpoint_saver import CheckpointSaver
 from ddp_trainer.run.directory import RunDirectory, describe_run
 from ddp_trainer.run.resume import settings_of
@@ -72,8 +73,8 @@ class Recorder(SilentRecorder):
 
     def epoch_done(self, record: Record) -> None:
         self.epoch = int(record["epoch"])
-        if self.epoch == 2:  # --resume concludes from two recorded epochs that a checkpoint was saved
-            self.checkpoints.wait()
+        if self.epoch == 2 and not list_checkpoints(self.run_dir.checkpoints):
+            self.checkpoints.wait()  # --resume concludes from two recorded epochs that a checkpoint was saved
         self.tracker.log_epoch(record)
         self.progress.note(epoch_line(record, epochs=self.epochs))
         if self.also is not None:
