@@ -15,9 +15,8 @@ def baseline() -> TrainConfig:
     Command:   accelerate launch -m ddp_trainer.train baseline
     Source:    David Page's 24-epoch recipe for this network (github.com/davidcpage/cifar10-fast), with learning rates
                for a loss that is averaged over the batch
-    Result:    not measured in full. Stopped after 5 epochs (0.56 PFLOP), when the learning rate is highest: 76.62 %, or
-               78.36 % with test-time augmentation (n = 1)
-    Measured:  on the images and the hardware of `fast`
+    Result:    90.76 %, or 91.60 % with test-time augmentation (n = 1)
+    Measured:  on the images of `fast`, on two CPU cores in bf16
     """
     return TrainConfig(
         recipe="baseline",
