@@ -135,7 +135,7 @@ class Runtime:
         return self._wrap(model), self._accelerator.prepare(optimizer)
 
     def wrap_again(self, wrapped: nn.Module) -> nn.Module:
-        """Wraps the model in a new DDP, which takes no part in a step of the old one, or has fewer parameters."""
+        """Wraps the model in a new DDP, after some parameters were frozen or a step of the old DDP has failed."""
         if not isinstance(wrapped, DistributedDataParallel):
             return wrapped
         model = self._accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)

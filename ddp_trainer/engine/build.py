@@ -29,12 +29,13 @@ def prepare_network(
     require_unchanged(name)
     network, lines = build_network(config.network, spec).train(), []
     sides = config.schedule.crop_sides(spec.image_size)
+    own_statistics = not_synchronized(network)
     unused = check_network(
         network,
         name,
         num_classes=len(spec.classes),
         sides=sides,
-        images_per_pass=images_per_pass(config, world_size, synchronized=not not_synchronized(network)),
+        images_per_pass=images_per_pass(config, world_size, synchronized=not own_statistics),
         channels_last=config.runtime.channels_last,
     )
     if unused:
@@ -46,8 +47,8 @@ def prepare_network(
         )
         lines.append(f"{len(unused)} parameters of {name} get no gradient and do not change: {names}")
     parameters_named(network, config.schedule.frozen_late, flag="--freeze-late")  # raises InputError for wrong names
-    if config.runtime.sync_bn and (kinds := not_synchronized(network)):
-        lines.append(f"--sync-bn has no effect on the {', '.join(kinds)} layers of {name}")
+    if config.runtime.sync_bn and own_statistics:
+        lines.append(f"--sync-bn has no effect on the {', '.join(own_statistics)} layers of {name}")
     if load_weights and config.network.init_from is not None:
         require_same_form(spec, config.network.init_from)
         loaded = load_initial_weights(network, config.network.init_from)

@@ -64,11 +64,10 @@ class GraphedStep:
         if self._captured is None or self._captured.side != side:
             self._captured = None  # frees the memory of the graph of smaller crops
             captured = self._capture(batch, draws, side)
-            if self._runtime.all_agree(not isinstance(captured, str)):
-                assert not isinstance(captured, str)
-                self._captured = captured
-            else:
+            if not self._runtime.all_agree(isinstance(captured, CapturedStep)):
                 self._give_up(captured if isinstance(captured, str) else "another process could not capture it")
+            elif isinstance(captured, CapturedStep):
+                self._captured = captured
         if self._captured is None:
             return self._work(batch, draws, side)
         self._fill(batch, draws)

@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from data_prep.errors import InputError, require
 from ddp_trainer.models.blank_pass import blank_passes
+from ddp_trainer.models.registry import describe_error
 
 MAX_IMAGES = 2  # BatchNorm may need two to compute a variance
 
@@ -97,7 +98,7 @@ def _run(network: nn.Module, name: str, images: Tensor, *, channels_last: bool) 
         try:
             network(images)
         except Exception:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            reason = describe_error(error)
             if "more than 1 value per channel" in reason:
                 reason += "; raise --batch-size or lower --accumulate, which leave one image for some forward passes"
             raise InputError(f"--network {name} fails on images of shape {shape}: {reason}") from error
@@ -108,8 +109,7 @@ def _backward(logits: Tensor, name: str) -> None:
     try:
         logits.sum().backward()
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise InputError(f"--network {name} fails in its backward pass: {reason}") from error
+        raise InputError(f"--network {name} fails in its backward pass: {describe_error(error)}") from error
 
 
 def _logits_of(logits: object, name: str, images: Tensor, num_classes: int) -> Tensor:

@@ -43,7 +43,7 @@ def build(name: str, *, num_classes: int, widths: tuple[int, int, int, int], act
         raise
     except Exception as error:  # whatever the function raises
         call = f"{name.rpartition(':')[2]}(num_classes={num_classes})"
-        raise InputError(f"--network {name} cannot be built with {call}: {_describe(error)}") from error
+        raise InputError(f"--network {name} cannot be built with {call}: {describe_error(error)}") from error
     require(isinstance(network, nn.Module), f"--network {name} returned {_kind(network)}, not a torch.nn.Module")
     return network
 
@@ -83,13 +83,13 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise InputError(f"--network {name} cannot be imported: {_describe(error)}") from error
+            raise InputError(f"--network {name} cannot be imported: {describe_error(error)}") from error
         raise InputError(
             f"--network {name}: there is no module {error.name} here; run the command in the module's folder, or "
             "add that folder to PYTHONPATH"
         ) from None
     except Exception as error:
-        raise InputError(f"--network {name} cannot be imported: {_describe(error)}") from error
+        raise InputError(f"--network {name} cannot be imported: {describe_error(error)}") from error
     finally:
         importing_network.reset(token)
     _remember(module)
@@ -131,7 +131,8 @@ def _similar(name: str, known: Sequence[str]) -> str:
     return f"; similar: {', '.join(close)}" if close else ""
 
 
-def _describe(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
+    """The type and the message of an error that a user's code raised, on one line and shortened."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
