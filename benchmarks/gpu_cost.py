@@ -29,7 +29,7 @@ def gpu_cost(step: Callable[[], object]) -> dict[str, float]:
 
 
 def _host_seconds(step: Callable[[], object]) -> float:
-    """Seconds until `step` returns if the GPU is idle at first: the time to queue work, plus any wait for the GPU."""
+    """Seconds until `step` returns, starting with an idle GPU: the time to queue work, plus any wait for the GPU."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     step()

@@ -81,7 +81,7 @@ def bare_graph_step(config: TrainConfig, side: int) -> Step:
     with torch.cuda.graph(graph):
         step()
 
-    def replay(_keeps_tensors: Step = step) -> None:  # the graph uses the model, images and optimizer of `step`
+    def replay(_keeps_tensors: Step = step) -> None:  # keeps alive what the graph uses: model, images, optimizer
         graph.replay()
 
     return replay

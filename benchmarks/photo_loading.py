@@ -6,10 +6,10 @@ jpeg, raw:   StreamLoader for a dataset prepared with `--size 256` and either `-
              `--encoding raw`.
 imagefolder: a DataLoader over ImageFolder with RandomResizedCrop, RandomHorizontalFlip and PILToTensor.
 
-These loaders produce uint8 batches. For each of them, there is a second one, NAME_augmented, which produces normalized
-float32 images of 224x224 pixels. Ours use Augmenter with the settings of the recipe `photos`; ImageFolder uses
-ToTensor and Normalize instead of PILToTensor. All data come from the same generated JPEG files, of 500x375 pixels and
-quality 90. Each loader has one worker (ours: one thread) per core.
+These loaders produce uint8 batches. For each of them, there is a second loader, NAME_augmented, which produces
+normalized float32 images of 224x224 pixels. jpeg_augmented and raw_augmented use Augmenter with the settings of the
+recipe `photos`; imagefolder_augmented uses ToTensor and Normalize instead of PILToTensor. All data come from the same
+generated JPEG files, of 500x375 pixels and quality 90. Each loader has one worker (ours: one thread) per core.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from ddp_trainer.recipes import photos
 
 STORED_SIDE, TRAIN_SIDE = 256, 224
 ENCODINGS = {"jpeg": Encoding("jpeg", 90), "raw": RAW}
-BESIDE = {
+BESIDE = {  # each of our loaders -> the loader that it is compared with
     "jpeg": "imagefolder",
     "raw": "imagefolder",
     "jpeg_augmented": "imagefolder_augmented",

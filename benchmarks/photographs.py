@@ -5,12 +5,12 @@ from PIL import Image
 
 SIZE = (500, 375)  # width and height in pixels
 NUM_SCENES, SCENE_SIDE = 8, 1024
-EXPONENT = 1.4  # amplitude ~ 1 / frequency^EXPONENT; JPEG files of quality 90 then have 46 to 63 KB
+EXPONENT = 1.4  # amplitude ~ 1 / frequency^EXPONENT; JPEG files of quality 90 are then 46 to 63 KB large
 CONTRASTS = (52.0, 16.0, 16.0)  # standard deviations of brightness and of the two color differences
 
 
 class Photographs:
-    """Draws one picture per call, each a random part of one of a few large scenes, mirrored at random."""
+    """Each call returns a random part of one of a few large scenes. About half of these pictures are mirrored."""
 
     def __init__(self) -> None:
         generator = np.random.default_rng(0)

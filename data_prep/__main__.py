@@ -15,7 +15,7 @@ from data_prep.encoding import DEFAULT_QUALITY, ENCODINGS, Encoding
 from data_prep.errors import InputError, printable, shell_path
 from data_prep.machine_limits import machine_problem
 from data_prep.output import check_out, check_outside_splits, remove_list, write_list
-from data_prep.sources import NUM_NAMED, SOURCES, Source, UnreadableImagesError
+from data_prep.sources import MAX_NAMED, SOURCES, Source, UnreadableImagesError
 from data_prep.sources.decoder_messages import DecoderMessages, collected_messages
 from data_prep.sources.synthetic import DEFAULT_TEST_COUNT, DEFAULT_TRAIN_COUNT, draw_synthetic
 from data_prep.streams import forgiving_output
@@ -145,7 +145,7 @@ def prepare(options: argparse.Namespace, check: Callable[[], None]) -> DatasetIn
 def _with_list(error: UnreadableImagesError, out: Path) -> InputError:
     """The error to report. If it cannot name all unreadable files, they are listed in OUT.unreadable.txt."""
     remove_list(out, "unreadable")  # of an earlier attempt
-    is_named = len(error.problems) <= NUM_NAMED
+    is_named = len(error.problems) <= MAX_NAMED
     return error if is_named else InputError(f"{error}; {write_list(out, 'unreadable', error.problems)}")
 
 
@@ -192,7 +192,7 @@ def _flags_for(num_images: int, full_batch: int, peak_lr: float) -> str:
 
 
 class _Stopper:
-    """Raises SystemExit at the first of SIGNALS, so that incomplete files are removed; ignores later signals.
+    """Raises SystemExit when one of SIGNALS arrives, so that incomplete files are removed; ignores later signals.
 
     C code such as NumPy's `tofile` may swallow the exception of a signal handler, so the signal number is stored, too.
     """

@@ -1,4 +1,4 @@
-"""Operations on whole batches of images, from which the augmentation is built.
+"""The operations on whole batches of images that make up the augmentation.
 
 They draw no random numbers, do not loop over images, and do not wait for the device.
 """
@@ -103,10 +103,10 @@ def batch_cutout(images: Tensor, top: Tensor, left: Tensor, *, side: int) -> Ten
 @functools.cache
 @torch.inference_mode(False)
 def _windows(length: int, size: int, device: torch.device, repeats: int = 1) -> Tensor:
-    """(length, length * repeats) bool: row k is True at positions k to k + size - 1, of `repeats` columns each.
+    """(length, length * repeats) bool: row k is True at positions k to k + size - 1.
 
-    The result is cached, so that each step only takes rows from it. A captured CUDA graph
-    can keep reading the same memory, because the cache never frees it.
+    Each position has `repeats` columns. The result is cached, so that each step only takes rows from it. A captured
+    CUDA graph can keep reading the same memory, because the cache never frees it.
     """
     offset = torch.arange(length) - torch.arange(length)[:, None]
     return ((offset >= 0) & (offset < size)).repeat_interleave(repeats, dim=1).to(device)

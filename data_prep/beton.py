@@ -7,8 +7,8 @@ before FFCV reads it.
 
 dataset.json, which lies beside the file, describes the dataset. Together with the sizes of the stored images, it
 determines every byte that our writer puts outside the images, labels and checksums. The check computes these bytes and
-refuses the file if any of them differs, even harmlessly. It takes milliseconds and does not import FFCV. Below, "a
-checked file" is one that has passed this check.
+refuses the file if any of them differs, even harmlessly. The check takes milliseconds and does not import FFCV. Below,
+"a checked file" is one that has passed this check.
 """
 
 import hashlib

@@ -22,7 +22,7 @@ def write_betons(
     The same input gives the same bytes. When FFCV's writer fails, it waits forever. It therefore runs in a child
     process that exits at the first exception, is killed if it makes no progress, and ends when this process ends.
     `progress` is called with the name of a split and the number of its images written so far. Raises MemoryError if the
-    machine lacks memory, OSError for errors of the system, such as a full disk, and ChildProcessError for others.
+    machine lacks memory, OSError for errors of the system, such as a full disk, and ChildProcessError for other errors.
     """
     child = subprocess.Popen(
         [sys.executable, "-m", "data_prep.ffcv_writer", str(folder), *names],

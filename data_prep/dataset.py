@@ -48,10 +48,10 @@ def write_dataset(
 
     The images are read once, a few at a time. Then `say` is called with each of the source's notes. An older dataset in
     `out` stays intact until the end. Raises InputError if `out` is not writable or has too little free space, and
-    ValueError or TypeError if the source does not keep its promises. Errors of the source are not caught.
+    ValueError or TypeError if the source provides invalid data. Errors of the source are not caught.
     """
     check_description(source)
-    _remove_left_behind(out)  # before the check, because this may free the space that is needed
+    _remove_left_behind(out)  # before `require_space`, because this may free the space that is needed
     image_bytes = source.image_size**2 * 3 // (1 if encoding.name == "raw" else TYPICAL_COMPRESSION)
     # During writing, the images are on the disk twice: in the writer's input and in the beton file.
     require_space(out, 2 * sum(map(source.count, SPLITS)) * image_bytes + 2**24)
@@ -63,14 +63,14 @@ def write_dataset(
         _write_betons(temporary, counts, progress)
         splits = {name: _describe_split(temporary / f"{name}.beton", count) for name, count in counts.items()}
         info = _describe(source, splits, encoding, colors, findings)
-        parse_manifest(json.loads(json.dumps(info.as_json())))  # raises ValueError if no reader would accept it
+        parse_manifest(json.loads(json.dumps(info.as_json())))  # raises an exception if `read_dataset` would refuse it
         for split in splits.values():
             check_beton(temporary / split.file, info.expected(split))
         (temporary / MANIFEST).write_text(json.dumps(info.as_json(), indent=2) + "\n")
         names = (*(split.file for split in splits.values()), MANIFEST)
         for name in names:  # syncing is slow, so it comes first, while the older dataset is still intact
             sync_file(temporary / name)
-        # The old manifest is deleted first, so that no reader can combine it with the new pixels.
+        # The old manifest is deleted before new files are moved here, so that no reader can combine it with new images.
         (out / MANIFEST).unlink(missing_ok=True)
         for name in set(SPLITS) - counts.keys():  # splits that only the older dataset has
             (out / f"{name}.beton").unlink(missing_ok=True)

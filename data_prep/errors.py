@@ -1,6 +1,6 @@
 """The exception for wrong input, and functions that make values safe to quote in a message."""
 
-from __future__ import annotations  # ddp_trainer.doctor imports this module, and runs on older Pythons, too
+from __future__ import annotations  # ddp_trainer.doctor imports this module, and runs on older versions of Python, too
 
 import shlex
 import unicodedata
@@ -50,7 +50,7 @@ def visible(text: str) -> str:
 
 
 def quoted(value: object, limit: int = 60) -> str:
-    """`value`, which comes from a file, as text for a message: its `repr`, or a shorter text if that may be long."""
+    """`value`, which comes from a file, as text for a message: its repr, or a shorter text if the repr may be long."""
     if isinstance(value, (dict, list)):
         return f"a {'JSON object' if isinstance(value, dict) else 'list'} of length {len(value)}"
     if isinstance(value, str) and len(value) > limit:

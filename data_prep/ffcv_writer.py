@@ -51,7 +51,7 @@ class _Samples(Spooled):
 
 
 class _Memory:
-    """Replaces SharedMemory in FFCV's writer: a worker thread needs none, and /dev/shm is small in containers."""
+    """Replaces SharedMemory in FFCV's writer: threads share memory anyway, and /dev/shm is small in containers."""
 
     def __init__(self, create: bool, size: int) -> None:
         self.buf = bytearray(size)
@@ -83,7 +83,7 @@ def main(folder: Path, names: list[str]) -> None:
         write_stored = partial(_write_stored, samples.shape, IMAGE_MODES[samples.encoding])
         image.encode = write_stored  # type: ignore[method-assign]
         fields = {"image": image, "label": IntField(), "index": IntField(), "checksum": IntField()}
-        # Only one worker: with more, the order of the pages, and so the bytes of the file, would differ between runs.
+        # Only one worker: several would write FFCV's pages in varying order, so the file would not be reproducible.
         writer = ffcv.writer.DatasetWriter(str(folder / f"{name}.beton"), fields, num_workers=1)
         writer.from_indexed_dataset(samples)
 

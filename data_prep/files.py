@@ -59,7 +59,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flushes the entries of `folder` to the disk, if the file system supports that. Raises OSError if it fails."""
+    """Flushes the entries of `folder` to the disk, if the file system supports that. Raises OSError on failure."""
     try:
         sync_file(folder)
     except OSError as error:

@@ -42,7 +42,7 @@ class JpegReader:
         Raises DamagedImage if an image is not the one that was written, and OSError if reading fails.
         """
         ahead = max(BATCHES_AHEAD * -(-self.batch_size // CHUNK), 2 * self.num_workers)
-        with open_regular(self.beton) as file:  # not memory-mapped: truncation is an error, not a SIGBUS
+        with open_regular(self.beton) as file:  # not memory-mapped, so that truncation raises an error, not SIGBUS
             decode = partial(self._decode, file.fileno())
             decoded = map_in_order(decode, self._tasks(order), threads=self.num_workers, ahead=ahead)
             with closing(decoded):

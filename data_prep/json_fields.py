@@ -28,7 +28,7 @@ class Fields:
     """The fields of one JSON object.
 
     A null field counts as missing. Reading a field of the wrong type or outside its range raises InputError, which
-    names the file and the field. Exception: `number` returns None for a number outside its range. Strings are made
+    names the file and the field. For a number outside its range, `number` returns None instead. Strings are made
     printable unless `exact` is set.
     """
 

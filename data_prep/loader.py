@@ -144,7 +144,7 @@ def _clone(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 class _PinnedCopies:
-    """Copies host tensors to the GPU through page-locked slots, on a CUDA stream of its own.
+    """Copies host tensors to the GPU through page-locked buffers (slots), on a CUDA stream of its own.
 
     The training stream waits for each copy. The host waits only if the previous copy from the same slot is still
     running.

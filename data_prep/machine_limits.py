@@ -8,7 +8,7 @@ from pathlib import Path
 from data_prep.errors import InputError, printable, shell_path
 from data_prep.files import DISK_FULL
 
-LACKING = {*DISK_FULL, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+RESOURCE_ERRORS = {*DISK_FULL, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 NO_MEMORY = (  # what libraries say if they do not raise MemoryError
     "memoryerror",
     "out of memory",
@@ -22,7 +22,7 @@ NO_MEMORY = (  # what libraries say if they do not raise MemoryError
 
 def due_to_machine(error: BaseException) -> bool:
     """Whether memory, disk space or file descriptors ran out."""
-    return lacks_memory(error) or (isinstance(error, OSError) and error.errno in LACKING)
+    return lacks_memory(error) or (isinstance(error, OSError) and error.errno in RESOURCE_ERRORS)
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -15,7 +15,8 @@ class Order(NamedTuple):
     """The samples of an epoch, or those of one rank in the epoch."""
 
     samples: np.ndarray  # positions in the beton file
-    earlier_draws: np.ndarray | None  # how often each was drawn earlier in the run; None: at most once in each epoch
+    # How often each sample was drawn earlier in the run. None: no sample is drawn more than once in an epoch.
+    earlier_draws: np.ndarray | None
 
 
 def epoch_order(samples: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
@@ -28,7 +29,7 @@ def epoch_order(samples: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
 
 
 def balanced_order(samples: np.ndarray, labels: np.ndarray, *, count: int, seed: int, epoch: int) -> Order:
-    """Draws `count` of `samples` (N,) for `epoch` (0-based), from each class equally often.
+    """Makes `count` draws from `samples` (N,) for `epoch` (0-based), equally many from each class.
 
     `labels` (N,) are the classes of the samples. The numbers of draws from any two classes differ by at most one, in
     the epoch and over all epochs so far. Each class is like a deck of cards: all its images are drawn, in random order,
@@ -110,11 +111,11 @@ def hold_out(labels: np.ndarray, *, count: int, seed: int) -> tuple[np.ndarray, 
     picks = ((np.arange(count) + 0.5) * len(labels) / max(count, 1)).astype(np.int64)
     is_held_out = np.zeros(len(labels), dtype=bool)
     is_held_out[by_class[picks]] = True
-    _give_back(is_held_out, labels, by_class)
+    _return_images_to_empty_classes(is_held_out, labels, by_class)
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
-def _give_back(is_held_out: np.ndarray, labels: np.ndarray, by_class: np.ndarray) -> None:
+def _return_images_to_empty_classes(is_held_out: np.ndarray, labels: np.ndarray, by_class: np.ndarray) -> None:
     """Gives an image back to each class that has none to train on.
 
     An image of the class with the most training images is held out instead.

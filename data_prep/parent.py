@@ -1,4 +1,4 @@
-"""Ends a process when its parent ends, whatever the parent died of. Linux only."""
+"""Ends a process when its parent ends, even if the parent was killed. Linux only."""
 
 import ctypes
 import os

@@ -71,6 +71,6 @@ class Spooled:
         return len(self._records)
 
     def __getitem__(self, position: int) -> tuple[np.ndarray, int, int, int]:
-        start, size, label, checksum_ = self._records[position].tolist()
+        start, size, label, stored_checksum = self._records[position].tolist()
         image = np.fromfile(self._images, dtype=np.uint8, count=size, offset=start)
-        return image, label, int(position), checksum_
+        return image, label, int(position), stored_checksum

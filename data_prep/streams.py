@@ -39,7 +39,7 @@ def forgiving_output() -> Iterator[None]:
 
 
 class _UnfailingFile(io.FileIO):
-    """An open file descriptor whose writes always succeed."""
+    """An open file descriptor whose writes never raise OSError. After the first error, all output is dropped."""
 
     _silenced = False
 
@@ -54,7 +54,7 @@ class _UnfailingFile(io.FileIO):
 
 
 def _unfailing(stream: TextIO | None, *, errors: str) -> TextIO:
-    """A stream with the same file descriptor as `stream`, whose writes always succeed.
+    """A stream with the same file descriptor as `stream`, whose writes never raise OSError.
 
     If `stream` is closed, the result writes to /dev/null. If `stream` is not a file, it is returned unchanged.
     """

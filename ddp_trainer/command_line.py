@@ -44,7 +44,7 @@ def take_recipe(argv: Sequence[str], recipes: Mapping[str, TrainConfig]) -> tupl
     """
     arguments = list(argv)
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "baseline"
-    return for_chosen_network(recipe_named(name, recipes), arguments), arguments
+    return adapt_to_network(recipe_named(name, recipes), arguments), arguments
 
 
 def recipe_named(name: str, recipes: Mapping[str, TrainConfig]) -> TrainConfig:
@@ -54,7 +54,7 @@ def recipe_named(name: str, recipes: Mapping[str, TrainConfig]) -> TrainConfig:
     return recipes[name]
 
 
-def for_chosen_network(recipe: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
+def adapt_to_network(recipe: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
     """`recipe`, adapted to the network that --network selects in `arguments`.
 
     If this network is not the recipe's own, --widths and --freeze-late get their defaults instead of the recipe's
@@ -108,7 +108,7 @@ def parse_flags(
 def _refuse_values_of_switches(section: type, argv: Sequence[str]) -> None:
     """Raises InputError if an on/off flag has a value, as in `--sync-bn=True`.
 
-    tyro would reject it too, but its message does not say what to write instead.
+    tyro would reject such a value, too, but its message does not say what to write instead.
     """
     switches = set(_switches(section))
     for word, after in zip(argv, [*argv, ""][1:], strict=True):

@@ -1,9 +1,9 @@
 """Export: `python -m ddp_trainer.export RUN_DIR --format {onnx,torch}` writes the model as one file for other programs.
 
-The input of the exported model is uint8 (N, 3, H, W) with values 0-255, as decoders return them; the output is float32
-(N, num_classes) logits. The model normalizes its input and, after a run with --calibrate, divides the logits by the
-temperature. Float input is rejected, because values in [0, 1] could be mistaken for values in [0, 255]. The file gets
-its final name only after it has been checked.
+The input of the exported model is uint8 (N, 3, H, W) with values 0-255, as image decoders return them. The output is
+float32 (N, num_classes) logits. The model normalizes its input and, after a run with --calibrate, divides the logits by
+the temperature. Float input is rejected, because values in [0, 1] could be mistaken for values in [0, 255]. The file
+gets its final name only after it has been checked.
 """
 
 import contextlib
@@ -34,8 +34,8 @@ Classifier = Callable[[Tensor], Tensor]  # (N, 3, H, W) uint8 -> (N, num_classes
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 OPSET = 18  # the lowest opset that torch's exporter writes without converting the file
-CHECKED_BATCHES = (1, 2, 33)  # a model that was exported with a fixed batch size fails on two of them
-TOLERANCE = 1e-4  # relative to the largest logit; summing in another order changes the logits by less
+CHECKED_BATCHES = (1, 2, 33)  # batch sizes; a model that was exported with a fixed batch size fails on at least two
+TOLERANCE = 1e-4  # relative to the largest logit; rounding errors are smaller
 
 
 class ExportError(Exception):
@@ -47,7 +47,7 @@ class ExportConfig:
     """Write the model of a finished run as RUN_DIR/model.onnx or RUN_DIR/model.pt2.
 
     The model's input is uint8 (N, 3, H, W) with values 0-255, for any N. Its output is float32 (N, classes) logits. The
-    command prints the versions that a program must support to read the file; for ONNX, these are IR and opset.
+    command prints the versions that a program must support to read the file: for ONNX, the IR version and the opset.
     """
 
     run_dir: tyro.conf.Positional[Path]
@@ -80,7 +80,8 @@ class Result(NamedTuple):
 class NormalizingModel(nn.Module):
     """The network, including the normalization of its input and the division of its logits by the temperature.
 
-    Users of the file need not know mean and std, and softmax of the output gives the run's probabilities.
+    Programs that use the file need not know mean and std. The softmax of the output gives the probabilities that
+    `predict` prints.
     """
 
     scale: Tensor
@@ -164,7 +165,8 @@ def largest_difference(exported: Classifier, model: nn.Module, spec: ModelSpec) 
         images = torch.randint(
             256, (count, 3, spec.input_size, spec.input_size), dtype=torch.uint8, generator=generator
         )
-        normalized = batch_normalize(images, spec.mean, spec.std, torch.float32).contiguous()  # NCHW suits all networks
+        # `contiguous` converts channels_last to NCHW, because every network accepts NCHW.
+        normalized = batch_normalize(images, spec.mean, spec.std, torch.float32).contiguous()
         expected = model(normalized) / spec.temperature
         found = exported(images)
         wanted, got = tuple(expected.shape), tuple(found.shape)

@@ -1,8 +1,8 @@
 """LR range test: `accelerate launch -m ddp_trainer.lr_find [RECIPE]` suggests a peak learning rate.
 
-The learning rate rises by a constant factor per step, up to --end-lr or until the run diverges: the smoothed loss
-exceeds four times its lowest value, or a loss or gradient is not finite. The suggestion is a tenth of the rate with the
-lowest smoothed loss (`report.loss_curve`).
+The learning rate rises by a constant factor per step, up to --end-lr or until the run diverges. A run diverges if the
+smoothed loss exceeds four times its lowest value, or if a loss or gradient is not finite. The suggestion is a tenth of
+the rate with the lowest smoothed loss (`report.loss_curve`).
 
 The range test is from Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv 1506.01186, section 3.3).
 The exponential rise is from Gugger, "How Do You Find A Good Learning Rate" (sgugger.github.io, 2018); fastai and
@@ -78,7 +78,7 @@ class RatesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RangeTestConfig:
-    """The settings of the range test and of the recipe, without run directory and trackers.
+    """The settings of the range test and of the recipe, without those of the run directory and the trackers.
 
     Of the schedule, only --batch-size, --accumulate and --train-size are used.
     """

@@ -128,7 +128,8 @@ def predict(model: nn.Module, spec: ModelSpec, paths: Sequence[Path], pixels: np
     `pixels`: (N, H, W, 3) uint8 RGB; `paths`: the files of these N images.
     """
     images = center_crop(torch.from_numpy(pixels).permute(0, 3, 1, 2), spec.input_size)
-    normalized = batch_normalize(images, spec.mean, spec.std, torch.float32).contiguous()  # NCHW suits all networks
+    # Contiguous NCHW, because not every network accepts channels_last.
+    normalized = batch_normalize(images, spec.mean, spec.std, torch.float32).contiguous()
     logits = model(normalized).double() / spec.temperature
     best = logits.softmax(dim=1).topk(min(2, len(spec.classes)))
     for path, values, classes in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):

@@ -34,14 +34,14 @@ def _muon(*, epochs: float, small_crops: str) -> TrainConfig:
 
     airbench94_muon (github.com/KellerJordan/cifar10-airbench) sums the loss over a batch. Here the loss is averaged
     over 500 images, so the learning rates of SGD are 500 times as large. The head's rate also accounts for the scale of
-    the logits. airbench divides them by the number of features, which is 512 in this network, but this network divides
-    them by 8. So airbench's rate of 0.67 becomes 0.67 * 500 * 8^2 / 512^2. `fast` uses the same rate, although its
-    network has only 384 features. A batch has 500 images instead of 2,000, and the learning rate of Muon is lower by a
-    factor of sqrt(2).
+    the logits. airbench divides the logits by the number of features, while `custom_resnet` divides them by 8. With the
+    512 features of `custom_resnet`, airbench's rate of 0.67 becomes 0.67 * 500 * 8^2 / 512^2. `fast` uses the same
+    rate, although its network has only 384 features. A batch has 500 images instead of 2,000, and the learning rate of
+    Muon is lower by a factor of sqrt(2).
 
     Unlike in airbench, the biases of BatchNorm are not decayed, and all weights start from torch's default
     initialization: a whitened stem and dirac initialization did not improve this network. CELU is David Page's
-    choice for it (see `baseline`).
+    choice for this network (see `baseline`).
     """
     return TrainConfig(
         augment=AugmentConfig(crop_padding=2, flip="alternating"),

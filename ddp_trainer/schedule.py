@@ -95,7 +95,7 @@ class ScheduleConfig:
         return 1 + (end - 1) * min((step - peak) / max(last - peak, 1e-9), 1.0)
 
     def late_lr_factor(self, step: int, *, total_steps: int) -> float:
-        """Factor of the learning rates of the parameters of --freeze-late at `step` (0-based): 1, then falling to 0.
+        """Factor at `step` (0-based) for the learning rates of the --freeze-late parameters: 1, then falling to 0.
 
         The method is from github.com/josephdviviano/iterate-hackathon-2026 (findings F-048 and F-049).
         """

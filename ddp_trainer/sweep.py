@@ -168,13 +168,13 @@ def list_lines(sweep: Sweep) -> list[str]:
 
 
 def train_all(sweep: Sweep) -> int:
-    """Starts or resumes each run that is unfinished or lacks its report. Then writes the table.
+    """Starts or resumes each run that is not complete (see `PlannedRun.is_complete`). Then writes the table.
 
     Returns the exit status, as `main` does.
     """
     runner = Runner(sweep.launcher)
     for number, run in enumerate(sweep.runs, 1):
-        if not run.has_report and not runner.stopped:
+        if not run.is_complete and not runner.stopped:
             print_line(f"[{number}/{len(sweep.runs)}] {run.out.name}", sys.stderr)
             runner.train(run, group=sweep.out.name)
             if not run.is_finished and not runner.stopped:

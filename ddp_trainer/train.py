@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | None" = None) -> "RunResult | None":
     """Starts or resumes a run, and returns its result when it ends. Returns None on every rank but the main one.
 
-    Of `observer`, only `step_done`, `step_record` and `epoch_done` are called, each after the recorder's own work.
+    Only three methods of `observer` are called: `step_done`, `step_record` and `epoch_done`. Each is called after the
+    method of `Recorder` with the same name, which records the run.
     Raises InputError for wrong input, before the first step.
     """
     from ddp_trainer.distributed.launch import Launch, check_machine
@@ -64,7 +65,7 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
                 require_fitting(network, state)
             config = resolve_passes(config, runtime, dataset, network, saved=state)
             with open_recorder(run_dir, config, dataset, runtime, state) as recorder:
-                recorder.also = observer
+                recorder.extra_observer = observer
                 try:
                     runtime.stop.raise_if_asked()
                     trainer = build_trainer(config, runtime, dataset, network=network, observer=recorder)

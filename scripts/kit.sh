@@ -3,7 +3,8 @@
 #   bash scripts/kit.sh OUT [FILE ...]
 # OUT/wheels gets FFCV and, in the versions of constraints.txt, the packages that such a machine usually lacks. Each
 # FILE, such as an archive of images, is copied to OUT. Run `make setup` first.
-# Environment: TARGET, the other machine's Python version (default: .venv's); PACKAGES, those to include besides FFCV.
+# Environment: TARGET, the other machine's Python version (default: that of .venv); PACKAGES, the packages to include
+# besides FFCV.
 # On the other machine, scripts/use_kit.sh makes .venv from the kit.
 set -euo pipefail
 
@@ -30,7 +31,7 @@ rm -f "$out"/wheels/*.whl # of an older kit
 machine=$(uname -m)
 requirements=$(mktemp)
 trap 'rm -f "$requirements"' EXIT
-# Writes the entries of $packages in constraints.txt, with their hashes, to the requirements file.
+# Copies the entries of these packages from constraints.txt, with their hashes, to the requirements file.
 awk -v names=" $packages " '/^[^ #]/ { keep = index(names, " " substr($1, 1, index($1, "==") - 1) " ") } keep' \
   constraints.txt >"$requirements"
 "$python" -m pip --disable-pip-version-check --quiet download --no-deps --only-binary :all: --require-hashes \

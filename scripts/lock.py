@@ -1,8 +1,8 @@
 """Rewrites constraints.txt with the newest versions that pyproject.toml allows.
 
-Run it with .venv/bin/python scripts/lock.py. It needs uv (pip install uv), which resolves versions for all Pythons and
-platforms together and lists the files of each version. This script keeps the wheels that `make setup` can install:
-those for Python 3.11 to 3.13 on Linux with glibc, x86_64 and aarch64.
+Run it with .venv/bin/python scripts/lock.py. It needs uv (pip install uv), which resolves versions for all Python
+versions and platforms together and lists the files of each package. This script keeps the wheels that `make setup`
+can install: those for Python 3.11 to 3.13 on Linux with glibc, x86_64 and aarch64.
 """
 
 import re

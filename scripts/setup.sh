@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Creates .venv and installs FFCV, this project, and the packages of constraints.txt.
 # It needs Python with venv, but neither root nor a compiler. A second call changes nothing and takes a moment.
-# `make setup` calls this script; PYTHON names the interpreter.
+# `make setup` calls this script; the variable PYTHON names the interpreter to use.
 # Exit status: 0 if .venv is ready; 2 if something is missing that this script cannot install (one line names it);
 # otherwise the status of the command that failed.
 set -euo pipefail
@@ -10,7 +10,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 stamp=.venv/.setup-done
 export PIP_USER=0 # some clusters set it to 1, and pip then fails in a virtual environment
-# Some containers set versions in PIP_CONSTRAINT. pip does not install what it finds in PYTHONPATH.
+# Some containers set versions in PIP_CONSTRAINT, which may contradict constraints.txt. pip does not install a package
+# that it finds in PYTHONPATH, so .venv would lack it.
 unset PIP_CONSTRAINT PYTHONPATH
 
 say() { echo "setup: $*"; }

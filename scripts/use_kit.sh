@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv from the packages of this machine and the wheels of a kit, which scripts/kit.sh made.
+# Makes .venv from the packages of this machine and the wheels of a kit, a folder that scripts/kit.sh made.
 # This needs no network, compiler or root access:
 #   bash scripts/use_kit.sh KIT
 # PYTHON (default: python3) is the interpreter that has torch. The kit's packages take precedence over this machine's.

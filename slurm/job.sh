@@ -8,7 +8,7 @@ stop() {
   exit 2
 }
 
-# Prints a text that changes whenever the file $1 is replaced; nothing if there is no such file.
+# Prints a string that changes whenever the file $1 is replaced; prints nothing if there is no such file.
 stat_of() { stat --format='%i %y' "$1" 2>/dev/null || true; }
 
 # Whether $1 is a whole number of at most nine digits. Bash arithmetic on any other text could run code in that text.
@@ -18,7 +18,7 @@ if [[ -f slurm/cluster.env ]]; then
   ! grep -q $'\r' slurm/cluster.env ||
     stop "slurm/cluster.env has Windows line endings, which would become part of its values;" \
       "fix: sed -i 's/\r\$//' slurm/cluster.env"
-  set +eu # the scripts of modules and conda fail under -e and -u
+  set +eu # the scripts of environment modules and conda fail under -e and -u
   # shellcheck source=/dev/null
   source slurm/cluster.env
   set -eu

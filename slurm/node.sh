@@ -10,14 +10,15 @@ source slurm/job.sh
 
 stop_requested='' child='' interrupted=''
 
-# On most clusters, SLURM signals only this script, so it tells the training processes, which are the children of the
-# launcher. If the trainer has not written status.json yet, it ignores signals and has nothing to save, so this function
-# ends it. On clusters where SLURM signals the training processes, too, they treat both signals as one request.
+# Handles a signal from SLURM. On most clusters, SLURM signals only this script, so this function signals the training
+# processes, which are the children of the launcher. On clusters where SLURM signals the training processes, too, they
+# treat both signals as one request. If the trainer has not written status.json yet, it has nothing to save and may
+# still ignore these signals, so this function ends it and the launcher with HUP.
 on_request() {
   local status
   stop_requested=yes interrupted=yes
   [[ $child ]] || return 0
-  until status=$(stat_of "$STATUS") && [[ $status || ! -e $STATUS ]]; do :; done # a signal may have ended `stat`
+  until status=$(stat_of "$STATUS") && [[ $status || ! -e $STATUS ]]; do :; done # repeated if a signal has ended `stat`
   if [[ $status == "$STATUS_BEFORE" ]]; then
     kill -HUP -- "-$child" 2>/dev/null || true
   else

@@ -30,7 +30,7 @@ class Checked(NamedTuple):
 
 
 def check(argv: Sequence[str]) -> Checked:
-    """Checks the job's arguments and what they name. Raises InputError if the job cannot run."""
+    """Checks the job's arguments, dataset, GPUs and run directory. Raises InputError if the job cannot run."""
     config = parse_command_line(argv, RECIPES, prog="slurm/train.sh", description="")
     processes = cpu_processes() if config.runtime.device == "cpu" else usable_gpus()
     try:

@@ -42,7 +42,7 @@ echo "$lines" >"$list"
 tasks=$(wc -l <"$list")
 
 export WANDB_RUN_GROUP=${WANDB_RUN_GROUP:-$(basename -- "$sweep")}
-unset WANDB_RUN_ID # all runs would get the same id
+unset WANDB_RUN_ID # otherwise, all runs would get the same id
 array=$(sbatch --parsable --job-name=sweep --output=logs/%x_%A_%a.out "$@" --array="1-$tasks" \
   slurm/train.sh --sweep "$list" --resume)
 array=${array%%;*} # some sites append the name of the cluster

@@ -87,8 +87,8 @@ if ((attempt > 1)) && [[ $is_finished:$(state_of_run) == yes:done ]]; then
 fi
 
 # Each attempt writes two values to the file `attempts` in the run directory: the newest checkpoint at its start, and
-# the number of attempts in a row, up to the previous one, that saved no new checkpoint. Attempts that SLURM itself
-# requeued (preemption, lost node) count, too.
+# how many attempts in a row, just before this one, saved no new checkpoint. Attempts that SLURM itself requeued
+# (preemption, lost node) count, too.
 began_with=$(newest_checkpoint) stalled=0
 if [[ $attempt -gt 1 && -f $out/attempts ]]; then
   IFS=, read -r before stalled <"$out/attempts" || true
@@ -127,8 +127,8 @@ repeated() {
 }
 
 IFS= read -r RENDEZVOUS_HOST < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-# On several nodes, a port below those that the system assigns. On a single node, 0 (any free port): if a chosen port
-# were in use, Accelerate would switch to c10d, which is unsafe (docs/security.md).
+# On several nodes, the port is below the range from which the system assigns ports. On a single node, it is 0 (any free
+# port): if a chosen port were in use, Accelerate would switch to c10d, which is unsafe (docs/security.md).
 RENDEZVOUS_PORT=$((SLURM_JOB_NUM_NODES == 1 ? 0 : 10000 + SLURM_JOB_ID % 20000))
 STATUS_BEFORE=$(stat_of "$STATUS")
 export RENDEZVOUS_HOST RENDEZVOUS_PORT STATUS_BEFORE DATA_DIR=$data_dir PROCESSES=$processes
@@ -136,7 +136,7 @@ say "job $SLURM_JOB_ID, attempt $attempt: $SLURM_JOB_NUM_NODES x $processes proc
 ((attempt > 1)) || say "if the run fails or is cancelled, $resume"
 
 # --export and --wait override values that an sbatch flag or the site may have set. --gpus-per-node is needed for jobs
-# that were submitted with --gres, because srun would use the script's own --gpus-per-node=1.
+# that were submitted with --gres, because srun would otherwise use the script's own --gpus-per-node=1.
 result=0
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --export=ALL \
   ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
@@ -145,8 +145,8 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per
 
 # The launchers turn every failure into exit status 1, but status.json says what happened. If another node wrote this
 # file, the change may become visible late. If this attempt did not write the file, `state` becomes `none`. Exception:
-# if the run was finished before and the exit status is 0, `done` stays. none:0 (state:exit status) means that this
-# attempt was stopped before the first step.
+# if the run was finished before and the exit status is 0, `state` stays `done`. none:0 (state:exit status) means that
+# this attempt was stopped before the first step.
 for ((waited = 0; waited < 30; waited++)); do
   state=$(state_of_run)
   [[ $(stat_of "$STATUS") != "$STATUS_BEFORE" || $state:$result:$is_finished == done:0:yes ]] || state=none

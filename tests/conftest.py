@@ -12,7 +12,8 @@ import pytest
 if TYPE_CHECKING:
     import torch
 
-# If a shell has started pytest in the background, pytest and its child processes ignore SIGINT. Some tests send SIGINT.
+# If a shell has started pytest in the background, pytest and its child processes ignore SIGINT. Some tests send SIGINT,
+# so this line restores Python's default handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Many processes share the cores, so each uses one thread unless the caller sets another number, and waiting threads do
 # not spin. Both variables must be set before torch is imported.

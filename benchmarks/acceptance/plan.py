@@ -8,7 +8,7 @@ from benchmarks.acceptance.runner import Stage
 
 Command = tuple[str | Path, ...]
 
-# The recipe, the batch size and the side of the crops for each measurement of step times.
+# The recipe, the batch size and the side of the crops in pixels, for each measurement of step times.
 STEPS = (
     ("fast", 500, 16),
     ("fast", 500, 24),
@@ -111,7 +111,7 @@ def _benchmark(plan: Plan, name: str) -> Command:
     command = _python(f"benchmarks.{name}", "--data-dir", plan.data, "--result", plan.out / f"{name}.json")
     if not plan.rehearse:
         return command
-    # The GPUs are hidden, because these benchmarks have no --device flag.
+    # A rehearsal uses the CPU. These benchmarks have no --device flag, so the GPUs are hidden from them.
     return ("env", "CUDA_VISIBLE_DEVICES=", *command, "--batch-size", "4", "--rounds", "1")
 
 

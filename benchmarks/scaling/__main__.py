@@ -48,7 +48,7 @@ def command_of(part: str, folder: Path, side: int) -> list[str | Path]:
         return [*python, "data_prep", *source, "--out", data]
     if part == "report":
         return [*python, "ddp_trainer.report", run]
-    # The report is made from the run directory of `run`, so the other parts use other folders.
+    # The part `report` reads the run directory of the part `run`, so the other parts use other folders.
     return [*python, "benchmarks.scaling.work", part, data, run if part == "run" else folder / part]
 
 

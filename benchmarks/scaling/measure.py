@@ -15,7 +15,7 @@ INTERVAL = 0.05  # seconds between two measurements of memory
 class Cost(NamedTuple):
     """The time and memory that a command took."""
 
-    seconds: float  # the number that the command printed as its last line, or its running time if it printed none
+    seconds: float  # the number in the last line of the command's output; if there is none, the command's running time
     megabytes: float  # peak of the sum over all its processes; shared memory is counted once
 
 

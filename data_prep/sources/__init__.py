@@ -9,7 +9,7 @@ import numpy as np
 from data_prep.errors import InputError
 
 SOURCES = ("cifar10", "cifar100", "folder", "synthetic")
-NUM_NAMED = 5  # a message lists this many names, and only counts the others
+MAX_NAMED = 5  # a message lists this many names, and only counts the others
 CHUNK_BYTES = 2**20  # total size of the images that are handled at a time
 
 
@@ -25,7 +25,7 @@ class Findings(NamedTuple):
 
     notes: tuple[str, ...] = ()  # lines for the user
     skipped: tuple[str, ...] = ()  # files that could not be read
-    duplicates: tuple[str, ...] = ()  # for each image in both splits or in several classes, a line with its files
+    duplicates: tuple[str, ...] = ()  # a line for each image that is in both splits or several classes: its files
 
 
 class UnreadableImagesError(InputError):
@@ -100,5 +100,5 @@ def count_of(number: int, noun: str) -> str:
 
 def name_some(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
-    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
-    return ", ".join(names[:NUM_NAMED]) + more
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more

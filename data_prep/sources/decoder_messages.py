@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from data_prep.errors import printable, shell_path
-from data_prep.sources import NUM_NAMED, count_of
+from data_prep.sources import MAX_NAMED, count_of
 
 _reading = threading.local()  # .path: the file that this thread reads; .warned: whether a decoder has warned about it
 
@@ -33,7 +33,7 @@ class DecoderMessages:
     def add(self, path: Path, message: str) -> None:
         with self._lock:
             self.num_files += 1
-            if len(self.first) < NUM_NAMED:
+            if len(self.first) < MAX_NAMED:
                 self.first.append(f"{shell_path(path)} ({printable(' '.join(message.split()))})")
 
     def note(self) -> str | None:
@@ -51,7 +51,7 @@ class DecoderMessages:
 
 @contextmanager
 def collected_messages(messages: DecoderMessages) -> Iterator[None]:
-    """Adds the messages of decoders in the block, in any thread, to `messages`. Redirects stderr during the block."""
+    """Within the block, redirects stderr, and adds the messages of decoders in all threads to `messages`."""
 
     def on_warning(message: Warning | str, *_: object, **__: object) -> None:
         path = getattr(_reading, "path", None)

@@ -30,10 +30,10 @@ def duplicate_notes(train: np.ndarray, test: np.ndarray) -> list[str]:
 def duplicate_files(train: np.ndarray, test: np.ndarray, paths: Sequence[Path]) -> list[str]:
     """For each image that `duplicate_notes` counts, a line with its files. `paths`: files of train, then of test."""
     reported = np.union1d(_in_both(train, test), _in_several_classes(train, test))
-    all_files = np.concatenate([train, test])[:, 0]
+    all_fingerprints = np.concatenate([train, test])[:, 0]
     files: dict[int, list[str]] = {}
-    for position in np.flatnonzero(np.isin(all_files, reported)).tolist():
-        files.setdefault(int(all_files[position]), []).append(shell_path(paths[position]))
+    for position in np.flatnonzero(np.isin(all_fingerprints, reported)).tolist():
+        files.setdefault(int(all_fingerprints[position]), []).append(shell_path(paths[position]))
     return [" ".join(sorted(same)) for same in files.values()]
 
 

@@ -1,6 +1,6 @@
 """Reads image files from folders named after their classes, in a fixed shuffled order and with bounded memory.
 
-`listing` lists the files to read, and `picture` turns a file into pixels.
+The module `listing` lists the files to read, and the module `picture` turns a file into pixels.
 """
 
 from array import array

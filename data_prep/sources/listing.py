@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_prep.errors import InputError, shell_path, visible
 from data_prep.files import open_regular
-from data_prep.sources import NUM_NAMED, count_of, name_some
+from data_prep.sources import MAX_NAMED, count_of, name_some
 from data_prep.sources.picture import SUFFIXES, starts_like_image
 
 TRAIN_NAMES = ("train", "training")
@@ -36,8 +36,8 @@ class Listing:
         """One line about the files that were ignored, or None."""
         parts = []
         if self.other:
-            kinds = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in self.other.most_common(NUM_NAMED))
-            more = ", ..." if len(self.other) > NUM_NAMED else ""
+            kinds = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in self.other.most_common(MAX_NAMED))
+            more = ", ..." if len(self.other) > MAX_NAMED else ""
             parts.append(f"{count_of(self.other.total(), 'other file')} ({kinds}{more})")
         if self.hidden:
             parts.append(f"{self.hidden} hidden")

@@ -25,8 +25,8 @@ from data_prep.sources.repair import JPEG, JPEG_END, PNG, lacks_end, require_all
 # A format is recognized by the content of a file, not by its name. Of an animation, only the first frame is used.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
-# The first letters do not suffice for WebP, BMP and PPM: WAV files start with "RIFF" too, and a text may start with
-# "BM" or "P5".
+# The first letters do not suffice for WebP, BMP and PPM: WAV files start with "RIFF" too, and a text file may start
+# with "BM" or "P5".
 _OTHER_STARTS = rb"RIFF....WEBP|BM....\0\0\0\0|GIF8[79]a|II[*+]\0|MM\0[*+]|P[1-6]\s+[#\d]"
 _IMAGE_START = re.compile(re.escape(PNG) + b"|" + JPEG + b"|" + _OTHER_STARTS, re.DOTALL)
 
@@ -70,7 +70,7 @@ def read_picture(path: Path, size: int) -> Picture:
 
     The picture is turned upright according to its EXIF orientation, and resized with an antialiasing filter. Images
     with transparency are laid over white, 16-bit values are scaled to 8 bits, and all color modes become RGB. Raises
-    ValueError or OSError, and for damaged files whatever else the decoder raises.
+    ValueError or OSError. For a damaged file, the decoder may also raise other exceptions.
     """
     with reading(path), open_regular(path) as file:
         if not file.read(1):
@@ -124,7 +124,7 @@ def _decode(file: BinaryIO | io.BytesIO, size: int, *, metadata_ignored: bool) -
 
 
 def _repaired(content: bytes, size: int) -> Picture | None:
-    """The picture after `repair.without_metadata`, or None if the pixels still cannot be read."""
+    """The picture from the file that `repair.without_metadata` repairs, or None if it still cannot be read."""
     for keep_exif in (True, False):  # the EXIF data may be what cannot be read
         repaired = without_metadata(content, partial(_pixels_of, size=size), keep_exif=keep_exif)
         try:
@@ -181,12 +181,12 @@ def _orientation(image: Image.Image) -> tuple[int | None, bool]:
 
 
 def _factor(image: Image.Image, size: int) -> int:
-    """Largest factor by which the image can be averaged down to at least four times the target size, or 1."""
+    """Largest factor by which the image can be shrunk and still have four times the target size; at least 1."""
     return max(min(image.size) // (4 * size), 1)
 
 
 def _center_square(image: Image.Image, size: int, has_16_bits: bool) -> tuple[Image.Image, int | None]:
-    """The center square as RGB, averaged down by `_factor`, and the largest value of a 16-bit image.
+    """The center square as RGB, shrunk by `_factor`, and the largest value if the image has 16 bits (else None).
 
     Converts one strip at a time, because converting a whole image needs several copies of it.
     """
@@ -226,7 +226,7 @@ def _to_rgb(strip: Image.Image) -> Image.Image:
 
 
 def _check_end(file: BinaryIO) -> None:
-    """Raises OSError for a JPEG without an end marker. The decoder takes zeros of an interrupted copy for pixels."""
+    """Raises OSError for a JPEG without an end marker. The decoder would take trailing zeros for pixels."""
     if file.read(len(JPEG)) == JPEG:
         file.seek(-len(JPEG_END), io.SEEK_END)
         if file.read() != JPEG_END:
@@ -237,7 +237,7 @@ def _check_end(file: BinaryIO) -> None:
 
 
 def _content(file: BinaryIO | io.BytesIO) -> bytes:
-    """The rest of the file, up to 8 bytes for each pixel that an image may have."""
+    """The rest of the file, but at most 8 bytes for each of MAX_PIXELS pixels."""
     if isinstance(file, io.BytesIO):
         return file.read()
     return file.read(min(os.fstat(file.fileno()).st_size, 8 * MAX_PIXELS))  # `read(n)` allocates n bytes

@@ -1,6 +1,6 @@
-"""Finds JPEG files that lack pixels, and repairs PNG and JPEG files that lack none.
+"""Detects JPEG files with missing pixels, and repairs PNG and JPEG files that contain all their pixels.
 
-A repair removes metadata, and adds a JPEG's missing end marker.
+A repair removes metadata, which may be damaged, and adds the end marker to a JPEG that lacks it.
 """
 
 import io
@@ -21,14 +21,14 @@ _MARKER = re.compile(rb"\xff[^\0\xd0-\xd7\xff]", re.DOTALL)  # such a pair of by
 
 
 def require_all_pixels(jpeg: bytes) -> None:
-    """Raises OSError if the data of a JPEG end before its last pixel. Pillow makes up such pixels without a warning.
+    """Raises OSError if the data of a JPEG end before its last pixel. Pillow makes up missing pixels without a warning.
 
-    Wrong values of pixels cannot be found, because a JPEG has no checksum. libjpeg-turbo reports only its first
-    warning, so missing pixels are not found in a file that causes another one.
+    Wrong pixel values cannot be detected, because a JPEG has no checksum. libjpeg-turbo reports only its first warning,
+    so missing pixels are not detected in a file that causes a different warning first.
     """
     try:
         simplejpeg.decode_jpeg(jpeg, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
-    except ValueError as error:  # strict: also raised for other warnings, most of which are harmless
+    except ValueError as error:  # strict=True also raises it for other warnings, most of them harmless
         if "premature end" in str(error).lower():
             raise OSError("image file is truncated") from None
 
@@ -57,7 +57,7 @@ def lacks_end(jpeg: bytes) -> bool:
 
 
 def _png_pixels(content: bytes, kinds: set[bytes]) -> bytes | None:
-    """A PNG with only the chunks of these kinds, and their checksums."""
+    """A PNG with only the chunks of the types `kinds`, each with its checksum."""
     kept, position = [content[:8]], 8
     while position + 12 <= len(content):
         length, kind = struct.unpack(">I4s", content[position : position + 8])

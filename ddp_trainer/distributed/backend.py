@@ -16,8 +16,8 @@ from ddp_trainer.distributed.launch import Launch
 def use_share_of_cores(launch: Launch) -> None:
     """Gives each process an equal share of this machine's cores, even if Accelerate's launcher set OMP_NUM_THREADS.
 
-    So a single process uses as many threads under `accelerate launch` as with `python -m`, and computes the same
-    floating-point results. A number of threads that the user has set is kept.
+    A single process therefore uses as many threads under `accelerate launch` as with `python -m`, and computes the
+    same floating-point results. A number of threads that the user has set is kept.
     """
     threads = os.environ.get("OMP_NUM_THREADS")
     set_by_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ and not _given_to_the_launcher()
@@ -58,4 +58,4 @@ def explained_determinism() -> Iterator[None]:
     except RuntimeError as error:
         if "does not have a deterministic implementation" not in str(error):
             raise
-        raise InputError(f"--deterministic: {str(error).partition(', but')[0]}; leave it out") from error
+        raise InputError(f"--deterministic: {str(error).partition(', but')[0]}; leave out --deterministic") from error

@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# Environment variables that set where matplotlib, W&B and others keep caches and settings. By default, that is the home
-# directory.
+# Environment variables that set where matplotlib, W&B and other libraries keep caches and settings. By default, these
+# are in the home directory.
 FOLDERS = ("MPLCONFIGDIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "XDG_CACHE_HOME")
 
 

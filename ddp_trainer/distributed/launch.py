@@ -14,7 +14,7 @@ from ddp_trainer.distributed.hardware import resolve_device, resolve_precision
 # Variables that mpirun and srun --mpi set, and that Accelerate reads if it runs on CPUs.
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
-# Flags of `accelerate launch` for one machine, independent of the user's Accelerate configuration.
+# Flags of `accelerate launch` for one machine. They override the user's Accelerate configuration.
 ONE_MACHINE = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
 
 

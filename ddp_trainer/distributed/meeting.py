@@ -55,7 +55,7 @@ def use_new_keys() -> None:
     """Makes this run use keys of the launcher's key-value store that no earlier run of this process has used.
 
     Call it before the processes join. The keys contain the numbers of the process groups, which torch counts from 0 in
-    each run. So a second run would find the addresses that the first run left in the store.
+    each run. Without this call, a second run would find the addresses that the first run left in the store.
     """
     if not dist.is_initialized():
         dist.distributed_c10d._world.group_count = 100 * next(_runs)

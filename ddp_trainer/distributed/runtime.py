@@ -211,7 +211,7 @@ class Runtime:
             require_agreement(text, self._control, message)
 
     def all_agree(self, agrees: bool) -> bool:
-        """Whether `agrees` is True on every rank. A collective operation of the hosts."""
+        """Whether `agrees` is True on every rank. A collective operation that involves no device."""
         answer = torch.tensor(agrees, dtype=torch.int32)
         if self._control is not None:
             dist.all_reduce(answer, dist.ReduceOp.MIN, group=self._control)

@@ -63,7 +63,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Within the block, records requests to stop. Restores the previous signal handlers after it."""
+        """Within the block, records requests to stop. Afterwards, restores the previous signal handlers."""
         if threading.current_thread() is not threading.main_thread():
             print(THREAD_MESSAGE, file=sys.stderr, flush=True)
             yield
@@ -110,7 +110,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def handle_signals(handler: Handler) -> Iterator[None]:
-    """Installs `handler` within the block, as `on_request_to_stop` does. Restores the previous handlers after it."""
+    """Within the block, installs `handler` as `on_request_to_stop` does. Afterwards, restores the previous handlers."""
     previous = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         on_request_to_stop(handler)

@@ -11,6 +11,7 @@ class StopAgreement:
 
     `announce` starts a collective exchange, and `agreed` waits for its end. Work between the two calls overlaps with
     the exchange.
+
     `group`: the process group of all ranks; None if there is only one rank.
     """
 
@@ -20,7 +21,7 @@ class StopAgreement:
         self._exchange: dist.Work | None = None
 
     def announce(self) -> None:
-        """Starts an exchange that tells all ranks whether this one was asked to stop."""
+        """Starts an exchange that tells all ranks whether this rank was asked to stop."""
         if self._group is not None:
             self._flag.fill_(int(self._request.pending))
             self._exchange = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
@@ -32,7 +33,7 @@ class StopAgreement:
         """
         if self._group is None:
             return self._request.pending
-        assert self._exchange is not None, "announce comes first"
+        assert self._exchange is not None, "call announce before agreed"
         self._exchange.wait()
         return bool(self._flag.item())
 

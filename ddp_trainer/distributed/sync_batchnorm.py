@@ -76,7 +76,7 @@ def _sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
-# Other subclasses are not replaced, because they may do more: those of timm add an activation.
+# Other subclasses of _BatchNorm are not replaced, because they may do more: those of timm add an activation.
 REPLACED_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm)
 
 

@@ -14,7 +14,7 @@ from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.models.check import check_network
 from ddp_trainer.models.initial_weights import load_initial_weights, parameters_named
 from ddp_trainer.models.registry import require_unchanged
-from ddp_trainer.models.spec import ModelSpec, build_network, require_same_form
+from ddp_trainer.models.spec import ModelSpec, build_network, require_same_widths_and_activation
 
 
 def prepare_network(
@@ -50,7 +50,7 @@ def prepare_network(
     if config.runtime.sync_bn and own_statistics:
         lines.append(f"--sync-bn has no effect on the {', '.join(own_statistics)} layers of {name}")
     if load_weights and config.network.init_from is not None:
-        require_same_form(spec, config.network.init_from)
+        require_same_widths_and_activation(spec, config.network.init_from)
         loaded = load_initial_weights(network, config.network.init_from)
         lines.append(loaded.describe(config.network.init_from))
     return network, lines

@@ -65,7 +65,7 @@ class DeviceStep:
         self._prepare(sides)
 
     def release_graph(self) -> None:
-        """Frees the captured graph, if any. NCCL leaves a process group only after all graphs that use it are freed."""
+        """Frees the captured graph, if any. NCCL closes a process group only after all graphs that use it are freed."""
         self._take = self.work
 
     def _give_up_graphs(self, reason: str) -> None:

@@ -1,6 +1,6 @@
 """An exponential moving average of a model's weights, updated without waiting for the device.
 
-torch's AveragedModel waits for the device in each update, and it cannot skip one.
+torch's AveragedModel waits for the device in each update, and cannot skip an update.
 """
 
 import copy

@@ -20,7 +20,7 @@ from ddp_trainer.models.spec import ModelSpec
 
 # Images whose best two logits differ by at least this much skip test-time augmentation. For a model with 77 % accuracy,
 # margins of 2 and even of 1 gave the same 5,000 predictions as six views of every image.
-SURE_MARGIN = 2.0
+CERTAIN_MARGIN = 2.0
 UNCERTAIN_STEP = 100  # the number of uncertain images is rounded up to a multiple of this
 
 
@@ -90,7 +90,7 @@ class Evaluator:
         """Evaluates every sample once. A collective operation.
 
         `model`: the network without its DDP wrapper. `poll` is called before each batch, and an exception in it ends
-        the evaluation. Ranks call it equally often if their batch sizes are equal.
+        the evaluation. All ranks call `poll` equally often if their batch sizes are equal.
         """
         was_training, device = model.training, self.runtime.device
         total, num_classes = len(self.samples), len(self.spec.classes)
@@ -131,7 +131,7 @@ class Evaluator:
         images = batch_normalize(images, self.spec.mean, self.spec.std, next(model.parameters()).dtype)
         images = self.runtime.laid_out(images)
         with self.runtime.autocast():
-            # Runs the model's hooks, but not compiled: torch.compile would compile each batch size separately.
+            # Runs the model with its hooks, but not compiled, because torch.compile would compile for each batch size.
             forward: Callable[[Tensor], Tensor] = model._call_impl  # type: ignore[assignment]
             plain = forward(images).to(torch.promote_types(images.dtype, torch.float32))  # at least float32
             if not tta:
@@ -149,13 +149,13 @@ def averaged_over_views(
     down-right). With `mirror`, the mirror image of each is a view, too. The unmoved views together count as much as the
     moved ones together (airbench, arXiv 2404.00498: multi-crop).
 
-    An image whose best two `plain` logits differ by SURE_MARGIN or more keeps its `plain` logits, since views rarely
+    An image whose best two `plain` logits differ by CERTAIN_MARGIN or more keeps its `plain` logits, since views rarely
     change such a prediction. This idea is from hiverge/cifar10-speedrun, which instead selects a fixed share of the
     images. With a fixed share, the prediction for an image would depend on the rest of its batch.
     """
     best = plain.topk(min(2, plain.size(1)), dim=1).values
     margins = best[:, 0] - best[:, -1]
-    count = int((margins < SURE_MARGIN).sum())
+    count = int((margins < CERTAIN_MARGIN).sum())
     if count == 0:
         return plain
     # Convolutions are tuned for each new batch size, which takes time. So the count is rounded up, and the results for

@@ -87,7 +87,7 @@ class GraphedStep:
         if self._batch is None:
             self._batch = Batch(*(column.clone() for column in batch))
             self._draws = draws.clone()
-        self._runtime.synchronize()  # a capture waits, too, but without a time limit
+        self._runtime.synchronize()  # the capture waits for the device, too, but without a time limit
         host_generators = _host_generators()
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         stream = torch.cuda.current_stream()

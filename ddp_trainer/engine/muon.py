@@ -23,8 +23,8 @@ class Muon(torch.optim.Optimizer):
 
     "filters": for filters (O, I, H, W) of a convolution before a normalization layer. They are treated as a matrix with
     O rows and rescaled to norm sqrt(O) before each step, so that `lr` sets the relative size of the change. There is no
-    weight decay, because the output of the normalization does not depend on the norm. The method: airbench94_muon
-    (github.com/KellerJordan/cifar10-airbench).
+    weight decay, because the output of the normalization does not depend on the norm of the filters. The method is that
+    of airbench94_muon (github.com/KellerJordan/cifar10-airbench).
 
     "matrix": for the weights of linear layers and other convolutions, treated as a matrix with one row for each output.
     They are not rescaled, and weight decay applies. For tall matrices, a step is longer by a factor of
@@ -63,7 +63,7 @@ class Muon(torch.optim.Optimizer):
             self._fused_sgd(weights, directions, lr=group["lr"], weight_decay=group["weight_decay"])
 
     def _update_filters(self, groups: list[dict[str, Any]]) -> None:
-        """Updates the filters of all groups together, because the groups differ only in their learning rates."""
+        """Updates the filters of all groups together. The groups differ only in their learning rates."""
         parts = [(_with_gradients(group), group["lr"]) for group in groups]
         weights = [one for part, _ in parts for one in part]
         if not weights:

@@ -98,7 +98,7 @@ class LearningRates:
         `late`: the share for the parameters that --freeze-late names; default: `share_of_peak`.
         """
         late = share_of_peak if late is None else late
-        groups = self._optimizer.param_groups  # not kept, because load_state_dict replaces the list
+        groups = self._optimizer.param_groups  # read at each call, because load_state_dict replaces the list
         if self._on_device:
             torch.mul(self._peaks, share_of_peak, out=self._rates)
             if self._has_late:

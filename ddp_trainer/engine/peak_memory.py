@@ -1,4 +1,4 @@
-"""Measures how much memory the tensors of a pass take up, on any device."""
+"""Measures how much memory the tensors of a forward and backward pass take up, on any device."""
 
 import weakref
 from typing import Any

@@ -21,7 +21,7 @@ class StepProfiler:
 
     @classmethod
     def start(cls, steps: int, *, steps_left: int, folder: Path) -> Self | None:
-        """Starts a profiler, which traces `steps` steps, writes trace.json.gz to `folder` and prints a table on stderr.
+        """Starts a profiler that traces `steps` steps, writes trace.json.gz to `folder` and prints a table on stderr.
 
         `steps_left`: number of steps that the run still takes. At least one of them is a warm-up step, so fewer than
         `steps` may be traced. Returns None if there is no step to trace. An evaluation between two traced steps is

@@ -26,14 +26,14 @@ def describe_step(attempt: Attempt, runtime: Runtime, *, epoch: int) -> dict[str
 
 
 def _lists_of_ranks(own: Tensor, runtime: Runtime) -> list[list]:
-    """Gathers `own` (N,) of every rank into one list for each rank. N may differ. A collective operation."""
+    """Gathers `own` (N,) from all ranks, as one list per rank. N may differ between ranks. A collective operation."""
     counts = runtime.gather(torch.tensor([len(own)], device=own.device)).flatten().tolist()
     padded = F.pad(own, (0, max(counts) - len(own)))
     return [row[:count] for row, count in zip(runtime.gather(padded).tolist(), counts, strict=True)]
 
 
 @contextlib.contextmanager
-def reporting_the_end(
+def report_failing_step(
     guard: StepGuard, runtime: Runtime, observer: Observer, *, steps_per_epoch: int
 ) -> Iterator[None]:
     """If the block raises NonFinite, reports the skipped step to the observer. Always closes the progress display."""

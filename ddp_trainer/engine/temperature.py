@@ -15,7 +15,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     function of 1 / T, so its slope is zero at one point, which is found by bisection. The result is deterministic and
     the same on every rank.
 
-    If all images are classified correctly, the likelihood has no maximum: it rises as T falls to 0. The result is 1.
+    Returns 1 if all images are classified correctly: the likelihood then has no maximum, but rises as T falls to 0.
     """
     logits, labels = logits.double().cpu(), labels.cpu()
     if bool((logits.argmax(dim=1) == labels).all()):

@@ -19,7 +19,7 @@ class TensorSnapshot:
             self._before = torch.cat(self._memory)
 
     def restore_where(self, condition: Tensor) -> None:
-        """Restores the saved values if `condition`, a () bool tensor, is True."""
+        """Restores the saved values if `condition`, a bool tensor of shape (), is True."""
         if self._memory:
             values = torch.where(condition, self._before, torch.cat(self._memory))
             torch._foreach_copy_(self._memory, values.split([len(memory) for memory in self._memory]))  # type: ignore[attr-defined]

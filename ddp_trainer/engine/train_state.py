@@ -149,7 +149,7 @@ class TrainState:
         ours = {(name, tuple(buffer.shape)) for name, buffer in self._buffers().items()}
         theirs = {(name, tuple(rows.shape[1:])) for name, rows in saved.items()}
         names = ", ".join(sorted({name for name, _ in ours ^ theirs}))
-        require(not names, f"--resume: the checkpoint has other buffers than the network ({names})")
+        require(not names, f"--resume: the buffers in the checkpoint differ from those of the network ({names})")
 
     def _load_buffers(self, saved: dict[str, Tensor]) -> None:
         for name, buffer in self._buffers().items():

@@ -1,8 +1,8 @@
 """The training loop: steps, epochs and the whole run.
 
 Processes, tracking and saving are left to the `Runtime` and the `Observer` that are passed in. Within a step, the host
-waits only for the previous step, to read whether it was skipped. The only exception is the step before which
---freeze-late freezes parameters.
+waits only for the previous step, to read whether it was skipped. The only exception is the first step in which
+the parameters of --freeze-late are frozen.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from ddp_trainer.engine.metrics import averages
 from ddp_trainer.engine.observer import Observer
 from ddp_trainer.engine.optim import LearningRates, zero_momentum
 from ddp_trainer.engine.save_schedule import SaveSchedule
-from ddp_trainer.engine.skipped_step import reporting_the_end
+from ddp_trainer.engine.skipped_step import report_failing_step
 from ddp_trainer.engine.step_guard import Attempt
 from ddp_trainer.engine.step_log import StepLog
 from ddp_trainer.engine.train_state import TrainState
@@ -72,7 +72,7 @@ class Trainer:
 
         If any rank is asked to stop, saves the state and raises Preempted.
         """
-        with reporting_the_end(self.guard, self.runtime, self.observer, steps_per_epoch=self.steps_per_epoch):
+        with report_failing_step(self.guard, self.runtime, self.observer, steps_per_epoch=self.steps_per_epoch):
             try:
                 self.runtime.stop.raise_if_asked()
                 self.runtime.end_of_startup()

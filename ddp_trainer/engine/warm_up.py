@@ -1,4 +1,4 @@
-"""Takes passes or steps that change nothing, before the first step and after --freeze-late has frozen parameters.
+"""Runs passes or steps that change nothing, before the first step and after --freeze-late has frozen parameters.
 
 After this warm-up, the next step takes no longer than others, and a resumed run computes exactly what an uninterrupted
 run computes.
@@ -24,7 +24,7 @@ from ddp_trainer.models.blank_pass import blank_images, blank_passes
 # next pass. With a static graph, the first pass only records the graph, and the second pass records the order.
 PASSES = 2
 
-# DDP waits for the device in its first 10 steps to measure times, and a step that waits cannot be captured.
+# DDP waits for the device in its first 10 steps to measure times. A step that waits cannot become a CUDA graph.
 STEPS = 11
 
 
@@ -33,8 +33,8 @@ def warm_up(
 ) -> None:
     """Warms up on crops of `sides` pixels. `state` does not change, provided that the guard skips every step.
 
-    On a GPU, this takes whole steps, so that all kernels are chosen and loaded and all memory is allocated. On the CPU,
-    it takes only forward and backward passes, and nothing at all if there is a single process. `wrapped`: the network,
+    On a GPU, this runs whole steps, so that all kernels are chosen and loaded and all memory is allocated. On the CPU,
+    several processes run only forward and backward passes, and a single process runs nothing. `wrapped`: the network,
     in DDP if there are several processes.
     """
     runtime = state.runtime
@@ -43,10 +43,10 @@ def warm_up(
         if runtime.device.type == "cuda":
             take_skipped_steps(work, state, _blank_batch(config, runtime, image_size), sides)
         elif runtime.world_size > 1:
-            _take_passes(wrapped, runtime, config, sides)
+            _run_passes(wrapped, runtime, config, sides)
 
 
-def _take_passes(wrapped: nn.Module, runtime: Runtime, config: TrainConfig, sides: list[int]) -> None:
+def _run_passes(wrapped: nn.Module, runtime: Runtime, config: TrainConfig, sides: list[int]) -> None:
     count = images_in_step(config, runtime.rank, runtime.world_size) // config.schedule.passes
     for side in sides:
         images = runtime.laid_out(blank_images(wrapped, count, side))
@@ -56,7 +56,7 @@ def _take_passes(wrapped: nn.Module, runtime: Runtime, config: TrainConfig, side
 
 
 def take_skipped_steps(work: Work, state: TrainState, batch: Batch, sides: list[int]) -> None:
-    """Takes steps at each crop size in `sides`. The guard must skip all of them, so that `state` stays the same."""
+    """Takes steps at each crop size in `sides`. The caller must make the guard skip them, to keep `state` unchanged."""
     scaler = state.runtime.scaler
     scale, counts = None if scaler is None else scaler.state_dict(), state.guard.skipped_steps()
     draws = torch.zeros((NUM_DRAWS, len(batch.indices)), dtype=torch.int64, device=batch.indices.device)

@@ -1,4 +1,4 @@
-"""Undoes what forward and backward passes change in a model, and makes blank images for such passes."""
+"""Makes blank images for trial passes (forward and backward), and undoes what the passes change in a model."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 @contextlib.contextmanager
 def blank_passes(model: nn.Module) -> Iterator[None]:
-    """When the block ends, removes all gradients of `model`, and restores its buffers and its mode."""
+    """When the block ends, removes all gradients of `model`, and restores its buffers and its training mode."""
     before, was_training = [(buffer, buffer.clone()) for buffer in model.buffers()], model.training
     try:
         yield

@@ -78,7 +78,7 @@ def _check_tensors(network: nn.Module, name: str) -> None:
 
 
 def _check_buffers(network: nn.Module, name: str, before: dict[str, Tensor]) -> None:
-    """Raises InputError if a forward pass has replaced buffers: the trainer restores them in place."""
+    """Raises InputError if a forward pass has replaced buffers, because the trainer restores buffers in place."""
     after = dict(network.named_buffers())
     changed = [key for key in {**before, **after} if before.get(key) is not after.get(key)]
     require(

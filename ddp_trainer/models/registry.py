@@ -22,7 +22,7 @@ from ddp_trainer.config import importing_network, is_installed
 from ddp_trainer.models.custom_resnet import CustomResNet
 
 BUILT_IN = "custom_resnet"
-# For each module that a network came from: its import (a reload makes another one), file, and sha256 of the file.
+# For each module with a network: its `__spec__` (a reload creates a new one), its file, and the sha256 of the file.
 _sources: dict[str, tuple[object, str, str]] = {}
 
 
@@ -107,7 +107,7 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
 
 
 def _remember(module: types.ModuleType) -> None:
-    """Stores the content of the module's file, unless this is done already for the same import or reload."""
+    """Stores the sha256 of the module's file, unless it is already stored for the same import or reload."""
     if _sources.get(module.__name__, (None,))[0] is not module.__spec__ and module.__file__ is not None:
         with contextlib.suppress(OSError):  # a module in a zip file
             _sources[module.__name__] = module.__spec__, module.__file__, file_sha256(Path(module.__file__))

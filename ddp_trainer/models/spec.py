@@ -88,14 +88,14 @@ class ModelSpec:
             shift=fields.flag("shift", True),
             temperature=fields.number("temperature") or 1.0,
         )
-        coldest, hottest = TEMPERATURES
+        lowest, highest = TEMPERATURES
         unknown = set(fields.names()) - {field.name for field in dataclasses.fields(cls)}
         for problem, found in (
             ("it has no classes", not spec.classes),
             ("it has no image_size", not spec.image_size),
             ("train_size must be at most image_size", spec.input_size > spec.image_size),
             ("std must be positive", min(spec.std) <= 0),
-            (f"temperature must be from {coldest:g} to {hottest:g}", not coldest <= spec.temperature <= hottest),
+            (f"temperature must be from {lowest:g} to {highest:g}", not lowest <= spec.temperature <= highest),
             ("widths must be four numbers", len(spec.widths) != 4),
             (f"activation must be one of {', '.join(ACTIVATIONS)}", spec.activation not in ACTIVATIONS),
             (f"flip must be one of {', '.join(FLIPS)}", spec.flip not in FLIPS),
@@ -133,12 +133,12 @@ def build_network(config: NetworkConfig, spec: ModelSpec) -> nn.Module:
     return network
 
 
-def require_same_form(spec: ModelSpec, source: Path) -> None:
-    """Raises InputError if the run of `source` has the built-in network with other widths or another activation.
+def require_same_widths_and_activation(spec: ModelSpec, source: Path) -> None:
+    """Raises InputError if `source` and `spec` both have the built-in network, but with other widths or activations.
 
     `source`: a run directory, or the file model.safetensors in it.
 
-    Loading the weights would not fail if only the activation differs, because activations have no weights.
+    Loading the weights would not fail if only the activation differed, because activations have no weights.
     """
     description = (source.parent if source.name == "model.safetensors" else source) / "model.json"
     if not description.is_file():

@@ -22,7 +22,7 @@ OTHER_FONTS = (
 
 
 def shorten(name: str, length: int = 16) -> str:
-    """`name` without its middle if it is longer than `length`."""
+    """`name`; if it has more than `length` characters, `…` replaces its middle."""
     if len(name) <= length:
         return name
     head = length // 2

@@ -8,8 +8,8 @@ SHARE = 0.1
 class LossCurve:
     """Losses by learning rate, raw and smoothed by an exponential average with bias correction.
 
-    The average lags behind the loss by a fixed share of all steps. Within that share, the learning rate always rises by
-    the same factor, whatever the number of steps.
+    The average lags behind the loss by a fixed share of all steps. During this lag, the learning rate rises by a factor
+    that does not depend on the number of steps.
     """
 
     def __init__(self, steps: int) -> None:
@@ -70,7 +70,8 @@ class LossCurve:
         axes.grid(axis="y", color=LINE, linewidth=0.8)
         axes.plot(self.rates, self.losses, color=MUTED, linewidth=0.9, alpha=0.6, label="each step")
         axes.plot(self.rates, self.smoothed, color=SERIES[0], linewidth=2, label="smoothed")
-        if self.smoothed:  # the last steps of a diverging loss would flatten the rest of the curve
+        if self.smoothed:
+            # Without limits, the high losses at the end of a diverging test would flatten the rest of the curve.
             low, first = min(self.losses), max(self.losses[: self._first])
             axes.set_ylim(low - 0.1 * (first - low), first + 0.5 * max(first - low, 0.1))
         if suggested is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from data_prep.dataset import preparation
 from data_prep.json_fields import Setting
-from ddp_trainer.command_line import for_chosen_network
+from ddp_trainer.command_line import adapt_to_network
 from ddp_trainer.distributed.launch import ONE_MACHINE
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.report.settings import LEFT_OUT
@@ -44,8 +44,8 @@ def train_command(run: Run) -> str:
     """
     launcher = LAUNCHER.format(run.world_size) if run.world_size != 1 else "python"
     network = [f"--network={run.settings.get('network')}"]
-    # A recipe may have other defaults for a network that is not its own: see `for_chosen_network`.
-    usual = for_chosen_network(RECIPES[run.recipe], network).flat() if run.recipe in RECIPES else None
+    # With a network other than the recipe's own, some settings have other defaults: see `adapt_to_network`.
+    usual = adapt_to_network(RECIPES[run.recipe], network).flat() if run.recipe in RECIPES else None
     words = [launcher, "-m ddp_trainer.train"]
     if usual is not None:
         words.append(run.recipe)

@@ -1,4 +1,4 @@
-"""The sections of the page about a run's predictions: confusion, classes, calibration, mistakes.
+"""The sections of the report page that show a run's predictions: confusion, classes, calibration, mistakes.
 
 `scores` does the arithmetic; `confusion`, `charts` and `gallery` draw.
 """
@@ -37,7 +37,7 @@ class ClassRow(NamedTuple):
 def results(run: Run, *, is_detail: bool = False) -> Markup:
     """All sections about the predictions. `is_detail`: whether the page also compares this run with others.
 
-    They leave out the confusion matrix if `sections.curves` shows it beside the curves.
+    The confusion matrix is left out if `sections.curves` shows it beside the curves.
     """
     found = run.predictions
     if found is None:

@@ -26,7 +26,7 @@ def train_seconds(run: Run) -> float | None:
 
 
 def latest(run: Run, name: str) -> float | None:
-    """A figure from the summary, or from the last finished epoch if there is no summary."""
+    """A value from the summary, or from the last finished epoch if there is no summary."""
     return run.number(name) if run.summary is not None else (run.metrics[-1].get(name) if run.metrics else None)
 
 
@@ -50,7 +50,7 @@ def operations(run: Run) -> str:
 
 
 def headline(run: Run, *, is_detail: bool = False) -> Markup:
-    """The result in large figures. `is_detail`: whether the page also compares this run with others."""
+    """The result in large digits. `is_detail`: whether the page also compares this run with others."""
     interval = wilson_interval(*run.counts) if run.counts else None
     facts = {name: value for name, value in _facts(run).items() if value != NOTHING}
     return render("headline.html", run=run, interval=interval, facts=facts, notices=notices(run), is_detail=is_detail)
@@ -74,16 +74,16 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def notices(run: Run) -> list[str]:
-    """What a reader must know before believing the figures."""
+    """What a reader must know before relying on the results."""
     notes = []
     if run.summary is None:
         state, epochs = run.state or "unknown", len(run.metrics)
         note = f"This run has no summary. Its state is {state}; finished epochs: {epochs}."
-        notes.append(note + (" The figures are those of the last finished epoch." if epochs else ""))
+        notes.append(note + (" The results are those of the last finished epoch." if epochs else ""))
         if run.message:
             notes.append(run.message)
     if run.split == "validation":
-        notes.append("The figures are measured on held-out training images, not on the test split.")
+        notes.append("The results are measured on held-out training images, not on the test split.")
     found, counts = run.predictions, run.counts
     if found is not None and counts is not None and (found.num_correct, len(found.labels)) != counts:
         notes.append(

@@ -49,7 +49,7 @@ def write_report(run_dirs: Sequence[Path]) -> Path:
 
 
 def draw_pictures(runs: Sequence[Run]) -> dict[str, bytes]:
-    """{name in PICTURES: PNG}. For a run without predictions, only the curves are drawn."""
+    """PNG files by their names in PICTURES. For a run without predictions, only the curves are drawn."""
     run, found = runs[0], runs[0].predictions
     pictures = {"curves.png": to_png(curves_figure(runs))}
     if found is not None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from data_prep.errors import require
 from data_prep.files import read_json
-from ddp_trainer.command_line import for_chosen_network, parse_flags, recipe_named
+from ddp_trainer.command_line import adapt_to_network, parse_flags, recipe_named
 from ddp_trainer.config import TrainConfig, importing_network
 from ddp_trainer.distributed.launch import ONE_MACHINE
 from ddp_trainer.recipes import RECIPES
@@ -44,7 +44,7 @@ def configure(recipe: str | TrainConfig, settings: Mapping[str, Any]) -> TrainCo
     if isinstance(recipe, str):
         recipe = recipe_named(recipe, RECIPES)
     flags = as_flags(settings)
-    return parse_flags(TrainConfig, flags, prog="ddp_trainer.train", default=for_chosen_network(recipe, flags))
+    return parse_flags(TrainConfig, flags, prog="ddp_trainer.train", default=adapt_to_network(recipe, flags))
 
 
 def as_flags(settings: Mapping[str, Any]) -> list[str]:
@@ -90,14 +90,14 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
 def _changes(config: TrainConfig) -> dict[str, Any]:
     """The settings in which `config` differs from its recipe, after the recipe was adapted to the network of `config`.
 
-    See `for_chosen_network`. Raises InputError if no recipe has the name in `config`.
+    See `adapt_to_network`. Raises InputError if no recipe has the name in `config`.
     """
     require(
         config.recipe in RECIPES,
         f"launched processes do not know a recipe named '{config.recipe}'; "
         f"derive your configuration from one of {', '.join(RECIPES)}, and keep its name",
     )
-    usual = for_chosen_network(RECIPES[config.recipe], ["--network", config.network.network]).flat()
+    usual = adapt_to_network(RECIPES[config.recipe], ["--network", config.network.network]).flat()
     return {name: value for name, value in config.flat().items() if value != usual[name]}
 
 
@@ -115,7 +115,7 @@ def _run_shown(command: list[str]) -> tuple[int, bool]:
         command,
         env=environment,
         text=True,
-        errors="replace",  # a process may print anything
+        errors="replace",  # the output may not be valid text
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -130,7 +130,7 @@ def _run_shown(command: list[str]) -> tuple[int, bool]:
         except BaseException as error:
             if interrupted or not isinstance(error, KeyboardInterrupt):
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # the launcher may be gone, but not its processes
+                    os.killpg(process.pid, signal.SIGKILL)  # its processes may still run after the launcher has ended
                 raise
             interrupted = True
             process.send_signal(signal.SIGTERM)

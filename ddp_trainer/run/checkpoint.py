@@ -1,9 +1,9 @@
 """Checkpoints on disk: writes them atomically, checks them before use, and finds the newest good one.
 
 Layout: `checkpoints/step-NNNNNNNN/{state.pt, manifest.json}`. A checkpoint is written into a temporary folder next to
-the final one, flushed to the disk and then renamed, so a half-written folder never has the final name. The state
-consists of tensors and plain values, so it can be loaded with `weights_only=True`. `checkpoint_saver` saves in the
-background, and `engine.save_schedule` decides when to save.
+the final one and flushed to the disk. Then the folder is renamed, so a half-written folder never has the final name.
+The state consists of tensors and plain values, so it can be loaded with `weights_only=True`. `checkpoint_saver` saves
+in the background, and `engine.save_schedule` decides when to save.
 """
 
 import contextlib
@@ -149,7 +149,7 @@ def _best(found: list[Path]) -> list[Path]:
 def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any]:
     """The state of the checkpoint `path`, in host memory.
 
-    Raises CheckpointError if a byte of state or manifest has changed, or if the state cannot be loaded. Raises
+    Raises CheckpointError if a byte of the state or the manifest has changed, or if the state cannot be loaded. Raises
     OtherRelease if the checkpoint has another format, or lacks some of the `required` keys.
     """
     try:

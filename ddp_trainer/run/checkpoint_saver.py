@@ -86,8 +86,8 @@ class CheckpointSaver:
             try:
                 pending.result()
             finally:
-                # Freed by this thread, which also captures CUDA graphs, because page-locked memory must not be freed
-                # during a capture.
+                # This thread frees the copy, because it also captures CUDA graphs, and page-locked memory must not be
+                # freed during a capture.
                 self._copy = None
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class CheckpointSaver:
         try:
             write_checkpoint(place, state, step=step, score=score)
         except Exception as error:
-            raise CheckpointError(f"cannot save {place}: {self._room(state, error)}{error}") from error
+            raise CheckpointError(f"cannot save {place}: {self._free_space_note(state, error)}{error}") from error
         when_saved()
         self._remove_old(step)
 
@@ -118,7 +118,7 @@ class CheckpointSaver:
                 line = f"warning: old checkpoints in {self.folder} cannot be removed ({error}); the run continues"
                 print(line, file=sys.stderr, flush=True)
 
-    def _room(self, state: dict[str, Any], error: Exception) -> str:
+    def _free_space_note(self, state: dict[str, Any], error: Exception) -> str:
         """A note on needed and free bytes if the disk may be full; otherwise an empty string.
 
         The errno of an OSError says whether the disk is full. An exception of any other type may mean a full disk,

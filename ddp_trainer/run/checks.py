@@ -76,10 +76,10 @@ def _check_sides(config: TrainConfig, image_size: int) -> None:
 
 
 def check_batch(config: TrainConfig, *, num_images: int, world_size: int) -> None:
-    """Raises InputError if the batch size does not fit the other settings.
+    """Raises InputError if --batch-size or --profile does not fit the other settings.
 
-    This is so if the batch is too small for the processes or larger than the training set, if it is odd with
-    --mixup or --cutmix, or if --profile is too large for the run.
+    A batch must have enough images for all processes, but not more than the training set. With --mixup or --cutmix, it
+    must be even. --profile must be below the number of steps of the run.
     """
     batch, accumulate, pairs = config.schedule.batch_size, config.schedule.accumulate, config.augment.mixes_pairs
     accumulate = 1 if accumulate == "auto" else accumulate

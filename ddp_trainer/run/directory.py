@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # names of the temporary files of `replace_file`
 RESOLVED = ("precision", "accumulate")  # if one of these settings is `auto`, the run records the value that it chose
+REPLACED = (  # files and folders that a run replaces or deletes, and that it creates later than config.json
+    *("metrics.jsonl", "steps.jsonl", "summary.json", "predictions.npz", "model.safetensors", "model.json", "model.md"),
+    *("report", "checkpoints", "crash", "trace.json.gz"),
+)
 PACKAGES = ("torch", "torchvision", "accelerate", "ffcv", "numpy", "wandb")
 
 
@@ -121,8 +125,8 @@ def remove_temporaries(path: Path) -> None:
 def claim_run_directory(config: TrainConfig, *, is_main: bool) -> Iterator[RunDirectory | None]:
     """The run directory, locked within the block so that no other run writes to it; None on all ranks but the main one.
 
-    Raises InputError if another run is using the folder, if it contains a run and `resume` is false, if it contains
-    symbolic links other than those that W&B makes, or if it cannot be written.
+    Raises InputError if another run is using the folder, if `refuse_existing_run` or `refuse_links` refuses it,
+    or if it cannot be written.
     """
     if not is_main:
         yield None
@@ -152,13 +156,21 @@ def new_folder(name: str) -> Path:
 
 
 def refuse_existing_run(out: Path, *, resume: bool) -> None:
-    """Raises InputError if `out` contains a run and `resume` is false."""
-    if not resume and os.path.exists(out / "config.json"):
-        raise InputError(f"--out {out} already contains a run; add --resume to continue it, or choose another folder")
+    """Raises InputError if `out` contains a run and `resume` is false, or no run but files that a run would replace."""
+    if os.path.exists(out / "config.json"):
+        fix = "add --resume to continue it, or choose another folder"
+        require(resume, f"--out {out} already contains a run; {fix}")
+    elif not (resume and os.path.exists(out / "checkpoints")):
+        for name in REPLACED:
+            present = os.path.lexists(out / name)
+            require(
+                not present,
+                f"--out {out} is not a run, but contains {name}; a run would replace it, so choose another folder",
+            )
 
 
 def describe_run(config: TrainConfig, dataset: "DatasetInfo", machine: Mapping[str, Any]) -> dict[str, Any]:
-    """Content of config.json. It leaves out the environment and the raw command line, which may contain secrets."""
+    """Content of config.json. Environment variables and the raw command line are left out: they may contain secrets."""
     # slurm/node.sh removes its copy of the dataset at the end of the job, so the original folder is recorded.
     data_dir = Path(os.environ.get("DDP_STAGED_FROM") or config.data.data_dir)
     return {

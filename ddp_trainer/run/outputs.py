@@ -30,7 +30,10 @@ from ddp_trainer.tracking.tracker import build_tracker
 
 def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentRecorder) -> None:
     """Writes all results of a finished run. Every rank must call it, but only the main process writes."""
-    model, spec = trainer.evaluated_model, replace(trainer.data.evaluator.spec, temperature=_fitted(trainer))
+    model, spec = (
+        trainer.evaluated_model,
+        replace(trainer.data.evaluator.spec, temperature=_fitted_temperature(trainer)),
+    )
     with trainer.averaged_batchnorm():
         if isinstance(recorder, Recorder):
             write_model(recorder.run_dir.path, model, spec)
@@ -52,7 +55,7 @@ def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentReco
     recorder.say(f"run directory: {path}" + (f"\nreport: {report}" if report else ""))
 
 
-def _fitted(trainer: Trainer) -> float:
+def _fitted_temperature(trainer: Trainer) -> float:
     """The temperature fitted to the logits of the final model; 1 without --calibrate. A collective operation."""
     if trainer.data.calibrator is None:
         return 1.0
@@ -69,7 +72,11 @@ def _fitted(trainer: Trainer) -> float:
 
 
 def complete_results(run_dir: RunDirectory | None, config: TrainConfig) -> None:
-    """Completes a finished run that was killed before it had written its card and report, and informed the trackers."""
+    """Completes the results of a finished run that was killed after it had written summary.json.
+
+    Writes the model card and the report, and sends the summary to the trackers. If nothing is missing, it only prints
+    a line.
+    """
     if run_dir is None:
         return
     is_complete = run_dir.status.get("state") == "done"
@@ -118,7 +125,10 @@ def summarize(trainer: Trainer, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def describe_calibration(evaluation: Evaluation, calibrated: Evaluation, temperature: float) -> dict[str, float]:
-    """Entries of summary.json: calibration error and, if one was fitted, temperature and error before calibration."""
+    """Entries of summary.json: the calibration error of the results.
+
+    If a temperature was fitted, also the temperature and the error before calibration.
+    """
     entries = {"calibration_error": _calibration_error(calibrated)}
     if temperature != 1.0:
         entries |= {"calibration_error_before": _calibration_error(evaluation), "temperature": temperature}
@@ -134,7 +144,7 @@ def write_model(run_dir: Path, model: nn.Module, spec: ModelSpec) -> None:
     """Writes model.safetensors and model.json."""
     from safetensors.torch import save
 
-    # Tensors are copied, because the file format does not support shared memory, such as that of tied layers.
+    # Tensors are copied, because safetensors rejects tensors that share memory, such as those of tied layers.
     weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
     replace_file(run_dir / "model.safetensors", save(weights))  # `save_file` would make it readable by its owner only
     spec.write(run_dir / "model.json")
@@ -166,16 +176,16 @@ def write_predictions(run_dir: Path, evaluation: Evaluation, loader: StreamLoade
 def write_model_card_or_warn(run_dir: Path) -> None:
     from ddp_trainer.report.model_card import write_model_card
 
-    _or_warn(write_model_card, run_dir, "model card", "ddp_trainer.model_card")
+    _write_or_warn(write_model_card, run_dir, "model card", "ddp_trainer.model_card")
 
 
 def write_report_or_warn(run_dir: Path) -> Path | None:
     from ddp_trainer.report.write import write_report
 
-    return _or_warn(lambda path: write_report([path]), run_dir, "report", "ddp_trainer.report")
+    return _write_or_warn(lambda path: write_report([path]), run_dir, "report", "ddp_trainer.report")
 
 
-def _or_warn(write: Callable[[Path], Path], run_dir: Path, what: str, module: str) -> Path | None:
+def _write_or_warn(write: Callable[[Path], Path], run_dir: Path, what: str, module: str) -> Path | None:
     """The path that `write` returns. If `write` fails, prints a warning and returns None.
 
     The run is finished already, so a missing model card or report must not make the run fail.

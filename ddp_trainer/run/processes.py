@@ -13,8 +13,8 @@ from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.run.directory import RunDirectory
 from ddp_trainer.run.resume import Start, StartKind, settings_of
 
-# Settings that may change on --resume, but must be the same on all ranks, because they decide when the ranks do
-# something together.
+# Settings that may change on --resume, but must be the same on all ranks, because they decide when the ranks run
+# collective operations.
 SAME_ON_ALL_RANKS = ("resume", "max_steps", "checkpoint_every_steps", "log_every_steps")
 DIFFERENT_SETTINGS = "the processes have different settings or training images; start all of them with the same flags"
 

@@ -27,7 +27,7 @@ from ddp_trainer.tracking.tracker import Tracker, build_tracker
 class SilentRecorder(SilentObserver):
     """The recorder of every rank but the main one. It records nothing."""
 
-    also: Observer | None = None  # the caller's observer, which the main rank also calls for steps and records
+    extra_observer: Observer | None = None  # from the caller of `train`; the main rank forwards steps and records to it
 
     def say(self, line: str) -> None:
         pass
@@ -63,13 +63,13 @@ class Recorder(SilentRecorder):
         self.step = step
         if self.profiler is not None:
             self.profiler.step()
-        if self.also is not None:
-            self.also.step_done(step)
+        if self.extra_observer is not None:
+            self.extra_observer.step_done(step)
 
     def step_record(self, record: Record) -> None:
         self.tracker.log_step(record)
-        if self.also is not None:
-            self.also.step_record(record)
+        if self.extra_observer is not None:
+            self.extra_observer.step_record(record)
 
     def epoch_done(self, record: Record) -> None:
         self.epoch = int(record["epoch"])
@@ -77,8 +77,8 @@ class Recorder(SilentRecorder):
             self.checkpoints.wait()  # --resume concludes from two recorded epochs that a checkpoint was saved
         self.tracker.log_epoch(record)
         self.progress.note(epoch_line(record, epochs=self.epochs))
-        if self.also is not None:
-            self.also.epoch_done(record)
+        if self.extra_observer is not None:
+            self.extra_observer.epoch_done(record)
 
     def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:
         whole = {**state, "settings": self.settings, "tracker": self.tracker.state()}

@@ -18,7 +18,8 @@ class RunResult:
     """A run directory, and what its files say about the run."""
 
     path: Path
-    state: str  # from status.json; `train` and `launch` return done, or preempted (stopped by Ctrl-C or another signal)
+    # From status.json. After `train` or `launch`: "done", or "preempted" if Ctrl-C or another signal stopped the run.
+    state: str
     summary: dict[str, Any]  # content of summary.json; empty unless the run is done
 
     @classmethod

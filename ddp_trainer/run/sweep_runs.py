@@ -26,7 +26,7 @@ class PlannedRun:
         return (self.out / "summary.json").exists()
 
     @property
-    def has_report(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the run is finished and its status is `done`, so nothing is left to write."""
         return self.is_finished and (read_json(self.out / "status.json") or {}).get("state") == "done"
 

@@ -90,7 +90,7 @@ class Run:
         return (self.summary or {}).get(name)
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(epochs, values), for all epochs whose record has this figure."""
+        """(epochs, values), for all epochs whose record has a value called `name`."""
         return columns(self.metrics, "epoch", name)
 
     def step_series(self, name: str) -> tuple[np.ndarray, np.ndarray]:

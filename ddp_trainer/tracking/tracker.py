@@ -27,7 +27,7 @@ class Mirror(Log, Protocol):
 
 
 class Tracker:
-    """Writes each record to the JSON lines, and to every mirror as long as it works."""
+    """Writes each record to the JSON lines, and to each mirror until that mirror fails."""
 
     def __init__(self, steps: JsonLines, epochs: JsonLines, mirrors: dict[str, Mirror], state: dict[str, str]) -> None:
         self._steps, self._epochs, self._mirrors, self._state = steps, epochs, mirrors, state
@@ -97,7 +97,7 @@ def build_tracker(
 
 
 def choose_wandb_mode(settings: TrackingConfig, run_dir: Path) -> str:
-    """online, offline, shared or disabled. Prints a line on stderr if W&B is not installed or does not work."""
+    """The W&B mode: online, offline, shared or disabled. Prints a line on stderr if W&B is missing or does not work."""
     if not settings.uses_wandb:
         return "disabled"
     if not is_installed("wandb"):

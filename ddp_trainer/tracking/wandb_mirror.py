@@ -22,7 +22,7 @@ GIVE_UP_SECONDS = 60  # our limit, in case W&B's service waits longer
 BEST = "test_accuracy"  # W&B's summary shows the maximum of this metric over the epochs
 # W&B's summary shows the last value of these metrics.
 LAST = ("train_loss", "train_accuracy", "test_loss", "learning_rate", "seconds", "images_per_second")
-MAX_CONFUSION_CLASSES = 100  # W&B draws tables of up to 10,000 rows, one for each cell of the matrix
+MAX_CONFUSION_CLASSES = 100  # W&B's table has a row for each cell of the matrix, and at most 10,000 rows
 MODEL_FILES = ("model.safetensors", "model.json", "model.md")
 
 
@@ -130,7 +130,7 @@ class WandBMirror:
         def close() -> None:
             run = self._tracker.run
             try:
-                if failed:  # after a preemption, the resumed run logs this record instead
+                if failed:  # after a preemption, the resumed run logs the waiting record instead
                     self._log_waiting()
                 if summary is not None:
                     run.summary.update({f"final/{name}": value for name, value in summary.items()})
@@ -183,7 +183,7 @@ def load_settings(run_dir: Path) -> Any:
     # W&B copies files before it uploads them. The copies go to the run directory, because home folders may be small.
     os.environ.setdefault("WANDB_DATA_DIR", _data_dir(run_dir))
     settings = wandb.setup().settings.model_copy()
-    settings.update_from_env_vars(dict(os.environ))  # wandb.setup reads them only once in a process
+    settings.update_from_env_vars(dict(os.environ))  # wandb.setup reads the variables only once in a process
     return settings
 
 

@@ -36,7 +36,7 @@ find_compiler() {
   pip install --no-deps --only-binary :all: --require-hashes --requirement "$here/compiler.txt" --target "$work/zig"
   export ZIG_GLOBAL_CACHE_DIR=$work/zig-cache ZIG_LOCAL_CACHE_DIR=$work/zig-cache
   local zig=$work/zig/ziglang/zig target
-  target=$(uname -m)-linux-gnu # for any CPU of this architecture; zig's default is this CPU
+  target=$(uname -m)-linux-gnu # for any CPU of this architecture; by default, zig compiles for the CPU of this machine
   compile=("$zig" c++ -target "$target")
   # The C library is not linked: Python has already loaded it, and zig would take a minute to build a stub of it.
   link=("$zig" cc -target "$target" -nostdlib)

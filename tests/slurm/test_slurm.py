@@ -1,6 +1,6 @@
 """Jobs on a real SLURM: several nodes, preemption, time limits, lost processes, cancellation, staging, sweeps.
 
-One job is interrupted twice. It mostly waits, so a thread interrupts it while the other tests run.
+One job is interrupted twice. It mostly waits to run again, so a thread interrupts it while the other tests run.
 """
 
 import filecmp
@@ -100,7 +100,7 @@ def interrupt(job: Job, out: Path) -> list[tuple[int, int]]:
 
 
 def shorten_the_time_limit(job: Job) -> None:
-    """Sets a limit less than 210 s away. SLURM sends USR2 180 s before the limit, or up to 30 s (one poll) earlier."""
+    """Leaves at most 180 s until the time limit. SLURM then sends USR2 (train.sh: --signal=USR2@180) within 30 s."""
     hours, minutes, _ = map(int, job.fields["RunTime"].split(":"))
     job.cluster.call("scontrol", "update", f"JobId={job.number}", f"TimeLimit={60 * hours + minutes + 3}")
 
@@ -141,7 +141,7 @@ def uninterrupted(cluster: Cluster, checkout: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def staged(cluster: Cluster, checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    """A job that copies its data to its node and is preempted without grace time.
+    """A job that copies its data to its node, in a partition where jobs are preempted without grace time.
 
     Returns this job, the job that prepares the data, and the folder that stands for the local disk of the node.
     """

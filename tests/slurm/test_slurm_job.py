@@ -116,7 +116,7 @@ def test_gpus_requested_with_gres_reach_the_launcher(requeued: object, desk: Des
 def test_training_processes_learn_of_a_signal_that_only_the_script_of_the_node_gets(
     number: int, requeued: object, desk: Desk
 ) -> None:
-    """With proctrack/cgroup, SLURM signals no other process of a job step."""
+    """With proctrack/cgroup, SLURM signals slurm/node.sh, but not the processes that it has started."""
     job = desk.submit(ENDS_AS="running done", TRAINS="yes")
     wait_until((desk.records / f"{job.number}-child").exists, lambda: job.log)
     processes = processes_with(f"SLURM_JOB_ID={job.number}", "slurm/node.sh")

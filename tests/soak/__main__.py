@@ -18,7 +18,7 @@ from tests.soak import damage, fuzz, launchers, ranks, stops
 from tests.soak.outcome import Outcome, table, write_outcomes
 
 PARTS = ("damage", "fuzz", "kills", "signals", "launchers", "ranks", "counts")
-PROCESSES = {"kills": (1, 2), "signals": (1, 2, 4)}  # with four ranks, gradients depend on the order of summation
+PROCESSES = {"kills": (1, 2), "signals": (1, 2, 4)}  # with four ranks, the order of summation affects the gradients
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Mutations of a beton file (FFCV's format) that use its structure. `fuzz` checks and loads each mutated file."""
+"""Mutations of a beton file (FFCV's format): its tables, gaps and length. `fuzz` checks and loads each mutated file."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ def _numbers(dtype: np.dtype, offset: int = 0) -> Iterator[tuple[int, int]]:
             yield inner, min(kind.itemsize, 8)
 
 
-def _row(content: bytes, rng: random.Random) -> tuple[int, int, np.dtype]:
+def _two_rows(content: bytes, rng: random.Random) -> tuple[int, int, np.dtype]:
     """Offsets of two random rows of one table (possibly the same row), and their type."""
     dtype, rows, start = rng.choice(list(TABLES.values()))
     one, other = (start(len(content)) + rng.randrange(rows) * dtype.itemsize for _ in range(2))
@@ -38,7 +38,7 @@ def _row(content: bytes, rng: random.Random) -> tuple[int, int, np.dtype]:
 
 
 def _edit_number(content: bytes, rng: random.Random) -> Mutation:
-    row, _, dtype = _row(content, rng)
+    row, _, dtype = _two_rows(content, rng)
     offset, size = rng.choice(list(_numbers(dtype)))
     old = int.from_bytes(content[row + offset : row + offset + size], "little")
     steps = [1, -1, IMAGE_SIZE, SAMPLE.itemsize, IMAGE_SIZE**2 * 3, -(IMAGE_SIZE**2) * 3, PAGE_SIZE, -PAGE_SIZE]
@@ -48,30 +48,30 @@ def _edit_number(content: bytes, rng: random.Random) -> Mutation:
 
 
 def _flip_bit(content: bytes, rng: random.Random) -> Mutation:
-    row, _, dtype = _row(content, rng)
+    row, _, dtype = _two_rows(content, rng)
     offset = row + rng.randrange(dtype.itemsize)
     return [(offset, bytes([content[offset] ^ 1 << rng.randrange(8)]))], len(content)
 
 
 def _random_bytes(content: bytes, rng: random.Random) -> Mutation:
-    row, _, dtype = _row(content, rng)
+    row, _, dtype = _two_rows(content, rng)
     offset = row + rng.randrange(dtype.itemsize)
     return [(offset, rng.randbytes(min(rng.randrange(1, 64), len(content) - offset)))], len(content)
 
 
 def _swap_rows(content: bytes, rng: random.Random) -> Mutation:
-    one, other, dtype = _row(content, rng)
+    one, other, dtype = _two_rows(content, rng)
     size = dtype.itemsize
     return [(one, content[other : other + size]), (other, content[one : one + size])], len(content)
 
 
 def _copy_row(content: bytes, rng: random.Random) -> Mutation:
-    one, other, dtype = _row(content, rng)
+    one, other, dtype = _two_rows(content, rng)
     return [(one, content[other : other + dtype.itemsize])], len(content)
 
 
 def _move_addresses(content: bytes, rng: random.Random) -> Mutation:
-    """Changes the image addresses in samples and allocation table: shifts them, permutes them or makes them equal."""
+    """Changes the image addresses in both tables: shifts them, permutes them or makes them equal."""
     samples = np.frombuffer(content, SAMPLE, COUNT, SAMPLES_START).copy()
     table_at = len(content) - COUNT * ALLOCATION.itemsize
     table = np.frombuffer(content, ALLOCATION, COUNT, table_at).copy()

@@ -39,7 +39,7 @@ class FuzzResult:
 
 
 def fuzz_betons(folder: Path, cases: int, seed: int) -> FuzzResult:
-    """Writes a beton file to `folder`. Tries `check_beton`, and then the loader, on `cases` mutations of it."""
+    """Writes a beton file to `folder`. Tries `check_beton`, and then the loader, on `cases` mutations of the file."""
     original = write_original(folder)
     result, start = FuzzResult(), 0
     context = multiprocessing.get_context("spawn")

@@ -1,6 +1,7 @@
 """Starts trainer processes within a second by forking this process, which has already imported the trainer.
 
-A forked process has its own session and environment, and calls the trainer's `main` through `narrow_main`.
+A forked process has its own session and environment, and calls `narrow_main`, which runs the trainer
+with a narrow network.
 """
 
 import os

@@ -8,13 +8,13 @@ from pathlib import Path
 
 @dataclass
 class Outcome:
-    """One row of the table: a kind of fault."""
+    """One row of the table: the counts for one kind of fault."""
 
     fault: str
     promise: str  # what must happen after the fault
     tried: int = 0
-    losses: list[str] = field(default_factory=list)
-    notes: dict[str, int] = field(default_factory=dict)
+    losses: list[str] = field(default_factory=list)  # descriptions of the cases in which the promise was broken
+    notes: dict[str, int] = field(default_factory=dict)  # what else was observed -> how often
     worst_seconds: float = 0.0
     started: float = field(default_factory=time.monotonic)
     seconds: float = 0.0

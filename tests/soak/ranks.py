@@ -40,7 +40,7 @@ def _broken(fault: str, data: Path, folder: Path, times: int, rng: random.Random
             # A frozen rank cannot end by itself, so nothing is gained by waiting for it.
             codes = job.wait(PROMISED[fault], grace=0.0 if fault == "frozen" else GRACE_SECONDS)
             outcome.took(time.monotonic() - started)
-            # None: `Job.wait` had to kill the rank. A real launcher would kill a frozen rank, too.
+            # The exit status is None if `Job.wait` had to kill the rank. A real launcher would kill a frozen rank, too.
             good = training and all(code != 0 for code in codes) and codes[survivor] is not None
             good &= fault == "frozen" or codes[victim] is not None
             outcome.count(good, f"rank {victim} {fault}: {codes}")

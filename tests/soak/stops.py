@@ -143,8 +143,8 @@ def _kill(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tupl
         wait_until(lambda: any(checkpoints.glob(".*")), job)
         time.sleep(rng.uniform(0, 0.01))
     elif kind == "within 1 s of the first output":
-        ready = scene.log(out).stat().st_size if scene.log(out).exists() else 0
-        wait_until(lambda: scene.log(out).stat().st_size > ready, job)
+        size_before = scene.log(out).stat().st_size if scene.log(out).exists() else 0
+        wait_until(lambda: scene.log(out).stat().st_size > size_before, job)
         time.sleep(rng.uniform(0, 1.0))
     else:
         time.sleep(rng.uniform(0, 8.0))

@@ -52,7 +52,7 @@ def _wait(children: Sequence[BaseProcess], timeout: float) -> None:
 
 
 def _run(program: str, arguments: list[str], folder: Path, env: dict[str, str]) -> None:
-    """Runs in the forked process."""
+    """Runs `program` and ends the process. Called in each forked process."""
     from ddp_trainer.distributed.signals import exit_process
 
     os.environ.clear()

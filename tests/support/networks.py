@@ -111,7 +111,7 @@ class TwoOutputsInEvaluation(TwoOutputs):
 
 
 class Squeezes(nn.Module):
-    """Removes the first dimension of its output, too, if there is only one image."""
+    """Its output also lacks the batch dimension if there is only one image."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class ReplacesBufferInEvaluation(ReplacesBuffer):
 
 
 class FailsInBackward(nn.Module):
-    """Changes a tensor in place that the backward pass needs."""
+    """Changes in place a tensor that the backward pass needs."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A small folder of photographs in two classes, for tests of `--source folder`."""
+"""Image files for tests: a small folder with two classes for `--source folder`, damaged files and unusual formats."""
 
 import io
 import struct

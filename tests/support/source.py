@@ -8,8 +8,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("data_prep", "ddp_trainer")
 MODULES = sorted(file for package in PACKAGES for file in (REPOSITORY / package).rglob("*.py"))
-AROUND = ("benchmarks", "slurm", "scripts", "tests")
-SOURCES = sorted([*MODULES, *(file for folder in AROUND for file in (REPOSITORY / folder).rglob("*.py"))])
+OTHER_FOLDERS = ("benchmarks", "slurm", "scripts", "tests")
+SOURCES = sorted([*MODULES, *(file for folder in OTHER_FOLDERS for file in (REPOSITORY / folder).rglob("*.py"))])
 
 
 def name_of(file: Path) -> str:
@@ -38,7 +38,7 @@ def imports_of(file: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name_of(file)}:{node.lineno}: imports are absolute here"
+            assert node.level == 0, f"{name_of(file)}:{node.lineno}: use an absolute import"
             assert node.module is not None
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found

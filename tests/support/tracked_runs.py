@@ -61,7 +61,8 @@ tracker.finish({"test_accuracy": 0.5} if given["end"] == "complete" else None, f
 def track(run_dir: Path, epochs: list[int], **given: Any) -> tuple[dict[str, str], str, int]:
     """Runs `RUN` in a new process. Returns (state of the tracker, stderr, exit status).
 
-    Each epoch has three steps, with a step record after the second and the third.
+    Each epoch has three steps, with a step record after the second and the third. `given`: `env` and `cwd` of the
+    process, and inputs of `RUN` that replace the defaults below.
     """
     if not run_dir.exists():
         make_run(run_dir)

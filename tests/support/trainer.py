@@ -83,7 +83,10 @@ def run(module: str, *arguments: str | Path, processes: int = 1, timeout: float 
 
 
 def train(*arguments: str | Path, module: str = "ddp_trainer.train", processes: int = 1) -> Finished:
-    """Runs `python -m MODULE smoke ...` on the CPU; it must succeed. If MODULE is NARROW, its processes are forked."""
+    """Runs `python -m MODULE smoke ...` on the CPU, and asserts that it succeeds.
+
+    If MODULE is NARROW, the processes are forked from this one.
+    """
     words = ("smoke", "--device", "cpu", *arguments)
     finished = fork(*words, processes=processes) if module == NARROW else run(module, *words, processes=processes)
     assert finished.returncode == 0, finished.stderr

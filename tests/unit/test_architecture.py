@@ -11,8 +11,8 @@ MAX_LINES = 250
 MAX_PARAMETERS = 6
 MAX_NAMES = 18  # modules and folders at the top of ddp_trainer/
 
-# From low to high. A module may import from its own layer and from those before it.
-LADDER = (
+# The layers from low to high. A module may import from its own layer and from lower layers.
+LAYERS = (
     ("data_prep",),
     ("schedule",),
     ("config",),
@@ -27,7 +27,7 @@ LADDER = (
     ("train", "evaluate", "predict", "export", "lr_find", "sweep", "doctor", "model_card", "__main__"),
     ("__init__",),  # of ddp_trainer: the Python API
 )
-LAYER_OF = {name: number for number, names in enumerate(LADDER) for name in names}
+LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 
 def layer_of(module: str) -> str:
@@ -76,7 +76,7 @@ def test_no_imports_are_circular() -> None:
         if inner == arrows:
             break
         arrows = inner
-    assert sorted(arrows) == [], "imports form a circle"
+    assert sorted(arrows) == [], "these imports are circular"
 
 
 def test_the_top_of_the_package_has_few_names() -> None:
@@ -85,7 +85,7 @@ def test_the_top_of_the_package_has_few_names() -> None:
         "__init__",
         "__main__",
     }
-    assert names == LAYER_OF.keys() - {"data_prep", "__init__", "__main__"}, "LADDER and the folder do not match"
+    assert names == LAYER_OF.keys() - {"data_prep", "__init__", "__main__"}, "LAYERS and the folder do not match"
     assert len(names) <= MAX_NAMES
 
 
@@ -153,7 +153,7 @@ def test_variables_of_the_launcher_are_read_in_one_folder() -> None:
         for node in ast.walk(tree_of(file))
         if isinstance(node, ast.Constant) and node.value in variables
     }
-    # free_memory.py divides this machine's free memory by its number of processes, LOCAL_WORLD_SIZE.
+    # free_memory.py divides the free memory of this machine by the number of processes on it, LOCAL_WORLD_SIZE.
     allowed = {name for name in readers if name.startswith("ddp_trainer/distributed/")} | {"data_prep/free_memory.py"}
     assert readers <= allowed
 

@@ -103,7 +103,7 @@ EVERYTHING = [
 ]
 
 
-def together(parts: list[AugmentedBatch]) -> list[torch.Tensor]:
+def concatenate(parts: list[AugmentedBatch]) -> list[torch.Tensor]:
     return [torch.cat(column) for column in zip(*parts, strict=True) if column[0] is not None]  # type: ignore[arg-type]
 
 
@@ -116,8 +116,8 @@ def test_an_image_is_augmented_the_same_way_in_any_part_of_the_batch(
     whole = batch_of(64)
     augmenter = Augmenter(config, mean=MEAN, std=STD, seed=5)
     shares = [Batch(*pieces) for pieces in zip(*(column.chunk(parts) for column in whole), strict=True)]
-    split = together([augmenter(share, epoch=3, side=side) for share in shares])
-    for one, other in zip(together([augmenter(whole, epoch=3, side=side)]), split, strict=True):
+    split = concatenate([augmenter(share, epoch=3, side=side) for share in shares])
+    for one, other in zip(concatenate([augmenter(whole, epoch=3, side=side)]), split, strict=True):
         assert torch.equal(one, other)
 
 

@@ -32,6 +32,7 @@ def test_each_class_is_drawn_equally_often_in_an_epoch_and_over_all_epochs() -> 
 
 
 def test_all_images_of_a_class_are_drawn_before_one_is_drawn_again() -> None:
+    """In each round, all images of a class are drawn once. The last round may end early."""
     samples, earlier_draws = (column.reshape(-1) for column in drawn(5))
     for label, size in zip((0, 1, 3, 4), SIZES, strict=True):
         own, round_of = (column[LABELS[samples - 1000] == label] for column in (samples, earlier_draws))

@@ -48,7 +48,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
 
 
-def fails(root: Path) -> str:
+def load_error(root: Path) -> str:
+    """The error message of `load_cifar`, which must fail."""
     with pytest.raises(InputError) as caught:
         load_cifar("cifar10", root)
     assert len(str(caught.value).splitlines()) == 1
@@ -104,7 +105,7 @@ def test_an_extracted_file_with_a_wrong_checksum_is_not_unpickled(name: str, tmp
     for file, content in make_files().items():
         (folder / file).write_bytes(content)
     (folder / name).write_bytes(pickle.dumps(Trap(marker)))
-    assert str(folder / name) in fails(tmp_path)
+    assert str(folder / name) in load_error(tmp_path)
     assert not marker.exists()
 
 
@@ -117,7 +118,7 @@ def test_an_archive_with_a_wrong_checksum_is_not_opened(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     path = tmp_path / "cifar-10-python.tar.gz"
     path.write_bytes(pack(dict.fromkeys(make_files(), pickle.dumps(Trap(marker)))))
-    assert str(path) in fails(tmp_path)
+    assert str(path) in load_error(tmp_path)
     assert left_in(tmp_path) == {path.name}  # no marker, nothing extracted, and the file is still there
 
 
@@ -181,13 +182,13 @@ def test_a_pickle_in_an_archive_with_the_right_checksum_runs_no_code(
     content = pack({**files, "test_batch": pickle.dumps({"data": Trap(marker), "labels": [1]})})
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(content))
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(content)
-    assert "not part of an array" in fails(tmp_path)
+    assert "not part of an array" in load_error(tmp_path)
     assert not marker.exists()
 
 
 def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "cifar-10-python.tar.gz")
-    assert "not a regular file" in fails(tmp_path)
+    assert "not a regular file" in load_error(tmp_path)
 
 
 def test_a_full_disk_during_the_download_is_not_taken_for_a_network_problem(
@@ -204,16 +205,16 @@ def test_a_full_disk_during_the_download_is_not_taken_for_a_network_problem(
 
 
 @pytest.mark.parametrize("part", [0, 100, 10_000])
-def test_an_incomplete_download_leaves_nothing(
+def test_an_incomplete_download_leaves_no_files(
     part: int, tmp_path: Path, archive: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = archive[: min(part, len(archive) - 1)]
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, **options: Response(sent))
-    assert "incomplete or not genuine" in fails(tmp_path)
+    assert "incomplete or not genuine" in load_error(tmp_path)
     assert left_in(tmp_path) == set()
 
 
-def test_an_interrupted_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_download_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupted(Response):
         def read(self, size: int | None = -1, /) -> bytes:
             raise KeyboardInterrupt
@@ -226,7 +227,7 @@ def test_an_interrupted_download_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
 def test_error_names_a_root_that_is_not_a_genuine_archive(tmp_path: Path) -> None:
     (tmp_path / "raw").write_text("")
-    assert f"{tmp_path}/raw is incomplete or not genuine" in fails(tmp_path / "raw")
+    assert f"{tmp_path}/raw is incomplete or not genuine" in load_error(tmp_path / "raw")
 
 
 @pytest.mark.parametrize(("name", "reason"), [("a" * 300, "File name too long"), ("a\0b", "embedded null byte")])

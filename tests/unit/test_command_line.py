@@ -134,7 +134,7 @@ def test_letters_that_the_encoding_lacks_are_printed_as_escapes() -> None:
     assert done.stdout.startswith(rb"\xe9" * 20 + b"\n")
 
 
-def test_help_to_a_closed_pipe_does_not_fail() -> None:
+def test_help_printed_to_a_closed_pipe_does_not_fail() -> None:
     command = f"set -o pipefail; {sys.executable} -m ddp_trainer.train --help | true"
     done = subprocess.run(
         ["bash", "-c", command], env=environment(), cwd=REPOSITORY, text=True, capture_output=True, timeout=60

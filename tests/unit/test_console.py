@@ -131,7 +131,7 @@ def test_a_log_gets_about_ten_lines_per_epoch() -> None:
 
 
 @pytest.mark.parametrize(("seconds_per_step", "expected"), [(0.01, 0), (15.0, 49)])
-def test_a_log_gets_no_lines_in_a_fast_epoch_and_one_every_30_s_in_a_slow_one(
+def test_a_log_gets_no_lines_in_a_fast_epoch_and_a_line_every_30_s_in_a_slow_epoch(
     seconds_per_step: float, expected: int
 ) -> None:
     clock, reader, stream = Clock(), Reader(), io.StringIO()

@@ -57,7 +57,7 @@ CASES: dict[str, tuple[str, dict[str, object], int]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_least_free_memory_of_the_machine_and_all_groups_is_returned(tmp_path: Path, name: str) -> None:
+def test_free_memory_is_the_minimum_over_the_machine_and_all_groups(tmp_path: Path, name: str) -> None:
     groups, files, expected = CASES[name]
     assert free_host_memory(machine(tmp_path, groups, files)) == expected
 

@@ -1,8 +1,9 @@
 """Inputs and outputs of a step's CUDA graph, tested on the CPU. Here, replaying a graph calls the step's code again.
 
-The test shows that this code gets every batch with its random bits, that capturing a graph does not train the model,
-and that a step does not overwrite the losses of the previous one. `tests/whole_path/test_fake_cuda.py` tests captures,
-and `tests/whole_path/test_gpu.py` compares the weights of runs with and without graphs.
+The test shows that this code gets every batch with the random bits for its augmentation, that capturing a graph does
+not train the model, and that a step does not overwrite the losses of the previous one.
+`tests/whole_path/test_fake_cuda.py` tests captures, and `tests/whole_path/test_gpu.py` compares the weights of runs
+with and without graphs.
 """
 
 import contextlib
@@ -22,12 +23,12 @@ from ddp_trainer.engine.trainer import Trainer
 from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
 
 
-class Repeated:
+class FakeGraph:
     """Replaces a CUDA graph: a capture only records the arguments, and `replay` runs the step on the same tensors."""
 
-    capturing: "Repeated | None" = None
+    capturing: "FakeGraph | None" = None
 
-    def remember(self, trainer: Trainer, arguments: tuple[Batch, Any, int]) -> Tensor:
+    def record(self, trainer: Trainer, arguments: tuple[Batch, Any, int]) -> Tensor:
         self.trainer, self.arguments, self.losses = trainer, arguments, torch.empty(len(arguments[0].labels))
         return self.losses
 
@@ -36,14 +37,14 @@ class Repeated:
 
 
 @pytest.fixture
-def repeating(monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextlib.contextmanager
-    def capture(graph: Repeated, *_: Any) -> Iterator[None]:
-        Repeated.capturing = graph
+    def capture(graph: FakeGraph, *_: Any) -> Iterator[None]:
+        FakeGraph.capturing = graph
         yield
-        Repeated.capturing = None
+        FakeGraph.capturing = None
 
-    monkeypatch.setattr("torch.cuda.CUDAGraph", Repeated)
+    monkeypatch.setattr("torch.cuda.CUDAGraph", FakeGraph)
     monkeypatch.setattr("torch.cuda.graph", capture)
     monkeypatch.setattr("torch.cuda.graph_pool_handle", lambda: None)
     monkeypatch.setattr("torch.cuda.current_stream", lambda: None)
@@ -53,8 +54,8 @@ def graphed(trainer: Trainer) -> Trainer:
     """Makes the trainer take its steps through a `GraphedStep`."""
 
     def work(*arguments: Any) -> Tensor:
-        graph = Repeated.capturing
-        return trainer.device_step.work(*arguments) if graph is None else graph.remember(trainer, arguments)
+        graph = FakeGraph.capturing
+        return trainer.device_step.work(*arguments) if graph is None else graph.record(trainer, arguments)
 
     trainer.device_step._take = GraphedStep(work, trainer.state.optimizer, trainer.runtime, give_up=pytest.fail)
     return trainer
@@ -79,7 +80,7 @@ def settings(tiny_dir: Path) -> TrainConfig:
     )
 
 
-@pytest.mark.usefixtures("repeating")
+@pytest.mark.usefixtures("fake_graphs")
 def test_steps_with_and_without_graphs_train_the_same_model(settings: TrainConfig) -> None:
     weights, losses = trained(narrow_trainer(settings, single_runtime()))
     trainer = graphed(narrow_trainer(settings, single_runtime()))

@@ -35,7 +35,7 @@ def texts() -> Iterator[Path]:
 
 
 def as_one_line(text: str) -> str:
-    """Joins wrapped lines, also those of comments."""
+    """Joins wrapped lines, including those of comments."""
     return re.sub(r"\s*\n\s*(#\s*)?", " ", text)
 
 

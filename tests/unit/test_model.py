@@ -113,7 +113,7 @@ def test_unreadable_model_is_refused_in_one_line(tmp_path: Path, damage: str) ->
 
 
 def test_operations_of_a_depthwise_convolution_are_counted_once_for_each_pass() -> None:
-    """A layer takes three passes: forward, weight gradient and input gradient. The first layer skips the last one."""
+    """A layer takes three passes: forward, weight gradient, input gradient. The first layer has no input gradient."""
     model = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False))
     assert training_flops_per_image(model, 16) == (2 * 3 * 8 + 3 * 9 * 8) * 2 * 16**2
 

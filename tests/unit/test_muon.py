@@ -86,7 +86,7 @@ def test_100_steps_equal_those_of_a_plain_implementation(kind: str) -> None:
 
 
 def test_operations_of_a_step_are_those_of_its_matrix_products() -> None:
-    """With n > 1.5 m, three iterations on an (m, n) matrix take 2 products with it and 9 of (m, m) matrices."""
+    """With n > 1.5 m, 3 iterations on an (m, n) matrix take 2 products with it and 9 products of (m, m) matrices."""
     model = CustomResNet()
     shapes = [sorted(weights.flatten(1).shape) for weights in model.parameters() if weights.ndim == 4]
     expected = sum(2 * 2 * m * m * n + 9 * 2 * m**3 for m, n in shapes)

@@ -45,7 +45,8 @@ def test_leftovers_of_a_killed_command_are_removed_before_the_free_space_is_chec
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = photos.parent / "out"
-    leftovers = [out / f".writing-{number}" for number in (10**9, os.getpid())]  # containers reuse process IDs
+    # In a new container, this process may have the same ID as the killed one.
+    leftovers = [out / f".writing-{number}" for number in (10**9, os.getpid())]
     for folder in leftovers:
         folder.mkdir(parents=True)
 

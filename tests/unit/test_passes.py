@@ -79,7 +79,7 @@ def test_peak_includes_what_the_backward_pass_needs() -> None:
     weight = torch.ones(1000, requires_grad=True)
     with PeakMemory() as memory:
         (weight.exp().exp().exp().sum()).backward()
-    assert memory.peak >= 3 * 4000 + 4000  # the kept results of three exp calls, and a gradient
+    assert memory.peak >= 3 * 4000 + 4000  # three results of exp, kept for the backward pass, and a gradient
 
 
 def dropout_network() -> nn.Module:
@@ -121,7 +121,7 @@ Resolve = Callable[..., int]
 
 @pytest.fixture
 def resolve(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> Resolve:
-    """A function that returns the number of passes chosen if up to `fitting` images fit into memory at once."""
+    """A function of `fitting`: the number of passes that is chosen if this many images fit into memory at once."""
 
     def passes_of(fitting: float) -> int:
         auto = replace(config, schedule=replace(config.schedule, accumulate="auto"))
@@ -154,7 +154,7 @@ def test_a_number_of_passes_set_by_the_user_is_kept(config: TrainConfig) -> None
 
 
 class SmallMemory(nn.Module):
-    """A network for which memory runs out in passes of more than 4 images."""
+    """A network that runs out of memory in passes of more than 4 images."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -85,7 +85,7 @@ def test_what_follows_the_end_marker_of_a_jpeg_does_not_matter(progressive: bool
 
 
 def test_a_tiff_whose_tile_exceeds_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tile is decoded as a whole, also if the image is much smaller."""
+    """A tile is decoded as a whole, even if the image is much smaller."""
     side, data = 1008, zlib.compress(bytes(1008 * 1008))
     tags = [(256, 32), (257, 32), (258, 8), (259, 8), (262, 1), (277, 1), (322, side), (323, side)]
     start = 8 + 2 + 12 * (len(tags) + 2) + 4

@@ -242,7 +242,7 @@ def test_runs_that_differ_in_settings_without_effect_on_the_result_are_averaged(
 
 
 @pytest.mark.usefixtures("no_drawing")
-def test_run_that_is_named_twice_is_shown_once(tmp_path):
+def test_run_that_is_passed_twice_is_shown_once(tmp_path):
     make_run(tmp_path / "run")
     (tmp_path / "latest").symlink_to("run")
     page = Page(write_report([tmp_path / "run", tmp_path / "latest"]))

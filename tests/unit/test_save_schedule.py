@@ -38,7 +38,7 @@ def schedule(
 
 
 def saved_epochs(saves: SaveSchedule, clock: list[float], *, seconds: float) -> list[bool]:
-    """Returns which epochs are saved if each of them takes `seconds`."""
+    """Returns, for each epoch, whether a checkpoint is saved at its end. Each epoch takes `seconds`."""
     answers = []
     for epoch in range(EPOCHS):
         clock[0] += seconds

@@ -10,7 +10,7 @@ from data_prep.errors import InputError
 from data_prep.sources import Split
 from data_prep.sources.synthetic import draw_synthetic
 
-# `make demo` must reach 90 % on these images; a linear classifier must stay 25 points below that.
+# `make demo` must reach 90% on these images. A linear classifier must stay at least 25 points below that.
 LINEAR_CEILING = 0.65
 
 

@@ -1,6 +1,6 @@
 """Temperature scaling: one number, fitted on held-out images, corrects the probabilities.
 
-Other tests check which images --validation and --calibrate hold out, and what the run prints about that.
+This file also tests which images --validation and --calibrate hold out, and what a run prints about its plan.
 """
 
 from dataclasses import replace

@@ -91,10 +91,10 @@ def test_tensorboard_has_each_step_and_epoch_once_after_a_resume(tmp_path: Path)
         "import sys, json; from pathlib import Path\n"
         "from ddp_trainer.config import TrackingConfig; from ddp_trainer.tracking.tracker import build_tracker\n"
         "settings = TrackingConfig(trackers='tensorboard')\n"
-        "jobs = json.loads(sys.argv[2])\n"
-        "for history, steps, epoch in jobs:\n"
-        "    kept = {'history': history, 'step': 3 * len(history)}\n"
-        "    t = build_tracker(settings, run_dir=Path(sys.argv[1]), config={}, **kept)\n"
+        "parts = json.loads(sys.argv[2])\n"
+        "for history, steps, epoch in parts:\n"
+        "    resumed = {'history': history, 'step': 3 * len(history)}\n"
+        "    t = build_tracker(settings, run_dir=Path(sys.argv[1]), config={}, **resumed)\n"
         "    [t.log_step(r) for r in steps]; t.log_epoch(epoch); t.finish(None)\n"
         "from tensorboard.backend.event_processing.event_accumulator import EventAccumulator\n"
         "events = EventAccumulator(sys.argv[1] + '/tensorboard'); events.Reload()\n"
@@ -103,9 +103,13 @@ def test_tensorboard_has_each_step_and_epoch_once_after_a_resume(tmp_path: Path)
     pytest.importorskip("tensorboard")
     steps = [step_record(step) for step in range(1, 7)]
     before, after = [[], steps[:5], record(1)], [[record(1)], steps[3:], record(2)]
-    jobs = json.dumps([before, after])
+    parts = json.dumps([before, after])
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), jobs], capture_output=True, text=True, env=environment(), timeout=60
+        [sys.executable, "-c", code, str(tmp_path), parts],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=60,
     )
     assert done.stdout.splitlines()[-1:] == [
         "[[(3, 2.0), (6, 1.0)], [(1, 1.0), (2, 0.5), (3, 0.3333), (4, 0.25), (5, 0.2), (6, 0.1667)]]"

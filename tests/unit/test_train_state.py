@@ -53,7 +53,7 @@ def rename(buffers: dict[str, torch.Tensor]) -> None:
 
 
 def reshape(buffers: dict[str, torch.Tensor]) -> None:
-    """Keeps only one value of a buffer. Copying it would broadcast it to every channel."""
+    """Keeps only one value of a buffer. A plain copy into the network would broadcast this value to every channel."""
     buffers[BUFFER] = buffers[BUFFER][:, :1]
 
 
@@ -69,7 +69,7 @@ def test_checkpoint_with_other_buffers_is_refused(saved: dict[str, Any], tiny_di
     state, trainer = {**saved, "buffers": dict(saved["buffers"])}, trainer_with_average(tiny_dir)
     DAMAGES[damage](state["buffers"])
     before = copy.deepcopy(trainer.state.state_dict()["model"])
-    with pytest.raises(InputError, match=r"other buffers than the network \(.*features\.0\.1\.") as caught:
+    with pytest.raises(InputError, match=r"differ from those of the network \(.*features\.0\.1\.") as caught:
         trainer.state.load_state_dict(state)
     assert "\n" not in str(caught.value)
     assert trainer.state.step == 0

@@ -151,6 +151,19 @@ def test_directory_with_a_run_is_refused_without_resume(smoke_run: Path, tiny_di
     assert (out / "config.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("resume", [(), ("--resume",)])
+@pytest.mark.parametrize("name", ["predictions.npz", "metrics.jsonl", "report"])
+def test_directory_with_files_of_others_that_a_run_would_replace_is_refused(
+    tiny_dir: Path, tmp_path: Path, name: str, resume: tuple[str, ...]
+) -> None:
+    (tmp_path / name).write_text("not yours")
+    finished = fork(*SMOKE, "--data-dir", tiny_dir, "--out", tmp_path, *resume)
+    assert finished.returncode == 2
+    assert f"--out {tmp_path} is not a run, but contains {name}" in finished.stderr
+    assert (tmp_path / name).read_text() == "not yours"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", name]
+
+
 def test_directory_that_another_run_is_using_is_refused(tiny_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = start(

@@ -115,7 +115,7 @@ def test_finished_runs_are_collected_and_an_unfinished_run_is_refused(tmp_path: 
     assert (tmp_path / "result.json").read_text() == text
 
 
-def test_page_of_results_states_the_accuracies_of_the_picture(tmp_path: Path) -> None:
+def test_page_of_results_states_the_accuracies_in_the_picture(tmp_path: Path) -> None:
     page = (REPOSITORY / "docs" / "results.md").read_text()
     for name, file in accuracy_picture.FILES.items():
         point = accuracy_picture.read_point(accuracy_picture.RESULTS / file)

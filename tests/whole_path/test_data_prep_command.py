@@ -117,7 +117,7 @@ def test_unreadable_files_are_listed_and_can_be_skipped(photos: Path, tmp_path: 
     info = read_dataset(tmp_path / "new" / "set")
     assert info.splits["train"].count == 12
     assert sorted(info.skipped)[0] == "train/cat/bad 0.jpg"
-    assert not (tmp_path / "new" / "set.unreadable.txt").exists(), "the list describes an older attempt"
+    assert not (tmp_path / "new" / "set.unreadable.txt").exists(), "the list of the failed attempt is still there"
 
 
 def test_jpeg_images_are_written_with_the_requested_quality(photos: Path, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_an_interrupted_command_leaves_no_incomplete_files(number: int, file: st
         env=ENVIRONMENT,
         text=True,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # ignored if pytest runs under nohup
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # under nohup, SIGHUP would be ignored
     )
     wait_until(lambda: any((tmp_path / "set").glob(f".writing-*{file}")), "nothing is written", seconds=120, pause=0.01)
     process.send_signal(number)

@@ -130,7 +130,7 @@ def test_color_statistics_of_chunks_match_those_of_all_images() -> None:
     assert np.allclose(std, (images / 255).std(axis=(0, 1, 2)))
 
 
-def flip(path: Path, offset: int) -> None:
+def flip_bit(path: Path, offset: int) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
         byte = file.read(1)[0]
@@ -145,7 +145,7 @@ def test_only_the_tables_of_a_large_dataset_are_verified_at_the_start_of_a_run(
     monkeypatch.setattr(dataset, "HASHED_BYTES", 0)  # every file counts as large
     beton = tmp_path / "train.beton"
     verify_dataset(tmp_path, info, full=True)
-    flip(beton, int(read_samples(beton)["image"]["ptr"][7]) + 100)
+    flip_bit(beton, int(read_samples(beton)["image"]["ptr"][7]) + 100)
     verify_dataset(tmp_path, info, full=False)
     with pytest.raises(InputError, match="sha256 differs"):
         verify_dataset(tmp_path, info, full=True)
@@ -157,7 +157,7 @@ def test_only_the_tables_of_a_large_dataset_are_verified_at_the_start_of_a_run(
 @pytest.mark.parametrize("column", ["label", "checksum"])
 def test_a_changed_label_or_checksum_is_found_at_the_start_of_a_run(column: str, tmp_path: Path) -> None:
     info = write_dataset(draw_synthetic(train_count=40, test_count=10, seed=0, size=16), tmp_path)
-    flip(tmp_path / "train.beton", SAMPLES_START + 7 * SAMPLE.itemsize + SAMPLE.fields[column][1])  # type: ignore[index]
+    flip_bit(tmp_path / "train.beton", SAMPLES_START + 7 * SAMPLE.itemsize + SAMPLE.fields[column][1])  # type: ignore[index]
     with pytest.raises(InputError, match=r"train\.beton is damaged \(its tables differ"):
         verify_dataset(tmp_path, info, full=False)
 

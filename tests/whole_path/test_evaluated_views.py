@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from data_prep.loader import Batch
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.runtime import Runtime
-from ddp_trainer.engine.evaluation import SURE_MARGIN, Evaluator, averaged_over_views, hits
+from ddp_trainer.engine.evaluation import CERTAIN_MARGIN, Evaluator, averaged_over_views, hits
 from ddp_trainer.models.custom_resnet import CustomResNet
 from ddp_trainer.models.spec import ModelSpec
 from tests.support.networks import Hooked
@@ -47,10 +47,10 @@ def test_only_uncertain_predictions_are_averaged_over_views(device: torch.device
     best = plain.topk(2, dim=1).values
     margins = best[:, 0] - best[:, 1]
     # This factor makes half of the predictions certain. No margin is so close to the threshold that rounding matters.
-    factor = SURE_MARGIN / margins.sort().values[5:7].mean()
+    factor = CERTAIN_MARGIN / margins.sort().values[5:7].mean()
     model.head.weight *= factor
     model.head.bias *= factor
-    sure = factor * margins >= SURE_MARGIN
+    sure = factor * margins >= CERTAIN_MARGIN
     assert sure.sum() == 6
     expected = torch.stack([mean_of_views(model, image, mirror=mirror, shift=shift) for image in images])
     expected[sure] = factor * plain[sure]
@@ -58,7 +58,7 @@ def test_only_uncertain_predictions_are_averaged_over_views(device: torch.device
     torch.testing.assert_close(averaged, expected, rtol=0, atol=1e-9)
 
 
-def test_logits_that_are_not_finite_are_no_correct_predictions() -> None:
+def test_logits_that_are_not_finite_do_not_count_as_correct_predictions() -> None:
     logits = torch.tensor([[math.nan, math.nan], [1.0, 0.0], [math.inf, 0.0]])
     assert hits(logits, torch.zeros(3, dtype=torch.int64)).tolist() == [False, True, False]
 

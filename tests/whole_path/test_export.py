@@ -93,7 +93,7 @@ def test_a_process_without_this_package_predicts_the_same(
         own = model(batch_normalize(test_images, spec.mean, spec.std, torch.float32)).numpy()
     assert np.array_equal(results[format].argmax(axis=1), own.argmax(axis=1))
     assert np.abs(results[format] - own).max() < 1e-4 * np.abs(own).max()
-    assert len(np.unique(own.argmax(axis=1))) > 1, "the model predicts one class for all images, which proves nothing"
+    assert len(np.unique(own.argmax(axis=1))) > 1, "one class is predicted for all images, so this proves nothing"
 
 
 def test_exported_files_refuse_float_images_and_contain_the_class_names(

@@ -101,7 +101,7 @@ def test_steps_that_cannot_be_captured_run_without_graphs(runs: Cases, case: str
 
 
 @pytest.mark.parametrize("case", ["waiting", *NOT_CAPTURED])
-def test_step_that_a_graph_would_repeat_wrongly_is_not_captured_and_the_run_continues(runs: Cases, case: str) -> None:
+def test_step_that_a_graph_would_replay_wrongly_is_not_captured_and_the_run_continues(runs: Cases, case: str) -> None:
     found = runs[case]
     assert (found["steps"], found["graphs"], found["captures"]) == (STEPS, [], 1)
     (line,) = found["said"]
@@ -117,7 +117,7 @@ def test_another_thread_may_wait_during_a_capture(runs: Cases) -> None:
 
 
 def test_copying_the_state_for_a_checkpoint_does_not_wait(runs: Cases) -> None:
-    """The second copy is tested, because the first one allocates page-locked memory, which torch then keeps."""
+    """The first copy waits for the allocation of page-locked memory, which torch then reuses in the second copy."""
     assert runs["second copy"]["waits"] == {}
     assert runs["second copy"]["copies"] > 10
 
@@ -129,8 +129,8 @@ def ranks(cuda: dict[str, str], synthetic_dir: Path) -> Cases:
 
 
 @pytest.mark.parametrize("case", RANKS)
-def test_two_ranks_capture_their_collectives_and_leave_without_graphs(ranks: Cases, case: str) -> None:
-    """`illegal` also contains an attempt to leave NCCL's group while a graph uses it, which NCCL would never end."""
+def test_two_ranks_capture_collectives_and_free_the_graphs_before_leaving_the_group(ranks: Cases, case: str) -> None:
+    """`illegal` would also list ncclCommDestroy if a graph still used the communicator. NCCL would then hang."""
     found = ranks[case]
     assert (found["illegal"], found["said"]) == ([], [])
     assert len(found["graphs"]) == found["steps"]

@@ -1,6 +1,6 @@
 """Two machines, emulated by connected network namespaces, choose a network interface for gloo.
 
-On each machine, its own host name resolves to a loopback address, as Debian's installer sets it up.
+Each machine resolves its own host name to a loopback address, as Debian's installer configures it.
 """
 
 import json
@@ -106,7 +106,7 @@ def test_choice_of_the_interface_on_one_machine_and_on_several(monkeypatch: pyte
     addresses = psutil.net_if_addrs()
     unused = addresses[name][0]._replace(family=socket.AF_INET, address="192.0.2.61")
 
-    def named(world: str, own_name: str, **variables: str) -> str | None:
+    def chosen(world: str, own_name: str, **variables: str) -> str | None:
         with monkeypatch.context() as patch:
             patch.setattr(psutil, "net_if_stats", lambda: {"docker0": up[name], "other0": up[name], **up})
             patch.setattr(psutil, "net_if_addrs", lambda: {"docker0": [unused], "other0": [unused], **addresses})
@@ -118,14 +118,14 @@ def test_choice_of_the_interface_on_one_machine_and_on_several(monkeypatch: pyte
             choose_interface()
             return os.environ.pop("GLOO_SOCKET_IFNAME", None)
 
-    assert named("2", "127.0.1.1") == name, "not the interface on the route to the main machine"
-    assert named("2", "no-such-name.invalid") == name
-    assert named("2", "127.0.1.1", MASTER_ADDR="127.0.1.1") == "other0", (
+    assert chosen("2", "127.0.1.1") == name, "not the interface on the route to the main machine"
+    assert chosen("2", "no-such-name.invalid") == name
+    assert chosen("2", "127.0.1.1", MASTER_ADDR="127.0.1.1") == "other0", (
         "not an interface that other machines may reach"
     )
-    assert named("1", "127.0.1.1") is None, "an interface was chosen for a single process"
-    assert named("2", "127.0.1.1", LOCAL_WORLD_SIZE="2") == "lo", "not the loopback for processes on one machine"
-    assert named("2", address) is None, (
+    assert chosen("1", "127.0.1.1") is None, "an interface was chosen for a single process"
+    assert chosen("2", "127.0.1.1", LOCAL_WORLD_SIZE="2") == "lo", "not the loopback for processes on one machine"
+    assert chosen("2", address) is None, (
         "an interface was chosen, although other machines can reach the address of the host name"
     )
-    assert named("2", "127.0.1.1", GLOO_SOCKET_IFNAME="eth7") == "eth7", "the user's choice is lost"
+    assert chosen("2", "127.0.1.1", GLOO_SOCKET_IFNAME="eth7") == "eth7", "the user's choice is lost"

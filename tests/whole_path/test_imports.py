@@ -53,8 +53,8 @@ def test_importing_has_no_side_effects(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_importing_ffcv_does_not_ask_for_gpus() -> None:
-    """After that, a forked process could not use CUDA."""
+def test_importing_ffcv_does_not_query_the_gpus() -> None:
+    """A process that is forked after such a query cannot use CUDA."""
     code = """
 import torch
 calls = []

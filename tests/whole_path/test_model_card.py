@@ -1,4 +1,4 @@
-"""The model card has the figures of the run, and code that computes the logits with and without this package."""
+"""The model card has the results of the run, and code that computes the logits with and without this package."""
 
 import errno
 import json
@@ -64,7 +64,7 @@ def test_code_in_the_card_computes_the_logits_of_the_model(
     assert np.abs(np.load(tmp_path / "out.npy") - own).max() < 1e-5 * np.abs(own).max()
 
 
-def test_card_shows_the_figures_of_the_run(smoke_run: Path) -> None:
+def test_card_shows_the_results_of_the_run(smoke_run: Path) -> None:
     card, summary = ((smoke_run / name).read_text() for name in ("model.md", "summary.json"))
     correct = json.loads(summary)["test_correct"]
     assert f"{correct / 40:.2%}, {correct} of 40 test images; 95% interval" in card

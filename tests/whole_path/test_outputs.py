@@ -1,4 +1,4 @@
-"""The last files of a run: a run without its report is finished, and a killed run completes them when it is resumed."""
+"""The last files of a run. A run is finished even without its report. Resuming a killed run writes what is missing."""
 
 import json
 import shutil

@@ -23,7 +23,7 @@ NEEDS_TIMM = pytest.mark.skipif(not is_installed("timm"), reason="timm is not in
 
 
 def train(*arguments: str | Path, processes: int = 1) -> Finished:
-    """Runs `ddp_trainer.train smoke ...` without the report; it must succeed."""
+    """Runs `ddp_trainer.train smoke ...` without the report. Fails the test if the run fails."""
     return trainer.train(*arguments, module=NARROW, processes=processes)
 
 

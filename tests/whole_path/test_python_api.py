@@ -58,7 +58,7 @@ def test_importing_the_package_does_not_import_torch() -> None:
 
 
 def test_train_can_be_called_again_and_leaves_the_process_as_it_was(tiny_dir: Path, tmp_path: Path) -> None:
-    """`train` is called with two precisions, after an exception, and with the caller's own recipe and observer."""
+    """The four calls use two different precisions, an observer that raises, and the caller's own recipe."""
     handlers, threads = signal.getsignal(signal.SIGTERM), set(threading.enumerate())
     results = [
         ddp_trainer.train("smoke", data_dir=tiny_dir, out=tmp_path / precision, precision=precision, **NARROW)
@@ -91,7 +91,7 @@ class Interrupts(Listener):
 def test_a_stopped_run_is_resumed_in_the_same_process_and_the_observer_sees_every_step(
     tiny_dir: Path, tmp_path: Path
 ) -> None:
-    """The first call stops while it traces steps. It must end the trace: torch allows one at a time in a process."""
+    """The first call stops while its profiler is active. It must end the profiler: torch allows only one at a time."""
     settings = {"data_dir": tiny_dir, "out": tmp_path / "run", "profile": 4, **NARROW}
     listener = Interrupts()
     stopped = ddp_trainer.train("smoke", observer=listener, **settings)
@@ -190,6 +190,7 @@ def test_launch_refuses_a_recipe_without_a_known_name_and_creates_no_folder(
 
 
 def test_launch_passes_on_settings_that_the_recipe_drops_for_another_network() -> None:
+    """The recipe sets `freeze_late` to the same value, but only for its own network."""
     config = configure("fast", {"network": "torchvision:mobilenet_v2", "freeze_late": FIRST_BLOCKS})
     assert _changes(config) == {"network": "torchvision:mobilenet_v2", "freeze_late": FIRST_BLOCKS}
     assert _changes(configure("fast", {})) == {}
@@ -230,7 +231,7 @@ def launch_endless(processes: int, tiny_dir: Path, tmp_path: Path) -> tuple[subp
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in case this process ignores SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # children inherit an ignored SIGINT
     )
     wait_for_epochs(out, child)
     return child, out

@@ -25,17 +25,17 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
         yield started
 
 
-@pytest.fixture(scope="module", params=["50 epochs, 10 classes", "1 epoch, 100 classes", "stopped", "several"])
+@pytest.fixture(scope="module", params=["50 epochs, 10 classes", "1 epoch, 100 classes", "stopped run", "several runs"])
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = [tmp_path_factory.mktemp("runs") / "a run whose name is long enough to be in the way"]
     num_epochs, num_classes = {"50 epochs, 10 classes": (50, 10), "1 epoch, 100 classes": (1, 100)}.get(
         request.param, (3, 10)
     )
     make_run(runs[0], num_classes=num_classes, num_epochs=num_epochs)
-    if request.param == "stopped":
+    if request.param == "stopped run":
         for name in ("summary.json", "predictions.npz"):
             (runs[0] / name).unlink()
-    if request.param == "several":
+    if request.param == "several runs":
         runs += [runs[0].with_name(f"seed-{seed}") for seed in (1, 2, 3)]
         for seed, run in enumerate(runs[1:], 1):
             make_run(run, seed=seed)

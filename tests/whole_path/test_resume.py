@@ -18,8 +18,8 @@ import ddp_trainer
 from ddp_trainer.run.checkpoint import CheckpointError, list_checkpoints, read_checkpoint, write_checkpoint
 from tests.support.trainer import NARROW, fork, read_lines, start, train, wait_for_epochs
 
-# Ten epochs of 6 steps (96 training images in batches of 15), with a checkpoint after every second step. Two processes
-# get 7 and 8 images of a batch.
+# Ten epochs of 6 steps (96 training images in batches of 15), with a checkpoint after every second step. If there are
+# two processes, they get 7 and 8 images of each batch.
 PLAN = (
     "--epochs",
     "10",
@@ -109,7 +109,7 @@ def test_run_stopped_by_a_signal_and_resumed_equals_the_uninterrupted_run(
     process = start(NARROW, *arguments, processes=processes)
     wait_for_epochs(out, process)
     victims = workers(process) if processes > 1 else [process.pid]
-    os.kill(victims[-1], number)  # one rank, here the last
+    os.kill(victims[-1], number)  # only the last rank gets the signal
     process.communicate(timeout=90)
     status = json.loads((out / "status.json").read_text())
     if number != signal.SIGKILL:
@@ -126,7 +126,7 @@ def test_run_stopped_by_a_signal_and_resumed_equals_the_uninterrupted_run(
 def test_run_whose_first_save_fails_after_the_first_epoch_can_start_again(
     tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The save takes longer than an epoch."""
+    """The first save takes longer than an epoch, so the first epoch is recorded before the save fails."""
 
     def fail(*_: object, **__: object) -> None:
         time.sleep(1)

@@ -90,7 +90,7 @@ def test_a_folder_that_another_run_is_using_is_refused(tmp_path: Path) -> None:
     lock_folder(tmp_path / "run").close()
 
 
-def test_an_old_checkpoint_that_cannot_be_removed_does_not_fail_a_save(
+def test_an_old_checkpoint_that_cannot_be_removed_does_not_make_a_save_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse_removal(path: Path, **options: object) -> None:

@@ -31,7 +31,7 @@ def test_folders_created_in_the_same_second_differ(tmp_path: Path, monkeypatch: 
     assert len(list((tmp_path / "runs").iterdir())) == 4
 
 
-def test_a_link_that_leads_nowhere_instead_of_runs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dangling_link_named_runs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").symlink_to(tmp_path / "purged")
     with pytest.raises(InputError, match=r"runs/smoke-.* cannot be created"):

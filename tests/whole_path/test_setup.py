@@ -1,4 +1,4 @@
-"""scripts/setup.sh makes the right calls and prints the right messages. pip, venv and the FFCV build are fakes.
+"""scripts/setup.sh makes the right calls and prints the right messages. pip, venv and the FFCV build are faked.
 
 These tests do not run the real set-up; .ci/run does, on a bare machine.
 """
@@ -20,7 +20,7 @@ from tests.support.trainer import REPOSITORY, run
 
 TOOLS = ("bash", "dirname", "uname", "cat", "sha256sum", "rm", "mkdir", "cp", "env", "grep")
 STEPS = ["venv", "pip", "ffcv", "pip", "imports"]
-INTO_THE_SAME_VENV = STEPS[1:]
+STEPS_IN_EXISTING_VENV = STEPS[1:]
 
 # A Python that answers queries like the real one. Commands that would change the machine are recorded, but not run.
 RECORDING_PYTHON = """#!/usr/bin/env bash
@@ -103,7 +103,7 @@ def test_a_changed_requirement_or_build_script_causes_an_installation(file: str,
     with (machine.project / file).open("a") as stream:
         stream.write("# changed\n")
     assert machine.set_up().returncode == 0
-    assert machine.recorded_steps() == INTO_THE_SAME_VENV
+    assert machine.recorded_steps() == STEPS_IN_EXISTING_VENV
 
 
 def test_a_failed_install_is_tried_again(machine: Machine) -> None:

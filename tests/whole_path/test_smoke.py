@@ -153,7 +153,7 @@ def test_command_that_repeats_a_run_unsets_a_setting_of_its_recipe(smoke_run: Pa
 def test_predictions_belong_to_their_images(tiny_dir: Path, tmp_path: Path) -> None:
     words = ("--data-dir", tiny_dir, "--out", tmp_path / "run", "--validation", "30", "--batch-size", "16")
     train(*words, module=NARROW, processes=2)
-    drawn = draw_synthetic(train_count=96, test_count=40, seed=1).train  # as in tiny_dir
+    drawn = draw_synthetic(train_count=96, test_count=40, seed=1).train  # the same images as in tiny_dir
     with np.load(tmp_path / "run" / "predictions.npz") as found:
         assert np.array_equal(found["labels"], drawn.labels[found["indices"]])
         wrong = found["probabilities"].argmax(axis=1) != found["labels"]

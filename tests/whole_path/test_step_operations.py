@@ -1,6 +1,7 @@
 """A training step stays within a budget of operations: on a fast GPU, the time of a step depends on their number.
 
-These tests run everywhere. `test_fake_cuda.py` counts what is launched on a GPU, but needs gcc and a torch with CUDA.
+These tests count torch operations on the CPU, so they run everywhere. `test_fake_cuda.py` counts what would be launched
+on a GPU, but needs gcc and a torch with CUDA.
 """
 
 import pytest
@@ -22,7 +23,7 @@ BUDGET = {"fast": 250, "strong": 250, "long": 256, "baseline": 145}
 @pytest.mark.parametrize("recipe", BUDGET)
 def test_step_stays_within_its_budget_of_operations(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counts the operations of the second step, because the first one creates momentum and constants."""
-    # On a CPU, convolutions of small feature maps take more operations than on a GPU.
+    # Turns off Conv3x3's matrix products for small feature maps, which are used only on a CPU and take more operations.
     monkeypatch.setattr(small_map_conv, "LARGEST_SIDE", 0)
     config = changed_recipe(recipe, schedule={"batch_size": 4})
     batch, draws = blank_batch(4, torch.device("cpu")), torch.zeros((NUM_DRAWS, 4), dtype=torch.int64)

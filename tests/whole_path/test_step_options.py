@@ -77,9 +77,9 @@ def test_class_weights_change_the_loss_and_accumulation_keeps_the_gradient(stepp
     """The classes have 9 or 10 images each, so their weights change the loss only a little."""
     plain, whole, parts = stepped(), stepped(balance="weights"), stepped(balance="weights", accumulate=2)
     torch.testing.assert_close(momentum(parts), momentum(whole), rtol=1e-9, atol=1e-12)
-    one, other = (averages(trainer.state.sums.values).loss for trainer in (plain, whole))
-    assert one != pytest.approx(other, rel=1e-6)
-    assert one == pytest.approx(other, rel=0.05)
+    unweighted, weighted = (averages(trainer.state.sums.values).loss for trainer in (plain, whole))
+    assert unweighted != pytest.approx(weighted, rel=1e-6)
+    assert unweighted == pytest.approx(weighted, rel=0.05)
 
 
 def test_network_sees_growing_crops(tiny_dir: Path, device: torch.device) -> None:
@@ -118,7 +118,7 @@ def test_loss_of_mixed_images_is_the_weighted_sum_over_both_labels() -> None:
 def test_run_with_ema_decay_saves_the_averaged_weights(tiny_dir: Path, tmp_path: Path) -> None:
     train("--data-dir", tiny_dir, "--out", tmp_path / "run", "--ema-decay", "0.5", module=NARROW)
     state = read_checkpoint(list_checkpoints(tmp_path / "run" / "checkpoints")[0])
-    left = load_file(tmp_path / "run" / "model.safetensors")
-    assert left.keys() == state["model"].keys()
-    assert all(torch.equal(value, state["ema"][f"module.{name}"]) for name, value in left.items())
-    assert not torch.equal(left["head.weight"], state["model"]["head.weight"])
+    saved = load_file(tmp_path / "run" / "model.safetensors")
+    assert saved.keys() == state["model"].keys()
+    assert all(torch.equal(value, state["ema"][f"module.{name}"]) for name, value in saved.items())
+    assert not torch.equal(saved["head.weight"], state["model"]["head.weight"])

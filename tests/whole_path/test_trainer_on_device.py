@@ -70,7 +70,7 @@ def test_step_with_infinite_logits_changes_nothing(
     if precision == "fp16" and device.type == "cpu":
         pytest.skip("fp16 works on CUDA only")
     with restored_settings():
-        rates = {"peak_lr": 1e-3, "head_lr": None, "bias_lr": None}  # higher ones make fp16 overflow with AdamW
+        rates = {"peak_lr": 1e-3, "head_lr": None, "bias_lr": None}  # higher rates make fp16 overflow with AdamW
         settings = {"optimizer": optimizer, "precision": precision, "ema_decay": 0.9, **rates}
         trainer = build(**settings, graph="off")  # a replayed graph would not call the hook of infinite_logits
         take(trainer, range(2))

@@ -15,13 +15,13 @@ from tests.support.wandb_file import of_kind, read_history, read_records, read_s
 
 
 def epochs_in(run_dir: Path) -> list[dict[str, Any]]:
-    """Returns the epoch records in W&B's history. If a step record shares the row, its figures are left out."""
+    """Returns the epoch records in W&B's history. The values of a step record in the same row are left out."""
     rows = [row for row in read_history(run_dir) if "epoch" in row]
     return [{name: value for name, value in row.items() if not name.startswith("step/")} for row in rows]
 
 
 def steps_in(run_dir: Path) -> list[dict[str, Any]]:
-    """Returns the step records in W&B's history, without the prefix `step/` in their names."""
+    """Returns the step records in W&B's history, with the prefix `step/` removed from the keys."""
     rows = [row for row in read_history(run_dir) if "step/step" in row]
     return [{name[5:]: value for name, value in row.items() if name.startswith("step/")} for row in rows]
 

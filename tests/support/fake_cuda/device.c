@@ -10,7 +10,7 @@
 #include "fake_cuda.h"
 
 // ---- memory ----
-typedef struct { char *at; size_t size; int type; } Block;
+typedef struct { char *at; size_t size; int type; } Block;  // type: as `memory_type` returns it
 static Block blocks[1 << 16];
 static int num_blocks;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;

@@ -143,7 +143,7 @@ int ncclAllGather(const void *from, void *to, size_t count, int type, Communicat
   collective(__func__, count, stream, &of->graphs);
   return 0;
 }
-int ncclCommDestroy(Communicator *of) {  // NCCL would wait until no graph uses the communicator
+int ncclCommDestroy(Communicator *of) {  // the real function waits until no graph uses the communicator
   note(of->graphs ? ILLEGAL : DEVICE_WAIT, __func__, 0, NULL);
   return 0;
 }

@@ -67,7 +67,7 @@ CAPTURED = {
 
 OWN: Sections = {"network": {"widths": (64, 128, 256, 512), "activation": "relu"}, "schedule": {"small_crops": ""}}
 
-# Whole runs whose capture fails, after one attempt.
+# Whole runs whose first capture fails. There is no second attempt.
 NOT_CAPTURED = {
     name: changed(BASELINE, OWN, {"network": {"network": f"tests.support.graph_networks:{network}"}})
     for name, network in (("random numbers on the host", "StochasticDepth"), ("wait in backward", "WaitsInBackward"))

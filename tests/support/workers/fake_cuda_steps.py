@@ -1,4 +1,4 @@
-"""Takes steps on the imitation of CUDA; prints as JSON how many operations each one launched and why the host waited.
+"""Takes steps on the imitation of CUDA. Prints as JSON how many operations each step launched and why the host waited.
 
 Run it with the environment variables that `tests.support.fake_cuda.library.variables` returns.
 """
@@ -30,7 +30,7 @@ WARM_STEPS = 3  # the first steps allocate memory and create constants
 
 
 class Steps:
-    """Builds trainers on the dataset of one folder, and logs the calls of one of their steps."""
+    """Builds trainers on the dataset in one folder, and logs the CUDA calls of single steps."""
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir, self.dataset = data_dir, read_dataset(data_dir)
@@ -52,7 +52,7 @@ class Steps:
         return calls
 
     def passes(self, most: int) -> int:
-        """The number of passes that --accumulate auto chooses for 64 images if at most `most` fit into memory."""
+        """The number of passes that --accumulate auto chooses for 64 images if memory holds at most `most` of them."""
 
         def forward(network: nn.Module, inputs: tuple[Tensor]) -> None:
             if len(inputs[0]) > most:

@@ -1,4 +1,4 @@
-"""Joins the launcher's process group on the CPU. Prints rank, world size and number of reached processes as JSON."""
+"""Joins the launcher's process group on the CPU. Prints rank, world size and how many processes it reached, as JSON."""
 
 import json
 import sys
