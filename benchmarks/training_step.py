@@ -129,7 +129,7 @@ def parse_options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Train
     )
     parser.add_argument("--loops", nargs="+", choices=LOOPS, help="loops to run; default: all that this device can run")
     parser.add_argument("--rounds", type=int, default=5)
-    steps = 100 if torch.cuda.is_available() else 2  # on a GPU, only many queued steps give a meaningful rate
+    steps = 100 if torch.cuda.is_available() else 2  # on a GPU, the rate is meaningful only if many steps are queued
     parser.add_argument("--steps", type=int, default=steps, help="steps of each loop in a round")
     parser.add_argument("--result", type=Path, help="write the figures here as JSON")
     options, flags = parser.parse_known_args(argv)

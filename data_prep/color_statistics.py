@@ -12,7 +12,7 @@ class ColorCounts:
         self._counts = np.zeros((3, 256), dtype=np.int64)
 
     def add(self, images: np.ndarray) -> None:
-        """Counts `images`, (N, H, W, 3) uint8. Add few images at a time, because bincount copies them to int64."""
+        """Counts `images`, (N, H, W, 3) uint8. Add a few images at a time, because bincount copies them to int64."""
         for channel in range(3):
             self._counts[channel] += np.bincount(images[..., channel].reshape(-1), minlength=256)
 

@@ -19,7 +19,7 @@ class CardConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 if model.md was written, 2 if the run cannot be read or model.md cannot be written."""
+    """Returns the exit status: 0 if model.md was written, 2 if the input is wrong or model.md cannot be written."""
     from ddp_trainer.report.model_card import write_model_card
 
     def write() -> None:

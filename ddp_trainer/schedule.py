@@ -35,8 +35,8 @@ class ScheduleConfig:
     """Parameters to freeze before the end of the run, as comma-separated patterns of their names, such as features.0.*.
     No gradients are computed for frozen parameters."""
     freeze_late_between: tuple[float, float] = (0.6, 0.8)
-    """Two shares of all steps. Between them, the learning rates of the parameters of --freeze-late are multiplied by a
-    factor that falls linearly from 1 to 0. At the second share, these parameters are frozen."""
+    """Two points in the run, as shares of all steps. From the first to the second, the learning rates of the parameters
+    of --freeze-late are multiplied by a factor that falls linearly from 1 to 0. At the second, they are frozen."""
     max_steps: int | None = None
     """Stop after this many optimizer steps. Everything else still follows the schedule of the full run."""
 

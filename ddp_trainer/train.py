@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | None" = None) -> "RunResult | None":
     """Starts or resumes a run, and returns its result when it ends. Returns None on every rank but the main one.
 
-    Only three methods of `observer` are called: `step_done`, `step_record` and `epoch_done`. Each is called after the
-    method of `Recorder` with the same name, which records the run.
+    Only three methods of `observer` are called: `step_done`, `step_record` and `epoch_done`. Each is called at the end
+    of the method of `Recorder` with the same name, which records the run.
+
     Raises InputError for wrong input, before the first step.
     """
     from ddp_trainer.distributed.launch import Launch, check_machine

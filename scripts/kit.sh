@@ -31,7 +31,7 @@ rm -f "$out"/wheels/*.whl # of an older kit
 machine=$(uname -m)
 requirements=$(mktemp)
 trap 'rm -f "$requirements"' EXIT
-# Copies the entries of these packages from constraints.txt, with their hashes, to the requirements file.
+# Copies the entries of $packages from constraints.txt, with their hashes, to the requirements file.
 awk -v names=" $packages " '/^[^ #]/ { keep = index(names, " " substr($1, 1, index($1, "==") - 1) " ") } keep' \
   constraints.txt >"$requirements"
 "$python" -m pip --disable-pip-version-check --quiet download --no-deps --only-binary :all: --require-hashes \

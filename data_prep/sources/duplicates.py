@@ -1,4 +1,4 @@
-"""Finds images that occur in both splits or in several classes, from a fingerprint and a label per image (16 bytes)."""
+"""Finds images that occur in both splits or in several classes, from 16 bytes per image: a fingerprint and a label."""
 
 import hashlib
 from collections.abc import Sequence

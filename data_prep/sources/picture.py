@@ -124,7 +124,7 @@ def _decode(file: BinaryIO | io.BytesIO, size: int, *, metadata_ignored: bool) -
 
 
 def _repaired(content: bytes, size: int) -> Picture | None:
-    """The picture from the file that `repair.without_metadata` repairs, or None if it still cannot be read."""
+    """The picture after a repair by `repair.without_metadata`, or None if it still cannot be read."""
     for keep_exif in (True, False):  # the EXIF data may be what cannot be read
         repaired = without_metadata(content, partial(_pixels_of, size=size), keep_exif=keep_exif)
         try:
@@ -226,7 +226,7 @@ def _to_rgb(strip: Image.Image) -> Image.Image:
 
 
 def _check_end(file: BinaryIO) -> None:
-    """Raises OSError for a JPEG without an end marker. The decoder would take trailing zeros for pixels."""
+    """Raises OSError if a JPEG has no end marker. The decoder takes zeros that end an interrupted copy for pixels."""
     if file.read(len(JPEG)) == JPEG:
         file.seek(-len(JPEG_END), io.SEEK_END)
         if file.read() != JPEG_END:

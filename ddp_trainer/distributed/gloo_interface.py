@@ -5,7 +5,8 @@ import socket
 
 import psutil
 
-# Other machines cannot reach interfaces with these name prefixes, which connect containers and virtual machines.
+# Interfaces with these name prefixes connect containers and virtual machines. Other machines cannot reach these
+# interfaces.
 BRIDGES = ("docker", "veth", "virbr", "br-")
 
 

@@ -16,7 +16,7 @@ class Observer(Protocol):
     progress: Progress
 
     def step_done(self, step: int) -> None:
-        """Called after each step; `step`: number of steps taken. The device may not have finished the last step yet."""
+        """Called after each step; `step`: number of steps done. The device may not have finished the last step yet."""
         ...
 
     def step_record(self, record: Record) -> None:

@@ -1,8 +1,8 @@
 """The training loop: steps, epochs and the whole run.
 
 Processes, tracking and saving are left to the `Runtime` and the `Observer` that are passed in. Within a step, the host
-waits only for the previous step, to read whether it was skipped. The only exception is the first step in which
-the parameters of --freeze-late are frozen.
+waits only for the previous step, to read whether it was skipped. The exceptions are steps that capture a CUDA graph,
+and the first step in which the parameters of --freeze-late are frozen.
 """
 
 import contextlib

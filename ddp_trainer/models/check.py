@@ -100,7 +100,7 @@ def _run(network: nn.Module, name: str, images: Tensor, *, channels_last: bool) 
         except Exception:
             reason = describe_error(error)
             if "more than 1 value per channel" in reason:
-                reason += "; raise --batch-size or lower --accumulate, which leave one image for some forward passes"
+                reason += "; some forward passes would get only one image, so raise --batch-size or lower --accumulate"
             raise InputError(f"--network {name} fails on images of shape {shape}: {reason}") from error
         raise InputError(f"--network {name} does not work in channels-last order; add --no-channels-last") from error
 

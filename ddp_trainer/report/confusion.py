@@ -55,7 +55,7 @@ def confusion_figure(found: Predictions, labels: Sequence[str]) -> Figure:
 
 
 def opacity(counts: np.ndarray) -> np.ndarray:
-    """(C, C) in [0, 1]: the square root of each cell's share of its row, so that rare mistakes are visible."""
+    """(C, C) in [0, 1]: square root of each cell's share of its row (true class), so that rare mistakes are visible."""
     return np.sqrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
 
 

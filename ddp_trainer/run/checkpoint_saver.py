@@ -86,8 +86,8 @@ class CheckpointSaver:
             try:
                 pending.result()
             finally:
-                # This thread frees the copy, because it also captures CUDA graphs, and page-locked memory must not be
-                # freed during a capture.
+                # The writer thread must not free the copy, because page-locked memory must not be freed while a CUDA
+                # graph is captured. The thread that calls `wait` also does the captures, so it frees the copy.
                 self._copy = None
 
     def close(self) -> None:

@@ -156,7 +156,11 @@ def new_folder(name: str) -> Path:
 
 
 def refuse_existing_run(out: Path, *, resume: bool) -> None:
-    """Raises InputError if `out` contains a run and `resume` is false, or no run but files that a run would replace."""
+    """Raises InputError if `out` contains a run and `resume` is false.
+
+    Also raises it if `out` contains no run, but a file or folder that a run would replace. A folder with config.json
+    contains a run. With `resume`, so does a folder with checkpoints.
+    """
     if os.path.exists(out / "config.json"):
         fix = "add --resume to continue it, or choose another folder"
         require(resume, f"--out {out} already contains a run; {fix}")

@@ -30,10 +30,8 @@ from ddp_trainer.tracking.tracker import build_tracker
 
 def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentRecorder) -> None:
     """Writes all results of a finished run. Every rank must call it, but only the main process writes."""
-    model, spec = (
-        trainer.evaluated_model,
-        replace(trainer.data.evaluator.spec, temperature=_fitted_temperature(trainer)),
-    )
+    model = trainer.evaluated_model
+    spec = replace(trainer.data.evaluator.spec, temperature=_fitted_temperature(trainer))
     with trainer.averaged_batchnorm():
         if isinstance(recorder, Recorder):
             write_model(recorder.run_dir.path, model, spec)

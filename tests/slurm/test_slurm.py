@@ -1,6 +1,7 @@
 """Jobs on a real SLURM: several nodes, preemption, time limits, lost processes, cancellation, staging, sweeps.
 
-One job is interrupted twice. It mostly waits to run again, so a thread interrupts it while the other tests run.
+One job is interrupted twice. Most of the time, it is in the queue, waiting to run again. To use this time, a thread
+interrupts the job while the other tests run.
 """
 
 import filecmp

@@ -34,6 +34,7 @@ def requeued(desk: Desk) -> dict[str, Job]:
     states, limit = "preempted preempted preempted done", "2"
     finished = desk.folder / "runs" / "finished after 1 step"
     finished.mkdir(parents=True)
+    (finished / "config.json").write_text("{}")
     (finished / "summary.json").write_text('{"steps": 1}')
     (finished / "status.json").write_text('{"state": "done"}')
     more_steps = ("smoke", "--out", str(finished), "--resume")

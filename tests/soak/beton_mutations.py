@@ -71,7 +71,7 @@ def _copy_row(content: bytes, rng: random.Random) -> Mutation:
 
 
 def _move_addresses(content: bytes, rng: random.Random) -> Mutation:
-    """Changes the image addresses in both tables: shifts them, permutes them or makes them equal."""
+    """Changes the image addresses in samples and allocations: shifts them, permutes them or makes them equal."""
     samples = np.frombuffer(content, SAMPLE, COUNT, SAMPLES_START).copy()
     table_at = len(content) - COUNT * ALLOCATION.itemsize
     table = np.frombuffer(content, ALLOCATION, COUNT, table_at).copy()

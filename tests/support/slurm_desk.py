@@ -1,9 +1,9 @@
 """A folder from which jobs are submitted to a real SLURM, with a fake launcher in place of `accelerate`.
 
 The launcher records how it was called and writes the status.json that the test needs, so a job takes seconds.
-Environment variables control the launcher: ENDS_AS (the state that each attempt writes), STARTS_FOR (seconds that the
-first attempt waits), SAVES (each attempt saves a checkpoint), TRAINS (the first attempt starts a training process) and
-EXIT_STATUS.
+Environment variables control the launcher: ENDS_AS (the states that successive attempts write), STARTS_FOR (seconds
+that the first attempt waits), SAVES (each attempt saves a checkpoint), TRAINS (the first attempt starts a training
+process) and EXIT_STATUS.
 """
 
 import shutil

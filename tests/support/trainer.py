@@ -85,7 +85,7 @@ def run(module: str, *arguments: str | Path, processes: int = 1, timeout: float 
 def train(*arguments: str | Path, module: str = "ddp_trainer.train", processes: int = 1) -> Finished:
     """Runs `python -m MODULE smoke ...` on the CPU, and asserts that it succeeds.
 
-    If MODULE is NARROW, the processes are forked from this one.
+    If MODULE is NARROW, `fork` runs it.
     """
     words = ("smoke", "--device", "cpu", *arguments)
     finished = fork(*words, processes=processes) if module == NARROW else run(module, *words, processes=processes)

@@ -23,7 +23,7 @@ BUDGET = {"fast": 250, "strong": 250, "long": 256, "baseline": 145}
 @pytest.mark.parametrize("recipe", BUDGET)
 def test_step_stays_within_its_budget_of_operations(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counts the operations of the second step, because the first one creates momentum and constants."""
-    # Turns off Conv3x3's matrix products for small feature maps, which are used only on a CPU and take more operations.
+    # Turns off Conv3x3's matrix products, which are used only for small feature maps on a CPU and take more operations.
     monkeypatch.setattr(small_map_conv, "LARGEST_SIDE", 0)
     config = changed_recipe(recipe, schedule={"batch_size": 4})
     batch, draws = blank_batch(4, torch.device("cpu")), torch.zeros((NUM_DRAWS, 4), dtype=torch.int64)

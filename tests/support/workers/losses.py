@@ -2,7 +2,7 @@
 
 NAME is float32, float64, balanced or accumulated. `balanced` uses float64, mixup, `--balance batches` and classes of
 unequal size, and freezes the first layers after 11 steps. `accumulated` uses float64, `--accumulate 2`, and a network
-without BatchNorm, because the number of ranks changes which images are in the same pass. The other cases synchronize
+without BatchNorm, because the number of ranks determines which images are in the same pass. The other cases synchronize
 BatchNorm. The networks are narrow, so that float64 on a CPU takes only seconds.
 """
 
