@@ -42,7 +42,7 @@ def read_point(path: Path) -> Point:
 
 
 def draw_point(axes: Axes, name: str, point: Point) -> None:
-    """Draws two circles per run: hollow for the accuracy without TTA (test-time augmentation), filled with TTA.
+    """Draws two circles per run: hollow for accuracy without TTA (test-time augmentation), filled for accuracy with it.
 
     The label beside the circles gives the mean with TTA.
     """

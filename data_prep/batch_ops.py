@@ -1,4 +1,4 @@
-"""The operations on whole batches of images that make up the augmentation.
+"""The operations that make up the augmentation, each on a whole batch of images.
 
 They draw no random numbers, do not loop over images, and do not wait for the device.
 """

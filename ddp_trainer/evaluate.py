@@ -90,7 +90,7 @@ def labels_of_the_run(spec: ModelSpec, dataset: DatasetInfo, data_dir: Path) -> 
     unknown = [quoted(name) for name in dataset.classes if name not in label_of]
     if unknown:
         missing = [quoted(name) for name in spec.classes if name not in dataset.classes]
-        only = f" (and it lacks {name_some(missing)})" if missing else ""
+        only = f" (and lacks {name_some(missing)})" if missing else ""
         raise InputError(
             f"{data_dir} has classes that the run was not trained on: {name_some(unknown)}{only}; "
             "pass another dataset as --data-dir"

@@ -31,7 +31,7 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
     """Starts or resumes a run, and returns its result when it ends. Returns None on every rank but the main one.
 
     Only three methods of `observer` are called: `step_done`, `step_record` and `epoch_done`. Each is called at the end
-    of the method of `Recorder` with the same name, which records the run.
+    of the `Recorder` method with the same name. `Recorder` records the run.
 
     Raises InputError for wrong input, before the first step.
     """

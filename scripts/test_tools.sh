@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the system packages that some tests need: SLURM (3 MB), and iproute2, whose program ip creates network
-# namespaces. `make test` calls this script, which takes a moment if both are installed already.
+# namespaces. `make test` calls this script, which takes only a moment if both are installed already.
 # The script installs them only as root. If a package is missing afterwards, the tests that need it are skipped. With
 # CI=true, those that need SLURM fail instead.
 set -euo pipefail

@@ -25,7 +25,7 @@ class Findings(NamedTuple):
 
     notes: tuple[str, ...] = ()  # lines for the user
     skipped: tuple[str, ...] = ()  # files that could not be read
-    duplicates: tuple[str, ...] = ()  # a line for each image that is in both splits or several classes: its files
+    duplicates: tuple[str, ...] = ()  # for each image that is in both splits or several classes, a line with its files
 
 
 class UnreadableImagesError(InputError):

@@ -22,7 +22,7 @@ _reading = threading.local()  # .path: the file that this thread reads; .warned:
 
 @dataclass
 class DecoderMessages:
-    """What decoders said about the images: counts of the files with warnings and of the printed lines, and examples."""
+    """What decoders said about the images: how many files have warnings, how many lines were printed, and examples."""
 
     num_files: int = 0
     first: list[str] = field(default_factory=list)

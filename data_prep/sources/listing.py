@@ -70,7 +70,7 @@ def list_splits(root: Path) -> tuple[Listing, Listing, list[str]]:
         if folder != listing.root
     ]
     if train not in present:
-        notes.append(f"{shell_path(root)} has no train folder, so the dataset can only be evaluated")
+        notes.append(f"{shell_path(root)} has no train folder, so the dataset is only for evaluation")
     for name, listing in (("train", train), ("test", test)):
         if listing.root.name != name:
             notes.append(f"{name} split: {shell_path(listing.root)}")

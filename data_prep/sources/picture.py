@@ -226,7 +226,7 @@ def _to_rgb(strip: Image.Image) -> Image.Image:
 
 
 def _check_end(file: BinaryIO) -> None:
-    """Raises OSError if a JPEG has no end marker. The decoder takes zeros that end an interrupted copy for pixels."""
+    """Raises OSError if a JPEG has no end marker. The decoder reads an interrupted copy's trailing zeros as pixels."""
     if file.read(len(JPEG)) == JPEG:
         file.seek(-len(JPEG_END), io.SEEK_END)
         if file.read() != JPEG_END:

@@ -83,7 +83,7 @@ def _jpeg_with_end(content: bytes, decode: Callable[[bytes], np.ndarray]) -> byt
     """A JPEG that lacks only its end marker, with the marker added. None if pixels are missing too.
 
     The decoder makes up missing pixels from whatever follows the data. If two different endings give the same picture,
-    no pixels are missing. A progressive JPEG is not repaired, because its last scans may be missing unnoticed.
+    no pixels are missing. A progressive JPEG is not repaired, because missing scans at its end would go unnoticed.
     """
     content = content.rstrip(b"\0").removesuffix(b"\xff")  # zeros would become pixels; 0xff is half of an end marker
     ended, other = content + JPEG_END, content + b"\x35\xa6" * 64 + JPEG_END

@@ -136,8 +136,9 @@ def _check_launch(config: RuntimeConfig) -> None:
     alone = "WORLD_SIZE" not in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ
     if alone and "MASTER_ADDR" in os.environ:
         raise InputError(
-            "launched for several processes, but only one was started (Accelerate does so with --cpu or MULTI_CPU): "
-            "use accelerate launch --multi_gpu --num_processes N ... --device cpu, or unset MASTER_ADDR for one process"
+            "launched for several processes, but only one was started "
+            "(with --cpu or MULTI_CPU, Accelerate starts only one): use accelerate launch --multi_gpu --num_processes "
+            "N ... --device cpu, or unset MASTER_ADDR for one process"
         )
     if resolve_device(config) == "cuda":
         import torch

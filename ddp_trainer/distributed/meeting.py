@@ -26,8 +26,9 @@ _runs = itertools.count()  # numbers the runs of this process
 def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
     """Context manager for calls that wait until all processes have joined.
 
-    After 10 seconds, the first process of each machine prints that it is waiting. From then on, a single signal (even
-    an earlier one) ends a process at once, because another process may never join and there is nothing to save.
+    After 10 seconds, the first process of each machine prints that it is waiting. From then on, a single signal, even
+    one that has already arrived, ends a process at once, because another process may never join and there is nothing to
+    save.
     """
     if launch.world_size == 1:
         yield
@@ -52,7 +53,7 @@ def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
 
 
 def use_new_keys() -> None:
-    """Makes this run use keys of the launcher's key-value store that no earlier run of this process has used.
+    """Gives this run its own keys in the launcher's key-value store. No earlier run of this process has used them.
 
     Call it before the processes join. The keys contain the numbers of the process groups, which torch counts from 0 in
     each run. Without this call, a second run would find the addresses that the first run left in the store.

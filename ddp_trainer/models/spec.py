@@ -134,7 +134,7 @@ def build_network(config: NetworkConfig, spec: ModelSpec) -> nn.Module:
 
 
 def require_same_widths_and_activation(spec: ModelSpec, source: Path) -> None:
-    """Raises InputError if `source` and `spec` both have the built-in network, but with other widths or activations.
+    """Raises InputError if `source` and `spec` both have the built-in network, but different widths or activations.
 
     `source`: a run directory, or the file model.safetensors in it.
 

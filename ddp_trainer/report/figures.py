@@ -90,7 +90,7 @@ def default_style() -> contextlib.AbstractContextManager[None]:
 
 
 def _prepare_texts(figure: Figure) -> None:
-    """Makes `$` an ordinary character, and takes letters that one font lacks from another font."""
+    """Makes `$` an ordinary character, and lets other fonts supply the letters that one font lacks."""
     from matplotlib.text import Text
 
     families = fonts()

@@ -33,8 +33,8 @@ class LossCurve:
     def lowest(self) -> int | None:
         """The step with the lowest smoothed loss after the first steps.
 
-        None if there are no later steps, or if this loss is not below the mean loss of the first steps: the minimum
-        would be meaningless.
+        None if there are no later steps, or if this loss is not below the mean loss of the first steps, because the
+        minimum would then be meaningless.
         """
         later = range(self._first, len(self.smoothed))
         if not later:

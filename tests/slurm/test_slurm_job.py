@@ -179,7 +179,7 @@ def test_a_failed_run_is_not_requeued(requeued: dict[str, Job], name: str, state
 
 @pytest.mark.parametrize("name", STOPPED_EARLY)
 def test_a_job_that_gets_a_signal_before_the_first_step_is_requeued(requeued: dict[str, Job], name: str) -> None:
-    """Also if an earlier job has finished the same run with fewer steps."""
+    """This also holds if an earlier job has finished the same run with fewer steps."""
     job = requeued[name]
     assert job.end() == "COMPLETED", job.log
     assert job.restarts == 1

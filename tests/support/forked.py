@@ -23,10 +23,10 @@ GRACE_SECONDS = 30.0  # how long the other ranks may keep running after one has 
 def run(
     program: str, arguments: Sequence[str], folder: Path, *, env: Mapping[str, str], processes: int, timeout: float
 ) -> int | None:
-    """Runs `program` (MODULE:FUNCTION) in each process. Returns the first exit status that is not 0, or else 0.
+    """Runs `program` (MODULE:FUNCTION) in each process. Returns the first exit status that is not 0.
 
-    Returns None if no process failed, but one had to be killed. The output of all processes goes to the files stdout
-    and stderr in `folder`. As under a launcher, all ranks are ended if one of them fails.
+    If there is none, returns 0, or None if a process had to be killed. The output of all processes goes to the files
+    stdout and stderr in `folder`. As under a launcher, all ranks are ended if one of them fails.
     """
     port = free_port()
     ranks = [{} if processes == 1 else rank_environment(rank, processes, port) for rank in range(processes)]

@@ -111,7 +111,7 @@ class TwoOutputsInEvaluation(TwoOutputs):
 
 
 class Squeezes(nn.Module):
-    """Its output also lacks the batch dimension if there is only one image."""
+    """Squeezes out height and width and, if there is only one image, the batch dimension as well."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

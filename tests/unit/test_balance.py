@@ -19,7 +19,7 @@ COUNT = 12 * 64  # 768 draws in an epoch
 
 
 def drawn(epochs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the samples, and how often each was drawn earlier, both (epochs, COUNT), for the first epochs."""
+    """Positions of the samples, and how often each was drawn earlier; both (epochs, COUNT), from epoch 0 on."""
     orders = [balanced_order(SAMPLES, LABELS, count=COUNT, seed=3, epoch=epoch) for epoch in range(epochs)]
     return tuple(np.stack([order[field] for order in orders]) for field in (0, 1))  # type: ignore[return-value, arg-type]
 

@@ -130,7 +130,7 @@ def test_a_root_without_train_gives_only_the_test_split(photos: Path) -> None:
     source = FolderImages(photos, size=8)
     assert (source.classes, source.count("train"), source.count("test")) == (("cat",), 0, 2)
     assert [len(chunk.labels) for split in ("train", "test") for chunk in source.chunks(split)] == [2]
-    assert any("has no train folder, so the dataset can only be evaluated" in note for note in source.findings().notes)
+    assert any("has no train folder, so the dataset is only for evaluation" in note for note in source.findings().notes)
 
 
 @pytest.mark.parametrize(("train", "test"), [("Train", "TEST"), ("training", "Testing"), ("TRAIN", "dev")])

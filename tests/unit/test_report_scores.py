@@ -22,7 +22,7 @@ def test_wilson_interval_solves_its_equation():
     for correct, total in ((0, 5), (5, 5), (1, 3), (9612, 10000)):
         low, high = wilson_interval(correct, total)
         assert 0 <= low <= correct / total <= high <= 1
-        # Each end is Z95 standard errors away from correct / total. The standard error is that of the end itself.
+        # Each end is Z95 standard errors away from correct / total. The standard error is computed from that end.
         for end in {low, high} - {0.0, 1.0}:
             assert abs(correct / total - end) == pytest.approx(Z95 * math.sqrt(end * (1 - end) / total))
 

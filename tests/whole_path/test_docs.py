@@ -1,4 +1,4 @@
-"""README and docs are correct: commands run, flags, paths and link targets exist, and error texts match the code.
+"""README and docs are correct: commands run; flags, paths and link targets exist; error texts match the code.
 
 These tests run the bash and python blocks in the order of the pages, in one folder, as a reader would. They only parse
 the console and pycon blocks.

@@ -54,7 +54,7 @@ def test_a_dataset_with_other_classes_or_another_image_size_is_refused(
 ) -> None:
     classes = read_dataset(tiny_dir).classes
     faults = {
-        "not trained on: 'a', 'b' (and it lacks 'bow tie', 'checkerboard')": {"classes": ["a", "b", *classes[2:]]},
+        "not trained on: 'a', 'b' (and lacks 'bow tie', 'checkerboard')": {"classes": ["a", "b", *classes[2:]]},
         "64 pixels": {"image_size": 64},
     }
     for number, (expected, change) in enumerate(faults.items()):

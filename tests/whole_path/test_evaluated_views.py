@@ -131,7 +131,7 @@ class CornerDetector(nn.Module):
 
 @pytest.mark.parametrize(("shift", "accuracy"), [(False, 1.0), (True, 0.5)])
 def test_a_model_trained_without_shifts_is_not_evaluated_on_shifted_images(shift: bool, accuracy: float) -> None:
-    """Shifting moves the pixel that decides the class out of the corner, so averaging would give a tie."""
+    """Shifting moves the decisive pixel out of the corner, so averaging would give a tie."""
     images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
     images[2:, :, 0, 0] = 255
     batch = Batch(images, torch.tensor([0, 0, 1, 1]), torch.arange(4))

@@ -111,7 +111,7 @@ def test_range_test_ends_as_soon_as_the_loss_diverges(tiny_dir: Path) -> None:
 def test_skipped_steps_count_as_divergence_unless_fp16_is_searching_for_a_loss_scale(
     tiny_dir: Path, skipped: range, patience: int, kept: int
 ) -> None:
-    """A skipped step is normally noticed in the next step. In the last case, the skipped step is the last one."""
+    """A skipped step is normally noticed in the next step. In the last case, no step follows the skipped one."""
     trainer = narrow_trainer(tiny_dir, not_finite_in=skipped)
     trainer.guard._patience = patience  # emulates fp16, which the CPU does not support
     curve = range_test(trainer, RatesConfig(start_lr=1e-6, end_lr=1e-5, steps=30))

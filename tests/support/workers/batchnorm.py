@@ -14,7 +14,7 @@ from ddp_trainer.distributed.runtime import Runtime
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns images (11, 3, 5, 5) with a mean of 100, and the weight of each output of the layer in the loss."""
+    """Returns images (11, 3, 5, 5) with a mean of 100, and for each output of the layer, its weight in the loss."""
     generator = torch.Generator().manual_seed(0)
     shape = (11, 3, 5, 5)
     return 100 + 3 * torch.randn(shape, generator=generator).double(), torch.randn(shape, generator=generator).double()

@@ -1,4 +1,4 @@
-"""Before trainer processes are forked, imports and compiles everything that they need. This takes seven seconds.
+"""Imports and compiles everything that trainer processes need, before they are forked. This takes seven seconds.
 
 This module must not compute anything with torch, because torch's threads would not survive the fork. It must not call
 torch.set_num_threads(N) either: MKL would then compute different weights than with OMP_NUM_THREADS=N.
