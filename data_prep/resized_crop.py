@@ -69,9 +69,9 @@ def sides_of_areas(
     """Heights and widths, (N,) int64, of crops whose areas are `shares` (N,) of the area of an image of `size`.
 
     `positions` (N,), 0 to 1, choose the aspect ratio (width / height) on a logarithmic scale between the two `ratios`.
-    If the area is so large that a crop with some of these ratios would not fit into the image, the range is narrowed to
-    those ratios with which it fits. torchvision's RandomResizedCrop draws another area if a crop does not fit, so its
-    areas are smaller on average. The method is from Szegedy et al., arXiv 1409.4842.
+    A large area fits into the image only with some of these ratios, and one of those is chosen. torchvision's
+    RandomResizedCrop draws another area if a crop does not fit, so its areas are smaller on average. The method is from
+    Szegedy et al., arXiv 1409.4842.
     """
     # The last bits of log(x) and exp(x) may depend on where x is in the tensor. In float64, this difference is too
     # small to change the sides, which are rounded to whole pixels.

@@ -12,8 +12,8 @@ stop_requested='' child='' interrupted=''
 
 # Handles a signal from SLURM. On most clusters, SLURM signals only this script, so this function signals the training
 # processes, which are the children of the launcher. On clusters where SLURM signals the training processes, too, they
-# treat both signals as one request. If the trainer has not written status.json yet, it has nothing to save and may
-# still ignore these signals, so this function ends it and the launcher with HUP.
+# treat both signals as one request. If the trainer has not written status.json yet, it has nothing to save and may not
+# handle TERM and USR2 yet, so this function ends it and the launcher with HUP.
 on_request() {
   local status
   stop_requested=yes interrupted=yes
@@ -76,7 +76,8 @@ else
   # Accelerate has no flags for these two settings. The first makes torchrun handle HUP, but not TERM. The second is the
   # name by which other nodes know this node.
   export PET_SIGNALS_TO_HANDLE=SIGHUP PET_LOCAL_ADDR=$SLURMD_NODENAME
-  # When a worker has died, the others on its node, which have nothing to save, are killed after this many seconds.
+  # When a worker has died, the launcher gives the other workers on its node this many seconds to end, and then kills
+  # them. A short time is enough, because they have nothing to save.
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=10
 fi
 run "${launcher[@]}" -m ddp_trainer.train "$@"

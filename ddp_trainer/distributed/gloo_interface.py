@@ -13,8 +13,8 @@ BRIDGES = ("docker", "veth", "virbr", "br-")
 def choose_interface() -> None:
     """Chooses the loopback if all processes are on this machine, otherwise an interface that other machines can reach.
 
-    By default, gloo listens at the address to which this machine's host name resolves, or else at the loopback. If the
-    name resolves to 127.0.1.1, as Debian's installer sets it in /etc/hosts, other machines would connect to themselves.
+    By default, gloo listens at the address to which this machine's host name resolves, or else at the loopback.
+    Debian's installer makes the name resolve to 127.0.1.1. Other machines that use this address connect to themselves.
     So with several machines, an interface is chosen if the host name has no address that other machines can reach.
     NCCL needs no choice, because it skips the loopback. If GLOO_SOCKET_IFNAME is set, it is left unchanged.
     """

@@ -42,7 +42,7 @@ class Runtime:
     """
 
     def __init__(self, config: RuntimeConfig, *, stop: StopRequest | None = None) -> None:
-        """`stop`: records signals that ask the run to stop; default: none, so such a signal ends the process."""
+        """`stop`: records signals that ask the run to stop. Without it, such a signal ends the process."""
         check_machine(config)
         require(
             config.gradient_compression == "none" or dist.is_nccl_available(),

@@ -33,7 +33,8 @@ class Muon(torch.optim.Optimizer):
     None: SGD with Nesterov momentum.
     """
 
-    # With this flag, gradient scalers and `step_guard.step_unless` set `found_inf` instead of waiting for its value.
+    # Because of this flag, gradient scalers and `step_guard.step_unless` store a tensor in the attribute `found_inf` of
+    # the optimizer and do not wait for its value.
     _step_supports_amp_scaling = True
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float) -> None:

@@ -97,5 +97,5 @@ def check_batch(config: TrainConfig, *, num_images: int, world_size: int) -> Non
     steps = config.schedule.last_step(num_images)
     require(
         config.run.profile < steps,
-        f"--profile must be below the number of steps of the run, {steps}, got {config.run.profile}",
+        f"--profile must be below {steps}, the number of steps of the run, got {config.run.profile}",
     )

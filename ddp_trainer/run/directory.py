@@ -158,8 +158,8 @@ def new_folder(name: str) -> Path:
 def refuse_existing_run(out: Path, *, resume: bool) -> None:
     """Raises InputError if `out` contains a run and `resume` is false.
 
-    Also raises it if `out` contains no run, but a file or folder that a run would replace. A folder with config.json
-    contains a run. With `resume`, so does a folder with checkpoints.
+    A folder counts as a run if it contains config.json or, with `resume`, a folder of checkpoints. InputError is also
+    raised if `out` does not count as a run, but contains a file or folder that a run would replace.
     """
     if os.path.exists(out / "config.json"):
         fix = "add --resume to continue it, or choose another folder"

@@ -184,7 +184,7 @@ def test_a_job_that_gets_a_signal_before_the_first_step_is_requeued(requeued: di
     assert job.end() == "COMPLETED", job.log
     assert job.restarts == 1
     assert job.log.count("attempt 2") == 1
-    assert job.log.count(" --resume") == 1, "the command to resume the run repeats flags"
+    assert job.log.count(" --resume") == 1, "the printed command has a flag twice"
 
 
 def test_a_run_without_progress_is_not_requeued_forever(requeued: dict[str, Job]) -> None:

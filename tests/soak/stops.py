@@ -16,7 +16,7 @@ from tests.soak.outcome import Outcome
 from tests.support.trainer import read_lines
 
 # Four epochs of 4 steps, with an evaluation after each epoch and a checkpoint after every second step.
-# --max-steps lifts the limit of the recipe `smoke`.
+# --max-steps replaces the limit of the recipe `smoke`, 6 steps, which is too low.
 PLAN = (
     "--epochs",
     "4",

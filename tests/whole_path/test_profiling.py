@@ -39,5 +39,5 @@ def test_profile_is_refused_unless_the_run_has_more_steps_than_are_traced(steps:
     if fits:
         check_batch(config, num_images=96, world_size=1)
     else:
-        with pytest.raises(InputError, match="--profile must be below the number of steps of the run, 6, got 6"):
+        with pytest.raises(InputError, match="--profile must be below 6, the number of steps of the run, got 6"):
             check_batch(config, num_images=96, world_size=1)

@@ -1,4 +1,4 @@
-"""The report in a real browser, if there is one: the page loads no other file, has no errors and fits the window."""
+"""Opens a report in Chromium or Chrome, if installed: it loads no other file, has no errors and fits the window."""
 
 from collections.abc import Iterator
 from pathlib import Path
