@@ -78,8 +78,8 @@ class OptimConfig:
     bias_lr: float | None = None
     """Highest learning rate of the biases of BatchNorm; default: the value of --peak-lr."""
     weight_decay: float = 5e-4
-    """Weight decay of convolutions and linear layers. Biases and BatchNorm are never decayed. With muon,
-    ungrouped convolutions without a bias are not decayed either."""
+    """Weight decay of all parameters with two or more dimensions, such as the weights of convolutions and linear
+    layers. With muon, ungrouped convolutions without a bias are not decayed."""
     label_smoothing: float = 0.0
     """Share of each target that is spread over all classes."""
     clip_norm: float = 0.0

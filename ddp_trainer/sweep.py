@@ -22,7 +22,8 @@ from data_prep.files import replace_file
 from ddp_trainer.command_line import parse_command_line, program_name, run_command, take_recipe
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.recipes import RECIPES
-from ddp_trainer.report.sweep_table import NO_DIFFERENCE, TABLE, results_table
+from ddp_trainer.report.settings import NO_DIFFERENCE
+from ddp_trainer.report.sweep_table import TABLE, results_table
 from ddp_trainer.run.checks import check_settings
 from ddp_trainer.run.directory import changed_settings, recorded_settings
 from ddp_trainer.run.sweep_runs import PlannedRun, Runner, count_processes
@@ -120,7 +121,8 @@ def plan_runs(recipe: str, settings: Sequence[str], seeds: int, common: Sequence
     for pairs in itertools.product(*columns):
         words = [word for flag, value in pairs for word in _as_flag(flag, value)]
         name = ",".join(f"{flag}={value}".replace("/", "_") for flag, value in pairs)
-        runs.append(PlannedRun([recipe, *common, *words], out / name))
+        label = ", ".join(f"{flag} {value}" for flag, value in pairs[:-1]) or "same for all"  # without the seed
+        runs.append(PlannedRun([recipe, *common, *words], out / name, label))
     return runs
 
 
@@ -186,7 +188,10 @@ def train_all(sweep: Sweep) -> int:
 
 
 def write_table(sweep: Sweep) -> None:
-    table = results_table([run.out for run in sweep.runs])
+    folders: dict[str, list[Path]] = {}
+    for run in sweep.runs:
+        folders.setdefault(run.label, []).append(run.out)
+    table = results_table(folders)
     print(table, end="", flush=True)
     try:
         replace_file(sweep.out / TABLE, table.encode())

@@ -4,7 +4,8 @@ import math
 
 from torch import Tensor
 
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+from ddp_trainer.models.spec import TEMPERATURES
+
 NUM_HALVINGS = 60  # of the search interval, so that the result has all digits of float64
 
 
@@ -16,6 +17,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     the same on every rank.
 
     Returns 1 if all images are classified correctly: the likelihood then has no maximum, but rises as T falls to 0.
+    The result is one of the two limits in TEMPERATURES if the likelihood would be higher beyond it.
     """
     logits, labels = logits.double().cpu(), labels.cpu()
     if bool((logits.argmax(dim=1) == labels).all()):
@@ -27,11 +29,12 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         expected = ((logits / temperature).softmax(dim=1) * logits).sum(dim=1)
         return (expected - true).mean().item()
 
-    low, high = math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)
+    low, high = map(math.log, TEMPERATURES)
     for _ in range(NUM_HALVINGS):
         middle = (low + high) / 2
         if slope(math.exp(middle)) > 0:  # the network is overconfident at this temperature
             low = middle
         else:
             high = middle
-    return math.exp((low + high) / 2)
+    smallest, largest = TEMPERATURES
+    return min(max(math.exp((low + high) / 2), smallest), largest)

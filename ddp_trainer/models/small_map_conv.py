@@ -41,17 +41,19 @@ class _MatrixProduct(torch.autograd.Function):
 
     @staticmethod
     @custom_bwd(device_type="cpu")
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
         neighborhoods, filters = ctx.saved_tensors
-        outputs, inputs = filters.shape[:2]
-        of_filters = gradient.permute(0, 2, 3, 1).reshape(-1, outputs).t() @ neighborhoods
-        of_filters = of_filters.view(outputs, 3, 3, inputs).permute(0, 3, 1, 2)
-        if not ctx.needs_input_grad[0]:
-            return None, of_filters
-        # The gradient of the images is `gradient` convolved with the filters, which are flipped and whose input and
-        # output channels are swapped.
-        turned = _rows(filters.flip(2, 3).transpose(0, 1))
-        return _as_images(_neighborhoods(gradient) @ turned.t(), like=gradient), of_filters
+        of_images = of_filters = None
+        if ctx.needs_input_grad[0]:
+            # The gradient of the images is `gradient` convolved with the filters, which are flipped and whose input and
+            # output channels are swapped.
+            turned = _rows(filters.flip(2, 3).transpose(0, 1))
+            of_images = _as_images(_neighborhoods(gradient) @ turned.t(), like=gradient)
+        if ctx.needs_input_grad[1]:  # false if the filters are frozen
+            outputs, inputs = filters.shape[:2]
+            of_filters = gradient.permute(0, 2, 3, 1).reshape(-1, outputs).t() @ neighborhoods
+            of_filters = of_filters.view(outputs, 3, 3, inputs).permute(0, 3, 1, 2)
+        return of_images, of_filters
 
 
 def _neighborhoods(images: Tensor) -> Tensor:

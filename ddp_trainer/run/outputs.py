@@ -1,5 +1,6 @@
 """Writes the results of a finished run: weights, predictions, summary, model card and report."""
 
+import math
 import shlex
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from ddp_trainer.engine.evaluation import Evaluation
 from ddp_trainer.engine.flops import training_flops
 from ddp_trainer.engine.temperature import fit_temperature
 from ddp_trainer.engine.trainer import Trainer
-from ddp_trainer.models.spec import ModelSpec, count_parameters
+from ddp_trainer.models.spec import TEMPERATURES, ModelSpec, count_parameters
 from ddp_trainer.report.scores import calibration
 from ddp_trainer.run.directory import RunDirectory
 from ddp_trainer.run.recorder import Recorder, SilentRecorder
@@ -59,14 +60,14 @@ def _fitted_temperature(trainer: Trainer) -> float:
         return 1.0
     with trainer.averaged_batchnorm():
         found = trainer.data.calibrator.run(trainer.evaluated_model)
-    if trainer.runtime.is_main and found.correct == found.total:
-        print(
-            f"warning: all {found.total} images of --calibrate are classified correctly, so no temperature can be "
-            "fitted; hold out more",
-            file=sys.stderr,
-            flush=True,
-        )
-    return fit_temperature(found.logits, found.labels)
+    temperature, problem = fit_temperature(found.logits, found.labels), ""
+    if found.correct == found.total:
+        problem = f"all {found.total} images are classified correctly, so no temperature can be fitted; hold out more"
+    elif any(math.isclose(temperature, limit) for limit in TEMPERATURES):
+        problem = f"the fitted temperature is {temperature:g}, its limit; the probabilities may be poorly calibrated"
+    if problem and trainer.runtime.is_main:
+        print(f"warning: --calibrate: {problem}", file=sys.stderr, flush=True)
+    return temperature
 
 
 def complete_results(run_dir: RunDirectory | None, config: TrainConfig) -> None:

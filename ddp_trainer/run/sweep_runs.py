@@ -20,6 +20,7 @@ class PlannedRun:
 
     arguments: list[str]  # the trainer's arguments, without --out and --resume
     out: Path  # its run directory
+    label: str  # its settings that the sweep varies, without the seed
 
     @property
     def is_finished(self) -> bool:

@@ -112,6 +112,15 @@ def test_unreadable_model_is_refused_in_one_line(tmp_path: Path, damage: str) ->
     assert str(tmp_path) in str(caught.value)
 
 
+@pytest.mark.parametrize("largest_side", [0, 4])
+def test_the_gradients_of_frozen_filters_are_not_computed(largest_side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of operations is the same with and without matrix products for small feature maps."""
+    monkeypatch.setattr("ddp_trainer.models.small_map_conv.LARGEST_SIDE", largest_side)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), Conv3x3(8, 8))
+    model[1].weight.requires_grad_(False)
+    assert training_flops_per_image(model, 4) == (2 * 3 * 8 + 2 * 8 * 9 * 8) * 2 * 4**2
+
+
 def test_operations_of_a_depthwise_convolution_are_counted_once_for_each_pass() -> None:
     """A layer takes three passes: forward, weight gradient, input gradient. The first layer has no input gradient."""
     model = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False))

@@ -16,8 +16,8 @@ from data_prep.beton import read_labels
 from data_prep.dataset import read_dataset
 from data_prep.errors import InputError
 from ddp_trainer.engine.data import build_data
-from ddp_trainer.engine.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature
-from ddp_trainer.models.spec import ModelSpec
+from ddp_trainer.engine.temperature import fit_temperature
+from ddp_trainer.models.spec import TEMPERATURES, ModelSpec
 from ddp_trainer.run.checks import check_settings
 from ddp_trainer.run.recorder import describe_plan
 from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
@@ -31,7 +31,7 @@ def draw(temperature: float, count: int = 20_000) -> tuple[Tensor, Tensor]:
     return (true_logits * temperature).float(), labels
 
 
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("temperature", [0.03, 0.3, 1.0, 2.5, 30.0])
 def test_fit_recovers_the_temperature(temperature: float) -> None:
     assert fit_temperature(*draw(temperature)) == pytest.approx(temperature, rel=0.03)
 
@@ -47,9 +47,9 @@ def test_temperature_stays_within_its_limits() -> None:
     labels, logits = torch.arange(9999) % 4, F.one_hot(torch.arange(9999) % 4, 4).float()
     labels[0] = 1  # only one image is misclassified
     assert fit_temperature(logits, labels) == pytest.approx(0.097, abs=0.001)
-    assert fit_temperature(logits / 10, labels) == pytest.approx(MIN_TEMPERATURE)
+    assert fit_temperature(logits / 1000, labels) == pytest.approx(TEMPERATURES[0])
     labels = torch.arange(8) % 4
-    assert fit_temperature(F.one_hot((labels + 1) % 4, 4).float(), labels) == pytest.approx(MAX_TEMPERATURE)
+    assert fit_temperature(F.one_hot((labels + 1) % 4, 4).float(), labels) == pytest.approx(TEMPERATURES[1])
 
 
 def test_no_temperature_is_fitted_if_all_images_are_classified_correctly() -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from data_prep.files import read_json
-from ddp_trainer.report.sweep_table import results_table
 from ddp_trainer.report.wording import NOTHING
 from ddp_trainer.sweep import main, parse
 from tests.support.trainer import SEVERAL, run, start
@@ -147,18 +146,22 @@ def test_a_table_that_cannot_be_written_is_printed_and_reported_in_one_line(
     assert printed.err == f"error: {tmp_path}/table.md cannot be written: Is a directory\n"
 
 
-def test_runs_that_differ_only_in_the_seed_share_a_row(smoke_run: Path, tmp_path: Path) -> None:
-    """Runs with another number of steps get another row; the number of kept checkpoints is ignored."""
-    folders = []
-    for number, changes in enumerate(({}, {"keep_checkpoints": 9, "seed": 1}, {"max_steps": 5})):
-        folders.append(Path(shutil.copytree(smoke_run, tmp_path / str(number), ignore=shutil.ignore_patterns("wandb"))))
-        config = read_json(folders[-1] / "config.json") or {}
-        config["settings"] |= changes
-        (folders[-1] / "config.json").write_text(json.dumps(config))
-    summary = read_json(folders[2] / "summary.json") or {}
+def test_each_planned_combination_has_a_row(
+    smoke_run: Path, tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even if the combinations differ only in a setting that does not change the result, such as --num-workers."""
+    words = ["smoke", "--data-dir", str(tiny_dir), "--seeds", "2", "--set", "num-workers=1,2", "--out", str(tmp_path)]
+    for number, planned in enumerate(parse(words).runs[:3]):
+        shutil.copytree(smoke_run, planned.out, ignore=shutil.ignore_patterns("wandb"))
+        config = read_json(planned.out / "config.json") or {}
+        config["settings"]["seed"] = number % 2
+        (planned.out / "config.json").write_text(json.dumps(config))
+    summary = read_json(tmp_path / "num-workers=2,seed=0" / "summary.json") or {}
     del summary["test_accuracy_tta"]
-    (folders[2] / "summary.json").write_text(json.dumps(summary))
-    rows = [row.split(" | ") for row in results_table(folders).splitlines()[2:]]
-    assert [row[:2] for row in rows] == [["| max_steps 6", "2"], ["| max_steps 5", "1"]]
+    (tmp_path / "num-workers=2,seed=0" / "summary.json").write_text(json.dumps(summary))
+    assert main([*words, "--table"]) == 0
+    *rows, _, missing = [row.split(" | ") for row in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [["| num-workers 1", "2"], ["| num-workers 2", "1"]]
     assert rows[0][3] == "0.00%"
     assert rows[1][3:6] == [NOTHING] * 3
+    assert missing == ["Not finished, so not in the table: num-workers=2,seed=1."]
