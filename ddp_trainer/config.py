@@ -74,7 +74,8 @@ class OptimConfig:
     peak_lr: float = 0.4
     """Highest learning rate of the one-cycle schedule."""
     head_lr: float | None = None
-    """Highest learning rate of the last linear layer; default: the value of --peak-lr."""
+    """Highest learning rate of the last linear layer, or of the last convolution if the network has no linear layer;
+    default: the value of --peak-lr."""
     bias_lr: float | None = None
     """Highest learning rate of the biases of BatchNorm; default: the value of --peak-lr."""
     weight_decay: float = 5e-4

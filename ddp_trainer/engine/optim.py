@@ -41,9 +41,12 @@ def parameter_groups(
 
 
 def _head_of(model: nn.Module) -> nn.Module | None:
-    """The last linear layer, which computes the logits."""
-    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
-    return linear[-1] if linear else None
+    """The layer that computes the logits: the last linear layer or, if there is none, the last convolution."""
+    for kind in (nn.Linear, nn.Conv2d):
+        layers = [layer for layer in model.modules() if isinstance(layer, kind)]
+        if layers:
+            return layers[-1]
+    return None
 
 
 def _kind_of(

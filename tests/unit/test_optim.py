@@ -33,6 +33,13 @@ def test_head_and_biases_have_their_own_learning_rates() -> None:
             assert rates[id(parameter)] == 0.25 * peak
 
 
+def test_the_last_convolution_is_the_head_of_a_network_without_a_linear_layer() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 10, 1))
+    groups = parameter_groups(model, OptimConfig(peak_lr=0.5, head_lr=1.0))
+    rates = {id(parameter): group["peak_lr"] for group in groups for parameter in group["params"]}
+    assert [rates[id(layer.weight)] for layer in model] == [0.5, 1.0]
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
 def test_learning_rate_reaches_every_group(device: torch.device, name: str) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).to(device)
