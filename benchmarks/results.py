@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -27,6 +28,16 @@ def write_result(path: Path, figures: Mapping[str, float], **conditions: Any) ->
         "figures": {name: round(value, 4) for name, value in figures.items()},
     }
     write_json(path, content)
+
+
+def count_usable_gpus() -> int:
+    """The number of GPUs if torch can compute on all of them, otherwise 0.
+
+    Asks a child process, to avoid initializing CUDA in this one.
+    """
+    code = "import torch; n = torch.cuda.device_count(); [torch.ones(1, device=i).item() for i in range(n)]; print(n)"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    return int(done.stdout) if done.returncode == 0 else 0
 
 
 def gpu_names() -> list[str]:

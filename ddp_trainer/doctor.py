@@ -34,9 +34,15 @@ import json, torch, torchvision, accelerate
 from ddp_trainer.distributed.hardware import cpu_has_bf16, cpu_name
 cuda = torch.cuda.is_available()
 devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if cuda else []
+failure = ""
+try:
+    for i in range(len(devices)):
+        torch.ones(1, device=i).add(1).item()
+except RuntimeError as error:
+    failure = str(error).splitlines()[0]
 print(json.dumps({
     "version": torch.__version__, "torchvision": torchvision.__version__, "built_for": torch.version.cuda,
-    "devices": [f"{d.name}, {d.total_memory / 2**30:.0f} GiB" for d in devices],
+    "devices": [f"{d.name}, {d.total_memory / 2**30:.0f} GiB" for d in devices], "failure": failure,
     "bf16": cuda and torch.cuda.is_bf16_supported(including_emulation=False),
     "nccl": torch.distributed.is_nccl_available(), "cpu": cpu_name(), "cpu_bf16": cpu_has_bf16(),
 }))
@@ -156,7 +162,10 @@ def torch_and_devices(child: Child) -> Iterator[Finding]:
 
 
 def gpus(found: dict) -> Finding:
-    """Checks the GPUs. A driver without a usable GPU is reported, because runs would silently use the CPU."""
+    """Checks the GPUs. A driver without a usable GPU is reported, because runs would use the CPU without a word."""
+    if found["failure"]:
+        detail = f"{'; '.join(found['devices'])}; torch cannot compute on them: {found['failure']}"
+        return Finding(PROBLEM, "GPUs", detail, "install a build of torch for this GPU, or train with --device cpu")
     if found["devices"]:
         return Finding(OK, "GPUs", "; ".join(found["devices"]) + f"; {'bf16' if found['bf16'] else 'no bf16, so fp16'}")
     driver = Path("/proc/driver/nvidia/version")

@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.acceptance.plan import Plan, all_stages
 from benchmarks.acceptance.report import collect, print_tables
 from benchmarks.acceptance.runner import Outcome, run_stages
-from benchmarks.results import gpu_names
+from benchmarks.results import count_usable_gpus, gpu_names
 from data_prep.errors import require
 from data_prep.files import write_json
 from ddp_trainer.command_line import run_command
@@ -54,9 +54,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     options = parse(argv)
-    gpus = gpu_names()
-    message = "nvidia-smi finds no GPU here; --rehearse runs every stage in its smallest form, on the CPU"
-    require(bool(gpus) or options.rehearse, message)
+    message = "torch finds no usable GPU here; --rehearse runs every stage in its smallest form, on the CPU"
+    require(options.rehearse or count_usable_gpus() > 0, message)
     for flag, folder in (("out", options.out), ("work", options.work)):
         require(not folder.exists() or not any(folder.iterdir()), f"--{flag} {folder} is not empty; name a new folder")
     ready = not options.rehearse and (options.data_dir / "dataset.json").exists()
@@ -72,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
 
     def report(outcomes: list[Outcome]) -> None:
-        write_json(plan.out / "acceptance.json", collect(outcomes, plan, gpus, time.monotonic() - started))
+        write_json(plan.out / "acceptance.json", collect(outcomes, plan, gpu_names(), time.monotonic() - started))
 
     left = options.seconds - (time.monotonic() - started)
     outcomes = run_stages(all_stages(plan), logs, seconds=left, report=report)

@@ -5,9 +5,13 @@ torch takes seconds to import, so it is imported only where the code must ask wh
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_prep.errors import InputError, require
 from ddp_trainer.config import RuntimeConfig
+
+if TYPE_CHECKING:
+    import torch
 
 # Values of an environment variable that Accelerate interprets as true.
 TRUE = ("1", "true", "t", "yes", "y", "on")
@@ -49,6 +53,18 @@ def resolve_device(config: RuntimeConfig) -> str:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no usable GPU here; use --device cpu, or check the driver")
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def require_kernels(device: "torch.device") -> None:
+    """Raises InputError if torch cannot compute on this GPU, for example because it has no kernels for an old GPU."""
+    import torch
+
+    try:
+        torch.ones(1, device=device).add_(1)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        fix = "use --device cpu, or install a build of torch for this GPU"
+        raise InputError(f"torch cannot compute on {device} ({reason}); {fix}") from None
 
 
 def resolve_precision(config: RuntimeConfig) -> str:

@@ -96,7 +96,8 @@ class GraphedStep:
             with _capturable(self._optimizer), torch.cuda.graph(graph, pool, stream, mode):
                 losses = self._work(self._batch, self._draws, side)
         except RuntimeError as error:
-            return str(error).partition("\n")[0]
+            # If a forbidden call ended the capture, `error` only says so, and its context is the error of that call.
+            return str(error.__context__ or error).partition("\n")[0]
         if _host_generators() != host_generators:  # a replay would repeat the values that were drawn in the capture
             return "the network draws random numbers on the host"
         return CapturedStep(side, graph, losses)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.results import gpu_names
+from benchmarks.results import count_usable_gpus
 from tests.soak import damage, fuzz, launchers, ranks, stops
 from tests.soak.outcome import Outcome, table, write_outcomes
 
@@ -95,7 +95,7 @@ def scene_of(data: Path, folder: Path, processes: int, device: str) -> stops.Sce
 
 def process_counts(part: str, device: str) -> list[int]:
     """Returns the numbers of processes to use in a part. With --device cuda, each process needs its own GPU."""
-    most = len(gpu_names()) if device == "cuda" else max(PROCESSES[part])
+    most = count_usable_gpus() if device == "cuda" else max(PROCESSES[part])
     return [processes for processes in PROCESSES[part] if processes <= most]
 
 

@@ -32,9 +32,9 @@ def narrow_settings(data_dir: Path) -> TrainConfig:
     )
 
 
-def single_runtime(*, device: str = "cpu", stop: StopRequest | None = None) -> Runtime:
+def single_runtime(*, device: str = "cpu", graph: str = "auto", stop: StopRequest | None = None) -> Runtime:
     """Returns an fp32 runtime of one process, without signal handlers."""
-    config = RuntimeConfig(device=device, precision="fp32")  # type: ignore[arg-type]
+    config = RuntimeConfig(device=device, precision="fp32", graph=graph)  # type: ignore[arg-type]
     return Runtime(config, stop=stop or StopRequest())
 
 

@@ -85,6 +85,28 @@ def test_careless_changes_that_make_the_host_wait_are_detected(steps: Cases, cas
     assert steps[case]["waits"] != ONE_STEP_LATE
 
 
+def test_tests_for_a_gpu_that_forbid_waits_also_pass_here(cuda: dict[str, str]) -> None:
+    """They need no values. Running them here shows that they would not fail on a GPU for another reason."""
+    tests = ("tests/whole_path/test_gpu.py", "tests/whole_path/test_step_options.py")
+    chosen = ("-k", "does_not_wait or growing_crops", "-p", "no:cacheprovider", "-q")
+    finished = run("pytest", *tests, *chosen, env=cuda)
+    assert finished.returncode == 0, finished.stdout
+    assert "14 passed" in finished.stdout
+
+
+def test_gpu_for_which_torch_has_no_kernels_is_refused(
+    cuda: dict[str, str], synthetic_dir: Path, tmp_path: Path
+) -> None:
+    too_old = {**cuda, "FAKE_OLD_GPU": "1"}
+    finished = run("ddp_trainer.train", "smoke", "--data-dir", synthetic_dir, "--out", tmp_path / "run", env=too_old)
+    assert finished.returncode == 2
+    reason = "CUDA error: no kernel image is available for execution on the device"
+    assert f"error: torch cannot compute on cuda ({reason}); use --device cpu" in finished.stderr
+    doctor = run("ddp_trainer.doctor", env=too_old)
+    assert doctor.returncode == 1
+    assert f"torch cannot compute on them: {reason}" in doctor.stdout
+
+
 @pytest.mark.parametrize("case", CAPTURED)
 def test_every_step_replays_a_graph_that_is_captured_once_for_each_crop_size(runs: Cases, case: str) -> None:
     found = runs[case]
@@ -106,6 +128,7 @@ def test_step_that_a_graph_would_replay_wrongly_is_not_captured_and_the_run_cont
     assert (found["steps"], found["graphs"], found["captures"]) == (STEPS, [], 1)
     (line,) = found["said"]
     assert line.startswith("steps run without CUDA graphs")
+    assert ("not permitted when stream is capturing" in line) == (case == "waiting")
     assert line.endswith("the network draws random numbers on the host") == (case == "random numbers on the host")
 
 

@@ -124,8 +124,8 @@ def test_step_does_not_wait_for_the_device(tiny_dir: Path, changes: dict[str, An
         take(trainer, range(4))
         held = batches(trainer, 4)
         torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            torch.cuda.set_sync_debug_mode("error")
             for epoch, batch in enumerate(held):
                 trainer.train_step(batch, epoch)
         finally:

@@ -85,13 +85,13 @@ def test_class_weights_change_the_loss_and_accumulation_keeps_the_gradient(stepp
 def test_network_sees_growing_crops(tiny_dir: Path, device: torch.device) -> None:
     config = narrow_settings(tiny_dir)
     config = replace(config, schedule=replace(config.schedule, epochs=2, small_crops="16:0.2,24:0.5"))
-    trainer = narrow_trainer(config, single_runtime(device=device.type))
+    trainer = narrow_trainer(config, single_runtime(device=device.type, graph="off"))  # a graph would not call the hook
     seen: list[int] = []
     trainer.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].size(2)))
     batch = next(iter(trainer.data.loader.batches([np.arange(32)])))
     for _ in range(trainer.total_steps):
         trainer.train_step(batch, epoch=0)
-    assert seen == [16, 24, 24, 32, 32, 32]
+    assert seen[-6:] == [16, 24, 24, 32, 32, 32]  # on a GPU, the steps of the warm-up come first
 
 
 def test_clipping_shortens_the_gradient_and_keeps_its_direction(stepped: Take) -> None:

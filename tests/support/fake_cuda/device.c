@@ -105,6 +105,7 @@ cudaError_t __cudaPopCallConfiguration(dim3 *grid, dim3 *block, size_t *memory, 
 }
 cudaError_t cudaLaunchKernel(const void *function, dim3 grid, dim3 block, void **arguments, size_t memory, cudaStream_t stream) {
   const char *name = kernels[slot_of(function)].name;
+  if (getenv("FAKE_OLD_GPU")) return failed(cudaErrorNoKernelImageForDevice);
   work(KERNEL, name ? name : "?", 0, stream);
   return 0;
 }
@@ -167,5 +168,10 @@ cudaError_t cudaDriverGetVersion(int *version) { *version = 13020; return 0; }
 cudaError_t cudaRuntimeGetVersion(int *version) { *version = CUDART_VERSION; return 0; }
 const char *cudaGetErrorName(cudaError_t error) { return error ? "cudaError" : "cudaSuccess"; }
 const char *cudaGetErrorString(cudaError_t error) {
-  return error == cudaErrorStreamCaptureUnsupported ? "operation not permitted when stream is capturing" : error ? "imitated error" : "no error";
+  switch (error) {
+    case cudaSuccess: return "no error";
+    case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
+    case cudaErrorNoKernelImageForDevice: return "no kernel image is available for execution on the device";
+    default: return "imitated error";
+  }
 }

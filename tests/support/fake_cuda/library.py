@@ -22,6 +22,7 @@ import pytest
 
 HERE = Path(__file__).parent
 NAME = "libcuda.so.1"  # Triton looks for this name
+NVML = "libnvidia-ml.so.1"  # torch asks this library for the number of GPUs; the real one would count the real GPUs
 
 # Kinds of calls, in the order of `enum kind` in fake_cuda.h: work on the device, and calls in which the host may wait.
 WORK = ("KERNEL", "GEMM", "CUDNN", "NCCL", "COPY_ON_DEVICE", "COPY_PINNED", "MEMSET", "GRAPH")
@@ -57,6 +58,7 @@ def build(folder: Path) -> Path:
     sources = [str(file) for file in (*sorted(HERE.glob("*.c")), rest)]
     flags = ["-O1", "-shared", "-fPIC", "-w", f"-I{include}", f"-I{HERE}", f"-Wl,-soname,{NAME}"]
     subprocess.run(["gcc", *flags, "-o", str(library), *sources, "-ldl", "-lpthread"], check=True)
+    subprocess.run(["gcc", *flags[:4], "-o", str(folder / NVML), str(HERE / "nvml" / "count.c")], check=True)
     return library
 
 
