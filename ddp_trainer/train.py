@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from data_prep.files import DISK_FULL
+from data_prep.machine_limits import lacks_memory
 from data_prep.streams import forgiving_output
 from ddp_trainer.distributed.faults import reported_faults
 from ddp_trainer.distributed.signals import Preempted, StopRequest, exit_process
@@ -131,6 +132,10 @@ def print_error(error: Exception) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
     elif isinstance(error, OSError) and error.errno in DISK_ERRORS and error.filename:
         print(f"error: cannot write {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+    elif lacks_memory(error):
+        reason = str(error).partition("\n")[0] or "MemoryError"
+        fix = "use --accumulate auto, or a smaller --batch-size"
+        print(f"error: there is not enough memory ({reason}); {fix}", file=sys.stderr, flush=True)
     else:
         traceback.print_exception(error)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import torch
 
 from data_prep.errors import InputError
 from ddp_trainer.config import TrackingConfig, is_installed
@@ -53,6 +54,14 @@ def test_error_for_a_record_that_cannot_be_written_names_the_file(
         log.close()
     print_error(caught.value)
     assert capsys.readouterr().err == f"error: cannot write {tmp_path / 'metrics.jsonl'}: File too large\n"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), MemoryError()])
+def test_a_lack_of_memory_is_reported_in_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    print_error(error)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: there is not enough memory (")
+    assert line.endswith("); use --accumulate auto, or a smaller --batch-size")
 
 
 def test_a_failing_tracker_is_disabled_with_one_warning(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
