@@ -31,18 +31,13 @@ CHILD_SECONDS = 300
 
 TORCH = """
 import json, torch, torchvision, accelerate
-from ddp_trainer.distributed.hardware import cpu_has_bf16, cpu_name
+from ddp_trainer.distributed.hardware import cpu_has_bf16, cpu_name, why_unusable
 cuda = torch.cuda.is_available()
 devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if cuda else []
-failure = ""
-try:
-    for i in range(len(devices)):
-        torch.ones(1, device=i).add(1).item()
-except RuntimeError as error:
-    failure = str(error).splitlines()[0]
 print(json.dumps({
     "version": torch.__version__, "torchvision": torchvision.__version__, "built_for": torch.version.cuda,
-    "devices": [f"{d.name}, {d.total_memory / 2**30:.0f} GiB" for d in devices], "failure": failure,
+    "devices": [f"{d.name}, {d.total_memory / 2**30:.0f} GiB" for d in devices],
+    "failure": next(filter(None, map(why_unusable, range(len(devices)))), ""),
     "bf16": cuda and torch.cuda.is_bf16_supported(including_emulation=False),
     "nccl": torch.distributed.is_nccl_available(), "cpu": cpu_name(), "cpu_bf16": cpu_has_bf16(),
 }))
@@ -96,8 +91,7 @@ class Child:
 
 def python() -> Finding:
     if sys.platform != "linux":
-        detail = f"{platform.system()}: FFCV runs on Linux only"
-        return Finding(PROBLEM, "system", detail, "use a Linux machine or container")
+        return Finding(PROBLEM, "system", f"{platform.system()}: FFCV runs on Linux only", "use a Linux machine")
     version = platform.python_version()
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         return Finding(PROBLEM, "Python", f"{version}, but 3.11 to 3.13 is needed", f"{SET_UP} PYTHON=python3.12")
@@ -154,9 +148,8 @@ def torch_and_devices(child: Child) -> Iterator[Finding]:
         yield Finding(PROBLEM, "torch", reason, set_up("torch"))
         yield Finding(OK, "CPU", f"{len(os.sched_getaffinity(0))} cores")
         return
-    built = f"CUDA {found['built_for']}" if found["built_for"] else "the CPU only"
-    nccl = ", NCCL" if found["nccl"] else ""
-    yield Finding(OK, "torch", f"{found['version']} for {built}{nccl}; torchvision {found['torchvision']}")
+    built = f"CUDA {found['built_for']}" + ", NCCL" * found["nccl"] if found["built_for"] else "the CPU only"
+    yield Finding(OK, "torch", f"{found['version']} for {built}; torchvision {found['torchvision']}")
     yield Finding(OK, "CPU", f"{found['cpu']}; {'bf16' if found['cpu_bf16'] else 'no bf16, so fp32'}")
     yield gpus(found)
 
@@ -171,8 +164,7 @@ def gpus(found: dict) -> Finding:
     driver = Path("/proc/driver/nvidia/version")
     if driver.exists() or shutil.which("nvidia-smi"):
         if not found["built_for"]:
-            detail = "there is an NVIDIA driver, but torch is built for the CPU only"
-            return Finding(ABSENT, "GPUs", detail, set_up("torch"))
+            return Finding(ABSENT, "GPUs", "torch is built for the CPU only, despite an NVIDIA driver", set_up("torch"))
         detail = f"torch for CUDA {found['built_for']} finds no usable GPU; the NVIDIA driver may be too old"
         return Finding(ABSENT, "GPUs", detail, "nvidia-smi && env | grep CUDA_VISIBLE_DEVICES")
     return Finding(ABSENT, "GPUs", "none; runs use the CPU")

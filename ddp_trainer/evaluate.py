@@ -98,7 +98,7 @@ def labels_of_the_run(spec: ModelSpec, dataset: DatasetInfo, data_dir: Path) -> 
     if dataset.image_size != spec.image_size:
         raise InputError(
             f"{data_dir} has images of {dataset.image_size} pixels a side, but the run was trained on images of "
-            f"{spec.image_size} pixels; pass the dataset of the run as --data-dir"
+            f"{spec.image_size} pixels; pass a dataset of this size as --data-dir"
         )
     return [label_of[name] for name in dataset.classes]
 

@@ -216,7 +216,10 @@ def export_run(config: ExportConfig) -> Result:
     except OSError as error:
         raise InputError(f"{target} cannot be written ({error.strerror}); check permissions and free space") from None
     except Exception as error:  # the exporters raise many types of exceptions for unsupported networks
-        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n")[0]
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # torch's own message may only say in which step the export failed
+            cause = cause.__cause__
+        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(cause)).strip().partition("\n")[0]
         raise ExportError(f"--format {config.format}: torch cannot export {spec.architecture}: {reason}") from None
     return Result(target, exported.versions, difference)
 

@@ -55,16 +55,22 @@ def resolve_device(config: RuntimeConfig) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def require_kernels(device: "torch.device") -> None:
-    """Raises InputError if torch cannot compute on this GPU, for example because it has no kernels for an old GPU."""
+def require_usable(device: "torch.device") -> None:
+    """Raises InputError if torch cannot compute on this device."""
+    reason = why_unusable(device)
+    fix = "use --device cpu, or install a build of torch for this GPU"
+    require(not reason, f"torch cannot compute on {device} ({reason}); {fix}")
+
+
+def why_unusable(device: "torch.device | int") -> str:
+    """Why torch cannot compute on this device, such as a GPU for which it has no kernels; otherwise an empty string."""
     import torch
 
     try:
         torch.ones(1, device=device).add_(1)
     except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        fix = "use --device cpu, or install a build of torch for this GPU"
-        raise InputError(f"torch cannot compute on {device} ({reason}); {fix}") from None
+        return str(error).partition("\n")[0]
+    return ""
 
 
 def resolve_precision(config: RuntimeConfig) -> str:

@@ -19,7 +19,7 @@ from ddp_trainer.distributed.accelerate_settings import environment_of
 from ddp_trainer.distributed.backend import set_backend_flags, use_share_of_cores
 from ddp_trainer.distributed.device_wait import wait_for
 from ddp_trainer.distributed.gloo_interface import choose_interface
-from ddp_trainer.distributed.hardware import cpu_name, require_kernels, resolve_device, resolve_precision
+from ddp_trainer.distributed.hardware import cpu_name, require_usable, resolve_device, resolve_precision
 from ddp_trainer.distributed.host_memory import keep_freed_memory
 from ddp_trainer.distributed.launch import Launch, check_machine
 from ddp_trainer.distributed.meeting import control_group, meeting, require_agreement, set_timeout, use_new_keys
@@ -65,6 +65,7 @@ class Runtime:
             problem = f"the processes would use different precisions ({self.precision} in this one); set --precision"
             self.require_agreement(self.precision, problem)
         self.device: torch.device = self._accelerator.device
+        require_usable(self.device)
         self.rank, self.world_size, self.is_main = launch.rank, launch.world_size, launch.is_main
         found = self._accelerator.process_index, self._accelerator.num_processes
         require(
@@ -74,12 +75,10 @@ class Runtime:
         if self.device.type == "cpu":
             use_share_of_cores(launch)
             keep_freed_memory()
-        else:
-            require_kernels(self.device)
-            if config.graph == "auto":
-                # The default stream cannot be captured, so everything that a graph will contain must use another stream
-                # from the start, including the construction of DDP.
-                torch.cuda.set_stream(torch.cuda.Stream(self.device))
+        elif config.graph == "auto":
+            # The default stream cannot be captured, so everything that a graph will contain must use another stream
+            # from the start, including the construction of DDP.
+            torch.cuda.set_stream(torch.cuda.Stream(self.device))
         self.stop = StopAgreement(stop, self._control)
         self.before_close: list[Callable[[], object]] = []  # called before the process leaves the process group
         torch.manual_seed(config.seed)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import InputError, require
+from data_prep.sources import name_some
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,18 @@ def load_initial_weights(network: nn.Module, source: Path) -> Loaded:
     """Copies into `network` every tensor of `source` that fits by name and shape.
 
     `source`: a run directory, a .safetensors file, or a .pt or .pth file, which is read with weights_only. Raises
-    InputError if the file cannot be read, or if no tensor in it fits a parameter of the network.
+    InputError if the file cannot be read, or if no tensor in it fits a weight of the network.
     """
     weights = read_weights(source)
     own = network.state_dict()
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
-    trained = [name for name, _ in network.named_parameters() if name in fitting]
-    require(bool(trained), f"--init-from {source}: no tensor in it has the name and shape of a network parameter")
+    # A bias alone proves nothing: every network for the same number of classes may have one of this shape.
+    has_weight = any(name in fitting and value.ndim >= 2 for name, value in network.named_parameters())
+    require(
+        has_weight,
+        f"--init-from {source}: no tensor in it has the name and shape of a weight of this network; "
+        "add the --network that was trained",
+    )
     network.load_state_dict({**own, **fitting})
     return Loaded(
         fitting=tuple(fitting),
@@ -50,7 +56,10 @@ def load_initial_weights(network: nn.Module, source: Path) -> Loaded:
 def read_weights(source: Path) -> dict[str, Tensor]:
     """{name: tensor} in host memory. Raises InputError if `source` cannot be read or contains no tensors."""
     file = source / "model.safetensors" if os.path.isdir(source) else source
-    require(os.path.isfile(file), f"--init-from {source}: there is no file {file}")
+    fix = f"; use {source / 'state.pt'}" if (source / "state.pt").is_file() else ""
+    if (source / "status.json").is_file():
+        fix = "; the run is not finished, so finish it first, or use state.pt of a checkpoint"
+    require(os.path.isfile(file), f"--init-from {source}: there is no file {file}{fix}")
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -60,9 +69,9 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     except Exception as error:  # the two loaders raise exceptions of many types
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if type(error).__name__ == "UnpicklingError":  # torch's message advises turning weights_only off
-            reason = "it is damaged, or contains more than tensors and plain Python values"
+            reason = "it is damaged, or contains more than tensors and plain Python values; save model.state_dict()"
         raise InputError(f"--init-from {source} cannot be read: {reason}") from None
-    for key in ("state_dict", "model"):  # keys under which training scripts store their weights
+    for key in ("state_dict", "model_state_dict", "model"):  # keys under which training scripts store their weights
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     weights = (
@@ -70,7 +79,8 @@ def read_weights(source: Path) -> dict[str, Tensor]:
         if isinstance(content, dict)
         else {}
     )
-    require(bool(weights), f"--init-from {source} must contain a dictionary of named tensors, but it contains none")
+    found = f" (it has the keys {name_some(list(map(str, content)))})" if isinstance(content, dict) and content else ""
+    require(bool(weights), f"--init-from {source} must contain a dictionary of named tensors{found}")
     return {name.removeprefix("module."): value for name, value in weights.items()}  # DDP adds this prefix
 
 

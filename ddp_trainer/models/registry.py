@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from data_prep.errors import InputError, require
+from data_prep.errors import InputError, require, shell_path
 from data_prep.files import file_sha256
 from ddp_trainer.config import importing_network, is_installed
 from ddp_trainer.models.custom_resnet import CustomResNet
@@ -73,9 +73,14 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
     module_name = name.partition(":")[0]
     own = module_name.split(".")[0] not in sys.stdlib_module_names
     require(own, f"--network {name}: use a function of your own, not one of Python's standard library")
-    dotted = module_name.removesuffix(".py").strip("/").replace("/", ".")
     is_path = "/" in module_name or module_name.endswith(".py")
-    require(not is_path, f"--network needs the name of a module, not of a file; use {dotted}:{function}, got {name}")
+    named = f"{_as_module(module_name)}:{function}"
+    require(not is_path, f"--network needs the name of a module, not of a file; use {named}, got {name}")
+    require(
+        module_name != "__main__",
+        f"--network {name}: other commands cannot import {function}; put it into a file, such as net.py, and use "
+        f"net:{function}",
+    )
     if os.getcwd() not in sys.path:  # `python -m` adds it to sys.path, but commands such as ddp-train do not
         sys.path.append(os.getcwd())
     token = importing_network.set(name)
@@ -104,6 +109,14 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
         f"--network {name}: {function} comes from Python's standard library; use a function of your own",
     )
     return created
+
+
+def _as_module(path: str) -> str:
+    """How to name the module in the file `path`: networks/mine.py -> networks.mine."""
+    names = os.path.relpath(path).removesuffix(".py").split("/")
+    if all(name.isidentifier() for name in names):
+        return ".".join(names)
+    return f"PYTHONPATH={shell_path(Path(path).parent)} and {names[-1]}"
 
 
 def _remember(module: types.ModuleType) -> None:

@@ -171,7 +171,8 @@ def load_model(run_dir: Path | str) -> tuple[nn.Module, ModelSpec]:
         model.load_state_dict(load_file(weights))
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         reason = " ".join((str(error) or type(error).__name__).split())[:300]
-        raise InputError(f"{weights} cannot be loaded: {reason}") from None
+        fix = "" if spec.architecture == registry.BUILT_IN else "; restore the code with which the run was trained"
+        raise InputError(f"{weights} cannot be loaded: {reason}{fix}") from None
     return model.eval(), spec
 
 

@@ -34,7 +34,8 @@ logits = model(images)
 """
 # The card lists these settings in this order. It leaves out settings that the run does not have.
 RECIPE_SETTINGS = (
-    *("network", "optimizer", "peak_lr", "head_lr", "bias_lr", "weight_decay", "label_smoothing", "ema_decay"),
+    *("network", "init_from", "freeze"),
+    *("optimizer", "peak_lr", "head_lr", "bias_lr", "weight_decay", "label_smoothing", "ema_decay"),
     *(
         "widths",
         "activation",
@@ -125,7 +126,12 @@ def data(run: Run) -> Iterator[str]:
 
 
 def recipe(run: Run) -> Iterator[str]:
-    settings = run.settings
+    settings = dict(run.settings)
+    if settings.get("network", "custom_resnet") != "custom_resnet":
+        del settings["widths"], settings["activation"]  # they apply only to the built-in network
+    for name in ("init_from", "freeze"):
+        if not settings.get(name):
+            settings.pop(name, None)
     batch = plain(settings.get("batch_size", "?"))
     yield f"- Recipe {code(run.recipe)}: {quantity(run.number('steps'))} steps of {code(batch)} images."
     yield (

@@ -14,12 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.dataset import read_dataset
 from data_prep.errors import require
 from data_prep.files import read_json
 from ddp_trainer.command_line import adapt_to_network, parse_flags, recipe_named
 from ddp_trainer.config import TrainConfig, importing_network
 from ddp_trainer.distributed.launch import ONE_MACHINE
 from ddp_trainer.recipes import RECIPES
+from ddp_trainer.run.checks import check_settings
 from ddp_trainer.run.directory import new_folder
 from ddp_trainer.run.result import RunResult
 
@@ -67,12 +69,13 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
     This works in a notebook that has already initialized CUDA. The new processes print on this process's stderr, and
     can import every module that this process can import, such as a file next to your script that defines a network.
     Ctrl-C saves a checkpoint and returns. A second Ctrl-C raises KeyboardInterrupt without waiting for the processes.
-    Raises InputError for an invalid setting, and RuntimeError if the run fails, for example because a setting does not
-    fit the dataset.
+    Raises InputError for an invalid setting, and RuntimeError if the run fails, for example because its network cannot
+    be built.
     """
     require(num_processes >= 1, f"num_processes must be at least 1, got {num_processes}")
     config = configure(recipe, settings)
-    changed = _changes(config)  # before the folder is created, because this may raise InputError
+    changed = _changes(config)
+    check_settings(config, read_dataset(config.data.data_dir), world_size=num_processes)  # raises InputError
     out = config.run.out or new_folder(config.recipe)
     several = ("--multi_gpu",) if num_processes > 1 else ()
     processes = (*several, "--num_processes", str(num_processes))

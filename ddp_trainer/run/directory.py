@@ -5,6 +5,7 @@ import fcntl
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from ddp_trainer.distributed.launch import Launch
 if TYPE_CHECKING:
     from data_prep.dataset import DatasetInfo
 
+LOCK = ".lock"
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # names of the temporary files of `replace_file`
 RESOLVED = ("precision", "accumulate")  # if one of these settings is `auto`, the run records the value that it chose
 REPLACED = (  # files and folders that a run replaces or deletes, and that it creates later than config.json
@@ -83,7 +85,7 @@ def lock_folder(path: Path) -> IO[bytes]:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = os.fdopen(os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "rb")
+        lock = os.fdopen(os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "rb")
     except OSError as error:
         raise InputError(f"--out {path} cannot be written ({error.strerror}); choose another folder") from None
     try:
@@ -131,12 +133,18 @@ def claim_run_directory(config: TrainConfig, *, is_main: bool) -> Iterator[RunDi
     if not is_main:
         yield None
         return
+    is_new = config.run.out is None or not os.path.lexists(config.run.out)
     path = config.run.out or new_folder(config.recipe)
     with lock_folder(path):
         refuse_links(path)
         refuse_existing_run(path, resume=config.run.resume)
         remove_temporaries(path)
-        yield RunDirectory(path)
+        try:
+            yield RunDirectory(path)
+        except InputError:
+            if is_new and os.listdir(path) == [LOCK]:  # nothing has been recorded
+                shutil.rmtree(path, ignore_errors=True)
+            raise
 
 
 def new_folder(name: str) -> Path:

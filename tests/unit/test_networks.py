@@ -1,4 +1,4 @@
-"""Networks by name, their parameter groups, initial weights and --freeze. Faulty networks are reported in one line."""
+"""Networks by name, and their parameter groups. Faulty networks are reported in one line."""
 
 import copy
 import importlib
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from data_prep.dataset import read_dataset
@@ -18,8 +17,7 @@ from ddp_trainer.engine.build import prepare_network
 from ddp_trainer.engine.optim import build_optimizer, parameter_groups
 from ddp_trainer.models import registry
 from ddp_trainer.models.check import check_network
-from ddp_trainer.models.initial_weights import freeze, load_initial_weights
-from ddp_trainer.models.spec import ModelSpec, build_network
+from ddp_trainer.models.spec import ModelSpec
 from tests.support import networks
 from tests.support.narrow import narrow_settings
 
@@ -53,6 +51,10 @@ def test_a_network_is_found_by_its_name(name: str) -> None:
         ("os:abort", "a function of your own"),
         ("subprocess:Popen", "a function of your own"),
         (f"{OWN}copy", "has no function copy"),
+        ("__main__:build", "put it into a file, such as net.py, and use net:build"),
+        ("nets/mine.py:build", "use nets.mine:build, got nets/mine.py:build"),
+        ("./mine.py:build", "use mine:build, got ./mine.py:build"),
+        ("/some/where/mine.py:build", "use PYTHONPATH=/some/where and mine:build, got /some/where/mine.py:build"),
     ],
 )
 def test_an_invalid_network_name_is_reported_in_one_line(name: str, expected: str) -> None:
@@ -203,45 +205,3 @@ def test_every_optimizer_trains_a_network_with_convolutions_and_linear_layers(op
         built.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
-
-
-def test_initial_weights_with_matching_names_and_shapes_are_loaded(tmp_path: Path) -> None:
-    source, other = networks.small(7), networks.small(5)
-    head = copy.deepcopy(other[8].state_dict())
-    for file in (tmp_path / "weights.safetensors", tmp_path / "weights.pth", tmp_path / "wrapped.pt"):
-        if file.suffix == ".safetensors":
-            save_file(source.state_dict(), file)
-        else:
-            state = {f"module.{name}": value for name, value in source.state_dict().items()}
-            torch.save(state if file.suffix == ".pth" else {"state_dict": state, "epoch": 3}, file)
-        network = copy.deepcopy(other)
-        loaded = load_initial_weights(network, file)
-        assert loaded.fresh == ("8.weight", "8.bias")
-        assert torch.equal(network.state_dict()["0.weight"], source.state_dict()["0.weight"])
-        assert torch.equal(network.state_dict()["8.weight"], head["weight"])
-        assert "randomly initialized: 8.weight, 8.bias" in loaded.describe(file)
-
-
-def test_initial_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
-    torch.save({"other": torch.zeros(3)}, tmp_path / "other.pt")
-    torch.save([1, 2], tmp_path / "list.pt")
-    for name in ("text.safetensors", "text.json"):
-        (tmp_path / name).write_text("no weights")
-    for name, expected in (
-        ("other.pt", "no tensor in it has the name and shape"),
-        ("list.pt", "must contain a dictionary of named tensors"),
-        ("text.safetensors", "cannot be read"),
-        ("text.json", "cannot be read: it is damaged, or contains more than tensors"),
-        ("absent.pt", "there is no file"),
-    ):
-        with pytest.raises(InputError, match=expected):
-            load_initial_weights(networks.small(5), tmp_path / name)
-
-
-def test_freeze_accepts_patterns_of_parameter_names() -> None:
-    network = build_network(NetworkConfig(freeze="0.*, 4.weight"), replace(SPEC, architecture=f"{OWN}small"))
-    assert {name for name, value in network.named_parameters() if not value.requires_grad} == {"0.weight", "4.weight"}
-    with pytest.raises(InputError, match=r"--freeze stem\.\* matches no parameter; the first parameters are 0\.weight"):
-        freeze(networks.small(5), ("stem.*",))
-    with pytest.raises(InputError, match="leaves nothing to train"):
-        freeze(networks.small(5), ("*",))

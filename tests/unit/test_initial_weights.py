@@ -1,0 +1,66 @@
+"""--init-from and --freeze: the weights from which a run starts, and the parameters that stay fixed."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from data_prep.errors import InputError
+from ddp_trainer.config import NetworkConfig
+from ddp_trainer.models.initial_weights import freeze, load_initial_weights
+from ddp_trainer.models.spec import build_network
+from tests.support import networks
+from tests.unit.test_networks import OWN, SPEC
+
+
+def test_initial_weights_with_matching_names_and_shapes_are_loaded(tmp_path: Path) -> None:
+    source, other = networks.small(7), networks.small(5)
+    head = copy.deepcopy(other[8].state_dict())
+    for file in (tmp_path / "weights.safetensors", tmp_path / "weights.pth", tmp_path / "wrapped.pt"):
+        if file.suffix == ".safetensors":
+            save_file(source.state_dict(), file)
+        else:
+            state = {f"module.{name}": value for name, value in source.state_dict().items()}
+            torch.save(state if file.suffix == ".pth" else {"state_dict": state, "epoch": 3}, file)
+        network = copy.deepcopy(other)
+        loaded = load_initial_weights(network, file)
+        assert loaded.fresh == ("8.weight", "8.bias")
+        assert torch.equal(network.state_dict()["0.weight"], source.state_dict()["0.weight"])
+        assert torch.equal(network.state_dict()["8.weight"], head["weight"])
+        assert "randomly initialized: 8.weight, 8.bias" in loaded.describe(file)
+
+
+def test_initial_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    torch.save({"other": torch.zeros(3)}, tmp_path / "other.pt")
+    bias = {name: value for name, value in networks.small(5).state_dict().items() if value.ndim == 1}
+    torch.save(bias, tmp_path / "bias.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    torch.save({"net": {}, "epoch": 1}, tmp_path / "nested.pt")
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "state.pt").touch()
+    for name in ("text.safetensors", "text.json"):
+        (tmp_path / name).write_text("no weights")
+    for name, expected in (
+        ("other.pt", "no tensor in it has the name and shape of a weight of this network; add the --network"),
+        ("bias.pt", "no tensor in it has the name and shape of a weight"),
+        ("list.pt", "must contain a dictionary of named tensors"),
+        ("nested.pt", r"must contain a dictionary of named tensors \(it has the keys net, epoch\)"),
+        ("step", "there is no file .*; use .*state.pt"),
+        ("text.safetensors", "cannot be read"),
+        ("text.json", "cannot be read: it is damaged, or contains more than tensors"),
+        ("absent.pt", "there is no file"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            load_initial_weights(networks.small(5), tmp_path / name)
+
+
+def test_freeze_accepts_patterns_of_parameter_names() -> None:
+    network = build_network(NetworkConfig(freeze="0.*, 4.weight"), replace(SPEC, architecture=f"{OWN}small"))
+    assert {name for name, value in network.named_parameters() if not value.requires_grad} == {"0.weight", "4.weight"}
+    with pytest.raises(InputError, match=r"--freeze stem\.\* matches no parameter; the first parameters are 0\.weight"):
+        freeze(networks.small(5), ("stem.*",))
+    with pytest.raises(InputError, match="leaves nothing to train"):
+        freeze(networks.small(5), ("*",))
