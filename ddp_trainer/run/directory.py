@@ -28,7 +28,7 @@ TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # names of the temporary files of
 RESOLVED = ("precision", "accumulate")  # if one of these settings is `auto`, the run records the value that it chose
 REPLACED = (  # files and folders that a run replaces or deletes, and that it creates later than config.json
     *("metrics.jsonl", "steps.jsonl", "summary.json", "predictions.npz", "model.safetensors", "model.json", "model.md"),
-    *("report", "checkpoints", "crash", "trace.json.gz"),
+    *("report", "checkpoints", "crash", "trace.json.gz", "tensorboard"),
 )
 PACKAGES = ("torch", "torchvision", "accelerate", "ffcv", "numpy", "wandb")
 
