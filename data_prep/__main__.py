@@ -14,9 +14,10 @@ from data_prep.dataset import DatasetInfo, write_dataset
 from data_prep.encoding import DEFAULT_QUALITY, ENCODINGS, Encoding
 from data_prep.errors import InputError, printable, shell_path
 from data_prep.machine_limits import machine_problem
-from data_prep.output import check_out, check_outside_splits, remove_list, write_list
+from data_prep.output import check_out, out_folder, remove_lists, write_list
 from data_prep.sources import MAX_NAMED, SOURCES, Source, UnreadableImagesError
 from data_prep.sources.decoder_messages import DecoderMessages, collected_messages
+from data_prep.sources.listing import check_outside_splits
 from data_prep.sources.synthetic import DEFAULT_TEST_COUNT, DEFAULT_TRAIN_COUNT, draw_synthetic
 from data_prep.streams import forgiving_output
 
@@ -63,7 +64,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--source", choices=SOURCES, default="cifar10", help="where the images come from (default: %(default)s)")
     add("--root", type=Path, default=Path("data/raw"), metavar="DIR", help="folder to read from (default: %(default)s)")
-    add("--out", type=Path, metavar="DIR", help="folder to write to (default: data/SOURCE, such as data/cifar10)")
+    add("--out", type=out_folder, metavar="DIR", help="folder to write to (default: data/SOURCE, such as data/cifar10)")
     add(
         "--size",
         type=int,
@@ -133,8 +134,7 @@ def prepare(options: argparse.Namespace, check: Callable[[], None]) -> DatasetIn
                 info = write_dataset(source, options.out, progress=show, say=say, encoding=options.encoding)
         except UnreadableImagesError as error:
             raise _with_list(error, options.out) from None
-        for name in ("unreadable", "duplicates"):
-            remove_list(options.out, name)
+        remove_lists(options.out, "unreadable", "duplicates")
         if duplicates := source.findings().duplicates:
             say(f"duplicates: {write_list(options.out, 'duplicates', duplicates)}")
         if note := messages.note():
@@ -144,7 +144,7 @@ def prepare(options: argparse.Namespace, check: Callable[[], None]) -> DatasetIn
 
 def _with_list(error: UnreadableImagesError, out: Path) -> InputError:
     """The error to report. If it cannot name all unreadable files, they are listed in OUT.unreadable.txt."""
-    remove_list(out, "unreadable")  # of an earlier attempt
+    remove_lists(out, "unreadable")  # of an earlier attempt
     is_named = len(error.problems) <= MAX_NAMED
     return error if is_named else InputError(f"{error}; {write_list(out, 'unreadable', error.problems)}")
 

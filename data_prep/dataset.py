@@ -1,10 +1,8 @@
 """A prepared dataset: a folder with train.beton, test.beton and dataset.json, which describes them."""
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +13,7 @@ from data_prep.beton_writer import write_betons
 from data_prep.color_statistics import ColorCounts
 from data_prep.encoding import RAW, Encoding
 from data_prep.errors import InputError, quoted, shell_path
-from data_prep.files import DISK_FULL, file_sha256, read_json, sync_file, sync_folder
+from data_prep.files import file_sha256, read_json, require_readable, sync_file, sync_folder
 from data_prep.machine_limits import require_space
 from data_prep.manifest import (
     FORMAT_VERSION,
@@ -26,6 +24,7 @@ from data_prep.manifest import (
     check_description,
     parse_manifest,
 )
+from data_prep.output import check_out, remove_left_behind, temporary_folder
 from data_prep.parallel import map_in_order, num_threads
 from data_prep.sources import SOURCES, Findings, Source, Split
 from data_prep.spool import open_spool
@@ -47,15 +46,17 @@ def write_dataset(
     """Writes the files of a dataset to `out`. They get their final names only when all are complete and checked.
 
     The images are read once, a few at a time. Then `say` is called with each of the source's notes. An older dataset in
-    `out` stays intact until the end. Raises InputError if `out` is not writable or has too little free space, and
-    ValueError or TypeError if the source provides invalid data. Errors of the source are not caught.
+    `out` stays intact until the end. Raises InputError if `out` is not writable, has too little free space or has other
+    files with the names of the dataset's files, and ValueError or TypeError if the source provides invalid data. Errors
+    of the source are not caught.
     """
     check_description(source)
-    _remove_left_behind(out)  # before `require_space`, because this may free the space that is needed
+    check_out(out)
+    remove_left_behind(out)  # before `require_space`, because this may free the space that is needed
     image_bytes = source.image_size**2 * 3 // (1 if encoding.name == "raw" else TYPICAL_COMPRESSION)
     # During writing, the images are on the disk twice: in the writer's input and in the beton file.
     require_space(out, 2 * sum(map(source.count, SPLITS)) * image_bytes + 2**24)
-    with _temporary_folder(out) as temporary:
+    with temporary_folder(out) as temporary:
         counts, colors = _spool(source, temporary, encoding, progress)
         findings = source.findings()
         for note in findings.notes:
@@ -78,38 +79,6 @@ def write_dataset(
             (temporary / name).replace(out / name)
         sync_folder(out)
     return info
-
-
-@contextmanager
-def _temporary_folder(out: Path) -> Iterator[Path]:
-    """A new folder in `out`, removed at the end. After an error, the parent folders made for it are removed, too."""
-    temporary = out / f".writing-{os.getpid()}"
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-    except OSError as error:
-        raise InputError(f"--out {shell_path(out)} is not writable ({error.strerror}); use another folder") from None
-    try:
-        yield temporary
-    except BaseException as error:
-        if isinstance(error, OSError) and error.errno in DISK_FULL and error.filename is None:
-            error.filename = str(out)
-        shutil.rmtree(temporary, ignore_errors=True)
-        with suppress(OSError):  # another process may have put something there
-            for folder in made:
-                folder.rmdir()
-        raise
-    shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _remove_left_behind(out: Path) -> None:
-    """Removes what killed processes left in `out`, but not the folder of a process that is still alive."""
-    for folder in out.glob(".writing-*"):
-        owner = folder.name.removeprefix(".writing-")
-        # In a container, a killed process may have had the same id as this one.
-        if owner == str(os.getpid()) or not Path("/proc", owner).exists():
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _spool(source: Source, folder: Path, encoding: Encoding, progress: Progress) -> tuple[dict[str, int], ColorCounts]:
@@ -184,6 +153,7 @@ def read_dataset(directory: Path, *, needed: Sequence[str] = SPLITS) -> DatasetI
     Raises InputError if there is none, if this code cannot read it, or if it lacks a split in `needed`.
     """
     path, prepare = directory / MANIFEST, preparation(directory, {})
+    require_readable(path)
     try:
         fields = read_json(path)
     except InputError as error:
@@ -235,6 +205,8 @@ def verify_dataset(directory: Path, info: DatasetInfo, *, full: bool) -> None:
     `full`, or if a file has at most HASHED_BYTES, the whole file is hashed as well. In any case, each image is compared
     with its checksum when it is read, so a damaged image is never trained on.
     """
+    for split in info.splits.values():
+        require_readable(directory / split.file)
     try:
         for split in info.splits.values():
             path = directory / split.file

@@ -12,7 +12,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, require, shell_path
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_JSON_DEPTH = 32
@@ -79,6 +79,25 @@ def open_regular(path: Path) -> BufferedReader:
         file.close()
         raise
     return file
+
+
+def require_readable(path: Path) -> None:
+    """Raises InputError if this user has no permission to read a file or folder. Accepts a path that does not exist."""
+    try:
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+        is_readable = os.access(path, os.R_OK | os.X_OK if is_folder else os.R_OK)
+    except PermissionError:
+        is_readable = False
+    except (OSError, ValueError):
+        return
+    fix = "change its permissions or those of the folders above it"
+    require(is_readable, f"{shell_path(path)} cannot be read: permission denied; {fix}")
+
+
+def read_text(path: Path, *, errors: str = "strict") -> str:
+    """The text of a regular file in UTF-8. Raises OSError for anything else, such as a pipe."""
+    with open_regular(path) as file:
+        return file.read().decode(errors=errors)
 
 
 def _require_regular(status: os.stat_result, path: Path) -> None:

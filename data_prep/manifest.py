@@ -1,6 +1,7 @@
 """dataset.json, the description of a prepared dataset: its fields, and the code that checks them."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -71,6 +72,9 @@ def check_description(source: Source) -> None:
         raise ValueError("a dataset needs test images, got none")
     if not source.classes or not all(isinstance(name, str) for name in source.classes):
         raise ValueError(f"classes must be strings, got {source.classes}")
+    _check_different(source.classes)
+    if source.count("train") and len(source.classes) < 2:
+        raise ValueError(f"training needs at least two classes, got {source.classes}")
 
 
 def parse_manifest(fields: dict[str, Any]) -> DatasetInfo:
@@ -95,6 +99,7 @@ def parse_manifest(fields: dict[str, Any]) -> DatasetInfo:
     _check_strings("skipped", skipped)
     if not fields["classes"]:
         raise ValueError("classes must not be empty")
+    _check_different(fields["classes"])
     mean, std = (_three_numbers(name, fields[name]) for name in ("mean", "std"))
     if min(std) <= 0:
         raise ValueError(f"std must be positive, got {list(std)}")
@@ -138,6 +143,13 @@ def _check_type(kind: type, **values: object) -> None:
     for name, value in values.items():
         if type(value) is not kind:
             raise TypeError(f"{name} must be {KINDS[kind]}, got {quoted(value)}")
+
+
+def _check_different(classes: Sequence[str]) -> None:
+    """Raises ValueError if two classes have the same name."""
+    name, count = Counter(classes).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"classes must have different names, got {quoted(name)} {count} times")
 
 
 def _check_strings(name: str, values: list[Any]) -> None:

@@ -1,18 +1,33 @@
-"""Checks the output folder of a dataset before any image is read, and writes lists of files beside this folder."""
+"""The output folder of a dataset: its checks, the temporary folder in it, and lists of files beside it.
 
-import contextlib
+No file that something else wrote is replaced or removed.
+"""
+
+import fcntl
 import os
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from data_prep.errors import InputError, require_printable, shell_path
-from data_prep.files import replace_file
+from data_prep.errors import InputError, require, require_printable, shell_path
+from data_prep.files import DISK_FULL, open_regular, replace_file
 from data_prep.manifest import MANIFEST, SPLITS
-from data_prep.sources.listing import TEST_NAMES, TRAIN_NAMES
+
+BETONS = tuple(f"{split}.beton" for split in SPLITS)
+LIST_HEADER = b"# written by python -m data_prep\n"  # the first line of each list, by which it is recognized
+WRITING = ".writing-"  # start of the name of a temporary folder
+
+
+def out_folder(text: str) -> Path:
+    """The value of --out. Raises InputError if it is empty, because `Path("")` is the current folder."""
+    require(bool(text), "--out must not be empty; name a folder, or . for the current folder")
+    return Path(text)
 
 
 def check_out(out: Path) -> None:
-    """Raises InputError if `out` is not usable."""
+    """Raises InputError if `out` is not usable, or if it has files that the dataset would replace."""
     require_printable("out", out)
     nearest = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir():
@@ -20,26 +35,73 @@ def check_out(out: Path) -> None:
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"--out {shell_path(out)}: {shell_path(nearest)} is not writable; use another folder")
     try:
-        blocked = [
-            path for name in (MANIFEST, *(f"{split}.beton" for split in SPLITS)) if (path := out / name).is_dir()
-        ]
+        blocked = [path for name in (MANIFEST, *BETONS) if (path := out / name).is_dir()]
     except OSError as error:
         raise InputError(f"--out {shell_path(out)}: {error.strerror}; use another folder") from None
     if blocked:
         raise InputError(f"--out {shell_path(out)}: {shell_path(blocked[0])} is a folder; use another folder")
+    present = [name for name in (MANIFEST, *BETONS) if os.path.lexists(out / name)]
+    require(
+        not present or _contains(out / MANIFEST, b'"format_version"', within=100),
+        f"--out {shell_path(out)} contains {', '.join(present)}, but no dataset that data_prep wrote; "
+        "use another folder, or remove these files",
+    )
 
 
-def check_outside_splits(out: Path, root: Path) -> None:
-    """Raises InputError if the dataset would be written among the images, where it would look like a class."""
-    out, root = out.resolve(), root.resolve()
-    if root in out.parents and out.relative_to(root).parts[0].lower() in (*TRAIN_NAMES, *TEST_NAMES):
-        raise InputError(f"--out {shell_path(out)} is among the images of --root; use another folder")
+def _contains(path: Path, words: bytes, *, within: int) -> bool:
+    """Whether `words` are among the first `within` bytes of a file. False if the file is missing or unreadable."""
+    try:
+        with open_regular(path) as file:
+            return words in file.read(within)
+    except OSError:
+        return False
 
 
-def remove_list(out: Path, name: str) -> None:
-    """Removes OUT.NAME.txt, which describes an older dataset in `out`."""
-    with contextlib.suppress(OSError):
-        _list_file(out, name).unlink()
+@contextmanager
+def temporary_folder(out: Path) -> Iterator[Path]:
+    """A new folder in `out`, removed at the end. After an error, the parent folders made for it are removed, too.
+
+    A file in it is locked until the end, so that `remove_left_behind` can tell whether the folder is still in use.
+    """
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=WRITING, dir=out))
+    except OSError as error:
+        raise InputError(f"--out {shell_path(out)} is not writable ({error.strerror}); use another folder") from None
+    try:
+        with open(temporary / "lock", "wb") as lock:
+            with suppress(OSError):  # not every file system can lock files
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield temporary
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL and error.filename is None:
+            error.filename = str(out)
+        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # another process may have put something there
+            for folder in made:
+                folder.rmdir()
+        raise
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_left_behind(out: Path) -> None:
+    """Removes what killed processes left in `out`, but not the folder of a process that is alive on any machine."""
+    for folder in out.glob(f"{WRITING}*"):
+        try:
+            with open(folder / "lock", "ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another process holds the lock, or the file system cannot lock files
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_lists(out: Path, *names: str) -> None:
+    """Removes each OUT.NAME.txt that describes an older dataset in `out`."""
+    for path in (_list_file(out, name) for name in names):
+        if _contains(path, LIST_HEADER, within=len(LIST_HEADER)):
+            with suppress(OSError):
+                path.unlink()
 
 
 def _list_file(out: Path, name: str) -> Path:
@@ -52,9 +114,11 @@ def write_list(out: Path, name: str, lines: Sequence[str]) -> str:
     Returns text that says where the list is, or why it could not be written.
     """
     path = _list_file(out, name)
+    if path.is_file() and not _contains(path, LIST_HEADER, within=len(LIST_HEADER)):
+        return f"not listed, because {shell_path(path)} is another file; rename it"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, "".join(f"{line}\n" for line in lines).encode())
+        replace_file(path, LIST_HEADER + "".join(f"{line}\n" for line in lines).encode())
     except OSError as error:
         return f"not listed, because {shell_path(path)} cannot be written ({error.strerror})"
     return f"all are listed in {shell_path(path)}"

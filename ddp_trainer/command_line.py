@@ -7,6 +7,7 @@ InputError with a one-line message, which `run_command` prints.
 import argparse
 import contextlib
 import dataclasses
+import errno
 import io
 import re
 import sys
@@ -17,12 +18,18 @@ from typing import Any, TypeVar
 import tyro
 
 from data_prep.errors import InputError, printable
+from data_prep.files import DISK_FULL
+from data_prep.machine_limits import lacks_memory
 from data_prep.streams import forgiving_output
 from data_prep.watched_file import DatasetChanged
 from ddp_trainer.config import DEFAULT_WIDTHS, TrainConfig
 from ddp_trainer.distributed.launch import prints_errors
 
 Section = TypeVar("Section")
+DISK_ERRORS = {*DISK_FULL, errno.EROFS, errno.EIO}
+# Fixes for a lack of memory: of any command, and of a command that trains.
+FREE_MEMORY = "close other programs, or raise the memory limit"
+SMALLER_STEPS = "use --accumulate auto, or a smaller --batch-size"
 
 
 def parse_command_line(
@@ -142,22 +149,37 @@ def _one_line(report: str) -> str:
     return text.removesuffix(".") or "the command line cannot be parsed"
 
 
-def run_command(work: Callable[[], int | None]) -> int:
-    """Calls `work` and returns the exit status: its result (None: 0), 2 after InputError, or 1 after DatasetChanged.
+def run_command(work: Callable[[], int | None], *, launched: bool = False, memory_fix: str = FREE_MEMORY) -> int:
+    """Calls `work` and returns the exit status: its result (None: 0), 2 after InputError, or 1 after another error.
 
-    Both errors are printed as one line. Every process finds the same mistake in its input, so only the first process
-    of each machine prints an InputError.
+    The other errors are DatasetChanged, a disk that cannot be written, and a lack of memory, for which the message
+    ends with `memory_fix`. All errors are printed as one line. `launched`: whether a launcher may start the command in
+    several processes. They all find the same mistake in their input, so only the first process of each machine prints
+    an InputError.
     """
     with forgiving_output():
         try:
             return work() or 0
         except InputError as error:
-            if prints_errors():
+            if not launched or prints_errors():
                 print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
             return 2
-        except DatasetChanged as error:
-            print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
+        except Exception as error:
+            problem = str(error) if isinstance(error, DatasetChanged) else _machine_problem(error, memory_fix)
+            if problem is None:
+                raise
+            print(f"error: {printable(problem)}", file=sys.stderr, flush=True)
             return 1
+
+
+def _machine_problem(error: Exception, memory_fix: str) -> str | None:
+    """A line about a disk that cannot be written or about a lack of memory; None for any other error."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS and error.filename:
+        return f"cannot write {error.filename}: {error.strerror}"
+    if lacks_memory(error):
+        reason = str(error).partition("\n")[0] or "MemoryError"
+        return f"there is not enough memory ({reason}); {memory_fix}"
+    return None
 
 
 def program_name(module: str) -> str:

@@ -32,6 +32,7 @@ CHANGEABLE_ON_RESUME = frozenset(
 importing_network: ContextVar[str] = ContextVar("importing_network", default="")
 
 DEFAULT_WIDTHS = (64, 128, 256, 512)
+MAX_WIDTH = 8192
 WEEK_SECONDS = 7 * 86400
 SEED_LIMIT = 2**63
 
@@ -57,7 +58,10 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         applies = self.network == "custom_resnet" or self.widths == DEFAULT_WIDTHS
         require(applies, f"--widths is for --network custom_resnet, got --network {self.network}")
-        require(min(self.widths) >= 1, f"--widths must be at least 1, got {' '.join(map(str, self.widths))}")
+        require(
+            min(self.widths) >= 1 and max(self.widths) <= MAX_WIDTH,
+            f"--widths must be from 1 to {MAX_WIDTH}, got {' '.join(map(str, self.widths))}",
+        )
         momentum = self.bn_momentum
         require(momentum is None or 0 < momentum <= 1, f"--bn-momentum must be in (0, 1], got {momentum}")
 

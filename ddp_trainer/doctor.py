@@ -115,12 +115,10 @@ def packages() -> Iterator[Finding]:
         group = missing.setdefault(extra[1] if extra else "", [])
         if name and not is_installed(name[0]):
             group.append(name[0])
-    needed = missing.pop("")
-    yield (
-        Finding(PROBLEM, "packages", f"missing: {', '.join(needed)}", SET_UP)
-        if needed
-        else Finding(OK, "packages", "all required packages are installed")
-    )
+    if needed := missing.pop(""):
+        yield Finding(PROBLEM, "packages", f"missing: {', '.join(needed)}", SET_UP)
+    else:
+        yield Finding(OK, "packages", "all required packages are installed")
     for extra, names in missing.items():
         if names:
             fix = f"{sys.executable} -m pip install {' '.join(names)}"
@@ -161,8 +159,7 @@ def gpus(found: dict) -> Finding:
         return Finding(PROBLEM, "GPUs", detail, "install a build of torch for this GPU, or train with --device cpu")
     if found["devices"]:
         return Finding(OK, "GPUs", "; ".join(found["devices"]) + f"; {'bf16' if found['bf16'] else 'no bf16, so fp16'}")
-    driver = Path("/proc/driver/nvidia/version")
-    if driver.exists() or shutil.which("nvidia-smi"):
+    if Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi"):
         if not found["built_for"]:
             return Finding(ABSENT, "GPUs", "torch is built for the CPU only, despite an NVIDIA driver", set_up("torch"))
         detail = f"torch for CUDA {found['built_for']} finds no usable GPU; the NVIDIA driver may be too old"
@@ -195,8 +192,11 @@ def wandb() -> Finding:
 
 
 def disk() -> Finding:
-    free = shutil.disk_usage(".").free / 1e9
-    detail = f"{free:.1f} GB free in {Path.cwd()}"
+    try:
+        free, here = shutil.disk_usage(".").free / 1e9, Path.cwd()
+    except OSError as error:
+        return Finding(PROBLEM, "disk", f"the current folder cannot be used: {error.strerror}", "cd; then run again")
+    detail = f"{free:.1f} GB free in {here}"
     if free < NEEDED_GB:
         return Finding(PROBLEM, "disk", f"{detail}; {NEEDED_GB:.0f} GB is needed", "du -xh --max-depth=2 . | sort -h")
     return Finding(OK, "disk", detail)

@@ -15,7 +15,7 @@ import torch
 import tyro
 
 from data_prep.dataset import DatasetInfo, read_dataset, verify_dataset
-from data_prep.errors import InputError, quoted
+from data_prep.errors import InputError, quoted, require
 from data_prep.json_fields import Fields
 from data_prep.loader import build_loader
 from data_prep.sources import name_some
@@ -50,7 +50,7 @@ class EvaluateConfig:
 def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
     """The figures that the command prints; every rank returns them.
 
-    Raises InputError if the run or the dataset cannot be used.
+    Raises InputError if the run or the dataset cannot be used, or if a logit is not finite.
     """
     model, spec = load_model(config.run_dir)
     trained = Fields.read(config.run_dir / "config.json")
@@ -71,6 +71,8 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
     runtime.close()
     own = torch.tensor(labels, device=result.labels.device)
     logits = result.logits if result.logits_tta is None else result.logits_tta
+    fix = "train the run again, or use --precision fp32"
+    require(bool(logits.isfinite().all()), f"{config.run_dir}: the model gives values that are not finite; {fix}")
     averaged = replace(result, labels=own[result.labels], logits=logits)
     return {
         "test_accuracy": averaged.correct / averaged.total,
@@ -111,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if Launch.from_environment().is_main:
             print(json.dumps(figures))
 
-    return run_command(evaluate)
+    return run_command(evaluate, launched=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 from data_prep.batch_ops import batch_normalize
 from data_prep.errors import InputError, printable, require
+from data_prep.files import DISK_FULL, replace_file
+from data_prep.machine_limits import lacks_memory
 from ddp_trainer.command_line import parse_flags, program_name, run_command
 from ddp_trainer.models.spec import ModelSpec, load_model
 
@@ -39,7 +41,7 @@ TOLERANCE = 1e-4  # relative to the largest logit; rounding errors are smaller
 
 
 class ExportError(Exception):
-    """The network cannot be exported, or the file does not compute what the network computes."""
+    """The network cannot be exported, the disk is full, or the file does not compute what the network computes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +151,9 @@ def write_torch(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path) 
     The exported program runs on the CPU; `torch.export.passes.move_to_device_pass` converts it for a GPU.
     """
     program = torch.export.export(model, (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
-    torch.export.save(program, path, extra_files={"classes.json": json.dumps(spec.classes)})
+    content = io.BytesIO()  # torch aborts the process if it writes to a file and the disk is full
+    torch.export.save(program, content, extra_files={"classes.json": json.dumps(spec.classes)})
+    replace_file(path, content.getvalue())
     return Exported(classify=torch.export.load(path).module(), versions=f"torch {torch.__version__}")
 
 
@@ -162,9 +166,8 @@ def largest_difference(exported: Classifier, model: nn.Module, spec: ModelSpec) 
     """
     generator, worst = torch.Generator().manual_seed(0), 0.0
     for count in CHECKED_BATCHES:
-        images = torch.randint(
-            256, (count, 3, spec.input_size, spec.input_size), dtype=torch.uint8, generator=generator
-        )
+        shape = (count, 3, spec.input_size, spec.input_size)
+        images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
         # `contiguous` converts channels_last to NCHW, because every network accepts NCHW.
         normalized = batch_normalize(images, spec.mean, spec.std, torch.float32).contiguous()
         expected = model(normalized) / spec.temperature
@@ -197,7 +200,7 @@ def export_run(config: ExportConfig) -> Result:
     """Writes the file in a temporary folder, checks it there, and then moves it to the run directory.
 
     Raises InputError if the run has no usable model, a package is missing, the opset is not supported, or the file
-    cannot be written. Raises ExportError if the network cannot be exported or the check fails.
+    cannot be written. Raises ExportError if the network cannot be exported, the disk is full, or the check fails.
     """
     check_packages(config.format)
     model, spec = load_model(config.run_dir)
@@ -211,11 +214,12 @@ def export_run(config: ExportConfig) -> Result:
                 exported = write(normalizing, example, spec, path)
             difference = largest_difference(exported.classify, model, spec)
             path.replace(target)
-    except (InputError, ExportError):
-        raise
     except OSError as error:
-        raise InputError(f"{target} cannot be written ({error.strerror}); check permissions and free space") from None
+        kind = ExportError if error.errno in DISK_FULL else InputError
+        raise kind(f"{target} cannot be written ({error.strerror}); check permissions and free space") from None
     except Exception as error:  # the exporters raise many types of exceptions for unsupported networks
+        if isinstance(error, InputError | ExportError) or lacks_memory(error):
+            raise
         cause: BaseException = error
         while cause.__cause__ is not None:  # torch's own message may only say in which step the export failed
             cause = cause.__cause__

@@ -28,9 +28,9 @@ import tyro
 from data_prep.augment_config import AugmentConfig
 from data_prep.data_config import DataConfig
 from data_prep.dataset import read_dataset, verify_dataset
-from data_prep.errors import require, require_printable
+from data_prep.errors import require
 from data_prep.files import replace_file, write_json
-from ddp_trainer.command_line import parse_flags, program_name, run_command, take_recipe
+from ddp_trainer.command_line import SMALLER_STEPS, parse_flags, program_name, run_command, take_recipe
 from ddp_trainer.config import NetworkConfig, OptimConfig, RunConfig, RuntimeConfig, TrainConfig
 from ddp_trainer.distributed.launch import Launch, check_machine
 from ddp_trainer.distributed.process_settings import restored_settings
@@ -68,7 +68,7 @@ class RatesConfig:
             0 < self.start_lr < self.end_lr < math.inf,
             f"--start-lr must be positive and below --end-lr, got {self.start_lr} and {self.end_lr}",
         )
-        require_printable("out", self.out)
+        RunConfig(out=self.out)  # raises InputError if --out cannot be used
         require(self.steps >= 2, f"--steps must be at least 2, got {self.steps}")
 
     def at(self, step: int) -> float:
@@ -150,10 +150,7 @@ def _show_progress(rates: RatesConfig, step: int, done: Averages) -> None:
 
 
 def write_results(out: Path, curve: LossCurve, config: TrainConfig, runtime: Runtime) -> None:
-    """Writes lr_find.png, then lr_find.json, and prints the suggestion."""
-    with default_style():
-        picture = curve.draw(f"Learning rate range test, {config.recipe}")
-    replace_file(out / "lr_find.png", picture)
+    """Writes lr_find.json, then lr_find.png, and prints the suggestion."""
     suggested, others = curve.suggestion(), {}
     if suggested is not None:  # all rates rose together, so their ratios are those of the recipe
         rates = {"head_lr": config.optim.head_lr, "bias_lr": config.optim.bias_lr}
@@ -171,6 +168,7 @@ def write_results(out: Path, curve: LossCurve, config: TrainConfig, runtime: Run
         "smoothed_losses": curve.smoothed,
     }
     write_json(out / "lr_find.json", content)
+    replace_file(out / "lr_find.png", curve.draw(f"Learning rate range test, {config.recipe}"))
     flags = "".join(f" --{name.replace('_', '-')} {rate:g}" for name, rate in others.items())
     print_line(curve.advice() + flags, sys.stderr)
     print(json.dumps({"suggested_lr": suggested, "plot": str(out / "lr_find.png")}), flush=True)
@@ -189,6 +187,8 @@ def find_learning_rate(test: RangeTestConfig, stop: StopRequest) -> None:
             out = out or new_folder(f"lr_find-{config.recipe}")
             stack.enter_context(lock_folder(out))
         stack.enter_context(restored_settings())
+        if launch.is_main:
+            stack.enter_context(default_style())  # for the picture; now, because it raises InputError if it fails
         runtime = Runtime(config.runtime, stop=stop)
         try:
             network, _ = prepare_network(config, dataset, world_size=runtime.world_size, load_weights=True)
@@ -219,9 +219,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 after success or a signal, 2 for wrong input, 1 after any other error."""
     stop = StopRequest()
     words = sys.argv[1:] if argv is None else argv
+
+    def work() -> None:
+        find_learning_rate(parse(words), stop)
+
     with stop.listening():
         try:
-            return run_command(lambda: find_learning_rate(parse(words), stop))
+            return run_command(work, launched=True, memory_fix=SMALLER_STEPS)
         except Exception:
             traceback.print_exc()
             return 1

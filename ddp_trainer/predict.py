@@ -18,11 +18,12 @@ import tyro
 from torch import nn
 
 from data_prep.batch_ops import batch_normalize, center_crop
-from data_prep.errors import InputError, printable, shell_path
+from data_prep.errors import InputError, printable, require, shell_path
 from data_prep.machine_limits import due_to_machine
 from data_prep.sources.decoder_messages import DecoderMessages, collected_messages
+from data_prep.sources.folder import dark_note
 from data_prep.sources.listing import MAX_DEPTH, looks_like_image
-from data_prep.sources.picture import read_image, why_unreadable
+from data_prep.sources.picture import Picture, read_picture, require_valid_limit, why_unreadable
 from ddp_trainer.command_line import parse_flags, program_name, run_command
 from ddp_trainer.models.spec import ModelSpec, load_model
 
@@ -107,30 +108,31 @@ def find_images(given: Path) -> tuple[list[Path], list[str]]:
     return images, problems or ([] if images else [f"{shell_path(given)}: no image files in this folder"])
 
 
-def read_images(paths: Sequence[Path], size: int) -> tuple[list[Path], list[np.ndarray], list[str]]:
-    """The readable paths, their pixels as (size, size, 3) arrays, and a line for each unreadable path."""
-    readable, pixels, problems = [], [], []
+def read_images(paths: Sequence[Path], size: int) -> tuple[list[Path], list[Picture], list[str]]:
+    """The readable paths, their pictures of `size` x `size` pixels, and a line for each unreadable path."""
+    readable, pictures, problems = [], [], []
     for path in paths:
         try:
-            pixels.append(read_image(path, size))
+            pictures.append(read_picture(path, size))
             readable.append(path)
         except Exception as error:  # decoders raise many types of exceptions for damaged files
             if due_to_machine(error):
                 raise  # for example, too little memory; the file may be fine
             problems.append(f"{shell_path(path)}: {why_unreadable(error)}")
-    return readable, pixels, problems
+    return readable, pictures, problems
 
 
 @torch.inference_mode()
 def predict(model: nn.Module, spec: ModelSpec, paths: Sequence[Path], pixels: np.ndarray) -> Iterator[Prediction]:
     """Yields a prediction for the center crop of each image.
 
-    `pixels`: (N, H, W, 3) uint8 RGB; `paths`: the files of these N images.
+    `pixels`: (N, H, W, 3) uint8 RGB; `paths`: the files of these N images. Raises InputError if a logit is not finite.
     """
     images = center_crop(torch.from_numpy(pixels).permute(0, 3, 1, 2), spec.input_size)
     # Contiguous NCHW, because not every network accepts channels_last.
     normalized = batch_normalize(images, spec.mean, spec.std, torch.float32).contiguous()
     logits = model(normalized).double() / spec.temperature
+    require(bool(logits.isfinite().all()), "the model gives values that are not finite; train the run again")
     best = logits.softmax(dim=1).topk(min(2, len(spec.classes)))
     for path, values, classes in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):
         names = [spec.classes[label] for label in classes]
@@ -143,21 +145,23 @@ def predict_files(config: PredictConfig) -> int:
 
     Returns the exit status: 1 if there was a problem, else 0. Raises InputError if the run has no usable model.
     """
+    require_valid_limit()
     model, spec = load_model(config.run_dir)
     found = [find_images(given) for given in config.images]
     paths = [path for images, _ in found for path in images]
     problems = [problem for _, problems in found for problem in problems]
     report_problems(problems)
-    messages = DecoderMessages()
+    messages, brightest = DecoderMessages(), -1
     for start in range(0, len(paths), spec.evaluation_batch):
         with collected_messages(messages):
-            readable, pixels, unreadable = read_images(paths[start : start + spec.evaluation_batch], spec.image_size)
+            readable, pictures, unreadable = read_images(paths[start : start + spec.evaluation_batch], spec.image_size)
         report_problems(unreadable)
         problems += unreadable
         if readable:
-            for prediction in predict(model, spec, readable, np.stack(pixels)):
+            brightest = max(brightest, *(picture.brightest for picture in pictures))
+            for prediction in predict(model, spec, readable, np.stack([picture.pixels for picture in pictures])):
                 print(prediction.as_json() if config.json else prediction.as_text())
-    if note := messages.note():
+    for note in filter(None, (messages.note(), dark_note(brightest))):
         print(f"warning: {note}", file=sys.stderr)
     return 1 if problems else 0
 
@@ -171,7 +175,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 if every image was classified, 1 if a path could not be used, 2 for wrong input."""
 
     def work() -> int:
-        config = parse_flags(PredictConfig, argv, prog=program_name("ddp_trainer.predict"))
+        words = sys.argv[1:] if argv is None else argv
+        require("" not in words, "a path is empty; name the run directory, and image files or folders")
+        config = parse_flags(PredictConfig, words, prog=program_name("ddp_trainer.predict"))
         if not config.images:
             raise InputError("no image given; name image files, or a folder of them, after the run directory")
         return predict_files(config)

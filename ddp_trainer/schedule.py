@@ -9,6 +9,7 @@ from typing import Literal
 
 from data_prep.errors import InputError, require
 
+MAX_EPOCHS = 1_000_000
 INITIAL_LR_FRACTION = 0.04  # first learning rate of a warm-up, as a share of the peak; 1/25 is OneCycleLR's default
 
 
@@ -44,7 +45,9 @@ class ScheduleConfig:
         for name in ("batch_size", "train_size", "max_steps"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        require(0 < self.epochs < math.inf, f"--epochs must be above 0 and finite, got {self.epochs:g}")
+        require(
+            0 < self.epochs <= MAX_EPOCHS, f"--epochs must be above 0 and at most {MAX_EPOCHS}, got {self.epochs:g}"
+        )
         accumulate = self.accumulate
         require(accumulate == "auto" or accumulate >= 1, f"--accumulate must be auto or at least 1, got {accumulate}")
         for name in ("warmup_fraction", "final_lr_fraction"):

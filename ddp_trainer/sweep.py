@@ -8,9 +8,11 @@ finished runs.
 
 import argparse
 import itertools
+import os
 import shlex
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from data_prep.dataset import read_dataset
 from data_prep.errors import InputError, require
 from data_prep.files import replace_file
 from ddp_trainer.command_line import parse_command_line, program_name, run_command, take_recipe
-from ddp_trainer.config import TrainConfig
+from ddp_trainer.config import RunConfig, TrainConfig
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.report.settings import NO_DIFFERENCE
 from ddp_trainer.report.sweep_table import TABLE, results_table
@@ -30,6 +32,7 @@ from ddp_trainer.run.sweep_runs import PlannedRun, Runner, count_processes
 from ddp_trainer.tracking.console import print_line
 
 OWN_FLAGS = {"seed", "out", "resume"}  # trainer flags that the sweep sets for each run
+MAX_NAME = 255  # bytes of a file name, on most file systems
 LISTS = {"small-crops", "freeze", "freeze-late", "trackers"}  # trainer flags whose values may contain commas
 
 
@@ -51,6 +54,7 @@ def parse(argv: Sequence[str]) -> Sweep:
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from None
     require(flags.seeds >= 1, f"--seeds must be at least 1, got {flags.seeds}")
+    RunConfig(out=flags.out)  # raises InputError if a run cannot use this --out
     runs = plan_runs(recipe.recipe, flags.settings, flags.seeds, common, flags.out)
     launcher = _launcher_words(flags.launcher)
     world_size = count_processes(launcher) if flags.launcher else 1
@@ -123,7 +127,22 @@ def plan_runs(recipe: str, settings: Sequence[str], seeds: int, common: Sequence
         name = ",".join(f"{flag}={value}".replace("/", "_") for flag, value in pairs)
         label = ", ".join(f"{flag} {value}" for flag, value in pairs[:-1]) or "same for all"  # without the seed
         runs.append(PlannedRun([recipe, *common, *words], out / name, label))
+    _check_folder_names([run.out.name for run in runs])
     return runs
+
+
+def _check_folder_names(names: Sequence[str]) -> None:
+    """Raises InputError if a name is too long, or if two runs have the same name."""
+    for name, count in Counter(names).items():
+        size = len(os.fsencode(name))
+        require(
+            size <= MAX_NAME,
+            f"--set: the folder name {name[:40]}... has {size} bytes, but the limit is {MAX_NAME}; shorten the values",
+        )
+        require(
+            count == 1,
+            f"--set: two values give the same folder name, {name}, because / becomes _; make one sweep for each value",
+        )
 
 
 def _flag_name(word: str) -> str:

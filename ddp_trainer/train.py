@@ -6,21 +6,15 @@
 inside functions, so that a signal that arrives during an import already counts as a request to stop.
 """
 
-import errno
 import sys
 import traceback
 import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from data_prep.files import DISK_FULL
-from data_prep.machine_limits import lacks_memory
 from data_prep.streams import forgiving_output
 from ddp_trainer.distributed.faults import reported_faults
 from ddp_trainer.distributed.signals import Preempted, StopRequest, exit_process
-
-# Disk errors, such as a full disk. They are reported without a traceback.
-DISK_ERRORS = {*DISK_FULL, errno.EROFS, errno.EIO}
 
 if TYPE_CHECKING:
     from ddp_trainer.config import TrainConfig
@@ -104,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 if the run is finished or was stopped by a signal, 2 for wrong input, 1 otherwise."""
     stop = StopRequest()
     with stop.listening(), reported_faults():
-        from ddp_trainer.command_line import parse_command_line, program_name, run_command
+        from ddp_trainer.command_line import SMALLER_STEPS, parse_command_line, program_name, run_command
         from ddp_trainer.recipes import RECIPES, describe_recipes
 
         def run() -> None:
@@ -112,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             train(parse_command_line(words, RECIPES, prog=program, description=describe_recipes()), stop)
 
         try:
-            return run_command(run)
+            return run_command(run, launched=True, memory_fix=SMALLER_STEPS)
         except Exception as error:
             print_error(error)
             return 1
@@ -130,12 +124,6 @@ def print_error(error: Exception) -> None:
 
     if isinstance(error, CheckpointError | NonFinite):
         print(f"error: {error}", file=sys.stderr, flush=True)
-    elif isinstance(error, OSError) and error.errno in DISK_ERRORS and error.filename:
-        print(f"error: cannot write {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
-    elif lacks_memory(error):
-        reason = str(error).partition("\n")[0] or "MemoryError"
-        fix = "use --accumulate auto, or a smaller --batch-size"
-        print(f"error: there is not enough memory ({reason}); {fix}", file=sys.stderr, flush=True)
     else:
         traceback.print_exception(error)
 

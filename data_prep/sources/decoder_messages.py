@@ -59,10 +59,23 @@ def collected_messages(messages: DecoderMessages) -> Iterator[None]:
             _reading.warned = True
             messages.add(path, str(message))
 
-    with warnings.catch_warnings(), tempfile.TemporaryFile() as printed:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)  # the class of Pillow's warnings about files
         warnings.showwarning = on_warning
+        with _collected_lines(messages):
+            yield
+
+
+@contextmanager
+def _collected_lines(messages: DecoderMessages) -> Iterator[None]:
+    """Within the block, redirects stderr to a temporary file. If there can be none, stderr is left unchanged."""
+    try:
+        printed = tempfile.TemporaryFile()  # noqa: SIM115
+    except OSError:  # for example, all disks are read-only or full
+        yield
+        return
+    with printed:
         with _stderr_to(printed):
             yield
         printed.seek(0)

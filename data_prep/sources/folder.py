@@ -18,7 +18,7 @@ from data_prep.parallel import map_in_order, num_threads
 from data_prep.sources import Findings, Split, UnreadableImagesError, count_of, images_per_chunk, name_some
 from data_prep.sources.duplicates import duplicate_files, duplicate_notes, fingerprint
 from data_prep.sources.listing import Listing, list_splits
-from data_prep.sources.picture import Picture, read_picture, why_unreadable
+from data_prep.sources.picture import Picture, read_picture, require_valid_limit, why_unreadable
 
 MIN_SIZE, MAX_SIZE = 8, 1024
 DARK = 65536 // 8  # if all 16-bit values are below this, the files probably hold data of fewer than 14 bits
@@ -46,7 +46,7 @@ class _Reading:
     def add(self, read: _Read, label: int) -> None:
         self.seen.extend((read.fingerprint, label))
         self.metadata_ignored += read.picture.metadata_ignored
-        self.brightest = max(self.brightest, -1 if read.picture.brightest is None else read.picture.brightest)
+        self.brightest = max(self.brightest, read.picture.brightest)
 
     def table(self) -> np.ndarray:
         """(N, 2) uint64: fingerprint and label of each image."""
@@ -78,6 +78,7 @@ class FolderImages:
     source = "folder"
 
     def __init__(self, root: Path, *, size: int = 32, skip_unreadable: bool = False) -> None:
+        require_valid_limit()
         if not MIN_SIZE <= size <= MAX_SIZE:
             raise InputError(f"--size must be {MIN_SIZE} to {MAX_SIZE}, got {size}")
         train, test, self._notes = list_splits(root)
@@ -150,9 +151,16 @@ def _reading_notes(train: _Reading, test: _Reading) -> list[str]:
         notes.append(f"skipped {count_of(num_skipped, 'unreadable image file')}; dataset.json lists them")
     if num_ignored := train.metadata_ignored + test.metadata_ignored:
         notes.append(f"ignored unreadable metadata of {count_of(num_ignored, 'image file')}")
-    if 0 <= (brightest := max(train.brightest, test.brightest)) < DARK:
-        notes.append(
-            f"the 16-bit images are dark: their largest value is {brightest} of 65535; "
-            "if the files hold data of fewer bits, such as 12, scale it to the full range first"
-        )
+    if note := dark_note(max(train.brightest, test.brightest)):
+        notes.append(note)
     return notes
+
+
+def dark_note(brightest: int) -> str | None:
+    """A line about 16-bit images that may have fewer bits of data. `brightest`: their largest value; -1: no images."""
+    if not 0 <= brightest < DARK:
+        return None
+    return (
+        f"the 16-bit images are dark: their largest value is {brightest} of 65535; "
+        "if the files hold data of fewer bits, such as 12, scale it to the full range first"
+    )

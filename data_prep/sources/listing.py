@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.errors import InputError, shell_path, visible
-from data_prep.files import open_regular
+from data_prep.files import open_regular, require_readable
 from data_prep.sources import MAX_NAMED, count_of, name_some
 from data_prep.sources.picture import SUFFIXES, starts_like_image
 
@@ -49,6 +49,7 @@ def list_splits(root: Path) -> tuple[Listing, Listing, list[str]]:
 
     Raises InputError for a layout without classes, different classes in the splits, or a class without images.
     """
+    require_readable(root)
     if not os.path.isdir(root):
         raise InputError(f"--root {shell_path(root)}: no such folder; {LAYOUT}")
     train_roots, test_roots = (_split_folders(root, names) for names in (TRAIN_NAMES, TEST_NAMES))
@@ -75,6 +76,13 @@ def list_splits(root: Path) -> tuple[Listing, Listing, list[str]]:
         if listing.root.name != name:
             notes.append(f"{name} split: {shell_path(listing.root)}")
     return train, test, notes
+
+
+def check_outside_splits(out: Path, root: Path) -> None:
+    """Raises InputError if the dataset would be written among the images, where it would look like a class."""
+    out, root = out.resolve(), root.resolve()
+    if root in out.parents and out.relative_to(root).parts[0].lower() in (*TRAIN_NAMES, *TEST_NAMES):
+        raise InputError(f"--out {shell_path(out)} is among the images of --root; use another folder")
 
 
 def _split_folders(root: Path, names: tuple[str, ...]) -> list[Path]:

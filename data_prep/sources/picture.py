@@ -16,11 +16,12 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_prep.errors import printable
+from data_prep.errors import printable, require
 from data_prep.files import open_regular
 from data_prep.machine_limits import due_to_machine
 from data_prep.sources.decoder_messages import reading
 from data_prep.sources.repair import JPEG, JPEG_END, PNG, lacks_end, require_all_pixels, without_metadata
+from data_prep.sources.tiff import UNKNOWN_RANGE, is_inverted, require_known_range, tags_in, tags_of, tile_size
 
 # A format is recognized by the content of a file, not by its name. Of an animation, only the first frame is used.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -28,17 +29,18 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 # The first letters do not suffice for WebP, BMP and PPM: WAV files start with "RIFF" too, and a text file may start
 # with "BM" or "P5".
 _OTHER_STARTS = rb"RIFF....WEBP|BM....\0\0\0\0|GIF8[79]a|II[*+]\0|MM\0[*+]|P[1-6]\s+[#\d]"
+_TIFF = b"II*\0", b"MM\0*"
 _IMAGE_START = re.compile(re.escape(PNG) + b"|" + JPEG + b"|" + _OTHER_STARTS, re.DOTALL)
 
 LIMIT_VARIABLE = "DATA_PREP_MAX_PIXELS"
-_limit = os.environ.get(LIMIT_VARIABLE, "")
-MAX_PIXELS = int(_limit) if _limit.isdecimal() else 100_000_000  # of one image, at the size at which it is decoded
+_limit = os.environ.get(LIMIT_VARIABLE) or "100000000"
+# Of one image, at the size at which it is decoded. 0: the variable is wrong, which `require_valid_limit` reports.
+MAX_PIXELS = int(_limit) if re.fullmatch("[0-9]{1,18}", _limit) else 0
 MAX_SHRINKING = 4  # a non-progressive JPEG may exceed MAX_PIXELS by this factor: it can be decoded at a smaller size
 STRIP_PIXELS = 2**22  # number of pixels that are converted at a time
 LARGE_PIXELS = 2**24  # larger images are decoded one at a time, whatever the number of threads
 Image.MAX_IMAGE_PIXELS = None  # turns off Pillow's own limit; `_check_size` enforces ours
 
-_TILE_SIZE_TAGS = 322, 323  # of TIFF: width and height
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {  # EXIF orientation -> operation that turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -57,12 +59,12 @@ class Picture(NamedTuple):
 
     pixels: np.ndarray  # (size, size, 3) uint8
     metadata_ignored: bool
-    brightest: int | None  # largest value of a 16-bit image; None for other images
+    brightest: int  # largest value of a 16-bit image; -1 for other images
 
 
-def read_image(path: Path, size: int) -> np.ndarray:
-    """(size, size, 3) uint8 pixels of one image file. Raises whatever the decoder raises for damaged files."""
-    return read_picture(path, size).pixels
+def require_valid_limit() -> None:
+    """Raises InputError if the environment variable LIMIT_VARIABLE is not a positive whole number."""
+    require(MAX_PIXELS > 0, f"{LIMIT_VARIABLE} must be a positive whole number such as 200000000, got {_limit}")
 
 
 def read_picture(path: Path, size: int) -> Picture:
@@ -113,7 +115,7 @@ def _decode(file: BinaryIO | io.BytesIO, size: int, *, metadata_ignored: bool) -
         _check_size(image.size, MAX_SHRINKING if is_jpeg and not progressive else 1)
         # A large JPEG is decoded at 1/8 to 1/2 of its size, which is still at least four times the target size.
         image.draft(image.mode, (4 * size, 4 * size))
-        decoded = max(image.size, _tile_size(image), key=math.prod)
+        decoded = max(image.size, tile_size(image), key=math.prod)
         _check_size(decoded, 1)
         with _one_large_image if math.prod(decoded) > LARGE_PIXELS else nullcontext():
             picture = _finish(image, size, metadata_ignored)
@@ -140,12 +142,6 @@ def _pixels_of(content: bytes, size: int) -> np.ndarray:
     return _decode(io.BytesIO(content), size, metadata_ignored=True).pixels
 
 
-def _tile_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of the tiles of a TIFF, which are decoded as a whole and may be larger than the image."""
-    tags = getattr(image, "tag_v2", {})
-    return tuple(int(tags.get(tag, 0)) for tag in _TILE_SIZE_TAGS)  # type: ignore[return-value]
-
-
 def _check_size(size: tuple[int, int], factor: int) -> None:
     width, height = size
     if width * height > MAX_PIXELS * factor:
@@ -157,9 +153,10 @@ def _check_size(size: tuple[int, int], factor: int) -> None:
 
 def _finish(image: Image.Image, size: int, metadata_ignored: bool) -> Picture:
     has_16_bits = any(re.search("(RGB|LA|RGBA|I);16", str(tile.args)) for tile in getattr(image, "tile", ()))
+    require_known_range(tags_of(image))
     image.load()
     if image.mode == "F":
-        raise ValueError("float image: the range of its values is unknown; save it with 8 or 16 bits")
+        raise ValueError(f"float image: {UNKNOWN_RANGE}")
     orientation, readable = _orientation(image)
     square, brightest = _center_square(image, size, has_16_bits)
     if square.width != size or square.height != size:
@@ -185,32 +182,32 @@ def _factor(image: Image.Image, size: int) -> int:
     return max(min(image.size) // (4 * size), 1)
 
 
-def _center_square(image: Image.Image, size: int, has_16_bits: bool) -> tuple[Image.Image, int | None]:
-    """The center square as RGB, shrunk by `_factor`, and the largest value if the image has 16 bits (else None).
+def _center_square(image: Image.Image, size: int, has_16_bits: bool) -> tuple[Image.Image, int]:
+    """The center square as RGB, shrunk by `_factor`, and the largest value if the image has 16 bits (else -1).
 
     Converts one strip at a time, because converting a whole image needs several copies of it.
     """
     side, factor = min(image.size), _factor(image, size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     small = -(-side // factor)
-    square, brightest = Image.new("RGB", (small, small)), None
+    square, brightest = Image.new("RGB", (small, small)), -1
     rows = max(STRIP_PIXELS // side // factor, 1) * factor
     for start in range(0, side, rows):
         strip = image.crop((left, top + start, left + side, top + min(start + rows, side)))
         if strip.mode == "I" or strip.mode.startswith("I;16"):
-            strip, largest = _scale_to_8_bits(strip)
-            brightest = max(brightest or 0, largest)
+            strip, largest = _scale_to_8_bits(strip, inverted=is_inverted(image))
+            brightest = max(brightest, largest)
         elif has_16_bits:  # in color or with transparency: Pillow keeps only the upper 8 bits
             colors = [band for band in strip.getbands() if band != "A"]
-            brightest = max(brightest or 0, *(257 * int(np.asarray(strip.getchannel(band)).max()) for band in colors))
+            brightest = max(brightest, *(257 * int(np.asarray(strip.getchannel(band)).max()) for band in colors))
         rgb = _to_rgb(strip)
         square.paste(rgb.reduce(factor) if factor > 1 else rgb, (0, start // factor))
     return square, brightest
 
 
-def _scale_to_8_bits(strip: Image.Image) -> tuple[Image.Image, int]:
+def _scale_to_8_bits(strip: Image.Image, *, inverted: bool) -> tuple[Image.Image, int]:
     """A 16-bit image as 8 bits, and its largest value. Pillow's own conversion clips at 255 instead of scaling."""
-    values = np.asarray(strip)
+    values = 65535 - np.asarray(strip) if inverted else np.asarray(strip)
     lowest, largest = int(values.min()), int(values.max())
     if lowest < 0 or largest > 65535:
         raise ValueError(f"its values range from {lowest} to {largest}; only 0 to 65535 are supported")
@@ -246,4 +243,6 @@ def _content(file: BinaryIO | io.BytesIO) -> bytes:
 def _plainer(error: Exception, content: bytes) -> Exception:
     """`error`, or "damaged or incomplete" if `error` is unclear and `content` starts like an image."""
     is_clear = isinstance(error, (OSError, ValueError)) and not isinstance(error, Image.UnidentifiedImageError)
+    if content.startswith(_TIFF):
+        require_known_range(tags_in(content))  # Pillow cannot open TIFFs of some sound formats, such as 64-bit floats
     return error if is_clear or not starts_like_image(content) else ValueError("the file is damaged or incomplete")

@@ -17,6 +17,7 @@ from data_prep.machine_limits import due_to_machine
 PNG, JPEG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd9"
 _PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # the only chunks of a PNG that matter for its pixels
 _ANCILLARY_MARKERS = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # comments, and all APPn segments except those of JFIF and Adobe
+_SHORTEST = {0xE0: 18, 0xEE: 16}  # bytes of a JFIF and an Adobe segment; decoders ignore shorter ones, Pillow fails
 _MARKER = re.compile(rb"\xff[^\0\xd0-\xd7\xff]", re.DOTALL)  # such a pair of bytes never occurs in the pixel data
 
 
@@ -73,7 +74,8 @@ def _jpeg_pixels(content: bytes, keep_exif: bool) -> bytes:
     while content[position : position + 1] == b"\xff" and content[position + 1 : position + 2] not in (b"", b"\xda"):
         marker, length = content[position + 1], int.from_bytes(content[position + 2 : position + 4], "big")
         segment = content[position : position + 2 + length]
-        if marker not in _ANCILLARY_MARKERS or (keep_exif and segment[4:10] == b"Exif\0\0"):
+        matters = marker not in _ANCILLARY_MARKERS or (keep_exif and segment[4:10] == b"Exif\0\0")
+        if matters and len(segment) >= _SHORTEST.get(marker, 0):
             kept.append(segment)
         position += 2 + max(length, 2)
     return b"".join(kept) + content[position:]

@@ -13,6 +13,7 @@ from data_prep.sources import ImageSet, Split
 
 DEFAULT_TRAIN_COUNT = 3000
 DEFAULT_TEST_COUNT = 1000
+MAX_COUNT = 10**9
 NOISE = 12.0  # standard deviation of the noise, on the scale 0-255
 MIN_CONTRAST = 100.0  # distance between the colors of shape and background, in RGB units
 
@@ -48,9 +49,10 @@ def draw_synthetic(*, train_count: int, test_count: int, seed: int, size: int = 
     In each split, the numbers of images per class differ by at most one. The same arguments give the same pixels.
     Raises InputError for counts or sizes out of range.
     """
-    if train_count < len(SHAPES) or test_count < len(SHAPES):
+    if min(train_count, test_count) < len(SHAPES) or max(train_count, test_count) > MAX_COUNT:
         raise InputError(
-            f"--train-count and --test-count must be at least {len(SHAPES)}, got {train_count} and {test_count}"
+            f"--train-count and --test-count must be from {len(SHAPES)} to {MAX_COUNT}, "
+            f"got {train_count} and {test_count}"
         )
     if not 8 <= size <= 1024:
         raise InputError(f"--size must be 8 to 1024, got {size}")

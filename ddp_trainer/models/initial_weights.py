@@ -1,6 +1,7 @@
 """--init-from and --freeze: the weights from which a run starts, and the parameters that stay fixed."""
 
 import os
+import warnings
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import InputError, require
+from data_prep.files import require_readable
 from data_prep.sources import name_some
 
 
@@ -45,6 +47,10 @@ def load_initial_weights(network: nn.Module, source: Path) -> Loaded:
         f"--init-from {source}: no tensor in it has the name and shape of a weight of this network; "
         "add the --network that was trained",
     )
+    for name, value in fitting.items():
+        # A tensor of the network, such as a mask, may itself contain infinity.
+        usable = value.to(own[name].dtype).isfinite() | ~own[name].isfinite()
+        require(bool(usable.all()), f"--init-from {source}: {name} has values that are not finite; use other weights")
     network.load_state_dict({**own, **fitting})
     return Loaded(
         fitting=tuple(fitting),
@@ -55,6 +61,7 @@ def load_initial_weights(network: nn.Module, source: Path) -> Loaded:
 
 def read_weights(source: Path) -> dict[str, Tensor]:
     """{name: tensor} in host memory. Raises InputError if `source` cannot be read or contains no tensors."""
+    require_readable(source)
     file = source / "model.safetensors" if os.path.isdir(source) else source
     fix = f"; use {source / 'state.pt'}" if (source / "state.pt").is_file() else ""
     if (source / "status.json").is_file():
@@ -65,7 +72,8 @@ def read_weights(source: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch warns about sparse tensors, which are refused below
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the two loaders raise exceptions of many types
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if type(error).__name__ == "UnpicklingError":  # torch's message advises turning weights_only off
@@ -75,12 +83,15 @@ def read_weights(source: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     weights = (
-        {name: value for name, value in content.items() if isinstance(value, Tensor)}
+        {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
         if isinstance(content, dict)
         else {}
     )
     found = f" (it has the keys {name_some(list(map(str, content)))})" if isinstance(content, dict) and content else ""
     require(bool(weights), f"--init-from {source} must contain a dictionary of named tensors{found}")
+    for name, value in weights.items():
+        is_dense = value.layout == torch.strided and not value.is_meta
+        require(is_dense, f"--init-from {source}: {name} is a sparse or meta tensor; save dense tensors")
     return {name.removeprefix("module."): value for name, value in weights.items()}  # DDP adds this prefix
 
 

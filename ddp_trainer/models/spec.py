@@ -1,6 +1,7 @@
 """model.json: what is needed, in addition to the weights, to rebuild and use a trained model."""
 
 import dataclasses
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,14 +12,14 @@ from data_prep.dataset import DatasetInfo
 from data_prep.errors import InputError, require, shell_path
 from data_prep.files import read_json, write_json
 from data_prep.json_fields import Fields, short_repr
-from ddp_trainer.config import DEFAULT_WIDTHS, NetworkConfig, TrainConfig
+from ddp_trainer.config import DEFAULT_WIDTHS, MAX_WIDTH, NetworkConfig, TrainConfig
 from ddp_trainer.models import registry
 from ddp_trainer.models.custom_resnet import ACTIVATIONS
 from ddp_trainer.models.initial_weights import freeze
 
 # Limits for a model.json that comes from somebody else. Three poolings reduce MIN_SIDE to one pixel. With
 # MAX_SIDE, the first activation of one image takes 4 GB.
-MIN_SIDE, MAX_SIDE, MAX_WIDTH = 8, 4096, 8192
+MIN_SIDE, MAX_SIDE = 8, 4096
 TEMPERATURES = (1e-3, 1e3)
 FLIPS = ("none", "random", "alternating")
 
@@ -86,12 +87,14 @@ class ModelSpec:
             architecture=fields.text("architecture", registry.BUILT_IN),
             flip=fields.text("flip", "random"),
             shift=fields.flag("shift", True),
-            temperature=fields.number("temperature") or 1.0,
+            # A number that is not finite becomes 0, which is refused below.
+            temperature=(fields.number("temperature") or 0.0) if "temperature" in fields else 1.0,
         )
         lowest, highest = TEMPERATURES
         unknown = set(fields.names()) - {field.name for field in dataclasses.fields(cls)}
         for problem, found in (
             ("it has no classes", not spec.classes),
+            ("two classes have the same name", len(set(spec.classes)) < len(spec.classes)),
             ("it has no image_size", not spec.image_size),
             ("train_size must be at most image_size", spec.input_size > spec.image_size),
             ("std must be positive", min(spec.std) <= 0),
@@ -141,7 +144,7 @@ def require_same_widths_and_activation(spec: ModelSpec, source: Path) -> None:
     Loading the weights would not fail if only the activation differed, because activations have no weights.
     """
     description = (source.parent if source.name == "model.safetensors" else source) / "model.json"
-    if not description.is_file():
+    if not os.path.isfile(description):  # `Path.is_file` raises PermissionError if the folder cannot be read
         return
     trained = ModelSpec.read(description)
     is_built_in = trained.architecture == spec.architecture == registry.BUILT_IN

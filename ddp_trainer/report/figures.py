@@ -12,6 +12,7 @@ import re
 import warnings
 from typing import TYPE_CHECKING
 
+from data_prep.errors import InputError
 from ddp_trainer.report.labels import fonts
 
 if TYPE_CHECKING:
@@ -83,9 +84,16 @@ def to_svg(figure: Figure) -> str:
 
 
 def default_style() -> contextlib.AbstractContextManager[None]:
-    """Within the context, figures do not depend on the user's matplotlib settings, such as `text.usetex`."""
-    from matplotlib import style as styles
+    """Within the context, figures do not depend on the user's matplotlib settings, such as `text.usetex`.
 
+    Raises InputError if matplotlib cannot be imported with these settings.
+    """
+    try:
+        from matplotlib import style as styles
+    except (OSError, ValueError) as error:  # for example, there is no backend of this name
+        reason = " ".join(str(error).split())[:300]
+        fix = "check the variables MPLBACKEND and MPLCONFIGDIR, and the file matplotlibrc"
+        raise InputError(f"matplotlib cannot be imported ({reason}); {fix}") from None
     return styles.context("default")
 
 

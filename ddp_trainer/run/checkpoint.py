@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from data_prep.files import sync_folder
+from data_prep.files import open_regular, read_text, sync_folder
 
 STATE, MANIFEST = "state.pt", "manifest.json"
 FORMAT_VERSION = 3
@@ -138,7 +138,7 @@ def _best(found: list[Path]) -> list[Path]:
     scores: dict[Path, float] = {}
     for path in reversed(found):
         try:
-            score = json.loads((path / MANIFEST).read_text())["score"]
+            score = json.loads(read_text(path / MANIFEST))["score"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue  # a damaged checkpoint, which is reported when it is loaded
         if isinstance(score, float):
@@ -153,7 +153,7 @@ def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any
     OtherRelease if the checkpoint has another format, or lacks some of the `required` keys.
     """
     try:
-        text = (path / MANIFEST).read_text()
+        text = read_text(path / MANIFEST)
         facts = json.loads(text)
         version, size, step = facts["format_version"], facts["bytes"], facts["step"]
         del facts["sha256"]
@@ -197,7 +197,7 @@ def newest_good_checkpoint(folder: Path, required: Collection[str] = ()) -> Path
 def _manifest(facts: dict[str, Any], state: Path) -> str:
     """Content of manifest.json: `facts`, and one sha256 for the file `state` and the facts together."""
     plain = json.dumps(facts, sort_keys=True)
-    with state.open("rb") as file:
+    with open_regular(state) as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(plain.encode())
     return json.dumps({**facts, "sha256": digest.hexdigest()}, indent=2, sort_keys=True) + "\n"

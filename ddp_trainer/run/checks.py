@@ -18,6 +18,10 @@ def check_settings(config: TrainConfig, dataset: DatasetInfo, *, world_size: int
 
     Raises InputError if the settings do not fit the dataset, the number of processes or this machine.
     """
+    require(
+        len(dataset.classes) > 1,
+        f"{config.data.data_dir} has only one class, but training needs at least two; prepare a dataset with more",
+    )
     total, held_out = dataset.splits["train"].count, config.data.held_out
     most = max(total - len(dataset.classes), 0)
     require(

@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 LOCK = ".lock"
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # names of the temporary files of `replace_file`
 RESOLVED = ("precision", "accumulate")  # if one of these settings is `auto`, the run records the value that it chose
-REPLACED = (  # files and folders that a run replaces or deletes, and that it creates later than config.json
+# Files and folders that a run replaces or deletes, and that it creates later than config.json.
+FILES = (
     *("metrics.jsonl", "steps.jsonl", "summary.json", "predictions.npz", "model.safetensors", "model.json", "model.md"),
-    *("report", "checkpoints", "crash", "trace.json.gz", "tensorboard"),
+    "trace.json.gz",
 )
+FOLDERS = ("report", "checkpoints", "crash", "tensorboard")
 PACKAGES = ("torch", "torchvision", "accelerate", "ffcv", "numpy", "wandb")
 
 
@@ -167,18 +169,25 @@ def refuse_existing_run(out: Path, *, resume: bool) -> None:
     """Raises InputError if `out` contains a run and `resume` is false.
 
     A folder counts as a run if it contains config.json or, with `resume`, a folder of checkpoints. InputError is also
-    raised if `out` does not count as a run, but contains a file or folder that a run would replace.
+    raised if `out` does not count as a run, but contains a file or folder that a run would replace, or if there is a
+    folder in place of a file of the run, or the reverse.
     """
     if os.path.exists(out / "config.json"):
         fix = "add --resume to continue it, or choose another folder"
         require(resume, f"--out {out} already contains a run; {fix}")
     elif not (resume and os.path.exists(out / "checkpoints")):
-        for name in REPLACED:
+        for name in (*FILES, *FOLDERS):
             present = os.path.lexists(out / name)
             require(
                 not present,
                 f"--out {out} is not a run, but contains {name}; a run would replace it, so choose another folder",
             )
+    for name in (*FILES, *FOLDERS):
+        path, kind = out / name, "folder" if name in FOLDERS else "file"
+        require(
+            not os.path.lexists(path) or os.path.isdir(path) == (kind == "folder"),
+            f"{path} must be a {kind}; restore it from a backup, or remove it",
+        )
 
 
 def describe_run(config: TrainConfig, dataset: "DatasetInfo", machine: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,11 @@ class PlannedRun:
 
     @property
     def is_finished(self) -> bool:
-        return (self.out / "summary.json").exists()
+        """Raises InputError if the run directory cannot be read."""
+        try:
+            return (self.out / "summary.json").exists()
+        except OSError as error:
+            raise InputError(f"{self.out} cannot be read ({error.strerror}); choose another --out") from None
 
     @property
     def is_complete(self) -> bool:
@@ -67,7 +71,10 @@ def count_processes(launcher: list[str]) -> int:
 
     Raises InputError if it does not start any.
     """
-    started = subprocess.run([*launcher, "ddp_trainer.run.sweep_runs"], text=True, capture_output=True)
+    try:
+        started = subprocess.run([*launcher, "ddp_trainer.run.sweep_runs"], text=True, capture_output=True)
+    except OSError as error:
+        raise InputError(f"--launcher {shlex.join(launcher)} cannot be started: {error.strerror}") from None
     world_size = re.search(r"^world_size=(\d+)$", started.stdout, flags=re.MULTILINE)
     if world_size is None:
         reason = (started.stderr.strip().splitlines() or [f"exit status {started.returncode}"])[-1]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from data_prep.files import replace_file
+from data_prep.files import read_text, replace_file
 
 Record = Mapping[str, float | int | str]
 
@@ -60,7 +60,7 @@ def replay(log: Log, steps: Sequence[Record], epochs: Sequence[Record]) -> None:
 def _readable(path: Path) -> Iterator[Record]:
     """JSON objects with a step number. A line that was cut off because the run was killed is left out."""
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        lines = read_text(path, errors="replace").splitlines()
     except OSError:
         return
     for line in lines:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.errors import InputError, printable
+from data_prep.files import require_readable
 from data_prep.json_fields import Fields, Setting
 from ddp_trainer.tracking.predictions import Mistake, Predictions, most_confident_mistakes, read_predictions
 from ddp_trainer.tracking.record_lines import Record, columns, read_epochs, read_steps
@@ -114,11 +115,14 @@ def list_mistakes(run: Run) -> list[Mistake]:
 def load_run(path: Path | str) -> Run:
     """Reads the run in `path`. Raises InputError if this is not a run directory or a file in it cannot be used."""
     path = Path(path)
+    require_readable(path)
     if not os.path.isdir(path):
         raise InputError(f"{path} is not a folder: name a run directory, such as runs/NAME")
     config = Fields.read(path / "config.json")
     if config is None:
         raise InputError(f"{path / 'config.json'} is missing: {path} is not a run directory")
+    if "settings" not in config:
+        raise InputError(f"{path / 'config.json'} has no settings of a run: {path} is not a run directory")
     summary, status = Fields.read(path / "summary.json"), Fields.read(path / "status.json") or Fields({}, path)
     predictions, dataset = read_predictions(path / "predictions.npz"), _read_dataset(config.part("dataset"))
     settings = config.part("settings")

@@ -90,7 +90,10 @@ def build_tracker(
         run_id = choose_run_id(run_dir, state.get("wandb_run_id"))
         mirror = start_wandb(run_dir, run_id, mode, config, kept, history)
         if mirror is not None:
-            keep_run_id(run_dir, run_id)
+            try:
+                keep_run_id(run_dir, run_id)
+            except OSError as error:
+                warn(f"the id of the W&B run cannot be stored: {one_line(error)}")
             new_state["wandb_run_id"] = run_id
             mirrors["W&B"] = mirror
     return Tracker(steps, epochs, mirrors, new_state)

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data_prep.errors import InputError
+from data_prep.files import read_text, replace_file
 
 # Values of WANDB_MODE and of the mode in W&B's settings files, and the modes that they mean. The last two values are
 # older names.
@@ -61,12 +62,12 @@ def has_credentials(base_url: str | None = None) -> bool:
     """
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or base_url or "https://api.wandb.ai").netloc
-    hosts = ["api.wandb.ai", "api.forge.coreweave.com"] if host == "api.wandb.ai" else [host]
     try:
+        host = urlsplit(os.environ.get("WANDB_BASE_URL") or base_url or "https://api.wandb.ai").netloc
         file = netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc")
-    except (OSError, RuntimeError, netrc.NetrcParseError):
+    except (OSError, RuntimeError, ValueError, netrc.NetrcParseError):  # ValueError: an invalid URL, or not UTF-8
         return False
+    hosts = ["api.wandb.ai", "api.forge.coreweave.com"] if host == "api.wandb.ai" else [host]
     return any(file.authenticators(each) for each in hosts)
 
 
@@ -75,24 +76,33 @@ def choose_run_id(run_dir: Path, saved: str | None) -> str:
 
     An id belongs to one run directory: WANDB_RUN_ID is not used if a directory next to this one already has it.
     """
-    kept = _id_file(run_dir)
-    known = saved or (kept.read_text().strip() if kept.exists() else None)
-    return known or _unused_id_from_environment(run_dir) or os.urandom(4).hex()
+    return saved or _read_id(_id_file(run_dir)) or _unused_id_from_environment(run_dir) or os.urandom(4).hex()
 
 
 def keep_run_id(run_dir: Path, run_id: str) -> None:
-    """Stores an id that W&B accepted, so that a run that dies before its first checkpoint keeps its id when resumed."""
-    _id_file(run_dir).write_text(run_id + "\n")
+    """Stores an id that W&B accepted, so that a run that dies before its first checkpoint keeps its id when resumed.
+
+    Raises OSError if the file cannot be written.
+    """
+    replace_file(_id_file(run_dir), f"{run_id}\n".encode())
 
 
 def _id_file(run_dir: Path) -> Path:
     return run_dir / "wandb" / "run-id"
 
 
+def _read_id(file: Path) -> str | None:
+    """The id stored in `file`; None if there is no such file or it cannot be read."""
+    try:
+        return read_text(file).strip()
+    except (OSError, ValueError):
+        return None
+
+
 def _unused_id_from_environment(run_dir: Path) -> str | None:
     run_id = os.environ.get("WANDB_RUN_ID")
     for file in run_dir.resolve().parent.glob("*/wandb/run-id") if run_id else ():
-        if file.read_text().strip() == run_id:
+        if _read_id(file) == run_id:
             owner = file.parents[1]
             print(f"warning: WANDB_RUN_ID={run_id} belongs to {owner}; using a new id", file=sys.stderr, flush=True)
             return None

@@ -13,6 +13,7 @@ from PIL import Image
 from data_prep.errors import InputError
 from data_prep.sources import Split
 from data_prep.sources.folder import FolderImages
+from data_prep.sources.picture import read_picture
 from data_prep.sources.repair import PNG
 
 BAD_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x20\0\x12\x01\x03\0\x01\0\0\0"  # claims 32 entries, but ends within the first
@@ -61,6 +62,11 @@ def draw_photos(root: Path) -> Path:
                 color = (100 * label + 10 * number, count, 0)
                 save(root / split / kind / f"{number}.png", Image.new("RGB", (8, 8), color))
     return root
+
+
+def read_image(path: Path, size: int) -> np.ndarray:
+    """Returns the (size, size, 3) uint8 pixels of one image file."""
+    return read_picture(path, size).pixels
 
 
 class Loaded(NamedTuple):

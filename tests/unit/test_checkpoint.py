@@ -21,6 +21,7 @@ from ddp_trainer.run.checkpoint import (
     list_checkpoints,
     newest_good_checkpoint,
     read_checkpoint,
+    remove_old,
     step_of,
     write_checkpoint,
 )
@@ -88,6 +89,18 @@ def test_damaged_checkpoint_is_named_and_the_previous_one_is_used(
     harm(tmp_path / "step-00000002" / file, damage, random.Random(0))
     assert newest_good_checkpoint(tmp_path) == tmp_path / "step-00000001"
     assert "step-00000002" in capsys.readouterr().err
+
+
+def test_a_checkpoint_with_a_pipe_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Reading a pipe would block."""
+    for step in (1, 2):
+        write_checkpoint(tmp_path / f"step-{step:08d}", state(step), step=step)
+    manifest = tmp_path / "step-00000002" / MANIFEST
+    manifest.unlink()
+    os.mkfifo(manifest)
+    assert newest_good_checkpoint(tmp_path) == tmp_path / "step-00000001"
+    assert "not a regular file" in capsys.readouterr().err
+    remove_old(tmp_path, keep=1, step=2)  # reads the scores
 
 
 def test_renamed_checkpoint_counts_as_damaged_and_a_missing_key_means_another_release(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ import sys
 from collections.abc import Sequence
 
 import pytest
+import torch
 
 from data_prep.errors import InputError, printable
-from ddp_trainer.command_line import parse_command_line, run_command
+from ddp_trainer.command_line import FREE_MEMORY, SMALLER_STEPS, parse_command_line, run_command
 from ddp_trainer.config import DEFAULT_WIDTHS, TrainConfig
+from ddp_trainer.distributed.launch import Launch
 from ddp_trainer.recipes import RECIPES
 from tests.support.trainer import REPOSITORY, environment
 
@@ -98,6 +100,36 @@ def test_an_input_error_is_printed_as_one_printable_line(capsys: pytest.CaptureF
 
     assert run_command(work) == 2
     assert capsys.readouterr().err == "error: two\\nlines, a \\x1b[31mcolor and a byte \\udce9\n"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), MemoryError()])
+@pytest.mark.parametrize("fix", [FREE_MEMORY, SMALLER_STEPS])
+def test_a_lack_of_memory_is_reported_in_one_line(
+    error: Exception, fix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        raise error
+
+    assert run_command(work, memory_fix=fix) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: there is not enough memory (")
+    assert line.endswith(f"); {fix}")
+
+
+@pytest.mark.parametrize(("launched", "is_printed"), [(False, True), (True, False)])
+def test_only_a_command_that_is_launched_in_several_processes_leaves_errors_to_the_first(
+    launched: bool, is_printed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in Launch(rank=1, local_rank=1, world_size=2, local_world_size=2).variables().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "29999")
+
+    def work() -> None:
+        raise InputError("wrong")
+
+    assert run_command(work, launched=launched) == 2
+    assert (capsys.readouterr().err == "error: wrong\n") == is_printed
 
 
 def test_printable_keeps_letters_of_every_script_and_escapes_control_characters() -> None:

@@ -63,9 +63,11 @@ def test_help_lists_the_promised_flags_and_every_recipe(capsys: pytest.CaptureFi
         (["--accumulate", "some"], "some"),
         (["--crop-scale", "0.5", "0.2"], "--crop-scale must be two shares in (0, 1], the smaller one first"),
         (["--train-size", "0"], "--train-size must be at least 1, got 0"),
-        (["--epochs", "0"], "--epochs must be above 0 and finite, got 0"),
+        (["--epochs", "0"], "--epochs must be above 0 and at most 1000000, got 0"),
+        (["--epochs", "1e308"], "--epochs must be above 0 and at most 1000000, got 1e+308"),
         (["--batch-size", "-1"], "--batch-size must be at least 1, got -1"),
-        (["--widths", "8", "8", "0", "8"], "--widths must be at least 1, got 8 8 0 8"),
+        (["--widths", "8", "8", "0", "8"], "--widths must be from 1 to 8192, got 8 8 0 8"),
+        (["--widths", "8193", "1", "1", "1"], "--widths must be from 1 to 8192, got 8193 1 1 1"),
         (["--log-every-steps", "-1"], "--log-every-steps must be at least 0, got -1"),
         (["--peak-lr", "-0.1"], "--peak-lr must be positive, got -0.1"),
         (["--peak-lr", "nan"], "--peak-lr must be positive, got nan"),
@@ -153,6 +155,12 @@ def test_settings_that_do_not_fit_the_dataset_are_refused(tiny_dir: Path, argume
     assert check_settings(fitting, dataset, world_size=1) == 32
     with pytest.raises(InputError, match=expected):
         check_settings(parse("smoke", *arguments), dataset, world_size=1)
+
+
+def test_a_dataset_with_one_class_is_refused(tiny_dir: Path) -> None:
+    dataset = dataclasses.replace(read_dataset(tiny_dir), classes=("cat",))
+    with pytest.raises(InputError, match="data/synthetic has only one class, but training needs at least two"):
+        check_settings(parse("smoke"), dataset, world_size=1)
 
 
 def test_small_crops_must_fit_the_network_and_the_images(tiny_dir: Path) -> None:

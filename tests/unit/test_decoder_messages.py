@@ -1,6 +1,7 @@
 """Messages of image decoders are not printed, but collected in one line that names the first few files."""
 
 import os
+import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,8 +10,7 @@ import pytest
 from PIL import Image
 
 from data_prep.sources.decoder_messages import DecoderMessages, collected_messages, reading
-from data_prep.sources.picture import read_image
-from tests.support.photos import BAD_EXIF, damaged_tiff, save
+from tests.support.photos import BAD_EXIF, damaged_tiff, read_image, save
 
 
 def test_each_file_is_counted_once_and_the_first_ones_are_named() -> None:
@@ -51,3 +51,14 @@ def test_decoders_print_nothing_while_messages_are_collected_and_stderr_works_af
     assert note is not None
     assert f"1 image file: {exif} (Corrupt EXIF data." in note
     assert "; decoders printed 1 line about damaged data: " in note
+
+
+def test_without_a_temporary_folder_only_warnings_are_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+    messages = DecoderMessages()
+    with collected_messages(messages), reading(Path("a.png")):
+        warnings.warn("oddity", stacklevel=1)
+    assert messages.note() == "decoders warned about 1 image file: a.png (oddity)"

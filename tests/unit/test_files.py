@@ -5,14 +5,18 @@ import json
 import os
 import random
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from data_prep import files
-from data_prep.dataset import read_dataset
+from data_prep.dataset import read_dataset, verify_dataset
 from data_prep.errors import InputError, quoted, shell_path
 from data_prep.files import open_regular, read_json, replace_file, sync_folder
+from data_prep.sources.listing import list_splits
+from ddp_trainer.models.initial_weights import read_weights
+from ddp_trainer.tracking.run_record import load_run
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -163,3 +167,37 @@ def test_a_path_in_a_message_can_be_pasted_into_a_shell(name: str, tmp_path: Pat
     )
     assert done.stdout == str(tmp_path / name)
     assert shell_path(tmp_path / name).isprintable()
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "--data-dir": read_dataset,
+    "--root": list_splits,
+    "--init-from": read_weights,
+    "a run directory": load_run,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("refuses", ["access", "stat"])
+def test_a_lack_of_permission_is_named_as_the_cause(
+    reader: str, refuses: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`os.stat` refuses if the folder above may not be searched. Both are replaced, because root may read all files."""
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    (tmp_path / "dataset.json").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, refuses, refuse if refuses == "stat" else lambda *_: False)
+        with pytest.raises(InputError, match="cannot be read: permission denied; change its permissions or those of"):
+            READERS[reader](tmp_path)
+
+
+def test_a_beton_file_that_may_not_be_read_is_not_called_damaged(
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = read_dataset(tiny_dir)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(InputError, match=r"beton cannot be read: permission denied; [^;:]*$"):
+        verify_dataset(tiny_dir, info, full=False)

@@ -12,8 +12,7 @@ from PIL import Image
 from data_prep.errors import InputError
 from data_prep.sources import UnreadableImagesError
 from data_prep.sources.folder import FolderImages
-from data_prep.sources.picture import read_image
-from tests.support.photos import draw_photos, fails, load_folder, png_of, save
+from tests.support.photos import draw_photos, fails, load_folder, png_of, read_image, save
 
 WHITE = (255, 255, 255)
 

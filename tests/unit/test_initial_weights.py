@@ -1,6 +1,8 @@
 """--init-from and --freeze: the weights from which a run starts, and the parameters that stay fixed."""
 
 import copy
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from safetensors.torch import save_file
 from data_prep.errors import InputError
 from ddp_trainer.config import NetworkConfig
 from ddp_trainer.models.initial_weights import freeze, load_initial_weights
-from ddp_trainer.models.spec import build_network
+from ddp_trainer.models.spec import build_network, require_same_widths_and_activation
 from tests.support import networks
 from tests.unit.test_networks import OWN, SPEC
 
@@ -33,11 +35,27 @@ def test_initial_weights_with_matching_names_and_shapes_are_loaded(tmp_path: Pat
         assert "randomly initialized: 8.weight, 8.bias" in loaded.describe(file)
 
 
+def test_a_run_that_may_not_be_read_is_left_to_the_function_that_reads_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", refuse)
+        require_same_widths_and_activation(SPEC, tmp_path)
+
+
 def test_initial_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     torch.save({"other": torch.zeros(3)}, tmp_path / "other.pt")
     bias = {name: value for name, value in networks.small(5).state_dict().items() if value.ndim == 1}
     torch.save(bias, tmp_path / "bias.pt")
     torch.save([1, 2], tmp_path / "list.pt")
+    weights = networks.small(5).state_dict()
+    torch.save({0: torch.zeros(3)}, tmp_path / "numbered.pt")
+    torch.save({**weights, "0.weight": weights["0.weight"].to_sparse()}, tmp_path / "sparse.pt")
+    torch.save({**weights, "0.weight": weights["0.weight"].to("meta")}, tmp_path / "meta.pt")
+    torch.save({**weights, "0.weight": torch.full_like(weights["0.weight"], torch.nan)}, tmp_path / "nan.pt")
     torch.save({"net": {}, "epoch": 1}, tmp_path / "nested.pt")
     (tmp_path / "step").mkdir()
     (tmp_path / "step" / "state.pt").touch()
@@ -48,6 +66,10 @@ def test_initial_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None
         ("bias.pt", "no tensor in it has the name and shape of a weight"),
         ("list.pt", "must contain a dictionary of named tensors"),
         ("nested.pt", r"must contain a dictionary of named tensors \(it has the keys net, epoch\)"),
+        ("numbered.pt", r"must contain a dictionary of named tensors \(it has the keys 0\)"),
+        ("sparse.pt", "0.weight is a sparse or meta tensor"),
+        ("meta.pt", "0.weight is a sparse or meta tensor"),
+        ("nan.pt", "0.weight has values that are not finite"),
         ("step", "there is no file .*; use .*state.pt"),
         ("text.safetensors", "cannot be read"),
         ("text.json", "cannot be read: it is damaged, or contains more than tensors"),

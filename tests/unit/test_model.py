@@ -1,5 +1,6 @@
 """The custom ResNet: number of parameters, structure, operation count, saving and loading."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,13 @@ def test_model_json_keeps_the_size_of_the_input(tmp_path: Path) -> None:
     replace(SPEC, train_size=40).write(path)
     with pytest.raises(InputError, match="train_size must be at most image_size"):
         ModelSpec.read(path)
+
+
+@pytest.mark.parametrize("temperature", [0, math.nan, 1e20, 2000])
+def test_a_temperature_out_of_range_is_refused(tmp_path: Path, temperature: float) -> None:
+    replace(SPEC, temperature=temperature).write(tmp_path / "model.json")
+    with pytest.raises(InputError, match=r"temperature must be from 0\.001 to 1000"):
+        ModelSpec.read(tmp_path / "model.json")
 
 
 def test_network_equals_its_layers_applied_one_by_one() -> None:
@@ -94,7 +102,9 @@ def test_loaded_model_equals_the_written_one(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(images), model(images))
 
 
-@pytest.mark.parametrize("damage", ["no model.json", "no weights", "another json file", "truncated weights"])
+@pytest.mark.parametrize(
+    "damage", ["no model.json", "no weights", "another json file", "truncated weights", "equal classes"]
+)
 def test_unreadable_model_is_refused_in_one_line(tmp_path: Path, damage: str) -> None:
     write_model(tmp_path, build_model(SPEC), SPEC)
     if damage == "no model.json":
@@ -103,6 +113,8 @@ def test_unreadable_model_is_refused_in_one_line(tmp_path: Path, damage: str) ->
         (tmp_path / "model.safetensors").unlink()
     elif damage == "another json file":
         (tmp_path / "model.json").write_text('{"hello": 1}')
+    elif damage == "equal classes":
+        replace(SPEC, classes=("cat",) * len(SPEC.classes)).write(tmp_path / "model.json")
     else:
         weights = tmp_path / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:1000])

@@ -1,6 +1,8 @@
 """The --out folder is checked before any image is read, and lists of image files are written beside it."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -8,9 +10,13 @@ from typing import cast
 import pytest
 
 from data_prep.__main__ import describe, main
+from data_prep.dataset import write_dataset
+from data_prep.errors import InputError
 from data_prep.manifest import DatasetInfo
-from data_prep.output import write_list
+from data_prep.output import remove_lists, temporary_folder, write_list
+from data_prep.sources.synthetic import draw_synthetic
 from tests.support.photos import draw_photos
+from tests.support.trainer import environment
 
 
 @pytest.fixture
@@ -36,6 +42,23 @@ def test_a_name_with_unprintable_characters_is_refused(
     assert "--out must have no line breaks" in refused(photos, photos.parent / name, capsys)
 
 
+def test_an_empty_name_is_refused(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos.parent / "here").mkdir()
+    monkeypatch.chdir(photos.parent / "here")
+    assert "--out must not be empty" in refused(photos, "", capsys)
+
+
+@pytest.mark.parametrize("value", ["1e3", "0"])
+def test_a_pixel_limit_that_is_no_positive_whole_number_is_refused(value: str, photos: Path) -> None:
+    command = [sys.executable, "-m", "data_prep", "--source", "folder", "--root", photos, "--out", photos / "out"]
+    env = environment(DATA_PREP_MAX_PIXELS=value)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    line = f"error: DATA_PREP_MAX_PIXELS must be a positive whole number such as 200000000, got {value}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
 def test_a_name_that_is_too_long_is_refused(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "File name too long" in refused(photos, photos.parent / ("a" * 300), capsys)
     assert "no such folder" in refused(photos / ("a" * 300), photos.parent / "out", capsys)
@@ -58,6 +81,28 @@ def test_leftovers_of_a_killed_command_are_removed_before_the_free_space_is_chec
     assert {path.name for path in out.iterdir()} == {"train.beton", "test.beton", "dataset.json"}
 
 
+def test_the_temporary_folder_of_a_live_process_is_kept(photos: Path) -> None:
+    """It may be a process on another machine or in another container, so its ID says nothing."""
+    out = photos.parent / "out"
+    with temporary_folder(out) as temporary:
+        assert main(["--source", "folder", "--root", str(photos), "--out", str(out), "--size", "8"]) == 0
+        assert temporary.exists()
+    assert {path.name for path in out.iterdir()} == {"train.beton", "test.beton", "dataset.json"}
+
+
+@pytest.mark.parametrize("names", [["dataset.json", "train.beton"], ["dataset.json"], ["test.beton"]], ids=" ".join)
+def test_files_that_data_prep_did_not_write_are_not_replaced(
+    names: list[str], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in names:
+        (photos / name).write_text('{"coco": 1}')
+    words = f"contains {', '.join(names)}, but no dataset that data_prep wrote; use another folder, or remove"
+    assert words in refused(photos, photos, capsys)
+    with pytest.raises(InputError, match=words):
+        write_dataset(draw_synthetic(train_count=10, test_count=10, seed=0, size=8), photos)
+    assert {(photos / name).read_text() for name in names} == {'{"coco": 1}'}
+
+
 @pytest.mark.parametrize("name", ["train.beton", "test.beton", "dataset.json"])
 def test_a_folder_where_a_file_must_go_is_refused(name: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos.parent / "out" / name).mkdir(parents=True)
@@ -75,8 +120,20 @@ def test_lists_are_written_beside_the_folder(out: str, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path / "work")
     message = write_list(Path(out), "unreadable", ["a", "b"])
     path = Path(f"{(tmp_path / 'work' / out).resolve()}.unreadable.txt")
-    assert path.read_text() == "a\nb\n"
+    assert path.read_text() == "# written by python -m data_prep\na\nb\n"
     assert Path(message.removeprefix("all are listed in ")).resolve() == path
+    remove_lists(Path(out), "unreadable")
+    assert not path.exists()
+
+
+def test_a_list_that_data_prep_did_not_write_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "data.unreadable.txt"
+    path.write_text("mine")
+    assert (
+        write_list(tmp_path / "data", "unreadable", ["a"]) == f"not listed, because {path} is another file; rename it"
+    )
+    remove_lists(tmp_path / "data", "unreadable", "duplicates")
+    assert path.read_text() == "mine"
 
 
 def test_a_list_that_cannot_be_written_is_reported_and_raises_no_error(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from data_prep.sources import picture
-from data_prep.sources.picture import read_image, read_picture, why_unreadable
+from data_prep.sources.picture import read_picture, why_unreadable
 from tests.support.memory import PEAK_MEMORY
-from tests.support.photos import noise_jpeg
+from tests.support.photos import noise_jpeg, read_image
 from tests.support.trainer import REPOSITORY, environment
 
 RED = (255, 0, 0)
@@ -29,6 +29,22 @@ def save(path: Path, image: Image.Image, **options: Any) -> Path:
 def gradient(size: int) -> np.ndarray:
     """Returns (size, size) uint8 pixels that get brighter from left to right."""
     return np.broadcast_to(np.linspace(0, 255, size).astype(np.uint8), (size, size))
+
+
+def tiff_of(values: np.ndarray, *, white_is_zero: bool = False) -> bytes:
+    """Returns a TIFF of a little-endian array (H, W) of any type; Pillow can write only a few types."""
+    bits, kind = 8 * values.itemsize, {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    height, width = values.shape
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 0 if white_is_zero else 1)]
+    tags += [(273, 8), (277, 1), (278, height), (279, values.nbytes), (339, kind)]
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag == 279 else 3, 1, value) for tag, value in tags)
+    return (
+        struct.pack("<2sHI", b"II", 42, 8 + values.nbytes)
+        + values.tobytes()
+        + struct.pack("<H", 10)
+        + entries
+        + bytes(4)
+    )
 
 
 def test_a_png_of_the_right_size_is_kept_bit_for_bit(tmp_path: Path) -> None:
@@ -156,6 +172,8 @@ ODD_SEGMENTS = {
     "broken multi-picture index": b"\xff\xe2\x00\x08MPF\0xx",
     "broken Photoshop data": b"\xff\xed\x00\x1aPhotoshop 3.0\x008BIM\xff\xff\xff\xff\xff\xff",
     "comment": b"\xff\xfe\x00\x04\xff\xff",
+    "short JFIF segment": b"\xff\xe0\x00\x06JFIF",
+    "short Adobe segment": b"\xff\xee\x00\x07Adobe",
 }
 
 
@@ -178,12 +196,27 @@ def test_an_image_with_a_damaged_header_is_called_damaged_or_truncated(content: 
 
 
 @pytest.mark.parametrize(
-    "values", [np.ones((8, 8), np.float32), np.full((8, 8), 70_000, np.int32), np.full((8, 8), -1, np.int32)]
+    ("dtype", "kind"),
+    [
+        ("f2", "float"),
+        ("f4", "float"),
+        ("f8", "float"),
+        ("i1", "signed"),
+        ("i2", "signed"),
+        ("i4", "signed"),
+        ("u4", "32-bit"),
+    ],
 )
-def test_an_image_with_values_of_unknown_range_is_refused(values: np.ndarray, tmp_path: Path) -> None:
-    path = save(tmp_path / "a.tif", Image.fromarray(values))
-    with pytest.raises(ValueError, match="range"):
-        read_image(path, 8)
+def test_a_tiff_with_values_of_unknown_range_is_refused(dtype: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(tiff_of(np.ones((8, 8), f"<{dtype}")))
+    with pytest.raises(ValueError, match=f"^{kind} image: the range of its values is unknown"):
+        read_image(tmp_path / "a.tif", 8)
+
+
+def test_white_is_zero_is_applied_to_8_and_16_bits(tmp_path: Path) -> None:
+    for dtype, scale in (("u1", 1), ("<u2", 257)):
+        (tmp_path / "a.tif").write_bytes(tiff_of(gradient(32).astype(dtype) * scale, white_is_zero=True))
+        assert np.array_equal(read_image(tmp_path / "a.tif", 32)[..., 0], 255 - gradient(32))
 
 
 def test_too_many_pixels_are_refused_and_the_error_says_how_to_raise_the_limit(
@@ -203,12 +236,12 @@ def test_memory_for_one_image_is_limited(mode: str, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new(mode, (8000, 8000)).save(path, compress_level=1)
     code = f"""
-from data_prep.sources.picture import read_image
+from data_prep.sources.picture import read_picture
 {PEAK_MEMORY}
 before = peak_memory()
-read_image({str(path)!r}, 32)
+read_picture({str(path)!r}, 32)
 print(peak_memory() - before)
-""".replace("read_image('", "read_image(__import__('pathlib').Path('").replace("', 32)", "'), 32)")
+""".replace("read_picture('", "read_picture(__import__('pathlib').Path('").replace("', 32)", "'), 32)")
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(), cwd=REPOSITORY, text=True, capture_output=True, timeout=120
     )

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from data_prep.sources import picture
-from data_prep.sources.picture import read_image, read_picture
-from tests.support.photos import noise_jpeg
+from data_prep.sources.picture import read_picture
+from tests.support.photos import noise_jpeg, read_image
 
 
 @pytest.mark.parametrize("end", [b"", b"\xff", b"\0" * 99])

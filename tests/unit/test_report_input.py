@@ -21,6 +21,7 @@ def damage(run: Path, name: str, content: str) -> None:
     [
         ("config.json", "{"),
         ("config.json", "[]"),
+        ("config.json", '{"model_type": "vit"}'),
         ("metrics.jsonl", "{}\n"),
         ("metrics.jsonl", "no\n{}"),
         ("predictions.npz", "no zip"),

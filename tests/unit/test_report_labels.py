@@ -8,6 +8,7 @@ import pytest
 from ddp_trainer.report.labels import distinct_labels, drawable_labels, is_drawable, shorten
 from ddp_trainer.report.write import write_report
 from tests.support.run_directories import make_run
+from tests.support.trainer import run
 
 PLANTS = ["Corn_(maize)___Common_rust_", "Corn_(maize)___Northern_Leaf_Blight", "Corn_(maize)___healthy"]
 
@@ -45,3 +46,12 @@ def test_the_users_matplotlib_settings_do_not_change_the_report(tmp_path: Path) 
     page = write_report([tmp_path / "run"]).read_text()
     with matplotlib.rc_context({"text.usetex": True, "axes.formatter.use_mathtext": True, "font.size": 30}):
         assert write_report([tmp_path / "run"]).read_text() == page
+
+
+def test_matplotlib_settings_that_cannot_be_used_are_reported_in_one_line(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    finished = run("ddp_trainer.report", tmp_path / "run", env={"MPLBACKEND": "bogus"})
+    assert finished.returncode == 2
+    (line,) = finished.stderr.splitlines()
+    assert line.startswith("error: matplotlib cannot be imported (Key backend: 'bogus' is not a valid value")
+    assert not (tmp_path / "run" / "report").exists()

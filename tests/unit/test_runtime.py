@@ -2,8 +2,10 @@
 
 import os
 import platform
+import pwd
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed import hardware
 from ddp_trainer.distributed.backend import set_backend_flags
+from ddp_trainer.distributed.home import FOLDERS
 from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.distributed.runtime import Runtime
 from tests.support.trainer import environment, run
@@ -90,3 +93,23 @@ def test_precision_auto_is_bf16_only_if_the_cpu_has_instructions_for_it(
     if limit:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     assert hardware.resolve_precision(RuntimeConfig(device="cpu")) == precision
+
+
+@pytest.mark.parametrize("has_temporary_folder", [True, False])
+def test_a_user_without_a_home_directory_gets_a_temporary_folder_if_possible(
+    has_temporary_folder: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("uid not found")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", fail)
+    if not has_temporary_folder:
+        monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    for name in FOLDERS:
+        monkeypatch.delenv(name, raising=False)
+    with restored_settings():
+        assert [os.path.isdir(os.environ.get(name, "")) for name in FOLDERS] == [has_temporary_folder] * len(FOLDERS)

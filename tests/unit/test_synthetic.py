@@ -58,7 +58,9 @@ def test_classes_are_balanced_at_any_size(size: int) -> None:
     assert set(np.bincount(drawn.test.labels, minlength=10)) == {3}
 
 
-@pytest.mark.parametrize("arguments", [{"train_count": 9}, {"test_count": 9}, {"size": 7}, {"size": 1025}])
+@pytest.mark.parametrize(
+    "arguments", [{"train_count": 9}, {"test_count": 9}, {"train_count": 10**20}, {"size": 7}, {"size": 1025}]
+)
 def test_counts_and_sizes_out_of_range_are_refused(arguments: dict[str, int]) -> None:
     with pytest.raises(InputError, match="must be"):
         draw_synthetic(**{"train_count": 20, "test_count": 20, "seed": 0, **arguments})

@@ -1,19 +1,19 @@
 """Records in JSON lines and TensorBoard, and failures of a tracker. whole_path/test_wandb.py tests W&B itself."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
-import torch
 
 from data_prep.errors import InputError
+from ddp_trainer.command_line import run_command
 from ddp_trainer.config import TrackingConfig, is_installed
 from ddp_trainer.tracking.metric_files import JsonLines
 from ddp_trainer.tracking.tracker import Tracker, build_tracker
-from ddp_trainer.train import print_error
 from tests.support.full_disk import file_size_limit
 from tests.support.tracked_runs import record, step_record
 from tests.support.trainer import environment, read_lines
@@ -43,6 +43,14 @@ def test_a_resumed_run_records_every_step_once(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "steps.jsonl") == [step_record(step) for step in (1, 2, 3)]
 
 
+def test_a_pipe_in_place_of_the_step_records_is_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "steps.jsonl")
+    resumed = build_tracker(DISABLED, run_dir=tmp_path, config={}, step=2)
+    resumed.log_step(step_record(3))
+    resumed.finish(None)
+    assert read_lines(tmp_path / "steps.jsonl") == [step_record(3)]
+
+
 def test_error_for_a_record_that_cannot_be_written_names_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -52,16 +60,12 @@ def test_error_for_a_record_that_cannot_be_written_names_the_file(
         with pytest.raises(OSError, match="File too large") as caught:
             log.write(record(2))
         log.close()
-    print_error(caught.value)
+
+    def work() -> None:
+        raise caught.value
+
+    assert run_command(work) == 1
     assert capsys.readouterr().err == f"error: cannot write {tmp_path / 'metrics.jsonl'}: File too large\n"
-
-
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), MemoryError()])
-def test_a_lack_of_memory_is_reported_in_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
-    print_error(error)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: there is not enough memory (")
-    assert line.endswith("); use --accumulate auto, or a smaller --batch-size")
 
 
 def test_a_failing_tracker_is_disabled_with_one_warning(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -137,6 +141,24 @@ def test_tensorboard_that_fails_to_start_causes_one_warning(
     tracker.finish(None)
     assert len(read_lines(tmp_path / "metrics.jsonl")) == 1
     assert capfd.readouterr().err.count("numpy has another version") == 1
+
+
+def test_a_wandb_id_that_cannot_be_stored_causes_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A folder is in place of the file."""
+
+    class Working:
+        def finish(self, summary: object, *, failed: bool) -> None:
+            pass
+
+    (tmp_path / "wandb" / "run-id").mkdir(parents=True)
+    monkeypatch.setattr("ddp_trainer.tracking.tracker.start_wandb", lambda *_: Working())
+    tracker = build_tracker(TrackingConfig(wandb="offline"), run_dir=tmp_path, config={})
+    tracker.finish(None)
+    assert tracker.state().keys() == {"wandb_run_id"}
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("warning: the id of the W&B run cannot be stored: ")
 
 
 def test_error_for_missing_tensorboard_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

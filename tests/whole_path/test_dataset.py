@@ -68,7 +68,12 @@ NO_IMAGES = Split(np.zeros((0, 16, 16, 3), np.uint8), np.zeros(0, int))
         (image_set(1025), "sides of 1 to 1024 pixels, got 1025"),
         (image_set(test=NO_IMAGES), "needs test images"),
         (image_set(classes=(0, 1)), "classes must be strings"),
-        (image_set(classes=("a",)), r"labels must be 0 to 0, the positions of the classes, got 0 to 1"),
+        (image_set(classes=("a",)), "training needs at least two classes"),
+        (image_set(classes=("a", "b", "a")), "classes must have different names, got 'a' 2 times"),
+        (
+            image_set(test=Split(np.zeros((2, 16, 16, 3), np.uint8), np.array([0, 2]))),
+            r"labels must be 0 to 1, the positions of the classes, got 0 to 2",
+        ),
         (
             image_set(test=Split(np.zeros((1, 16, 20, 3), np.uint8), np.zeros(1, int))),
             r"must be \(N, 16, 16, 3\) uint8",
@@ -162,9 +167,16 @@ def test_a_changed_label_or_checksum_is_found_at_the_start_of_a_run(column: str,
         verify_dataset(tmp_path, info, full=False)
 
 
-def test_a_dataset_of_an_older_format_version_is_refused(tmp_path: Path) -> None:
-    write_dataset(draw_synthetic(train_count=10, test_count=10, seed=0, size=8), tmp_path)
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('"format_version": 2', '"format_version": 1', "has format version 1, not 2"),
+        ('"b"', '"a"', "cannot be used: classes must have different names, got 'a' 2 times"),
+    ],
+)
+def test_a_dataset_json_that_cannot_be_used_is_refused(old: str, new: str, expected: str, tmp_path: Path) -> None:
+    write_dataset(image_set(), tmp_path)
     path = tmp_path / "dataset.json"
-    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 1'))
-    with pytest.raises(InputError, match="has format version 1, not 2; prepare the data again: python -m data_prep"):
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(InputError, match=f"{expected}; prepare the data again: python -m data_prep"):
         read_dataset(tmp_path)

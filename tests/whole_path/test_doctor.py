@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_trainer.doctor import main
+from ddp_trainer.doctor import disk, main
 from tests.support.trainer import REPOSITORY, environment
 
 
@@ -93,3 +93,12 @@ def test_arguments_are_refused(capsys: pytest.CaptureFixture[str], monkeypatch: 
     monkeypatch.setattr(sys, "argv", ["doctor", "--fix"])
     assert main() == 2
     assert capsys.readouterr().err == "error: doctor takes no arguments, got --fix\n"
+
+
+def test_a_deleted_current_folder_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deleted").mkdir()
+    monkeypatch.chdir(tmp_path / "deleted")
+    (tmp_path / "deleted").rmdir()
+    found = disk()
+    assert found.state == "PROBLEM"
+    assert found.detail == "the current folder cannot be used: No such file or directory"

@@ -3,7 +3,7 @@
 import json
 import shutil
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,11 +18,13 @@ from data_prep.dataset import read_dataset, write_dataset
 from data_prep.loader import Batch
 from data_prep.sources.folder import FolderImages
 from data_prep.sources.synthetic import draw_synthetic
+from ddp_trainer import predict
 from ddp_trainer.distributed.signals import Preempted
 from ddp_trainer.engine.evaluation import Evaluator
 from ddp_trainer.evaluate import main
-from ddp_trainer.models.spec import ModelSpec, build_model
+from ddp_trainer.models.spec import ModelSpec, build_model, load_model
 from ddp_trainer.run.checkpoint import list_checkpoints, read_checkpoint
+from ddp_trainer.run.outputs import write_model
 from ddp_trainer.tracking.predictions import read_predictions
 from ddp_trainer.train import main as train_main
 from tests.support.photos import save
@@ -128,6 +130,24 @@ def test_a_damaged_image_is_reported_in_one_line(
     assert main([str(smoke_run), "--data-dir", str(data), "--device", "cpu"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "test.beton: image 3 is damaged" in line
+
+
+@pytest.mark.parametrize("damage", ["weights", "std"])
+def test_a_model_whose_values_are_not_finite_is_refused(
+    smoke_run: Path, tiny_dir: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, spec = load_model(smoke_run)
+    if damage == "weights":
+        torch.nn.init.constant_(next(model.parameters()), torch.nan)
+    write_model(tmp_path, model, replace(spec, std=(1e-300,) * 3) if damage == "std" else spec)
+    save(tmp_path / "x.png", Image.new("RGB", (32, 32)))
+    assert main([str(tmp_path), "--data-dir", str(tiny_dir), "--device", "cpu"]) == 2
+    assert predict.main([str(tmp_path), str(tmp_path / "x.png"), "--json"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = printed.err.splitlines()
+    assert len(lines) == 2
+    assert all("the model gives values that are not finite; train the run again" in line for line in lines)
 
 
 def test_request_to_stop_ends_the_evaluation_between_two_batches() -> None:

@@ -18,6 +18,7 @@ from data_prep.loader import StreamLoader
 from ddp_trainer import export
 from ddp_trainer.models.spec import ModelSpec, build_model, load_model
 from ddp_trainer.run.outputs import write_model
+from tests.support.full_disk import file_size_limit
 from tests.support.trainer import environment, start
 
 # A program that reads both exported files and cannot import this package.
@@ -201,6 +202,15 @@ def test_error_for_a_missing_package_says_how_to_install_it(
     assert "needs onnxruntime; install with:" in line
     assert "-m pip install onnxruntime" in line
     assert not (small_run / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_a_full_disk_is_reported_in_one_line(small_run: Path, format: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with file_size_limit(5000):
+        assert export.main([str(small_run), "--format", format]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {small_run / export.FILES[format]} cannot be written (File too large")
+    assert {path.name for path in small_run.iterdir()} == {"model.json", "model.safetensors"}
 
 
 def test_the_export_extra_lists_exactly_the_packages_that_an_onnx_export_needs() -> None:

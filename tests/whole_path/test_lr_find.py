@@ -1,5 +1,6 @@
 """Learning rate range test: its suggestion is right, ranks stop together, and an older run in --out is unchanged."""
 
+import errno
 import hashlib
 import itertools
 import json
@@ -15,16 +16,18 @@ import numpy as np
 import pytest
 
 from data_prep.dataset import read_dataset
+from ddp_trainer.config import RuntimeConfig
+from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.engine.build import build_trainer
 from ddp_trainer.engine.step_guard import FP16_PATIENCE
 from ddp_trainer.engine.trainer import Trainer
-from ddp_trainer.lr_find import RangeTestConfig, RatesConfig, main, parse, range_test
+from ddp_trainer.lr_find import RangeTestConfig, RatesConfig, main, parse, range_test, write_results
 from ddp_trainer.models.spec import ModelSpec, build_network
 from ddp_trainer.recipes import smoke
 from ddp_trainer.report.loss_curve import LossCurve
-from tests.support.trainer import fork, start
+from tests.support.trainer import fork, run, start
 
 TINY = ("smoke", "--device", "cpu", "--batch-size", "8")
 
@@ -189,9 +192,34 @@ def test_invalid_rates_and_folders_are_refused(
         (("--start-lr", "1", "--end-lr", "0.1"), "--start-lr must be positive and below --end-lr, got 1.0 and 0.1"),
         (("--steps", "1"), "--steps must be at least 2, got 1"),
         (("--resume",), "--resume"),
+        (("--out", ""), "--out must name a folder other than the current one"),
         (("--out", str(tmp_path / "file" / "below")), "cannot be written"),
     ):
         assert main([*TINY, "--data-dir", str(tiny_dir), *flags]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ")
         assert expected in line
+
+
+def test_the_measurements_are_kept_if_the_picture_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("ddp_trainer.lr_find.replace_file", fail)
+    config = RangeTestConfig.of(smoke()).as_train_config()
+    curve = curve_with_valley(0.1, planned=RatesConfig(steps=50))
+    with restored_settings(), pytest.raises(OSError, match=r"No space left on device: .*lr_find.png"):
+        write_results(tmp_path, curve, config, Runtime(RuntimeConfig(device="cpu", precision="fp32")))
+    assert json.loads((tmp_path / "lr_find.json").read_text())["losses"] == curve.losses
+
+
+def test_matplotlib_settings_that_cannot_be_used_are_refused_before_the_first_step(
+    tiny_dir: Path, tmp_path: Path
+) -> None:
+    flags = ("--data-dir", tiny_dir, "--out", tmp_path / "out")
+    finished = run("ddp_trainer.lr_find", *TINY, *flags, env={"MPLBACKEND": "bogus"})
+    assert finished.returncode == 2
+    (line,) = finished.stderr.splitlines()
+    assert line.startswith("error: matplotlib cannot be imported (Key backend: 'bogus'")

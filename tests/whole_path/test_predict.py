@@ -12,11 +12,10 @@ import torch
 from PIL import Image
 
 from data_prep.augment import batch_normalize
-from data_prep.sources.picture import read_image
 from ddp_trainer.models.spec import ModelSpec, build_model, load_model
 from ddp_trainer.predict import main
 from ddp_trainer.run.outputs import write_model
-from tests.support.photos import BAD_EXIF, damaged_tiff, save
+from tests.support.photos import BAD_EXIF, damaged_tiff, read_image, save
 from tests.support.trainer import environment
 
 CLASSES = ("cat", "dog", "<b>", "x y")
@@ -210,10 +209,24 @@ def test_an_image_with_an_unknown_range_of_values_is_refused(run_dir, tmp_path, 
 
 
 def test_wrong_input_gives_one_line_and_exit_status_2(run_dir, tmp_path, capsys):
-    for arguments in ([str(tmp_path), "x.png"], [str(run_dir)], []):
+    for arguments in ([str(tmp_path), "x.png"], [str(run_dir)], [], [str(run_dir), ""]):
         assert main(arguments) == 2
         printed = capsys.readouterr()
         assert printed.err.startswith("error: ") and printed.err.count("\n") == 1 and printed.out == ""
+
+
+def test_dark_16_bit_images_are_reported(run_dir, tmp_path, capsys):
+    """Images with 12-bit values in 16-bit files look almost black."""
+    Image.fromarray(np.full((32, 32), 4095, np.uint16)).save(tmp_path / "12bit.png")
+    assert main([str(run_dir), str(draw(tmp_path / "a.png")), str(tmp_path / "12bit.png")]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: the 16-bit images are dark: their largest value is 4095 of 65535; ")
+
+
+def test_a_wrong_pixel_limit_is_refused(run_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("data_prep.sources.picture.MAX_PIXELS", 0)
+    assert main([str(run_dir), str(draw(tmp_path / "a.png"))]) == 2
+    assert "DATA_PREP_MAX_PIXELS must be a positive whole number" in capsys.readouterr().err
 
 
 def test_decoder_warnings_take_one_line(run_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -165,7 +165,7 @@ def test_train_works_in_a_thread(tiny_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"epochs": 0}, "--epochs must be above 0 and finite, got 0"),
+        ({"epochs": 0}, "--epochs must be above 0 and at most 1000000, got 0"),
         ({"no_such_setting": 1}, "no-such-setting"),
         ({"precision": "fp8"}, "--precision"),
     ],

@@ -1,5 +1,6 @@
 """Sweeps: the list of runs, the table of results, and continuing a stopped sweep."""
 
+import errno
 import json
 import os
 import shlex
@@ -59,7 +60,11 @@ def test_every_combination_of_settings_is_planned_with_every_seed(tiny_dir: Path
         (["smoke", "--launcher", "false"], "--launcher false does not start a process: exit status 1"),
         (["smoke", "--launcher", f"{sys.executable} -X nonsense -Q"], "does not start a process: "),
         (["smoke", "--list", "--table"], "--table: not allowed with argument --list"),
-        (["smoke", "--list", "--out", "two\nlines"], "'two\\nlines/seed=0' has a line break"),
+        (["smoke", "--list", "--init-from", "two\nlines"], "'two\\nlines' has a line break"),
+        (["smoke", "--out", "two\nlines"], "--out must have no line breaks or other unprintable characters"),
+        (["smoke", "--out", ""], "--out must name a folder other than the current one"),
+        (["smoke", "--set", "init-from=x/a,x_a"], "two values give the same folder name, init-from=x_a,seed=0"),
+        (["smoke", "--set", f"init-from={'x' * 300}"], "has 317 bytes, but the limit is 255"),
     ],
 )
 def test_an_invalid_sweep_is_refused_before_anything_is_trained(
@@ -70,6 +75,29 @@ def test_an_invalid_sweep_is_refused_before_anything_is_trained(
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_launcher_that_the_system_cannot_execute_is_refused(
+    tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launcher = tmp_path / "launcher"
+    launcher.write_text("exit 0\n")  # a script without #!
+    launcher.chmod(0o755)
+    words = ("smoke", "--data-dir", str(tiny_dir), "--out", str(tmp_path / "x"), "--launcher", str(launcher))
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"error: --launcher {launcher} cannot be started: Exec format error\n"
+
+
+def test_a_folder_that_cannot_be_read_is_refused(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)  # root may read any folder
+    assert main(["smoke", "--data-dir", str(tiny_dir), "--out", str(tmp_path), "--list"]) == 2
+    line = f"error: {tmp_path}/seed=0 cannot be read (Permission denied); choose another --out\n"
+    assert capsys.readouterr().err == line
 
 
 def test_runs_are_checked_with_the_number_of_processes_that_the_launcher_starts(

@@ -65,6 +65,17 @@ def test_a_login_in_the_netrc_file_counts_only_for_its_server(tmp_path: Path, mo
     assert not has_credentials()
 
 
+def test_an_invalid_url_and_a_netrc_file_that_is_not_utf_8_mean_that_there_is_no_login(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    assert not has_credentials("http://[::1")
+    (tmp_path / "netrc").write_bytes("machine api.wandb.ai login é password x".encode("latin-1"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert not has_credentials()
+
+
 def test_work_with_a_time_limit_raises_its_own_error_or_a_timeout() -> None:
     with pytest.raises(ZeroDivisionError):
         bounded(lambda: print(1 / 0), 5)
@@ -82,3 +93,14 @@ def test_the_wandb_id_in_the_checkpoint_has_priority(tmp_path: Path, monkeypatch
     keep_run_id(tmp_path, first)
     assert choose_run_id(tmp_path, None) == first
     assert choose_run_id(tmp_path, "saved") == "saved"
+
+
+def test_a_damaged_file_with_an_id_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("bytes", "folder", "pipe"):
+        (tmp_path / name / "wandb").mkdir(parents=True)
+    (tmp_path / "bytes" / "wandb" / "run-id").write_bytes(b"\xff")
+    (tmp_path / "folder" / "wandb" / "run-id").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "wandb" / "run-id")
+    monkeypatch.setenv("WANDB_RUN_ID", "named")
+    for name in ("bytes", "folder", "pipe", "new"):
+        assert choose_run_id(tmp_path / name, None) == "named"
