@@ -35,7 +35,12 @@ def count_usable_gpus() -> int:
 
     Asks a child process, to avoid initializing CUDA in this one.
     """
-    code = "import torch; n = torch.cuda.device_count(); [torch.ones(1, device=i).item() for i in range(n)]; print(n)"
+    code = """
+import torch
+from ddp_trainer.distributed.hardware import why_unusable
+count = torch.cuda.device_count()
+print(0 if any(map(why_unusable, range(count))) else count)
+"""
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
     return int(done.stdout) if done.returncode == 0 else 0
 

@@ -4,6 +4,7 @@ No file that something else wrote is replaced or removed.
 """
 
 import fcntl
+import json
 import os
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data_prep.errors import InputError, require, require_printable, shell_path
-from data_prep.files import DISK_FULL, open_regular, replace_file
+from data_prep.files import DISK_FULL, MAX_JSON_BYTES, open_regular, replace_file
 from data_prep.manifest import MANIFEST, SPLITS
 
 BETONS = tuple(f"{split}.beton" for split in SPLITS)
@@ -42,10 +43,22 @@ def check_out(out: Path) -> None:
         raise InputError(f"--out {shell_path(out)}: {shell_path(blocked[0])} is a folder; use another folder")
     present = [name for name in (MANIFEST, *BETONS) if os.path.lexists(out / name)]
     require(
-        not present or _contains(out / MANIFEST, b'"format_version"', within=100),
+        not present or _is_ours(out),
         f"--out {shell_path(out)} contains {', '.join(present)}, but no dataset that data_prep wrote; "
-        "use another folder, or remove these files",
+        "use another folder, or remove these files, for example if data_prep was interrupted here",
     )
+
+
+def _is_ours(out: Path) -> bool:
+    """Whether data_prep wrote the files of a dataset in `out`, even if they are damaged or not complete."""
+    if not os.path.lexists(out / MANIFEST):
+        return any(out.glob(f"{WRITING}*/{MANIFEST}"))  # data_prep was killed while it moved its files to `out`
+    try:
+        with open_regular(out / MANIFEST) as file:
+            content = json.loads(file.read(MAX_JSON_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return True  # damaged: a file with this name most likely belongs to a dataset
+    return isinstance(content, dict) and "format_version" in content
 
 
 def _contains(path: Path, words: bytes, *, within: int) -> bool:

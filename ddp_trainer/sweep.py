@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.dataset import read_dataset
-from data_prep.errors import InputError, require
+from data_prep.errors import InputError, require, require_printable
 from data_prep.files import replace_file
+from data_prep.output import out_folder
 from ddp_trainer.command_line import parse_command_line, program_name, run_command, take_recipe
-from ddp_trainer.config import RunConfig, TrainConfig
+from ddp_trainer.config import TrainConfig
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.report.settings import NO_DIFFERENCE
 from ddp_trainer.report.sweep_table import TABLE, results_table
@@ -54,7 +55,7 @@ def parse(argv: Sequence[str]) -> Sweep:
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from None
     require(flags.seeds >= 1, f"--seeds must be at least 1, got {flags.seeds}")
-    RunConfig(out=flags.out)  # raises InputError if a run cannot use this --out
+    require_printable("out", flags.out)
     runs = plan_runs(recipe.recipe, flags.settings, flags.seeds, common, flags.out)
     launcher = _launcher_words(flags.launcher)
     world_size = count_processes(launcher) if flags.launcher else 1
@@ -76,7 +77,7 @@ def _flags_of(recipe: str) -> argparse.ArgumentParser:
     text = "values to try for a trainer flag (true and false for an on/off flag); repeat --set for more flags"
     add("--set", action="append", default=[], dest="settings", metavar="FLAG=V1,V2", help=text)
     text = "folder for the run directories and table.md (default: runs/sweep-RECIPE)"
-    add("--out", type=Path, default=out, metavar="DIR", help=text)
+    add("--out", type=out_folder, default=out, metavar="DIR", help=text)
     text = 'command that starts the trainer, such as "accelerate launch -m" (default: python -m)'
     add("--launcher", metavar="COMMAND", help=text)
     actions = parser.add_mutually_exclusive_group()

@@ -56,14 +56,14 @@ def resolve_device(config: RuntimeConfig) -> str:
 
 
 def require_usable(device: "torch.device") -> None:
-    """Raises InputError if torch cannot compute on this device."""
+    """Raises InputError if torch has no kernels for this GPU. Any other problem is left to the code that meets it."""
     reason = why_unusable(device)
     fix = "use --device cpu, or install a build of torch for this GPU"
-    require(not reason, f"torch cannot compute on {device} ({reason}); {fix}")
+    require("no kernel image" not in reason, f"torch cannot compute on {device} ({reason}); {fix}")
 
 
 def why_unusable(device: "torch.device | int") -> str:
-    """Why torch cannot compute on this device, such as a GPU for which it has no kernels; otherwise an empty string."""
+    """torch's error if it cannot compute on this device, for example because the GPU is too old; otherwise ""."""
     import torch
 
     try:

@@ -224,7 +224,7 @@ def test_a_sweep_writes_its_table(sweep: Path) -> None:
 
     rows = (sweep / "table.md").read_text().splitlines()[2:]
     assert [row.split(" | ")[:4] for row in rows] == [
-        [f"| peak_lr {rate}", "2", f"{mean(accuracies(rate)):.2%}", f"{stdev(accuracies(rate)):.2%}"]
+        [f"| peak-lr {rate}", "2", f"{mean(accuracies(rate)):.2%}", f"{stdev(accuracies(rate)):.2%}"]
         for rate in ("0.1", "0.05")
     ]
 

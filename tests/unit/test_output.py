@@ -103,6 +103,20 @@ def test_files_that_data_prep_did_not_write_are_not_replaced(
     assert {(photos / name).read_text() for name in names} == {'{"coco": 1}'}
 
 
+@pytest.mark.parametrize("damage", ["cut off", "interrupted"])
+def test_a_damaged_dataset_or_one_whose_preparation_was_killed_is_replaced(damage: str, photos: Path) -> None:
+    out = photos.parent / "out"
+    words = ["--source", "folder", "--root", str(photos), "--out", str(out), "--size", "8"]
+    assert main(words) == 0
+    if damage == "cut off":
+        (out / "dataset.json").write_text('{"format_ver')
+    else:
+        (out / ".writing-abc").mkdir()
+        (out / "dataset.json").rename(out / ".writing-abc" / "dataset.json")
+    assert main(words) == 0
+    assert {path.name for path in out.iterdir()} == {"train.beton", "test.beton", "dataset.json"}
+
+
 @pytest.mark.parametrize("name", ["train.beton", "test.beton", "dataset.json"])
 def test_a_folder_where_a_file_must_go_is_refused(name: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos.parent / "out" / name).mkdir(parents=True)
