@@ -6,12 +6,12 @@
 prepare:    python -m data_prep --source folder, from JPEG files that already have the final size.
 start:      a run, from the start of its process to the end of its first step.
 epoch:      one epoch of images streamed from the file, with augmentation and a network that costs almost nothing.
-evaluation: evaluation of the test images (a tenth as many as training images), with test-time augmentation.
+evaluation: evaluation of the test images, with test-time augmentation. One test image for ten training images.
 checkpoint: saving a checkpoint of the same network to the disk.
 run:        a whole run with a single step, including evaluation, results and report.
 report:     python -m ddp_trainer.report for that run.
 
-Each measurement runs in its own process. The output has an exponent for each cost, which describes its growth: cost is
+Each measurement runs in its own process. The output has an exponent for each cost: the cost is
 proportional to size^exponent, where size is the number of images, of classes, or of pixels per image. The exponents are
 computed from the two largest sizes. The largest dataset needs 10 GB in --work.
 """

@@ -26,9 +26,9 @@ _runs = itertools.count()  # numbers the runs of this process
 def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
     """Context manager for calls that wait until all processes have joined.
 
-    After 10 seconds, the first process of each machine prints that it is waiting. From then on, a single signal, even
-    one that has already arrived, ends a process at once, because another process may never join and there is nothing to
-    save.
+    After 10 seconds, the first process of each machine prints that it is waiting. From then on, a single signal
+    ends a process at once, because there is nothing to save, and another process may never join. If a signal has
+    arrived before, the process ends now.
     """
     if launch.world_size == 1:
         yield

@@ -44,8 +44,8 @@ class CapturedStep(NamedTuple):
 class GraphedStep:
     """Replays a graph of `work`. A graph is captured when a crop size is first used.
 
-    Crops only grow during a run, so only the newest graph is kept. Before the first call, take a step with each crop
-    size without a graph, so that kernels are chosen and optimizer states exist.
+    Crops only grow during a run, so only the newest graph is kept. Before the first call, take one step without a
+    graph at each crop size, so that kernels are chosen and optimizer states exist.
 
     If a capture fails on any rank, for example because the network waits for the device, `give_up` is called on every
     rank with the reason. It must make later steps run without graphs.
@@ -96,7 +96,7 @@ class GraphedStep:
             with _capturable(self._optimizer), torch.cuda.graph(graph, pool, stream, mode):
                 losses = self._work(self._batch, self._draws, side)
         except RuntimeError as error:
-            # If a forbidden call ended the capture, `error` only says so, and its context is the error of that call.
+            # If a forbidden call ended the capture, `error` says only that it failed. Its context is the cause.
             return str(error.__context__ or error).partition("\n")[0]
         if _host_generators() != host_generators:  # a replay would repeat the values that were drawn in the capture
             return "the network draws random numbers on the host"

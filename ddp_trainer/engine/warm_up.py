@@ -1,4 +1,4 @@
-"""Runs passes or steps that change nothing, before the first step and after --freeze-late has frozen parameters.
+"""Runs passes or steps that change nothing: before the first step, and again after parameters were frozen.
 
 After this warm-up, the next step takes no longer than others, and a resumed run computes exactly what an uninterrupted
 run computes.

@@ -190,7 +190,7 @@ def test_launch_refuses_a_recipe_without_a_known_name_and_creates_no_folder(
 
 
 def test_launch_passes_on_settings_that_the_recipe_drops_for_another_network() -> None:
-    """The recipe `fast` also sets `freeze_late` to FIRST_BLOCKS, but only for its own network."""
+    """The recipe `fast` sets `freeze_late` to the same value as this test, but only for its own network."""
     config = configure("fast", {"network": "torchvision:mobilenet_v2", "freeze_late": FIRST_BLOCKS})
     assert _changes(config) == {"network": "torchvision:mobilenet_v2", "freeze_late": FIRST_BLOCKS}
     assert _changes(configure("fast", {})) == {}
