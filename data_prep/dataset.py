@@ -46,9 +46,8 @@ def write_dataset(
     """Writes the files of a dataset to `out`. They get their final names only when all are complete and checked.
 
     The images are read once, a few at a time. Then `say` is called with each of the source's notes. An older dataset in
-    `out` stays intact until the end. Raises InputError if `out` is not writable, has too little free space or has other
-    files with the names of the dataset's files, and ValueError or TypeError if the source provides invalid data. Errors
-    of the source are not caught.
+    `out` stays intact until the end. Raises InputError if `check_out` refuses `out` or its disk has too little free
+    space, and ValueError or TypeError if the source provides invalid data. Errors of the source are not caught.
     """
     check_description(source)
     check_out(out)

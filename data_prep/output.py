@@ -1,6 +1,6 @@
 """The output folder of a dataset: its checks, the temporary folder in it, and lists of files beside it.
 
-No file that something else wrote is replaced or removed.
+Files that data_prep did not write are not replaced or removed.
 """
 
 import fcntl
@@ -45,7 +45,7 @@ def check_out(out: Path) -> None:
     require(
         not present or _is_ours(out),
         f"--out {shell_path(out)} contains {', '.join(present)}, but no dataset that data_prep wrote; "
-        "use another folder, or remove these files, for example if data_prep was interrupted here",
+        "use another folder, or remove these files (an interrupted data_prep may have left them)",
     )
 
 
@@ -128,7 +128,7 @@ def write_list(out: Path, name: str, lines: Sequence[str]) -> str:
     """
     path = _list_file(out, name)
     if path.is_file() and not _contains(path, LIST_HEADER, within=len(LIST_HEADER)):
-        return f"not listed, because {shell_path(path)} is another file; rename it"
+        return f"not listed, because {shell_path(path)} was not written by data_prep; rename it"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, LIST_HEADER + "".join(f"{line}\n" for line in lines).encode())

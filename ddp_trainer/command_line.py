@@ -27,7 +27,7 @@ from ddp_trainer.distributed.launch import prints_errors
 
 Section = TypeVar("Section")
 DISK_ERRORS = {*DISK_FULL, errno.EROFS, errno.EIO}
-# Fixes for a lack of memory: of any command, and of a command that trains.
+# What to do if there is not enough memory: for any command, and for a command that trains.
 FREE_MEMORY = "close other programs, or raise the memory limit"
 SMALLER_STEPS = "use --accumulate auto, or a smaller --batch-size"
 
@@ -152,10 +152,10 @@ def _one_line(report: str) -> str:
 def run_command(work: Callable[[], int | None], *, launched: bool = False, memory_fix: str = FREE_MEMORY) -> int:
     """Calls `work` and returns the exit status: its result (None: 0), 2 after InputError, or 1 after another error.
 
-    The other errors are DatasetChanged, a disk that cannot be written, and a lack of memory, for which the message
-    ends with `memory_fix`. All errors are printed as one line. `launched`: whether a launcher may start the command in
-    several processes. They all find the same mistake in their input, so only the first process of each machine prints
-    an InputError.
+    Only three other errors are handled: DatasetChanged, a disk that cannot be written, and a lack of memory, for which
+    the message ends with `memory_fix`. All handled errors are printed as one line. `launched`: whether a launcher may
+    start the command in several processes. They all find the same mistake in their input, so only the first process of
+    each machine prints an InputError.
     """
     with forgiving_output():
         try:
@@ -176,7 +176,7 @@ def _machine_problem(error: Exception, memory_fix: str) -> str | None:
     """A line about a disk that cannot be written or about a lack of memory; None for any other error."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS and error.filename:
         return f"cannot {'read or ' * (error.errno == errno.EIO)}write {error.filename}: {error.strerror}"
-    if lacks_memory(error) and "failed to map segment" not in str(error):  # this may also be a noexec file system
+    if lacks_memory(error) and "failed to map segment" not in str(error):  # a noexec file system also causes this
         reason = str(error).partition("\n")[0] or "MemoryError"
         return f"there is not enough memory ({reason}); {memory_fix}"
     return None

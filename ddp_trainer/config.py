@@ -141,8 +141,8 @@ class RunConfig:
     """Resume from the newest good checkpoint in --out, or start from the beginning if none was saved yet."""
     checkpoint_every_steps: int = 0
     """Number of steps between checkpoints within an epoch; 0: save only at the end of each epoch. On a GPU, an epoch
-    that ends less than 5 s after the previous save gets no checkpoint, unless this flag asks for one, it is the last
-    epoch, or --validation is set."""
+    that ends less than 5 s after the previous save gets no checkpoint, unless it is the last epoch, --validation is
+    set, or this flag asks for a checkpoint."""
     keep_checkpoints: int = 2
     """Number of recent checkpoints to keep."""
     log_every_steps: int = 50

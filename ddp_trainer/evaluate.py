@@ -39,7 +39,7 @@ class EvaluateConfig:
     class of the dataset must have the name of a class of the run. The dataset needs no training images."""
     tta: bool = False
     """Test-time augmentation: for uncertain images, average the logits of shifted and mirrored copies. Copies are
-    shifted only if the run cropped at random positions, and mirrored unless it used --flip none."""
+    shifted only if the run cropped at random positions. They are mirrored unless the run used --flip none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda if torch finds a usable GPU, else cpu."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -188,7 +188,7 @@ def find_learning_rate(test: RangeTestConfig, stop: StopRequest) -> None:
             stack.enter_context(lock_folder(out))
         stack.enter_context(restored_settings())
         if launch.is_main:
-            stack.enter_context(default_style())  # for the picture; now, because it raises InputError if it fails
+            stack.enter_context(default_style())  # for the picture; entered before the test, as it may raise InputError
         runtime = Runtime(config.runtime, stop=stop)
         try:
             network, _ = prepare_network(config, dataset, world_size=runtime.world_size, load_weights=True)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes a kit: a folder for a machine that has Python and torch, but neither a network nor a compiler.
 #   bash scripts/kit.sh OUT [FILE ...]
-# OUT/wheels gets FFCV and, in the versions of constraints.txt, the packages that such a machine usually lacks. Each
-# FILE, such as an archive of images, is copied to OUT. Run `make setup` first.
+# OUT/wheels gets FFCV and the packages that such a machine usually lacks. The versions of these packages are those in
+# constraints.txt. Each FILE, such as an archive of images, is copied to OUT. Run `make setup` first.
 # Environment: TARGET, the other machine's Python version (default: that of .venv); PACKAGES, the packages to include
 # besides FFCV.
 # On the other machine, scripts/use_kit.sh makes .venv from the kit.

@@ -87,7 +87,7 @@ if ((attempt > 1)) && [[ $is_finished:$(state_of_run) == yes:done ]]; then
 fi
 
 # Each attempt writes two values to the file `attempts` in the run directory: the newest checkpoint at its start, and
-# how many attempts in a row, just before this one, saved no new checkpoint. Attempts that SLURM itself requeued
+# the number of attempts directly before it that saved no new checkpoint. Attempts that SLURM itself requeued
 # (preemption, lost node) count, too.
 began_with=$(newest_checkpoint) stalled=0
 if [[ $attempt -gt 1 && -f $out/attempts ]]; then

@@ -6,7 +6,8 @@
 prepare:    python -m data_prep --source folder, from JPEG files that already have the final size.
 start:      a run, from the start of its process to the end of its first step.
 epoch:      one epoch of images streamed from the file, with augmentation and a network that costs almost nothing.
-evaluation: evaluation of the test images, with test-time augmentation. One test image for ten training images.
+evaluation: evaluation of the test images, with test-time augmentation. There is one test image for every
+            ten training images.
 checkpoint: saving a checkpoint of the same network to the disk.
 run:        a whole run with a single step, including evaluation, results and report.
 report:     python -m ddp_trainer.report for that run.
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs="+",
         choices=PARTS,
         default=PARTS,
-        help="parts to measure, in the given order; put prepare first, and run before report; default: all",
+        help="parts to measure, in the given order; prepare must come first, and report after run; default: all",
     )
     parser.add_argument("--work", type=Path, help="folder for the datasets; default: the system's temporary folder")
     parser.add_argument("--result", type=Path, help="write the figures here as JSON, after each axis")

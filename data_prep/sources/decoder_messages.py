@@ -69,7 +69,7 @@ def collected_messages(messages: DecoderMessages) -> Iterator[None]:
 
 @contextmanager
 def _collected_lines(messages: DecoderMessages) -> Iterator[None]:
-    """Within the block, redirects stderr to a temporary file. If there can be none, stderr is left unchanged."""
+    """Within the block, redirects stderr to a temporary file. If no file can be created, stderr is left unchanged."""
     try:
         printed = tempfile.TemporaryFile()  # noqa: SIM115
     except OSError:  # for example, all disks are read-only or full

@@ -34,7 +34,7 @@ _IMAGE_START = re.compile(re.escape(PNG) + b"|" + JPEG + b"|" + _OTHER_STARTS, r
 
 LIMIT_VARIABLE = "DATA_PREP_MAX_PIXELS"
 _limit = os.environ.get(LIMIT_VARIABLE) or "100000000"
-# Of one image, at the size at which it is decoded. 0: the variable is wrong, which `require_valid_limit` reports.
+# Most pixels that an image may have at its decoded size. 0 if the variable is wrong: see `require_valid_limit`.
 MAX_PIXELS = int(_limit) if re.fullmatch("[0-9]{1,18}", _limit) else 0
 MAX_SHRINKING = 4  # a non-progressive JPEG may exceed MAX_PIXELS by this factor: it can be decoded at a smaller size
 STRIP_PIXELS = 2**22  # number of pixels that are converted at a time
@@ -223,7 +223,7 @@ def _to_rgb(strip: Image.Image) -> Image.Image:
 
 
 def _check_end(file: BinaryIO) -> None:
-    """Raises OSError if a JPEG has no end marker. The decoder reads an interrupted copy's trailing zeros as pixels."""
+    """Raises OSError if a JPEG has no end marker. If a copy was interrupted, its trailing zeros would become pixels."""
     if file.read(len(JPEG)) == JPEG:
         file.seek(-len(JPEG_END), io.SEEK_END)
         if file.read() != JPEG_END:
@@ -244,5 +244,5 @@ def _plainer(error: Exception, content: bytes) -> Exception:
     """`error`, or "damaged or incomplete" if `error` is unclear and `content` starts like an image."""
     is_clear = isinstance(error, (OSError, ValueError)) and not isinstance(error, Image.UnidentifiedImageError)
     if content.startswith(_TIFF):
-        require_known_range(tags_in(content))  # Pillow cannot open TIFFs of some sound formats, such as 64-bit floats
+        require_known_range(tags_in(content))  # Pillow cannot open some valid TIFFs, such as those of 64-bit floats
     return error if is_clear or not starts_like_image(content) else ValueError("the file is damaged or incomplete")

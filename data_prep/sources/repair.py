@@ -17,7 +17,8 @@ from data_prep.machine_limits import due_to_machine
 PNG, JPEG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd9"
 _PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # the only chunks of a PNG that matter for its pixels
 _ANCILLARY_MARKERS = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # comments, and all APPn segments except those of JFIF and Adobe
-_SHORTEST = {0xE0: 18, 0xEE: 16}  # bytes of a JFIF and an Adobe segment; decoders ignore shorter ones, Pillow fails
+# Minimum bytes of a JFIF and an Adobe segment. Other decoders skip shorter segments, but Pillow fails on them.
+_SHORTEST = {0xE0: 18, 0xEE: 16}
 _MARKER = re.compile(rb"\xff[^\0\xd0-\xd7\xff]", re.DOTALL)  # such a pair of bytes never occurs in the pixel data
 
 

@@ -28,7 +28,7 @@ def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
 
     After 10 seconds, the first process of each machine prints that it is waiting. From then on, a single signal
     ends a process at once, because there is nothing to save, and another process may never join. If a signal has
-    arrived before, the process ends now.
+    already arrived by then, the process ends immediately.
     """
     if launch.world_size == 1:
         yield

@@ -19,7 +19,7 @@ from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.models.spec import ModelSpec
 
 # Images whose best two logits differ by at least this much skip test-time augmentation. For a model with 77 % accuracy,
-# margins of 2 and even of 1 gave the same 5,000 predictions as six views of every image.
+# margins of 2 and even of 1 gave the same predictions for all 5,000 images as six views of every image.
 CERTAIN_MARGIN = 2.0
 UNCERTAIN_STEP = 100  # the number of uncertain images is rounded up to a multiple of this
 

@@ -96,7 +96,8 @@ class GraphedStep:
             with _capturable(self._optimizer), torch.cuda.graph(graph, pool, stream, mode):
                 losses = self._work(self._batch, self._draws, side)
         except RuntimeError as error:
-            # If a forbidden call ended the capture, `error` says only that it failed. Its context is the cause.
+            # If a forbidden call ended the capture, `error` says only that the capture failed. The cause is the
+            # context of `error`.
             return str(error.__context__ or error).partition("\n")[0]
         if _host_generators() != host_generators:  # a replay would repeat the values that were drawn in the capture
             return "the network draws random numbers on the host"

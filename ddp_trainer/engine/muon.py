@@ -85,7 +85,7 @@ class Muon(torch.optim.Optimizer):
         """The orthogonalized Nesterov momentum of each of `weights`."""
         momenta = [torch.empty_like(one) for one in weights]
         torch._foreach_zero_(momenta)
-        # From zero, an update with learning rate -1 gives the Nesterov momentum itself.
+        # Starting from zeros, an update with learning rate -1 gives the Nesterov momentum itself.
         self._nesterov_sgd(momenta, weights, momentum, lr=-1.0, weight_decay=0.0)
         matrices = orthogonalize([_as_matrix(one) for one in momenta])
         return [_as_weights(matrix, one) for matrix, one in zip(matrices, weights, strict=True)]

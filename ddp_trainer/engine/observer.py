@@ -1,6 +1,6 @@
 """The interface to which the training loop reports, and an observer that ignores all reports.
 
-The observer of the main process records, prints and saves (`run.recorder`). Every other rank has the silent observer,
+The observer of the main process records, prints and saves (`run.recorder`). All other ranks have the silent observer,
 so the loop never asks which rank it runs on.
 """
 

@@ -24,9 +24,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Trainable parameters, grouped by `Kind`.
 
-    Weight decay applies to parameters with at least two dimensions, such as the weights of linear layers, except to
-    filters that Muon rescales. It does not apply to biases and normalization layers. `frozen_late`: the parameters
-    that --freeze-late names.
+    Weight decay applies to parameters with at least two dimensions, such as the weights of linear layers. It does not
+    apply to filters that Muon rescales, to biases or to normalization layers. `frozen_late`: the parameters that
+    --freeze-late names.
     """
     head, late = _head_of(model), set(frozen_late)
     kinds: dict[Kind, list[nn.Parameter]] = {}

@@ -26,8 +26,8 @@ def check_network(
 ) -> list[str]:
     """Names of the trainable parameters that get no gradient; usually none.
 
-    `sides`: sides of the square images that the network will see. `images_per_pass`: the smallest number of them that
-    it will see at once in training. Raises InputError if the network cannot be trained, evaluated and saved: for
+    `sides`: sides of the square images that the network will see. `images_per_pass`: the smallest number of images
+    that it will see at once in training. Raises InputError if the network cannot be trained, evaluated and saved: for
     example, if no parameter is trainable, or if the output is not (N, num_classes) finite logits. Leaves the network
     and torch's generators unchanged.
     """

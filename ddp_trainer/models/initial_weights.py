@@ -40,7 +40,7 @@ def load_initial_weights(network: nn.Module, source: Path) -> Loaded:
     weights = read_weights(source)
     own = network.state_dict()
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
-    # A bias alone proves nothing: every network for the same number of classes may have one of this shape.
+    # A bias that fits is not enough: any network for the same number of classes may have a bias of that shape.
     has_weight = any(name in fitting and value.ndim >= 2 for name, value in network.named_parameters())
     require(
         has_weight,

@@ -45,8 +45,8 @@ class _MatrixProduct(torch.autograd.Function):
         neighborhoods, filters = ctx.saved_tensors
         of_images = of_filters = None
         if ctx.needs_input_grad[0]:
-            # The gradient of the images is `gradient`, convolved with flipped filters with swapped input and
-            # output channels.
+            # To get the gradient of the images, the filters are flipped, their input and output channels are
+            # swapped, and `gradient` is convolved with the result.
             turned = _rows(filters.flip(2, 3).transpose(0, 1))
             of_images = _as_images(_neighborhoods(gradient) @ turned.t(), like=gradient)
         if ctx.needs_input_grad[1]:  # false if the filters are frozen

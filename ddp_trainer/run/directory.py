@@ -168,9 +168,9 @@ def new_folder(name: str) -> Path:
 def refuse_existing_run(out: Path, *, resume: bool) -> None:
     """Raises InputError if `out` contains a run and `resume` is false.
 
-    A folder counts as a run if it contains config.json or, with `resume`, a folder of checkpoints. InputError is also
-    raised if `out` does not count as a run, but contains a file or folder that a run would replace, or if there is a
-    folder in place of a file of the run, or the reverse.
+    A folder counts as a run if it contains config.json or, with `resume`, a folder of checkpoints. If `out` does
+    not count as a run, InputError is raised if it contains a file or folder that a run would replace. In all cases,
+    InputError is also raised if one of the run's files is a folder, or if one of its folders is not a folder.
     """
     if os.path.exists(out / "config.json"):
         fix = "add --resume to continue it, or choose another folder"

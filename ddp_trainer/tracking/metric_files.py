@@ -46,7 +46,7 @@ class JsonLines:
 
 
 def read_step_records(path: Path, *, last_step: int) -> list[Record]:
-    """The records in `path` up to `last_step`, which a run keeps when it resumes after that step."""
+    """The records in `path` up to `last_step`: those that a run keeps when it resumes after that step."""
     return [record for record in _readable(path) if int(record["step"]) <= last_step]
 
 

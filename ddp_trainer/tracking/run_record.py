@@ -214,7 +214,7 @@ def _read_classes(path: Path, dataset: RecordedDataset, predictions: Predictions
     num_classes = predictions.probabilities.shape[1]
     if classes and len(classes) != num_classes:
         raise InputError(
-            f"{path}: predictions.npz has {num_classes} classes, model.json or config.json has {len(classes)}: they "
-            "belong to different runs; train again or remove predictions.npz"
+            f"{path}: predictions.npz has {num_classes} classes, but model.json or config.json has {len(classes)}: "
+            "they belong to different runs; train again or remove predictions.npz"
         )
     return classes or tuple(f"class {label}" for label in range(num_classes))

@@ -52,7 +52,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--mutations", type=int, default=20_000, help="number of mutations of a beton file")
     parser.add_argument(
-        "--ranks", type=int, default=2, help="repetitions of each test: a rank is killed, is frozen, or raises an error"
+        "--ranks",
+        type=int,
+        default=2,
+        help="repetitions of each fault: a rank is killed, is frozen, or raises an error",
     )
     parser.add_argument("--world-sizes", type=int, nargs="*", default=[1, 2, 3, 4, 7])
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)

@@ -1,4 +1,4 @@
-"""Mutations of a beton file (FFCV's format): its tables, gaps and length. `fuzz` checks and loads each mutated file."""
+"""Mutations of the tables, the gaps and the length of a beton file (FFCV's format). `fuzz` loads each mutated file."""
 
 import random
 from collections.abc import Callable, Iterator

@@ -93,7 +93,7 @@ def join(chunks: list[Split]) -> Split:
 
 
 def fails(root: Path, **options: Any) -> str:
-    """Returns the one-line message of the InputError that reading `root` must raise."""
+    """Reads `root`, which must fail with InputError, and returns the one-line error message."""
     with pytest.raises(InputError) as caught:
         load_folder(root, **options)
     assert len(str(caught.value).splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Starts the trainer as a real process, with the real launcher, or in forked processes, and returns its output."""
+"""Starts the trainer in one real process, in several with the real launcher, or in forked ones; returns its output."""
 
 import json
 import os

@@ -117,7 +117,7 @@ def test_a_lack_of_memory_is_reported_in_one_line(
 
 
 @pytest.mark.parametrize(("launched", "is_printed"), [(False, True), (True, False)])
-def test_only_a_command_that_is_launched_in_several_processes_leaves_errors_to_the_first(
+def test_only_a_command_launched_in_several_processes_leaves_errors_to_the_first_process(
     launched: bool, is_printed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in Launch(rank=1, local_rank=1, world_size=2, local_world_size=2).variables().items():

@@ -182,7 +182,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 def test_a_lack_of_permission_is_named_as_the_cause(
     reader: str, refuses: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`os.stat` refuses if the folder above may not be searched. Both are replaced, because root may read all files."""
+    """Fakes `os.access` or `os.stat`, as root may read any file. `os.stat` fails if a parent may not be searched."""
 
     def refuse(path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))

@@ -82,7 +82,7 @@ def test_leftovers_of_a_killed_command_are_removed_before_the_free_space_is_chec
 
 
 def test_the_temporary_folder_of_a_live_process_is_kept(photos: Path) -> None:
-    """It may be a process on another machine or in another container, so its ID says nothing."""
+    """The process may be on another machine or in another container, so its ID says nothing."""
     out = photos.parent / "out"
     with temporary_folder(out) as temporary:
         assert main(["--source", "folder", "--root", str(photos), "--out", str(out), "--size", "8"]) == 0
@@ -144,7 +144,8 @@ def test_a_list_that_data_prep_did_not_write_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "data.unreadable.txt"
     path.write_text("mine")
     assert (
-        write_list(tmp_path / "data", "unreadable", ["a"]) == f"not listed, because {path} is another file; rename it"
+        write_list(tmp_path / "data", "unreadable", ["a"])
+        == f"not listed, because {path} was not written by data_prep; rename it"
     )
     remove_lists(tmp_path / "data", "unreadable", "duplicates")
     assert path.read_text() == "mine"

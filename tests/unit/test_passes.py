@@ -121,7 +121,7 @@ Resolve = Callable[..., int]
 
 @pytest.fixture
 def resolve(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> Resolve:
-    """A function of `fitting`: the number of passes that is chosen if this many images fit into memory at once."""
+    """A function that returns the number of passes chosen if `fitting` images fit into memory at once."""
 
     def passes_of(fitting: float) -> int:
         auto = replace(config, schedule=replace(config.schedule, accumulate="auto"))

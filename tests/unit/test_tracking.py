@@ -146,7 +146,7 @@ def test_tensorboard_that_fails_to_start_causes_one_warning(
 def test_a_wandb_id_that_cannot_be_stored_causes_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A folder is in place of the file."""
+    """There is a folder where the file should be."""
 
     class Working:
         def finish(self, summary: object, *, failed: bool) -> None:
