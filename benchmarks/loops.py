@@ -1,4 +1,4 @@
-"""The training loops that `training_step` describes and compares.
+"""The training loops that the program `training_step.py` describes and compares.
 
 A `*_step` function returns a function that takes one step. All loops train the network of
 `config`, with the batch size of `config`, on crops of `side` pixels.

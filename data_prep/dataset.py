@@ -51,7 +51,7 @@ def write_dataset(
     """
     check_description(source)
     check_out(out)
-    remove_left_behind(out)  # before `require_space`, because this may free the space that is needed
+    remove_left_behind(out)  # this may free the space that is needed
     image_bytes = source.image_size**2 * 3 // (1 if encoding.name == "raw" else TYPICAL_COMPRESSION)
     # During writing, the images are on the disk twice: in the writer's input and in the beton file.
     require_space(out, 2 * sum(map(source.count, SPLITS)) * image_bytes + 2**24)

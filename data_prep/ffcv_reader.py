@@ -98,7 +98,7 @@ def _build_ffcv_loader(beton: Path, batch_size: int, num_workers: int) -> Any:
 
 
 def _close(iterator: Any) -> None:
-    """Ends FFCV's thread. It may be waiting for space in the queue, which is emptied until the thread has ended.
+    """Ends FFCV's thread. The queue is emptied meanwhile, because the thread may be waiting for space in it.
 
     A thread that is blocked in a read cannot be ended. It is left behind, and ends by itself after the read.
     """

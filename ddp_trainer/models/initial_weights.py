@@ -44,8 +44,8 @@ def load_initial_weights(network: nn.Module, source: Path) -> Loaded:
     has_weight = any(name in fitting and value.ndim >= 2 for name, value in network.named_parameters())
     require(
         has_weight,
-        f"--init-from {source}: no tensor in it has the name and shape of a weight of this network; "
-        "add the --network that was trained",
+        f"--init-from {source}: none of its tensors has the name and shape of a weight of this network; "
+        "set --network to the network to which these weights belong",
     )
     for name, value in fitting.items():
         # A tensor of the network, such as a mask, may itself contain infinity.

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from data_prep.errors import InputError
 from data_prep.files import read_text, replace_file
 
-# Values of WANDB_MODE and of the mode in W&B's settings files, and the modes that they mean. The last two values are
+# The names of modes in WANDB_MODE and in W&B's settings files, each with the mode that it stands for. The last two values are
 # older names.
 MODES = {
     "online": "online",

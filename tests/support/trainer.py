@@ -1,4 +1,4 @@
-"""Starts the trainer in one real process, in several with the real launcher, or in forked ones; returns its output."""
+"""Runs the trainer in one process, in several with the real launcher, or in forked processes. Returns its output."""
 
 import json
 import os

@@ -62,8 +62,8 @@ def test_initial_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None
     for name in ("text.safetensors", "text.json"):
         (tmp_path / name).write_text("no weights")
     for name, expected in (
-        ("other.pt", "no tensor in it has the name and shape of a weight of this network; add the --network"),
-        ("bias.pt", "no tensor in it has the name and shape of a weight"),
+        ("other.pt", "none of its tensors has the name and shape of a weight of this network; set --network"),
+        ("bias.pt", "none of its tensors has the name and shape of a weight"),
         ("list.pt", "must contain a dictionary of named tensors"),
         ("nested.pt", r"must contain a dictionary of named tensors \(it has the keys net, epoch\)"),
         ("numbered.pt", r"must contain a dictionary of named tensors \(it has the keys 0\)"),
