@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from data_prep.errors import InputError
 from data_prep.files import read_text, replace_file
 
-# The names of modes in WANDB_MODE and in W&B's settings files, each with the mode that it stands for. The last two names
-# are older.
+# Modes that WANDB_MODE and W&B's settings files may name, each with the mode that it stands for. The last two names are
+# older.
 MODES = {
     "online": "online",
     "offline": "offline",
