@@ -1,4 +1,4 @@
-"""The output folder of a dataset: its checks, the temporary folder in it, and lists of files beside it.
+"""Checks the output folder of a dataset, makes a temporary folder in it, and writes lists beside it.
 
 Files that data_prep did not write are not replaced or removed.
 """
@@ -28,7 +28,7 @@ def out_folder(text: str) -> Path:
 
 
 def check_out(out: Path) -> None:
-    """Raises InputError if `out` is not usable, or if it has files that the dataset would replace."""
+    """Raises InputError if `out` is not usable, or if it has files of another origin that the dataset would replace."""
     require_printable("out", out)
     nearest = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir():
@@ -44,8 +44,8 @@ def check_out(out: Path) -> None:
     present = [name for name in (MANIFEST, *BETONS) if os.path.lexists(out / name)]
     require(
         not present or _is_ours(out),
-        f"--out {shell_path(out)} contains {', '.join(present)}, but no dataset that data_prep wrote; "
-        "use another folder, or remove these files (an interrupted data_prep may have left them)",
+        f"--out {shell_path(out)} contains {', '.join(present)}, but no dataset.json that data_prep wrote; "
+        "use another folder, or remove these files (they may be left over from an interrupted data_prep)",
     )
 
 
@@ -99,7 +99,7 @@ def temporary_folder(out: Path) -> Iterator[Path]:
 
 
 def remove_left_behind(out: Path) -> None:
-    """Removes what killed processes left in `out`, but not the folder of a process that is alive on any machine."""
+    """Removes the temporary folders of killed processes in `out`, but not of processes that run, on any machine."""
     for folder in out.glob(f"{WRITING}*"):
         try:
             with open(folder / "lock", "ab") as lock:

@@ -11,7 +11,7 @@ from torch import Tensor
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
-HALF = 1 << 31  # half of 2^32: the highest of the 32 bits; flipping it inverts the result of `coin`
+HALF = 1 << 31  # the highest of the 32 bits; flipping this bit inverts the result of `coin`
 
 
 def _signed(value: int) -> int:

@@ -195,7 +195,7 @@ def disk() -> Finding:
     try:
         free, here = shutil.disk_usage(".").free / 1e9, Path.cwd()
     except OSError as error:
-        return Finding(PROBLEM, "disk", f"the current folder cannot be used: {error.strerror}", "cd; then run again")
+        return Finding(PROBLEM, "disk", f"the current folder cannot be used: {error.strerror}", "cd and try again")
     detail = f"{free:.1f} GB free in {here}"
     if free < NEEDED_GB:
         return Finding(PROBLEM, "disk", f"{detail}; {NEEDED_GB:.0f} GB is needed", "du -xh --max-depth=2 . | sort -h")

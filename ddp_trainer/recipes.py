@@ -16,7 +16,7 @@ def baseline() -> TrainConfig:
     Source:    David Page's 24-epoch recipe for this network (github.com/davidcpage/cifar10-fast), with learning rates
                for a loss that is averaged over the batch
     Result:    90.76 %, or 91.60 % with test-time augmentation (n = 1)
-    Measured:  on the images of `fast`, on two CPU cores in bf16
+    Measured:  on the same images as `fast`, on two CPU cores in bf16
     """
     return TrainConfig(
         recipe="baseline",
@@ -35,9 +35,9 @@ def _muon(*, epochs: float, small_crops: str) -> TrainConfig:
     airbench94_muon (github.com/KellerJordan/cifar10-airbench) sums the loss over a batch. Here the loss is averaged
     over 500 images, so the learning rates of SGD are 500 times as large. The head's rate also accounts for the scale of
     the logits. airbench divides the logits by the number of features, while `custom_resnet` divides them by 8. With the
-    512 features of `custom_resnet`, airbench's rate of 0.67 becomes 0.67 * 500 * 8^2 / 512^2. `fast` uses the same
-    rate, although its network has only 384 features. A batch has 500 images instead of 2,000, and the learning rate of
-    Muon is lower by a factor of sqrt(2).
+    512 features of `custom_resnet`, airbench's rate of 0.67 for the head becomes 0.67 * 500 * 8^2 / 512^2. `fast` uses
+    the same rate, although its network has only 384 features. A batch has 500 images instead of 2,000, and the learning
+    rate of Muon is lower by a factor of sqrt(2).
 
     Unlike in airbench, the biases of BatchNorm are not decayed, and all weights start from torch's default
     initialization: a whitened stem and dirac initialization did not improve this network. CELU is David Page's
@@ -81,7 +81,7 @@ def strong() -> TrainConfig:
 
     Command:   accelerate launch -m ddp_trainer.train strong
     Result:    91.44 %, or 92.06 % with test-time augmentation (n = 1)
-    Measured:  on the images and the hardware of `fast`
+    Measured:  on the same images and hardware as `fast`
     """
     return replace(_muon(epochs=12, small_crops="16:0.25,24:0.583"), recipe="strong")
 
@@ -92,7 +92,7 @@ def long() -> TrainConfig:
     Command:   accelerate launch -m ddp_trainer.train long
     Result:    not measured in full. Shortened to 2 epochs (0.23 PFLOP): 84.04 %, or 85.12 % with test-time
                augmentation (n = 1)
-    Measured:  on the images and the hardware of `fast`
+    Measured:  on the same images and hardware as `fast`
     """
     shared = _muon(epochs=50, small_crops="")
     return replace(

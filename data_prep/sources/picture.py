@@ -34,7 +34,7 @@ _IMAGE_START = re.compile(re.escape(PNG) + b"|" + JPEG + b"|" + _OTHER_STARTS, r
 
 LIMIT_VARIABLE = "DATA_PREP_MAX_PIXELS"
 _limit = os.environ.get(LIMIT_VARIABLE) or "100000000"
-# Most pixels that an image may have at its decoded size. 0 if the variable is wrong: see `require_valid_limit`.
+# Maximum number of pixels of an image at its decoded size. 0 if the variable is wrong: see `require_valid_limit`.
 MAX_PIXELS = int(_limit) if re.fullmatch("[0-9]{1,18}", _limit) else 0
 MAX_SHRINKING = 4  # a non-progressive JPEG may exceed MAX_PIXELS by this factor: it can be decoded at a smaller size
 STRIP_PIXELS = 2**22  # number of pixels that are converted at a time
@@ -92,7 +92,7 @@ def read_picture(path: Path, size: int) -> Picture:
 
 
 def starts_like_image(content: bytes) -> bool:
-    """Whether `content`, at least the first 16 bytes of a file, is the start of an image."""
+    """Whether `content` is the start of an image. It must have at least the first 16 bytes of the file."""
     return _IMAGE_START.match(content) is not None
 
 
@@ -223,7 +223,7 @@ def _to_rgb(strip: Image.Image) -> Image.Image:
 
 
 def _check_end(file: BinaryIO) -> None:
-    """Raises OSError if a JPEG has no end marker. If a copy was interrupted, its trailing zeros would become pixels."""
+    """Raises OSError if a JPEG has no end marker: after an interrupted copy, the file may end in zeros, not pixels."""
     if file.read(len(JPEG)) == JPEG:
         file.seek(-len(JPEG_END), io.SEEK_END)
         if file.read() != JPEG_END:

@@ -110,7 +110,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def handle_signals(handler: Handler) -> Iterator[None]:
-    """Within the block, installs `handler` as `on_request_to_stop` does. Afterwards, restores the previous handlers."""
+    """Calls `on_request_to_stop(handler)`. At the end of the block, restores the previous handlers."""
     previous = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         on_request_to_stop(handler)
@@ -130,7 +130,7 @@ def on_request_to_stop(handler: Handler) -> None:
 
 @contextlib.contextmanager
 def _signal_numbers(receive: Callable[[int], None]) -> Iterator[None]:
-    """Calls `receive` in a thread with the number of each signal in SIGNALS that arrives within the block.
+    """For each signal in SIGNALS that arrives within the block, a thread calls `receive` with its number.
 
     Python writes the number to a pipe immediately. In contrast, it calls no signal handler while the main thread runs
     C++ code, such as a wait for another process.
@@ -161,8 +161,8 @@ def stopping_with_the_launcher() -> Iterator[None]:
     """Within the block, the kernel sends SIGTERM to this process when the launcher that started it ends.
 
     `accelerate launch` with one process does not pass signals on, and torchrun passes on only SIGTERM and a few others.
-    So a launcher that is ended by a signal could leave its workers running. A process that was started without a
-    launcher gets no SIGTERM, because it may outlive its shell.
+    So a launcher that is ended by a signal could leave its workers running. A process that was started without a launcher
+    gets no SIGTERM, because it should be able to outlive its shell.
     """
     launched = any(name in os.environ for name in LAUNCHER_VARIABLES)
     if launched:

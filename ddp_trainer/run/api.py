@@ -133,7 +133,8 @@ def _run_shown(command: list[str]) -> tuple[int, bool]:
         except BaseException as error:
             if interrupted or not isinstance(error, KeyboardInterrupt):
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # its processes may still run after the launcher has ended
+                    # The training processes may still be running after the launcher has ended.
+                    os.killpg(process.pid, signal.SIGKILL)
                 raise
             interrupted = True
             process.send_signal(signal.SIGTERM)

@@ -170,7 +170,7 @@ def refuse_existing_run(out: Path, *, resume: bool) -> None:
 
     A folder counts as a run if it contains config.json or, with `resume`, a folder of checkpoints. If `out` does
     not count as a run, InputError is raised if it contains a file or folder that a run would replace. In all cases,
-    InputError is also raised if a name in FILES belongs to a folder, or a name in FOLDERS to something else.
+    InputError is also raised if a path named in FILES is a folder, or one named in FOLDERS is not a folder.
     """
     if os.path.exists(out / "config.json"):
         fix = "add --resume to continue it, or choose another folder"

@@ -96,7 +96,7 @@ def test_files_that_data_prep_did_not_write_are_not_replaced(
 ) -> None:
     for name in names:
         (photos / name).write_text('{"coco": 1}')
-    words = f"contains {', '.join(names)}, but no dataset that data_prep wrote; use another folder, or remove"
+    words = f"contains {', '.join(names)}, but no dataset.json that data_prep wrote; use another folder, or remove"
     assert words in refused(photos, photos, capsys)
     with pytest.raises(InputError, match=words):
         write_dataset(draw_synthetic(train_count=10, test_count=10, seed=0, size=8), photos)

@@ -70,7 +70,7 @@ def test_a_dataset_with_other_classes_or_another_image_size_is_refused(
 def test_classes_are_matched_by_name_and_training_images_are_not_needed(
     smoke_run: Path, tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The dataset and the run list the classes in different orders, so each label stands for a different class."""
+    """The dataset lists the classes in another order than the run, so the same label stands for different classes."""
     info = read_dataset(tiny_dir)
     found = read_predictions(smoke_run / "predictions.npz")
     assert found is not None

@@ -156,7 +156,7 @@ def test_the_file_has_the_requested_opset(small_run: Path, opset: int, capfd: py
 def test_an_unsupported_opset_is_refused_in_one_line(
     small_run: Path, flags: tuple[str, ...], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """For opset 13, torch's exporter writes opset 18 and logs a traceback. The command refuses this quietly."""
+    """For opset 13, torch's exporter writes opset 18 and logs a traceback. The command hides this traceback."""
     assert export.main([str(small_run), *flags]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert message in line
