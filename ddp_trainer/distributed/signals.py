@@ -161,8 +161,8 @@ def stopping_with_the_launcher() -> Iterator[None]:
     """Within the block, the kernel sends SIGTERM to this process when the launcher that started it ends.
 
     `accelerate launch` with one process does not pass signals on, and torchrun passes on only SIGTERM and a few others.
-    So a launcher that is ended by a signal could leave its workers running. A process that was started without a launcher
-    gets no SIGTERM, because it should be able to outlive its shell.
+    So a launcher that is ended by a signal could leave its workers running. A process that was started without a
+    launcher gets no SIGTERM, because it should be able to outlive its shell.
     """
     launched = any(name in os.environ for name in LAUNCHER_VARIABLES)
     if launched:
