@@ -82,12 +82,9 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model_state_dict", "model"):  # keys under which training scripts store their weights
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    weights = (
-        {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-        if isinstance(content, dict)
-        else {}
-    )
-    found = f" (it has the keys {name_some(list(map(str, content)))})" if isinstance(content, dict) and content else ""
+    entries = content if isinstance(content, dict) else {}
+    weights = {name: value for name, value in entries.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    found = f" (it has the keys {name_some(list(map(str, entries)))})" if entries else ""
     require(bool(weights), f"--init-from {source} must contain a dictionary of named tensors{found}")
     for name, value in weights.items():
         is_dense = value.layout == torch.strided and not value.is_meta

@@ -73,9 +73,9 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
     module_name = name.partition(":")[0]
     own = module_name.split(".")[0] not in sys.stdlib_module_names
     require(own, f"--network {name}: use a function of your own, not one of Python's standard library")
-    is_path = "/" in module_name or module_name.endswith(".py")
-    named = f"{_as_module(module_name)}:{function}"
-    require(not is_path, f"--network needs the name of a module, not of a file; use {named}, got {name}")
+    if "/" in module_name or module_name.endswith(".py"):
+        named = f"{_as_module(module_name)}:{function}"
+        raise InputError(f"--network needs the name of a module, not of a file; use {named}, got {name}")
     require(
         module_name != "__main__",
         f"--network {name}: other commands cannot import {function}; put it into a file, such as net.py, and use "

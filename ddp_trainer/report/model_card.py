@@ -126,17 +126,14 @@ def data(run: Run) -> Iterator[str]:
 
 
 def recipe(run: Run) -> Iterator[str]:
-    settings = dict(run.settings)
+    settings = run.settings
+    left_out = {name for name in ("init_from", "freeze") if not settings.get(name)}
     if settings.get("network", "custom_resnet") != "custom_resnet":
-        del settings["widths"], settings["activation"]  # they apply only to the built-in network
-    for name in ("init_from", "freeze"):
-        if not settings.get(name):
-            settings.pop(name, None)
+        left_out |= {"widths", "activation"}  # they apply only to the built-in network
+    names = [name for name in RECIPE_SETTINGS if name in settings and name not in left_out]
     batch = plain(settings.get("batch_size", "?"))
     yield f"- Recipe {code(run.recipe)}: {quantity(run.number('steps'))} steps of {code(batch)} images."
-    yield (
-        "- " + ", ".join(f"{name} {code(plain(settings[name]))}" for name in RECIPE_SETTINGS if name in settings) + "."
-    )
+    yield "- " + ", ".join(f"{name} {code(plain(settings[name]))}" for name in names) + "."
     yield (
         f"- Trained in {duration(run.number('train_seconds'))} on {run.world_size} x {code(run.device)}, "
         f"{code(run.precision)}: {operations(run)}."

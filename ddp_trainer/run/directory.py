@@ -183,10 +183,10 @@ def refuse_existing_run(out: Path, *, resume: bool) -> None:
                 f"--out {out} is not a run, but contains {name}; a run would replace it, so choose another folder",
             )
     for name in (*FILES, *FOLDERS):
-        path, kind = out / name, "folder" if name in FOLDERS else "file"
+        path, is_folder = out / name, name in FOLDERS
         require(
-            not os.path.lexists(path) or os.path.isdir(path) == (kind == "folder"),
-            f"{path} must be a {kind}; restore it from a backup, or remove it",
+            not os.path.lexists(path) or os.path.isdir(path) == is_folder,
+            f"{path} must be a {'folder' if is_folder else 'file'}; restore it from a backup, or remove it",
         )
 
 
