@@ -14,26 +14,38 @@ NO_MEMORY = (  # what libraries say if they do not raise MemoryError
     "out of memory",
     "unable to allocate",
     "cannot allocate memory",
-    "failed to map segment",
     "can't start new thread",
     "bad_alloc",
 )
 
 
 def due_to_machine(error: BaseException) -> bool:
-    """Whether memory, disk space or file descriptors ran out."""
-    return lacks_memory(error) or (isinstance(error, OSError) and error.errno in RESOURCE_ERRORS)
+    """Whether memory, disk space or file descriptors ran out, or a library cannot be loaded."""
+    return (
+        lacks_memory(error)
+        or isinstance(error, ImportError)
+        or (isinstance(error, OSError) and error.errno in RESOURCE_ERRORS)
+    )
 
 
 def lacks_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in NO_MEMORY)
+    text = str(error).lower()
+    # A library also cannot be mapped on a file system mounted with noexec, and the message is the same. Without a
+    # memory limit, a lack of memory is the less likely cause.
+    unmapped = "failed to map segment" in text and _memory_limit() is not None
+    return isinstance(error, MemoryError) or unmapped or any(words in text for words in NO_MEMORY)
+
+
+def _memory_limit() -> int | None:
+    """The memory limit of this shell (ulimit -v), in bytes. None: no limit."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def machine_problem(error: BaseException) -> str | None:
     """One line that explains an error of the machine or the operating system, or None for any other error."""
     if lacks_memory(error):
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit == resource.RLIM_INFINITY:
+        if (limit := _memory_limit()) is None:
             return "there is not enough free memory; close other programs, or prepare fewer or smaller images"
         return f"the memory limit of this shell, {limit / 1e6:,.0f} MB, is too low; raise it with ulimit -v"
     return printable(str(error)) if isinstance(error, OSError) else None

@@ -55,7 +55,10 @@ def _is_ours(out: Path) -> bool:
         return any(out.glob(f"{WRITING}*/{MANIFEST}"))  # data_prep was killed while it moved its files to `out`
     try:
         with open_regular(out / MANIFEST) as file:
-            content = json.loads(file.read(MAX_JSON_BYTES))
+            text = file.read(MAX_JSON_BYTES + 1)
+        if len(text) > MAX_JSON_BYTES:
+            return False  # data_prep writes much smaller files
+        content = json.loads(text)
     except (OSError, ValueError, RecursionError):
         return True  # damaged: a file with this name most likely belongs to a dataset
     return isinstance(content, dict) and "format_version" in content

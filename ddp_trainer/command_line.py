@@ -176,7 +176,7 @@ def _machine_problem(error: Exception, memory_fix: str) -> str | None:
     """A line about a disk that cannot be written or about a lack of memory; None for any other error."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS and error.filename:
         return f"cannot {'read or ' * (error.errno == errno.EIO)}write {error.filename}: {error.strerror}"
-    if lacks_memory(error) and "failed to map segment" not in str(error):  # a noexec file system also causes this
+    if lacks_memory(error):
         reason = str(error).partition("\n")[0] or "MemoryError"
         return f"there is not enough memory ({reason}); {memory_fix}"
     return None

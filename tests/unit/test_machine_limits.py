@@ -5,7 +5,7 @@ import resource
 
 import pytest
 
-from data_prep.machine_limits import machine_problem
+from data_prep.machine_limits import lacks_memory, machine_problem
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,14 @@ def test_error_for_a_lack_of_memory_names_the_limit_if_there_is_one(
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
     for error in (MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory"), RuntimeError("std::bad_alloc")):
         assert words in (machine_problem(error) or "")
+
+
+@pytest.mark.parametrize(("limit", "lacking"), [(resource.RLIM_INFINITY, False), (2**30, True)])
+def test_library_that_cannot_be_mapped_lacks_memory_only_under_a_memory_limit(
+    limit: int, lacking: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    assert lacks_memory(ImportError("libtiff.so: failed to map segment from shared object")) == lacking
 
 
 def test_other_errors_of_the_system_are_quoted_and_bugs_are_not_hidden() -> None:

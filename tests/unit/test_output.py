@@ -1,5 +1,6 @@
 """The --out folder is checked before any image is read, and lists of image files are written beside it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from data_prep.__main__ import describe, main
 from data_prep.dataset import write_dataset
 from data_prep.errors import InputError
+from data_prep.files import MAX_JSON_BYTES
 from data_prep.manifest import DatasetInfo
 from data_prep.output import remove_lists, temporary_folder, write_list
 from data_prep.sources.synthetic import draw_synthetic
@@ -101,6 +103,13 @@ def test_files_that_data_prep_did_not_write_are_not_replaced(
     with pytest.raises(InputError, match=words):
         write_dataset(draw_synthetic(train_count=10, test_count=10, seed=0, size=8), photos)
     assert {(photos / name).read_text() for name in names} == {'{"coco": 1}'}
+
+
+def test_a_large_dataset_json_of_another_program_is_kept(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations = photos / "dataset.json"
+    annotations.write_text(json.dumps({"coco": "0" * MAX_JSON_BYTES}))
+    assert "no dataset.json that data_prep wrote" in refused(photos, photos, capsys)
+    assert annotations.stat().st_size > MAX_JSON_BYTES
 
 
 @pytest.mark.parametrize("damage", ["cut off", "interrupted"])

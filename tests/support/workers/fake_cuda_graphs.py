@@ -24,7 +24,7 @@ from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.engine.graph import GraphedStep
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.run.checkpoint_saver import HostCopy
-from tests.support.fake_cuda.library import logged
+from tests.support.fake_cuda.library import end_process, logged
 from tests.support.workers.fake_cuda_cases import CAPTURED, CARELESS, EAGER, NOT_CAPTURED, RANKS
 from tests.support.workers.fake_cuda_steps import Steps, careless
 
@@ -144,3 +144,4 @@ def ranks(data_dir: Path) -> None:
 
 if __name__ == "__main__":
     ranks(Path(sys.argv[1])) if "RANK" in os.environ else main(Path(sys.argv[1]))
+    end_process()

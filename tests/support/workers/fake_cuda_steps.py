@@ -23,7 +23,7 @@ from ddp_trainer.engine.build import build_trainer, prepare_network
 from ddp_trainer.engine.passes import resolve_passes
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.recipes import RECIPES
-from tests.support.fake_cuda.library import Calls, logged
+from tests.support.fake_cuda.library import Calls, end_process, logged
 from tests.support.workers.fake_cuda_cases import CARELESS, OPTIONS, changed
 
 WARM_STEPS = 3  # the first steps allocate memory and create constants
@@ -101,3 +101,4 @@ def main(data_dir: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    end_process()
