@@ -69,7 +69,7 @@ def sync_folder(folder: Path) -> None:
 
 def open_regular(path: Path) -> BufferedReader:
     """Opens a regular file. Raises OSError for anything else: reading a pipe may block, and a device may never end."""
-    # The path is checked before it is opened, because opening a device can have side effects, and again afterwards,
+    # The path is checked twice: before it is opened, because opening a device can have side effects; and afterwards,
     # because the file may have been replaced. O_NONBLOCK: if a pipe has replaced it, opening must not block.
     _require_regular(os.stat(path), path)
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")

@@ -40,7 +40,7 @@ class StreamLoader:
     def __init__(
         self, beton: Path, *, device: torch.device, batch_size: int, num_workers: int, sha256: str | None = None
     ) -> None:
-        """`sha256`: hash of the file. With it, a file is unchanged if only its timestamp or inode is new."""
+        """`sha256`: hash of the file. With it, a file that only has a new timestamp or inode counts as unchanged."""
         self.beton, self.device, self.batch_size = beton, device, batch_size
         reader = JpegReader if holds_jpegs(beton) else FfcvReader
         self._reader = reader(beton, batch_size, min(num_workers, len(os.sched_getaffinity(0))))

@@ -30,8 +30,8 @@ def due_to_machine(error: BaseException) -> bool:
 
 def lacks_memory(error: BaseException) -> bool:
     text = str(error).lower()
-    # A library also cannot be mapped on a file system mounted with noexec, and the message is the same. Without a
-    # memory limit, a lack of memory is the less likely cause.
+    # "Failed to map segment" is also the message for a library on a file system mounted with noexec. Without a memory
+    # limit, that is the more likely cause.
     unmapped = "failed to map segment" in text and _memory_limit() is not None
     return isinstance(error, MemoryError) or unmapped or any(words in text for words in NO_MEMORY)
 

@@ -65,7 +65,7 @@ class DatasetInfo:
 
 
 def check_description(source: Source) -> None:
-    """Raises ValueError if no dataset can be made from `source`, before its images are read."""
+    """Raises ValueError if no dataset can be made from `source`. Reads none of its images."""
     if not 1 <= source.image_size <= MAX_IMAGE_SIZE:
         raise ValueError(f"images must have sides of 1 to {MAX_IMAGE_SIZE} pixels, got {source.image_size}")
     if not source.count("test"):

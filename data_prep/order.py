@@ -15,7 +15,7 @@ class Order(NamedTuple):
     """The samples of an epoch, or those of one rank in the epoch."""
 
     samples: np.ndarray  # positions in the beton file
-    # How often each sample was drawn earlier in the run. None: no sample is drawn more than once in an epoch.
+    # How often each sample was drawn earlier in the run. None if no sample is drawn more than once in an epoch.
     earlier_draws: np.ndarray | None
 
 

@@ -50,7 +50,7 @@ def check_out(out: Path) -> None:
 
 
 def _is_ours(out: Path) -> bool:
-    """Whether data_prep wrote the files of a dataset in `out`, even if they are damaged or not complete."""
+    """Whether data_prep wrote the dataset files in `out`. They may be damaged, and some may be missing."""
     if not os.path.lexists(out / MANIFEST):
         return any(out.glob(f"{WRITING}*/{MANIFEST}"))  # data_prep was killed while it moved its files to `out`
     try:
@@ -102,7 +102,7 @@ def temporary_folder(out: Path) -> Iterator[Path]:
 
 
 def remove_left_behind(out: Path) -> None:
-    """Removes the temporary folders of killed processes in `out`, but not of processes that run, on any machine."""
+    """Removes the temporary folders that killed processes left in `out`. Keeps those that are in use on any machine."""
     for folder in out.glob(f"{WRITING}*"):
         try:
             with open(folder / "lock", "ab") as lock:

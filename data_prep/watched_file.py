@@ -22,7 +22,7 @@ class WatchedFile:
     """A file that must not change. Its content is read again only if its size, modification time or inode changes."""
 
     def __init__(self, path: Path, sha256: str | None = None) -> None:
-        """`sha256`: hash of the content. With it, a file is unchanged if only its timestamp or inode is new."""
+        """`sha256`: hash of the content. With it, a file that only has a new timestamp or inode counts as unchanged."""
         self.path, self._sha256 = path, sha256
         self._identity = self._read_identity()
 

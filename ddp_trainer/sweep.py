@@ -114,7 +114,7 @@ def plan_runs(recipe: str, settings: Sequence[str], seeds: int, common: Sequence
         require(bool(flag and values), f"--set must have the form FLAG=V1,V2, got {setting}")
         require(
             _flag_name(flag) not in LISTS or "," not in values,
-            f"--set {flag} cannot have several values, because a comma may be part of a value; sweep each value",
+            f"--set {flag} cannot have several values, because a value may contain commas; make a sweep for each value",
         )
         columns.append([(_flag_name(flag), value) for value in dict.fromkeys(values.split(","))])
     swept = [column[0][0] for column in columns]

@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 HEAD = """\
 # The packages that the tests run with, and the sha256 of all their wheels for Python 3.11 to 3.13 on Linux (x86_64 and
 # aarch64). `make setup` installs these files and no others. FFCV is not among them: scripts/ffcv builds it.
-# pyproject.toml has the ranges. To get newer versions, run scripts/lock.py, then make test.
+# pyproject.toml has the allowed versions. To get newer versions, run scripts/lock.py, then make test.
 """
 WHEEL = re.compile(
     r"-none-any\.whl$|-(cp311-cp311|cp312-cp312|cp313-cp313|cp3\d+-abi3|py3-none|py2\.py3-none)-\S*manylinux\S*(x86_64|aarch64)\.whl$"

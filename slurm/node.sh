@@ -57,7 +57,7 @@ if [[ -n ${DDP_STAGE_DIR:-} ]]; then
   mkdir -p "$folder" || true # mktemp reports the problem
   find "$folder" -maxdepth 1 -type d -user "$(id -u)" -name "$prefix-????????" -exec rm -rf {} + || true
   staged=$(mktemp -d "$folder/$prefix-XXXXXXXX") ||
-    stop "no folder can be created in $folder on $(uname -n); set DDP_STAGE_DIR to another folder, or leave it empty"
+    stop "no folder can be created in $folder on $(uname -n); set DDP_STAGE_DIR to another folder, or unset it"
   trap 'rm -rf "$staged"' EXIT
   run "$python" -m slurm.stage "$DATA_DIR" "$staged"
   set -- "$@" --data-dir "$staged"

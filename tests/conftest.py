@@ -89,7 +89,7 @@ def jpeg_cifar_dir() -> Path:
 
 @pytest.fixture
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes reports without pictures, because drawing takes most of the time that a report needs."""
+    """Leaves the pictures out of reports, because drawing takes most of the time that a report needs."""
     monkeypatch.setattr("ddp_trainer.report.html.to_svg", lambda figure: "<svg></svg>")
     monkeypatch.setattr("ddp_trainer.report.write.draw_pictures", lambda runs: {})
 

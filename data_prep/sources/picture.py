@@ -223,7 +223,7 @@ def _to_rgb(strip: Image.Image) -> Image.Image:
 
 
 def _check_end(file: BinaryIO) -> None:
-    """Raises OSError if a JPEG has no end marker: after an interrupted copy, the file may end in zeros, not pixels."""
+    """Raises OSError if a JPEG has no end marker. An interrupted copy may leave zeros instead of the last pixels."""
     if file.read(len(JPEG)) == JPEG:
         file.seek(-len(JPEG_END), io.SEEK_END)
         if file.read() != JPEG_END:
@@ -234,7 +234,7 @@ def _check_end(file: BinaryIO) -> None:
 
 
 def _content(file: BinaryIO | io.BytesIO) -> bytes:
-    """The rest of the file, but at most 8 bytes for each of MAX_PIXELS pixels."""
+    """The rest of the file, but at most 8 * MAX_PIXELS bytes: 8 bytes per pixel."""
     if isinstance(file, io.BytesIO):
         return file.read()
     return file.read(min(os.fstat(file.fileno()).st_size, 8 * MAX_PIXELS))  # `read(n)` allocates n bytes

@@ -39,7 +39,7 @@ def check_accelerate_settings(config: RuntimeConfig) -> None:
     require(
         steps == "1",
         f"your Accelerate configuration accumulates gradients (ACCELERATE_GRADIENT_ACCUMULATION_STEPS={steps}): "
-        "unset it, and pass --accumulate to the trainer instead",
+        "unset this variable, and pass --accumulate to the trainer instead",
     )
     device = os.environ.get("ACCELERATE_TORCH_DEVICE")
     require(not device, f"ACCELERATE_TORCH_DEVICE={device} names a device: unset it, and pass --device instead")

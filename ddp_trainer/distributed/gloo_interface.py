@@ -27,7 +27,7 @@ def choose_interface() -> None:
     if _address_of(socket.gethostname()) in found:
         return
     towards_main = _address_towards(os.environ.get("MASTER_ADDR", ""))
-    # On the machine that MASTER_ADDR names, this address may be the loopback, which is not in `found`.
+    # On the machine that MASTER_ADDR names, `towards_main` may be the loopback, which is not in `found`.
     name = found.get(towards_main) or next(iter(found.values()), None)
     if name:
         os.environ["GLOO_SOCKET_IFNAME"] = name

@@ -62,7 +62,7 @@ def _convolution_backward_flops(
 ) -> int:
     """Operations of the backward pass: each of the two gradients takes as many as the forward pass.
 
-    torch's own formula (in 2.15) counts the gradient of the filters of a grouped convolution `groups` times.
+    For a grouped convolution, torch's own formula (in 2.15) counts the gradient of the filters `groups` times.
     """
     from torch.utils.flop_counter import conv_flop_count
 

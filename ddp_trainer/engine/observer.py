@@ -30,7 +30,7 @@ class Observer(Protocol):
         ...
 
     def check(self) -> None:
-        """Called after each step. Raises the error, if any, of work in the background, such as saving a checkpoint."""
+        """Called after each step. If background work, such as saving a checkpoint, has failed, raises its error."""
         ...
 
     def skipped(self, report: dict[str, Any], *, step: int) -> None:

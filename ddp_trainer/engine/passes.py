@@ -1,6 +1,6 @@
 """Chooses the number of parts into which --accumulate auto splits each process's share of a batch.
 
-In this file, a pass is a forward and a backward pass over one part. The memory that an image needs is measured in
+In this file, a pass is a forward and a backward pass over one part. The memory that an image needs is measured during
 passes over a few images, with the real network on its device. Trying large passes instead is not possible on the CPU,
 where Linux kills a process that needs too much memory. On a GPU, a pass of the chosen size is tried after the
 measurement, but not with --sync-bn.

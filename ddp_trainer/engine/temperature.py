@@ -17,7 +17,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     the same on every rank.
 
     Returns 1 if all images are classified correctly: the likelihood then has no maximum, but rises as T falls to 0.
-    The result is one of the two limits in TEMPERATURES if the likelihood would be higher beyond it.
+    If the likelihood would be higher beyond one of the two limits in TEMPERATURES, the result is that limit.
     """
     logits, labels = logits.double().cpu(), labels.cpu()
     if bool((logits.argmax(dim=1) == labels).all()):

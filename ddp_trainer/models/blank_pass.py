@@ -21,6 +21,6 @@ def blank_passes(model: nn.Module) -> Iterator[None]:
 
 
 def blank_images(model: nn.Module, count: int, side: int) -> Tensor:
-    """(count, 3, side, side) zeros in channels_last format, with the type and on the device of the weights."""
+    """(count, 3, side, side) zeros in channels_last format, with the dtype and device of the weights."""
     weights = next(model.parameters())
     return torch.zeros(count, side, side, 3, dtype=weights.dtype, device=weights.device).permute(0, 3, 1, 2)

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from ddp_trainer.config import DEFAULT_WIDTHS
 from ddp_trainer.models.small_map_conv import Conv3x3
 
-# The inputs of the head are the maxima of feature maps, well above 1, so the logits would be large, too. Without this
-# factor, the head diverges at learning rates that suit the convolutions. The value is Page's.
+# The inputs of the head are the maxima of feature maps, well above 1. Without this factor, the logits would be large,
+# too, and the head would diverge at learning rates that suit the convolutions. The value is Page's.
 LOGIT_SCALE = 1 / 8
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {

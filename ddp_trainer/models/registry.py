@@ -75,7 +75,7 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
     require(own, f"--network {name}: use a function of your own, not one of Python's standard library")
     if "/" in module_name or module_name.endswith(".py"):
         named = f"{_as_module(module_name)}:{function}"
-        raise InputError(f"--network needs the name of a module, not of a file; use {named}, got {name}")
+        raise InputError(f"--network needs the name of a module, not of a file, got {name}; use {named}")
     require(
         module_name != "__main__",
         f"--network {name}: other commands cannot import {function}; put it into a file, such as net.py, and use "

@@ -67,7 +67,7 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
     """Trains in `num_processes` new processes under `accelerate launch`, and returns the result.
 
     This works in a notebook that has already initialized CUDA. The new processes print on this process's stderr, and
-    can import every module that this process can import, such as a file next to your script that defines a network.
+    can import every module that this process can import, such as your network's module in the folder of your script.
     Ctrl-C saves a checkpoint and returns. A second Ctrl-C raises KeyboardInterrupt without waiting for the processes.
     Raises InputError for an invalid setting, and RuntimeError if the run fails, for example because its network cannot
     be built.

@@ -169,8 +169,8 @@ def refuse_existing_run(out: Path, *, resume: bool) -> None:
     """Raises InputError if `out` contains a run and `resume` is false.
 
     A folder counts as a run if it contains config.json or, with `resume`, a folder of checkpoints. If `out` does
-    not count as a run, InputError is raised if it contains a file or folder that a run would replace. In all cases,
-    InputError is also raised if a path named in FILES is a folder, or one named in FOLDERS is not a folder.
+    not count as a run, it must not contain a file or folder that a run would replace. In all cases, a path named in
+    FILES must not be a folder, and one named in FOLDERS must be a folder if it exists. Raises InputError otherwise.
     """
     if os.path.exists(out / "config.json"):
         fix = "add --resume to continue it, or choose another folder"

@@ -185,7 +185,7 @@ def _read_texts(fields: Fields) -> dict[str, str]:
 
 
 def _read_commit(config: Fields) -> str:
-    """The commit; "" if the text is not a hash, because the report prints it in a command that a reader may paste."""
+    """The commit, or "" if it is not a hash: the report prints it in a command, which must be safe to paste."""
     commit = config.text("git_commit")
     digits = commit.removesuffix("+")
     is_commit = 7 <= len(digits) <= 64 and set(digits) <= set("0123456789abcdef")

@@ -91,7 +91,7 @@ class WandBMirror:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def log_step(self, record: Record) -> None:
-        """Logs the record under names that begin with step/, because epoch records have entries of the same names.
+        """Logs the record with step/ before each name, because epoch records use the same names.
 
         The record is held back until the next record arrives. If that is the record of an epoch that ends with the same
         step, both go into one row, because W&B accepts no additions to a row that was already sent.

@@ -73,7 +73,7 @@ def newest_step(out: Path) -> int:
 
 def freeze(job: Job, out: Path, step: int) -> None:
     """Freezes the training processes of the job once they have saved a checkpoint of a later step than `step`."""
-    # The scripts' own errors start with "error:". SLURM's lines about a requeue contain this word elsewhere.
+    # The scripts' own errors start with "error:". SLURM's lines about a requeue contain it, but not at the start.
     failed = re.compile("^error:", flags=re.MULTILINE).search
     wait_until(lambda: newest_step(out) > step or bool(failed(job.log)), lambda: "nothing saved", pause=0.02)
     assert newest_step(out) > step, job.log

@@ -182,7 +182,10 @@ READERS: dict[str, Callable[[Path], object]] = {
 def test_a_lack_of_permission_is_named_as_the_cause(
     reader: str, refuses: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fakes `os.access` or `os.stat`, as root may read any file. `os.stat` fails if a parent may not be searched."""
+    """Fakes `os.access` or `os.stat`, because root may read any file.
+
+    `os.stat` fails if a parent folder may not be searched.
+    """
 
     def refuse(path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))

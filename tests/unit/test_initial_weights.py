@@ -35,9 +35,11 @@ def test_initial_weights_with_matching_names_and_shapes_are_loaded(tmp_path: Pat
         assert "randomly initialized: 8.weight, 8.bias" in loaded.describe(file)
 
 
-def test_a_run_that_may_not_be_read_is_left_to_the_function_that_reads_its_weights(
+def test_the_check_of_widths_does_not_fail_if_a_run_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The function that reads the weights reports the error."""
+
     def refuse(path: Path, **_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 

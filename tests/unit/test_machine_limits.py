@@ -20,7 +20,7 @@ def test_error_for_a_lack_of_memory_names_the_limit_if_there_is_one(
 
 
 @pytest.mark.parametrize(("limit", "lacking"), [(resource.RLIM_INFINITY, False), (2**30, True)])
-def test_library_that_cannot_be_mapped_lacks_memory_only_under_a_memory_limit(
+def test_failure_to_map_a_library_counts_as_a_lack_of_memory_only_under_a_memory_limit(
     limit: int, lacking: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))

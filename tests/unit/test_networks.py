@@ -52,9 +52,9 @@ def test_a_network_is_found_by_its_name(name: str) -> None:
         ("subprocess:Popen", "a function of your own"),
         (f"{OWN}copy", "has no function copy"),
         ("__main__:build", "put it into a file, such as net.py, and use net:build"),
-        ("nets/mine.py:build", "use nets.mine:build, got nets/mine.py:build"),
-        ("./mine.py:build", "use mine:build, got ./mine.py:build"),
-        ("/some/where/mine.py:build", "use PYTHONPATH=/some/where and mine:build, got /some/where/mine.py:build"),
+        ("nets/mine.py:build", "got nets/mine.py:build; use nets.mine:build"),
+        ("./mine.py:build", "got ./mine.py:build; use mine:build"),
+        ("/some/where/mine.py:build", "got /some/where/mine.py:build; use PYTHONPATH=/some/where and mine:build"),
     ],
 )
 def test_an_invalid_network_name_is_reported_in_one_line(name: str, expected: str) -> None:

@@ -86,7 +86,7 @@ def test_careless_changes_that_make_the_host_wait_are_detected(steps: Cases, cas
 
 
 def test_tests_for_a_gpu_that_forbid_waits_also_pass_here(cuda: dict[str, str]) -> None:
-    """They check no computed values. Running them here finds mistakes in them that would make them fail on a GPU."""
+    """These tests check no computed values. Running them here finds mistakes in the tests before they fail on a GPU."""
     tests = ("tests/whole_path/test_gpu.py", "tests/whole_path/test_step_options.py")
     chosen = ("-k", "does_not_wait or growing_crops", "-p", "no:cacheprovider", "-q")
     finished = run("pytest", *tests, *chosen, env=cuda)

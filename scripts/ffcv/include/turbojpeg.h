@@ -1,5 +1,5 @@
-// Declares the part of TurboJPEG that libffcv.cpp uses. Decoding starts with tjInitDecompress or tjInitTransform, which
-// end the process. The other functions are never called and only make the code compile.
+// Declares the part of TurboJPEG that libffcv.cpp uses. Decoding starts with tjInitDecompress or tjInitTransform. Here,
+// these two end the process, so the other functions are never called. They only make the code compile.
 #pragma once
 #include "left_out.h"
 

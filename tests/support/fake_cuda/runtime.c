@@ -27,7 +27,7 @@ Entry *fake_log(void) { return log_; }
 // ---- streams, events, graphs ----
 typedef struct {
   size_t nodes; int invalid, mode; unsigned long long id; pthread_t thread;
-  int collectives, *users;  // number of collectives in the graph, and their communicator's count of captured ones
+  int collectives, *users;  // collectives in the graph, and their communicator's counter of captured collectives
 } Graph;
 typedef struct Stream { Graph *graph; struct Stream *next; } Stream;
 typedef struct { Graph *graph; } Event;

@@ -12,8 +12,8 @@ from ddp_trainer.recipes import RECIPES
 
 Sections = dict[str, dict[str, Any]]  # section of TrainConfig -> setting -> value
 
-# Changes to the recipe `fast`. With each change, the test counts the operations of one step without a graph, and how
-# often the host waits in it.
+# Changes to the recipe `fast`. With each change, the test counts the operations in one step without a graph, and the
+# waits of the host during that step.
 OPTIONS: dict[str, Sections] = {
     "deterministic": {"runtime": {"deterministic": True}},
     "fp16": {"runtime": {"precision": "fp16"}},
