@@ -11,14 +11,16 @@ source slurm/job.sh
 stop_requested='' child='' interrupted=''
 
 # Handles a signal from SLURM. On most clusters, SLURM signals only this script, so this function signals the training
-# processes, which are the children of the launcher. On clusters where SLURM signals the training processes, too, they
-# treat both signals as one request. If the trainer has not written status.json yet, it has nothing to save and may not
-# handle TERM and USR2 yet, so this function ends it and the launcher with HUP.
+# processes, which are the children of the launcher. On clusters where SLURM also signals the training processes, these
+# treat SLURM's signal and that of this function as one request. Until the trainer has written status.json in this
+# attempt, it has nothing to save, and perhaps does not handle TERM and USR2 yet. In that case, this function ends the
+# trainer and the launcher with HUP.
 on_request() {
   local status
   stop_requested=yes interrupted=yes
   [[ $child ]] || return 0
-  until status=$(stat_of "$STATUS") && [[ $status || ! -e $STATUS ]]; do :; done # repeated if a signal has ended `stat`
+  # A signal may end `stat`. Then its output is empty although the file exists, and it is run again.
+  until status=$(stat_of "$STATUS") && [[ $status || ! -e $STATUS ]]; do :; done
   if [[ $status == "$STATUS_BEFORE" ]]; then
     kill -HUP -- "-$child" 2>/dev/null || true
   else

@@ -46,7 +46,7 @@ class Runtime:
         check_machine(config)
         require(
             config.gradient_compression == "none" or dist.is_nccl_available(),
-            "--gradient-compression bf16 needs a build of torch for CUDA; leave it out",
+            "--gradient-compression bf16 needs a build of torch for CUDA; leave out this flag",
         )
         self.config = config
         self.precision = resolve_precision(config)

@@ -62,7 +62,8 @@ def _convolution_backward_flops(
 ) -> int:
     """Operations of the backward pass: each of the two gradients takes as many as the forward pass.
 
-    For a grouped convolution, torch's own formula (in 2.15) counts the gradient of the filters `groups` times.
+    This replaces torch's own formula, which (in 2.15) gives `groups` times as many operations for the gradient of the
+    filters of a grouped convolution.
     """
     from torch.utils.flop_counter import conv_flop_count
 

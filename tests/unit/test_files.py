@@ -184,7 +184,8 @@ def test_a_lack_of_permission_is_named_as_the_cause(
 ) -> None:
     """Fakes `os.access` or `os.stat`, because root may read any file.
 
-    `os.stat` fails if a parent folder may not be searched.
+    `os.access` is False if the file or folder itself cannot be read. `os.stat` fails if a parent folder lacks the
+    search (x) permission.
     """
 
     def refuse(path: Path) -> None:

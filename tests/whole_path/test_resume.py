@@ -126,7 +126,7 @@ def test_run_stopped_by_a_signal_and_resumed_equals_the_uninterrupted_run(
 def test_run_whose_first_save_fails_after_the_first_epoch_can_start_again(
     tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first save takes longer than an epoch: it fails when two epochs are over, but only one is recorded."""
+    """The first save takes longer than epoch 2. When it fails, two epochs are over, but only epoch 1 is recorded."""
 
     def fail(*_: object, **__: object) -> None:
         time.sleep(1)
