@@ -113,7 +113,7 @@ def remove_left_behind(out: Path) -> None:
 
 
 def remove_lists(out: Path, *names: str) -> None:
-    """Removes each OUT.NAME.txt that describes an older dataset in `out`."""
+    """Removes OUT.NAME.txt for each of `names`, if an earlier data_prep wrote it."""
     for path in (_list_file(out, name) for name in names):
         if _contains(path, LIST_HEADER, within=len(LIST_HEADER)):
             with suppress(OSError):
@@ -131,7 +131,7 @@ def write_list(out: Path, name: str, lines: Sequence[str]) -> str:
     """
     path = _list_file(out, name)
     if path.is_file() and not _contains(path, LIST_HEADER, within=len(LIST_HEADER)):
-        return f"not listed, because {shell_path(path)} was not written by data_prep; rename it"
+        return f"not listed, because {shell_path(path)} exists and was not written by data_prep; rename that file"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, LIST_HEADER + "".join(f"{line}\n" for line in lines).encode())

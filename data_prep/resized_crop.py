@@ -66,12 +66,12 @@ def resize_by_products(
 def sides_of_areas(
     shares: Tensor, positions: Tensor, *, size: tuple[int, int], ratios: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """Heights and widths, (N,) int64, of crops whose areas are `shares` (N,) of the area of an image of `size`.
+    """Heights and widths, (N,) int64, of crops of images that have the height and width `size`.
 
-    `positions` (N,), 0 to 1, choose the aspect ratio (width / height) on a logarithmic scale between the two `ratios`.
-    A large area fits into the image only with some of these ratios, and one of those is chosen. torchvision's
-    RandomResizedCrop draws another area if a crop does not fit, so its areas are smaller on average. The method is from
-    Szegedy et al., arXiv 1409.4842.
+    `shares` (N,) are the areas of the crops, divided by the area of an image. `positions` (N,), 0 to 1, choose the
+    aspect ratio (width / height) on a logarithmic scale between the two `ratios`. Such crops are from Szegedy et al.,
+    arXiv 1409.4842. A large area fits into the image only with some of the ratios, and one of those is chosen.
+    torchvision's RandomResizedCrop draws another area if a crop does not fit, so its areas are smaller on average.
     """
     # The last bits of log(x) and exp(x) may depend on where x is in the tensor. In float64, this difference is too
     # small to change the sides, which are rounded to whole pixels.

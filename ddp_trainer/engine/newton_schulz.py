@@ -60,8 +60,8 @@ def _iterate(batch: Tensor, steps: int) -> Tensor:
 def _iterate_on_grams(batches: Sequence[Tensor], steps: int, dtype: torch.dtype) -> list[Tensor]:
     """Iterates on Gram matrices. `batches`: (B, M, N) each, all with the same M. The results have the same shapes.
 
-    Each step replaces G by P G P and multiplies the product of all P so far by the next P. G and the product have type
-    `dtype`. At the end, each X is multiplied by its product.
+    Each step replaces the Gram matrix G of a matrix X by P G P, and multiplies the product of all P so far by the next
+    P. G and the product have type `dtype`. At the end, X is multiplied by the product.
     """
     gram = torch.cat([batch @ batch.mT for batch in batches]).to(dtype)
     product = factor = _polynomial(gram)

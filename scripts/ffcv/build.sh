@@ -4,9 +4,9 @@
 #
 # FFCV's setup.py requires OpenCV, TurboJPEG and pkg-config, which only root can install. FFCV's C++ library (150 lines)
 # uses OpenCV to resize images and TurboJPEG to decode JPEG. Through FFCV, this project reads only raw images, which
-# need neither. So the library is compiled with the headers in include/, which replace OpenCV and TurboJPEG: if it
-# tries to resize or decode an image, it prints one line and ends the process. These headers are used even if the real
-# libraries are installed, so that every machine runs the same build.
+# need neither. So the library is compiled with the headers in include/, which replace OpenCV and TurboJPEG. A library
+# built this way prints one line and ends the process if it is asked to resize an image or decode a JPEG. These headers
+# are used even if the real libraries are installed, so that every machine runs the same build.
 # The script uses the machine's C++ compiler if there is one; this takes seconds. Otherwise, it downloads ziglang, a
 # compiler in a wheel of 100 MB, and removes it after the build.
 set -euo pipefail

@@ -30,7 +30,7 @@ STOPPED_EARLY = ("starts", "starts with more steps")
 
 @pytest.fixture(scope="module")
 def requeued(desk: Desk) -> dict[str, Job]:
-    """Jobs that must be requeued, and jobs that must not. They run at the same time, because they mostly wait."""
+    """Jobs that must be requeued, and jobs that must not. They mostly wait, so they all run at once."""
     states, limit = "preempted preempted preempted done", "2"
     finished = desk.folder / "runs" / "finished after 1 step"
     finished.mkdir(parents=True)

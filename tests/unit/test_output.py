@@ -154,7 +154,7 @@ def test_a_list_that_data_prep_did_not_write_is_kept(tmp_path: Path) -> None:
     path.write_text("mine")
     assert (
         write_list(tmp_path / "data", "unreadable", ["a"])
-        == f"not listed, because {path} was not written by data_prep; rename it"
+        == f"not listed, because {path} exists and was not written by data_prep; rename that file"
     )
     remove_lists(tmp_path / "data", "unreadable", "duplicates")
     assert path.read_text() == "mine"
