@@ -97,9 +97,10 @@ def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]
 
 
 def find_images(given: Path) -> tuple[list[Path], list[str]]:
-    """The image `given`, or all images in the folder `given`; and a line for each problem.
+    """Returns the images that the path `given` stands for, and a line for each problem.
 
-    A broken link counts as an image, so that `read_images` reports it.
+    The path may be an image or a folder, which stands for all images in it and in its subfolders. A broken link counts
+    as an image, so that `read_images` reports it.
     """
     if not os.path.isdir(given):
         return [given], []
@@ -179,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         require("" not in words, "a path is empty; name the run directory, and image files or folders")
         config = parse_flags(PredictConfig, words, prog=program_name("ddp_trainer.predict"))
         if not config.images:
-            raise InputError("no image given; name image files, or a folder of them, after the run directory")
+            raise InputError("no image given; after the run directory, add image files or folders")
         return predict_files(config)
 
     return run_command(work)

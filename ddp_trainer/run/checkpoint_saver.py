@@ -48,7 +48,10 @@ class HostCopy:
 
 
 class CheckpointSaver:
-    """Saves checkpoints; keeps the newest `keep` and the one with the highest score. Cleans up after a killed run."""
+    """Saves checkpoints, and keeps the `keep` newest ones and the one with the highest score.
+
+    Cleans up after a killed run.
+    """
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         self.folder, self.keep = folder, keep

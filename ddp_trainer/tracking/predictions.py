@@ -1,4 +1,4 @@
-"""Reads and checks predictions.npz of a run, and lists the mistakes in it.
+"""Reads and checks predictions.npz of a run, and lists the images for which the prediction is wrong.
 
 The file may come from anywhere, so the header of every array is checked before the array is allocated. `run.outputs`
 writes the file.
