@@ -19,7 +19,7 @@ class AugmentConfig:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """For --crop random-resized: smallest and largest width of the crop, as a multiple of its height."""
     flip: Literal["none", "random", "alternating"] = "random"
-    """Mirror images left to right. random: each with probability 1/2; alternating: each in every other epoch."""
+    """Flip images left to right. random: each with probability 1/2; alternating: each in every other epoch."""
     cutout: int = 0
     """Side in pixels of a square that is blanked out at a random place in each image; 0: none."""
     brightness: float = 0.0

@@ -18,8 +18,8 @@ class DataConfig:
     """Hold out this many training images besides those of --validation (stratified, fixed by the seed) and fit a
     temperature on them when the run ends, so that the model's probabilities say how often it is right."""
     balance: Literal["none", "batches", "weights"] = "none"
-    """For classes of unequal size. batches: draw images of each class equally often, those of small classes several
-    times in an epoch; weights: weight the loss of an image by the inverse of its class's size (mean weight: 1)."""
+    """For classes of unequal size. batches: draw images of each class equally often, so those of small classes are
+    repeated in an epoch; weights: weight the loss of an image by the inverse of its class's size (mean weight: 1)."""
     data_mode: Literal["auto", "stream", "resident"] = "auto"
     """stream: read every epoch from the file; resident: keep all images in device memory; auto: resident if they are
     small compared with that memory. All three give the same batches."""

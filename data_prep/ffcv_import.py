@@ -42,7 +42,7 @@ def import_ffcv() -> None:
         compile_always, compiled = Compiler.compile, {}
 
         def compile_once(code: Any, signature: Any = None) -> Any:
-            """FFCV's version spends two seconds on compiling mostly the same code again for each field and loader."""
+            """For each field and loader, FFCV's version takes two seconds to compile code that is mostly the same."""
             captured = tuple(cell.cell_contents for cell in code.__closure__ or ())
             in_parallel = Compiler.num_threads > 1 and getattr(code, "is_parallel", False)
             key = (code.__module__, code.__code__, captured, signature, in_parallel)

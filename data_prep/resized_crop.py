@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 WEIGHT_UNITS = 2048  # weights are multiples of 1 / WEIGHT_UNITS, which fit the 11 significant bits of TF32
 ROW_UNITS = 8  # the first of two matrix products is rounded to multiples of 1 / ROW_UNITS, which fit TF32, too
-KERNEL_UNITS = 2**14  # the triangle's values are multiples of 1 / KERNEL_UNITS; float32 holds sums up to 1024 exactly
+KERNEL_UNITS = 2**14  # triangle values are multiples of 1 / KERNEL_UNITS; float32 holds their sums up to 1024 exactly
 
 
 def batch_resized_crop(

@@ -188,7 +188,8 @@ def find_learning_rate(test: RangeTestConfig, stop: StopRequest) -> None:
             stack.enter_context(lock_folder(out))
         stack.enter_context(restored_settings())
         if launch.is_main:
-            stack.enter_context(default_style())  # for the picture; entered before the test, as it may raise InputError
+            # For the picture. It is entered before the test, because `default_style` may raise InputError.
+            stack.enter_context(default_style())
         runtime = Runtime(config.runtime, stop=stop)
         try:
             network, _ = prepare_network(config, dataset, world_size=runtime.world_size, load_weights=True)

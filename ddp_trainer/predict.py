@@ -97,10 +97,10 @@ def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]
 
 
 def find_images(given: Path) -> tuple[list[Path], list[str]]:
-    """Returns the images that the path `given` stands for, and a line for each problem.
+    """Returns the images at the path `given`, and a line for each problem.
 
-    The path may be an image or a folder, which stands for all images in it and in its subfolders. A broken link counts
-    as an image, so that `read_images` reports it.
+    The path may be an image or a folder. For a folder, returns all images in it and in its subfolders. A broken link
+    counts as an image, so that `read_images` reports it.
     """
     if not os.path.isdir(given):
         return [given], []

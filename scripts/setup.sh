@@ -21,9 +21,9 @@ stop() { echo "error: $*" >&2; exit 2; }
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2] + sys.abiflags)' 2>/dev/null || true; }
 is_supported() { [[ $1 == 3.11 || $1 == 3.12 || $1 == 3.13 ]]; }
 
-# Sets `python` and `version`. If PYTHON is set to anything but python3, only that interpreter is tried. Otherwise, the
-# first supported one of these is used: the interpreter that created .venv, which PYTHON may have named in an earlier
-# call; python3; python3.12; python3.13; python3.11.
+# Sets `python` and `version`. If PYTHON is set to anything but python3, only that interpreter is tried. Otherwise,
+# these are tried in order, and the first supported one is used: the interpreter that created .venv, python3,
+# python3.12, python3.13, python3.11. An earlier call may have created .venv with an interpreter that PYTHON named.
 find_python() {
   local wanted=${PYTHON:-python3} candidate candidates present
   candidates=("$wanted")

@@ -144,9 +144,9 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per
   bash slurm/node.sh "${arguments[@]}" || result=$?
 
 # The launchers turn every failure into exit status 1, but status.json says what happened. If another node wrote this
-# file, its new content may become visible late. If this attempt did not write the file, `state` becomes `none`. Exception:
-# if the run was finished before and the exit status is 0, `state` stays `done`. State `none` with exit status 0
-# (none:0 below) means that this attempt was stopped before the first step.
+# file, its new content may become visible late. If this attempt did not write the file, `state` becomes `none`, unless
+# the run was already finished and the exit status is 0: then it stays `done`. State `none` with exit status 0 (none:0
+# below) means that this attempt was stopped before the first step.
 for ((waited = 0; waited < 30; waited++)); do
   state=$(state_of_run)
   [[ $(stat_of "$STATUS") != "$STATUS_BEFORE" || $state:$result:$is_finished == done:0:yes ]] || state=none

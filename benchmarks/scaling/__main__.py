@@ -8,7 +8,7 @@ start:      a run, from the start of its process to the end of its first step.
 epoch:      one epoch of images streamed from the file, with augmentation and a network that costs almost nothing.
 evaluation: evaluation of the test images, with test-time augmentation. There is one test image for every
             ten training images.
-checkpoint: saving a checkpoint of the network of `epoch` to the disk.
+checkpoint: saving a checkpoint to the disk, for the same network as in `epoch`.
 run:        a whole run with a single step, including evaluation, results and report.
 report:     python -m ddp_trainer.report for that run.
 

@@ -113,7 +113,7 @@ def _decode(file: BinaryIO | io.BytesIO, size: int, *, metadata_ignored: bool) -
     with Image.open(file, formats=FORMATS) as image:
         is_jpeg, progressive = image.format in ("JPEG", "MPO"), "progressive" in image.info
         _check_size(image.size, MAX_SHRINKING if is_jpeg and not progressive else 1)
-        # A large JPEG is decoded at 1/8 to 1/2 of its size, which is still at least four times the target size.
+        # A large JPEG is decoded at 1/8 to 1/2 of its size, but at no less than four times the target size.
         image.draft(image.mode, (4 * size, 4 * size))
         decoded = max(image.size, tile_size(image), key=math.prod)
         _check_size(decoded, 1)

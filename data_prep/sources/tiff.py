@@ -1,4 +1,4 @@
-"""What the tags of a TIFF say about its pixels, where Pillow ignores them or cannot open the file."""
+"""What the tags of a TIFF say about its pixels. Needed where Pillow ignores these tags or cannot open the file."""
 
 import io
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def tags_in(content: bytes) -> Mapping[int, Any]:
 
 
 def require_known_range(tags: Mapping[int, Any]) -> None:
-    """Raises ValueError if it is unknown which values of a TIFF are black and white."""
+    """Raises ValueError if it is unknown which value of a TIFF is black and which is white."""
     formats, bits = tags.get(SAMPLE_FORMAT, ()), tags.get(BITS, ())
     for kind, found in (("float", FLOAT in formats), ("signed", SIGNED in formats), ("32-bit", 32 in bits)):
         if found:

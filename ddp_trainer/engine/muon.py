@@ -1,4 +1,4 @@
-"""One optimizer with Muon for filters and matrices and SGD for all other parameters. It never waits for the device.
+"""One optimizer: Muon for filters and matrices, SGD for all other parameters. It never waits for the device.
 
 torch.optim.Muon accepts only matrices. All other parameters would need a second optimizer, and its gradient scaler,
 checkpoint and learning rate would have to be kept consistent with the first one's.

@@ -121,8 +121,8 @@ def _logits_of(logits: object, name: str, images: Tensor, num_classes: int) -> T
     expected, found = (len(images), num_classes), tuple(logits.shape)
     require(
         found == expected,
-        f"--network {name} must return logits of shape {expected} in {mode} for {num_classes} classes and images of "
-        f"shape {'x'.join(map(str, images.shape))}, got {found}",
+        f"--network {name} must return logits of shape {expected} in {mode} ({num_classes} classes, images of shape "
+        f"{'x'.join(map(str, images.shape))}), got {found}",
     )
     require(not training or logits.requires_grad, f"--network {name} returns logits without a gradient")
     require(bool(logits.isfinite().all()), f"--network {name} returns logits that are not finite before the first step")

@@ -90,7 +90,7 @@ def default_style() -> contextlib.AbstractContextManager[None]:
     """
     try:
         from matplotlib import style as styles
-    except (OSError, ValueError) as error:  # for example, there is no backend of this name
+    except (OSError, ValueError) as error:  # for example, MPLBACKEND is not the name of a backend
         reason = " ".join(str(error).split())[:300]
         fix = "check the variables MPLBACKEND and MPLCONFIGDIR, and the file matplotlibrc"
         raise InputError(f"matplotlib cannot be imported ({reason}); {fix}") from None

@@ -1,4 +1,4 @@
-"""Lists the settings that do not affect what a run learns, derived from those that may change on --resume."""
+"""Lists the settings that do not affect what a run learns. All of them are settings that may change on --resume."""
 
 from ddp_trainer.config import CHANGEABLE_ON_RESUME
 

@@ -121,7 +121,7 @@ def remove_old(folder: Path, *, keep: int, step: int) -> None:
 def _move_away(path: Path, prefix: str) -> Path:
     """Renames a checkpoint, so that a half-deleted folder is never mistaken for a checkpoint. Returns the new path.
 
-    Some file systems cannot rename every folder: overlayfs, for example, cannot rename a folder in a lower layer. In
+    Some file systems cannot rename certain folders: overlayfs, for example, cannot rename a folder in a lower layer. In
     that case, deletes the files in the folder and returns `path`. The manifest is deleted first, because a folder
     without a manifest is not a valid checkpoint.
     """

@@ -168,9 +168,9 @@ def new_folder(name: str) -> Path:
 def refuse_existing_run(out: Path, *, resume: bool) -> None:
     """Raises InputError if `out` contains a run and `resume` is false.
 
-    A folder counts as a run if it contains config.json or, with `resume`, a folder of checkpoints. If `out` does
-    not count as a run, it must not contain a file or folder that a run would replace. In all cases, a path named in
-    FILES must not be a folder, and one named in FOLDERS must be a folder if it exists. Raises InputError otherwise.
+    A folder counts as a run if it contains config.json or, with `resume`, a folder of checkpoints. If `out` does not
+    count as a run, it must not contain a file or folder that a run would replace. In all cases, a path named in FILES
+    must not be a folder, and one named in FOLDERS must be a folder if it exists. Breaking a rule raises InputError.
     """
     if os.path.exists(out / "config.json"):
         fix = "add --resume to continue it, or choose another folder"

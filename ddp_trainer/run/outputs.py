@@ -64,7 +64,7 @@ def _fitted_temperature(trainer: Trainer) -> float:
     if found.correct == found.total:
         problem = f"all {found.total} images are classified correctly, so no temperature can be fitted; hold out more"
     elif any(math.isclose(temperature, limit) for limit in TEMPERATURES):
-        problem = f"the fitted temperature is {temperature:g}, its limit; the probabilities may be poorly calibrated"
+        problem = f"the fitted temperature is at its limit, {temperature:g}; the probabilities may be poorly calibrated"
     if problem and trainer.runtime.is_main:
         print(f"warning: --calibrate: {problem}", file=sys.stderr, flush=True)
     return temperature

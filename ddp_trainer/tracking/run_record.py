@@ -113,7 +113,7 @@ def list_mistakes(run: Run) -> list[Mistake]:
 
 
 def load_run(path: Path | str) -> Run:
-    """Reads the run in `path`. Raises InputError if this is not a run directory or a file in it cannot be used."""
+    """Reads the run in `path`. Raises InputError if this is not a run directory, or if a file in it cannot be used."""
     path = Path(path)
     require_readable(path)
     if not os.path.isdir(path):

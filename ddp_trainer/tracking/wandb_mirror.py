@@ -130,7 +130,7 @@ class WandBMirror:
         def close() -> None:
             run = self._tracker.run
             try:
-                if failed:  # after a preemption, no: the resumed run will log the waiting record
+                if failed:  # not after a preemption, because the resumed run will log the waiting record
                     self._log_waiting()
                 if summary is not None:
                     run.summary.update({f"final/{name}": value for name, value in summary.items()})
@@ -150,7 +150,7 @@ def _step_values(record: Record) -> dict[str, object]:
 
 
 def log_results(wandb_run: Any, found: Run) -> None:
-    """Logs the results of a finished run from its files: confusion matrix, most confident mistakes, model."""
+    """Logs the results of a finished run (confusion matrix, most confident mistakes, model), read from its files."""
     import wandb
 
     media: dict[str, Any] = {}

@@ -37,8 +37,8 @@ for _name in ("_fused_sgd_", "_fused_sgd_.tensor_lr", "_fused_adamw_.tensor_lr")
 class MetaRuntime(Runtime):
     """A single-process runtime on the meta device, whose tensors have shapes but no values.
 
-    Anything that would wait for a GPU raises an error here, because there is no value to wait for. So does an operation
-    on tensors of different devices.
+    Anything that would wait for a GPU raises an error here, because there is no value to wait for. An operation on
+    tensors of different devices raises an error, too.
     """
 
     def __init__(self, config: RuntimeConfig) -> None:

@@ -56,7 +56,7 @@ def batches(trainer: Trainer, count: int) -> list[Batch]:
 
 
 def take(trainer: Trainer, steps: range) -> None:
-    """Takes `steps` (numbered from 0), and augments step N as in epoch N. Steps 0 to 5 use every crop size."""
+    """Takes `steps` (numbered from 0). Step N augments its images as in epoch N. Steps 0 to 5 use every crop size."""
     held = batches(trainer, 6)
     for step in steps:
         trainer.train_step(held[step % 6], epoch=step)

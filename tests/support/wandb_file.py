@@ -1,4 +1,4 @@
-"""Reads the file of an offline W&B run with W&B's own message types."""
+"""Reads the file of an offline W&B run, and uses W&B's own message types to parse the records."""
 
 import json
 from pathlib import Path

@@ -61,7 +61,7 @@ def test_best_checkpoint_is_kept_in_addition_to_the_newest(tmp_path: Path) -> No
 
 
 def test_save_removes_checkpoints_of_later_steps(tmp_path: Path) -> None:
-    """As if the checkpoint of step 30 were damaged: the run was resumed from step 20, and now saves step 25."""
+    """This happens if the checkpoint of step 30 is damaged: the run resumes from step 20 and then saves step 25."""
     for step, score in ((10, 0.9), (20, 0.5), (30, 0.5)):
         write_checkpoint(tmp_path / f"step-{step:08d}", state(step), step=step, score=score)
     checkpoint_saver = CheckpointSaver(tmp_path, keep=1)

@@ -1,6 +1,6 @@
 """Inputs and outputs of a step's CUDA graph, tested on the CPU. Here, replaying a graph calls the step's code again.
 
-The test shows three things: this code gets each batch, and the random bits for augmenting that batch; capturing a graph
+The test shows three things: the step's code gets each batch with the random bits that augment it; capturing a graph
 does not train the model; and a step does not overwrite the losses of the previous step.
 `tests/whole_path/test_fake_cuda.py` tests captures, and `tests/whole_path/test_gpu.py` compares the weights of runs
 with and without graphs.

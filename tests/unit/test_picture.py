@@ -213,7 +213,7 @@ def test_a_tiff_with_values_of_unknown_range_is_refused(dtype: str, kind: str, t
         read_image(tmp_path / "a.tif", 8)
 
 
-def test_white_is_zero_is_applied_to_8_and_16_bits(tmp_path: Path) -> None:
+def test_8_and_16_bit_tiffs_that_store_white_as_zero_are_inverted(tmp_path: Path) -> None:
     for dtype, scale in (("u1", 1), ("<u2", 257)):
         (tmp_path / "a.tif").write_bytes(tiff_of(gradient(32).astype(dtype) * scale, white_is_zero=True))
         assert np.array_equal(read_image(tmp_path / "a.tif", 32)[..., 0], 255 - gradient(32))

@@ -123,7 +123,7 @@ def test_crops_have_the_requested_areas_and_evenly_spread_ratios(size: tuple[int
     )
 
 
-def test_areas_that_fit_with_no_requested_ratio_are_clamped_to_the_image() -> None:
+def test_areas_that_do_not_fit_with_any_requested_ratio_are_clamped_to_the_image() -> None:
     height, width = sides_of_areas(torch.ones(3), torch.tensor([0.0, 0.5, 1.0]), size=(32, 32), ratios=(2.0, 3.0))
     assert width.tolist() == [32] * 3
     assert (height <= 32).all()

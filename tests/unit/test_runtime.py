@@ -24,7 +24,7 @@ def test_freed_memory_is_reused_without_page_faults() -> None:
     finished = run("tests.support.workers.page_faults")
     assert finished.returncode == 0, finished.stderr
     # With glibc's defaults, all 40 allocations of the worker cause page faults. With the runtime's settings, only a few
-    # of the first ones do, because small objects in the freed blocks make the heap grow.
+    # of the first ones do. These make the heap grow, because small objects occupy parts of the freed blocks.
     assert int(finished.stdout) <= 20
 
 

@@ -125,7 +125,7 @@ with stop.listening():
     assert stop.pending
     os.kill(os.getpid(), signal.SIGUSR2)  # the same request, because it arrives within 0.2 s
     time.sleep(0.3)
-    os.kill(os.getpid(), signal.SIGXCPU)  # never a second request, because the kernel repeats it
+    os.kill(os.getpid(), signal.SIGXCPU)  # never a second request, because the kernel repeats this signal
     time.sleep(0.3)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(5)

@@ -1,4 +1,4 @@
-"""Opens a report in Chromium or Chrome, if installed: it loads no other file, has no errors and fits the window."""
+"""In Chromium or Chrome, if installed, a report loads no other file, has no errors and fits the window."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tests what options such as --accumulate, --clip-norm and --label-smoothing change in a step of a narrow network."""
+"""Tests how options such as --accumulate, --clip-norm and --label-smoothing change a step of a narrow network."""
 
 from collections.abc import Callable
 from dataclasses import replace

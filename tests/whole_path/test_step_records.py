@@ -22,7 +22,7 @@ def test_records_are_means_over_the_steps_since_the_previous_record(tiny_dir: Pa
     assert [record["step"] for record in each] == list(range(1, 13))
     assert [record["epoch"] for record in each] == [1] * 6 + [2] * 6
     assert all(record.keys() == KEYS for record in each), (
-        "the keys of a record are not exactly KEYS; it must not have images per second, which differ from run to run"
+        "the keys are not exactly KEYS; a record must not have images per second, which differ from run to run"
     )
     fourth = records(tiny_dir, tmp_path / "fourth", "--log-every-steps", "4")
     assert [record["step"] for record in fourth] == [4, 8, 12]

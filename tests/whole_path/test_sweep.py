@@ -177,7 +177,7 @@ def test_a_table_that_cannot_be_written_is_printed_and_reported_in_one_line(
 def test_each_planned_combination_has_a_row(
     smoke_run: Path, tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Even if the combinations differ only in a setting that does not change the result, such as --num-workers."""
+    """The combinations in this test differ only in --num-workers, a setting that does not change the result."""
     words = ["smoke", "--data-dir", str(tiny_dir), "--seeds", "2", "--set", "num-workers=1,2", "--out", str(tmp_path)]
     for number, planned in enumerate(parse(words).runs[:3]):
         shutil.copytree(smoke_run, planned.out, ignore=shutil.ignore_patterns("wandb"))

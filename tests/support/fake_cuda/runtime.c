@@ -1,6 +1,6 @@
 // The log of calls, and the streams, events and graphs of an imitated CUDA runtime. All work finishes immediately,
 // because nothing is computed. Stream capture follows CUDA's rules: a call that may wait makes the capture invalid. In
-// thread-local mode, only the calls of the capturing thread do so.
+// thread-local mode, such a call from another thread is allowed, unless it waits for the device or the captured stream.
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>

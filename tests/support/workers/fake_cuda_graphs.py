@@ -88,7 +88,7 @@ def cost(trainer: Trainer) -> dict[str, Any]:
 
 
 def second_copy(trainer: Trainer) -> dict[str, Any]:
-    """The waits and copies when the state is copied to the host for the second time."""
+    """The waits and copies of the second `HostCopy` of the state."""
     state = {"model": trainer.model.state_dict(), "optimizer": trainer.state.optimizer.state_dict()}
     HostCopy(state).wait()
     with logged() as calls:

@@ -2,8 +2,9 @@
 
 NAME is float32, float64, balanced or accumulated. `balanced` uses float64, mixup, `--balance batches` and classes of
 unequal size, and freezes the first layers after 11 steps. `accumulated` uses float64, `--accumulate 2`, and a network
-without BatchNorm, because the number of ranks determines which images are in the same pass. The other cases synchronize
-BatchNorm. The networks are narrow, so that float64 on a CPU takes only seconds.
+without BatchNorm: the number of ranks determines which images are in the same pass, so BatchNorm would compute other
+values for each number of ranks. The other cases synchronize BatchNorm. The networks are narrow, so that float64 on a
+CPU takes only seconds.
 """
 
 import itertools

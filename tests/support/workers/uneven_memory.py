@@ -1,6 +1,6 @@
 """Runs `narrow_train` as if each rank had memory for a given number of images in a pass.
 
-Arguments: one number per rank, such as 16,8, then the arguments of `ddp_trainer.train`.
+The first argument has one number per rank, such as `16,8`. The other arguments are those of `ddp_trainer.train`.
 """
 
 from collections.abc import Sequence

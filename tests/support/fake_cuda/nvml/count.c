@@ -1,4 +1,4 @@
-/* NVML, as far as torch needs it to count the GPUs before CUDA is initialized. */
+/* The part of NVML that torch uses to count the GPUs before CUDA is initialized. */
 #include <stdlib.h>
 
 int nvmlInit(void) { return 0; }
