@@ -18,7 +18,7 @@ class Bars:
             console=Console(file=self._stream),
             disable=not sys.stderr.isatty(),
             transient=True,
-            redirect_stdout=sys.stdout.isatty(),  # if stdout is a log file, notes belong there, not on the terminal
+            redirect_stdout=sys.stdout.isatty(),  # if True, lines printed to stdout appear above the bars
         )
         self._tasks: dict[str, TaskID] = {}
 

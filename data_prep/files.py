@@ -149,7 +149,7 @@ def _check_values(content: dict[str, Any]) -> None:
             elif isinstance(value, list):
                 below += value
             elif isinstance(value, str) and not value.isascii():
-                value.encode()  # UnicodeEncodeError, a ValueError, for half of a surrogate pair
+                value.encode()  # half of a surrogate pair raises UnicodeEncodeError, a kind of ValueError
         if not below:
             return
         level = below

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 WEIGHT_UNITS = 2048  # weights are multiples of 1 / WEIGHT_UNITS, which fit the 11 significant bits of TF32
 ROW_UNITS = 8  # the first of two matrix products is rounded to multiples of 1 / ROW_UNITS, which fit TF32, too
-KERNEL_UNITS = 2**14  # triangle values are multiples of 1 / KERNEL_UNITS; float32 holds their sums up to 1024 exactly
+KERNEL_UNITS = 2**14  # triangle values are multiples of 1 / KERNEL_UNITS; in float32, sums up to 1024 are exact
 
 
 def batch_resized_crop(
@@ -66,11 +66,11 @@ def resize_by_products(
 def sides_of_areas(
     shares: Tensor, positions: Tensor, *, size: tuple[int, int], ratios: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """Heights and widths, (N,) int64, of crops of images that have the height and width `size`.
+    """Heights and widths of crops, (N,) int64. `size` is the height and width of the images before the crop.
 
     `shares` (N,) are the areas of the crops, divided by the area of an image. `positions` (N,), 0 to 1, choose the
     aspect ratio (width / height) on a logarithmic scale between the two `ratios`. Such crops are from Szegedy et al.,
-    arXiv 1409.4842. A large area fits into the image only with some of the ratios, and one of those is chosen.
+    arXiv 1409.4842. If a large area fits into the image only with some of the ratios, one of these is chosen.
     torchvision's RandomResizedCrop draws another area if a crop does not fit, so its areas are smaller on average.
     """
     # The last bits of log(x) and exp(x) may depend on where x is in the tensor. In float64, this difference is too

@@ -48,7 +48,7 @@ class GraphedStep:
     graph at each crop size, so that kernels are chosen and optimizer states exist.
 
     If a capture fails on any rank, for example because the network waits for the device, `give_up` is called on every
-    rank with the reason. It must make later steps run without graphs.
+    rank with the reason. `give_up` must make later steps run without graphs.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class GraphedStep:
         if self._batch is None:
             self._batch = Batch(*(column.clone() for column in batch))
             self._draws = draws.clone()
-        self._runtime.synchronize()  # the capture waits for the device, too, but without a time limit
+        self._runtime.synchronize()  # unlike the capture, which also waits for the device, this has a time limit
         host_generators = _host_generators()
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         stream = torch.cuda.current_stream()

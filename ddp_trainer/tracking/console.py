@@ -17,7 +17,7 @@ from rich.console import Console
 Values = Callable[[], Mapping[str, float]]
 
 DRAW_SECONDS = 0.5  # minimum time between two updates of the bar; each update waits for the device
-LINE_SECONDS = (10.0, 30.0)  # minimum and maximum time between log lines; within this range, about ten lines per epoch
+LINE_SECONDS = (10.0, 30.0)  # shortest and longest time between log lines; otherwise, a tenth of an epoch
 BAR_CELLS, MIN_BAR_CELLS = 24, 6
 
 

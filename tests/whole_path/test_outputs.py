@@ -1,4 +1,4 @@
-"""The last files of a run. A run is finished even without its report. Resuming a killed run writes what is missing."""
+"""The last files of a run: it is done even if its report cannot be written, and resuming it writes missing files."""
 
 import json
 import shutil
@@ -11,7 +11,9 @@ from tests.support.trainer import read_lines, train
 from tests.support.wandb_file import read_history, read_summary
 
 
-def test_run_finishes_without_its_report(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_is_done_even_if_its_report_cannot_be_drawn(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "run"
     monkeypatch.setenv("MPLBACKEND", "unknown")  # so that matplotlib cannot draw the report
     finished = train("--data-dir", tiny_dir, "--out", out, "--max-steps", "1", "--widths", *"8888")
@@ -21,9 +23,7 @@ def test_run_finishes_without_its_report(tiny_dir: Path, tmp_path: Path, monkeyp
     assert "Traceback" not in finished.stderr
 
 
-def test_run_killed_before_its_trackers_and_report_were_finished_completes_them_when_resumed(
-    tiny_dir: Path, tmp_path: Path
-) -> None:
+def test_resuming_a_killed_run_completes_its_trackers_and_report(tiny_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     flags = ("--data-dir", tiny_dir, "--out", out, "--max-steps", "4", "--wandb", "offline", "--widths", *"8888")
     train(*flags)
