@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import io
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -150,12 +151,14 @@ def _one_line(report: str) -> str:
 
 
 def run_command(work: Callable[[], int | None], *, launched: bool = False, memory_fix: str = FREE_MEMORY) -> int:
-    """Calls `work` and returns the exit status: its result (None: 0), 2 after InputError, or 1 after another error.
+    """Calls `work` and returns the exit status: the result of `work` (None: 0), or 130 after Ctrl-C.
 
-    Only three other errors are handled: DatasetChanged, a disk that cannot be written, and a lack of memory, for which
-    the message ends with `memory_fix`. All handled errors are printed as one line. `launched`: whether a launcher may
-    start the command in several processes. They all find the same mistake in their input, so only the first process of
-    each machine prints an InputError.
+    Some errors are printed as one line. The status is 2 after InputError. It is 1 after DatasetChanged, if a disk
+    cannot be written, and if there is not enough memory (then the line ends with `memory_fix`). Other errors are
+    raised.
+
+    `launched`: whether a launcher may start the command in several processes. They all find the same mistake in their
+    input, so only the first process of each machine prints an InputError.
     """
     with forgiving_output():
         try:
@@ -164,6 +167,8 @@ def run_command(work: Callable[[], int | None], *, launched: bool = False, memor
             if not launched or prints_errors():
                 print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
             return 2
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
         except Exception as error:
             problem = str(error) if isinstance(error, DatasetChanged) else _machine_problem(error, memory_fix)
             if problem is None:

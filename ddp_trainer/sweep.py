@@ -222,7 +222,7 @@ def write_table(sweep: Sweep) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 if all runs are finished or the sweep was stopped, 1 if a run failed.
 
-    After --list or --table, the status is 0. For wrong input, it is 2. After Ctrl-C while the settings are checked, it
+    After --list or --table, the status is 0. For wrong input, it is 2. After Ctrl-C before the first run starts, it
     is 130.
     """
 
@@ -240,10 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         return train_all(sweep)
 
-    try:
-        return run_command(work)
-    except KeyboardInterrupt:  # while the settings are checked; later, Ctrl-C is handled as a request to stop
-        return 130
+    return run_command(work)
 
 
 if __name__ == "__main__":

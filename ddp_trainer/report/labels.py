@@ -6,7 +6,7 @@ from functools import cache
 
 from data_prep.errors import visible
 
-# Fonts for writing systems that matplotlib's own font lacks, by their names on Linux, macOS and Windows.
+# Fonts for writing systems that matplotlib's own font lacks: first those of Linux, then those of macOS and Windows.
 OTHER_FONTS = (
     *(
         "Noto Sans CJK JP",

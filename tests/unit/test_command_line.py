@@ -94,6 +94,13 @@ def test_the_exit_status_is_what_the_work_returns(result: int | None, status: in
     assert run_command(lambda: result) == status
 
 
+def test_ctrl_c_ends_a_command_without_a_traceback() -> None:
+    def work() -> None:
+        raise KeyboardInterrupt
+
+    assert run_command(work) == 130
+
+
 def test_an_input_error_is_printed_as_one_printable_line(capsys: pytest.CaptureFixture[str]) -> None:
     def work() -> None:
         raise InputError("two\nlines, a \x1b[31mcolor and a byte \udce9")

@@ -1,4 +1,4 @@
-"""One process and several processes train on the same images, with the same losses."""
+"""A run of one process and a run of several train on the same images and have the same losses."""
 
 import json
 from pathlib import Path

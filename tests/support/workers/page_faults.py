@@ -1,4 +1,4 @@
-"""Allocates and frees a block of memory 40 times. Prints how often more than half of its pages caused page faults."""
+"""Allocates and frees a block of memory 40 times. Prints how many times most of its pages caused page faults."""
 
 import ctypes
 import resource
