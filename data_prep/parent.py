@@ -7,7 +7,10 @@ PR_SET_PDEATHSIG = 1
 
 
 def signal_on_death_of_parent(number: int) -> None:
-    """Sets the signal that the kernel sends to this process when the thread that started it ends; 0: none."""
+    """Makes the kernel send signal `number` to this process when the thread that started the process ends.
+
+    0: the kernel sends no signal.
+    """
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 

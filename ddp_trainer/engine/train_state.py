@@ -129,8 +129,9 @@ class TrainState:
         """
         self.watch = Stopwatch()
         self.sums.reset()
-        # A step record is computed from `sums - logged_sums`. The reset lowers `sums` to 0, so `logged_sums` is lowered
-        # by the same amount. The next record then also covers the end of the finished epoch.
+        # A step record is computed from `self.sums`, added up over all ranks, minus `self.logged_sums`. The reset has
+        # lowered the former by `sums`, so the latter is lowered by `sums`, too. The next record then also covers the end
+        # of the finished epoch.
         self.logged_sums -= sums
         self.guard.start_epoch()
 

@@ -1,4 +1,4 @@
-"""Records in JSON lines and TensorBoard, and failures of a tracker. whole_path/test_wandb.py tests W&B itself."""
+"""Tests the records in JSON lines and TensorBoard, and failures of a tracker. whole_path/test_wandb.py tests W&B."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The last files of a run: it is done even if its report cannot be written, and resuming it writes missing files."""
+"""A run is done even if its report cannot be written. Resuming a run that was killed at the end completes its files."""
 
 import json
 import shutil
