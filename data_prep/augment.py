@@ -87,9 +87,9 @@ class Augmenter:
             in_even_epochs = random_bits(indices, seed=self.seed, epoch=-1, num_draws=1)[..., 0, :]
             draws[..., FLIP, :] = in_even_epochs ^ (epoch % 2 * HALF)  # the opposite in odd epochs
         if self.config.mixes_pairs:
-            # Both images of a pair get the same weight and box, drawn for the smaller sample index and the smaller
-            # epoch. (With --balance batches, `epoch` is the number of times that an image was drawn before, so it can
-            # differ within a pair.)
+            # Both images of a pair get the same weight and box. Their random bits are those of the smaller sample
+            # index and the smaller `epoch` of the two. (With `--balance batches`, `epoch` counts how often an image was
+            # used before, so it can differ within a pair.)
             first = _smaller_of_pair(epoch) if isinstance(epoch, Tensor) and epoch.dim() else epoch
             bits = random_bits(_smaller_of_pair(indices), seed=self.seed, epoch=first, num_draws=NUM_DRAWS)
             draws[..., MIX, :] = bits[..., MIX, :]

@@ -39,7 +39,7 @@ class JpegReader:
     def read(self, order: np.ndarray) -> Generator[HostBatch, None, None]:
         """Yields batches of the images at positions `order` (N,).
 
-        Raises DamagedImage if an image is not the one that was written, and OSError if reading fails.
+        Raises DamagedImage if an image differs from its checksum or cannot be decoded, and OSError if reading fails.
         """
         ahead = max(BATCHES_AHEAD * -(-self.batch_size // CHUNK), 2 * self.num_workers)
         with open_regular(self.beton) as file:  # not memory-mapped, so that truncation raises an error, not SIGBUS

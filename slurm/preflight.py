@@ -36,7 +36,7 @@ def check(argv: Sequence[str]) -> Checked:
     try:
         dataset = read_dataset(config.data.data_dir)
     except InputError as error:
-        raise InputError(f"{error} (to run data_prep as a job: sbatch slurm/prep.sh, then the arguments of data_prep)") from None
+        raise InputError(f"{error} (as a job: sbatch slurm/prep.sh, followed by the arguments of data_prep)") from None
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     num_images = check_settings(config, dataset, world_size=processes * nodes)
     out, is_finished = config.run.out, False

@@ -130,8 +130,8 @@ class TrainState:
         self.watch = Stopwatch()
         self.sums.reset()
         # A step record is computed from `self.sums`, added up over all ranks, minus `self.logged_sums`. The reset has
-        # lowered the former by `sums`, so the latter is lowered by `sums`, too. The next record then also covers the end
-        # of the finished epoch.
+        # lowered the former by `sums`, so the latter is lowered by `sums`, too. The next record then also covers the
+        # end of the finished epoch.
         self.logged_sums -= sums
         self.guard.start_epoch()
 
