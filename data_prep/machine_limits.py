@@ -48,6 +48,8 @@ def machine_problem(error: BaseException) -> str | None:
         if (limit := _memory_limit()) is None:
             return "there is not enough free memory; close other programs, or prepare fewer or smaller images"
         return f"the memory limit of this shell, {limit / 1e6:,.0f} MB, is too low; raise it with ulimit -v"
+    if isinstance(error, ImportError):
+        return f"a library cannot be loaded: {printable(str(error))}"
     return printable(str(error)) if isinstance(error, OSError) else None
 
 

@@ -57,7 +57,7 @@ def _is_ours(out: Path) -> bool:
         with open_regular(out / MANIFEST) as file:
             text = file.read(MAX_JSON_BYTES + 1)
         if len(text) > MAX_JSON_BYTES:
-            return False  # data_prep writes much smaller files
+            return False  # data_prep's files are smaller: see `read_json`
         content = json.loads(text)
     except (OSError, ValueError, RecursionError):
         return True  # damaged: a file with this name most likely belongs to a dataset

@@ -10,7 +10,6 @@ import dataclasses
 import errno
 import io
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -151,7 +150,7 @@ def _one_line(report: str) -> str:
 
 
 def run_command(work: Callable[[], int | None], *, launched: bool = False, memory_fix: str = FREE_MEMORY) -> int:
-    """Calls `work` and returns the exit status: the result of `work` (None: 0), or 130 after Ctrl-C.
+    """Calls `work` and returns the exit status: the result of `work` (None: 0), or the status for an error.
 
     Some errors are printed as one line. The status is 2 after InputError. It is 1 after DatasetChanged, if a disk
     cannot be written, and if there is not enough memory (then the line ends with `memory_fix`). Other errors are
@@ -168,7 +167,9 @@ def run_command(work: Callable[[], int | None], *, launched: bool = False, memor
                 print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
             return 2
         except KeyboardInterrupt:
-            return 128 + signal.SIGINT
+            # Python prints no traceback, but still ends by SIGINT, so that Ctrl-C also ends a loop of the shell.
+            sys.excepthook = lambda *_: None
+            raise
         except Exception as error:
             problem = str(error) if isinstance(error, DatasetChanged) else _machine_problem(error, memory_fix)
             if problem is None:

@@ -222,8 +222,7 @@ def write_table(sweep: Sweep) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 if all runs are finished or the sweep was stopped, 1 if a run failed.
 
-    After --list or --table, the status is 0. For wrong input, it is 2. After Ctrl-C before the first run starts, it
-    is 130.
+    After --list or --table, the status is 0. For wrong input, it is 2.
     """
 
     def work() -> int:

@@ -46,6 +46,9 @@ def is_inverted(image: Image.Image) -> bool:
 
 
 def tile_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of each tile of a TIFF; (0, 0) if it has no tiles. A tile may be larger than the image."""
+    """(width, height) of each tile of a TIFF; (0, 0) if it has no tiles.
+
+    A tile is decoded as a whole, and may be larger than the image.
+    """
     tags = tags_of(image)
     return int(tags.get(TILE_WIDTH, 0)), int(tags.get(TILE_HEIGHT, 0))

@@ -2,6 +2,8 @@
 
 import io
 import os
+import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -94,11 +96,19 @@ def test_the_exit_status_is_what_the_work_returns(result: int | None, status: in
     assert run_command(lambda: result) == status
 
 
-def test_ctrl_c_ends_a_command_without_a_traceback() -> None:
-    def work() -> None:
-        raise KeyboardInterrupt
-
-    assert run_command(work) == 130
+def test_ctrl_c_ends_a_command_by_sigint_and_without_a_traceback() -> None:
+    code = """
+import time
+from ddp_trainer.command_line import run_command
+run_command(lambda: [print("started", flush=True), time.sleep(60)])
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"started\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate()[1] == b""
+    assert process.returncode == -signal.SIGINT
 
 
 def test_an_input_error_is_printed_as_one_printable_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +131,19 @@ def test_a_lack_of_memory_is_reported_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: there is not enough memory (")
     assert line.endswith(f"); {fix}")
+
+
+def test_library_that_cannot_be_mapped_is_reported_as_a_lack_of_memory_if_memory_is_limited(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        raise ImportError("lib.so: failed to map segment from shared object")
+
+    with pytest.raises(ImportError):
+        run_command(work)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (2**30, 2**30))
+    assert run_command(work) == 1
+    assert "not enough memory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("launched", "is_printed"), [(False, True), (True, False)])

@@ -24,7 +24,10 @@ def test_failure_to_map_a_library_counts_as_a_lack_of_memory_only_under_a_memory
     limit: int, lacking: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
-    assert lacks_memory(ImportError("libtiff.so: failed to map segment from shared object")) == lacking
+    error = ImportError("libtiff.so: failed to map segment from shared object")
+    assert lacks_memory(error) == lacking
+    words = "the memory limit of this shell" if lacking else "a library cannot be loaded: libtiff.so"
+    assert (machine_problem(error) or "").startswith(words)
 
 
 def test_other_errors_of_the_system_are_quoted_and_bugs_are_not_hidden() -> None:

@@ -135,7 +135,7 @@ def test_step_does_not_wait_for_the_device(tiny_dir: Path, changes: dict[str, An
 
 def test_later_steps_do_not_change_a_host_copy_that_is_still_queued(tiny_dir: Path) -> None:
     with restored_settings():
-        trainer = build_for(tiny_dir, GPU)(small_crops="", freeze_late="")  # so that no step waits for a new graph
+        trainer = build_for(tiny_dir, GPU)(small_crops="", freeze_late="")  # freezing and a new graph both wait
         take(trainer, range(3))
         expected, held = snapshot(trainer), batches(trainer, 6)
         # Keep the GPU busy for about 0.3 s, so that the copies are still queued when the steps below are launched.
