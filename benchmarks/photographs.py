@@ -10,7 +10,7 @@ CONTRASTS = (52.0, 16.0, 16.0)  # standard deviations of brightness and of the t
 
 
 class Photographs:
-    """Each call returns a random part of one of a few large scenes. About half of these pictures are mirrored."""
+    """Each call picks one of a few large scenes and returns a random part. About half of these parts are mirrored."""
 
     def __init__(self) -> None:
         generator = np.random.default_rng(0)

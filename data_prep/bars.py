@@ -18,7 +18,7 @@ class Bars:
             console=Console(file=self._stream),
             disable=not sys.stderr.isatty(),
             transient=True,
-            # True moves lines printed to stdout to the terminal, above the bars, even if stdout is a log file.
+            # With True, lines printed to stdout appear on the terminal, above the bars, even if stdout is a log file.
             redirect_stdout=sys.stdout.isatty(),
         )
         self._tasks: dict[str, TaskID] = {}

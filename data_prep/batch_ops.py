@@ -162,9 +162,9 @@ def batch_cutmix(images: Tensor, top: Tensor, left: Tensor, height: Tensor, widt
 def beta_quantiles(alpha: float, count: int = 1025) -> np.ndarray:
     """(count,) quantiles of Beta(alpha, alpha) for evenly spaced probabilities from 0 to 1.
 
-    The density of x, which is distributed as Beta(alpha, alpha), is integrated over another variable, in which it has
-    no poles. For alpha >= 1/2, this is the angle t with x = sin(t)^2. For a smaller alpha, it is u = x^alpha, for x
-    from 0 to 1/2; the quantiles above 1/2 follow by symmetry.
+    Let x be distributed as Beta(alpha, alpha). Its density is integrated over another variable, in which it has no
+    poles. For alpha >= 1/2, this variable is the angle t with x = sin(t)^2. For a smaller alpha, it is u = x^alpha, for
+    x from 0 to 1/2; the quantiles above 1/2 follow by symmetry.
     """
     alpha = float(np.clip(alpha, 1e-8, 1e8))  # if smaller, all weights would round to 0 or 1; if larger, to 1/2
     probabilities = np.linspace(0, 1, count)

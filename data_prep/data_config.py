@@ -13,7 +13,7 @@ class DataConfig:
     """Folder that data_prep wrote."""
     validation: int = 0
     """Hold out this many training images (stratified, fixed by the seed) and evaluate on them instead of the test
-    split. Use this flag to choose settings."""
+    split. Use this flag when you compare settings."""
     calibrate: int = 0
     """Hold out this many training images besides those of --validation (stratified, fixed by the seed) and fit a
     temperature on them when the run ends, so that the model's probabilities say how often it is right."""

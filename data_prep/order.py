@@ -107,7 +107,8 @@ def hold_out(labels: np.ndarray, *, count: int, seed: int) -> tuple[np.ndarray, 
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, len(labels)))))
     shuffled = generator.permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    # Picks every (N / count)-th image of the list sorted by class, and so from each class in proportion to its size.
+    # Picks every (N / count)-th image of the list sorted by class. The number of images picked from each class is
+    # therefore proportional to the size of the class.
     picks = ((np.arange(count) + 0.5) * len(labels) / max(count, 1)).astype(np.int64)
     is_held_out = np.zeros(len(labels), dtype=bool)
     is_held_out[by_class[picks]] = True

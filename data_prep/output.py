@@ -1,6 +1,6 @@
 """Checks the output folder of a dataset, makes a temporary folder in it, and writes lists beside it.
 
-Files that data_prep did not write are not replaced or removed.
+The lists name unreadable images or duplicates. Files that data_prep did not write are not replaced or removed.
 """
 
 import fcntl

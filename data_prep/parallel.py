@@ -20,7 +20,7 @@ def num_threads() -> int:
 def map_in_order(
     function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int = 0
 ) -> Generator[Result, None, None]:
-    """Yields `function(item)` for each item, in the order of the items, computed by `threads` threads.
+    """Yields `function(item)` for each item, in the order of the items. The calls run in `threads` threads.
 
     At most `ahead` results (default: two for each thread) exist at a time, whatever the number of items. An exception
     in `function(item)` is raised in place of the item's result. If the caller stops early, no more items are started.

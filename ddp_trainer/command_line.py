@@ -152,9 +152,9 @@ def _one_line(report: str) -> str:
 def run_command(work: Callable[[], int | None], *, launched: bool = False, memory_fix: str = FREE_MEMORY) -> int:
     """Calls `work` and returns the exit status: the result of `work` (None: 0), or the status for an error.
 
-    Some errors are printed as one line. The status is 2 after InputError. It is 1 after DatasetChanged, if a disk
-    cannot be written, and if there is not enough memory (then the line ends with `memory_fix`). Other errors are
-    raised.
+    Some errors are printed as one line. The status is 2 after InputError. It is 1 if `work` raises DatasetChanged,
+    if a disk cannot be written, or if there is not enough memory (then the line ends with `memory_fix`). Other errors
+    are raised.
 
     `launched`: whether a launcher may start the command in several processes. They all find the same mistake in their
     input, so only the first process of each machine prints an InputError.
@@ -167,7 +167,8 @@ def run_command(work: Callable[[], int | None], *, launched: bool = False, memor
                 print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
             return 2
         except KeyboardInterrupt:
-            # Python prints no traceback, but still ends by SIGINT, so that Ctrl-C also ends a loop of the shell.
+            # With this hook, Python prints no traceback, but still ends by SIGINT, so that Ctrl-C also ends a shell
+            # loop around the command.
             sys.excepthook = lambda *_: None
             raise
         except Exception as error:

@@ -153,7 +153,7 @@ def torch_and_devices(child: Child) -> Iterator[Finding]:
 
 
 def gpus(found: dict) -> Finding:
-    """Checks the GPUs. A driver without a usable GPU is reported, because runs would use the CPU without a word."""
+    """Checks the GPUs. A driver without a usable GPU is reported, because --device auto then just uses the CPU."""
     if found["failure"]:
         detail = f"{'; '.join(found['devices'])}; torch cannot compute on them: {found['failure']}"
         return Finding(PROBLEM, "GPUs", detail, "install a build of torch for this GPU, or train with --device cpu")

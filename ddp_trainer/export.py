@@ -122,7 +122,7 @@ def write_onnx(model: nn.Module, example: Tensor, spec: ModelSpec, path: Path, *
     written = program.model.opset_imports[""]  # differs from `opset` if the exporter cannot write that version
     require(
         written == opset,
-        f"--opset {opset}: torch {torch.__version__} cannot write this network with that version; try {written}",
+        f"--opset {opset}: torch {torch.__version__} cannot write this network with that opset; try {written}",
     )
     program.model.metadata_props["classes"] = json.dumps(spec.classes)
     program.save(path, external_data=False)

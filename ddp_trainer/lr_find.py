@@ -188,7 +188,7 @@ def find_learning_rate(test: RangeTestConfig, stop: StopRequest) -> None:
             stack.enter_context(lock_folder(out))
         stack.enter_context(restored_settings())
         if launch.is_main:
-            # For the picture. It is entered before the test, because `default_style` may raise InputError.
+            # This style is for the picture. It is set before the test, because `default_style` may raise InputError.
             stack.enter_context(default_style())
         runtime = Runtime(config.runtime, stop=stop)
         try:

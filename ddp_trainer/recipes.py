@@ -36,8 +36,8 @@ def _muon(*, epochs: float, small_crops: str) -> TrainConfig:
     over 500 images, so the learning rates of SGD are 500 times as large. The head's rate also accounts for the scale of
     the logits. airbench divides the logits by the number of features, while `custom_resnet` divides them by 8. With the
     512 features of `custom_resnet`, airbench's rate of 0.67 for the head becomes 0.67 * 500 * 8^2 / 512^2. `fast` uses
-    the same rate, although its network has only 384 features. A batch has 500 images instead of 2,000, and the learning
-    rate of Muon is lower by a factor of sqrt(2).
+    the same rate, although its network has only 384 features. A batch has 500 images instead of airbench's 2,000, and
+    the learning rate of Muon is lower than airbench's by a factor of sqrt(2).
 
     Unlike in airbench, the biases of BatchNorm are not decayed, and all weights start from torch's default
     initialization: a whitened stem and dirac initialization did not improve this network. CELU is David Page's
@@ -61,8 +61,8 @@ def fast() -> TrainConfig:
     Command:   accelerate launch -m ddp_trainer.train fast
     Result:    90.11 % (standard deviation 0.51), or 91.20 % (0.06) with test-time augmentation (n = 3)
     Measured:  CIFAR-10 as JPEG files of quality 75, 5,000 test images
-    Hardware:  one CPU core in bf16
-    Time:      31 minutes; three runs shared two cores
+    Hardware:  two CPU cores in bf16
+    Time:      31 minutes per run, with three single-threaded runs at once
 
     For the same number of operations, a network with three quarters of the usual channels sees more images, and so does
     a network that starts with crops of 16 and then 24 pixels. The last three epochs use whole images.

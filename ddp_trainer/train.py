@@ -81,8 +81,8 @@ def train_here(
     """Trains in this process and returns the result, or None on every rank but the main one.
 
     `observer` is called on the main rank; derive it from `ddp_trainer.engine.observer.SilentObserver`. Ctrl-C saves a
-    checkpoint and returns a result whose state is "preempted". A second Ctrl-C raises KeyboardInterrupt. With several
-    ranks, it ends the process instead, because the ranks may be waiting for each other.
+    checkpoint and returns a result whose state is "preempted". A second Ctrl-C raises KeyboardInterrupt or, with
+    several ranks, ends the process, because the ranks may be waiting for each other.
     """
     from ddp_trainer.distributed.launch import Launch
     from ddp_trainer.run.api import configure

@@ -23,7 +23,7 @@ is_supported() { [[ $1 == 3.11 || $1 == 3.12 || $1 == 3.13 ]]; }
 
 # Sets `python` and `version`. If PYTHON is set to anything but python3, only that interpreter is tried. Otherwise,
 # these are tried in order, and the first supported one is used: the interpreter that created .venv, python3,
-# python3.12, python3.13, python3.11. An earlier call may have created .venv with an interpreter that PYTHON named.
+# python3.12, python3.13, python3.11. The first of them may have been chosen with PYTHON in an earlier call.
 find_python() {
   local wanted=${PYTHON:-python3} candidate candidates present
   candidates=("$wanted")

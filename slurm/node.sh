@@ -13,8 +13,8 @@ stop_requested='' child='' interrupted=''
 # Handles a signal from SLURM. On most clusters, SLURM signals only this script, so this function signals the training
 # processes, which are the children of the launcher. On some clusters, SLURM also signals the training processes. They
 # treat SLURM's signal and that of this function as one request. Until the trainer has written status.json in this
-# attempt, it has nothing to save, and perhaps does not handle TERM and USR2 yet. In that case, this function ends the
-# trainer and the launcher with HUP.
+# attempt, it has nothing to save, and perhaps does not handle TERM and USR2 yet. Until then, this function instead ends
+# the trainer and the launcher with HUP.
 on_request() {
   local status
   stop_requested=yes interrupted=yes

@@ -7,7 +7,7 @@
 set -euo pipefail
 
 if [[ ! -f slurm/job.sh ]]; then
-  echo "error: $PWD is not the repository; go there and run bash slurm/sweep.sh" >&2
+  echo "error: $PWD is not the repository; run bash slurm/sweep.sh in the repository" >&2
   exit 2
 fi
 source slurm/job.sh

@@ -33,7 +33,7 @@ def check_accelerate_settings(config: RuntimeConfig) -> None:
     require(
         backend in ("", "no") or config.compile,
         f"your Accelerate configuration compiles the model (dynamo_backend {backend}): pass --compile to the trainer "
-        "instead, and --dynamo_backend no to the launcher",
+        "instead, and --dynamo_backend=no to the launcher",
     )
     steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS") or "1"
     require(

@@ -138,7 +138,7 @@ def _check_launch(config: RuntimeConfig) -> None:
         raise InputError(
             "launched for several processes, but only one was started "
             "(with --cpu or MULTI_CPU, Accelerate starts only one): use accelerate launch --multi_gpu --num_processes "
-            "N ... --device cpu, or unset MASTER_ADDR for one process"
+            "N ... --device cpu, or unset MASTER_ADDR to train with one process"
         )
     if resolve_device(config) == "cuda":
         import torch

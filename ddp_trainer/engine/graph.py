@@ -87,7 +87,7 @@ class GraphedStep:
         if self._batch is None:
             self._batch = Batch(*(column.clone() for column in batch))
             self._draws = draws.clone()
-        self._runtime.synchronize()  # unlike the capture, which also waits for the device, this has a time limit
+        self._runtime.synchronize()  # has a time limit, unlike the wait for the device at the start of the capture
         host_generators = _host_generators()
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         stream = torch.cuda.current_stream()

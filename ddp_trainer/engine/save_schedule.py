@@ -6,8 +6,9 @@ import time
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 
-# On a GPU, an epoch may take less time than a save. So on GPUs, a checkpoint that is not required (see
-# `after_epoch`) is saved only if at least this many seconds have passed since the previous save.
+# On a GPU, an epoch may take less time than a save. So on GPUs, a checkpoint after an epoch is saved only if at
+# least this many seconds have passed since the previous save, or if --validation, --checkpoint-every-steps or the end
+# of the run requires it.
 SECONDS_BETWEEN_EPOCHS = 5.0
 
 

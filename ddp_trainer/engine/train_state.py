@@ -1,7 +1,7 @@
 """The content of a checkpoint: everything on which the rest of a run depends.
 
 The order of the images, their augmentation and the learning rate are pure functions of seed and step, so they need no
-state. The states of torch's generators are saved for networks with dropout.
+state. Dropout draws its numbers from torch's generators, so the states of these generators are saved.
 
 The entries `buffers` (running statistics of BatchNorm), `sums` (of the current epoch) and `generators` differ between
 ranks, so they have one row for each rank.

@@ -127,9 +127,9 @@ def _remember(module: types.ModuleType) -> None:
 
 
 def require_unchanged(name: str) -> None:
-    """Raises InputError if the module of `name`, a MODULE:FUNCTION, was edited after this process had used it.
+    """Raises InputError if `name` is a MODULE:FUNCTION and its module was edited after this process had imported it.
 
-    In a notebook, the run would train the old code, and other commands would then evaluate the new code.
+    Otherwise, a run in a notebook would train the old code, and other commands would then evaluate the new code.
     """
     module = sys.modules.get(name.partition(":")[0])
     spec, file, sha256 = _sources.get(module.__name__ if module else "", (None, "", ""))

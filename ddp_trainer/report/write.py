@@ -1,7 +1,8 @@
 """Writes the report of a run: one self-contained HTML page, and its pictures as separate PNG files.
 
 The report is made from the files in the run directory alone, without GPU, data or W&B. `tracking.run_record` reads
-them; `scores` does the arithmetic; `charts`, `confusion` and `gallery` draw pictures; and `page` builds the page.
+these files; `scores` does the arithmetic; `charts`, `confusion` and `gallery` draw pictures; and `page` builds the
+page.
 """
 
 from collections.abc import Sequence

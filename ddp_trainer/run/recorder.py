@@ -27,7 +27,7 @@ from ddp_trainer.tracking.tracker import Tracker, build_tracker
 class SilentRecorder(SilentObserver):
     """The recorder of every rank but the main one. It records nothing."""
 
-    extra_observer: Observer | None = None  # from the caller of `train`; the main rank forwards steps and records to it
+    extra_observer: Observer | None = None  # from the caller of `train`; on the main rank, it gets each step and record
 
     def say(self, line: str) -> None:
         pass

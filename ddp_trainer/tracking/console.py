@@ -17,7 +17,8 @@ from rich.console import Console
 Values = Callable[[], Mapping[str, float]]
 
 DRAW_SECONDS = 0.5  # minimum time between two updates of the bar; each update waits for the device
-LINE_SECONDS = (10.0, 30.0)  # shortest and longest time between log lines; otherwise, a tenth of an epoch
+# Shortest and longest time between log lines. Between these limits, log lines are a tenth of an epoch apart.
+LINE_SECONDS = (10.0, 30.0)
 BAR_CELLS, MIN_BAR_CELLS = 24, 6
 
 

@@ -13,7 +13,7 @@ Record = Mapping[str, float | int | str]
 
 
 class Log(Protocol):
-    """Something that records can be logged to."""
+    """A destination for the records of a run."""
 
     def log_step(self, record: Record) -> None: ...
 

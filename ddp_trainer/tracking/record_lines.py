@@ -25,7 +25,7 @@ def read_epochs(path: Path) -> tuple[Record, ...]:
         record = _parse_record(line)
         if record is not None and 1 <= record.get("epoch", 0) <= 1e9:
             records[record["epoch"]] = record
-        elif number < len(lines):  # a last line without a newline was cut off, and is left out
+        elif number < len(lines):  # a newline ends this line, so no crash cut it off
             raise InputError(f"{path}, line {number}: not the JSON record of an epoch; remove the line")
     return tuple(records[epoch] for epoch in sorted(records))
 

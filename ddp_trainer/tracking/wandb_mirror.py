@@ -130,7 +130,7 @@ class WandBMirror:
         def close() -> None:
             run = self._tracker.run
             try:
-                if failed:  # not after a preemption, because the resumed run will log the waiting record
+                if failed:  # after a preemption (not failed), the resumed run logs the waiting record
                     self._log_waiting()
                 if summary is not None:
                     run.summary.update({f"final/{name}": value for name, value in summary.items()})

@@ -58,14 +58,15 @@ def resolve_mode(wanted: str, load_settings: Callable[[], Any]) -> str:
 def has_credentials(base_url: str | None = None) -> bool:
     """True if the environment has a key or a token file, or if the netrc file has a login for W&B's server.
 
-    W&B itself is not asked, because some of its versions would start the service, and ask for a key on the terminal.
+    W&B itself is not asked, because some of its versions would start its background service and ask for a
+    key on the terminal.
     """
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     try:
         host = urlsplit(os.environ.get("WANDB_BASE_URL") or base_url or "https://api.wandb.ai").netloc
         file = netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc")
-    except (OSError, RuntimeError, ValueError, netrc.NetrcParseError):  # ValueError: an invalid URL, or not UTF-8
+    except (OSError, RuntimeError, ValueError, netrc.NetrcParseError):  # ValueError: invalid URL, or file not UTF-8
         return False
     hosts = ["api.wandb.ai", "api.forge.coreweave.com"] if host == "api.wandb.ai" else [host]
     return any(file.authenticators(each) for each in hosts)

@@ -40,7 +40,8 @@ def _broken(fault: str, data: Path, folder: Path, times: int, rng: random.Random
             # A frozen rank cannot end by itself, so nothing is gained by waiting for it.
             codes = job.wait(PROMISED[fault], grace=0.0 if fault == "frozen" else GRACE_SECONDS)
             outcome.took(time.monotonic() - started)
-            # The exit status is None if `Job.wait` had to kill the rank. A real launcher would kill a frozen rank, too.
+            # The exit status is None if `Job.wait` had to kill the rank. This is acceptable only for the frozen rank,
+            # which a real launcher would also have to kill.
             good = training and all(code != 0 for code in codes) and codes[survivor] is not None
             good &= fault == "frozen" or codes[victim] is not None
             outcome.count(good, f"rank {victim} {fault}: {codes}")
@@ -48,7 +49,7 @@ def _broken(fault: str, data: Path, folder: Path, times: int, rng: random.Random
 
 
 def exact_counts(data: Path, folder: Path, world_sizes: Sequence[int]) -> Outcome:
-    """Evaluates 40 test images with each number of ranks; 40 is not a multiple of 3 or 7."""
+    """Evaluates 40 test images with each number of ranks. By default, these include 3 and 7, which do not divide 40."""
     sizes = ", ".join(map(str, world_sizes))
     outcome = Outcome(f"evaluation with these numbers of ranks: {sizes}", promise="each test image is counted once")
     for size in world_sizes:

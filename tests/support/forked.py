@@ -25,8 +25,9 @@ def run(
 ) -> int | None:
     """Runs `program` (MODULE:FUNCTION) in each process. Returns the first exit status that is not 0.
 
-    If there is none, returns 0, or None if a process had to be killed. The output of all processes goes to the files
-    stdout and stderr in `folder`. As under a launcher, all ranks are ended if one of them fails.
+    If all are 0, returns 0. If a process had to be killed and no other one failed, returns None. The output of all
+    processes goes to the files stdout and stderr in `folder`. As under a launcher, all ranks are ended if one of them
+    fails.
     """
     port = free_port()
     ranks = [{} if processes == 1 else rank_environment(rank, processes, port) for rank in range(processes)]

@@ -181,7 +181,7 @@ class Cluster:
         for number, port in enumerate(ports[1:], 1):
             text += NODE.format(number=number, host=host, port=port, gpus=NUM_GPUS)
         self.conf.write_text(text + PARTITIONS)
-        for number in range(NUM_GPUS):  # not a real GPU: SLURM only assigns its number to jobs
+        for number in range(NUM_GPUS):  # no real GPUs are needed: SLURM only assigns their numbers to jobs
             (folder / f"gpu{number}").symlink_to("/dev/null")
         gpus = f"NodeName=127.0.0.[1-{NUM_NODES}] Name=gpu File={folder}/gpu[0-{NUM_GPUS - 1}]\n"
         (folder / "gres.conf").write_text(gpus)

@@ -67,7 +67,7 @@ def test_save_removes_checkpoints_of_later_steps(tmp_path: Path) -> None:
     checkpoint_saver = CheckpointSaver(tmp_path, keep=1)
     checkpoint_saver.save(state(25), step=25)
     checkpoint_saver.close()
-    assert names(tmp_path) == ["step-00000010", "step-00000025"], "not the best and the newest checkpoint"
+    assert names(tmp_path) == ["step-00000010", "step-00000025"], "the kept checkpoints are not the best and the newest"
 
 
 def test_later_steps_do_not_change_the_state_that_is_being_saved(tmp_path: Path, device: torch.device) -> None:

@@ -38,7 +38,7 @@ def test_initial_weights_with_matching_names_and_shapes_are_loaded(tmp_path: Pat
 def test_the_check_of_widths_does_not_fail_if_a_run_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The function that reads the weights reports the error."""
+    """`load_initial_weights`, which is called after this check, reports the error."""
 
     def refuse(path: Path, **_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))

@@ -1,4 +1,4 @@
-"""The --out folder is checked before any image is read, and lists of image files are written beside it."""
+"""The --out folder is checked before any image is read, and lists of image files are written beside that folder."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def test_an_empty_name_is_refused(
 
 
 @pytest.mark.parametrize("value", ["1e3", "0"])
-def test_a_pixel_limit_that_is_no_positive_whole_number_is_refused(value: str, photos: Path) -> None:
+def test_a_pixel_limit_that_is_not_a_positive_whole_number_is_refused(value: str, photos: Path) -> None:
     command = [sys.executable, "-m", "data_prep", "--source", "folder", "--root", photos, "--out", photos / "out"]
     env = environment(DATA_PREP_MAX_PIXELS=value)
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)

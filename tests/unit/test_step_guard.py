@@ -26,7 +26,7 @@ from tests.support.narrow import WIDTHS, narrow_settings, narrow_trainer, single
 
 
 class ScaledOptimizer:
-    """An optimizer that steps through a gradient scaler, as in an fp16 run."""
+    """An optimizer whose `step` goes through a gradient scaler, as in an fp16 run."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
         self.optimizer, self.scaler = optimizer, scaler

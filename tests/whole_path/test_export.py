@@ -147,7 +147,7 @@ def test_the_file_has_the_requested_opset(small_run: Path, opset: int, capfd: py
     [
         (
             ("--format", "onnx", "--opset", "13"),
-            f"--opset 13: torch {torch.__version__} cannot write this network with that version",
+            f"--opset 13: torch {torch.__version__} cannot write this network with that opset",
         ),
         (("--format", "onnx", "--opset", "0"), "--opset must be at least 1, got 0"),
         (("--format", "torch", "--opset", "18"), "--opset works only with --format onnx"),

@@ -85,7 +85,7 @@ def test_careless_changes_that_make_the_host_wait_are_detected(steps: Cases, cas
     assert steps[case]["waits"] != ONE_STEP_LATE
 
 
-def test_tests_for_a_gpu_that_forbid_waits_also_pass_here(cuda: dict[str, str]) -> None:
+def test_gpu_tests_that_forbid_waits_also_pass_here(cuda: dict[str, str]) -> None:
     """These tests check no computed values. Running them here finds mistakes in the tests before they fail on a GPU."""
     tests = ("tests/whole_path/test_gpu.py", "tests/whole_path/test_step_options.py")
     chosen = ("-k", "does_not_wait or growing_crops", "-p", "no:cacheprovider", "-q")
@@ -153,7 +153,7 @@ def ranks(cuda: dict[str, str], synthetic_dir: Path) -> Cases:
 
 @pytest.mark.parametrize("case", RANKS)
 def test_two_ranks_capture_collectives_and_free_the_graphs_before_leaving_the_group(ranks: Cases, case: str) -> None:
-    """`illegal` would also list ncclCommDestroy if a graph still used the communicator. NCCL would then hang."""
+    """`illegal` would also list ncclCommDestroy if a graph still used the communicator: the real call would hang."""
     found = ranks[case]
     assert (found["illegal"], found["said"]) == ([], [])
     assert len(found["graphs"]) == found["steps"]

@@ -34,7 +34,7 @@ def start(file: str, *flags: str, port: int | None = None) -> subprocess.Popen[s
 
 
 def worlds(*processes: subprocess.Popen[str]) -> list[tuple[int, int, int]]:
-    """Returns (rank, world size, number of processes that it reached) of every worker, sorted by rank."""
+    """Returns (rank, world size, number of processes reached) of every worker, sorted by rank."""
     found = []
     for process in processes:
         stdout, stderr = process.communicate(timeout=120)

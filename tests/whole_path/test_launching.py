@@ -87,7 +87,7 @@ def test_an_invalid_environment_is_reported_in_one_line_before_torch_is_imported
 def test_variables_of_accelerate_do_not_change_the_weights(tiny_dir: Path, tmp_path: Path) -> None:
     words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--max-steps", "2")
     odd = {"PMI_RANK": "1", "LOCAL_RANK": "0", "ACCELERATE_MIXED_PRECISION": "fp16", "ACCELERATE_DEBUG_MODE": "?"}
-    # With the variables of `odd`, the run looks as if Accelerate had started it, so it uses all cores.
+    # The run with `odd` looks as if Accelerate had started it, so it uses all cores. The plain run must do the same.
     cores = str(len(os.sched_getaffinity(0)))
     for name, changes in (("plain", {}), ("odd", odd)):
         done = run(NARROW, *words, "--out", tmp_path / name, env={"OMP_NUM_THREADS": cores, **changes})

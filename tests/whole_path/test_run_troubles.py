@@ -94,7 +94,7 @@ def test_a_folder_that_another_run_is_using_is_refused(tmp_path: Path) -> None:
     ("name", "kind"),
     [("metrics.jsonl", "file"), ("predictions.npz", "file"), ("model.safetensors", "file"), ("checkpoints", "folder")],
 )
-def test_a_folder_in_place_of_a_file_of_the_run_is_refused_and_the_reverse(
+def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_a_folder_are_refused(
     name: str, kind: str, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").touch()

@@ -77,7 +77,7 @@ def test_losses_do_not_depend_on_the_number_of_ranks(losses: Path, name: str, to
     one, two, three = (json.loads((losses / f"{name}-{size}.json").read_text()) for size in (1, 2, 3))
     assert len(one) == STEPS[name]
     assert len(set(one)) == len(one), "two steps have the same loss"
-    if name == "float64":  # in float32, the learning rate is so low that the loss hardly falls in 12 steps
+    if name == "float64":  # not float32, whose learning rate is so low that the loss hardly falls in 12 steps
         assert np.mean(one[-10:]) < np.mean(one[:10])
     assert two == pytest.approx(one, rel=tolerance)
     assert three == pytest.approx(one, rel=tolerance)

@@ -50,7 +50,7 @@ def test_every_step_and_epoch_is_recorded_once_in_json_lines_and_in_wandb(offlin
     assert steps_in(offline_run) == expected_steps(1, 2, 3)
 
 
-def test_wandb_receives_the_axes_the_names_the_settings_and_the_exit_status(offline_run: Path) -> None:
+def test_wandb_receives_axes_names_settings_and_the_exit_status(offline_run: Path) -> None:
     entries = read_records(offline_run)
     metrics = {metric.name: metric for metric in of_kind(entries, "metric")}
     assert metrics["test_accuracy"].summary.max
@@ -97,7 +97,7 @@ def test_the_summary_has_the_best_and_the_final_accuracy(offline_run: Path) -> N
     assert summary["final/test_accuracy"] == 0.5
 
 
-def test_the_confusion_matrix_the_mistakes_and_the_model_match_the_files_of_the_run(offline_run: Path) -> None:
+def test_confusion_matrix_mistakes_and_model_match_the_files_of_the_run(offline_run: Path) -> None:
     (results,) = [row for row in read_history(offline_run) if not {"epoch", "step/epoch"} & set(row)]
     assert {name.split(".")[0] for name in results} == {"confusion_matrix_table", "misclassified"}
     with np.load(offline_run / "predictions.npz") as found:

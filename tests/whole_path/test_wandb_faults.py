@@ -88,7 +88,10 @@ print("done")
 def test_a_dead_or_frozen_wandb_service_causes_one_warning_after_a_limited_wait(
     tmp_path: Path, name: str, steps: int
 ) -> None:
-    """After a few hundred records, the socket to a frozen service is full, and W&B would block the next call."""
+    """After a few hundred records, the socket to a frozen service is full.
+
+    Without a time limit, the next call to W&B would then block forever.
+    """
     done = subprocess.run(
         [sys.executable, "-c", FROZEN, str(tmp_path), name, str(steps)],
         capture_output=True,

@@ -1,4 +1,7 @@
-"""Allocates and frees a block of memory 40 times. Prints how many times most of its pages caused page faults."""
+"""Allocates and frees a block of memory 40 times.
+
+Prints in how many of these rounds most pages of the block caused page faults.
+"""
 
 import ctypes
 import resource
