@@ -45,8 +45,7 @@ class SpoolWriter:
             raise ValueError(f"labels must be integers of shape ({len(images)},), got {labels.shape} {labels.dtype}")
         if labels.min() < 0 or labels.max() >= self._num_classes:
             raise ValueError(
-                f"labels must be 0 to {self._num_classes - 1}, the positions of the classes, got {labels.min()} to "
-                f"{labels.max()}"
+                f"labels must be positions of classes, 0 to {self._num_classes - 1}; got {labels.min()} to {labels.max()}"
             )
 
 

@@ -11,15 +11,15 @@ source slurm/job.sh
 stop_requested='' child='' interrupted=''
 
 # Handles a signal from SLURM. On most clusters, SLURM signals only this script, so this function signals the training
-# processes, which are the children of the launcher. On some clusters, SLURM also signals the training processes. They
-# treat SLURM's signal and that of this function as one request. Until the trainer has written status.json in this
+# processes, which are the children of the launcher. On some clusters, SLURM also signals the training processes
+# directly. The two signals then count as one request to stop. Until the trainer has written status.json in this
 # attempt, it has nothing to save, and perhaps does not handle TERM and USR2 yet. Until then, this function instead ends
 # the trainer and the launcher with HUP.
 on_request() {
   local status
   stop_requested=yes interrupted=yes
   [[ $child ]] || return 0
-  # A signal may end `stat`. Then its output is empty although the file exists, and it is run again.
+  # If the output of `stat` is empty although the file exists, a signal has ended `stat`, so it is run again.
   until status=$(stat_of "$STATUS") && [[ $status || ! -e $STATUS ]]; do :; done
   if [[ $status == "$STATUS_BEFORE" ]]; then
     kill -HUP -- "-$child" 2>/dev/null || true

@@ -29,7 +29,7 @@ def stage(data_dir: Path, copy: Path) -> None:
 
 
 def _unusable(data_dir: Path, problem: str) -> InputError:
-    return InputError(f"{data_dir} {problem}; choose another DDP_STAGE_DIR, or leave it empty")
+    return InputError(f"{data_dir} {problem}; set DDP_STAGE_DIR to another folder, or unset it")
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """Jobs on a real SLURM: several nodes, preemption, time limits, lost processes, cancellation, staging, sweeps.
 
-One job is interrupted twice. Most of the time, it is in the queue, waiting to run again. To use this time, a thread
+One job is interrupted twice. It spends most of its time in the queue, waiting to run again. To use this time, a thread
 interrupts the job while the other tests run.
 """
 

@@ -87,7 +87,7 @@ def test_page_loads_no_other_file_and_describes_every_picture(complete):
         assert (run / "report" / name).read_bytes().startswith(b"\x89PNG\r\n")
 
 
-def test_page_shows_the_figures_in_the_run_directory(complete):
+def test_page_shows_the_numbers_in_the_run_directory(complete):
     _, found, page = complete
     low, high = wilson_interval(found["correct"], found["total"])
     predicted = found["probabilities"].argmax(axis=1)

@@ -72,7 +72,7 @@ NO_IMAGES = Split(np.zeros((0, 16, 16, 3), np.uint8), np.zeros(0, int))
         (image_set(classes=("a", "b", "a")), "classes must have different names, got 'a' 2 times"),
         (
             image_set(test=Split(np.zeros((2, 16, 16, 3), np.uint8), np.array([0, 2]))),
-            r"labels must be 0 to 1, the positions of the classes, got 0 to 2",
+            r"labels must be positions of classes, 0 to 1; got 0 to 2",
         ),
         (
             image_set(test=Split(np.zeros((1, 16, 20, 3), np.uint8), np.zeros(1, int))),
