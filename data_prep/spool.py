@@ -44,9 +44,8 @@ class SpoolWriter:
         if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(f"labels must be integers of shape ({len(images)},), got {labels.shape} {labels.dtype}")
         if labels.min() < 0 or labels.max() >= self._num_classes:
-            raise ValueError(
-                f"labels must be positions of classes, 0 to {self._num_classes - 1}; got {labels.min()} to {labels.max()}"
-            )
+            highest = self._num_classes - 1
+            raise ValueError(f"labels must be positions of classes, 0 to {highest}; got {labels.min()} to {labels.max()}")
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def test_importing_has_no_side_effects(tmp_path: Path) -> None:
     assert heavy.isdisjoint(name.split(".")[0] for name in seen["loaded"])
     assert seen["after"] == seen["before"]
     assert (seen["alive"], seen["cuda"], seen["joined"]) == (1, False, False)
-    assert seen["limited"], "Pillow's limit on the size of images was off after the import of the modules that a run uses"
+    assert seen["limited"], "Pillow's limit on the size of images was off after the imports of a run"
     assert list(tmp_path.iterdir()) == []
 
 
