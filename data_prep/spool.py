@@ -43,9 +43,9 @@ class SpoolWriter:
             )
         if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(f"labels must be integers of shape ({len(images)},), got {labels.shape} {labels.dtype}")
-        if labels.min() < 0 or labels.max() >= self._num_classes:
-            highest = self._num_classes - 1
-            raise ValueError(f"labels must be positions of classes, 0 to {highest}; got {labels.min()} to {labels.max()}")
+        lowest, highest, last_class = labels.min(), labels.max(), self._num_classes - 1
+        if lowest < 0 or highest > last_class:
+            raise ValueError(f"labels must be positions of classes, 0 to {last_class}; got {lowest} to {highest}")
 
 
 @contextmanager
