@@ -64,11 +64,11 @@ def _is_ours(out: Path) -> bool:
     return isinstance(content, dict) and "format_version" in content
 
 
-def _contains(path: Path, words: bytes, *, within: int) -> bool:
-    """Whether `words` are among the first `within` bytes of a file. False if the file is missing or unreadable."""
+def _is_our_list(path: Path) -> bool:
+    """Whether a file starts with LIST_HEADER. False if the file is missing or unreadable."""
     try:
         with open_regular(path) as file:
-            return words in file.read(within)
+            return file.read(len(LIST_HEADER)) == LIST_HEADER
     except OSError:
         return False
 
@@ -115,7 +115,7 @@ def remove_left_behind(out: Path) -> None:
 def remove_lists(out: Path, *names: str) -> None:
     """Removes OUT.NAME.txt for each of `names`, if an earlier data_prep wrote it."""
     for path in (_list_file(out, name) for name in names):
-        if _contains(path, LIST_HEADER, within=len(LIST_HEADER)):
+        if _is_our_list(path):
             with suppress(OSError):
                 path.unlink()
 
@@ -130,7 +130,7 @@ def write_list(out: Path, name: str, lines: Sequence[str]) -> str:
     Returns text that says where the list is, or why it could not be written.
     """
     path = _list_file(out, name)
-    if path.is_file() and not _contains(path, LIST_HEADER, within=len(LIST_HEADER)):
+    if path.is_file() and not _is_our_list(path):
         return f"not listed, because {shell_path(path)} exists and was not written by data_prep; rename that file"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -62,8 +62,8 @@ def _convolution_backward_flops(
 ) -> int:
     """Operations of the backward pass: each of the two gradients takes as many as the forward pass.
 
-    This replaces torch's own formula. In torch 2.15, that formula counts too many
-    operations for the gradient of the filters of a grouped convolution, by a factor of `groups`.
+    This replaces torch's own formula. In torch 2.15, that formula counts too many operations for the gradient of the
+    filters of a grouped convolution, by a factor of `groups`.
     """
     from torch.utils.flop_counter import conv_flop_count
 
