@@ -33,9 +33,10 @@ from data_prep.files import replace_file, write_json
 from ddp_trainer.command_line import SMALLER_STEPS, parse_flags, program_name, run_command, take_recipe
 from ddp_trainer.config import NetworkConfig, OptimConfig, RunConfig, RuntimeConfig, TrainConfig
 from ddp_trainer.distributed.launch import Launch, check_machine
+from ddp_trainer.distributed.process_end import exit_process
 from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.distributed.runtime import Runtime
-from ddp_trainer.distributed.signals import Preempted, StopRequest, exit_process
+from ddp_trainer.distributed.signals import Preempted, StopRequest
 from ddp_trainer.engine.build import build_trainer, prepare_network
 from ddp_trainer.engine.metrics import Averages, averages
 from ddp_trainer.engine.passes import resolve_passes

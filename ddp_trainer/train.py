@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.streams import forgiving_output
 from ddp_trainer.distributed.faults import reported_faults
-from ddp_trainer.distributed.signals import Preempted, StopRequest, exit_process
+from ddp_trainer.distributed.process_end import exit_process, release_run
+from ddp_trainer.distributed.signals import Preempted, StopRequest
 
 if TYPE_CHECKING:
     from ddp_trainer.config import TrainConfig
@@ -90,7 +91,10 @@ def train_here(
     config = configure(recipe, settings)
     stop = StopRequest(keeps_process=Launch.from_environment().world_size == 1)
     with forgiving_output(), stop.listening(), reported_faults():
-        return train(config, stop, observer=observer)
+        try:
+            return train(config, stop, observer=observer)
+        finally:
+            release_run()
 
 
 @forgiving_output()

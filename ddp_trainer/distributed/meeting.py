@@ -14,12 +14,17 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+# DDP imports this module, and the module keeps the default process group that it finds then, until the process ends.
+# So it is imported here, before there is a process group.
+import torch.distributed.nn.functional
+
 from data_prep.errors import require
 from ddp_trainer.distributed.launch import Launch
 from ddp_trainer.distributed.signals import StopRequest
 
 PATIENCE_SECONDS = 10.0
 _runs = itertools.count()  # numbers the runs of this process
+_store: object = None  # the key-value store of the last run
 
 
 @contextlib.contextmanager
@@ -33,6 +38,7 @@ def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
     if launch.world_size == 1:
         yield
         return
+    _use_new_keys()
 
     def report() -> None:
         if launch.local_rank == 0:
@@ -50,16 +56,27 @@ def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
         timer.cancel()
         timer.join()  # otherwise, a `report` that has already begun could undo the next line
         stop.end_at_first_signal(False)
+    _keep_store()
 
 
-def use_new_keys() -> None:
-    """Gives this run its own keys in the launcher's key-value store. No earlier run of this process has used them.
+def _use_new_keys() -> None:
+    """Gives this run its own keys in the processes' key-value store. No earlier run of this process has used them.
 
-    Call it before the processes join. The keys contain the numbers of the process groups, which torch counts from 0 in
-    each run. Without this call, a second run would find the addresses that the first run left in the store.
+    The keys contain the numbers of the process groups, which torch counts from 0 in each run. Without this call, a
+    second run would find the addresses that the first run left in the store.
     """
     if not dist.is_initialized():
         dist.distributed_c10d._world.group_count = 100 * next(_runs)
+
+
+def _keep_store() -> None:
+    """Keeps the processes' key-value store for the next run of this process.
+
+    Without a launcher, the main process serves the store to the others. If the store ended with the run, a process that
+    begins its next run before the main process does could connect to the old store, and both processes would fail.
+    """
+    global _store
+    _store = dist.distributed_c10d._get_default_store()
 
 
 def control_group(timeout: timedelta) -> dist.ProcessGroup:

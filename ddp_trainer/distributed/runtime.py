@@ -22,7 +22,7 @@ from ddp_trainer.distributed.gloo_interface import choose_interface
 from ddp_trainer.distributed.hardware import cpu_name, require_usable, resolve_device, resolve_precision
 from ddp_trainer.distributed.host_memory import keep_freed_memory
 from ddp_trainer.distributed.launch import Launch, check_machine
-from ddp_trainer.distributed.meeting import control_group, meeting, require_agreement, set_timeout, use_new_keys
+from ddp_trainer.distributed.meeting import control_group, meeting, require_agreement, set_timeout
 from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.distributed.stop_agreement import StopAgreement
 from ddp_trainer.distributed.sync_batchnorm import synchronize_batchnorm
@@ -56,7 +56,6 @@ class Runtime:
         timeout = timedelta(seconds=max(config.process_group_timeout, STARTUP_SECONDS))
         launch = Launch.from_environment()
         on_cpu = resolve_device(config) == "cpu"  # before environment_of hides ACCELERATE_USE_CPU
-        use_new_keys()
         with meeting(launch, stop):
             with environment_of(launch.variables()):
                 self._accelerator = self._build_accelerator(timeout, on_cpu=on_cpu)

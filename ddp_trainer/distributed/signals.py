@@ -172,16 +172,3 @@ def stopping_with_the_launcher() -> Iterator[None]:
     finally:
         if launched:
             signal_on_death_of_parent(0)
-
-
-def exit_process(status: int) -> None:
-    """Ends this process. After a failure, skips all clean-up, because it might wait forever for a rank that is gone.
-
-    Ranks other than the main one skip clean-up after a success, too. They have nothing left to write, and a thread of
-    torch that outlives the interpreter may abort the process, which the launcher would report as a failed run.
-    """
-    if status or os.environ.get("RANK", "0") != "0":
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(0)

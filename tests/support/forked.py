@@ -54,7 +54,7 @@ def _wait(children: Sequence[BaseProcess], timeout: float) -> None:
 
 def _run(program: str, arguments: list[str], folder: Path, env: dict[str, str]) -> None:
     """Runs `program` and ends the process. Called in each forked process."""
-    from ddp_trainer.distributed.signals import exit_process
+    from ddp_trainer.distributed.process_end import exit_process
 
     os.environ.clear()
     os.environ.update(env)

@@ -15,7 +15,7 @@ from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.launch import check_machine
 from ddp_trainer.distributed.meeting import PATIENCE_SECONDS
 from tests.support.forked import free_port
-from tests.support.trainer import NARROW, REPOSITORY, SEVERAL, environment, run, start, wait_for_epochs
+from tests.support.trainer import NARROW, REPOSITORY, environment, fork, run, start, wait_for_epochs
 
 PAIR = {
     "RANK": "0",
@@ -125,24 +125,13 @@ def test_processes_that_were_started_differently_are_refused(
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-SEEDS = """
-import sys, ddp_trainer
-for seed in range(3):
-    settings = {"data_dir": sys.argv[1], "device": "cpu", "widths": (4, 4, 4, 4), "max_steps": 2}
-    ddp_trainer.train("smoke", seed=seed, out=f"{sys.argv[2]}/{seed}", **settings)
-"""
-
-
-def test_a_script_with_several_runs_works_with_two_processes(tiny_dir: Path, tmp_path: Path) -> None:
-    (tmp_path / "seeds.py").write_text(SEEDS)
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *SEVERAL, "--num_processes", "2"]
-    done = subprocess.run(
-        [*launcher, tmp_path / "seeds.py", tiny_dir, tmp_path],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+@pytest.mark.parametrize("launched", [True, False])
+def test_several_runs_in_the_same_processes(launched: bool, tiny_dir: Path, tmp_path: Path) -> None:
+    program = "tests.support.workers.several_runs"
+    if launched:
+        done = run(program, tiny_dir, tmp_path, processes=2)
+    else:  # without a launcher, the main process serves the key-value store
+        done = fork(tiny_dir, tmp_path, program=f"{program}:main", processes=2)
     assert done.returncode == 0, done.stderr
     assert all(json.loads((tmp_path / str(seed) / "summary.json").read_text())["steps"] == 2 for seed in range(3))
 

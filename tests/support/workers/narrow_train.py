@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 import ddp_trainer.run.outputs
-from ddp_trainer.distributed.signals import exit_process
+from ddp_trainer.distributed.process_end import exit_process
 from ddp_trainer.train import main
 
 NARROW = ("--widths", "8", "8", "16", "16")
