@@ -12,7 +12,7 @@ from typing import NoReturn
 from data_prep.bars import Bars
 from data_prep.dataset import DatasetInfo, write_dataset
 from data_prep.encoding import DEFAULT_QUALITY, ENCODINGS, Encoding
-from data_prep.errors import InputError, printable, shell_path
+from data_prep.errors import InputError, printable, require, shell_path
 from data_prep.machine_limits import machine_problem
 from data_prep.output import check_out, out_folder, remove_lists, write_list
 from data_prep.sources import MAX_NAMED, SOURCES, Source, UnreadableImagesError
@@ -83,9 +83,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         add(name, type=int, metavar="N", help=f"{words}; needs --source synthetic (default: {default})")
     options = parser.parse_args(argv)
     for name, sources in ONLY_FOR.items():
-        if getattr(options, name) is not None and options.source not in sources:
-            flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} needs --source {' or '.join(sources)}, got --source {options.source}")
+        flag, is_allowed = "--" + name.replace("_", "-"), getattr(options, name) is None or options.source in sources
+        require(is_allowed, f"{flag} needs --source {' or '.join(sources)}, got --source {options.source}")
     return _fill_in(options)
 
 
@@ -95,17 +94,15 @@ def _fill_in(options: argparse.Namespace) -> argparse.Namespace:
         "size": DEFAULT_SIZE,
         "seed": 0,
         "skip_unreadable": False,
+        "quality": DEFAULT_QUALITY if options.encoding == "jpeg" else None,
         "train_count": DEFAULT_TRAIN_COUNT,
         "test_count": DEFAULT_TEST_COUNT,
     }
     for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    if options.encoding == "jpeg" and options.quality is None:
-        options.quality = DEFAULT_QUALITY
     options.encoding = Encoding(options.encoding, options.quality)
-    if options.seed < 0:
-        raise InputError(f"--seed must be 0 or more, got {options.seed}")
+    require(options.seed >= 0, f"--seed must be 0 or more, got {options.seed}")
     return options
 
 
@@ -217,15 +214,18 @@ class _Stopper:
 
 @forgiving_output()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 on success, 1 on a system error, 2 on wrong input, 128 + signal if interrupted."""
+    """Exit status: 0 on success, 1 on a system error, 2 on wrong input, 128 + signal (SIGINT: KeyboardInterrupt)."""
     stopper = _Stopper()
     try:
         return _run(argv, stopper)
     except BaseException:
         if not stopper.number:
             raise
-        name = signal.Signals(stopper.number).name
-        print(f"interrupted by {name}: incomplete files were removed", file=sys.stderr, flush=True)
+        print(f"interrupted by {signal.Signals(stopper.number).name}: incomplete files were removed", file=sys.stderr)
+        if stopper.number == signal.SIGINT:
+            # Without a traceback, Python still ends by SIGINT, so that Ctrl-C also ends a shell loop around it.
+            sys.excepthook = lambda *_: None
+            raise KeyboardInterrupt from None
         return 128 + stopper.number
 
 

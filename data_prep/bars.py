@@ -1,8 +1,9 @@
 """Progress bars of data preparation, drawn by rich."""
 
-import os
 import sys
 from typing import Self
+
+from data_prep.streams import unfailing_copy
 
 
 class Bars:
@@ -13,7 +14,7 @@ class Bars:
         from rich.progress import Progress, TaskID
 
         # The bars use a copy of stderr, because stderr itself is redirected to collect the output of decoders.
-        self._stream = os.fdopen(os.dup(2), "w")
+        self._stream = unfailing_copy(2)
         self._progress = Progress(
             console=Console(file=self._stream),
             disable=not sys.stderr.isatty(),

@@ -20,7 +20,7 @@ def write_betons(
     """Writes `folder`/NAME.beton for each split in `names`, from the temporary files of the module `spool`.
 
     The same input gives the same bytes. When FFCV's writer fails, it waits forever. It therefore runs in a child
-    process that exits at the first exception, is killed if it makes no progress, and ends when this process ends.
+    process that exits at the first exception, is killed if it stalls before the last image, and ends with this process.
     `progress` is called with the name of a split and the number of its images written so far. Raises MemoryError if the
     machine lacks memory, OSError for errors of the system, such as a full disk, and ChildProcessError for other errors.
     """
@@ -44,19 +44,20 @@ def write_betons(
 def _follow(child: subprocess.Popen[str], progress: Callable[[str, int], object]) -> None:
     """Reports progress until the child has finished. Raises an exception if it fails or stalls."""
     assert child.stdout is not None and child.stderr is not None
-    patience = START_SECONDS
+    patience: float | None = START_SECONDS
     while select([child.stdout], [], [], patience)[0]:
-        patience = STALL_SECONDS
         line = child.stdout.readline()
         if not line:
             break
         if line.startswith("!"):
             raise _failure(line[1:].strip())
-        written, name = line.split(maxsplit=1)
+        written, total, name = line.split(maxsplit=2)
+        # After the last image, the file is closed. On a network file system, this may take minutes.
+        patience = None if written == total else STALL_SECONDS
         progress(name.strip(), int(written))
     else:
         raise ChildProcessError(f"FFCV's writer made no progress for {patience:.0f} s and was killed")
-    if child.wait(timeout=STALL_SECONDS):
+    if child.wait():
         lines = child.stderr.read().strip().splitlines()
         raise _failure(lines[-1] if lines else f"exit status {child.returncode}")
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
 from importlib import metadata
@@ -24,7 +25,7 @@ from data_prep.manifest import (
     check_description,
     parse_manifest,
 )
-from data_prep.output import check_out, remove_left_behind, temporary_folder
+from data_prep.output import BETONS, check_out, remove_left_behind, temporary_folder
 from data_prep.parallel import map_in_order, num_threads
 from data_prep.sources import SOURCES, Findings, Source, Split
 from data_prep.spool import open_spool
@@ -70,14 +71,20 @@ def write_dataset(
         names = (*(split.file for split in splits.values()), MANIFEST)
         for name in names:  # syncing is slow, so it comes first, while the older dataset is still intact
             sync_file(temporary / name)
-        # The old manifest is deleted before new files are moved here, so that no reader can combine it with new images.
-        (out / MANIFEST).unlink(missing_ok=True)
-        for name in set(SPLITS) - counts.keys():  # splits that only the older dataset has
-            (out / f"{name}.beton").unlink(missing_ok=True)
-        for name in names:
-            (temporary / name).replace(out / name)
+        with ThreadPoolExecutor(1) as pool:  # the handler of a signal interrupts only the main thread, not the moves
+            pool.submit(_move, temporary, out, names).result()
         sync_folder(out)
     return info
+
+
+def _move(temporary: Path, out: Path, names: Sequence[str]) -> None:
+    """Replaces the dataset in `out` with the files `names` of `temporary`. The last of them must be the manifest."""
+    # The old manifest is deleted before new files are moved here, so that no reader can combine it with new images.
+    (out / MANIFEST).unlink(missing_ok=True)
+    for name in set(BETONS) - set(names):  # splits that only the older dataset has
+        (out / name).unlink(missing_ok=True)
+    for name in names:
+        (temporary / name).replace(out / name)
 
 
 def _spool(source: Source, folder: Path, encoding: Encoding, progress: Progress) -> tuple[dict[str, int], ColorCounts]:

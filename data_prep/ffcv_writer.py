@@ -38,15 +38,15 @@ class _WorkerThread(threading.Thread):
 
 
 class _Samples(Spooled):
-    """The samples of a split. Prints the progress after each percent, and at least every second."""
+    """The samples of a split. Prints the progress at the last sample, after each percent, and at least every second."""
 
     _printed_at = 0.0
 
     def __getitem__(self, position: int) -> tuple[np.ndarray, int, int, int]:
-        is_percent = (position + 1) % max(len(self) // 100, 1) == 0
-        if is_percent or time.monotonic() - self._printed_at > 1:
+        done, total = position + 1, len(self)
+        if done == total or done % max(total // 100, 1) == 0 or time.monotonic() - self._printed_at > 1:
             self._printed_at = time.monotonic()
-            print(position + 1, self.name, flush=True)
+            print(done, total, self.name, flush=True)
         return super().__getitem__(position)
 
 

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from data_prep.errors import InputError, require, require_printable, shell_path
 from data_prep.files import DISK_FULL, MAX_JSON_BYTES, open_regular, replace_file
@@ -77,7 +78,9 @@ def _is_our_list(path: Path) -> bool:
 def temporary_folder(out: Path) -> Iterator[Path]:
     """A new folder in `out`, removed at the end. After an error, the parent folders made for it are removed, too.
 
-    A file in it is locked until the end, so that `remove_left_behind` can tell whether the folder is still in use.
+    A file in it is locked until the end, so that `remove_left_behind` can tell whether the folder is still in use. The
+    folder is kept after an error that leaves `out` with some of the files of a dataset, but without a manifest. The
+    manifest in the folder then tells `check_out` that these files are from data_prep.
     """
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
@@ -86,14 +89,14 @@ def temporary_folder(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"--out {shell_path(out)} is not writable ({error.strerror}); use another folder") from None
     try:
-        with open(temporary / "lock", "wb") as lock:
-            with suppress(OSError):  # not every file system can lock files
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with _lock(temporary):
             yield temporary
     except BaseException as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL and error.filename is None:
             error.filename = str(out)
-        shutil.rmtree(temporary, ignore_errors=True)
+        is_partly_moved = any(os.path.lexists(out / name) for name in BETONS) and not os.path.lexists(out / MANIFEST)
+        if not (is_partly_moved and (temporary / MANIFEST).exists()):
+            shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):  # another process may have put something there
             for folder in made:
                 folder.rmdir()
@@ -101,15 +104,30 @@ def temporary_folder(out: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _lock(folder: Path) -> BinaryIO:
+    """Locks `folder` until the returned file is closed.
+
+    `remove_left_behind` in another process may remove the folder before it is locked. Then it is made again.
+    """
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with suppress(FileNotFoundError):
+            lock = open(folder / "lock", "wb")  # noqa: SIM115
+            with suppress(OSError):  # not every file system can lock files
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if (folder / "lock").exists():
+                return lock
+            lock.close()
+
+
 def remove_left_behind(out: Path) -> None:
     """Removes the temporary folders that killed processes left in `out`. Keeps those that are in use on any machine."""
     for folder in out.glob(f"{WRITING}*"):
-        try:
+        with suppress(OSError):  # another process holds the lock, or the file system cannot lock files
             with open(folder / "lock", "ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # another process holds the lock, or the file system cannot lock files
-            continue
-        shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)  # still locked, because its maker may be waiting in `_lock`
+            folder.rmdir()  # NFS keeps a file that is deleted while it is open, and so its folder
 
 
 def remove_lists(out: Path, *names: str) -> None:

@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -18,12 +19,18 @@ def num_threads() -> int:
 
 
 def map_in_order(
-    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int = 0
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    threads: int,
+    ahead: int = 0,
+    stop: Event | None = None,
 ) -> Generator[Result, None, None]:
     """Yields `function(item)` for each item, in the order of the items. The calls run in `threads` threads.
 
     At most `ahead` results (default: two for each thread) exist at a time, whatever the number of items. An exception
-    in `function(item)` is raised in place of the item's result. If the caller stops early, no more items are started.
+    in `function(item)` is raised in place of the item's result. If the caller stops early, no more items are started,
+    and running calls are waited for. `stop` is set before that, so that a long call can test it and end early.
     """
     ahead = ahead or 2 * threads
     pool = ThreadPoolExecutor(max_workers=threads)
@@ -36,4 +43,6 @@ def map_in_order(
         while pending:
             yield pending.popleft().result()
     finally:
+        if stop is not None:
+            stop.set()
         pool.shutdown(cancel_futures=True)

@@ -1,15 +1,17 @@
 """Keeps a command working when its output cannot be written.
 
 The disk may be full, a pipe or a terminal may have been closed, or a stream may have been closed before the command
-started. None of this changes what the command does or its exit status.
+started. None of this changes what the command does. Its exit status changes only if it asks for `output_error`.
 """
 
 from __future__ import annotations  # ddp_trainer.doctor imports this module, and runs on older Pythons, too
 
 import codecs
 import contextlib
+import errno
 import io
 import os
+import select
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -38,19 +40,42 @@ def forgiving_output() -> Iterator[None]:
         sys.stdout, sys.stderr = before[0] or now[0], before[1] or now[1]
 
 
+def output_error() -> OSError | None:
+    """The error that silenced stdout in `forgiving_output`. None without an error, or if the reader closed the pipe."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    error = raw.error if isinstance(raw, _UnfailingFile) else None
+    return None if error is None or error.errno == errno.EPIPE else error
+
+
 class _UnfailingFile(io.FileIO):
     """An open file descriptor whose writes never raise OSError. After the first error, all output is dropped."""
 
-    _silenced = False
+    error: OSError | None = None  # the first error
 
     def write(self, data: Any, /) -> int:
-        if not self._silenced:
+        while self.error is None:
             try:
                 written = super().write(data)
-                return len(data) if written is None else written  # None: a non-blocking pipe is full, so data is lost
-            except OSError:
-                self._silenced = True
+            except OSError as error:
+                self.error = error
+            else:
+                if written is not None:
+                    return written
+                self._wait()
         return len(data)
+
+    def _wait(self) -> None:
+        """Waits until a non-blocking pipe that is full can be written again."""
+        poll = select.poll()
+        poll.register(self, select.POLLOUT)
+        poll.poll()
+
+
+def unfailing_copy(descriptor: int) -> TextIO:
+    """A stream whose writes never raise OSError, with a copy of `descriptor`. Closing it leaves `descriptor` open."""
+    return io.TextIOWrapper(io.BufferedWriter(_UnfailingFile(os.dup(descriptor), "w")), errors="backslashreplace")
 
 
 def _unfailing(stream: TextIO | None, *, errors: str) -> TextIO:

@@ -20,7 +20,7 @@ import tyro
 from data_prep.errors import InputError, printable
 from data_prep.files import DISK_FULL
 from data_prep.machine_limits import lacks_memory
-from data_prep.streams import forgiving_output
+from data_prep.streams import forgiving_output, output_error
 from data_prep.watched_file import DatasetChanged
 from ddp_trainer.config import DEFAULT_WIDTHS, TrainConfig
 from ddp_trainer.distributed.launch import prints_errors
@@ -30,6 +30,10 @@ DISK_ERRORS = {*DISK_FULL, errno.EROFS, errno.EIO}
 # What to do if there is not enough memory: for any command, and for a command that trains.
 FREE_MEMORY = "close other programs, or raise the memory limit"
 SMALLER_STEPS = "use --accumulate auto, or a smaller --batch-size"
+
+
+class CommandError(Exception):
+    """A command fails although its input is right. `str(error)` is one line. Commands exit with status 1."""
 
 
 def parse_command_line(
@@ -152,9 +156,9 @@ def _one_line(report: str) -> str:
 def run_command(work: Callable[[], int | None], *, launched: bool = False, memory_fix: str = FREE_MEMORY) -> int:
     """Calls `work` and returns the exit status: the result of `work` (None: 0), or the status for an error.
 
-    Some errors are printed as one line. The status is 2 after InputError. It is 1 if `work` raises DatasetChanged,
-    if a disk cannot be written, or if there is not enough memory (then the line ends with `memory_fix`). Other errors
-    are raised.
+    Some errors are printed as one line. The status is 2 after InputError. It is 1 if `work` raises CommandError
+    or DatasetChanged, if a disk cannot be written, or if there is not enough memory (then the line ends with
+    `memory_fix`). Other errors are raised.
 
     `launched`: whether a launcher may start the command in several processes. They all find the same mistake in their
     input, so only the first process of each machine prints an InputError.
@@ -172,11 +176,19 @@ def run_command(work: Callable[[], int | None], *, launched: bool = False, memor
             sys.excepthook = lambda *_: None
             raise
         except Exception as error:
-            problem = str(error) if isinstance(error, DatasetChanged) else _machine_problem(error, memory_fix)
+            explained = isinstance(error, CommandError | DatasetChanged)
+            problem = str(error) if explained else _machine_problem(error, memory_fix)
             if problem is None:
                 raise
             print(f"error: {printable(problem)}", file=sys.stderr, flush=True)
             return 1
+
+
+def require_output() -> None:
+    """Raises CommandError if stdout could not be written. For commands whose result is on stdout."""
+    error = output_error()
+    if error is not None:
+        raise CommandError(f"cannot write the output: {error.strerror}")
 
 
 def _machine_problem(error: Exception, memory_fix: str) -> str | None:

@@ -19,7 +19,7 @@ from data_prep.errors import InputError, quoted, require
 from data_prep.json_fields import Fields
 from data_prep.loader import build_loader
 from data_prep.sources import name_some
-from ddp_trainer.command_line import parse_flags, program_name, run_command
+from ddp_trainer.command_line import parse_flags, program_name, require_output, run_command
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.launch import Launch
 from ddp_trainer.distributed.process_settings import restored_settings
@@ -106,12 +106,16 @@ def labels_of_the_run(spec: ModelSpec, dataset: DatasetInfo, data_dir: Path) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 for success, 1 if an image is damaged or the dataset changes, 2 for wrong input."""
+    """Returns the exit status: 0 for success, 2 for wrong input.
+
+    It is 1 if an image is damaged, the dataset changes, or stdout could not be written.
+    """
 
     def evaluate() -> None:
         figures = evaluate_run(parse_flags(EvaluateConfig, argv, prog=program_name("ddp_trainer.evaluate")))
         if Launch.from_environment().is_main:
             print(json.dumps(figures))
+            require_output()
 
     return run_command(evaluate, launched=True)
 

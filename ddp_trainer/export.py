@@ -13,8 +13,10 @@ import io
 import json
 import logging
 import re
+import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,22 +27,22 @@ import tyro
 from torch import Tensor, nn
 
 from data_prep.batch_ops import batch_normalize
-from data_prep.errors import InputError, printable, require
+from data_prep.errors import InputError, require
 from data_prep.files import DISK_FULL, replace_file
 from data_prep.machine_limits import lacks_memory
-from ddp_trainer.command_line import parse_flags, program_name, run_command
+from ddp_trainer.command_line import CommandError, parse_flags, program_name, run_command
 from ddp_trainer.models.spec import ModelSpec, load_model
+from ddp_trainer.run.directory import EXPORTS
 
 Classifier = Callable[[Tensor], Tensor]  # (N, 3, H, W) uint8 -> (N, num_classes) float32
 
-FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 OPSET = 18  # the lowest opset that torch's exporter writes without converting the file
 CHECKED_BATCHES = (1, 2, 33)  # batch sizes; a model that was exported with a fixed batch size fails on at least two
 TOLERANCE = 1e-4  # relative to the largest logit; rounding errors are smaller
 
 
-class ExportError(Exception):
+class ExportError(CommandError):
     """The network cannot be exported, the disk is full, or the file does not compute what the network computes."""
 
 
@@ -205,9 +207,13 @@ def export_run(config: ExportConfig) -> Result:
     check_packages(config.format)
     model, spec = load_model(config.run_dir)
     example = torch.zeros(2, 3, spec.input_size, spec.input_size, dtype=torch.uint8)
-    normalizing, target = NormalizingModel(model, spec).eval(), config.run_dir / FILES[config.format]
+    normalizing, target = NormalizingModel(model, spec).eval(), config.run_dir / EXPORTS[config.format]
     write = functools.partial(write_onnx, opset=config.opset or OPSET) if config.format == "onnx" else write_torch
     try:
+        for left in config.run_dir.glob(".export-*"):  # a killed export leaves its folder
+            with contextlib.suppress(OSError):
+                if left.stat().st_mtime < time.time() - 24 * 3600:  # a newer folder may be in use
+                    shutil.rmtree(left)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=config.run_dir) as folder:
             path = Path(folder) / target.name
             with silent_exporters():
@@ -231,17 +237,10 @@ def export_run(config: ExportConfig) -> Result:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 if the file was written, 1 after ExportError, 2 for wrong input."""
 
-    def work() -> int:
-        try:
-            done = export_run(parse_flags(ExportConfig, argv, prog=program_name("ddp_trainer.export")))
-        except ExportError as error:
-            print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
-            return 1
-        print(
-            f"{done.path}: input uint8 (N, 3, H, W), output float32 logits; {done.versions}; checked: logits have a "
-            f"relative error of at most {done.difference:.1e}"
-        )
-        return 0
+    def work() -> None:
+        done = export_run(parse_flags(ExportConfig, argv, prog=program_name("ddp_trainer.export")))
+        checked = f"checked: logits have a relative error of at most {done.difference:.1e}"
+        print(f"{done.path}: input uint8 (N, 3, H, W), output float32 logits; {done.versions}; {checked}")
 
     return run_command(work)
 

@@ -24,7 +24,7 @@ from data_prep.sources.decoder_messages import DecoderMessages, collected_messag
 from data_prep.sources.folder import dark_note
 from data_prep.sources.listing import MAX_DEPTH, looks_like_image
 from data_prep.sources.picture import Picture, read_picture, require_valid_limit, why_unreadable
-from ddp_trainer.command_line import parse_flags, program_name, run_command
+from ddp_trainer.command_line import parse_flags, program_name, require_output, run_command
 from ddp_trainer.models.spec import ModelSpec, load_model
 
 
@@ -144,7 +144,8 @@ def predict(model: nn.Module, spec: ModelSpec, paths: Sequence[Path], pixels: np
 def predict_files(config: PredictConfig) -> int:
     """Prints a line for each image, and a line on stderr for each problem.
 
-    Returns the exit status: 1 if there was a problem, else 0. Raises InputError if the run has no usable model.
+    Returns the exit status: 1 if there was a problem, else 0. Raises InputError if the run has no usable model, and
+    CommandError if stdout could not be written.
     """
     require_valid_limit()
     model, spec = load_model(config.run_dir)
@@ -164,6 +165,7 @@ def predict_files(config: PredictConfig) -> int:
                 print(prediction.as_json() if config.json else prediction.as_text())
     for note in filter(None, (messages.note(), dark_note(brightest))):
         print(f"warning: {note}", file=sys.stderr)
+    require_output()
     return 1 if problems else 0
 
 
@@ -173,7 +175,10 @@ def report_problems(problems: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 if every image was classified, 1 if a path could not be used, 2 for wrong input."""
+    """Returns the exit status: 0 if every image was classified, 2 for wrong input.
+
+    It is 1 if a path could not be used, or if stdout could not be written.
+    """
 
     def work() -> int:
         words = sys.argv[1:] if argv is None else argv

@@ -22,7 +22,7 @@ from data_prep.dataset import read_dataset
 from data_prep.errors import InputError, require, require_printable
 from data_prep.files import replace_file
 from data_prep.output import out_folder
-from ddp_trainer.command_line import parse_command_line, program_name, run_command, take_recipe
+from ddp_trainer.command_line import parse_command_line, program_name, require_output, run_command, take_recipe
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.report.settings import NO_DIFFERENCE
@@ -222,13 +222,14 @@ def write_table(sweep: Sweep) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 if all runs are finished or the sweep was stopped, 1 if a run failed.
 
-    After --list or --table, the status is 0. For wrong input, it is 2.
+    After --list or --table, the status is 0, or 1 if stdout could not be written. For wrong input, it is 2.
     """
 
     def work() -> int:
         sweep = parse(sys.argv[1:] if argv is None else argv)
         if sweep.action == "list":
             print("\n".join(list_lines(sweep)))
+            require_output()
             return 0
         try:
             sweep.out.mkdir(parents=True, exist_ok=True)
@@ -236,6 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"--out {sweep.out} cannot be written ({error.strerror}); choose another folder") from None
         if sweep.action == "table":
             write_table(sweep)
+            require_output()
             return 0
         return train_all(sweep)
 

@@ -44,7 +44,7 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
     from ddp_trainer.run.processes import join_processes
     from ddp_trainer.run.recorder import describe_plan, open_recorder
     from ddp_trainer.run.result import result_of
-    from ddp_trainer.run.resume import StartKind, find_start, load_state
+    from ddp_trainer.run.resume import StartKind, find_start, load_state, other_threads
 
     launch = Launch.from_environment()
     dataset = read_dataset(config.data.data_dir)
@@ -60,6 +60,7 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
             network, notes = prepare_network(config, dataset, world_size=runtime.world_size, load_weights=state is None)
             if state is not None:
                 require_fitting(network, state)
+                notes += other_threads(config, runtime)
             config = resolve_passes(config, runtime, dataset, network, saved=state)
             with open_recorder(run_dir, config, dataset, runtime, state) as recorder:
                 recorder.extra_observer = observer

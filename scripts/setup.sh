@@ -6,13 +6,16 @@
 # otherwise the status of the command that failed.
 set -euo pipefail
 shopt -s globstar
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+unset CDPATH # with it, cd might change to another folder
+cd -P "$(dirname "${BASH_SOURCE[0]}")/.." # -P: .venv contains this path, which must not depend on symbolic links
 
 stamp=.venv/.setup-done
-export PIP_USER=0 # some clusters set it to 1, and pip then fails in a virtual environment
-# Some containers set versions in PIP_CONSTRAINT, which may contradict constraints.txt. pip does not install a package
-# that it finds in PYTHONPATH, so .venv would lack it.
-unset PIP_CONSTRAINT PYTHONPATH
+# These settings, as some clusters and containers have them, would make pip fail or install to another folder.
+# PIP_CONSTRAINT is not only unset, because pip's configuration file may also name constraints, which may contradict
+# constraints.txt.
+export PIP_USER=0 PIP_CONSTRAINT=/dev/null
+unset PIP_BUILD_CONSTRAINT PIP_TARGET PIP_PREFIX
+unset PYTHONPATH # pip does not install a package that it finds there, so .venv would lack it
 
 say() { echo "setup: $*"; }
 stop() { echo "error: $*" >&2; exit 2; }
@@ -42,7 +45,19 @@ find_python() {
 
 # Prints a hash of everything that the set-up depends on. If the hash changes, the set-up runs again.
 fingerprint() {
+  local LC_ALL=C # the order of the files must not depend on the language
   { cat pyproject.toml constraints.txt scripts/setup.sh scripts/ffcv/**/*.* scripts/ffcv/bin/*; echo "$PWD $version"; } | sha256sum
+}
+
+# Only one set-up may change .venv at a time. The lock on descriptor 9 ends with this process. There is no lock if
+# `flock` is missing or the file system does not support it.
+wait_for_other_setups() {
+  local status=0
+  flock --nonblock --conflict-exit-code 75 9 2>/dev/null || status=$?
+  if [[ $status == 75 ]]; then
+    say "waiting for another set-up of this folder"
+    flock 9
+  fi
 }
 
 # On Debian and Ubuntu, ensurepip, which venv needs, is a separate package.
@@ -54,8 +69,10 @@ check_venv() {
 # Downloads only files with a known hash. constraints.txt is complete, so pip never has to look for dependencies.
 install() {
   local pip=(.venv/bin/python -m pip --disable-pip-version-check)
-  # A virtual environment contains its own path, so it has to be created again after it was moved or copied.
-  if [[ $(version_of .venv/bin/python) != "$version" ]] || ! grep -qsF "$PWD/.venv" .venv/bin/activate; then
+  # A virtual environment contains its own path, so it has to be created again after it was moved or copied. It lacks
+  # pip if the system's Python was replaced by a newer version.
+  if [[ $(version_of .venv/bin/python) != "$version" ]] || ! grep -qsF "$PWD/.venv" .venv/bin/activate ||
+    ! .venv/bin/python -c 'import pip' 2>/dev/null; then
     say "making .venv with Python $version"
     "$python" -m venv --clear .venv
   fi
@@ -69,6 +86,8 @@ install() {
 }
 
 [[ $(uname -s) == Linux ]] || stop "FFCV runs on Linux only, and this is $(uname -s): use a Linux machine or container"
+exec 9<pyproject.toml
+wait_for_other_setups
 find_python
 if [[ -f $stamp && $(<"$stamp") == "$(fingerprint)" && $(version_of .venv/bin/python) == "$version" ]]; then
   say ".venv is up to date"

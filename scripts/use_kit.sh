@@ -5,6 +5,7 @@
 # PYTHON (default: python3) is the interpreter that has torch. The kit's packages take precedence over this machine's.
 # Finally, the script runs doctor, which prints what is still missing. The exit status is that of doctor.
 set -euo pipefail
+unset CDPATH # with it, cd might change to another folder
 kit=$(realpath -- "${1:-}" 2>/dev/null || true)  # KIT may be relative to the current folder
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

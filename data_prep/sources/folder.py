@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple
 
 import numpy as np
@@ -93,9 +94,10 @@ class FolderImages:
         """Yields the readable images of a split, a few at a time. They are decoded in threads, because Pillow releases
         the GIL."""
         reading = self._readings[split]
-        read = partial(_read_chunk, size=self.image_size)
+        stop = Event()
+        read = partial(_read_chunk, size=self.image_size, stop=stop)
         chunks = _chunks_of(reading.listing, images_per_chunk(self.image_size**2 * 3))
-        for labeled, found in map_in_order(read, chunks, threads=num_threads()):
+        for labeled, found in map_in_order(read, chunks, threads=num_threads(), stop=stop):
             images, labels = [], []
             for (path, label), result in zip(labeled, found, strict=True):
                 if isinstance(result, str):
@@ -130,9 +132,9 @@ def _chunks_of(listing: Listing, size: int) -> Iterator[list[Labeled]]:
         yield [listing.images[position] for position in order[start : start + size]]
 
 
-def _read_chunk(labeled: list[Labeled], *, size: int) -> tuple[list[Labeled], list[_Read | str]]:
-    """The files, and for each of them what was read, or the reason why it cannot be read."""
-    return labeled, [_read_one(path, size) for path, _ in labeled]
+def _read_chunk(labeled: list[Labeled], *, size: int, stop: Event) -> tuple[list[Labeled], list[_Read | str]]:
+    """The files, and for each of them what was read, or the reason why it cannot be read. Ends early after `stop`."""
+    return labeled, [_read_one(path, size) for path, _ in labeled if not stop.is_set()]
 
 
 def _read_one(path: Path, size: int) -> _Read | str:

@@ -11,16 +11,17 @@ from data_prep.errors import InputError
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.hardware import resolve_precision
 from ddp_trainer.distributed.launch import Launch
+from ddp_trainer.distributed.signals import LAUNCHER_VARIABLES
 
 
 def use_share_of_cores(launch: Launch) -> None:
-    """Gives each process an equal share of this machine's cores, even if Accelerate's launcher set OMP_NUM_THREADS.
+    """Gives each process an equal share of this machine's cores, even if a launcher set OMP_NUM_THREADS.
 
     A single process therefore uses as many threads under `accelerate launch` as with `python -m`, and computes the
     same floating-point results. A number of threads that the user has set is kept.
     """
     threads = os.environ.get("OMP_NUM_THREADS")
-    set_by_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ and not _given_to_the_launcher()
+    set_by_launcher = any(name in os.environ for name in LAUNCHER_VARIABLES) and not _given_to_the_launcher()
     if set_by_launcher or (threads is None and launch.world_size > 1):
         torch.set_num_threads(max(len(os.sched_getaffinity(0)) // launch.local_world_size, 1))
 
@@ -40,7 +41,8 @@ def set_backend_flags(config: RuntimeConfig) -> None:
     """Sets torch's flags for determinism and TF32. Only bf16 and fp16 runs without --deterministic may use TF32."""
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if config.deterministic != torch.are_deterministic_algorithms_enabled():  # the next call takes seconds
+    now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if now != (config.deterministic, False):  # the next call takes seconds
         torch.use_deterministic_algorithms(config.deterministic)
         # By default, deterministic torch also fills each new tensor with NaN. In the recipe `fast`, that takes 38 %
         # more kernels.

@@ -5,20 +5,51 @@ The settings of glibc's allocator (`host_memory`) are not restored, because thei
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
+from data_prep.errors import require
 from ddp_trainer.distributed.home import writable_home
+
+_in_use = threading.RLock()  # re-entrant, because an observer may evaluate another run
 
 
 @contextlib.contextmanager
 def restored_settings() -> Iterator[None]:
-    """After the block, restores torch's settings and random generators, Accelerate's state, and the environment."""
-    with _restored_environment(), writable_home(), _restored_torch(), _own_accelerate_state():
-        yield
+    """After the block, restores torch's settings and random generators, Accelerate's state, and the environment.
+
+    Raises InputError if another thread of this process is in such a block, because these settings are shared.
+    """
+    require(
+        _in_use.acquire(blocking=False),
+        "another thread of this process is training or evaluating; wait for it, or use launch for new processes",
+    )
+    try:
+        with _restored_environment(), writable_home(), _restored_torch(), _own_accelerate_state():
+            yield
+    finally:
+        _in_use.release()
+
+
+def require_usual_modes() -> None:
+    """Raises InputError if the caller of a run has changed a mode of torch with which the run would go wrong.
+
+    For example, torch.autocast keeps converted weights until its outermost block ends, so a run inside such a block
+    would never use its new weights.
+    """
+    device, dtype = torch.get_default_device(), torch.get_default_dtype()
+    changed = {
+        "torch.autocast": any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")),
+        "torch.no_grad or torch.inference_mode": not torch.is_grad_enabled(),
+        f"the default device {device}": device.type != "cpu",
+        f"the default type {dtype}": dtype != torch.float32,
+    }
+    found = " and ".join(name for name, is_changed in changed.items() if is_changed)
+    require(not found, f"the run cannot use {found}, which your program has set; reset it before the run")
 
 
 @contextlib.contextmanager
@@ -76,7 +107,8 @@ def _restored_torch() -> Iterator[None]:
             torch.set_float32_matmul_precision(precision)
             torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = benchmark, allow_tf32
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
-            if torch.are_deterministic_algorithms_enabled() != deterministic:  # the next call takes seconds
+            now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+            if now != (deterministic, warn_only):  # the next call takes seconds
                 torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
@@ -84,13 +116,13 @@ def _restored_torch() -> Iterator[None]:
 def _own_accelerate_state() -> Iterator[None]:
     """Within the block, Accelerate's global state, such as device and precision, is that of this run."""
     holders = (PartialState, AcceleratorState, GradientState)
-    before = [dict(holder._shared_state) for holder in holders]
+    before, joined_before = [dict(holder._shared_state) for holder in holders], dist.is_initialized()
     for holder in holders:
         holder._shared_state.clear()
     try:
         yield
     finally:
-        if not dist.is_initialized():  # otherwise, the run has failed and the process is about to end
+        if dist.is_initialized() == joined_before:  # otherwise, the run has failed and the process is about to end
             for holder, state in zip(holders, before, strict=True):
                 holder._shared_state.clear()
                 holder._shared_state.update(state)

@@ -30,8 +30,7 @@ from ddp_trainer.distributed.sync_batchnorm import synchronize_batchnorm
 # Before training starts, processes may be minutes apart: one may read a dataset or wait for a service.
 STARTUP_SECONDS = 300.0
 
-# After NCCL's timeout, its watchdog kills the process. gloo's timeout is shorter, so that gloo raises an exception
-# while files and W&B can still be closed.
+# gloo's timeout raises an exception, and files and W&B are closed. NCCL's timeout, which is longer, kills the process.
 NCCL_MARGIN = 60.0  # seconds by which NCCL's timeout is longer than gloo's
 
 
@@ -50,12 +49,13 @@ class Runtime:
         )
         self.config = config
         self.precision = resolve_precision(config)
-        stop = stop or StopRequest()
         set_backend_flags(config)
         choose_interface()
         timeout = timedelta(seconds=max(config.process_group_timeout, STARTUP_SECONDS))
         launch = Launch.from_environment()
+        self._owns_group = not dist.is_initialized()  # otherwise, the program that starts the run joined the processes
         on_cpu = resolve_device(config) == "cpu"  # before environment_of hides ACCELERATE_USE_CPU
+        stop = stop or StopRequest()
         with meeting(launch, stop):
             with environment_of(launch.variables()):
                 self._accelerator = self._build_accelerator(timeout, on_cpu=on_cpu)
@@ -229,7 +229,8 @@ class Runtime:
         """Waits for the other processes. After this call, waiting longer than --process-group-timeout is an error."""
         if self._control is not None:
             dist.barrier(group=self._control)
-            for group, margin in ((self._control, 0.0), (None, NCCL_MARGIN if self.device.type == "cuda" else 0.0)):
+            for group in (self._control, None) if self._owns_group else (self._control,):
+                margin = NCCL_MARGIN if group is None and self.device.type == "cuda" else 0.0
                 set_timeout(timedelta(seconds=self.config.process_group_timeout + margin), group)
 
     def synchronize(self) -> None:
@@ -245,5 +246,5 @@ class Runtime:
         self.synchronize()
         while self.before_close:
             self.before_close.pop()()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        if dist.is_initialized() and (self._owns_group or self._control is not None):
+            dist.destroy_process_group(None if self._owns_group else self._control)

@@ -62,6 +62,7 @@ def _check_tensors(network: nn.Module, name: str) -> None:
     )
     others = [key for key, value in network.state_dict().items() if not isinstance(value, Tensor)]
     require(not others, f"--network {name} has a state_dict with values that are not tensors: {', '.join(others)}")
+    _check_storage(network, name)
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     require(bool(trainable), f"--network {name} has no trainable parameter")
     devices = {str(tensor.device) for tensor in (*network.parameters(), *network.buffers())}
@@ -75,6 +76,23 @@ def _check_tensors(network: nn.Module, name: str) -> None:
         types == {torch.float32},
         f"--network {name} must have float32 parameters, got {', '.join(sorted(map(str, types)))}",
     )
+
+
+def _check_storage(network: nn.Module, name: str) -> None:
+    """Raises InputError if a tensor is not dense, or has a type that model.safetensors cannot store."""
+    from safetensors.torch import save
+
+    for key, value in (*network.state_dict().items(), *network.named_buffers()):
+        is_dense = value.layout == torch.strided
+        require(is_dense, f"--network {name}: {key} must be a dense tensor, got {value.layout}; use to_dense()")
+    for key, value in network.state_dict().items():
+        try:
+            save({key: torch.empty(0, dtype=value.dtype)})
+        except Exception:  # safetensors raises KeyError, and torch may raise other types
+            fix = "use another type, or register the buffer with persistent=False"
+            raise InputError(
+                f"--network {name}: {key} has the type {value.dtype}, which safetensors cannot store; {fix}"
+            ) from None
 
 
 def _check_buffers(network: nn.Module, name: str, before: dict[str, Tensor]) -> None:

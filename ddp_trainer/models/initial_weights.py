@@ -37,8 +37,10 @@ def load_initial_weights(network: nn.Module, source: Path) -> Loaded:
     `source`: a run directory, a .safetensors file, or a .pt or .pth file, which is read with weights_only. Raises
     InputError if the file cannot be read, or if no tensor in it fits a weight of the network.
     """
-    weights = read_weights(source)
-    own = network.state_dict()
+    own, weights = network.state_dict(), read_weights(source)
+    unprefixed = {name.removeprefix("module."): value for name, value in weights.items()}  # DDP adds this prefix
+    # Names of the network itself may begin with it, too, so the prefix is removed only if more names fit without it.
+    weights = max(weights, unprefixed, key=lambda named: len(named.keys() & own.keys()))
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     # A bias that fits is not enough: any network for the same number of classes may have a bias of that shape.
     has_weight = any(name in fitting and value.ndim >= 2 for name, value in network.named_parameters())
@@ -89,7 +91,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     for name, value in weights.items():
         is_dense = value.layout == torch.strided and not value.is_meta
         require(is_dense, f"--init-from {source}: {name} is a sparse or meta tensor; save dense tensors")
-    return {name.removeprefix("module."): value for name, value in weights.items()}  # DDP adds this prefix
+    return weights
 
 
 def freeze(network: nn.Module, patterns: tuple[str, ...]) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from data_prep.files import open_regular, read_text, sync_folder
+from data_prep.machine_limits import due_to_machine
 
 STATE, MANIFEST = "state.pt", "manifest.json"
 FORMAT_VERSION = 3
@@ -150,7 +151,8 @@ def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any
     """The state of the checkpoint `path`, in host memory.
 
     Raises CheckpointError if a byte of the state or the manifest has changed, or if the state cannot be loaded. Raises
-    OtherRelease if the checkpoint has another format, or lacks some of the `required` keys.
+    OtherRelease if the checkpoint has another format, or lacks some of the `required` keys. If memory or file
+    descriptors ran out, raises that error, because the checkpoint may be intact.
     """
     try:
         text = read_text(path / MANIFEST)
@@ -162,6 +164,8 @@ def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any
             raise CheckpointError(f"{path / STATE} has {actual} bytes instead of {size}")
         expected = _manifest(facts, path / STATE)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if due_to_machine(error):
+            raise
         raise CheckpointError(f"{path} has no readable manifest or state ({_name(error)})") from None
     if step != step_of(path) or text != expected:
         raise CheckpointError(f"{path}: state and manifest do not match their checksum")
@@ -170,6 +174,8 @@ def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any
     try:
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader raises many types of exceptions
+        if due_to_machine(error):
+            raise
         raise CheckpointError(f"{path / STATE} cannot be loaded ({_name(error)})") from None
     missing = set(required) - set(state) if isinstance(state, dict) else set(required) or {"keys"}
     if missing:

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 LOCK = ".lock"
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # names of the temporary files of `replace_file`
 RESOLVED = ("precision", "accumulate")  # if one of these settings is `auto`, the run records the value that it chose
-# Files and folders that a run replaces or deletes, and that it creates later than config.json.
+EXPORTS = {"onnx": "model.onnx", "torch": "model.pt2"}  # by --format of ddp_trainer.export
+# Files and folders that a run replaces or deletes, and that are created later than config.json.
 FILES = (
     *("metrics.jsonl", "steps.jsonl", "summary.json", "predictions.npz", "model.safetensors", "model.json", "model.md"),
-    "trace.json.gz",
+    *("trace.json.gz", *EXPORTS.values()),
 )
 FOLDERS = ("report", "checkpoints", "crash", "tensorboard")
 PACKAGES = ("torch", "torchvision", "accelerate", "ffcv", "numpy", "wandb")
@@ -241,10 +242,9 @@ def package_versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """Commit of the running code, with a `+` if the working tree differs from it; None if git cannot tell."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
-    folder = Path(__file__).parent
+    command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
-        described = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        described = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip()

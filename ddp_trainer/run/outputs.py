@@ -22,10 +22,10 @@ from ddp_trainer.engine.temperature import fit_temperature
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.models.spec import TEMPERATURES, ModelSpec, count_parameters
 from ddp_trainer.report.scores import calibration
-from ddp_trainer.run.directory import RunDirectory
+from ddp_trainer.run.directory import EXPORTS, RunDirectory
 from ddp_trainer.run.recorder import Recorder, SilentRecorder
 from ddp_trainer.tracking.metric_files import read_step_records
-from ddp_trainer.tracking.predictions import MAX_MISTAKES
+from ddp_trainer.tracking.predictions import MAX_BYTES, MAX_MISTAKES
 from ddp_trainer.tracking.tracker import build_tracker
 
 
@@ -140,9 +140,11 @@ def _calibration_error(evaluation: Evaluation) -> float:
 
 
 def write_model(run_dir: Path, model: nn.Module, spec: ModelSpec) -> None:
-    """Writes model.safetensors and model.json."""
+    """Writes model.safetensors and model.json. First removes the exports of the weights that they replace."""
     from safetensors.torch import save
 
+    for name in EXPORTS.values():
+        (run_dir / name).unlink(missing_ok=True)
     # Tensors are copied, because safetensors rejects tensors that share memory, such as those of tied layers.
     weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
     replace_file(run_dir / "model.safetensors", save(weights))  # `save_file` would make it readable by its owner only
@@ -152,7 +154,8 @@ def write_model(run_dir: Path, model: nn.Module, spec: ModelSpec) -> None:
 def write_predictions(run_dir: Path, evaluation: Evaluation, loader: StreamLoader | ResidentLoader) -> None:
     """Writes predictions.npz: label and probabilities of each evaluated image.
 
-    The file also contains the pixels of the most confident mistakes.
+    The file also contains the pixels of the most confident mistakes. If its arrays would exceed MAX_BYTES, it could not
+    be read back, so a warning is printed instead.
     """
     probabilities = evaluation.logits.double().softmax(dim=1)
     confidence, predicted = probabilities.max(dim=1)
@@ -160,15 +163,20 @@ def write_predictions(run_dir: Path, evaluation: Evaluation, loader: StreamLoade
     worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MAX_MISTAKES].cpu().numpy()
     samples = evaluation.samples[worst]
     pixels = read_images(loader, samples).permute(0, 2, 3, 1).cpu().numpy() if len(samples) else np.zeros((0, 1, 1, 3))
+    arrays = {
+        "indices": evaluation.samples,
+        "labels": evaluation.labels.cpu().numpy(),
+        "probabilities": probabilities.float().cpu().numpy(),
+        "wrong_indices": samples,
+        "wrong_images": pixels.astype(np.uint8),
+    }
+    size = sum(array.nbytes for array in arrays.values())
+    if size > MAX_BYTES:
+        reason = f"its arrays would take {size / 1e6:,.1f} MB, but the limit is {MAX_BYTES / 1e6:,.1f} MB"
+        print(f"warning: predictions.npz is not written: {reason}", file=sys.stderr, flush=True)
+        return
     content = BytesIO()
-    np.savez_compressed(
-        content,
-        indices=evaluation.samples,
-        labels=evaluation.labels.cpu().numpy(),
-        probabilities=probabilities.float().cpu().numpy(),
-        wrong_indices=samples,
-        wrong_images=pixels.astype(np.uint8),
-    )
+    np.savez_compressed(content, **arrays)
     replace_file(run_dir / "predictions.npz", content.getvalue())
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from data_prep.dataset import DatasetInfo
 from data_prep.errors import InputError
 from ddp_trainer.config import TrainConfig
-from ddp_trainer.distributed.process_settings import restored_settings
+from ddp_trainer.distributed.process_settings import require_usual_modes, restored_settings
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.run.directory import RunDirectory
@@ -16,7 +16,7 @@ from ddp_trainer.run.resume import Start, StartKind, settings_of
 # Settings that may change on --resume, but must be the same on all ranks, because they decide when the ranks run
 # collective operations.
 SAME_ON_ALL_RANKS = ("resume", "max_steps", "checkpoint_every_steps", "log_every_steps")
-DIFFERENT_SETTINGS = "the processes have different settings or training images; start all of them with the same flags"
+DIFFERENT_SETTINGS = "the processes have different settings or images; start all of them with the same flags and images"
 
 
 @contextlib.contextmanager
@@ -29,11 +29,13 @@ def join_processes(
     wait for them. After the block, restores settings of this process that the run changes, such as torch's number of
     threads.
     """
+    require_usual_modes()
     with restored_settings():
         try:
             runtime = Runtime(config.runtime, stop=stop)
             settings = {name: value for name, value in config.flat().items() if name in SAME_ON_ALL_RANKS}
             settings |= settings_of(config, dataset, precision=runtime.precision)
+            settings |= {"test images": dataset.splits["test"].sha256, "classes": dataset.classes}
             runtime.require_agreement(json.dumps(settings), DIFFERENT_SETTINGS)
             kind, step = runtime.agree_on(*start)
         except Exception as error:  # for example, because a process never joined

@@ -69,7 +69,7 @@ class Recorder(SilentRecorder):
     def step_record(self, record: Record) -> None:
         self.tracker.log_step(record)
         if self.extra_observer is not None:
-            self.extra_observer.step_record(record)
+            self.extra_observer.step_record(dict(record))  # a copy, which the observer may change
 
     def epoch_done(self, record: Record) -> None:
         self.epoch = int(record["epoch"])
@@ -78,7 +78,7 @@ class Recorder(SilentRecorder):
         self.tracker.log_epoch(record)
         self.progress.note(epoch_line(record, epochs=self.epochs))
         if self.extra_observer is not None:
-            self.extra_observer.epoch_done(record)
+            self.extra_observer.epoch_done(dict(record))
 
     def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:
         whole = {**state, "settings": self.settings, "tracker": self.tracker.state()}

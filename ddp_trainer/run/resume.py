@@ -9,6 +9,7 @@ from data_prep.dataset import DatasetInfo
 from data_prep.errors import InputError
 from data_prep.files import read_json
 from ddp_trainer.config import TrainConfig
+from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.train_state import KEYS
 from ddp_trainer.run.checkpoint import (
     CheckpointError,
@@ -117,6 +118,23 @@ def load_state(start: Start, config: TrainConfig, dataset: DatasetInfo, *, preci
         raise InputError(f"--resume: {error}; every machine must see the same --out") from None
     refuse_other_settings(state["settings"], settings_of(config, dataset, precision=precision))
     return state
+
+
+def other_threads(config: TrainConfig, runtime: Runtime) -> list[str]:
+    """A warning if the run in --out last used another number of threads on a CPU; otherwise an empty list.
+
+    Call it before the run overwrites config.json.
+    """
+    assert config.run.out is not None, "--resume needs --out"
+    before, now = read_json(config.run.out / "config.json") or {}, runtime.describe()
+    if now["device"] != "cpu" or any(before.get(name) != now[name] for name in ("device", "world_size")):
+        return []
+    if before.get("threads") == now["threads"]:
+        return []
+    return [
+        f"warning: the number of threads per process was {before.get('threads')} before and is {now['threads']} now, "
+        f"so the weights may differ in the last bits; to avoid this, set OMP_NUM_THREADS={before.get('threads')}"
+    ]
 
 
 def refuse_other_settings(saved: Mapping[str, Any], requested: Mapping[str, Any]) -> None:

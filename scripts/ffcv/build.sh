@@ -10,6 +10,7 @@
 # The script uses the machine's C++ compiler if there is one; this takes seconds. Otherwise, it downloads ziglang, a
 # compiler in a wheel of 100 MB, and removes it after the build.
 set -euo pipefail
+unset CDPATH # with it, cd might change to another folder
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=$(cd "$1" && pwd)
 work=$(mktemp -d "$venv/ffcv-XXXXXX") # not in /tmp, where some clusters forbid running programs
@@ -26,11 +27,12 @@ fetch_source() {
 
 can_compile() { echo '#include <pthread.h>' | "$1" -x c++ -shared -fPIC -o "$work/probe.so" - 2>/dev/null; }
 
-# Sets the arrays `compile` and `link`, each a command with its options.
+# Sets the arrays `compile` and `link`, each a command with its options. The C library is not linked, because Python
+# has already loaded it. If it were linked, a kit could not be used on a machine with an older C library.
 find_compiler() {
   local candidate
   for candidate in ${CXX:+"$CXX"} g++ clang++; do
-    if can_compile "$candidate"; then compile=("$candidate") link=("$candidate"); return; fi
+    if can_compile "$candidate"; then compile=("$candidate") link=("$candidate" -nostdlib); return; fi
   done
   echo "setup: found no C++ compiler; downloading ziglang for this build (100 MB)"
   pip install --no-deps --only-binary :all: --require-hashes --requirement "$here/compiler.txt" --target "$work/zig"
@@ -38,8 +40,7 @@ find_compiler() {
   local zig=$work/zig/ziglang/zig target
   target=$(uname -m)-linux-gnu # for any CPU of this architecture; by default, zig compiles for the CPU of this machine
   compile=("$zig" c++ -target "$target")
-  # The C library is not linked: Python has already loaded it, and zig would take a minute to build a stub of it.
-  link=("$zig" cc -target "$target" -nostdlib)
+  link=("$zig" cc -target "$target" -nostdlib) # with the C library, zig would take a minute to build a stub of it
 }
 
 fetch_source

@@ -190,6 +190,19 @@ class SavesNumber(nn.Module):
         return self.head(x)
 
 
+def with_buffer(num_classes: int, buffer: Tensor, *, persistent: bool = True) -> nn.Module:
+    """A network with a buffer that it does not use."""
+    network = plain(num_classes)
+    network.register_buffer("extra", buffer, persistent=persistent)
+    return network
+
+
+with_complex_buffer = functools.partial(with_buffer, buffer=torch.zeros(3, dtype=torch.complex128))
+with_complex_buffer_that_is_not_saved = functools.partial(with_complex_buffer, persistent=False)
+with_sparse_buffer = functools.partial(with_buffer, buffer=torch.eye(3).to_sparse())
+with_sparse_buffer_that_is_not_saved = functools.partial(with_sparse_buffer, persistent=False)
+
+
 class Hooked(nn.Module):
     """A hook doubles the input of the whole network."""
 

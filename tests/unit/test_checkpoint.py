@@ -203,6 +203,21 @@ def test_checkpoint_that_the_disk_cannot_read_is_skipped(
     assert "skipping a damaged checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("place", [(hashlib, "file_digest"), (torch, "load")])
+def test_a_checkpoint_is_not_called_damaged_if_memory_ran_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[object, str]
+) -> None:
+    """Otherwise, the run would go back to an older checkpoint and then delete this one."""
+
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    write_checkpoint(tmp_path / "step-00000001", state(1), step=1)
+    monkeypatch.setattr(*place, fail)
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        newest_good_checkpoint(tmp_path)
+
+
 def test_checkpoint_with_code_in_its_pickle_is_not_loaded(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:

@@ -189,6 +189,28 @@ def test_output_that_cannot_be_written_changes_neither_work_nor_exit_status(redi
     assert (done.returncode, done.stderr) == (3, "done\n")
 
 
+@pytest.mark.parametrize(
+    ("redirection", "status", "message"),
+    [
+        (">/dev/full", 1, "done\nerror: cannot write the output: No space left on device\n"),
+        ("| head -1", 3, "done\n"),
+        (">/dev/null", 3, "done\n"),
+    ],
+)
+def test_a_command_whose_result_is_its_output_fails_if_the_disk_is_full(
+    redirection: str, status: int, message: str
+) -> None:
+    """A reader that closes the pipe early is not an error."""
+    program = PRINTS.replace("import run_command", "import require_output, run_command")
+    program = program.replace("    return 3", "    require_output()\n    return 3")
+    command = f'set -o pipefail; "$PYTHON" -c "$PROGRAM" {redirection}'
+    found = environment(PYTHON=sys.executable, PROGRAM=program)
+    done = subprocess.run(
+        ["bash", "-c", command], env=found, cwd=REPOSITORY, text=True, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (status, message)
+
+
 def test_letters_that_the_encoding_lacks_are_printed_as_escapes() -> None:
     found = environment(PYTHONIOENCODING="ascii")
     done = subprocess.run([sys.executable, "-c", PRINTS], env=found, cwd=REPOSITORY, capture_output=True, timeout=60)

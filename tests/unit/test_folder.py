@@ -3,7 +3,9 @@
 import errno
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 from data_prep.errors import InputError
 from data_prep.sources import UnreadableImagesError
 from data_prep.sources.folder import FolderImages
+from data_prep.sources.picture import Picture, read_picture
 from tests.support.photos import draw_photos, fails, load_folder, png_of, read_image, save
 
 WHITE = (255, 255, 255)
@@ -44,6 +47,34 @@ def test_the_order_of_images_depends_only_on_file_names(photos: Path, tmp_path_f
     first, second = load_folder(photos, size=8), load_folder(other, size=8)
     assert np.array_equal(first.train.images, second.train.images)
     assert np.array_equal(first.test.labels, second.test.labels)
+
+
+def test_reading_ends_after_the_current_file_if_the_caller_stops_early(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, may_end, is_reading = [], Event(), Event()
+
+    def read_slowly(path: Path, size: int) -> Picture:
+        read.append(path)
+        if len(read) == 7:  # the first file of the second chunk
+            is_reading.set()
+            may_end.wait()
+        return read_picture(path, size)
+
+    def shut_down(pool: ThreadPoolExecutor, **options: bool) -> None:
+        may_end.set()
+        shutdown(pool, **options)
+
+    shutdown = ThreadPoolExecutor.shutdown
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shut_down)
+    monkeypatch.setattr("data_prep.sources.folder.read_picture", read_slowly)
+    monkeypatch.setattr("data_prep.sources.folder.num_threads", lambda: 1)
+    monkeypatch.setattr("data_prep.sources.CHUNK_BYTES", 6 * 8 * 8 * 3)
+    chunks = FolderImages(photos, size=8).chunks("train")
+    assert len(next(chunks).labels) == 6
+    is_reading.wait()
+    chunks.close()
+    assert len(read) == 7
 
 
 def test_a_pipe_is_refused_at_once(photos: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from data_prep.errors import InputError
 from ddp_trainer.config import NetworkConfig
@@ -33,6 +34,25 @@ def test_initial_weights_with_matching_names_and_shapes_are_loaded(tmp_path: Pat
         assert torch.equal(network.state_dict()["0.weight"], source.state_dict()["0.weight"])
         assert torch.equal(network.state_dict()["8.weight"], head["weight"])
         assert "randomly initialized: 8.weight, 8.bias" in loaded.describe(file)
+
+
+class Wrapper(nn.Module):
+    """A network whose own names begin with `module.`, the prefix that DDP adds."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.module, self.fc = networks.small(num_classes), nn.Linear(num_classes, num_classes)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_names_of_the_network_itself_may_begin_with_the_prefix_of_ddp(tmp_path: Path, prefix: str) -> None:
+    source, network = Wrapper(5), Wrapper(5)
+    weights = {f"{prefix}{name}": value for name, value in source.state_dict().items()}
+    torch.save(weights, tmp_path / "weights.pt")
+    assert load_initial_weights(network, tmp_path / "weights.pt").fresh == ()
+    assert torch.equal(network.state_dict()["module.0.weight"], source.state_dict()["module.0.weight"])
+    torch.save({f"module.{name}": value for name, value in source.module.state_dict().items()}, tmp_path / "module.pt")
+    assert load_initial_weights(network, tmp_path / "module.pt").fresh == ("fc.weight", "fc.bias")
 
 
 def test_the_check_of_widths_does_not_fail_if_a_run_cannot_be_read(

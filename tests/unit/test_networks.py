@@ -122,6 +122,9 @@ def test_a_module_that_starts_a_run_when_it_is_imported_is_refused(
         ("FailsInBackward", "fails in its backward pass: RuntimeError"),
         ("lazy", "has lazy layers"),
         ("SavesNumber", "has a state_dict with values that are not tensors: _extra_state"),
+        ("with_complex_buffer", "extra has the type torch.complex128, which safetensors cannot store"),
+        ("with_sparse_buffer", "extra must be a dense tensor, got torch.sparse_coo"),
+        ("with_sparse_buffer_that_is_not_saved", "extra must be a dense tensor, got torch.sparse_coo"),
         ("Fails", "fails on images of shape 2x3x32x32: RuntimeError"),
         ("OnlyContiguous", "add --no-channels-last"),
         ("with_depth", "has tensors with 5 dimensions, which have no channels-last order; add --no-channels-last"),
@@ -136,6 +139,11 @@ def test_a_faulty_network_is_reported_before_training(name: str, expected: str) 
         check_network(build(OWN + name), OWN + name, num_classes=5, sides=[32])
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_buffer_that_is_not_saved_may_have_any_type() -> None:
+    name = f"{OWN}with_complex_buffer_that_is_not_saved"
+    assert check_network(build(name), name, num_classes=5, sides=[32]) == []
 
 
 def test_the_check_does_not_seed_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,14 @@
 """The --out folder is checked before any image is read, and lists of image files are written beside that folder."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -15,7 +17,7 @@ from data_prep.dataset import write_dataset
 from data_prep.errors import InputError
 from data_prep.files import MAX_JSON_BYTES
 from data_prep.manifest import DatasetInfo
-from data_prep.output import remove_lists, temporary_folder, write_list
+from data_prep.output import remove_left_behind, remove_lists, temporary_folder, write_list
 from data_prep.sources.synthetic import draw_synthetic
 from tests.support.photos import draw_photos
 from tests.support.trainer import environment
@@ -90,6 +92,48 @@ def test_the_temporary_folder_of_a_live_process_is_kept(photos: Path) -> None:
         assert main(["--source", "folder", "--root", str(photos), "--out", str(out), "--size", "8"]) == 0
         assert temporary.exists()
     assert {path.name for path in out.iterdir()} == {"train.beton", "test.beton", "dataset.json"}
+
+
+@pytest.mark.parametrize("moment", ["before its lock is created", "before it is locked"])
+def test_a_command_that_starts_at_the_same_time_does_not_remove_the_temporary_folder(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, lock = tempfile.mkdtemp, fcntl.flock
+
+    def make_while_another_starts(**options: Any) -> str:
+        folder = make(**options)
+        remove_left_behind(tmp_path)
+        return folder
+
+    def lock_while_another_starts(file: Any, operation: int) -> None:
+        monkeypatch.undo()
+        remove_left_behind(tmp_path)
+        lock(file, operation)
+
+    if moment == "before it is locked":
+        monkeypatch.setattr("fcntl.flock", lock_while_another_starts)
+    else:
+        monkeypatch.setattr("tempfile.mkdtemp", make_while_another_starts)
+    with temporary_folder(tmp_path) as temporary:
+        (temporary / "file").touch()
+        remove_left_behind(tmp_path)
+        assert (temporary / "file").exists()
+
+
+def test_a_temporary_folder_stays_locked_while_it_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a command that has just made the folder could lock it, and would lose it afterwards."""
+    folder = tmp_path / ".writing-abc"
+    folder.mkdir()
+
+    def try_to_lock(*_: object, **__: object) -> None:
+        with open(folder / "lock", "wb") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        removed.append(folder)
+
+    removed: list[Path] = []
+    monkeypatch.setattr("shutil.rmtree", try_to_lock)
+    remove_left_behind(tmp_path)
+    assert removed == [folder]
 
 
 @pytest.mark.parametrize("names", [["dataset.json", "train.beton"], ["dataset.json"], ["test.beton"]], ids=" ".join)

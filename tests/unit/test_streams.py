@@ -73,6 +73,30 @@ def test_a_closed_terminal_changes_neither_work_nor_exit_status(tmp_path: Path) 
     assert (finished.returncode, (tmp_path / "result").read_text()) == (0, "done")
 
 
+def test_output_to_a_full_non_blocking_pipe_is_complete(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    command, found = [sys.executable, "-c", COMMAND, str(tmp_path / "result")], environment(PYTHONIOENCODING="utf-8")
+    with subprocess.Popen(command, env=found, stdout=writer, stderr=subprocess.DEVNULL) as process:
+        os.close(writer)
+        with os.fdopen(reader) as output:
+            assert output.read().count("x") == 300_000
+    assert process.returncode == 0
+
+
+def test_progress_bars_raise_no_error_when_their_terminal_is_closed() -> None:
+    code = (
+        "import os, pty; from data_prep.bars import Bars; from data_prep.streams import forgiving_output\n"
+        "main, terminal = pty.openpty(); os.dup2(terminal, 1); os.dup2(terminal, 2)\n"
+        "with forgiving_output(), Bars() as bars:\n"
+        "    bars.update('reading', 1, 2)\n"
+        "    os.close(main)\n"
+        "    print('a note')\n"
+        "    bars.update('reading', 2, 2)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=60)
+
+
 def test_characters_that_the_encoding_lacks_are_written_as_escapes(tmp_path: Path) -> None:
     finished = run(tmp_path, "", capture_output=True)
     assert finished.stdout.startswith(b"stdout: na\\xefve x")

@@ -152,7 +152,7 @@ def test_directory_with_a_run_is_refused_without_resume(smoke_run: Path, tiny_di
 
 
 @pytest.mark.parametrize("resume", [(), ("--resume",)])
-@pytest.mark.parametrize("name", ["predictions.npz", "metrics.jsonl", "tensorboard"])
+@pytest.mark.parametrize("name", ["predictions.npz", "metrics.jsonl", "model.onnx", "tensorboard"])
 def test_directory_with_unrelated_files_that_a_run_would_replace_is_refused(
     tiny_dir: Path, tmp_path: Path, name: str, resume: tuple[str, ...]
 ) -> None:

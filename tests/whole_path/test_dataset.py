@@ -1,6 +1,8 @@
 """Writing and verifying a dataset: bounded memory, reproducible files, and detection of damage."""
 
 import filecmp
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from data_prep.color_statistics import ColorCounts
 from data_prep.dataset import read_dataset, verify_dataset, write_dataset
 from data_prep.errors import InputError
 from data_prep.loader import StreamLoader
+from data_prep.output import check_out
 from data_prep.sources import ImageSet, Split
 from data_prep.sources.folder import FolderImages
 from data_prep.sources.synthetic import draw_synthetic
@@ -123,6 +126,47 @@ def test_a_failure_removes_the_folders_that_were_made(tmp_path: Path, monkeypatc
     with pytest.raises(RuntimeError):
         write_dataset(FolderImages(tmp_path / "photos", size=8), tmp_path / "new" / "set")
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_closing_a_file_may_take_longer_than_the_limit_for_a_stalled_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each split has one image, so the limit never applies: the child reports that image, and closes the file."""
+    monkeypatch.setattr("data_prep.beton_writer.STALL_SECONDS", 0)
+    split = Split(np.zeros((1, 16, 16, 3), np.uint8), np.zeros(1, int))
+    info = write_dataset(image_set(train=split, test=split), tmp_path)
+    verify_dataset(tmp_path, info, full=True)
+
+
+def test_a_signal_while_the_files_are_moved_leaves_the_new_dataset_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, before = Path.replace, signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def replace_then_signal(path: Path, target: Path) -> None:
+        replace(path, target)
+        if target.name == "train.beton":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Path, "replace", replace_then_signal)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write_dataset(image_set(), tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    verify_dataset(tmp_path, read_dataset(tmp_path), full=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"train.beton", "test.beton", "dataset.json"}
+
+
+def test_a_dataset_of_which_only_a_part_could_be_moved_can_be_prepared_again(tmp_path: Path) -> None:
+    def block(*_: object) -> None:
+        (tmp_path / "test.beton").mkdir(exist_ok=True)
+
+    with pytest.raises(IsADirectoryError):
+        write_dataset(image_set(), tmp_path, progress=block)
+    (tmp_path / "test.beton").rmdir()
+    assert (tmp_path / "train.beton").exists()
+    check_out(tmp_path)
 
 
 def test_color_statistics_of_chunks_match_those_of_all_images() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -112,6 +113,15 @@ def test_a_dataset_with_only_test_images_of_two_classes_can_be_evaluated(
     chosen = np.isin(found.labels, (2, 5))
     assert figures["test_total"] == chosen.sum() == 8
     assert figures["test_correct"] == (found.predicted == found.labels)[chosen].sum()
+
+
+def test_a_full_disk_is_reported_in_one_line(
+    smoke_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main([str(smoke_run), "--device", "cpu"]) == 1
+    assert capsys.readouterr().err == "error: cannot write the output: No space left on device\n"
 
 
 def test_a_damaged_image_is_reported_in_one_line(

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -209,8 +210,18 @@ def test_a_full_disk_is_reported_in_one_line(small_run: Path, format: str, capfd
     with file_size_limit(5000):
         assert export.main([str(small_run), "--format", format]) == 1
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"error: {small_run / export.FILES[format]} cannot be written (File too large")
+    assert line.startswith(f"error: {small_run / export.EXPORTS[format]} cannot be written (File too large")
     assert {path.name for path in small_run.iterdir()} == {"model.json", "model.safetensors"}
+
+
+def test_an_export_removes_the_old_folder_of_a_killed_export(small_run: Path) -> None:
+    """A new folder may be in use by an export that runs at the same time."""
+    old, new = small_run / ".export-old", small_run / ".export-new"
+    for folder in (old / "not empty", new):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    assert export.main([str(small_run), "--format", "torch"]) == 0
+    assert list(small_run.glob(".export-*")) == [new]
 
 
 def test_the_export_extra_lists_exactly_the_packages_that_an_onnx_export_needs() -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.dataset import write_dataset
 from data_prep.errors import InputError
+from data_prep.sources.synthetic import draw_synthetic
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.launch import check_machine
 from ddp_trainer.distributed.meeting import PATIENCE_SECONDS
@@ -109,16 +111,20 @@ def test_two_processes_without_local_rank_train(tiny_dir: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("flag", "values", "problem"),
     [
-        ("--seed", ("0", "1"), "the processes have different settings or training images"),
+        ("--seed", ("0", "1"), "the processes have different settings or images"),
         ("--precision", ("fp32", "bf16"), "the processes would use different precisions (fp32 in this one)"),
+        ("--data-dir", ("{tiny}", "{other}"), "the processes have different settings or images"),
     ],
 )
 def test_processes_that_were_started_differently_are_refused(
     flag: str, values: tuple[str, str], problem: str, tiny_dir: Path, tmp_path: Path
 ) -> None:
+    # The other dataset has the same training images, but one more test image.
+    write_dataset(draw_synthetic(train_count=96, test_count=41, seed=1), tmp_path / "other")
+    places = {"tiny": tiny_dir, "other": tmp_path / "other"}
     words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", tmp_path / "run", flag)
     pod = {name: PAIR[name] for name in ("WORLD_SIZE", "MASTER_ADDR")} | {"MASTER_PORT": str(free_port())}
-    pods = [start(NARROW, *words, values[rank], env={**pod, "RANK": str(rank)}) for rank in range(2)]
+    pods = [start(NARROW, *words, values[rank].format(**places), env={**pod, "RANK": str(rank)}) for rank in range(2)]
     outputs = [process.communicate(timeout=120)[1] for process in pods]
     assert [process.returncode for process in pods] == [2, 2], outputs
     assert f"error: {problem}" in outputs[0]

@@ -2,13 +2,22 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from data_prep.loader import StreamLoader
+from ddp_trainer.engine.evaluation import Evaluation
+from ddp_trainer.models.spec import build_model
+from ddp_trainer.run import outputs
 from ddp_trainer.run.outputs import write_report_or_warn
+from ddp_trainer.tracking import predictions
 from tests.support.trainer import read_lines, train
 from tests.support.wandb_file import read_history, read_summary
+from tests.unit.test_networks import SPEC
 
 
 def test_run_is_done_even_if_its_report_cannot_be_drawn(
@@ -40,6 +49,34 @@ def test_resuming_a_killed_run_completes_its_trackers_and_report(tiny_dir: Path,
     assert len([row for row in read_history(out) if "epoch" in row]) == len(read_lines(out / "metrics.jsonl"))
     assert (out / "report" / "index.html").exists() and (out / "model.md").exists()
     assert json.loads((out / "status.json").read_text())["state"] == "done"
+
+
+def test_new_weights_remove_the_exports_of_the_old_weights(tmp_path: Path) -> None:
+    for name in ("model.onnx", "model.pt2"):
+        (tmp_path / name).touch()
+    spec = replace(SPEC, widths=(4, 4, 8, 8))
+    outputs.write_model(tmp_path, build_model(spec), spec)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.json", "model.safetensors"}
+
+
+def test_predictions_that_could_not_be_read_back_are_not_written(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loader = StreamLoader(tiny_dir / "test.beton", device=torch.device("cpu"), batch_size=40, num_workers=1)
+    logits, labels = torch.eye(40), torch.arange(40)
+    labels[0] = 1  # so that the file has the pixels of one mistake
+    evaluation = Evaluation(samples=np.arange(40), labels=labels, logits=logits, logits_tta=None)
+    size = 40 * 8 + 40 * 8 + 40 * 40 * 4 + 1 * 8 + 1 * 32 * 32 * 3
+    path = tmp_path / "predictions.npz"
+    for limit in (size - 1, size):
+        monkeypatch.setattr(outputs, "MAX_BYTES", limit)
+        monkeypatch.setattr(predictions, "MAX_BYTES", limit)
+        outputs.write_predictions(tmp_path, evaluation, loader)
+        assert path.exists() == (limit == size)
+        warning = capsys.readouterr().err
+        assert ("warning: predictions.npz is not written" in warning) == (warning.count("\n") == 1) == (limit < size)
+    found = predictions.read_predictions(path)
+    assert found is not None and found.num_correct == 39
 
 
 @pytest.mark.parametrize("error", [MemoryError(), ZeroDivisionError("division by zero")])

@@ -83,6 +83,13 @@ def test_a_class_name_with_control_characters_stays_in_its_column(tmp_path, caps
     assert {line.split("\t")[1], line.split("\t")[3].split()[1]} <= {"two\\nlines", "a\\ttab"}
 
 
+def test_a_full_disk_is_reported_in_one_line(run_dir, tmp_path, capsys, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main([str(run_dir), str(draw(tmp_path / "x.png"))]) == 1
+    assert capsys.readouterr().err == "error: cannot write the output: No space left on device\n"
+
+
 @pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "é\\udce9.png".encode()), ("ascii", b"\\xe9\\udce9.png")])
 def test_a_file_name_that_the_encoding_cannot_express_is_printed_with_escapes(run_dir, tmp_path, encoding, shown):
     path = os.fsencode(tmp_path) + "é".encode() + b"\xe9.png"

@@ -3,20 +3,16 @@
 These tests do not run the real set-up; .ci/run does, on a bare machine.
 """
 
-import os
-import re
+import fcntl
 import shutil
 import subprocess
 import sys
-import tomllib
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from packaging.requirements import Requirement
 
-from tests.support.trainer import REPOSITORY, run
+from tests.support.trainer import REPOSITORY
 
 TOOLS = ("bash", "dirname", "uname", "cat", "sha256sum", "rm", "mkdir", "cp", "env", "grep")
 STEPS = ["venv", "pip", "ffcv", "pip", "imports"]
@@ -26,8 +22,9 @@ STEPS_IN_EXISTING_VENV = STEPS[1:]
 RECORDING_PYTHON = """#!/usr/bin/env bash
 case "$1 $2" in
   "-m venv") echo "venv $3 $4" >>"$CALLS"; mkdir -p .venv/bin
-             cp "$0" .venv/bin/python; echo "$0" >.venv/made-by; echo "$PWD/.venv" >.venv/bin/activate ;;
+             cp "$0" .venv/bin/python; echo "$0" >.venv/made-by; echo "$(pwd -P)/.venv" >.venv/bin/activate ;;
   "-m pip") echo "pip ${*:3}" >>"$CALLS"; exit "${PIP_STATUS:-0}" ;;
+  "-c import pip") ;;
   "-c import sys; print(sys._base_executable)"*) cat .venv/made-by ;;
   "-c import torch"*) echo imports >>"$CALLS" ;;
   "-c import ensurepip"*) exit "${VENV_STATUS:-0}" ;;
@@ -47,14 +44,20 @@ class Machine(NamedTuple):
         (self.path / name).write_text(script)
         (self.path / name).chmod(0o755)
 
-    def set_up(self, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["bash", str(self.project / "scripts" / "setup.sh")],
-            env={"PATH": str(self.path), "CALLS": str(self.calls), **environment},
+    def start(self, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", "scripts/setup.sh"],
+            cwd=self.project,
+            env={"PATH": str(self.path), "CALLS": str(self.calls), "PWD": str(self.project), **environment},
             text=True,
-            capture_output=True,
-            timeout=60,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
+
+    def set_up(self, **environment: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(**environment)
+        stdout, stderr = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     def recorded(self) -> list[str]:
         """Returns the calls that were recorded since this method was last called."""
@@ -127,6 +130,41 @@ def test_a_moved_project_gets_a_new_venv(machine: Machine) -> None:
     assert moved.recorded_steps() == STEPS
 
 
+def test_neither_a_symbolic_link_nor_the_language_nor_cdpath_causes_an_installation(machine: Machine) -> None:
+    machine.set_up()
+    machine.recorded()
+    (machine.project.parent / "link").symlink_to(machine.project)
+    linked = machine._replace(project=machine.project.parent / "link")
+    elsewhere = machine.project.parent / "elsewhere"
+    (elsewhere / "scripts").mkdir(parents=True)
+    for call in (linked.set_up(), machine.set_up(LC_ALL="en_US.UTF-8"), machine.set_up(CDPATH=str(elsewhere))):
+        assert (call.returncode, call.stdout, machine.recorded()) == (0, "setup: .venv is up to date\n", [])
+
+
+def test_a_venv_without_pip_is_made_again(machine: Machine) -> None:
+    """The system's Python was replaced by a newer version, which does not see the packages of the older one."""
+    machine.set_up()
+    (machine.project / ".venv/.setup-done").unlink()
+    machine.recorded()
+    without = RECORDING_PYTHON.replace('"-c import pip") ;;', '"-c import pip") exit 1 ;;')
+    (machine.project / ".venv/bin/python").write_text(without.replace("REAL", sys.executable))
+    assert machine.set_up().returncode == 0
+    assert machine.recorded_steps() == STEPS
+
+
+def test_a_second_set_up_waits_for_the_first(machine: Machine) -> None:
+    (machine.path / "flock").symlink_to(shutil.which("flock") or pytest.skip("needs flock"))
+    with (machine.project / "pyproject.toml").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = machine.start()
+        assert second.stdout is not None
+        assert second.stdout.readline() == "setup: waiting for another set-up of this folder\n"
+        assert machine.recorded() == []
+    second.communicate(timeout=60)
+    assert second.returncode == 0
+    assert machine.recorded_steps() == STEPS
+
+
 def test_error_for_a_python_without_venv_names_the_missing_package(machine: Machine) -> None:
     finished = machine.set_up(VENV_STATUS="1")
     package = f"python3.{sys.version_info.minor}-venv"
@@ -162,59 +200,3 @@ def test_an_interpreter_that_the_user_named_once_is_kept(machine: Machine) -> No
     machine.recorded()
     again = machine.set_up(PYTHON="python3")  # what the Makefile passes by default
     assert (again.returncode, again.stdout, machine.recorded()) == (0, "setup: .venv is up to date\n", [])
-
-
-def test_constraints_satisfy_every_requirement() -> None:
-    """pip installs with --no-deps, so a package that is missing from constraints.txt would not be installed."""
-    pinned = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (REPOSITORY / "constraints.txt").read_text(), flags=re.MULTILINE))
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    ffcv = tomllib.loads((REPOSITORY / "scripts/ffcv/pyproject.toml").read_text())["project"]
-    pinned[ffcv["name"]] = ffcv["version"]
-    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
-    required = [Requirement(line) for line in [*project["dependencies"], *extras, *ffcv["dependencies"]]]
-    assert [str(one) for one in required if pinned.get(one.name, "") not in one.specifier] == []
-    assert f"ffcv=={ffcv['version']} " in (REPOSITORY / "scripts/ffcv/source.txt").read_text()
-
-
-def test_every_command_can_be_called_by_name() -> None:
-    scripts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
-    assert all(callable(EntryPoint(name, target, "console_scripts").load()) for name, target in scripts.items())
-
-
-def test_torch_compile_without_a_compiler_is_refused_in_one_line(tiny_dir: Path, tmp_path: Path) -> None:
-    finished = run(
-        "ddp_trainer.train",
-        "smoke",
-        "--compile",
-        "--data-dir",
-        tiny_dir,
-        "--out",
-        tmp_path / "run",
-        env={"CXX": "no-compiler"},
-    )
-    assert finished.returncode == 2
-    assert finished.stderr.startswith("error: --compile needs a C++ compiler")
-    assert finished.stderr.count("\n") == 1
-    assert not (tmp_path / "run").exists()
-
-
-def test_ci_runs_make_test_with_real_images_only_if_they_exist(tmp_path: Path) -> None:
-    project = tmp_path / "project"
-    (project / ".ci").mkdir(parents=True)
-    shutil.copy(REPOSITORY / ".ci" / "run", project / ".ci" / "run")
-    (project / "Makefile").write_text("test:\n\t@ls $${CIFAR10_JPEG_ROOT:-/dev/null}\n")
-    unwanted = ("CIFAR10_JPEG_ROOT", "MAKE", "MFLAGS")  # make sets the last two when it runs the tests
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
-
-    def run_ci() -> str:
-        done = subprocess.run([project / ".ci" / "run"], env=environment, text=True, capture_output=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert "/dev/null" in run_ci()
-    images = tmp_path / "cifar10-jpeg"
-    for split in ("train", "test"):
-        (images / split).mkdir(parents=True)
-    (tmp_path / "shared" / "data").mkdir(parents=True)
-    shutil.make_archive(str(tmp_path / "shared" / "data" / "cifar10-jpeg"), "xztar", tmp_path, "cifar10-jpeg")
-    assert run_ci().split() == ["test", "train"]

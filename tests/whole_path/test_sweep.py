@@ -122,6 +122,16 @@ def test_listing_runs_trains_nothing(tiny_dir: Path, tmp_path: Path, capsys: pyt
     assert not (tmp_path / "a sweep").exists()
 
 
+@pytest.mark.parametrize("action", ["--list", "--table"])
+def test_a_full_disk_is_reported_in_one_line(
+    action: str, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["smoke", "--data-dir", str(tiny_dir), "--out", str(tmp_path / "sweep"), action]) == 1
+    assert capsys.readouterr().err == "error: cannot write the output: No space left on device\n"
+
+
 def test_a_stopped_sweep_continues_and_ends_with_its_table(tiny_dir: Path, tmp_path: Path) -> None:
     """Ctrl-C stops the first call. In the second call, seed=1 fails because its folder cannot be created."""
     small = ("--device", "cpu", "--batch-size", "8", "--widths", *"8888", "--data-dir", tiny_dir)
