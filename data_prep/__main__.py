@@ -214,7 +214,7 @@ class _Stopper:
 
 @forgiving_output()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 on success, 1 on a system error, 2 on wrong input, 128 + signal (SIGINT: KeyboardInterrupt)."""
+    """Exit status: 0 (success), 1 (system error), 2 (wrong input) or 128 + signal. SIGINT raises KeyboardInterrupt."""
     stopper = _Stopper()
     try:
         return _run(argv, stopper)
@@ -223,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"interrupted by {signal.Signals(stopper.number).name}: incomplete files were removed", file=sys.stderr)
         if stopper.number == signal.SIGINT:
-            # Without a traceback, Python still ends by SIGINT, so that Ctrl-C also ends a shell loop around it.
+            # Python prints no traceback, but still ends itself with SIGINT, so Ctrl-C also ends a shell loop around it.
             sys.excepthook = lambda *_: None
             raise KeyboardInterrupt from None
         return 128 + stopper.number

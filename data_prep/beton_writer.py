@@ -28,8 +28,7 @@ def write_betons(
         [sys.executable, "-m", "data_prep.ffcv_writer", str(folder), *names],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
-        bufsize=1,
+        bufsize=0,  # with a buffer, `select` would not see lines that were read together with an earlier one
     )
     try:
         _follow(child, progress)
@@ -41,24 +40,24 @@ def write_betons(
                 stream.close()
 
 
-def _follow(child: subprocess.Popen[str], progress: Callable[[str, int], object]) -> None:
+def _follow(child: subprocess.Popen[bytes], progress: Callable[[str, int], object]) -> None:
     """Reports progress until the child has finished. Raises an exception if it fails or stalls."""
     assert child.stdout is not None and child.stderr is not None
     patience: float | None = START_SECONDS
     while select([child.stdout], [], [], patience)[0]:
-        line = child.stdout.readline()
+        line = child.stdout.readline().decode(errors="replace")
         if not line:
             break
         if line.startswith("!"):
             raise _failure(line[1:].strip())
         written, total, name = line.split(maxsplit=2)
-        # After the last image, the file is closed. On a network file system, this may take minutes.
+        # After the last image, the writer closes the file. On a network file system, this may take minutes.
         patience = None if written == total else STALL_SECONDS
         progress(name.strip(), int(written))
     else:
         raise ChildProcessError(f"FFCV's writer made no progress for {patience:.0f} s and was killed")
     if child.wait():
-        lines = child.stderr.read().strip().splitlines()
+        lines = child.stderr.read().decode(errors="replace").strip().splitlines()
         raise _failure(lines[-1] if lines else f"exit status {child.returncode}")
 
 

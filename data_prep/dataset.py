@@ -1,6 +1,7 @@
 """A prepared dataset: a folder with train.beton, test.beton and dataset.json, which describes them."""
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -52,6 +53,9 @@ def write_dataset(
     """
     check_description(source)
     check_out(out)
+    if not os.path.lexists(out / MANIFEST):  # only a part of an earlier dataset could be moved, so it cannot be read
+        for name in BETONS:
+            (out / name).unlink(missing_ok=True)
     remove_left_behind(out)  # this may free the space that is needed
     image_bytes = source.image_size**2 * 3 // (1 if encoding.name == "raw" else TYPICAL_COMPRESSION)
     # During writing, the images are on the disk twice: in the writer's input and in the beton file.
@@ -71,7 +75,8 @@ def write_dataset(
         names = (*(split.file for split in splits.values()), MANIFEST)
         for name in names:  # syncing is slow, so it comes first, while the older dataset is still intact
             sync_file(temporary / name)
-        with ThreadPoolExecutor(1) as pool:  # the handler of a signal interrupts only the main thread, not the moves
+        with ThreadPoolExecutor(1) as pool:  # a signal handler interrupts only the main thread, not this one
+            pool.submit(int).result()  # starts the thread; a signal during the start could leave it out of the wait
             pool.submit(_move, temporary, out, names).result()
         sync_folder(out)
     return info

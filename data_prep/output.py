@@ -78,9 +78,9 @@ def _is_our_list(path: Path) -> bool:
 def temporary_folder(out: Path) -> Iterator[Path]:
     """A new folder in `out`, removed at the end. After an error, the parent folders made for it are removed, too.
 
-    A file in it is locked until the end, so that `remove_left_behind` can tell whether the folder is still in use. The
-    folder is kept after an error that leaves `out` with some of the files of a dataset, but without a manifest. The
-    manifest in the folder then tells `check_out` that these files are from data_prep.
+    A file in it is locked until the end, so that `remove_left_behind` can tell whether the folder is still in use. If
+    an error leaves `out` with some of the files of a dataset, but without a manifest, the folder is kept. The manifest
+    in it then tells `check_out` that these files are from data_prep.
     """
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
@@ -107,7 +107,7 @@ def temporary_folder(out: Path) -> Iterator[Path]:
 def _lock(folder: Path) -> BinaryIO:
     """Locks `folder` until the returned file is closed.
 
-    `remove_left_behind` in another process may remove the folder before it is locked. Then it is made again.
+    Another process may remove the folder in `remove_left_behind` before it is locked. If so, it is made again.
     """
     while True:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -126,8 +126,8 @@ def remove_left_behind(out: Path) -> None:
         with suppress(OSError):  # another process holds the lock, or the file system cannot lock files
             with open(folder / "lock", "ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)  # still locked, because its maker may be waiting in `_lock`
-            folder.rmdir()  # NFS keeps a file that is deleted while it is open, and so its folder
+                shutil.rmtree(folder, ignore_errors=True)  # still locked, for a process waiting in `_lock`
+            folder.rmdir()  # on NFS, the folder could not be removed while its file `lock` was open
 
 
 def remove_lists(out: Path, *names: str) -> None:

@@ -29,8 +29,8 @@ def map_in_order(
     """Yields `function(item)` for each item, in the order of the items. The calls run in `threads` threads.
 
     At most `ahead` results (default: two for each thread) exist at a time, whatever the number of items. An exception
-    in `function(item)` is raised in place of the item's result. If the caller stops early, no more items are started,
-    and running calls are waited for. `stop` is set before that, so that a long call can test it and end early.
+    in `function(item)` is raised in place of the item's result. If the caller stops early, no more calls are started,
+    and `stop` is set, so that a long call can test it and end early. Then the running calls are waited for.
     """
     ahead = ahead or 2 * threads
     pool = ThreadPoolExecutor(max_workers=threads)

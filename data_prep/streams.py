@@ -1,7 +1,7 @@
 """Keeps a command working when its output cannot be written.
 
 The disk may be full, a pipe or a terminal may have been closed, or a stream may have been closed before the command
-started. None of this changes what the command does. Its exit status changes only if it asks for `output_error`.
+started. None of this changes what the command does. Only a command that checks `output_error` gets another exit status.
 """
 
 from __future__ import annotations  # ddp_trainer.doctor imports this module, and runs on older Pythons, too
@@ -41,7 +41,7 @@ def forgiving_output() -> Iterator[None]:
 
 
 def output_error() -> OSError | None:
-    """The error that silenced stdout in `forgiving_output`. None without an error, or if the reader closed the pipe."""
+    """The error that silenced stdout in `forgiving_output`. None if there was none, or the reader closed the pipe."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
@@ -67,14 +67,14 @@ class _UnfailingFile(io.FileIO):
         return len(data)
 
     def _wait(self) -> None:
-        """Waits until a non-blocking pipe that is full can be written again."""
+        """Waits until a full non-blocking pipe can be written to again."""
         poll = select.poll()
         poll.register(self, select.POLLOUT)
         poll.poll()
 
 
 def unfailing_copy(descriptor: int) -> TextIO:
-    """A stream whose writes never raise OSError, with a copy of `descriptor`. Closing it leaves `descriptor` open."""
+    """A stream for a copy of `descriptor`. Its writes never raise OSError, and closing it leaves `descriptor` open."""
     return io.TextIOWrapper(io.BufferedWriter(_UnfailingFile(os.dup(descriptor), "w")), errors="backslashreplace")
 
 

@@ -33,7 +33,7 @@ SMALLER_STEPS = "use --accumulate auto, or a smaller --batch-size"
 
 
 class CommandError(Exception):
-    """A command fails although its input is right. `str(error)` is one line. Commands exit with status 1."""
+    """A command fails although its input is correct. It prints `str(error)`, one line, and exits with status 1."""
 
 
 def parse_command_line(
@@ -185,7 +185,7 @@ def run_command(work: Callable[[], int | None], *, launched: bool = False, memor
 
 
 def require_output() -> None:
-    """Raises CommandError if stdout could not be written. For commands whose result is on stdout."""
+    """Raises CommandError if stdout could not be written. Call it at the end of a command that prints its result."""
     error = output_error()
     if error is not None:
         raise CommandError(f"cannot write the output: {error.strerror}")

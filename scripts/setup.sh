@@ -10,9 +10,9 @@ unset CDPATH # with it, cd might change to another folder
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.." # -P: .venv contains this path, which must not depend on symbolic links
 
 stamp=.venv/.setup-done
-# These settings, as some clusters and containers have them, would make pip fail or install to another folder.
-# PIP_CONSTRAINT is not only unset, because pip's configuration file may also name constraints, which may contradict
-# constraints.txt.
+# Some clusters and containers set these variables. pip would then fail, or install to another folder. PIP_CONSTRAINT
+# names an empty file and is not only unset, because pip's configuration file may also name constraints, which may
+# contradict constraints.txt.
 export PIP_USER=0 PIP_CONSTRAINT=/dev/null
 unset PIP_BUILD_CONSTRAINT PIP_TARGET PIP_PREFIX
 unset PYTHONPATH # pip does not install a package that it finds there, so .venv would lack it
@@ -45,12 +45,12 @@ find_python() {
 
 # Prints a hash of everything that the set-up depends on. If the hash changes, the set-up runs again.
 fingerprint() {
-  local LC_ALL=C # the order of the files must not depend on the language
+  local LC_ALL=C # the order of the files must not depend on the locale
   { cat pyproject.toml constraints.txt scripts/setup.sh scripts/ffcv/**/*.* scripts/ffcv/bin/*; echo "$PWD $version"; } | sha256sum
 }
 
 # Only one set-up may change .venv at a time. The lock on descriptor 9 ends with this process. There is no lock if
-# `flock` is missing or the file system does not support it.
+# `flock` is missing or the file system does not support locks.
 wait_for_other_setups() {
   local status=0
   flock --nonblock --conflict-exit-code 75 9 2>/dev/null || status=$?
@@ -86,7 +86,7 @@ install() {
 }
 
 [[ $(uname -s) == Linux ]] || stop "FFCV runs on Linux only, and this is $(uname -s): use a Linux machine or container"
-exec 9<pyproject.toml
+{ exec 9<>pyproject.toml; } 2>/dev/null || exec 9<pyproject.toml # NFS locks only files that are open for writing
 wait_for_other_setups
 find_python
 if [[ -f $stamp && $(<"$stamp") == "$(fingerprint)" && $(version_of .venv/bin/python) == "$version" ]]; then

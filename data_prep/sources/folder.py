@@ -133,7 +133,7 @@ def _chunks_of(listing: Listing, size: int) -> Iterator[list[Labeled]]:
 
 
 def _read_chunk(labeled: list[Labeled], *, size: int, stop: Event) -> tuple[list[Labeled], list[_Read | str]]:
-    """The files, and for each of them what was read, or the reason why it cannot be read. Ends early after `stop`."""
+    """The files, and for each of them what was read, or why it cannot be read. Ends early if `stop` is set."""
     return labeled, [_read_one(path, size) for path, _ in labeled if not stop.is_set()]
 
 

@@ -20,9 +20,11 @@ def use_share_of_cores(launch: Launch) -> None:
     A single process therefore uses as many threads under `accelerate launch` as with `python -m`, and computes the
     same floating-point results. A number of threads that the user has set is kept.
     """
-    threads = os.environ.get("OMP_NUM_THREADS")
-    set_by_launcher = any(name in os.environ for name in LAUNCHER_VARIABLES) and not _given_to_the_launcher()
-    if set_by_launcher or (threads is None and launch.world_size > 1):
+    if "OMP_NUM_THREADS" in os.environ:
+        is_free = any(name in os.environ for name in LAUNCHER_VARIABLES) and not _given_to_the_launcher()
+    else:
+        is_free = launch.world_size > 1  # torch itself chooses the number for a single process
+    if is_free:
         torch.set_num_threads(max(len(os.sched_getaffinity(0)) // launch.local_world_size, 1))
 
 

@@ -14,8 +14,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-# DDP imports this module, and the module keeps the default process group that it finds then, until the process ends.
-# So it is imported here, before there is a process group.
+# When torch.distributed.nn.functional is imported, it stores the default process group until the process ends. DDP
+# would import it during a run, so it is imported here, before there is a process group.
 import torch.distributed.nn.functional
 
 from data_prep.errors import require
@@ -38,7 +38,9 @@ def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
     if launch.world_size == 1:
         yield
         return
-    _use_new_keys()
+    joins = not dist.is_initialized()  # otherwise, the calling program has joined the processes
+    if joins:
+        _use_new_keys()
 
     def report() -> None:
         if launch.local_rank == 0:
@@ -56,7 +58,8 @@ def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
         timer.cancel()
         timer.join()  # otherwise, a `report` that has already begun could undo the next line
         stop.end_at_first_signal(False)
-    _keep_store()
+    if joins:
+        _keep_store()
 
 
 def _use_new_keys() -> None:
@@ -65,15 +68,15 @@ def _use_new_keys() -> None:
     The keys contain the numbers of the process groups, which torch counts from 0 in each run. Without this call, a
     second run would find the addresses that the first run left in the store.
     """
-    if not dist.is_initialized():
-        dist.distributed_c10d._world.group_count = 100 * next(_runs)
+    dist.distributed_c10d._world.group_count = 100 * next(_runs)
 
 
 def _keep_store() -> None:
     """Keeps the processes' key-value store for the next run of this process.
 
-    Without a launcher, the main process serves the store to the others. If the store ended with the run, a process that
-    begins its next run before the main process does could connect to the old store, and both processes would fail.
+    Without a launcher, the main process serves the store to the other processes. If the store ended with the run,
+    another process that begins its next run before the main process does could connect to the old store. Both
+    processes would then fail.
     """
     global _store
     _store = dist.distributed_c10d._get_default_store()

@@ -1,4 +1,4 @@
-"""Ends a run, or this process, without an abort by one of torch's threads."""
+"""Ends a run or this process, so that no thread of torch can abort the process."""
 
 import gc
 import os
@@ -6,10 +6,10 @@ import sys
 
 
 def release_run() -> None:
-    """Frees the objects of a run that has ended. Some of them refer to each other, so they do not free themselves.
+    """Frees the objects of a run that has ended. Some refer to each other, so only `gc` frees them.
 
-    With them end torch's threads for communication. Such a thread may still hold a tensor of Python. If it releases
-    this tensor while Python is ending, torch aborts the process ("terminate called without an active exception").
+    This also ends torch's communication threads. Such a thread may still hold a Python tensor. If it releases this
+    tensor while Python is ending, torch aborts the process ("terminate called without an active exception").
     """
     gc.collect()
 

@@ -22,11 +22,12 @@ _in_use = threading.RLock()  # re-entrant, because an observer may evaluate anot
 def restored_settings() -> Iterator[None]:
     """After the block, restores torch's settings and random generators, Accelerate's state, and the environment.
 
-    Raises InputError if another thread of this process is in such a block, because these settings are shared.
+    Raises InputError if another thread of this process is in such a block, because all threads share these settings.
     """
     require(
         _in_use.acquire(blocking=False),
-        "another thread of this process is training or evaluating; wait for it, or use launch for new processes",
+        "another thread of this process is training or evaluating; "
+        "wait until it has finished, or train in new processes with ddp_trainer.launch",
     )
     try:
         with _restored_environment(), writable_home(), _restored_torch(), _own_accelerate_state():
@@ -36,10 +37,10 @@ def restored_settings() -> Iterator[None]:
 
 
 def require_usual_modes() -> None:
-    """Raises InputError if the caller of a run has changed a mode of torch with which the run would go wrong.
+    """Raises InputError if the caller of a run has set a mode of torch in which the run would not train correctly.
 
-    For example, torch.autocast keeps converted weights until its outermost block ends, so a run inside such a block
-    would never use its new weights.
+    For example, torch.autocast keeps converted copies of the weights until its outermost block ends, so a run inside
+    such a block would never use its new weights.
     """
     device, dtype = torch.get_default_device(), torch.get_default_dtype()
     changed = {
@@ -49,7 +50,7 @@ def require_usual_modes() -> None:
         f"the default type {dtype}": dtype != torch.float32,
     }
     found = " and ".join(name for name, is_changed in changed.items() if is_changed)
-    require(not found, f"the run cannot use {found}, which your program has set; reset it before the run")
+    require(not found, f"the run does not work with {found}, which your program has set; reset it before the run")
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from ddp_trainer.distributed.sync_batchnorm import synchronize_batchnorm
 # Before training starts, processes may be minutes apart: one may read a dataset or wait for a service.
 STARTUP_SECONDS = 300.0
 
-# gloo's timeout raises an exception, and files and W&B are closed. NCCL's timeout, which is longer, kills the process.
+# gloo's timeout raises an exception, so files and W&B are still closed. NCCL's is longer, because it kills the process.
 NCCL_MARGIN = 60.0  # seconds by which NCCL's timeout is longer than gloo's
 
 
@@ -53,7 +53,7 @@ class Runtime:
         choose_interface()
         timeout = timedelta(seconds=max(config.process_group_timeout, STARTUP_SECONDS))
         launch = Launch.from_environment()
-        self._owns_group = not dist.is_initialized()  # otherwise, the program that starts the run joined the processes
+        self._owns_group = not dist.is_initialized()  # otherwise, the calling program has joined the processes
         on_cpu = resolve_device(config) == "cpu"  # before environment_of hides ACCELERATE_USE_CPU
         stop = stop or StopRequest()
         with meeting(launch, stop):

@@ -88,7 +88,7 @@ def _check_storage(network: nn.Module, name: str) -> None:
     for key, value in network.state_dict().items():
         try:
             save({key: torch.empty(0, dtype=value.dtype)})
-        except Exception:  # safetensors raises KeyError, and torch may raise other types
+        except Exception:  # safetensors raises KeyError, and torch may raise other exceptions
             fix = "use another type, or register the buffer with persistent=False"
             raise InputError(
                 f"--network {name}: {key} has the type {value.dtype}, which safetensors cannot store; {fix}"

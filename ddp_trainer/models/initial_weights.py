@@ -39,7 +39,7 @@ def load_initial_weights(network: nn.Module, source: Path) -> Loaded:
     """
     own, weights = network.state_dict(), read_weights(source)
     unprefixed = {name.removeprefix("module."): value for name, value in weights.items()}  # DDP adds this prefix
-    # Names of the network itself may begin with it, too, so the prefix is removed only if more names fit without it.
+    # The network's own names may have this prefix, too, so it is removed only if more names match without it.
     weights = max(weights, unprefixed, key=lambda named: len(named.keys() & own.keys()))
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     # A bias that fits is not enough: any network for the same number of classes may have a bias of that shape.

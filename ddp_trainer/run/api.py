@@ -17,7 +17,6 @@ from typing import Any
 from data_prep.dataset import read_dataset
 from data_prep.errors import require
 from data_prep.files import read_json
-from data_prep.streams import forgiving_output
 from ddp_trainer.command_line import adapt_to_network, parse_flags, recipe_named
 from ddp_trainer.config import TrainConfig, importing_network
 from ddp_trainer.distributed.launch import ONE_MACHINE
@@ -82,8 +81,7 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
     processes = (*several, "--num_processes", str(num_processes))
     launcher = [sys.executable, "-c", START_LAUNCHER, *ONE_MACHINE, *processes]
     words = as_flags({**changed, "out": out})
-    with forgiving_output():  # if the output cannot be written, for example to a closed pipe, the run continues
-        status, interrupted = _run_shown([*launcher, "-m", "ddp_trainer.train", config.recipe, *words])
+    status, interrupted = _run_shown([*launcher, "-m", "ddp_trainer.train", config.recipe, *words])
     # After Ctrl-C, the launcher's status is not 0, whatever the processes did.
     if status == 0 or (interrupted and _has_stopped_cleanly(out)):
         return RunResult.of(out)
@@ -130,7 +128,8 @@ def _run_shown(command: list[str]) -> tuple[int, bool]:
     while True:
         try:
             for line in process.stdout:
-                sys.stderr.write(line)
+                with contextlib.suppress(OSError, ValueError):  # nobody may read the output any more
+                    sys.stderr.write(line)
             return process.wait(), interrupted
         except BaseException as error:
             if interrupted or not isinstance(error, KeyboardInterrupt):

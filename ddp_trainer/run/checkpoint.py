@@ -152,7 +152,7 @@ def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any
 
     Raises CheckpointError if a byte of the state or the manifest has changed, or if the state cannot be loaded. Raises
     OtherRelease if the checkpoint has another format, or lacks some of the `required` keys. If memory or file
-    descriptors ran out, raises that error, because the checkpoint may be intact.
+    descriptors run out, that error is raised instead, because the checkpoint may be intact.
     """
     try:
         text = read_text(path / MANIFEST)

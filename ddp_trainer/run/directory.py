@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LOCK = ".lock"
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # names of the temporary files of `replace_file`
 RESOLVED = ("precision", "accumulate")  # if one of these settings is `auto`, the run records the value that it chose
-EXPORTS = {"onnx": "model.onnx", "torch": "model.pt2"}  # by --format of ddp_trainer.export
+EXPORTS = {"onnx": "model.onnx", "torch": "model.pt2"}  # the keys are the values of --format of ddp_trainer.export
 # Files and folders that a run replaces or deletes, and that are created later than config.json.
 FILES = (
     *("metrics.jsonl", "steps.jsonl", "summary.json", "predictions.npz", "model.safetensors", "model.json", "model.md"),

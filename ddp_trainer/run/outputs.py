@@ -140,7 +140,7 @@ def _calibration_error(evaluation: Evaluation) -> float:
 
 
 def write_model(run_dir: Path, model: nn.Module, spec: ModelSpec) -> None:
-    """Writes model.safetensors and model.json. First removes the exports of the weights that they replace."""
+    """Writes model.safetensors and model.json. First removes the exports of the previous weights."""
     from safetensors.torch import save
 
     for name in EXPORTS.values():
@@ -154,8 +154,8 @@ def write_model(run_dir: Path, model: nn.Module, spec: ModelSpec) -> None:
 def write_predictions(run_dir: Path, evaluation: Evaluation, loader: StreamLoader | ResidentLoader) -> None:
     """Writes predictions.npz: label and probabilities of each evaluated image.
 
-    The file also contains the pixels of the most confident mistakes. If its arrays would exceed MAX_BYTES, it could not
-    be read back, so a warning is printed instead.
+    The file also contains the pixels of the most confident mistakes. If its arrays would exceed MAX_BYTES, the file
+    could not be read back. Then it is not written, and a warning is printed instead.
     """
     probabilities = evaluation.logits.double().softmax(dim=1)
     confidence, predicted = probabilities.max(dim=1)

@@ -16,7 +16,7 @@ from ddp_trainer.run.resume import Start, StartKind, settings_of
 # Settings that may change on --resume, but must be the same on all ranks, because they decide when the ranks run
 # collective operations.
 SAME_ON_ALL_RANKS = ("resume", "max_steps", "checkpoint_every_steps", "log_every_steps")
-DIFFERENT_SETTINGS = "the processes have different settings or images; start all of them with the same flags and images"
+DIFFERENT_SETTINGS = "the processes have different settings or datasets; start them all with the same flags and dataset"
 
 
 @contextlib.contextmanager

@@ -121,19 +121,19 @@ def load_state(start: Start, config: TrainConfig, dataset: DatasetInfo, *, preci
 
 
 def other_threads(config: TrainConfig, runtime: Runtime) -> list[str]:
-    """A warning if the run in --out last used another number of threads on a CPU; otherwise an empty list.
+    """A list with a warning if the run in --out last used another number of threads on a CPU; otherwise an empty list.
 
     Call it before the run overwrites config.json.
     """
     assert config.run.out is not None, "--resume needs --out"
     before, now = read_json(config.run.out / "config.json") or {}, runtime.describe()
-    if now["device"] != "cpu" or any(before.get(name) != now[name] for name in ("device", "world_size")):
-        return []
-    if before.get("threads") == now["threads"]:
+    same_processes = all(before.get(name) == now[name] for name in ("device", "world_size"))
+    threads = before.get("threads")
+    if now["device"] != "cpu" or not same_processes or threads in (None, now["threads"]):
         return []
     return [
-        f"warning: the number of threads per process was {before.get('threads')} before and is {now['threads']} now, "
-        f"so the weights may differ in the last bits; to avoid this, set OMP_NUM_THREADS={before.get('threads')}"
+        f"warning: the number of threads per process was {threads} before and is {now['threads']} now, so the run may "
+        f"not equal an uninterrupted run bit for bit; to avoid this, set OMP_NUM_THREADS={threads}"
     ]
 
 

@@ -40,7 +40,7 @@ find_compiler() {
   local zig=$work/zig/ziglang/zig target
   target=$(uname -m)-linux-gnu # for any CPU of this architecture; by default, zig compiles for the CPU of this machine
   compile=("$zig" c++ -target "$target")
-  link=("$zig" cc -target "$target" -nostdlib) # with the C library, zig would take a minute to build a stub of it
+  link=("$zig" cc -target "$target" -nostdlib) # otherwise, zig would take a minute to build a stub of the C library
 }
 
 fetch_source

@@ -207,7 +207,7 @@ def test_checkpoint_that_the_disk_cannot_read_is_skipped(
 def test_a_checkpoint_is_not_called_damaged_if_memory_ran_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[object, str]
 ) -> None:
-    """Otherwise, the run would go back to an older checkpoint and then delete this one."""
+    """Otherwise, the run would resume from an older checkpoint and then delete this one."""
 
     def fail(*_arguments: object, **_options: object) -> None:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))

@@ -121,7 +121,7 @@ def test_a_command_that_starts_at_the_same_time_does_not_remove_the_temporary_fo
 
 
 def test_a_temporary_folder_stays_locked_while_it_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise a command that has just made the folder could lock it, and would lose it afterwards."""
+    """Otherwise, a command that has just made the folder could lock it, and the folder would then be removed."""
     folder = tmp_path / ".writing-abc"
     folder.mkdir()
 

@@ -16,7 +16,7 @@ from ddp_trainer.distributed.process_settings import require_usual_modes, restor
 from ddp_trainer.distributed.runtime import Runtime
 
 
-def test_deterministic_raises_errors_even_if_the_caller_asked_torch_for_warnings_and_restores_that() -> None:
+def test_a_deterministic_run_turns_off_warn_only_and_restores_it_afterwards() -> None:
     with restored_settings():
         torch.use_deterministic_algorithms(True, warn_only=True)
         with restored_settings():
@@ -45,12 +45,12 @@ def test_a_run_leaves_a_process_group_of_its_caller_alone(tmp_path: Path) -> Non
 )
 def test_a_run_inside_another_mode_of_torch_is_refused(enter: Callable[[], AbstractContextManager], name: str) -> None:
     require_usual_modes()
-    with enter(), pytest.raises(InputError, match=f"the run cannot use {name}, which your program has set"):
+    with enter(), pytest.raises(InputError, match=f"the run does not work with {name}, which your program has set"):
         require_usual_modes()
 
 
 def test_a_second_thread_is_refused_while_a_run_is_active() -> None:
-    """The same thread is not: an observer may evaluate another run."""
+    """The thread of the run itself is not refused, because an observer may evaluate another run."""
 
     def use() -> bool:
         with restored_settings():

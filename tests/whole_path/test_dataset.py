@@ -15,6 +15,7 @@ from PIL import Image
 
 from data_prep import dataset
 from data_prep.beton import SAMPLE, SAMPLES_START, read_samples
+from data_prep.beton_writer import write_betons
 from data_prep.color_statistics import ColorCounts
 from data_prep.dataset import read_dataset, verify_dataset, write_dataset
 from data_prep.errors import InputError
@@ -131,11 +132,25 @@ def test_a_failure_removes_the_folders_that_were_made(tmp_path: Path, monkeypatc
 def test_closing_a_file_may_take_longer_than_the_limit_for_a_stalled_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each split has one image, so the limit never applies: the child reports that image, and closes the file."""
+    """Each split has one image, so the limit never applies: the child reports that image, and then closes the file."""
     monkeypatch.setattr("data_prep.beton_writer.STALL_SECONDS", 0)
     split = Split(np.zeros((1, 16, 16, 3), np.uint8), np.zeros(1, int))
     info = write_dataset(image_set(train=split, test=split), tmp_path)
     verify_dataset(tmp_path, info, full=True)
+
+
+def test_lines_that_the_writer_prints_together_are_all_read_before_it_may_count_as_stalled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script in place of the writer prints two lines at once, and takes longer to end than the limit allows."""
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nprintf '1 2 train\\n2 2 train\\n'\nsleep 0.5\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr("data_prep.beton_writer.STALL_SECONDS", 0.1)
+    reported: list[tuple[str, int]] = []
+    write_betons(tmp_path, ["train"], progress=lambda *progress: reported.append(progress))
+    assert reported == [("train", 1), ("train", 2)]
 
 
 def test_a_signal_while_the_files_are_moved_leaves_the_new_dataset_complete(
@@ -158,7 +173,7 @@ def test_a_signal_while_the_files_are_moved_leaves_the_new_dataset_complete(
     assert {path.name for path in tmp_path.iterdir()} == {"train.beton", "test.beton", "dataset.json"}
 
 
-def test_a_dataset_of_which_only_a_part_could_be_moved_can_be_prepared_again(tmp_path: Path) -> None:
+def test_a_partly_moved_dataset_can_be_prepared_again(tmp_path: Path) -> None:
     def block(*_: object) -> None:
         (tmp_path / "test.beton").mkdir(exist_ok=True)
 
@@ -166,6 +181,12 @@ def test_a_dataset_of_which_only_a_part_could_be_moved_can_be_prepared_again(tmp
         write_dataset(image_set(), tmp_path, progress=block)
     (tmp_path / "test.beton").rmdir()
     assert (tmp_path / "train.beton").exists()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_dataset(image_set(), tmp_path, progress=fail)
     check_out(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""What an installation must have: complete constraints, commands, a C++ compiler for --compile, and the CI script."""
+"""The installation is complete, --compile needs a C++ compiler, and the CI script runs the tests."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Processes that `ddp_trainer.launch` started stop with the calling process, and save a checkpoint."""
+"""When the calling process is stopped, the processes that `ddp_trainer.launch` started save a checkpoint and stop."""
 
 import signal
 import subprocess

@@ -111,9 +111,9 @@ def test_two_processes_without_local_rank_train(tiny_dir: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("flag", "values", "problem"),
     [
-        ("--seed", ("0", "1"), "the processes have different settings or images"),
+        ("--seed", ("0", "1"), "the processes have different settings or datasets"),
         ("--precision", ("fp32", "bf16"), "the processes would use different precisions (fp32 in this one)"),
-        ("--data-dir", ("{tiny}", "{other}"), "the processes have different settings or images"),
+        ("--data-dir", ("{tiny}", "{other}"), "the processes have different settings or datasets"),
     ],
 )
 def test_processes_that_were_started_differently_are_refused(
@@ -132,7 +132,7 @@ def test_processes_that_were_started_differently_are_refused(
 
 
 @pytest.mark.parametrize("launched", [True, False])
-def test_several_runs_in_the_same_processes(launched: bool, tiny_dir: Path, tmp_path: Path) -> None:
+def test_several_runs_work_in_the_same_processes(launched: bool, tiny_dir: Path, tmp_path: Path) -> None:
     program = "tests.support.workers.several_runs"
     if launched:
         done = run(program, tiny_dir, tmp_path, processes=2)

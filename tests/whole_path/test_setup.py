@@ -130,7 +130,7 @@ def test_a_moved_project_gets_a_new_venv(machine: Machine) -> None:
     assert moved.recorded_steps() == STEPS
 
 
-def test_neither_a_symbolic_link_nor_the_language_nor_cdpath_causes_an_installation(machine: Machine) -> None:
+def test_neither_a_symbolic_link_nor_the_locale_nor_cdpath_causes_an_installation(machine: Machine) -> None:
     machine.set_up()
     machine.recorded()
     (machine.project.parent / "link").symlink_to(machine.project)

@@ -13,7 +13,7 @@ def main(arguments: Sequence[str]) -> None:
     for seed in range(3):
         settings = {"data_dir": data, "device": "cpu", "widths": (4, 4, 4, 4), "max_steps": 2}
         ddp_trainer.train("smoke", seed=seed, out=f"{out}/{seed}", **settings)
-    # The kernel lists a thread for a moment after its end.
+    # For a moment, the kernel still lists a thread that has ended.
     wait_until(has_no_gloo_threads, "a thread of gloo is left", seconds=10)
 
 
