@@ -28,17 +28,19 @@ _store: object = None  # the key-value store of the last run
 
 
 @contextlib.contextmanager
-def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
+def meeting(launch: Launch, stop: StopRequest) -> Iterator[bool]:
     """Context manager for calls that wait until all processes have joined.
+
+    Yields whether this run joins the processes. Otherwise, the calling program has joined them.
 
     After 10 seconds, the first process of each machine prints that it is waiting. From then on, a single signal
     ends a process at once, because there is nothing to save, and another process may never join. If a signal has
     already arrived by then, the process ends immediately.
     """
+    joins = not dist.is_initialized()
     if launch.world_size == 1:
-        yield
+        yield joins
         return
-    joins = not dist.is_initialized()  # otherwise, the calling program has joined the processes
     if joins:
         _use_new_keys()
 
@@ -53,7 +55,7 @@ def meeting(launch: Launch, stop: StopRequest) -> Iterator[None]:
     timer.daemon = True
     timer.start()
     try:
-        yield
+        yield joins
     finally:
         timer.cancel()
         timer.join()  # otherwise, a `report` that has already begun could undo the next line

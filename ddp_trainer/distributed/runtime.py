@@ -53,10 +53,9 @@ class Runtime:
         choose_interface()
         timeout = timedelta(seconds=max(config.process_group_timeout, STARTUP_SECONDS))
         launch = Launch.from_environment()
-        self._owns_group = not dist.is_initialized()  # otherwise, the calling program has joined the processes
         on_cpu = resolve_device(config) == "cpu"  # before environment_of hides ACCELERATE_USE_CPU
         stop = stop or StopRequest()
-        with meeting(launch, stop):
+        with meeting(launch, stop) as self._owns_group:
             with environment_of(launch.variables()):
                 self._accelerator = self._build_accelerator(timeout, on_cpu=on_cpu)
             # Control messages are sent with gloo, between CPUs, so that they never wait for a device.
