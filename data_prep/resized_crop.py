@@ -70,17 +70,18 @@ def sides_of_areas(
 
     `shares` (N,) are the areas of the crops, divided by the area of an image. `positions` (N,), 0 to 1, choose the
     aspect ratio (width / height) on a logarithmic scale between the two `ratios`. Such crops are from Szegedy et al.,
-    arXiv 1409.4842. If a large area fits into the image only with some of the ratios, one of these is chosen.
-    torchvision's RandomResizedCrop draws another area if a crop does not fit, so its areas are smaller on average.
+    arXiv 1409.4842. If a large area fits into the image only with some of the ratios, one of these is chosen. If it
+    fits with none of them, the crop is smaller. torchvision's RandomResizedCrop draws another area if a crop does not
+    fit, so its areas are smaller on average.
     """
     # The last bits of log(x) and exp(x) may depend on where x is in the tensor. In float64, this difference is too
     # small to change the sides, which are rounded to whole pixels.
     shares, positions = shares.double(), positions.double()
-    square, room = math.log(size[1] / size[0]), -shares.log()
-    low = (square - room).clamp(min=math.log(ratios[0]))
-    high = (square + room).clamp(max=math.log(ratios[1]))
+    square, room, limits = math.log(size[1] / size[0]), -shares.log(), [math.log(ratio) for ratio in ratios]
+    low, high = (square - room).clamp(*limits), (square + room).clamp(*limits)
     stretch = (torch.lerp(low, high, positions) / 2).exp()
-    side = (shares * (size[0] * size[1])).sqrt()
+    largest = torch.minimum(size[0] * stretch, size[1] / stretch)
+    side = torch.minimum((shares * (size[0] * size[1])).sqrt(), largest)
     height, width = (side / stretch).round().long(), (side * stretch).round().long()
     return height.clamp(1, size[0]), width.clamp(1, size[1])
 

@@ -89,11 +89,13 @@ def not_synchronized(model: nn.Module) -> list[str]:
 def synchronize_batchnorm(model: nn.Module) -> nn.Module:
     """`model` with its BatchNorm layers replaced by synchronized ones with the same parameters and buffers.
 
-    Only layers of the types in REPLACED_TYPES are replaced.
+    Only layers of the types in REPLACED_TYPES are replaced. A layer that the model keeps in evaluation mode while it is
+    trained stays as it is, because it uses no statistics of the batch. Leaves the model in training mode.
     """
+    model.train()
     for layer in list(model.modules()):
         for name, child in layer._modules.items():  # named_children() would list a shared layer only once
-            if isinstance(child, _BatchNorm) and type(child) in REPLACED_TYPES:
+            if isinstance(child, _BatchNorm) and type(child) in REPLACED_TYPES and child.training:
                 replacement = SyncBatchNorm(child.num_features, child.eps, child.momentum)
                 replacement._parameters, replacement._buffers = child._parameters, child._buffers
                 setattr(layer, name, replacement)

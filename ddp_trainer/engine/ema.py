@@ -4,6 +4,7 @@ torch's AveragedModel waits for the device in each update, and cannot skip an up
 """
 
 import copy
+import itertools
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,15 @@ from torch import Tensor, nn
 class Ema(nn.Module):
     """A moving average of a model: `module` holds the averaged parameters and buffers.
 
-    The first update copies the parameters and buffers of the model. Integer buffers are always copied.
+    The first update copies the parameters and buffers of the model. Integer buffers are always copied, and so are
+    buffers that contain infinity, such as attention masks, because their averages would be NaN.
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         """`decay`: share of the old average that each update after the first one keeps."""
         super().__init__()
         self.module = copy.deepcopy(model).requires_grad_(False)
+        self._averaged = [tensor.is_floating_point() and bool(tensor.isfinite().all()) for tensor in _tensors(model)]
         self.decay = decay
         device = next(model.parameters()).device
         self.updates: Tensor
@@ -27,18 +30,17 @@ class Ema(nn.Module):
     @torch.no_grad()
     def update(self, model: nn.Module, *, skip: Tensor) -> None:
         """Moves the average one step towards `model`, unless `skip`, a bool scalar on the device, is True."""
-        pairs = list(zip(self._tensors(self.module), self._tensors(model), strict=True))
-        averages = [average for average, _ in pairs if average.is_floating_point()]
-        current = [value.detach() for _, value in pairs if value.is_floating_point()]
+        averages = list(itertools.compress(_tensors(self.module), self._averaged))
+        current = [value.detach() for value in itertools.compress(_tensors(model), self._averaged)]
         share = torch.where(self.updates == 0, 1.0, 1 - self.decay) * ~skip
         moves = torch._foreach_sub(current, averages)  # type: ignore[attr-defined]
         torch._foreach_mul_(moves, share)  # type: ignore[attr-defined]
         torch._foreach_add_(averages, moves)  # type: ignore[attr-defined]
-        for average, value in pairs:
-            if not average.is_floating_point():  # such as the number of batches that BatchNorm has seen
-                average.copy_(value)
+        for copied, value, is_averaged in zip(_tensors(self.module), _tensors(model), self._averaged, strict=True):
+            if not is_averaged:  # such as the number of batches that BatchNorm has seen
+                copied.copy_(value)
         self.updates += ~skip
 
-    @staticmethod
-    def _tensors(model: nn.Module) -> list[Tensor]:
-        return [*model.parameters(), *model.buffers()]
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]

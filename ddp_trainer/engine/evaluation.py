@@ -16,6 +16,7 @@ from data_prep.batch_ops import batch_normalize, center_crop
 from data_prep.loader import ResidentLoader, StreamLoader
 from data_prep.order import evaluation_batches
 from ddp_trainer.distributed.runtime import Runtime
+from ddp_trainer.models.blank_pass import image_dtype
 from ddp_trainer.models.spec import ModelSpec
 
 # Images whose best two logits differ by at least this much skip test-time augmentation. For a model with 77 % accuracy,
@@ -128,7 +129,7 @@ class Evaluator:
         If `tta` is False, both are the logits without it.
         """
         images = center_crop(images, self.spec.input_size)
-        images = batch_normalize(images, self.spec.mean, self.spec.std, next(model.parameters()).dtype)
+        images = batch_normalize(images, self.spec.mean, self.spec.std, image_dtype(model))
         images = self.runtime.laid_out(images)
         with self.runtime.autocast():
             # Runs the model with its hooks, but not compiled, because torch.compile would compile for each batch size.

@@ -16,10 +16,12 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     function of 1 / T, so its slope is zero at one point, which is found by bisection. The result is deterministic and
     the same on every rank.
 
-    Returns 1 if all images are classified correctly: the likelihood then has no maximum, but rises as T falls to 0.
-    If the likelihood would be higher beyond one of the two limits in TEMPERATURES, the result is that limit.
+    Images with a logit that is not finite are ignored. Returns 1 if all other images are classified correctly: the
+    likelihood then has no maximum, but rises as T falls to 0. If the likelihood would be higher beyond one of the two
+    limits in TEMPERATURES, the result is that limit.
     """
-    logits, labels = logits.double().cpu(), labels.cpu()
+    is_finite = logits.isfinite().all(dim=1)
+    logits, labels = logits[is_finite].double().cpu(), labels[is_finite].cpu()
     if bool((logits.argmax(dim=1) == labels).all()):
         return 1.0
     true = logits.gather(1, labels[:, None])[:, 0]

@@ -21,6 +21,14 @@ def blank_passes(model: nn.Module) -> Iterator[None]:
 
 
 def blank_images(model: nn.Module, count: int, side: int) -> Tensor:
-    """(count, 3, side, side) zeros in channels_last format, with the dtype and device of the weights."""
-    weights = next(model.parameters())
-    return torch.zeros(count, side, side, 3, dtype=weights.dtype, device=weights.device).permute(0, 3, 1, 2)
+    """(count, 3, side, side) zeros in channels_last format, on the device of the weights."""
+    device = next(model.parameters()).device
+    return torch.zeros(count, side, side, 3, dtype=image_dtype(model), device=device).permute(0, 3, 1, 2)
+
+
+def image_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of the images that `model` is trained on: float32, unless all its parameters are float64.
+
+    Frozen parameters may have any dtype.
+    """
+    return torch.float64 if all(value.dtype == torch.float64 for value in model.parameters()) else torch.float32

@@ -40,14 +40,14 @@ def check_network(
     with torch.random.fork_rng(devices=[]), blank_passes(network):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would also seed the GPUs
         for side in sides:
-            images = torch.randn(min(images_per_pass, MAX_IMAGES), 3, side, side).to(next(network.parameters()).dtype)
+            images = torch.randn(min(images_per_pass, MAX_IMAGES), 3, side, side, dtype=torch.float32)
             output = _run(network.train(), name, images, channels_last=channels_last)
             _backward(_logits_of(output, name, images, num_classes), name)
             _check_buffers(network, name, buffers)
         unused = [key for key, value in network.named_parameters() if value.requires_grad and value.grad is None]
         with torch.no_grad():
             for count in (1, MAX_IMAGES):  # the last batch of an evaluation may have a single image
-                images = torch.randn(count, 3, max(sides), max(sides)).to(next(network.parameters()).dtype)
+                images = torch.randn(count, 3, max(sides), max(sides), dtype=torch.float32)
                 output = _run(network.eval(), name, images, channels_last=channels_last)
                 _logits_of(output, name, images, num_classes)
                 _check_buffers(network, name, buffers)

@@ -61,7 +61,10 @@ def _fitted_temperature(trainer: Trainer) -> float:
     with trainer.averaged_batchnorm():
         found = trainer.data.calibrator.run(trainer.evaluated_model)
     temperature, problem = fit_temperature(found.logits, found.labels), ""
-    if found.correct == found.total:
+    ignored = found.total - int(found.logits.isfinite().all(dim=1).sum())
+    if ignored:
+        problem = f"{ignored} of {found.total} images are ignored, because their logits are not finite"
+    elif found.correct == found.total:
         problem = f"all {found.total} images are classified correctly, so no temperature can be fitted; hold out more"
     elif any(math.isclose(temperature, limit) for limit in TEMPERATURES):
         problem = f"the fitted temperature is at its limit, {temperature:g}; the probabilities may be poorly calibrated"

@@ -16,6 +16,7 @@ from ddp_trainer.config import NetworkConfig, OptimConfig, is_installed
 from ddp_trainer.engine.build import prepare_network
 from ddp_trainer.engine.optim import build_optimizer, parameter_groups
 from ddp_trainer.models import registry
+from ddp_trainer.models.blank_pass import blank_images
 from ddp_trainer.models.check import check_network
 from ddp_trainer.models.spec import ModelSpec
 from tests.support import networks
@@ -139,6 +140,27 @@ def test_a_faulty_network_is_reported_before_training(name: str, expected: str) 
         check_network(build(OWN + name), OWN + name, num_classes=5, sides=[32])
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class FrozenInHalf(nn.Module):
+    """Its first layer is frozen and in bf16, and sees images of the dtype `images`."""
+
+    def __init__(self, images: torch.dtype) -> None:
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 4, 32).to(torch.bfloat16).requires_grad_(False)
+        self.head = nn.Linear(4, 5)
+        self.images = images
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.backbone(x.to(self.images)).flatten(start_dim=1).float())
+
+
+def test_the_images_are_in_float32_whatever_the_dtype_of_the_frozen_layers() -> None:
+    network = FrozenInHalf(torch.bfloat16)
+    assert check_network(network, "frozen", num_classes=5, sides=[32]) == []
+    assert blank_images(network, 1, 32).dtype == torch.float32
+    with pytest.raises(InputError, match="fails on images"):  # as in the first step of a training
+        check_network(FrozenInHalf(torch.float32), "frozen", num_classes=5, sides=[32])
 
 
 def test_a_buffer_that_is_not_saved_may_have_any_type() -> None:

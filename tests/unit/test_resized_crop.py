@@ -123,10 +123,20 @@ def test_crops_have_the_requested_areas_and_evenly_spread_ratios(size: tuple[int
     )
 
 
-def test_areas_that_do_not_fit_with_any_requested_ratio_are_clamped_to_the_image() -> None:
-    height, width = sides_of_areas(torch.ones(3), torch.tensor([0.0, 0.5, 1.0]), size=(32, 32), ratios=(2.0, 3.0))
-    assert width.tolist() == [32] * 3
-    assert (height <= 32).all()
+@pytest.mark.parametrize("size", [(32, 32), (64, 32)])
+def test_areas_that_do_not_fit_with_any_requested_ratio_are_reduced(size: tuple[int, int]) -> None:
+    height, width = sides_of_areas(torch.ones(3), torch.tensor([0.0, 0.5, 1.0]), size=size, ratios=(2.0, 3.0))
+    assert (width.tolist(), height.tolist()) == ([32] * 3, [16] * 3)
+    height, width = sides_of_areas(torch.ones(3), torch.tensor([0.0, 0.5, 1.0]), size=size, ratios=(0.2, 0.4))
+    assert (width.tolist(), height.tolist()) == ([round(0.4 * size[0])] * 3, [size[0]] * 3)
+
+
+def test_all_crops_have_a_requested_ratio() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shares, positions = (torch.rand(20_000, generator=generator) for _ in range(2))
+    height, width = sides_of_areas(0.08 + 0.92 * shares, positions, size=(224, 224), ratios=(1.2, 2.0))
+    assert (width / height).min() > 1.2 * 0.98
+    assert (width / height).max() < 2.0 * 1.02
 
 
 def smooth(count: int) -> Batch:

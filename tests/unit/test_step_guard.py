@@ -163,6 +163,8 @@ def test_infinite_loss_with_finite_gradients_gets_nan_gradients() -> None:
 
 def test_moving_average_follows_its_definition_and_ignores_skipped_steps(device: torch.device) -> None:
     model = nn.Linear(3, 2).to(device)
+    mask = torch.tensor([0.0, -math.inf], device=device)
+    model.register_buffer("mask", mask.clone())
     ema = Ema(model, decay=0.75)
     expected = None
     for number in range(4):
@@ -172,6 +174,7 @@ def test_moving_average_follows_its_definition_and_ignores_skipped_steps(device:
         if number != 2:
             expected = float(number) if expected is None else 0.75 * expected + 0.25 * number
     assert torch.allclose(ema.module.weight, torch.full((2, 3), expected or 0.0, device=device))  # type: ignore[arg-type]
+    assert torch.equal(ema.module.mask, mask)  # type: ignore[arg-type]
     assert ema.updates == 3
 
 

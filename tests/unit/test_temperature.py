@@ -3,6 +3,7 @@
 This file also tests which images --validation and --calibrate hold out, and what a run prints about its plan.
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,14 @@ def test_temperature_stays_within_its_limits() -> None:
     assert fit_temperature(logits / 1000, labels) == pytest.approx(TEMPERATURES[0])
     labels = torch.arange(8) % 4
     assert fit_temperature(F.one_hot((labels + 1) % 4, 4).float(), labels) == pytest.approx(TEMPERATURES[1])
+
+
+def test_images_with_logits_that_are_not_finite_are_ignored() -> None:
+    logits, labels = draw(1.7, count=500)
+    expected = fit_temperature(logits[2:], labels[2:])
+    logits[0, 3], logits[1, 4] = math.inf, math.nan
+    assert fit_temperature(logits, labels) == expected
+    assert fit_temperature(logits[:2], labels[:2]) == 1.0
 
 
 def test_no_temperature_is_fitted_if_all_images_are_classified_correctly() -> None:

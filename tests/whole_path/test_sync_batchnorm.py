@@ -76,6 +76,18 @@ def test_layer_with_two_names_is_replaced_under_both() -> None:
     assert [type(child) for child in model._modules.values()] == [SyncBatchNorm, nn.ReLU, SyncBatchNorm]
 
 
+def test_layer_that_stays_in_evaluation_mode_is_not_replaced() -> None:
+    class Frozen(nn.Sequential):
+        def train(self, mode: bool = True) -> "Frozen":
+            super().train(mode)
+            self[0].eval()
+            return self
+
+    model = synchronize_batchnorm(nn.Sequential(Frozen(nn.BatchNorm2d(3)), nn.BatchNorm2d(3)).eval())
+    assert [type(layer) for layer in model.modules()][2:] == [nn.BatchNorm2d, SyncBatchNorm]
+    assert [layer.training for layer in model.modules()][2:] == [False, True]
+
+
 def test_layers_that_are_not_synchronized_are_named() -> None:
     class Extended(nn.BatchNorm2d):
         pass
