@@ -152,6 +152,7 @@ def main() -> None:
                 rounds=len(rounds),
                 precision=runtime.precision,
                 world_size=runtime.world_size,
+                device=runtime.device.type,
             )
     runtime.close()
 

@@ -15,16 +15,16 @@ from ddp_trainer.distributed.hardware import cpu_name
 from ddp_trainer.run.directory import git_commit, package_versions
 
 
-def write_result(path: Path, figures: Mapping[str, float], **conditions: Any) -> None:
-    """Writes `figures` and the `conditions` of their measurement to `path` as JSON."""
+def write_result(path: Path, figures: Mapping[str, float], *, device: str, **conditions: Any) -> None:
+    """Writes `figures` and the `conditions` of their measurement to `path` as JSON. `device`: cpu or cuda."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "date": date.today().isoformat(),
-        "hardware": (gpu_names() or [cpu_name()])[0],
+        "hardware": (gpu_names() or ["unknown GPU"])[0] if device == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
         "versions": package_versions(),
         "git_commit": git_commit(),
-        "conditions": conditions,
+        "conditions": {"device": device, **conditions},
         "figures": {name: round(value, 4) for name, value in figures.items()},
     }
     write_json(path, content)

@@ -129,13 +129,15 @@ def parse_options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Train
     )
     parser.add_argument("--loops", nargs="+", choices=LOOPS, help="loops to run; default: all that this device can run")
     parser.add_argument("--rounds", type=int, default=5)
-    steps = 100 if torch.cuda.is_available() else 2  # on a GPU, the rate is meaningful only if many steps are queued
-    parser.add_argument("--steps", type=int, default=steps, help="steps of each loop in a round")
+    parser.add_argument("--steps", type=int, help="steps of each loop in a round; default: 100 on a GPU, 2 on a CPU")
     parser.add_argument("--result", type=Path, help="write the figures here as JSON")
     options, flags = parser.parse_known_args(argv)
     recipe, flags = take_recipe([options.recipe, *flags], RECIPES)
     recipe = replace(recipe, data=replace(recipe.data, data_dir=Path("data/synthetic"), data_mode="resident"))
-    return options, parse_flags(TrainConfig, flags, prog="python -m benchmarks.training_step", default=recipe)
+    config = parse_flags(TrainConfig, flags, prog="python -m benchmarks.training_step", default=recipe)
+    # On a GPU, the rate is meaningful only if many steps are queued.
+    options.steps = options.steps or (100 if resolve_device(config.runtime) == "cuda" else 2)
+    return options, config
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -162,6 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             side=side,
             rounds=len(rounds),
             precision=resolve_precision(config.runtime),
+            device=resolve_device(config.runtime),
         )
 
 

@@ -65,22 +65,25 @@ def recipe_named(name: str, recipes: Mapping[str, TrainConfig]) -> TrainConfig:
     return recipes[name]
 
 
-def adapt_to_network(recipe: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
+def adapt_to_network(
+    recipe: TrainConfig, arguments: Sequence[str], *, original: TrainConfig | None = None
+) -> TrainConfig:
     """`recipe`, adapted to the network that --network selects in `arguments`.
 
     If this network is not the recipe's own, --widths and --freeze-late get their defaults instead of the recipe's
-    values.
+    values. If `recipe` was derived from the recipe `original`, values that differ from those of `original` are kept.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--network", nargs="?")
     chosen = parser.parse_known_args(arguments)[0].network
     if chosen in (None, recipe.network.network):
         return recipe
-    return dataclasses.replace(
-        recipe,
-        network=dataclasses.replace(recipe.network, widths=DEFAULT_WIDTHS),
-        schedule=dataclasses.replace(recipe.schedule, freeze_late=""),
-    )
+    original, network, schedule = original or recipe, recipe.network, recipe.schedule
+    if network.widths == original.network.widths:
+        network = dataclasses.replace(network, widths=DEFAULT_WIDTHS)
+    if schedule.freeze_late == original.schedule.freeze_late:
+        schedule = dataclasses.replace(schedule, freeze_late="")
+    return dataclasses.replace(recipe, network=network, schedule=schedule)
 
 
 def parse_flags(

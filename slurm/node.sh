@@ -2,13 +2,13 @@
 # The part of a training job that runs on each node: copies the data, starts the launcher, cleans up. train.sh exports
 # the settings of this script and starts it with srun, once per node, with the trainer's arguments.
 set -euo pipefail
+stop_requested='' ended_early='' child='' interrupted=''
+trap 'stop_requested=yes' TERM USR2 # until on_request is defined: loading modules in slurm/cluster.env may take a while
 if [[ ! -f slurm/job.sh || -z ${STATUS:-} || -z ${DATA_DIR:-} || -z ${PROCESSES:-} ]]; then
   echo "error: slurm/node.sh is a part of the training job; submit the job with: sbatch slurm/train.sh ..." >&2
   exit 2
 fi
 source slurm/job.sh
-
-stop_requested='' child='' interrupted=''
 
 # Handles a signal from SLURM. On most clusters, SLURM signals only this script, so this function signals the training
 # processes, which are the children of the launcher. On some clusters, SLURM also signals the training processes
@@ -22,6 +22,7 @@ on_request() {
   # If the output of `stat` is empty although the file exists, a signal has ended `stat`, so it is run again.
   until status=$(stat_of "$STATUS") && [[ $status || ! -e $STATUS ]]; do :; done
   if [[ $status == "$STATUS_BEFORE" ]]; then
+    ended_early=yes # even if the trainer still writes status.json before it ends
     kill -HUP -- "-$child" 2>/dev/null || true
   else
     # shellcheck disable=SC2046 # the process ids are separate words
@@ -46,7 +47,7 @@ run() {
     [[ $interrupted ]] || break # a signal ends `wait`, but not the child, so wait again
   done
   child=''
-  if [[ $stop_requested && $(stat_of "$STATUS") == "$STATUS_BEFORE" ]]; then status=0; fi
+  if [[ $ended_early || ($stop_requested && $(stat_of "$STATUS") == "$STATUS_BEFORE") ]]; then status=0; fi
   return "$status"
 }
 

@@ -145,8 +145,8 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per
 
 # The launchers turn every failure into exit status 1, but status.json says what happened. If another node wrote this
 # file, its new content may become visible late. If this attempt did not write the file, `state` becomes `none`, unless
-# the run was already finished and the exit status is 0: then it stays `done`. State `none` with exit status 0 (none:0
-# below) means that this attempt was stopped before the first step.
+# the run was already finished and the exit status is 0: then it stays `done`. State `none` or `running` with exit status
+# 0 (none:0 and running:0 below) means that this attempt was stopped before the first step.
 for ((waited = 0; waited < 30; waited++)); do
   state=$(state_of_run)
   [[ $(stat_of "$STATUS") != "$STATUS_BEFORE" || $state:$result:$is_finished == done:0:yes ]] || state=none
@@ -155,7 +155,7 @@ for ((waited = 0; waited < 30; waited++)); do
 done
 case $state:$result in
   done:*) say "finished: $out" ;;
-  preempted:* | none:0) requeue ;;
+  preempted:* | none:0 | running:0) requeue ;;
   *)
     echo "error: the run failed (state: $state, exit status: $result) and is not requeued; fix the cause, then $resume" >&2
     exit 1

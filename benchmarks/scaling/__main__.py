@@ -29,6 +29,8 @@ from benchmarks.results import write_result
 from benchmarks.scaling.images import Shape, write_images
 from benchmarks.scaling.measure import Cost, cost_of
 from ddp_trainer.command_line import run_command
+from ddp_trainer.config import RuntimeConfig
+from ddp_trainer.distributed.hardware import resolve_device
 
 AXES = {
     "images": [Shape(count, 10, 32) for count in (1000, 10_000, 50_000, 200_000)],
@@ -128,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             everything[axis] = measured
             figures |= summarize(axis, measured)
             if options.result:
-                write_result(options.result, figures, data_mode="stream")
+                device = resolve_device(RuntimeConfig())
+                write_result(options.result, figures, device=device, data_mode="stream")
     for axis, measured in everything.items():
         print_table(axis, measured)
     if options.picture:

@@ -25,6 +25,10 @@ class Observer(Protocol):
 
     def epoch_done(self, record: Record) -> None: ...
 
+    def is_ready_to_save(self, *, seconds: float) -> bool:
+        """Whether the previous save is finished, which this method waits for, but only for the given time."""
+        ...
+
     def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:
         """Saves a checkpoint. The trainer changes the tensors in `state` afterwards, so copy them before returning."""
         ...
@@ -55,6 +59,9 @@ class SilentObserver:
 
     def epoch_done(self, record: Record) -> None:
         pass
+
+    def is_ready_to_save(self, *, seconds: float) -> bool:
+        return True
 
     def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:
         pass

@@ -34,6 +34,8 @@ from ddp_trainer.engine.step_log import StepLog
 from ddp_trainer.engine.train_state import TrainState
 from ddp_trainer.tracking.metric_files import Record
 
+LONGEST_ROUND = 5.0  # seconds that the ranks wait for the previous save before they meet again
+
 
 class Trainer:
     """Trains on one rank, from the current step to the last one. Build it with `engine.build.build_trainer`."""
@@ -194,6 +196,14 @@ class Trainer:
         return averaged_batchnorm(self.evaluated_model, self.runtime.sum_over_ranks, self.runtime.world_size, weight)
 
     def save(self) -> None:
+        """Saves a checkpoint as soon as the previous one is on disk. A collective operation.
+
+        The ranks wait together, in short rounds. Otherwise, the other ranks would wait for the main rank in the next
+        step, and a wait longer than --process-group-timeout ends the run.
+        """
+        seconds = min(self.runtime.timeout / 4, LONGEST_ROUND)
+        while not self.runtime.all_agree(self.observer.is_ready_to_save(seconds=seconds)):
+            pass
         state = self.state.state_dict()
         self._flush_step_log()  # now, because a resumed run does not repeat the steps of the pending record
         self.observer.save(state, step=self.state.step, epoch=len(self.state.history))

@@ -38,7 +38,8 @@ def results_table(planned: Mapping[str, Sequence[Path]]) -> str:
 
 
 def _finished_runs(folders: Sequence[Path]) -> list[Run]:
-    return [load_run(folder) for folder in folders if os.path.exists(folder / "summary.json")]
+    finished = [folder for folder in folders if os.path.exists(folder / "summary.json")]
+    return [load_run(folder, with_predictions=False) for folder in finished]
 
 
 def _mean_and_spread(values: Sequence[float | None]) -> str:

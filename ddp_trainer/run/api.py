@@ -46,7 +46,8 @@ def configure(recipe: str | TrainConfig, settings: Mapping[str, Any]) -> TrainCo
     if isinstance(recipe, str):
         recipe = recipe_named(recipe, RECIPES)
     flags = as_flags(settings)
-    return parse_flags(TrainConfig, flags, prog="ddp_trainer.train", default=adapt_to_network(recipe, flags))
+    adapted = adapt_to_network(recipe, flags, original=RECIPES.get(recipe.recipe))
+    return parse_flags(TrainConfig, flags, prog="ddp_trainer.train", default=adapted)
 
 
 def as_flags(settings: Mapping[str, Any]) -> list[str]:

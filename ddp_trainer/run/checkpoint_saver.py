@@ -6,6 +6,7 @@
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,13 @@ class CheckpointSaver:
         """Like `wait`, but does nothing while the last save is still in progress."""
         if self._pending is not None and self._pending.done():
             self.wait()
+
+    def is_finished(self, *, seconds: float) -> bool:
+        """Waits up to `seconds` for the last save, and returns whether it is on disk. Raises the same exceptions."""
+        if self._pending is not None:
+            futures.wait([self._pending], timeout=seconds)
+        self.check()
+        return self._pending is None
 
     def wait(self) -> None:
         """Waits until the last save is on disk. Raises the same exceptions as `save`."""

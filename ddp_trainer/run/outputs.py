@@ -35,14 +35,17 @@ def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentReco
     spec = replace(trainer.data.evaluator.spec, temperature=_fitted_temperature(trainer))
     with trainer.averaged_batchnorm():
         if isinstance(recorder, Recorder):
+            # First, because --resume concludes from the model that a checkpoint was saved.
+            recorder.checkpoints.close()
             write_model(recorder.run_dir.path, model, spec)
     if not isinstance(recorder, Recorder):
         return
     path = recorder.run_dir.path
-    recorder.checkpoints.close()
     calibrated = replace(evaluation, logits=evaluation.logits / spec.temperature)
     write_predictions(path, calibrated, trainer.data.evaluator.loader)
     summary = summarize(trainer, evaluation) | describe_calibration(evaluation, calibrated, spec.temperature)
+    # JSON has no NaN. A loss is NaN if the network gives values that are not finite.
+    summary = {name: value for name, value in summary.items() if isinstance(value, str) or math.isfinite(value)}
     write_json(path / "summary.json", summary)  # a run with this file is finished
     write_model_card_or_warn(path)
     recorder.tracker.finish(summary)
@@ -157,9 +160,12 @@ def write_model(run_dir: Path, model: nn.Module, spec: ModelSpec) -> None:
 def write_predictions(run_dir: Path, evaluation: Evaluation, loader: StreamLoader | ResidentLoader) -> None:
     """Writes predictions.npz: label and probabilities of each evaluated image.
 
-    The file also contains the pixels of the most confident mistakes. If its arrays would exceed MAX_BYTES, the file
-    could not be read back. Then it is not written, and a warning is printed instead.
+    The file also contains the pixels of the most confident mistakes. If its arrays would exceed MAX_BYTES, or if a
+    logit is not finite, the file could not be read back. Then it is not written, and a warning is printed instead.
     """
+    if not bool(evaluation.logits.isfinite().all()):
+        _warn_of_missing_predictions("the network gives values that are not finite")
+        return
     probabilities = evaluation.logits.double().softmax(dim=1)
     confidence, predicted = probabilities.max(dim=1)
     wrong = torch.nonzero(predicted != evaluation.labels).flatten()
@@ -176,11 +182,15 @@ def write_predictions(run_dir: Path, evaluation: Evaluation, loader: StreamLoade
     size = sum(array.nbytes for array in arrays.values())
     if size > MAX_BYTES:
         reason = f"its arrays would take {size / 1e6:,.1f} MB, but the limit is {MAX_BYTES / 1e6:,.1f} MB"
-        print(f"warning: predictions.npz is not written: {reason}", file=sys.stderr, flush=True)
+        _warn_of_missing_predictions(reason)
         return
     content = BytesIO()
     np.savez_compressed(content, **arrays)
     replace_file(run_dir / "predictions.npz", content.getvalue())
+
+
+def _warn_of_missing_predictions(reason: str) -> None:
+    print(f"warning: predictions.npz is not written: {reason}", file=sys.stderr, flush=True)
 
 
 def write_model_card_or_warn(run_dir: Path) -> None:

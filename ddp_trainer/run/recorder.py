@@ -80,6 +80,9 @@ class Recorder(SilentRecorder):
         if self.extra_observer is not None:
             self.extra_observer.epoch_done(dict(record))
 
+    def is_ready_to_save(self, *, seconds: float) -> bool:
+        return self.checkpoints.is_finished(seconds=seconds)
+
     def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:
         whole = {**state, "settings": self.settings, "tracker": self.tracker.state()}
         self.checkpoints.save(

@@ -112,8 +112,11 @@ def list_mistakes(run: Run) -> list[Mistake]:
     return [] if run.predictions is None else most_confident_mistakes(run.predictions, run.classes)
 
 
-def load_run(path: Path | str) -> Run:
-    """Reads the run in `path`. Raises InputError if this is not a run directory, or if a file in it cannot be used."""
+def load_run(path: Path | str, *, with_predictions: bool = True) -> Run:
+    """Reads the run in `path`. Raises InputError if this is not a run directory, or if a file in it cannot be used.
+
+    Without predictions, a run takes little memory, and its predictions.npz may be damaged.
+    """
     path = Path(path)
     require_readable(path)
     if not os.path.isdir(path):
@@ -124,8 +127,8 @@ def load_run(path: Path | str) -> Run:
     if "settings" not in config:
         raise InputError(f"{path / 'config.json'} has no settings of a run: {path} is not a run directory")
     summary, status = Fields.read(path / "summary.json"), Fields.read(path / "status.json") or Fields({}, path)
-    predictions, dataset = read_predictions(path / "predictions.npz"), _read_dataset(config.part("dataset"))
-    settings = config.part("settings")
+    predictions = read_predictions(path / "predictions.npz") if with_predictions else None
+    dataset, settings = _read_dataset(config.part("dataset")), config.part("settings")
     return Run(
         path=path.resolve(),
         name=printable(path.resolve().name),
@@ -150,8 +153,15 @@ def load_run(path: Path | str) -> Run:
 
 
 def load_runs(paths: Sequence[Path]) -> list[Run]:
-    """Loads each run once. If several folders have the same name, the runs are named PARENT/FOLDER."""
-    runs = list({run.path: run for run in map(load_run, paths)}.values())
+    """Loads each run once. If several folders have the same name, the runs are named PARENT/FOLDER.
+
+    Only the first run has its predictions, because those of all runs might not fit into memory.
+    """
+    loaded: dict[Path, Run] = {}
+    for path in paths:
+        run = load_run(path, with_predictions=not loaded)
+        loaded.setdefault(run.path, run)
+    runs = list(loaded.values())
     names = Counter(run.name for run in runs)
     return [
         replace(run, name=printable(f"{run.path.parent.name}/{run.path.name}")) if names[run.name] > 1 else run

@@ -127,19 +127,26 @@ class WandBMirror:
             bounded(lambda: self._tracker.run.summary.update(best), GIVE_UP_SECONDS)
 
     def finish(self, summary: Mapping[str, object] | None, *, failed: bool) -> None:
+        """Closes the W&B run. A record that is held back is left to the resumed run, which may add to its row."""
+
         def close() -> None:
             run = self._tracker.run
             try:
-                if failed:  # after a preemption (not failed), the resumed run logs the waiting record
-                    self._log_waiting()
                 if summary is not None:
-                    run.summary.update({f"final/{name}": value for name, value in summary.items()})
-                    log_results(run, load_run(self._run_dir))
+                    self._finish_results(summary)
             finally:
                 run.finish(exit_code=int(failed))
                 release_environment(self._run_dir)
 
         bounded(close, GIVE_UP_SECONDS)
+
+    def _finish_results(self, summary: Mapping[str, object]) -> None:
+        run = self._tracker.run
+        results = {f"final/{name}": value for name, value in summary.items()}
+        # The run may have been killed after it had sent its results, and resumed to complete the report.
+        if any(run.summary.get(name) != value for name, value in results.items()):
+            run.summary.update(results)
+            log_results(run, load_run(self._run_dir))
 
     def abandon(self) -> None:
         forget_wandb(self._run_dir)

@@ -218,3 +218,15 @@ def test_the_error_for_a_locked_folder_mentions_copies_that_srun_started(
         pytest.raises(InputError, match=r"srun started 2 copies of this program.*use slurm/train.sh"),
     ):
         lock_folder(tmp_path)
+
+
+def test_a_signal_while_the_settings_are_loaded_ends_the_attempt_without_an_error(
+    tmp_path: Path,
+) -> None:
+    """In cluster.env, `module load` may take seconds. train.sh requeues a job that ends in this way."""
+    folder = checkout(tmp_path)
+    (folder / "slurm" / "cluster.env").write_text("kill -TERM $$\n")
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0", "STATUS_BEFORE": ""}
+    settings = {"STATUS": str(tmp_path / "status.json"), "DATA_DIR": "data", "PROCESSES": "1"}
+    done = script("node.sh", "smoke", cwd=folder, variables=job | settings)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

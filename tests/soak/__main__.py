@@ -34,7 +34,7 @@ def main() -> int:
             outcomes += run_part(part, data, folder, options, rng)
             print(table(outcomes), flush=True)
             if options.result:
-                write_outcomes(options.result, outcomes, seed=options.seed)
+                write_outcomes(options.result, outcomes, device=options.device, seed=options.seed)
     return int(any(outcome.losses for outcome in outcomes))
 
 

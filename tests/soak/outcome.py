@@ -45,8 +45,8 @@ def table(outcomes: list[Outcome]) -> str:
     return "\n".join([head, *(outcome.row() for outcome in outcomes)])
 
 
-def write_outcomes(path: Path, outcomes: list[Outcome], *, seed: int) -> None:
-    """Writes the table as JSON, with date, hardware and versions."""
+def write_outcomes(path: Path, outcomes: list[Outcome], *, device: str, seed: int) -> None:
+    """Writes the table as JSON, with date, hardware and versions. `device`: cpu or cuda."""
     from benchmarks.results import write_result
 
     rows = [
@@ -62,4 +62,4 @@ def write_outcomes(path: Path, outcomes: list[Outcome], *, seed: int) -> None:
         for one in outcomes
     ]
     figures = {"tried": sum(one.tried for one in outcomes), "lost": sum(len(one.losses) for one in outcomes)}
-    write_result(path, figures, seed=seed, rows=rows)
+    write_result(path, figures, device=device, seed=seed, rows=rows)

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import BinaryIO
 
@@ -228,3 +229,12 @@ def test_checkpoint_with_code_in_its_pickle_is_not_loaded(tmp_path: Path) -> Non
     assert not (tmp_path / "ran").exists()
     assert list_checkpoints(tmp_path)[0].joinpath(STATE).exists()
     assert list_checkpoints(tmp_path)[0].joinpath(MANIFEST).exists()
+
+
+def test_a_save_that_takes_long_is_waited_for_only_for_the_given_time(tmp_path: Path) -> None:
+    saver, release = CheckpointSaver(tmp_path / "checkpoints", keep=1), threading.Event()
+    saver.save(state(1.0), step=1, when_saved=release.wait)
+    assert not saver.is_finished(seconds=0.01)
+    release.set()
+    assert saver.is_finished(seconds=60)
+    saver.close()

@@ -4,14 +4,18 @@ The tests need no GPU: they only set the device to "cuda".
 """
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ddp_trainer.distributed.runtime import Runtime
+from ddp_trainer.engine.observer import SilentObserver
 from ddp_trainer.engine.save_schedule import SECONDS_BETWEEN_EPOCHS, SaveSchedule
+from ddp_trainer.engine.trainer import LONGEST_ROUND
 from ddp_trainer.recipes import smoke
-from tests.support.narrow import single_runtime
+from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
 
 STEPS_PER_EPOCH, EPOCHS = 10, 4
 
@@ -63,6 +67,34 @@ def test_every_epoch_is_saved_on_the_cpu_or_with_validation_or_on_request(clock:
         schedule(single_runtime(), "cuda", every=STEPS_PER_EPOCH),
     ):
         assert saved_epochs(saves, clock, seconds=0.1) == [True] * EPOCHS
+
+
+class SlowDisk(SilentObserver):
+    """Its first save is finished only in the third round of waiting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def is_ready_to_save(self, *, seconds: float) -> bool:
+        assert 0 < seconds <= LONGEST_ROUND
+        self.calls.append("wait")
+        return len(self.calls) >= 3
+
+    def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:
+        self.calls.append("save")
+
+
+def test_all_ranks_wait_in_rounds_until_the_previous_save_is_finished(
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank that waited alone for the main rank would run into --process-group-timeout."""
+    disk, agreed, runtime = SlowDisk(), list[bool](), single_runtime()
+    trainer = narrow_trainer(narrow_settings(tiny_dir), runtime, observer=disk)
+    monkeypatch.setattr(runtime, "all_agree", lambda agrees: agreed.append(agrees) or agrees)
+    trainer.save()
+    assert disk.calls == ["wait", "wait", "wait", "save"]
+    assert agreed == [False, False, True]
 
 
 def test_steps_are_saved_as_requested_but_not_twice_at_the_end_of_an_epoch() -> None:

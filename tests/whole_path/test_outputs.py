@@ -77,6 +77,11 @@ def test_predictions_that_could_not_be_read_back_are_not_written(
         assert ("warning: predictions.npz is not written" in warning) == (warning.count("\n") == 1) == (limit < size)
     found = predictions.read_predictions(path)
     assert found is not None and found.num_correct == 39
+    path.unlink()
+    logits[0, 3] = torch.inf
+    outputs.write_predictions(tmp_path, evaluation, loader)
+    assert capsys.readouterr().err.endswith("not written: the network gives values that are not finite\n")
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("error", [MemoryError(), ZeroDivisionError("division by zero")])

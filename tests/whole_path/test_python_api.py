@@ -16,9 +16,9 @@ import torch.distributed as dist
 from nbclient import NotebookClient
 
 import ddp_trainer
-from ddp_trainer.config import TrainConfig
+from ddp_trainer.config import DEFAULT_WIDTHS, TrainConfig
 from ddp_trainer.engine.observer import SilentObserver
-from ddp_trainer.recipes import FIRST_BLOCKS
+from ddp_trainer.recipes import FIRST_BLOCKS, RECIPES
 from ddp_trainer.run import outputs
 from ddp_trainer.run.api import _changes, configure
 from ddp_trainer.tracking.metric_files import Record
@@ -203,6 +203,13 @@ def test_launch_passes_on_settings_that_the_recipe_drops_for_another_network() -
     config = configure("fast", {"network": "torchvision:mobilenet_v2", "freeze_late": FIRST_BLOCKS})
     assert _changes(config) == {"network": "torchvision:mobilenet_v2", "freeze_late": FIRST_BLOCKS}
     assert _changes(configure("fast", {})) == {}
+
+
+def test_a_derived_recipe_keeps_its_own_values_for_another_network() -> None:
+    derived = replace(RECIPES["fast"], schedule=replace(RECIPES["fast"].schedule, freeze_late="layer1.*"))
+    config = configure(derived, {"network": "torchvision:resnet18"})
+    assert (config.schedule.freeze_late, config.network.widths) == ("layer1.*", DEFAULT_WIDTHS)
+    assert configure(RECIPES["fast"], {"network": "torchvision:resnet18"}).schedule.freeze_late == ""
 
 
 def test_the_notebook_runs_from_start_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

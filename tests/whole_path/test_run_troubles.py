@@ -143,30 +143,32 @@ def test_an_old_checkpoint_that_cannot_be_renamed_is_removed(tmp_path: Path, mon
     assert (tmp_path / "step-00000002" / MANIFEST).exists()
 
 
-def test_a_full_disk_while_weights_are_saved_gives_one_line_and_no_partial_file(
-    copied_run: Path, tiny_dir: Path
-) -> None:
-    """A run with all steps done but no weights is resumed, with a file size limit that is too small for the weights."""
-    for name in ("summary.json", "model.safetensors"):
-        (copied_run / name).unlink()
+def test_a_full_disk_while_weights_are_saved_gives_one_line_and_no_partial_file(tmp_path: Path, tiny_dir: Path) -> None:
+    """A run with all steps done but no weights is resumed, with a file size limit that is too small for the weights.
+
+    The run ends with an epoch, so the resumed run saves no checkpoint, which would be even larger.
+    """
+    out = tmp_path / "run"
 
     def full_disk() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    words = (*WORDS, "--data-dir", str(tiny_dir), "--out", str(copied_run), "--resume", "--max-steps", "4")
-    done = subprocess.run(
-        [sys.executable, "-m", NARROW, *words],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        preexec_fn=full_disk,
-    )
+    def train(preparation: Callable[[], None] | None) -> subprocess.CompletedProcess[str]:
+        words = (*WORDS, "--data-dir", str(tiny_dir), "--out", str(out), "--resume", "--max-steps", "3")
+        command = [sys.executable, "-m", NARROW, *words]
+        return subprocess.run(
+            command, env=environment(), capture_output=True, text=True, timeout=120, preexec_fn=preparation
+        )
+
+    assert train(None).returncode == 0
+    for name in ("summary.json", "model.safetensors"):
+        (out / name).unlink()
+    done = train(full_disk)
     assert done.returncode == 1, done.stderr
-    assert f"error: cannot write {copied_run / 'model.safetensors'}: " in done.stderr.splitlines()[-1]
-    assert json.loads((copied_run / "status.json").read_text())["state"] == "failed"
-    assert [path.name for path in copied_run.glob(".*")] == [".lock"]
+    assert f"error: cannot write {out / 'model.safetensors'}: " in done.stderr.splitlines()[-1]
+    assert json.loads((out / "status.json").read_text())["state"] == "failed"
+    assert [path.name for path in out.glob(".*")] == [".lock"]
 
 
 def test_a_resume_removes_the_temporary_files_of_a_killed_process(copied_run: Path, tiny_dir: Path) -> None:

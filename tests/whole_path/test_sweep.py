@@ -196,6 +196,7 @@ def test_each_planned_combination_has_a_row(
         (planned.out / "config.json").write_text(json.dumps(config))
     summary = read_json(tmp_path / "num-workers=2,seed=0" / "summary.json") or {}
     del summary["test_accuracy_tta"]
+    (tmp_path / "num-workers=2,seed=0" / "predictions.npz").write_text("damaged, but not needed for the table")
     (tmp_path / "num-workers=2,seed=0" / "summary.json").write_text(json.dumps(summary))
     assert main([*words, "--table"]) == 0
     *rows, _, missing = [row.split(" | ") for row in capsys.readouterr().out.splitlines()[2:]]

@@ -7,9 +7,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from ddp_trainer.tracking import wandb_mirror
 from tests.support.run_directories import make_run
 from tests.support.tracked_runs import KEY, holds, track
 from tests.support.trainer import environment, read_lines
@@ -105,3 +108,18 @@ def test_a_dead_or_frozen_wandb_service_causes_one_warning_after_a_limited_wait(
     assert "Traceback" not in done.stderr
     assert len(read_lines(tmp_path / "steps.jsonl")) == steps
     assert len(read_lines(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_a_run_that_is_resumed_to_complete_its_report_sends_its_results_only_once(
+    smoke_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When an online run is resumed, W&B loads the summary that the server has."""
+    sent: list[Any] = []
+    monkeypatch.setattr(wandb_mirror, "log_results", lambda run, found: sent.append(found))
+    mirror = object.__new__(wandb_mirror.WandBMirror)  # without W&B
+    run = SimpleNamespace(summary={}, finish=lambda exit_code: None)
+    mirror._tracker, mirror._run_dir = SimpleNamespace(run=run), smoke_run  # type: ignore[assignment]
+    for accuracy in (0.5, 0.5, 0.6):  # 0.6: after a resume with a larger --max-steps
+        mirror.finish({"test_accuracy": accuracy}, failed=False)
+    assert len(sent) == 2
+    assert run.summary == {"final/test_accuracy": 0.6}
