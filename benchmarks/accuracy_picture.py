@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from ddp_trainer.command_line import run_command
 
 RESULTS = Path(__file__).parent / "results"
-FILES = {"fast": "fast_narrow.json", "fast --epochs 26": "fast_26_epochs.json", "baseline": "baseline.json"}
+FILES = {"fast": "fast_narrow.json", "strong": "strong_three_seeds.json", "baseline": "baseline.json"}
 COLOR = "tab:blue"
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10)  # PFLOP
 
