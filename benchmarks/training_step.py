@@ -136,7 +136,8 @@ def parse_options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Train
     recipe = replace(recipe, data=replace(recipe.data, data_dir=Path("data/synthetic"), data_mode="resident"))
     config = parse_flags(TrainConfig, flags, prog="python -m benchmarks.training_step", default=recipe)
     # On a GPU, the rate is meaningful only if many steps are queued.
-    options.steps = options.steps or (100 if resolve_device(config.runtime) == "cuda" else 2)
+    if options.steps is None:
+        options.steps = 100 if resolve_device(config.runtime) == "cuda" else 2
     return options, config
 
 

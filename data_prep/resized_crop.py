@@ -80,8 +80,9 @@ def sides_of_areas(
     square, room, limits = math.log(size[1] / size[0]), -shares.log(), [math.log(ratio) for ratio in ratios]
     low, high = (square - room).clamp(*limits), (square + room).clamp(*limits)
     stretch = (torch.lerp(low, high, positions) / 2).exp()
-    largest = torch.minimum(size[0] * stretch, size[1] / stretch)
-    side = torch.minimum((shares * (size[0] * size[1])).sqrt(), largest)
+    side = (shares * (size[0] * size[1])).sqrt()
+    if not limits[0] <= square <= limits[1]:  # otherwise, every area fits with the ratio of the image
+        side = torch.minimum(side, torch.minimum(size[0] * stretch, size[1] / stretch))
     height, width = (side / stretch).round().long(), (side * stretch).round().long()
     return height.clamp(1, size[0]), width.clamp(1, size[1])
 

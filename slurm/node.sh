@@ -23,7 +23,8 @@ on_request() {
   until status=$(stat_of "$STATUS") && [[ $status || ! -e $STATUS ]]; do :; done
   if [[ $status == "$STATUS_BEFORE" ]]; then
     ended_early=yes # even if the trainer still writes status.json before it ends
-    kill -HUP -- "-$child" 2>/dev/null || true
+    # Just after its start, the child has no process group of its own yet.
+    kill -HUP -- "-$child" 2>/dev/null || kill -HUP "$child" 2>/dev/null || true
   else
     # shellcheck disable=SC2046 # the process ids are separate words
     kill -USR2 $(cat /proc/"$child"/task/*/children 2>/dev/null) 2>/dev/null || true
@@ -41,6 +42,7 @@ run() {
     exec setsid "$@"
   ) &
   child=$!
+  [[ -z $stop_requested ]] || on_request # for a signal that arrived before `child` was set
   while true; do
     interrupted='' status=0
     wait "$child" || status=$?
@@ -51,6 +53,7 @@ run() {
   return "$status"
 }
 
+[[ -z $stop_requested ]] || exit 0
 if [[ -n ${DDP_STAGE_DIR:-} ]]; then
   folder=$DDP_STAGE_DIR
   [[ $folder != tmpdir ]] || folder=${TMPDIR:-/tmp}

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 class Ema(nn.Module):
     """A moving average of a model: `module` holds the averaged parameters and buffers.
 
-    The first update copies the parameters and buffers of the model. Integer buffers are always copied, and so are
-    buffers that contain infinity, such as attention masks, because their averages would be NaN.
+    The first update copies the parameters and buffers of the model. Two kinds of buffers are always copied: integers,
+    and buffers that contain infinity from the start, such as attention masks, because their averages would be NaN.
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         """`decay`: share of the old average that each update after the first one keeps."""
         super().__init__()
         self.module = copy.deepcopy(model).requires_grad_(False)
-        self._averaged = [tensor.is_floating_point() and bool(tensor.isfinite().all()) for tensor in _tensors(model)]
+        self._averaged = [value.is_floating_point() and not _has_infinity(value) for value in _tensors(model)]
         self.decay = decay
         device = next(model.parameters()).device
         self.updates: Tensor
@@ -40,6 +40,10 @@ class Ema(nn.Module):
             if not is_averaged:  # such as the number of batches that BatchNorm has seen
                 copied.copy_(value)
         self.updates += ~skip
+
+
+def _has_infinity(tensor: Tensor) -> bool:
+    return not tensor.is_meta and bool(tensor.isinf().any())
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

@@ -25,8 +25,8 @@ class Observer(Protocol):
 
     def epoch_done(self, record: Record) -> None: ...
 
-    def is_ready_to_save(self, *, seconds: float) -> bool:
-        """Whether the previous save is finished, which this method waits for, but only for the given time."""
+    def wait_for_save(self, *, seconds: float) -> bool:
+        """Waits up to `seconds` for the previous save. Returns whether it is finished."""
         ...
 
     def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:
@@ -60,7 +60,7 @@ class SilentObserver:
     def epoch_done(self, record: Record) -> None:
         pass
 
-    def is_ready_to_save(self, *, seconds: float) -> bool:
+    def wait_for_save(self, *, seconds: float) -> bool:
         return True
 
     def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:

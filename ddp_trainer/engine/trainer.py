@@ -181,6 +181,8 @@ class Trainer:
         }
         state.history.append(record)
         state.start_epoch(sums)
+        if epoch == 1:
+            self._wait_for_save()  # --resume concludes from two recorded epochs that a checkpoint was saved
         self.observer.epoch_done(record)
         if not cut_short and self.saves.after_epoch(state.step):
             self.save()
@@ -196,18 +198,18 @@ class Trainer:
         return averaged_batchnorm(self.evaluated_model, self.runtime.sum_over_ranks, self.runtime.world_size, weight)
 
     def save(self) -> None:
-        """Saves a checkpoint as soon as the previous one is on disk. A collective operation.
-
-        The ranks wait together, in short rounds. Otherwise, the other ranks would wait for the main rank in the next
-        step, and a wait longer than --process-group-timeout ends the run.
-        """
-        seconds = min(self.runtime.timeout / 4, LONGEST_ROUND)
-        while not self.runtime.all_agree(self.observer.is_ready_to_save(seconds=seconds)):
-            pass
+        """Saves a checkpoint as soon as the previous one is on disk. A collective operation."""
+        self._wait_for_save()
         state = self.state.state_dict()
         self._flush_step_log()  # now, because a resumed run does not repeat the steps of the pending record
         self.observer.save(state, step=self.state.step, epoch=len(self.state.history))
         self.saves.saved()
+
+    def _wait_for_save(self) -> None:
+        """Waits for the previous save in short rounds. A rank may wait for others only for --process-group-timeout."""
+        seconds = min(self.runtime.timeout / 4, LONGEST_ROUND)
+        while not self.runtime.all_agree(self.observer.wait_for_save(seconds=seconds)):
+            pass
 
     def _log_step(self, epoch: int) -> None:
         """Reports the pending record and, if the next one is due, starts to copy it to the host."""

@@ -54,6 +54,16 @@ def check_network(
         return unused
 
 
+def autocast_if_needed(network: nn.Module, precision: str) -> torch.autocast:
+    """Autocast for `check_network`, as in training, but only for a network with parameters in half precision.
+
+    Such a network may need it. `precision`: fp32, bf16 or fp16, as in training.
+    """
+    # On a CPU, bf16 also stands for fp16.
+    has_half = any(value.dtype in (torch.bfloat16, torch.float16) for value in network.parameters())
+    return torch.autocast("cpu", torch.bfloat16, enabled=has_half and precision != "fp32")
+
+
 def _check_tensors(network: nn.Module, name: str) -> None:
     lazy = [key for key, value in (*network.named_parameters(), *network.named_buffers()) if is_lazy(value)]
     require(

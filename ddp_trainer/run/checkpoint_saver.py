@@ -79,20 +79,17 @@ class CheckpointSaver:
         self._pending = self._writer.submit(self._write, step, score, when_saved)
 
     def check(self) -> None:
-        """Like `wait`, but does nothing while the last save is still in progress."""
-        if self._pending is not None and self._pending.done():
-            self.wait()
+        """Raises the same exceptions as `save`. Does not wait for the last save."""
+        self.wait(seconds=0)
 
-    def is_finished(self, *, seconds: float) -> bool:
-        """Waits up to `seconds` for the last save, and returns whether it is on disk. Raises the same exceptions."""
-        if self._pending is not None:
-            futures.wait([self._pending], timeout=seconds)
-        self.check()
-        return self._pending is None
+    def wait(self, *, seconds: float | None = None) -> bool:
+        """Waits for the last save, but not longer than `seconds`. Returns whether it is on disk.
 
-    def wait(self) -> None:
-        """Waits until the last save is on disk. Raises the same exceptions as `save`."""
+        Raises the same exceptions as `save`.
+        """
         if self._pending is not None:
+            if not futures.wait([self._pending], timeout=seconds).done:
+                return False
             pending, self._pending = self._pending, None
             try:
                 pending.result()
@@ -100,6 +97,7 @@ class CheckpointSaver:
                 # The writer thread must not free the copy, because page-locked memory must not be freed while a CUDA
                 # graph is captured. The thread that calls `wait` also does the captures, so it frees the copy.
                 self._copy = None
+        return True
 
     def close(self) -> None:
         """Waits for the last save and ends the writer thread."""

@@ -35,7 +35,7 @@ def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentReco
     spec = replace(trainer.data.evaluator.spec, temperature=_fitted_temperature(trainer))
     with trainer.averaged_batchnorm():
         if isinstance(recorder, Recorder):
-            # First, because --resume concludes from the model that a checkpoint was saved.
+            # The checkpoint must be on disk before the model: --resume refuses a run with a model but no checkpoint.
             recorder.checkpoints.close()
             write_model(recorder.run_dir.path, model, spec)
     if not isinstance(recorder, Recorder):
@@ -44,7 +44,7 @@ def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentReco
     calibrated = replace(evaluation, logits=evaluation.logits / spec.temperature)
     write_predictions(path, calibrated, trainer.data.evaluator.loader)
     summary = summarize(trainer, evaluation) | describe_calibration(evaluation, calibrated, spec.temperature)
-    # JSON has no NaN. A loss is NaN if the network gives values that are not finite.
+    # JSON has no NaN, so figures that are not finite are left out.
     summary = {name: value for name, value in summary.items() if isinstance(value, str) or math.isfinite(value)}
     write_json(path / "summary.json", summary)  # a run with this file is finished
     write_model_card_or_warn(path)
@@ -141,6 +141,8 @@ def describe_calibration(evaluation: Evaluation, calibrated: Evaluation, tempera
 
 
 def _calibration_error(evaluation: Evaluation) -> float:
+    if not bool(evaluation.logits.isfinite().all()):
+        return math.nan
     confidence, predicted = (values.cpu().numpy() for values in evaluation.logits.double().softmax(dim=1).max(dim=1))
     return calibration(evaluation.labels.cpu().numpy(), predicted, confidence).error
 

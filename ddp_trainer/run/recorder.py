@@ -15,7 +15,6 @@ from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.observer import Observer, SilentObserver
 from ddp_trainer.engine.profiling import StepProfiler
 from ddp_trainer.engine.trainer import Trainer
-from ddp_trainer.run.checkpoint import list_checkpoints
 from ddp_trainer.run.checkpoint_saver import CheckpointSaver
 from ddp_trainer.run.directory import RunDirectory, describe_run
 from ddp_trainer.run.resume import settings_of
@@ -55,6 +54,7 @@ class Recorder(SilentRecorder):
         self.checkpoints = CheckpointSaver(run_dir.checkpoints, keep=config.run.keep_checkpoints)
         self.step, self.epoch = 0, 0
         self.has_checkpoint = False
+        self._waits_for_disk = False
 
     def say(self, line: str) -> None:
         print_line(line, sys.stderr)
@@ -73,15 +73,17 @@ class Recorder(SilentRecorder):
 
     def epoch_done(self, record: Record) -> None:
         self.epoch = int(record["epoch"])
-        if self.epoch == 2 and not list_checkpoints(self.run_dir.checkpoints):
-            self.checkpoints.wait()  # --resume concludes from two recorded epochs that a checkpoint was saved
         self.tracker.log_epoch(record)
         self.progress.note(epoch_line(record, epochs=self.epochs))
         if self.extra_observer is not None:
             self.extra_observer.epoch_done(dict(record))
 
-    def is_ready_to_save(self, *, seconds: float) -> bool:
-        return self.checkpoints.is_finished(seconds=seconds)
+    def wait_for_save(self, *, seconds: float) -> bool:
+        is_saved = self.checkpoints.wait(seconds=seconds)
+        if not is_saved and not self._waits_for_disk:
+            self.progress.note("waiting for the disk: the previous checkpoint is still being saved")
+        self._waits_for_disk = not is_saved
+        return is_saved
 
     def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:
         whole = {**state, "settings": self.settings, "tracker": self.tracker.state()}

@@ -155,7 +155,7 @@ def load_run(path: Path | str, *, with_predictions: bool = True) -> Run:
 def load_runs(paths: Sequence[Path]) -> list[Run]:
     """Loads each run once. If several folders have the same name, the runs are named PARENT/FOLDER.
 
-    Only the first run has its predictions, because those of all runs might not fit into memory.
+    Only the first run has its predictions: a report shows no others, and those of all runs might not fit into memory.
     """
     loaded: dict[Path, Run] = {}
     for path in paths:

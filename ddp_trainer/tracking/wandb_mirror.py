@@ -127,7 +127,10 @@ class WandBMirror:
             bounded(lambda: self._tracker.run.summary.update(best), GIVE_UP_SECONDS)
 
     def finish(self, summary: Mapping[str, object] | None, *, failed: bool) -> None:
-        """Closes the W&B run. A record that is held back is left to the resumed run, which may add to its row."""
+        """Closes the W&B run.
+
+        Does not log the record that `log_step` holds back: a resumed run logs it, perhaps in one row with an epoch.
+        """
 
         def close() -> None:
             run = self._tracker.run
@@ -143,10 +146,13 @@ class WandBMirror:
     def _finish_results(self, summary: Mapping[str, object]) -> None:
         run = self._tracker.run
         results = {f"final/{name}": value for name, value in summary.items()}
-        # The run may have been killed after it had sent its results, and resumed to complete the report.
+        # The run may have been killed after it had sent its results, and resumed to complete the report. The `final/`
+        # values are sent last, so if the server has them, it probably has all results.
         if any(run.summary.get(name) != value for name, value in results.items()):
-            run.summary.update(results)
-            log_results(run, load_run(self._run_dir))
+            try:
+                log_results(run, load_run(self._run_dir))
+            finally:
+                run.summary.update(results)
 
     def abandon(self) -> None:
         forget_wandb(self._run_dir)

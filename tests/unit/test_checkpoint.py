@@ -234,7 +234,7 @@ def test_checkpoint_with_code_in_its_pickle_is_not_loaded(tmp_path: Path) -> Non
 def test_a_save_that_takes_long_is_waited_for_only_for_the_given_time(tmp_path: Path) -> None:
     saver, release = CheckpointSaver(tmp_path / "checkpoints", keep=1), threading.Event()
     saver.save(state(1.0), step=1, when_saved=release.wait)
-    assert not saver.is_finished(seconds=0.01)
+    assert not saver.wait(seconds=0.01)
     release.set()
-    assert saver.is_finished(seconds=60)
+    assert saver.wait(seconds=60)
     saver.close()

@@ -17,7 +17,7 @@ from ddp_trainer.engine.build import prepare_network
 from ddp_trainer.engine.optim import build_optimizer, parameter_groups
 from ddp_trainer.models import registry
 from ddp_trainer.models.blank_pass import blank_images
-from ddp_trainer.models.check import check_network
+from ddp_trainer.models.check import autocast_if_needed, check_network
 from ddp_trainer.models.spec import ModelSpec
 from tests.support import networks
 from tests.support.narrow import narrow_settings
@@ -143,24 +143,28 @@ def test_a_faulty_network_is_reported_before_training(name: str, expected: str) 
 
 
 class FrozenInHalf(nn.Module):
-    """Its first layer is frozen and in bf16, and sees images of the dtype `images`."""
+    """Its first layer is frozen and in bf16. `converts`: whether the network converts the images to bf16."""
 
-    def __init__(self, images: torch.dtype) -> None:
+    def __init__(self, *, converts: bool) -> None:
         super().__init__()
         self.backbone = nn.Conv2d(3, 4, 32).to(torch.bfloat16).requires_grad_(False)
         self.head = nn.Linear(4, 5)
-        self.images = images
+        self.converts = converts
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.backbone(x.to(self.images)).flatten(start_dim=1).float())
+        images = x.to(torch.bfloat16) if self.converts else x
+        return self.head(self.backbone(images).flatten(start_dim=1).float())
 
 
 def test_the_images_are_in_float32_whatever_the_dtype_of_the_frozen_layers() -> None:
-    network = FrozenInHalf(torch.bfloat16)
-    assert check_network(network, "frozen", num_classes=5, sides=[32]) == []
+    network = FrozenInHalf(converts=True)
     assert blank_images(network, 1, 32).dtype == torch.float32
-    with pytest.raises(InputError, match="fails on images"):  # as in the first step of a training
-        check_network(FrozenInHalf(torch.float32), "frozen", num_classes=5, sides=[32])
+    assert check_network(network, "frozen", num_classes=5, sides=[32]) == []
+    network = FrozenInHalf(converts=False)
+    with autocast_if_needed(network, "bf16"):
+        assert check_network(network, "frozen", num_classes=5, sides=[32]) == []
+    with autocast_if_needed(network, "fp32"), pytest.raises(InputError, match="fails on images"):
+        check_network(network, "frozen", num_classes=5, sides=[32])
 
 
 def test_a_buffer_that_is_not_saved_may_have_any_type() -> None:

@@ -76,7 +76,7 @@ class SlowDisk(SilentObserver):
         super().__init__()
         self.calls: list[str] = []
 
-    def is_ready_to_save(self, *, seconds: float) -> bool:
+    def wait_for_save(self, *, seconds: float) -> bool:
         assert 0 < seconds <= LONGEST_ROUND
         self.calls.append("wait")
         return len(self.calls) >= 3
