@@ -2,13 +2,12 @@
 # The part of a training job that runs on each node: copies the data, starts the launcher, cleans up. train.sh exports
 # the settings of this script and starts it with srun, once per node, with the trainer's arguments.
 set -euo pipefail
-stop_requested='' ended_early='' child='' interrupted=''
-trap 'stop_requested=yes' TERM USR2 # until on_request is defined: loading modules in slurm/cluster.env may take a while
 if [[ ! -f slurm/job.sh || -z ${STATUS:-} || -z ${DATA_DIR:-} || -z ${PROCESSES:-} ]]; then
   echo "error: slurm/node.sh is a part of the training job; submit the job with: sbatch slurm/train.sh ..." >&2
   exit 2
 fi
-source slurm/job.sh
+
+stop_requested='' ended_early='' child='' interrupted=''
 
 # Handles a signal from SLURM. On most clusters, SLURM signals only this script, so this function signals the training
 # processes, which are the children of the launcher. On some clusters, SLURM also signals the training processes
@@ -30,7 +29,8 @@ on_request() {
     kill -USR2 $(cat /proc/"$child"/task/*/children 2>/dev/null) 2>/dev/null || true
   fi
 }
-trap on_request TERM USR2
+trap on_request TERM USR2 # before job.sh is read, because loading modules in slurm/cluster.env may take a while
+source slurm/job.sh
 
 # Runs a command in a process group of its own, with TERM and USR2 ignored. They must not reach torchrun: TERM would
 # make it kill the trainer after TORCH_ELASTIC_SHUTDOWN_TIMEOUT, and USR2 would end torchrun itself.

@@ -30,13 +30,14 @@ class Ema(nn.Module):
     @torch.no_grad()
     def update(self, model: nn.Module, *, skip: Tensor) -> None:
         """Moves the average one step towards `model`, unless `skip`, a bool scalar on the device, is True."""
-        averages = list(itertools.compress(_tensors(self.module), self._averaged))
-        current = [value.detach() for value in itertools.compress(_tensors(model), self._averaged)]
+        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
+        averaged = list(itertools.compress(pairs, self._averaged))
+        averages, current = [average for average, _ in averaged], [value.detach() for _, value in averaged]
         share = torch.where(self.updates == 0, 1.0, 1 - self.decay) * ~skip
         moves = torch._foreach_sub(current, averages)  # type: ignore[attr-defined]
         torch._foreach_mul_(moves, share)  # type: ignore[attr-defined]
         torch._foreach_add_(averages, moves)  # type: ignore[attr-defined]
-        for copied, value, is_averaged in zip(_tensors(self.module), _tensors(model), self._averaged, strict=True):
+        for (copied, value), is_averaged in zip(pairs, self._averaged, strict=True):
             if not is_averaged:  # such as the number of batches that BatchNorm has seen
                 copied.copy_(value)
         self.updates += ~skip

@@ -43,6 +43,11 @@ class Evaluation:
         return F.cross_entropy(self.logits.double(), self.labels).item()
 
     @property
+    def num_finite(self) -> int:
+        """Number of images whose logits are all finite."""
+        return int(finite_rows(self.logits).sum())
+
+    @property
     def correct(self) -> int:
         return int(hits(self.logits, self.labels).sum())
 
@@ -68,7 +73,12 @@ class Evaluation:
 
 def hits(logits: Tensor, labels: Tensor) -> Tensor:
     """(N,) bool: whether the prediction is correct. Logits (N, C) that are not finite predict nothing."""
-    return (logits.argmax(dim=1) == labels) & logits.isfinite().all(dim=1)
+    return (logits.argmax(dim=1) == labels) & finite_rows(logits)
+
+
+def finite_rows(logits: Tensor) -> Tensor:
+    """(N,) bool: whether all logits (N, C) of an image are finite."""
+    return logits.isfinite().all(dim=1)
 
 
 class Evaluator:

@@ -4,6 +4,7 @@ import math
 
 from torch import Tensor
 
+from ddp_trainer.engine.evaluation import finite_rows
 from ddp_trainer.models.spec import TEMPERATURES
 
 NUM_HALVINGS = 60  # of the search interval, so that the result has all digits of float64
@@ -20,7 +21,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     likelihood then has no maximum, but rises as T falls to 0. If the likelihood would be higher beyond one of the two
     limits in TEMPERATURES, the result is that limit.
     """
-    is_finite = logits.isfinite().all(dim=1)
+    is_finite = finite_rows(logits)
     logits, labels = logits[is_finite].double().cpu(), labels[is_finite].cpu()
     if bool((logits.argmax(dim=1) == labels).all()):
         return 1.0

@@ -79,8 +79,9 @@ class CheckpointSaver:
         self._pending = self._writer.submit(self._write, step, score, when_saved)
 
     def check(self) -> None:
-        """Raises the same exceptions as `save`. Does not wait for the last save."""
-        self.wait(seconds=0)
+        """Like `wait`, but does nothing while the last save is still in progress."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
 
     def wait(self, *, seconds: float | None = None) -> bool:
         """Waits for the last save, but not longer than `seconds`. Returns whether it is on disk.

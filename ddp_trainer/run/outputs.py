@@ -64,7 +64,7 @@ def _fitted_temperature(trainer: Trainer) -> float:
     with trainer.averaged_batchnorm():
         found = trainer.data.calibrator.run(trainer.evaluated_model)
     temperature, problem = fit_temperature(found.logits, found.labels), ""
-    ignored = found.total - int(found.logits.isfinite().all(dim=1).sum())
+    ignored = found.total - found.num_finite
     if ignored:
         problem = f"{ignored} of {found.total} images are ignored, because their logits are not finite"
     elif found.correct == found.total:
@@ -141,7 +141,7 @@ def describe_calibration(evaluation: Evaluation, calibrated: Evaluation, tempera
 
 
 def _calibration_error(evaluation: Evaluation) -> float:
-    if not bool(evaluation.logits.isfinite().all()):
+    if evaluation.num_finite < evaluation.total:
         return math.nan
     confidence, predicted = (values.cpu().numpy() for values in evaluation.logits.double().softmax(dim=1).max(dim=1))
     return calibration(evaluation.labels.cpu().numpy(), predicted, confidence).error
@@ -165,7 +165,7 @@ def write_predictions(run_dir: Path, evaluation: Evaluation, loader: StreamLoade
     The file also contains the pixels of the most confident mistakes. If its arrays would exceed MAX_BYTES, or if a
     logit is not finite, the file could not be read back. Then it is not written, and a warning is printed instead.
     """
-    if not bool(evaluation.logits.isfinite().all()):
+    if evaluation.num_finite < evaluation.total:
         _warn_of_missing_predictions("the network gives values that are not finite")
         return
     probabilities = evaluation.logits.double().softmax(dim=1)
