@@ -1,4 +1,4 @@
-"""Changes torch's own settings: threads, determinism and TF32."""
+"""Changes torch's own settings: threads, determinism, TF32 and the limit of torch.compile."""
 
 import contextlib
 import os
@@ -12,6 +12,10 @@ from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.hardware import resolve_precision
 from ddp_trainer.distributed.launch import Launch
 from ddp_trainer.distributed.signals import LAUNCHER_VARIABLES
+
+COMPILATIONS = (
+    64  # more than the different shapes of a run: crop sizes times sizes of a part, before and after a freeze
+)
 
 
 def use_share_of_cores(launch: Launch) -> None:
@@ -40,7 +44,10 @@ def _given_to_the_launcher() -> bool:
 
 
 def set_backend_flags(config: RuntimeConfig) -> None:
-    """Sets torch's flags for determinism and TF32. Only bf16 and fp16 runs without --deterministic may use TF32."""
+    """Sets torch's flags for determinism, TF32 and --compile.
+
+    Only bf16 and fp16 runs without --deterministic may use TF32.
+    """
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
@@ -53,6 +60,10 @@ def set_backend_flags(config: RuntimeConfig) -> None:
     allow_tf32 = resolve_precision(config) != "fp32" and not config.deterministic
     torch.set_float32_matmul_precision("high" if allow_tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = allow_tf32
+    if config.compile:
+        # After 8 compilations (torch's default), new shapes would run uncompiled. Which shapes these are depends on
+        # where a run was resumed, and so would its last digits.
+        torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, COMPILATIONS)
 
 
 @contextlib.contextmanager

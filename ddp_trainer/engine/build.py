@@ -5,14 +5,13 @@ from torch import nn
 from data_prep.dataset import DatasetInfo
 from data_prep.errors import require
 from ddp_trainer.config import TrainConfig
-from ddp_trainer.distributed.hardware import resolve_precision
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.sync_batchnorm import not_synchronized
 from ddp_trainer.engine.data import RunData, build_data, images_in_step
 from ddp_trainer.engine.observer import Observer, SilentObserver
 from ddp_trainer.engine.optim import build_optimizer
 from ddp_trainer.engine.trainer import Trainer
-from ddp_trainer.models.check import autocast_if_needed, check_network
+from ddp_trainer.models.check import check_network
 from ddp_trainer.models.initial_weights import load_initial_weights, parameters_named
 from ddp_trainer.models.registry import require_unchanged
 from ddp_trainer.models.spec import ModelSpec, build_network, require_same_widths_and_activation
@@ -31,15 +30,14 @@ def prepare_network(
     network, lines = build_network(config.network, spec).train(), []
     sides = config.schedule.crop_sides(spec.image_size)
     own_statistics = not_synchronized(network)
-    with autocast_if_needed(network, resolve_precision(config.runtime)):
-        unused = check_network(
-            network,
-            name,
-            num_classes=len(spec.classes),
-            sides=sides,
-            images_per_pass=images_per_pass(config, world_size, synchronized=not own_statistics),
-            channels_last=config.runtime.channels_last,
-        )
+    unused = check_network(
+        network,
+        name,
+        num_classes=len(spec.classes),
+        sides=sides,
+        images_per_pass=images_per_pass(config, world_size, synchronized=not own_statistics),
+        channels_last=config.runtime.channels_last,
+    )
     if unused:
         names = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
         require(

@@ -9,7 +9,7 @@ from torch import nn
 from ddp_trainer.config import OptimConfig, TrainConfig
 from ddp_trainer.engine.newton_schulz import orthogonalize
 from ddp_trainer.engine.optim import parameter_groups
-from ddp_trainer.models.blank_pass import blank_passes
+from ddp_trainer.models.blank_pass import blank_images, blank_passes
 from ddp_trainer.models.initial_weights import freeze
 from ddp_trainer.models.spec import ModelSpec, build_network
 
@@ -50,8 +50,7 @@ def training_flops_per_image(model: nn.Module, image_size: int) -> float:
 
     count = 2
     backward = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
-    parameter = next(model.parameters())
-    images = torch.zeros(count, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
+    images = blank_images(model, count, image_size).contiguous()
     with blank_passes(model), FlopCounterMode(display=False, custom_mapping=backward) as counter:
         model.train()(images).sum().backward()
     return counter.get_total_flops() / count

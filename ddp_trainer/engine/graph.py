@@ -9,7 +9,7 @@ part of a step is in `Trainer.train_step`.
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,11 +63,12 @@ class GraphedStep:
         """Takes one step and returns the losses of the batch, (N,)."""
         if self._captured is None or self._captured.side != side:
             self._captured = None  # frees the memory of the graph of smaller crops
-            captured = self._capture(batch, draws, side)
-            if not self._runtime.all_agree(isinstance(captured, CapturedStep)):
-                self._give_up(captured if isinstance(captured, str) else "another process could not capture it")
-            elif isinstance(captured, CapturedStep):
-                self._captured = captured
+            result = self._capture(batch, draws, side)
+            self._captured, reason = (None, result) if isinstance(result, str) else (result, "")
+            del result  # otherwise, it would keep the memory of the graph during `give_up`
+            if not self._runtime.all_agree(not reason):
+                self._captured = None
+                self._give_up(reason or "another process could not capture it")
         if self._captured is None:
             return self._work(batch, draws, side)
         self._fill(batch, draws)
@@ -82,13 +83,14 @@ class GraphedStep:
     def _capture(self, batch: Batch, draws: Tensor, side: int) -> CapturedStep | str:
         """Captures a step into a graph. The step is not taken, because kernels do not run during a capture.
 
-        If the capture fails, returns the reason.
+        If the capture fails, returns the reason, and restores the host's random generators: the network may have drawn
+        numbers on the host, and will draw them again when the step is taken.
         """
         if self._batch is None:
             self._batch = Batch(*(column.clone() for column in batch))
             self._draws = draws.clone()
         self._runtime.synchronize()  # has a time limit, unlike the wait for the device at the start of the capture
-        host_generators = _host_generators()
+        before = _host_generators()
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         stream = torch.cuda.current_stream()
         mode = "thread_local"  # the thread that writes checkpoints may wait for the device during the capture
@@ -96,18 +98,30 @@ class GraphedStep:
             with _capturable(self._optimizer), torch.cuda.graph(graph, pool, stream, mode):
                 losses = self._work(self._batch, self._draws, side)
         except RuntimeError as error:
+            _set_host_generators(before)
             # If a forbidden call ended the capture, `error` says only that the capture failed. The cause is the
             # context of `error`.
             return str(error.__context__ or error).partition("\n")[0]
-        if _host_generators() != host_generators:  # a replay would repeat the values that were drawn in the capture
+        if not _are_equal(_host_generators(), before):  # a replay would repeat the values that were drawn just now
+            _set_host_generators(before)
             return "the network draws random numbers on the host"
         return CapturedStep(side, graph, losses)
 
 
-def _host_generators() -> tuple[object, ...]:
+def _host_generators() -> tuple[Tensor, Any, Any]:
     """The states of the random generators of torch, Python and NumPy on the host."""
-    _, keys, *others = np.random.get_state(legacy=True)
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), np.asarray(keys).tobytes(), *others
+    return torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=True)
+
+
+def _set_host_generators(states: tuple[Tensor, Any, Any]) -> None:
+    torch.set_rng_state(states[0])
+    random.setstate(states[1])
+    np.random.set_state(states[2])
+
+
+def _are_equal(some: tuple[Tensor, Any, Any], others: tuple[Tensor, Any, Any]) -> bool:
+    same_in_numpy = all(map(np.array_equal, some[2], others[2]))
+    return torch.equal(some[0], others[0]) and some[1] == others[1] and same_in_numpy
 
 
 @contextmanager

@@ -117,7 +117,10 @@ def zero_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Creates the momentum buffers of SGD and Muon. Call it when the parameters are on their final device.
 
     Without these buffers, torch's fused SGD would use uninitialized memory as momentum if the first step is skipped.
+    Other optimizers, such as RMSprop, would take these buffers for a complete state.
     """
+    if not isinstance(optimizer, torch.optim.SGD | Muon):
+        return
     for group in optimizer.param_groups:
         for parameter in group["params"] if group.get("momentum") else ():
             optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))

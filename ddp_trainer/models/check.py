@@ -29,7 +29,8 @@ def check_network(
     `sides`: sides of the square images that the network will see. `images_per_pass`: the smallest number of images
     that it will see at once in training. Raises InputError if the network cannot be trained, evaluated and saved: for
     example, if no parameter is trainable, or if the output is not (N, num_classes) finite logits. Leaves the network
-    and torch's generators unchanged.
+    and torch's generators unchanged. Autocast is not used, so every network that passes works in float32, as in
+    `predict` and in an export.
     """
     _check_tensors(network, name)
     require(
@@ -52,16 +53,6 @@ def check_network(
                 _logits_of(output, name, images, num_classes)
                 _check_buffers(network, name, buffers)
         return unused
-
-
-def autocast_if_needed(network: nn.Module, precision: str) -> torch.autocast:
-    """Autocast for `check_network`, as in training, but only for a network with parameters in half precision.
-
-    Such a network may need it. `precision`: fp32, bf16 or fp16, as in training.
-    """
-    # On a CPU, bf16 also stands for fp16.
-    has_half = any(value.dtype in (torch.bfloat16, torch.float16) for value in network.parameters())
-    return torch.autocast("cpu", torch.bfloat16, enabled=has_half and precision != "fp32")
 
 
 def _check_tensors(network: nn.Module, name: str) -> None:
@@ -89,12 +80,14 @@ def _check_tensors(network: nn.Module, name: str) -> None:
 
 
 def _check_storage(network: nn.Module, name: str) -> None:
-    """Raises InputError if a tensor is not dense, or has a type that model.safetensors cannot store."""
+    """Raises InputError if a tensor is not dense, shares its memory, or has a type that safetensors cannot store."""
     from safetensors.torch import save
 
     for key, value in (*network.state_dict().items(), *network.named_buffers()):
         is_dense = value.layout == torch.strided
         require(is_dense, f"--network {name}: {key} must be a dense tensor, got {value.layout}; use to_dense()")
+        repeats = any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True))
+        require(not repeats, f"--network {name}: elements of {key} share their memory, as after expand; add .clone()")
     for key, value in network.state_dict().items():
         try:
             save({key: torch.empty(0, dtype=value.dtype)})

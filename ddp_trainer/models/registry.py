@@ -22,6 +22,8 @@ from ddp_trainer.config import importing_network, is_installed
 from ddp_trainer.models.custom_resnet import CustomResNet
 
 BUILT_IN = "custom_resnet"
+# By default, these networks of torchvision also return the logits of auxiliary classifiers, which are not trained here.
+WITH_AUXILIARY = ("googlenet", "inception_v3")
 # For each module with a network: its `__spec__` (a reload creates a new one), its file, and the sha256 of the file.
 _sources: dict[str, tuple[object, str, str]] = {}
 
@@ -53,7 +55,8 @@ def _from_torchvision(name: str, model: str) -> Callable[..., nn.Module]:
 
     known = models.list_models(module=models)  # classification only
     require(model in known, f"--network {name}: torchvision has no such classification model{_similar(model, known)}")
-    return lambda num_classes: models.get_model(model, weights=None, num_classes=num_classes)
+    settings = {"aux_logits": False, "init_weights": True} if model in WITH_AUXILIARY else {}
+    return lambda num_classes: models.get_model(model, weights=None, num_classes=num_classes, **settings)
 
 
 def _from_timm(name: str, model: str) -> Callable[..., nn.Module]:

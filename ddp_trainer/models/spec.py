@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from data_prep.dataset import DatasetInfo
 from data_prep.errors import InputError, require, shell_path
@@ -130,10 +131,18 @@ def build_network(config: NetworkConfig, spec: ModelSpec) -> nn.Module:
     for norm in (layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)):
         if config.bn_momentum is not None:
             norm.momentum = config.bn_momentum
-        if config.freeze_bn_scale and norm.weight is not None:
+        if config.freeze_bn_scale and norm.weight is not None and not _has_zeros(norm.weight):
             norm.weight.requires_grad_(False)
     freeze(network, config.frozen)
     return network
+
+
+def _has_zeros(scale: Tensor) -> bool:
+    """Whether a scale of BatchNorm is 0, as in the last layer of each residual branch of timm's ResNets.
+
+    If it were frozen, the layers before it would get no gradient. False if the values are not known yet.
+    """
+    return not is_lazy(scale) and not scale.is_meta and not bool(scale.all())
 
 
 def require_same_widths_and_activation(spec: ModelSpec, source: Path) -> None:

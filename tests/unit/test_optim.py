@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ddp_trainer.config import NetworkConfig, OptimConfig
-from ddp_trainer.engine.optim import LearningRates, build_optimizer, parameter_groups
+from ddp_trainer.engine.optim import LearningRates, build_optimizer, parameter_groups, zero_momentum
 from ddp_trainer.models.custom_resnet import BatchNorm, CustomResNet
 from ddp_trainer.models.small_map_conv import Conv3x3
 from ddp_trainer.models.spec import ModelSpec, build_model, build_network, count_parameters
@@ -102,3 +102,12 @@ def test_frozen_parameters_stay_unchanged_and_all_others_are_trained() -> None:
     momenta = {layer.momentum for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)}
     assert momenta == {0.4}
     assert count_parameters(model) == count_parameters(build_model(spec))
+
+
+def test_an_optimizer_with_momentum_of_its_own_keeps_its_state() -> None:
+    weights = nn.Parameter(torch.ones(3))
+    weights.grad = torch.ones(3)
+    optimizer = torch.optim.RMSprop([weights], lr=0.1, momentum=0.9)
+    zero_momentum(optimizer)
+    optimizer.step()
+    assert bool((weights < 1).all())

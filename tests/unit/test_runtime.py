@@ -113,3 +113,23 @@ def test_a_user_without_a_home_directory_gets_a_temporary_folder_if_possible(
         monkeypatch.delenv(name, raising=False)
     with restored_settings():
         assert [os.path.isdir(os.environ.get(name, "")) for name in FOLDERS] == [has_temporary_folder] * len(FOLDERS)
+
+
+def test_a_run_with_many_shapes_compiles_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[torch.fx.GraphModule] = []
+    compile_in_place = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        lambda model, **options: compile_in_place(
+            model, backend=lambda graph, _: compiled.append(graph) or graph, **options
+        ),
+    )
+    with restored_settings():
+        runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32", compile=True))
+        network = torch.nn.Linear(4, 2)
+        model, _ = runtime.prepare(network, torch.optim.SGD(network.parameters(), lr=0.1), passes=1)
+        for size in range(2, 14):
+            model(torch.ones(size, 4))
+        runtime.close()
+    assert len(compiled) == 12

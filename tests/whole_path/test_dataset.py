@@ -74,6 +74,7 @@ NO_IMAGES = Split(np.zeros((0, 16, 16, 3), np.uint8), np.zeros(0, int))
         (image_set(classes=(0, 1)), "classes must be strings"),
         (image_set(classes=("a",)), "training needs at least two classes"),
         (image_set(classes=("a", "b", "a")), "classes must have different names, got 'a' 2 times"),
+        (image_set(classes=("a", "b", "c", "d")), "no training images for c, d"),
         (
             image_set(test=Split(np.zeros((2, 16, 16, 3), np.uint8), np.array([0, 2]))),
             r"labels must be positions of classes, 0 to 1; got 0 to 2",
@@ -132,10 +133,10 @@ def test_a_failure_removes_the_folders_that_were_made(tmp_path: Path, monkeypatc
 def test_closing_a_file_may_take_longer_than_the_limit_for_a_stalled_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each split has one image, so the limit never applies: the child reports that image, and then closes the file."""
+    """There is one image, so the limit never applies: the child reports that image, and then closes the file."""
     monkeypatch.setattr("data_prep.beton_writer.STALL_SECONDS", 0)
     split = Split(np.zeros((1, 16, 16, 3), np.uint8), np.zeros(1, int))
-    info = write_dataset(image_set(train=split, test=split), tmp_path)
+    info = write_dataset(image_set(train=NO_IMAGES, test=split), tmp_path)
     verify_dataset(tmp_path, info, full=True)
 
 

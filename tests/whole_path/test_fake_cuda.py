@@ -132,6 +132,17 @@ def test_step_that_a_graph_would_replay_wrongly_is_not_captured_and_the_run_cont
     assert line.endswith("the network draws random numbers on the host") == (case == "random numbers on the host")
 
 
+def test_a_capture_that_fails_draws_no_random_numbers(runs: Cases) -> None:
+    numbers = {runs[f"random numbers {name}"]["next random number"] for name in ("on the host", "without graphs")}
+    assert len(numbers) == 1
+
+
+def test_if_the_capture_fails_on_another_rank_the_graph_is_freed_before_the_run_continues(runs: Cases) -> None:
+    found = runs["failure of another rank"]
+    assert (found["alive"], found["graphs"], found["captures"]) == ([False], [], 1)
+    assert found["said"][0].endswith("another process could not capture it")
+
+
 def test_another_thread_may_wait_during_a_capture(runs: Cases) -> None:
     """The thread that writes checkpoints waits for the device."""
     found = runs["thread"]

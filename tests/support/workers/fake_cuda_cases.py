@@ -79,6 +79,7 @@ EAGER = {
     "fp16": changed(FAST, {"runtime": {"precision": "fp16"}}),
     "accumulate": changed(FAST, {"schedule": {"accumulate": 2}}),
     "graph off": changed(FAST, {"runtime": {"graph": "off"}}),
+    "random numbers without graphs": changed(NOT_CAPTURED["random numbers on the host"], {"runtime": {"graph": "off"}}),
 }
 
 # Runs of several ranks, which end after the first of three epochs.

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from data_prep.loader import Batch
 from ddp_trainer.distributed.process_settings import restored_settings
-from ddp_trainer.engine.graph import GraphedStep
+from ddp_trainer.engine.graph import CapturedStep, GraphedStep
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.run.checkpoint_saver import HostCopy
 from tests.support.fake_cuda.library import end_process, logged
@@ -44,6 +45,7 @@ def train(trainer: Trainer, epochs: int = 3) -> dict[str, Any]:
         "collectives": sum(call.kind == "NCCL" for call in calls),
         "illegal": calls.illegal,
         "said": said,
+        "next random number": torch.rand(()).item(),  # drawn on the host
     }
 
 
@@ -52,7 +54,7 @@ def counted_captures() -> Iterator[list[Any]]:
     """Yields a list that gets one element for each capture that begins in the block."""
     captures: list[Any] = []
     original = torch.cuda.graph.__enter__
-    torch.cuda.graph.__enter__ = lambda self: (captures.append(self), original(self))[1]  # type: ignore[method-assign]
+    torch.cuda.graph.__enter__ = lambda self: (captures.append(None), original(self))[1]  # type: ignore[method-assign]
     try:
         yield captures
     finally:
@@ -111,6 +113,30 @@ def another_thread_waits(trainer: Trainer) -> Iterator[None]:
     yield
 
 
+def failure_of_another_rank(trainer: Trainer) -> dict[str, Any]:
+    """What is printed if the capture succeeds here, but not on another rank, and whether the graph is then freed."""
+    take = trainer.device_step._take
+    assert isinstance(take, GraphedStep)
+    capture, give_up = take._capture, take._give_up
+    graphs: list[weakref.ref[torch.cuda.CUDAGraph]] = []
+    alive: list[bool] = []
+
+    def remember(batch: Batch, draws: Tensor, side: int) -> CapturedStep | str:
+        captured = capture(batch, draws, side)
+        assert isinstance(captured, CapturedStep)
+        graphs.append(weakref.ref(captured.graph))
+        trainer.runtime.all_agree = lambda agrees: False  # type: ignore[method-assign]
+        return captured
+
+    def look(reason: str) -> None:
+        alive.extend(graph() is not None for graph in graphs)
+        del trainer.runtime.all_agree  # the method of the class again
+        give_up(reason)
+
+    take._capture, take._give_up = remember, look  # type: ignore[method-assign]
+    return {**train(trainer, epochs=1), "alive": alive}
+
+
 def main(data_dir: Path) -> None:
     steps = Steps(data_dir)
     for name, config in {**CAPTURED, **NOT_CAPTURED, **EAGER}.items():
@@ -124,6 +150,9 @@ def main(data_dir: Path) -> None:
         with another_thread_waits(trainer):
             print(json.dumps({"case": "thread", **train(trainer, epochs=1)}), flush=True)
         print(json.dumps({"case": "second copy", **second_copy(trainer)}), flush=True)
+    with restored_settings():
+        found = failure_of_another_rank(steps.trainer(CAPTURED["sgd"]))
+        print(json.dumps({"case": "failure of another rank", **found}), flush=True)
 
 
 def ranks(data_dir: Path) -> None:

@@ -1,0 +1,31 @@
+"""Networks with parameters and buffers of unusual types, values or layouts."""
+
+import torch
+from torch import Tensor, nn
+
+
+class FrozenInHalf(nn.Module):
+    """Its first layer is frozen and in bf16. `converts`: whether the network converts the images to bf16."""
+
+    def __init__(self, *, converts: bool) -> None:
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 4, 32).to(torch.bfloat16).requires_grad_(False)
+        self.head = nn.Linear(4, 5)
+        self.converts = converts
+
+    def forward(self, x: Tensor) -> Tensor:
+        images = x.to(torch.bfloat16) if self.converts else x
+        return self.head(self.backbone(images).flatten(start_dim=1).float())
+
+
+def with_repeated_buffer(num_classes: int) -> nn.Module:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, num_classes))
+    network.register_buffer("mask", torch.ones(1).expand(32), persistent=False)
+    return network
+
+
+def starts_at_zero(num_classes: int) -> nn.Module:
+    """The scale of its second BatchNorm is 0 at first."""
+    first, last = nn.Conv2d(3, 8, 8, stride=8), nn.BatchNorm2d(8)
+    nn.init.zeros_(last.weight)
+    return nn.Sequential(first, nn.BatchNorm2d(8), last, nn.Flatten(), nn.Linear(128, num_classes))
