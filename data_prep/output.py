@@ -20,6 +20,7 @@ from data_prep.manifest import MANIFEST, SPLITS
 BETONS = tuple(f"{split}.beton" for split in SPLITS)
 LIST_HEADER = b"# written by python -m data_prep\n"  # the first line of each list, by which it is recognized
 WRITING = ".writing-"  # start of the name of a temporary folder
+MANIFEST_START = b'{"format_version":'  # how a manifest starts, without its white space
 
 
 def out_folder(text: str) -> Path:
@@ -57,11 +58,15 @@ def _is_ours(out: Path) -> bool:
     try:
         with open_regular(out / MANIFEST) as file:
             text = file.read(MAX_JSON_BYTES + 1)
-        if len(text) > MAX_JSON_BYTES:
-            return False  # data_prep's files are smaller: see `read_json`
+    except OSError:
+        return False
+    if len(text) > MAX_JSON_BYTES:
+        return False  # data_prep's files are smaller: see `read_json`
+    try:
         content = json.loads(text)
-    except (OSError, ValueError, RecursionError):
-        return True  # damaged: a file with this name most likely belongs to a dataset
+    except (ValueError, RecursionError):  # damaged, for example cut off, or filled with zeros by a file system
+        start = b"".join(text[:100].replace(b"\0", b"").split())
+        return start.startswith(MANIFEST_START) or MANIFEST_START.startswith(start)
     return isinstance(content, dict) and "format_version" in content
 
 

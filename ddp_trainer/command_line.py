@@ -11,9 +11,10 @@ import errno
 import io
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import tyro
 
@@ -30,6 +31,9 @@ DISK_ERRORS = {*DISK_FULL, errno.EROFS, errno.EIO}
 # What to do if there is not enough memory: for any command, and for a command that trains.
 FREE_MEMORY = "close other programs, or raise the memory limit"
 SMALLER_STEPS = "use --accumulate auto, or a smaller --batch-size"
+
+
+_replacing_stderr = threading.Lock()  # held while `parse_flags` replaces sys.stderr, which all threads share
 
 
 class CommandError(Exception):
@@ -102,7 +106,7 @@ def parse_flags(
     _refuse_values_of_switches(section, argv)
     report = io.StringIO()
     try:
-        with contextlib.redirect_stderr(report):
+        with _replacing_stderr, contextlib.redirect_stderr(report):
             parsed = tyro.cli(
                 section,
                 args=argv,
@@ -117,6 +121,12 @@ def parse_flags(
         if stop.code in (0, None):
             raise
         raise InputError(f"{_one_line(report.getvalue())} (--help lists the flags)") from None
+
+
+def stderr() -> TextIO:
+    """sys.stderr, even if another thread calls `parse_flags` at the same time."""
+    with _replacing_stderr:
+        return sys.stderr
 
 
 def _refuse_values_of_switches(section: type, argv: Sequence[str]) -> None:

@@ -32,7 +32,7 @@ from data_prep.files import DISK_FULL, replace_file
 from data_prep.machine_limits import lacks_memory
 from ddp_trainer.command_line import CommandError, parse_flags, program_name, run_command
 from ddp_trainer.models.spec import ModelSpec, load_model
-from ddp_trainer.run.directory import EXPORTS
+from ddp_trainer.run.files import EXPORTS
 
 Classifier = Callable[[Tensor], Tensor]  # (N, 3, H, W) uint8 -> (N, num_classes) float32
 

@@ -82,7 +82,7 @@ else
   # Accelerate has no flags for these two settings. The first makes torchrun handle HUP, but not TERM. The second is the
   # name by which other nodes know this node.
   export PET_SIGNALS_TO_HANDLE=SIGHUP PET_LOCAL_ADDR=$SLURMD_NODENAME
-  # When a worker has died, the launcher gives the other workers on its node this many seconds to end, and then kills
+  # If the job is stopped before the first step, the launcher gives the workers this many seconds to end, and then kills
   # them. A short time is enough, because they have nothing to save.
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=10
 fi

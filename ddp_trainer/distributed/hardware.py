@@ -4,6 +4,7 @@ torch takes seconds to import, so it is imported only where the code must ask wh
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,11 +56,17 @@ def resolve_device(config: RuntimeConfig) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def require_usable(device: "torch.device") -> None:
-    """Raises InputError if torch has no kernels for this GPU. Any other problem is left to the code that meets it."""
+def require_usable(device: "torch.device", all_agree: Callable[[bool], bool]) -> None:
+    """Raises InputError on every rank if torch has no kernels for the GPU of any rank.
+
+    `all_agree`: see `Runtime.all_agree`. Any other problem is left to the code that meets it.
+    """
     reason = why_unusable(device)
+    usable = "no kernel image" not in reason
+    all_usable = all_agree(usable)
     fix = "use --device cpu, or install a build of torch for this GPU"
-    require("no kernel image" not in reason, f"torch cannot compute on {device} ({reason}); {fix}")
+    require(usable, f"torch cannot compute on {device} ({reason}); {fix}")
+    require(all_usable, f"torch cannot compute on the GPU of another process; leave that GPU out, or {fix}")
 
 
 def why_unusable(device: "torch.device | int") -> str:

@@ -63,7 +63,7 @@ class Runtime:
             problem = f"the processes would use different precisions ({self.precision} in this one); set --precision"
             self.require_agreement(self.precision, problem)
         self.device: torch.device = self._accelerator.device
-        require_usable(self.device)
+        require_usable(self.device, self.all_agree)
         self.rank, self.world_size, self.is_main = launch.rank, launch.world_size, launch.is_main
         found = self._accelerator.process_index, self._accelerator.num_processes
         require(

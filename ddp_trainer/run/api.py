@@ -17,7 +17,7 @@ from typing import Any
 from data_prep.dataset import read_dataset
 from data_prep.errors import require
 from data_prep.files import read_json
-from ddp_trainer.command_line import adapt_to_network, parse_flags, recipe_named
+from ddp_trainer.command_line import adapt_to_network, parse_flags, recipe_named, stderr
 from ddp_trainer.config import TrainConfig, importing_network
 from ddp_trainer.distributed.launch import ONE_MACHINE
 from ddp_trainer.recipes import RECIPES
@@ -125,12 +125,12 @@ def _run_shown(command: list[str]) -> tuple[int, bool]:
         start_new_session=True,
     )
     assert process.stdout is not None
-    interrupted = False
+    interrupted, output = False, stderr()
     while True:
         try:
             for line in process.stdout:
                 with contextlib.suppress(OSError, ValueError):  # nobody may read the output any more
-                    sys.stderr.write(line)
+                    output.write(line)
             return process.wait(), interrupted
         except BaseException as error:
             if interrupted or not isinstance(error, KeyboardInterrupt):

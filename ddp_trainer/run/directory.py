@@ -15,10 +15,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from data_prep.errors import InputError, require
-from data_prep.files import read_json, write_json
+from data_prep.errors import InputError
+from data_prep.files import DISK_FULL, read_json, write_json
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.launch import Launch
+from ddp_trainer.run.files import STATES, refuse_existing_run, refuse_links
 
 if TYPE_CHECKING:
     from data_prep.dataset import DatasetInfo
@@ -26,13 +27,6 @@ if TYPE_CHECKING:
 LOCK = ".lock"
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # names of the temporary files of `replace_file`
 RESOLVED = ("precision", "accumulate")  # if one of these settings is `auto`, the run records the value that it chose
-EXPORTS = {"onnx": "model.onnx", "torch": "model.pt2"}  # the keys are the values of --format of ddp_trainer.export
-# Files and folders that a run replaces or deletes, and that are created later than config.json.
-FILES = (
-    *("metrics.jsonl", "steps.jsonl", "summary.json", "predictions.npz", "model.safetensors", "model.json", "model.md"),
-    *("trace.json.gz", *EXPORTS.values()),
-)
-FOLDERS = ("report", "checkpoints", "crash", "tensorboard")
 PACKAGES = ("torch", "torchvision", "accelerate", "ffcv", "numpy", "wandb")
 
 
@@ -62,7 +56,8 @@ class RunDirectory:
         return read_json(self.path / "status.json") or {}
 
     def write_status(self, state: str, *, step: int = 0, epoch: int = 0, message: str = "") -> None:
-        """Writes status.json. `state`: running, preempted, done or failed."""
+        """Writes status.json. `state`: one of STATES."""
+        assert state in STATES
         write_json(self.path / "status.json", {"state": state, "step": step, "epoch": epoch, "message": message})
 
     def write_failure(self, error: BaseException, *, step: int = 0, epoch: int = 0) -> None:
@@ -83,13 +78,15 @@ def _fix_for_locked_folder() -> str:
 def lock_folder(path: Path) -> IO[bytes]:
     """Creates the folder and locks it until the returned file is closed.
 
-    Raises InputError if the folder cannot be written or another run has locked it. If the file system cannot lock
-    files, prints a warning and returns the file unlocked.
+    Raises InputError if the folder cannot be written or another run has locked it, and OSError if the disk is full. If
+    the file system cannot lock files, prints a warning and returns the file unlocked.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = os.fdopen(os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "rb")
     except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
         raise InputError(f"--out {path} cannot be written ({error.strerror}); choose another folder") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -100,21 +97,6 @@ def lock_folder(path: Path) -> IO[bytes]:
         warning = f"warning: {path} cannot be locked ({error.strerror}); make sure that no other run uses this folder"
         print(warning, file=sys.stderr, flush=True)
     return lock
-
-
-def refuse_links(path: Path) -> None:
-    """Raises InputError for a symbolic link in a run directory, because writing to it would change another file.
-
-    Links in wandb/ are allowed, because W&B creates some. The only file in wandb/ that the trainer itself writes is
-    run-id, which must not be a link.
-    """
-    for folder, folders, files in os.walk(path):
-        if Path(folder) == path / "wandb":
-            folders.clear()
-            files = [name for name in files if name == "run-id"]
-        for name in (*folders, *files):
-            link = Path(folder) / name
-            require(not link.is_symlink(), f"{link} is a symbolic link; remove it, or choose another --out")
 
 
 def remove_temporaries(path: Path) -> None:
@@ -162,33 +144,10 @@ def new_folder(name: str) -> Path:
                 numbered.mkdir()
                 return numbered
     except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
         raise InputError(f"{path} cannot be created ({error.strerror}); name a folder with --out") from None
     raise AssertionError("itertools.count is endless")
-
-
-def refuse_existing_run(out: Path, *, resume: bool) -> None:
-    """Raises InputError if `out` contains a run and `resume` is false.
-
-    A folder counts as a run if it contains config.json or, with `resume`, a folder of checkpoints. If `out` does not
-    count as a run, it must not contain a file or folder that a run would replace. In all cases, a path named in FILES
-    must not be a folder, and one named in FOLDERS must be a folder if it exists. Breaking a rule raises InputError.
-    """
-    if os.path.exists(out / "config.json"):
-        fix = "add --resume to continue it, or choose another folder"
-        require(resume, f"--out {out} already contains a run; {fix}")
-    elif not (resume and os.path.exists(out / "checkpoints")):
-        for name in (*FILES, *FOLDERS):
-            present = os.path.lexists(out / name)
-            require(
-                not present,
-                f"--out {out} is not a run, but contains {name}; a run would replace it, so choose another folder",
-            )
-    for name in (*FILES, *FOLDERS):
-        path, is_folder = out / name, name in FOLDERS
-        require(
-            not os.path.lexists(path) or os.path.isdir(path) == is_folder,
-            f"{path} must be a {'folder' if is_folder else 'file'}; restore it from a backup, or remove it",
-        )
 
 
 def describe_run(config: TrainConfig, dataset: "DatasetInfo", machine: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from ddp_trainer.engine.temperature import fit_temperature
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.models.spec import TEMPERATURES, ModelSpec, count_parameters
 from ddp_trainer.report.scores import calibration
-from ddp_trainer.run.directory import EXPORTS, RunDirectory
+from ddp_trainer.run.directory import RunDirectory
+from ddp_trainer.run.files import EXPORTS
 from ddp_trainer.run.recorder import Recorder, SilentRecorder
 from ddp_trainer.tracking.metric_files import read_step_records
 from ddp_trainer.tracking.predictions import MAX_BYTES, MAX_MISTAKES

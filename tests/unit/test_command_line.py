@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -21,6 +22,13 @@ from tests.support.trainer import REPOSITORY, environment
 
 def parse(*arguments: str) -> TrainConfig:
     return parse_command_line(arguments, RECIPES, prog="train", description="")
+
+
+def test_threads_that_parse_at_the_same_time_leave_stderr_unchanged() -> None:
+    before = sys.stderr
+    with ThreadPoolExecutor(4) as pool:
+        assert len({config.optim.peak_lr for config in pool.map(lambda _: parse("--peak-lr", "0.3"), range(40))}) == 1
+    assert sys.stderr is before
 
 
 def test_an_error_message_is_the_same_if_stdout_is_not_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,13 +156,27 @@ def test_a_large_dataset_json_of_another_program_is_kept(photos: Path, capsys: p
     assert annotations.stat().st_size > MAX_JSON_BYTES
 
 
-@pytest.mark.parametrize("damage", ["cut off", "interrupted"])
+@pytest.mark.parametrize(
+    "content",
+    [b'{"file_name": "a.png"}\n{"file_name": "b.png"}\n', b'// a comment\n{"format_version": 1}', b"\xff\xfe{\0}\0"],
+)
+def test_another_file_named_dataset_json_is_kept_if_it_is_not_valid_json(
+    content: bytes, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "dataset.json").write_bytes(content)
+    assert "no dataset.json that data_prep wrote" in refused(photos, photos, capsys)
+    assert (photos / "dataset.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("damage", ["cut off", "filled with zeros", "interrupted"])
 def test_a_damaged_dataset_or_one_whose_preparation_was_killed_is_replaced(damage: str, photos: Path) -> None:
     out = photos.parent / "out"
     words = ["--source", "folder", "--root", str(photos), "--out", str(out), "--size", "8"]
     assert main(words) == 0
     if damage == "cut off":
-        (out / "dataset.json").write_text('{"format_ver')
+        (out / "dataset.json").write_text('{\n  "format_ver')
+    elif damage == "filled with zeros":
+        (out / "dataset.json").write_bytes(bytes(500))
     else:
         (out / ".writing-abc").mkdir()
         (out / "dataset.json").rename(out / ".writing-abc" / "dataset.json")

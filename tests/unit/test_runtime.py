@@ -10,6 +10,7 @@ import tempfile
 import pytest
 import torch
 
+from data_prep.errors import InputError
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed import hardware
 from ddp_trainer.distributed.backend import set_backend_flags
@@ -35,6 +36,11 @@ def test_accelerate_use_cpu_selects_the_cpu_even_if_there_is_a_gpu(monkeypatch: 
         runtime = Runtime(RuntimeConfig(precision="fp32"))
         assert runtime.device.type == "cpu"
         runtime.close()
+
+
+def test_a_gpu_that_only_another_process_cannot_use_is_reported_here_too() -> None:
+    with pytest.raises(InputError, match="cannot compute on the GPU of another process; leave that GPU out, or use"):
+        hardware.require_usable(torch.device("cpu"), lambda usable: False)
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("bf16", True)])

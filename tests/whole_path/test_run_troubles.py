@@ -16,7 +16,7 @@ from data_prep.errors import InputError
 from ddp_trainer.run import checkpoint
 from ddp_trainer.run.checkpoint import FORMAT_VERSION, MANIFEST, list_checkpoints, write_checkpoint
 from ddp_trainer.run.checkpoint_saver import CheckpointSaver
-from ddp_trainer.run.directory import changed_settings, lock_folder, refuse_existing_run
+from ddp_trainer.run.directory import changed_settings, lock_folder
 from tests.support.trainer import NARROW, Finished, environment, fork, run, train
 
 WORDS = ("smoke", "--device", "cpu")
@@ -88,22 +88,6 @@ def test_a_folder_that_another_run_is_using_is_refused(tmp_path: Path) -> None:
     with lock_folder(tmp_path / "run"), pytest.raises(InputError, match="another run is using this folder"):
         lock_folder(tmp_path / "run")
     lock_folder(tmp_path / "run").close()
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("metrics.jsonl", "file"), ("predictions.npz", "file"), ("model.safetensors", "file"), ("checkpoints", "folder")],
-)
-def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_a_folder_are_refused(
-    name: str, kind: str, tmp_path: Path
-) -> None:
-    (tmp_path / "config.json").touch()
-    if kind == "file":
-        (tmp_path / name).mkdir()
-    else:
-        (tmp_path / name).touch()
-    with pytest.raises(InputError, match=f"{name} must be a {kind}; restore it from a backup, or remove it"):
-        refuse_existing_run(tmp_path, resume=True)
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_does_not_make_a_save_fail(

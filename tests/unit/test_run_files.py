@@ -1,0 +1,57 @@
+"""A run replaces no files of other origin, and a full disk is not taken for wrong input."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import InputError
+from ddp_trainer.run.directory import RunDirectory, lock_folder
+from ddp_trainer.run.files import refuse_existing_run
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("metrics.jsonl", "file"), ("predictions.npz", "file"), ("model.safetensors", "file"), ("checkpoints", "folder")],
+)
+def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_a_folder_are_refused(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").touch()
+    if kind == "file":
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=f"{name} must be a {kind}; restore it from a backup, or remove it"):
+        refuse_existing_run(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("name", ["status.json", "checkpoints/epoch=3.ckpt", "predictions.npz"])
+def test_files_of_other_origin_are_not_replaced(name: str, resume: bool, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / name).write_text('{"state": "fine"}')
+    with pytest.raises(InputError, match="is not a run, but contains"):
+        refuse_existing_run(tmp_path, resume=resume)
+
+
+def test_a_run_that_was_killed_before_it_wrote_its_configuration_may_start_again(tmp_path: Path) -> None:
+    RunDirectory(tmp_path).write_status("running")
+    for resume in (True, False):
+        refuse_existing_run(tmp_path, resume=resume)
+
+
+def test_a_run_that_lost_its_configuration_is_resumed(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step-00000003").mkdir(parents=True)
+    (tmp_path / "metrics.jsonl").touch()
+    refuse_existing_run(tmp_path, resume=True)
+
+
+def test_a_full_disk_is_not_wrong_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path))
+
+    monkeypatch.setattr("os.open", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        lock_folder(tmp_path)
