@@ -32,7 +32,6 @@ DISK_ERRORS = {*DISK_FULL, errno.EROFS, errno.EIO}
 FREE_MEMORY = "close other programs, or raise the memory limit"
 SMALLER_STEPS = "use --accumulate auto, or a smaller --batch-size"
 
-
 _replacing_stderr = threading.Lock()  # held while `parse_flags` replaces sys.stderr, which all threads share
 
 
