@@ -115,9 +115,6 @@ def _spool(source: Source, folder: Path, encoding: Encoding, progress: Progress)
                     colors.add(chunk.images)
                 progress("reading", sum(counts.values()) + spool.count, total)
         counts[name] = spool.count
-        untrained = [label for label in range(len(source.classes)) if label not in spool.labels]
-        if name == "train" and untrained:
-            raise ValueError(f"no training images for {', '.join(source.classes[label] for label in untrained[:10])}")
     return counts, colors
 
 

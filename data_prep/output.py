@@ -20,7 +20,7 @@ from data_prep.manifest import MANIFEST, SPLITS
 BETONS = tuple(f"{split}.beton" for split in SPLITS)
 LIST_HEADER = b"# written by python -m data_prep\n"  # the first line of each list, by which it is recognized
 WRITING = ".writing-"  # start of the name of a temporary folder
-MANIFEST_START = b'{"format_version":'  # how a manifest starts, without its white space
+MANIFEST_START = b'{"format_version":'  # how a manifest starts, without whitespace
 
 
 def out_folder(text: str) -> Path:

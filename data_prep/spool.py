@@ -21,8 +21,7 @@ class SpoolWriter:
     """Appends encoded images to one file, and a record of each image to another."""
 
     def __init__(self, images: BinaryIO, records: BinaryIO, *, side: int, num_classes: int) -> None:
-        self.count, self.labels = 0, set[int]()
-        self._side, self._num_classes = side, num_classes
+        self.count, self._side, self._num_classes = 0, side, num_classes
         self._images, self._records = images, records
 
     def add(self, chunk: Split, stored: Sequence[bytes]) -> None:
@@ -36,7 +35,6 @@ class SpoolWriter:
         self._images.writelines(stored)
         self._records.write(records.data)
         self.count += len(labels)
-        self.labels.update(labels.tolist())
 
     def _check(self, images: np.ndarray, labels: np.ndarray) -> None:
         if images.shape[1:] != (self._side, self._side, 3) or images.dtype != np.uint8 or not len(images):

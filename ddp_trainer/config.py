@@ -46,8 +46,8 @@ class NetworkConfig:
     activation: Literal["relu", "gelu", "celu"] = "relu"
     """Activation of custom_resnet after each BatchNorm; celu has alpha 0.3."""
     freeze_bn_scale: bool = False
-    """Keep the scales of BatchNorm at their initial values, usually 1, and train only its biases. Layers with scales
-    that start at 0 are trained whole."""
+    """Keep the scales of BatchNorm at their initial values, usually 1, and train only its biases. If any scale of a
+    layer starts at 0, the scales of that layer are trained, too."""
     bn_momentum: float | None = None
     """Weight of a new batch in the running statistics of BatchNorm; default: the network's own, usually 0.1."""
     init_from: Path | None = None

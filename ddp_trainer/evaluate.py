@@ -57,6 +57,12 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
     recorded = trained.text("data_dir", exact=True) if trained else ""
     data_dir = config.data_dir or Path(recorded or "data/cifar10")
     dataset = read_dataset(data_dir, needed=("test",))
+    if config.data_dir is None and trained:
+        images = trained.part("dataset").part("splits").part("test").text("sha256")
+        fix = "to evaluate on those that it has now, name the folder with --data-dir"
+        require(
+            images in ("", dataset.splits["test"].sha256), f"{data_dir} no longer has the test images of the run; {fix}"
+        )
     labels = labels_of_the_run(spec, dataset, data_dir)
     verify_dataset(data_dir, dataset, full=False)
     # No signal handlers are installed: a signal may end the process at once, because there is nothing to save.

@@ -23,12 +23,11 @@ from data_prep.errors import InputError, require, require_printable
 from data_prep.files import replace_file
 from data_prep.output import out_folder
 from ddp_trainer.command_line import parse_command_line, program_name, require_output, run_command, take_recipe
-from ddp_trainer.config import TrainConfig
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.report.settings import NO_DIFFERENCE
 from ddp_trainer.report.sweep_table import TABLE, results_table
 from ddp_trainer.run.checks import check_settings
-from ddp_trainer.run.directory import changed_settings, recorded_settings
+from ddp_trainer.run.directory import changed_settings, dataset_settings, recorded_settings
 from ddp_trainer.run.sweep_runs import PlannedRun, Runner, count_processes
 from ddp_trainer.tracking.console import print_line
 
@@ -166,14 +165,10 @@ def check(run: PlannedRun, *, world_size: int) -> None:
     dataset = read_dataset(config.data.data_dir)
     check_settings(config, dataset, world_size=world_size)
     if run.is_finished:
-        requested = _settings_that_matter(config, dataset.splits["train"].sha256)
+        kept = {name: value for name, value in config.flat().items() if name not in NO_DIFFERENCE}
+        requested = {**kept, **dataset_settings(config, dataset)}
         for name, old, new in changed_settings(recorded_settings(run.out), requested):
             raise InputError(f"{run.out} was trained with {name} {old}, not {new}; choose another folder with --out")
-
-
-def _settings_that_matter(config: TrainConfig, images: str) -> dict[str, object]:
-    kept = {name: value for name, value in config.flat().items() if name not in NO_DIFFERENCE}
-    return {**kept, "training images": images}
 
 
 def list_lines(sweep: Sweep) -> list[str]:

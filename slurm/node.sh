@@ -82,8 +82,8 @@ else
   # Accelerate has no flags for these two settings. The first makes torchrun handle HUP, but not TERM. The second is the
   # name by which other nodes know this node.
   export PET_SIGNALS_TO_HANDLE=SIGHUP PET_LOCAL_ADDR=$SLURMD_NODENAME
-  # If the job is stopped before the first step, the launcher gives the workers this many seconds to end, and then kills
-  # them. A short time is enough, because they have nothing to save.
+  # If the job is stopped before the trainer has written status.json, the launcher gives the workers this many seconds to
+  # end, and then kills them. A short time is enough, because they have nothing to save.
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=10
 fi
 run "${launcher[@]}" -m ddp_trainer.train "$@"

@@ -13,9 +13,8 @@ from ddp_trainer.distributed.hardware import resolve_precision
 from ddp_trainer.distributed.launch import Launch
 from ddp_trainer.distributed.signals import LAUNCHER_VARIABLES
 
-COMPILATIONS = (
-    64  # more than the different shapes of a run: crop sizes times sizes of a part, before and after a freeze
-)
+# More than the number of input shapes in a run (crop sizes x part sizes, before and after --freeze-late).
+COMPILATIONS = 64
 
 
 def use_share_of_cores(launch: Launch) -> None:
@@ -61,8 +60,8 @@ def set_backend_flags(config: RuntimeConfig) -> None:
     torch.set_float32_matmul_precision("high" if allow_tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = allow_tf32
     if config.compile:
-        # After 8 compilations (torch's default), new shapes would run uncompiled. Which shapes these are depends on
-        # where a run was resumed, and so would its last digits.
+        # After 8 compilations (torch's default), new shapes would run uncompiled. Which shapes these are would depend
+        # on where the run was resumed, and so would the last digits of its results.
         torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, COMPILATIONS)
 
 

@@ -4,6 +4,7 @@ torch takes seconds to import, so it is imported only where the code must ask wh
 """
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,10 +64,13 @@ def require_usable(device: "torch.device", all_agree: Callable[[bool], bool]) ->
     """
     reason = why_unusable(device)
     usable = "no kernel image" not in reason
+    problem = f"torch cannot compute on {device} ({reason})"
+    if not usable and os.environ.get("LOCAL_RANK", "0") != "0":  # the InputError below is printed only by local rank 0
+        print(problem, file=sys.stderr, flush=True)
     all_usable = all_agree(usable)
-    fix = "use --device cpu, or install a build of torch for this GPU"
-    require(usable, f"torch cannot compute on {device} ({reason}); {fix}")
-    require(all_usable, f"torch cannot compute on the GPU of another process; leave that GPU out, or {fix}")
+    require(usable, f"{problem}; use --device cpu, or install a build of torch for this GPU")
+    fix = "leave that GPU out, use --device cpu, or install a build of torch for that GPU"
+    require(all_usable, f"torch cannot compute on the GPU of another process; {fix}")
 
 
 def why_unusable(device: "torch.device | int") -> str:

@@ -64,11 +64,12 @@ class GraphedStep:
         if self._captured is None or self._captured.side != side:
             self._captured = None  # frees the memory of the graph of smaller crops
             result = self._capture(batch, draws, side)
-            self._captured, reason = (None, result) if isinstance(result, str) else (result, "")
+            reason = result if isinstance(result, str) else "another process could not capture it"
+            self._captured = None if isinstance(result, str) else result
             del result  # otherwise, it would keep the memory of the graph during `give_up`
-            if not self._runtime.all_agree(not reason):
+            if not self._runtime.all_agree(self._captured is not None):
                 self._captured = None
-                self._give_up(reason or "another process could not capture it")
+                self._give_up(reason)
         if self._captured is None:
             return self._work(batch, draws, side)
         self._fill(batch, draws)

@@ -20,6 +20,7 @@ from ddp_trainer.engine.ema import Ema
 from ddp_trainer.engine.metrics import RunningSums, Stopwatch
 from ddp_trainer.engine.random_state import random_state, restore_random_state
 from ddp_trainer.engine.step_guard import SkippedSteps, StepGuard
+from ddp_trainer.models.initial_weights import load_tensors
 from ddp_trainer.tracking.metric_files import Record
 
 KEYS = frozenset(
@@ -47,6 +48,9 @@ def require_fitting(network: nn.Module, state: Mapping[str, Any]) -> None:
         for tensors in (network.state_dict(), state["model"])
     )
     names = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
+    trainable = sum(parameter.requires_grad for parameter in network.parameters())
+    if trainable != sum(len(group["params"]) for group in state["optimizer"]["param_groups"]):
+        names.append("which parameters are trained")
     require(
         not names,
         f"--resume: the checkpoint does not fit the network (different: {name_some(names)}); restore the code with "
@@ -109,12 +113,12 @@ class TrainState:
         self.step, self.history = state["step"], list(state["history"])
         self.watch.seconds = state["epoch_seconds"]
         self.guard.restore(SkippedSteps(*state["skipped_steps"]))
-        self.model.load_state_dict(state["model"])
+        load_tensors(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.runtime.scaler is not None and state["scaler"]:
             self.runtime.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
+            load_tensors(self.ema, state["ema"])
         self._load_buffers(state["buffers"])
         rank, world_size, sums = self.runtime.rank, self.runtime.world_size, state["sums"]
         self.sums.values.copy_(sums[rank] if len(sums) == world_size else sums.sum(dim=0) / world_size)

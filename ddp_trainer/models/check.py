@@ -37,7 +37,7 @@ def check_network(
         not channels_last or all(value.ndim != 5 for value in network.state_dict().values()),
         f"--network {name} has tensors with 5 dimensions, which have no channels-last order; add --no-channels-last",
     )
-    buffers = dict(network.named_buffers())
+    buffers, unsaved = dict(network.named_buffers()), _unsaved_numbers(network)
     with torch.random.fork_rng(devices=[]), blank_passes(network):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would also seed the GPUs
         for side in sides:
@@ -45,6 +45,7 @@ def check_network(
             output = _run(network.train(), name, images, channels_last=channels_last)
             _backward(_logits_of(output, name, images, num_classes), name)
             _check_buffers(network, name, buffers)
+        _check_unsaved(network, name, unsaved)
         unused = [key for key, value in network.named_parameters() if value.requires_grad and value.grad is None]
         with torch.no_grad():
             for count in (1, MAX_IMAGES):  # the last batch of an evaluation may have a single image
@@ -80,14 +81,15 @@ def _check_tensors(network: nn.Module, name: str) -> None:
 
 
 def _check_storage(network: nn.Module, name: str) -> None:
-    """Raises InputError if a tensor is not dense, shares its memory, or has a type that safetensors cannot store."""
+    """Raises InputError if a tensor is not dense, if its elements share memory, or if safetensors cannot store it."""
     from safetensors.torch import save
 
     for key, value in (*network.state_dict().items(), *network.named_buffers()):
         is_dense = value.layout == torch.strided
         require(is_dense, f"--network {name}: {key} must be a dense tensor, got {value.layout}; use to_dense()")
         repeats = any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True))
-        require(not repeats, f"--network {name}: elements of {key} share their memory, as after expand; add .clone()")
+        fix = "for example after expand(); add .clone()"
+        require(not repeats, f"--network {name}: elements of {key} share memory, {fix}")
     for key, value in network.state_dict().items():
         try:
             save({key: torch.empty(0, dtype=value.dtype)})
@@ -106,6 +108,23 @@ def _check_buffers(network: nn.Module, name: str, before: dict[str, Tensor]) -> 
         not changed,
         f"--network {name} creates or replaces buffers in its forward pass ({', '.join(changed)}); create them in "
         "__init__ and update them in place, for example with copy_, or use another network",
+    )
+
+
+def _unsaved_numbers(network: nn.Module) -> dict[str, Tensor]:
+    """Copies of the buffers that are not in a checkpoint: not persistent, and not of a floating-point type."""
+    saved = network.state_dict().keys()
+    others = {key: value for key, value in network.named_buffers() if key not in saved}
+    return {key: value.clone() for key, value in others.items() if not value.is_floating_point()}
+
+
+def _check_unsaved(network: nn.Module, name: str, before: dict[str, Tensor]) -> None:
+    """Raises InputError if training has changed buffers that are not in a checkpoint: see `_unsaved_numbers`."""
+    changed = [key for key, value in _unsaved_numbers(network).items() if not torch.equal(value, before[key])]
+    require(
+        not changed,
+        f"--network {name} changes {', '.join(changed)} in training, which a checkpoint would not contain; register "
+        "these buffers with persistent=True",
     )
 
 

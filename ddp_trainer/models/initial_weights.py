@@ -2,6 +2,8 @@
 
 import os
 import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -53,12 +55,22 @@ def load_initial_weights(network: nn.Module, source: Path) -> Loaded:
         # A tensor of the network, such as a mask, may itself contain infinity.
         usable = value.to(own[name].dtype).isfinite() | ~own[name].isfinite()
         require(bool(usable.all()), f"--init-from {source}: {name} has values that are not finite; use other weights")
-    network.load_state_dict({**own, **fitting})
+    load_tensors(network, {**own, **fitting})
     return Loaded(
         fitting=tuple(fitting),
         fresh=tuple(name for name in own if name not in fitting),
         unused=tuple(name for name in weights if name not in own),
     )
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """`load_state_dict` for tensors from a file, which lacks the versions of the layers.
+
+    Without them, some layers cannot be loaded, such as those of torchvision's MNASNet.
+    """
+    named: OrderedDict[str, Tensor] = OrderedDict(tensors)
+    named._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
+    module.load_state_dict(named)
 
 
 def read_weights(source: Path) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from data_prep.json_fields import Fields, short_repr
 from ddp_trainer.config import DEFAULT_WIDTHS, MAX_WIDTH, NetworkConfig, TrainConfig
 from ddp_trainer.models import registry
 from ddp_trainer.models.custom_resnet import ACTIVATIONS
-from ddp_trainer.models.initial_weights import freeze
+from ddp_trainer.models.initial_weights import freeze, load_tensors
 
 # Limits for a model.json that comes from somebody else. Three poolings reduce MIN_SIDE to one pixel. With
 # MAX_SIDE, the first activation of one image takes 4 GB.
@@ -180,7 +180,7 @@ def load_model(run_dir: Path | str) -> tuple[nn.Module, ModelSpec]:
         if spec.architecture == registry.BUILT_IN:
             _check_shapes(weights, spec)
         model = build_model(spec)
-        model.load_state_dict(load_file(weights))
+        load_tensors(model, load_file(weights))
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         reason = " ".join((str(error) or type(error).__name__).split())[:300]
         fix = "" if spec.architecture == registry.BUILT_IN else "; restore the code with which the run was trained"

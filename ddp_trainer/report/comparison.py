@@ -49,13 +49,15 @@ def compare(runs: Sequence[Run]) -> Markup:
         rows += [_run_row(run, runs.index(run)) for run in group]
         if len(group) > 1:
             rows += [_spread_row(group, "mean", mean), _spread_row(group, "standard deviation", stdev)]
+    measured = _runs_of_one_configuration(runs)
     return render(
         "comparison.html",
         runs=runs,
-        shares=_shares_of_one_configuration(runs),
+        measured=measured,
+        shares=[run.accuracy for run in measured],
         head=["run", *(figure.name for figure in FIGURES), "95% interval", "hardware"],
         rows=rows,
-        several_splits=len({run.split for run in runs}) > 1,
+        different_images=len({(run.split, run.evaluated_images) for run in runs}) > 1,
         differences=_differences(runs),
         curves=curves(runs),
         mean=mean,
@@ -77,13 +79,11 @@ def same_configuration(runs: Sequence[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def _shares_of_one_configuration(runs: Sequence[Run]) -> list[float]:
-    """Accuracies of all finished runs. Empty if there are fewer than two, or if their configurations differ."""
+def _runs_of_one_configuration(runs: Sequence[Run]) -> list[Run]:
+    """All finished runs. Empty if there are fewer than two, or if their configurations differ."""
     groups = same_configuration([run for run in runs if run.summary is not None])
-    if len(groups) != 1:
-        return []
-    shares = [run.accuracy for run in groups[0] if run.accuracy is not None]
-    return shares if len(shares) > 1 else []
+    measured = [run for run in groups[0] if run.accuracy is not None] if len(groups) == 1 else []
+    return measured if len(measured) > 1 else []
 
 
 def _run_row(run: Run, number: int) -> Row:
@@ -101,11 +101,25 @@ def _spread_row(runs: Sequence[Run], name: str, over: Callable[[Sequence[float]]
     return Row(name, [*cells, "", ""], series=None)
 
 
+def _images(run: Run, split: str) -> str:
+    """The images of a split: where they come from, how many there are, and the start of the sha256 of their file."""
+    recorded = run.dataset.splits.get(split)
+    return f"{run.dataset.source} {recorded.count} ({recorded.sha256[:8]})" if recorded else NOTHING
+
+
 def _differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """Each setting in which the runs differ, except those in LEFT_OUT, and its value in each run."""
-    names = dict.fromkeys(name for run in runs for name in run.settings if name not in LEFT_OUT)
+    """Each setting in which the runs differ, except those in LEFT_OUT, and its value in each run.
+
+    Further rows describe the datasets, precisions and numbers of processes, if they differ.
+    """
+    names = dict.fromkeys(name for run in runs for name in run.settings if name not in {*LEFT_OUT, "precision"})
     values = {
         name.replace("_", "-"): [plain(run.settings[name]) if name in run.settings else NOTHING for run in runs]
         for name in names
     }
+    values["precision"] = [run.precision or NOTHING for run in runs]
+    values["processes"] = [str(run.world_size) for run in runs]
+    values["classes"] = [str(len(run.classes)) for run in runs]
+    for split in ("train", "test"):
+        values[f"{split} images"] = [_images(run, split) for run in runs]
     return [(name, row) for name, row in values.items() if len(set(row)) > 1]

@@ -114,6 +114,7 @@ def _run_shown(command: list[str]) -> tuple[int, bool]:
 
     After Ctrl-C, asks the command to stop, and waits for its end. After a second Ctrl-C, kills it.
     """
+    interrupted, output = False, stderr()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, ["", *sys.path]))}
     process = subprocess.Popen(
         command,
@@ -125,7 +126,6 @@ def _run_shown(command: list[str]) -> tuple[int, bool]:
         start_new_session=True,
     )
     assert process.stdout is not None
-    interrupted, output = False, stderr()
     while True:
         try:
             for line in process.stdout:

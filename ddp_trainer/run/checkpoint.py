@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Collection
@@ -21,10 +20,10 @@ import torch
 
 from data_prep.files import open_regular, read_text, sync_folder
 from data_prep.machine_limits import due_to_machine
+from ddp_trainer.run.files import CHECKPOINT
 
 STATE, MANIFEST = "state.pt", "manifest.json"
 FORMAT_VERSION = 3
-NAME = re.compile(r"step-(\d{8,})")
 WRITING, REPLACED, DROPPED = ".writing-", ".replaced-", ".dropped-"
 
 
@@ -41,14 +40,16 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def step_of(path: Path) -> int:
-    match = NAME.fullmatch(path.name)
+    match = CHECKPOINT.fullmatch(path.name)
     assert match, path
     return int(match[1])
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoint folders in `folder`, newest first. Temporary folders are left out."""
-    return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), key=step_of, reverse=True)
+    return sorted(
+        (path for path in folder.glob("step-*") if CHECKPOINT.fullmatch(path.name)), key=step_of, reverse=True
+    )
 
 
 def write_checkpoint(place: Path, state: dict[str, Any], *, step: int, score: float | None = None) -> None:

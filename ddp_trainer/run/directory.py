@@ -19,7 +19,7 @@ from data_prep.errors import InputError
 from data_prep.files import DISK_FULL, read_json, write_json
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.launch import Launch
-from ddp_trainer.run.files import STATES, refuse_existing_run, refuse_links
+from ddp_trainer.run.files import STATUS, refuse_existing_run, refuse_links
 
 if TYPE_CHECKING:
     from data_prep.dataset import DatasetInfo
@@ -56,9 +56,8 @@ class RunDirectory:
         return read_json(self.path / "status.json") or {}
 
     def write_status(self, state: str, *, step: int = 0, epoch: int = 0, message: str = "") -> None:
-        """Writes status.json. `state`: one of STATES."""
-        assert state in STATES
-        write_json(self.path / "status.json", {"state": state, "step": step, "epoch": epoch, "message": message})
+        """Writes status.json. `state`: running, preempted, done or failed."""
+        write_json(self.path / "status.json", dict(zip(STATUS, (state, step, epoch, message), strict=True)))
 
     def write_failure(self, error: BaseException, *, step: int = 0, epoch: int = 0) -> None:
         """Records in status.json why the run failed. Never raises, because that would hide the original error."""
@@ -112,8 +111,8 @@ def remove_temporaries(path: Path) -> None:
 def claim_run_directory(config: TrainConfig, *, is_main: bool) -> Iterator[RunDirectory | None]:
     """The run directory, locked within the block so that no other run writes to it; None on all ranks but the main one.
 
-    Raises InputError if another run is using the folder, if `refuse_existing_run` or `refuse_links` refuses it,
-    or if it cannot be written.
+    Raises InputError if another run is using the folder, if `refuse_existing_run` or `refuse_links` refuses it, or if
+    it cannot be written. Raises OSError if the disk is full.
     """
     if not is_main:
         yield None
@@ -166,16 +165,29 @@ def describe_run(config: TrainConfig, dataset: "DatasetInfo", machine: Mapping[s
 
 
 def recorded_settings(run_dir: Path) -> dict[str, Any]:
-    """The settings in config.json, the sha256 of the training images, and the precision that the run used.
+    """The settings in config.json, the precision that the run used, and its `dataset_settings`.
 
     Raises InputError if config.json does not contain them.
     """
     config = read_json(run_dir / "config.json") or {}
     try:
-        images = config["dataset"]["splits"]["train"]["sha256"]
-        return {**config["settings"], "precision": config["precision"], "training images": images}
+        dataset = config["dataset"]
+        return {
+            **config["settings"],
+            "precision": config["precision"],
+            "training images": dataset["splits"]["train"]["sha256"],
+            "test images": dataset["splits"]["test"]["sha256"],
+            "mean and std": [*dataset["mean"], *dataset["std"]],
+        }
     except (KeyError, TypeError):
         raise InputError(f"{run_dir / 'config.json'} has no settings of a run; choose another --out") from None
+
+
+def dataset_settings(config: TrainConfig, dataset: "DatasetInfo") -> dict[str, Any]:
+    """What must not change about the dataset: its images (their sha256), and how their colors are normalized."""
+    evaluated = {} if config.data.validation else {"test images": dataset.splits["test"].sha256}
+    colors = {"mean and std": [*dataset.mean, *dataset.std]}
+    return {"training images": dataset.splits["train"].sha256, **evaluated, **colors}
 
 
 def changed_settings(recorded: Mapping[str, Any], requested: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

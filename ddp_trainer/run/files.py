@@ -1,12 +1,14 @@
 """The names of the files in a run directory, and checks that a run replaces no files of other origin."""
 
 import os
+import re
 from pathlib import Path
 
-from data_prep.errors import require
+from data_prep.errors import InputError, require
 from data_prep.files import read_json
 
-STATES = ("running", "preempted", "done", "failed")  # values of `state` in status.json
+STATUS = ("state", "step", "epoch", "message")  # the keys in status.json
+CHECKPOINT = re.compile(r"step-(\d{8,})")  # the names of the folders in checkpoints/
 EXPORTS = {"onnx": "model.onnx", "torch": "model.pt2"}  # the keys are the values of --format of ddp_trainer.export
 # Files and folders that a run replaces or deletes, and that are created later than config.json.
 FILES = (
@@ -41,10 +43,8 @@ def refuse_existing_run(out: Path, *, resume: bool) -> None:
     if os.path.exists(out / "config.json"):
         fix = "add --resume to continue it, or choose another folder"
         require(resume, f"--out {out} already contains a run; {fix}")
-    elif not (resume and any(out.glob("checkpoints/step-*"))):
-        # A run that was killed before it wrote config.json has left its status.json.
-        foreign = () if (read_json(out / "status.json") or {}).get("state") in STATES else ("status.json",)
-        for name in (*FILES, *FOLDERS, *foreign):
+    elif not (resume and any(CHECKPOINT.fullmatch(path.name) for path in out.glob("checkpoints/*"))):
+        for name in (*FILES, *FOLDERS, *(() if _is_our_status(out / "status.json") else ("status.json",))):
             present = os.path.lexists(out / name)
             require(
                 not present,
@@ -56,3 +56,11 @@ def refuse_existing_run(out: Path, *, resume: bool) -> None:
             not os.path.lexists(path) or os.path.isdir(path) == is_folder,
             f"{path} must be a {'folder' if is_folder else 'file'}; restore it from a backup, or remove it",
         )
+
+
+def _is_our_status(path: Path) -> bool:
+    """Whether a run wrote this status.json. A run that was killed early leaves it without a config.json."""
+    try:
+        return set(read_json(path) or ()) == set(STATUS)
+    except InputError:  # damaged, or not a JSON object
+        return False

@@ -15,7 +15,10 @@ from ddp_trainer.run.resume import Start, StartKind, settings_of
 
 # Settings that may change on --resume, but must be the same on all ranks, because they decide when the ranks run
 # collective operations.
-SAME_ON_ALL_RANKS = ("resume", "max_steps", "checkpoint_every_steps", "log_every_steps")
+SAME_ON_ALL_RANKS = (
+    *("resume", "max_steps", "checkpoint_every_steps", "log_every_steps"),
+    *("graph", "compile", "profile"),  # decide whether a step is captured, on which all ranks must agree
+)
 DIFFERENT_SETTINGS = "the processes have different settings or datasets; start them all with the same flags and dataset"
 
 
@@ -35,7 +38,7 @@ def join_processes(
             runtime = Runtime(config.runtime, stop=stop)
             settings = {name: value for name, value in config.flat().items() if name in SAME_ON_ALL_RANKS}
             settings |= settings_of(config, dataset, precision=runtime.precision)
-            settings |= {"test images": dataset.splits["test"].sha256, "classes": dataset.classes}
+            settings |= {"evaluated images": dataset.splits["test"].sha256, "classes": dataset.classes}
             runtime.require_agreement(json.dumps(settings), DIFFERENT_SETTINGS)
             kind, step = runtime.agree_on(*start)
         except Exception as error:  # for example, because a process never joined

@@ -21,7 +21,7 @@ from ddp_trainer.run.checkpoint import (
     read_checkpoint,
     step_of,
 )
-from ddp_trainer.run.directory import RunDirectory, changed_settings, recorded_settings
+from ddp_trainer.run.directory import RunDirectory, changed_settings, dataset_settings, recorded_settings
 from ddp_trainer.tracking.metric_files import read_step_records
 
 REQUIRED = KEYS | {"settings", "tracker"}
@@ -92,9 +92,8 @@ def _refuse_lost_checkpoints(run_dir: RunDirectory) -> None:
 
 
 def settings_of(config: TrainConfig, dataset: DatasetInfo, *, precision: str) -> dict[str, Any]:
-    """The settings that must not change on --resume, plus the precision and the training images (their sha256)."""
-    images = dataset.splits["train"].sha256
-    return {**config.fixed_on_resume(), "precision": precision, "training images": images}
+    """The settings that must not change on --resume, the precision, and the `dataset_settings`."""
+    return {**config.fixed_on_resume(), "precision": precision, **dataset_settings(config, dataset)}
 
 
 def load_state(start: Start, config: TrainConfig, dataset: DatasetInfo, *, precision: str) -> dict[str, Any] | None:
@@ -116,7 +115,9 @@ def load_state(start: Start, config: TrainConfig, dataset: DatasetInfo, *, preci
         state = read_checkpoint(checkpoint_path(out / "checkpoints", start.step), REQUIRED)
     except CheckpointError as error:  # the main process has read this checkpoint, so this machine sees other files
         raise InputError(f"--resume: {error}; every machine must see the same --out") from None
-    refuse_other_settings(state["settings"], settings_of(config, dataset, precision=precision))
+    # A checkpoint of an older release says less about the dataset than config.json.
+    recorded = recorded_settings(out) if (out / "config.json").exists() else {}
+    refuse_other_settings({**recorded, **state["settings"]}, settings_of(config, dataset, precision=precision))
     return state
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,13 +29,13 @@ class JsonLines:
 
     def __init__(self, path: Path, records: Sequence[Record]) -> None:
         """Replaces the content of the file with `records`."""
-        replace_file(path, "".join(json.dumps(dict(record)) + "\n" for record in records).encode())
+        replace_file(path, "".join(map(_as_line, records)).encode())
         self._path = path
         self._file = path.open("a")
 
     def write(self, record: Record) -> None:
         try:
-            self._file.write(json.dumps(dict(record)) + "\n")
+            self._file.write(_as_line(record))
             self._file.flush()
         except OSError as error:
             error.filename = str(self._path)
@@ -43,6 +44,12 @@ class JsonLines:
     def close(self) -> None:
         with contextlib.suppress(OSError):  # `write` has already raised OSError for any unwritten line
             self._file.close()
+
+
+def _as_line(record: Record) -> str:
+    """The record as a line of JSON. JSON has no NaN, so numbers that are not finite are left out."""
+    kept = {name: value for name, value in record.items() if isinstance(value, str) or math.isfinite(value)}
+    return json.dumps(kept) + "\n"
 
 
 def read_step_records(path: Path, *, last_step: int) -> list[Record]:

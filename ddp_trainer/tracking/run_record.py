@@ -72,6 +72,12 @@ class Run:
     message: str
 
     @property
+    def evaluated_images(self) -> str:
+        """The sha256 of the file with the evaluated images; empty if it is unknown."""
+        recorded = self.dataset.splits.get("train" if self.split == "validation" else self.split)
+        return recorded.sha256 if recorded else ""
+
+    @property
     def counts(self) -> tuple[int, int] | None:
         """Numbers of (correct, evaluated) images for the final model or, if unknown, for the last finished epoch."""
         counts = _counts_in(self.summary or {})

@@ -100,7 +100,7 @@ def build_tracker(
 
 
 def choose_wandb_mode(settings: TrackingConfig, run_dir: Path) -> str:
-    """The W&B mode: online, offline, shared or disabled. Prints a line on stderr if W&B is missing or does not work."""
+    """The W&B mode: online, offline or disabled. Prints a line on stderr if W&B is missing or does not work."""
     if not settings.uses_wandb:
         return "disabled"
     if not is_installed("wandb"):

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from data_prep.errors import InputError
+from data_prep.errors import require
 from data_prep.files import read_text, replace_file
 
 # Modes that WANDB_MODE and W&B's settings files may name, each with the mode that it stands for. The last two names are
-# older.
+# older. The mode `shared`, in which several processes write to one run, is left out: a shared run has no step number.
 MODES = {
     "online": "online",
     "offline": "offline",
     "disabled": "disabled",
-    "shared": "shared",
     "run": "online",
     "dryrun": "offline",
 }
@@ -28,13 +27,16 @@ MODES = {
 def mode_from_environment() -> str | None:
     """The mode in WANDB_MODE, or None if it is not set. Raises InputError if W&B has no such mode."""
     name = os.environ.get("WANDB_MODE")
-    if name and name not in MODES:
-        raise InputError(f"WANDB_MODE must be one of {', '.join(MODES)}, got {name}")
-    return MODES[name] if name else None
+    return _mode_named(name, "WANDB_MODE") if name else None
+
+
+def _mode_named(name: str, origin: str) -> str:
+    require(name in MODES, f"{origin} must be one of {', '.join(MODES)}, got {name}")
+    return MODES[name]
 
 
 def resolve_mode(wanted: str, load_settings: Callable[[], Any]) -> str:
-    """The mode (online, offline, shared or disabled) for `wanted`, the value of --wandb.
+    """The mode (online, offline or disabled) for `wanted`, the value of --wandb.
 
     For auto, the first of these that applies:
     - the mode in WANDB_MODE
@@ -49,7 +51,7 @@ def resolve_mode(wanted: str, load_settings: Callable[[], Any]) -> str:
     if named:
         return named
     settings = load_settings()
-    mode = MODES[settings.mode]
+    mode = _mode_named(settings.mode, "the mode in W&B's settings file")
     if mode != "online":  # online is W&B's default, so the user may not have chosen it
         return mode
     return "online" if settings.api_key or has_credentials(settings.base_url) else "offline"

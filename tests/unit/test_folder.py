@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.dataset import write_dataset
 from data_prep.errors import InputError
 from data_prep.sources import UnreadableImagesError
 from data_prep.sources.folder import FolderImages
@@ -115,11 +116,12 @@ def test_damaged_files_can_be_skipped_and_are_recorded(photos: Path) -> None:
     assert found.notes == ("skipped 8 unreadable image files; dataset.json lists them",)
 
 
-def test_error_names_a_class_in_which_no_image_can_be_read(photos: Path) -> None:
-    for path in (photos / "test" / "cat").iterdir():
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_error_names_a_class_in_which_no_image_can_be_read(split: str, photos: Path, tmp_path: Path) -> None:
+    for path in (photos / split / "cat").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(InputError, match="test/cat: no readable images"):
-        load_folder(photos, size=8, skip_unreadable=True)
+    with pytest.raises(InputError, match=f"{split}/cat: no readable images"):
+        write_dataset(FolderImages(photos, size=8, skip_unreadable=True), tmp_path / "set")
 
 
 def test_a_png_with_one_wrong_byte_is_refused(photos: Path) -> None:

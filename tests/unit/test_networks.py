@@ -14,15 +14,12 @@ from data_prep.dataset import read_dataset
 from data_prep.errors import InputError
 from ddp_trainer.config import NetworkConfig, OptimConfig, is_installed
 from ddp_trainer.engine.build import prepare_network
-from ddp_trainer.engine.flops import training_flops_per_image
 from ddp_trainer.engine.optim import build_optimizer, parameter_groups
 from ddp_trainer.models import registry
-from ddp_trainer.models.blank_pass import blank_images
 from ddp_trainer.models.check import check_network
-from ddp_trainer.models.spec import ModelSpec, build_network
+from ddp_trainer.models.spec import ModelSpec
 from tests.support import networks
 from tests.support.narrow import narrow_settings
-from tests.support.unusual_tensors import FrozenInHalf, with_repeated_buffer
 
 OWN = "tests.support.networks:"
 SPEC = ModelSpec(classes=tuple("abcde"), mean=(0.5,) * 3, std=(0.2,) * 3, image_size=32)  # type: ignore[arg-type]
@@ -143,35 +140,6 @@ def test_a_faulty_network_is_reported_before_training(name: str, expected: str) 
         check_network(build(OWN + name), OWN + name, num_classes=5, sides=[32])
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_the_images_are_in_float32_whatever_the_dtype_of_the_frozen_layers() -> None:
-    network = FrozenInHalf(converts=True)
-    assert blank_images(network, 1, 32).dtype == torch.float32
-    assert check_network(network, "frozen", num_classes=5, sides=[32]) == []
-    network = FrozenInHalf(converts=False)  # works only in autocast, which `predict` and exports do not use
-    with pytest.raises(InputError, match="fails on images"):
-        check_network(network, "frozen", num_classes=5, sides=[32])
-
-
-def test_the_operations_of_a_network_that_passes_the_check_can_be_counted() -> None:
-    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5))
-    network.register_parameter("first", nn.Parameter(torch.zeros(1, dtype=torch.float64), requires_grad=False))
-    assert next(network.parameters()).dtype == torch.float64
-    assert check_network(network, "frozen", num_classes=5, sides=[32]) == []
-    assert training_flops_per_image(network, 32) == 2 * 2 * 3 * 32 * 32 * 5
-
-
-def test_a_buffer_whose_elements_share_their_memory_is_refused() -> None:
-    with pytest.raises(InputError, match=r"elements of mask share their memory, as after expand; add \.clone\(\)"):
-        check_network(with_repeated_buffer(5), "own", num_classes=5, sides=[32])
-
-
-def test_scales_that_start_at_zero_are_trained_because_they_would_block_the_gradients() -> None:
-    spec = replace(SPEC, architecture="tests.support.unusual_tensors:starts_at_zero")
-    network = build_network(NetworkConfig(freeze_bn_scale=True), spec)
-    scales = [layer.weight.requires_grad for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
-    assert scales == [False, True]
 
 
 def test_a_buffer_that_is_not_saved_may_have_any_type() -> None:

@@ -39,7 +39,9 @@ def test_accelerate_use_cpu_selects_the_cpu_even_if_there_is_a_gpu(monkeypatch: 
 
 
 def test_a_gpu_that_only_another_process_cannot_use_is_reported_here_too() -> None:
-    with pytest.raises(InputError, match="cannot compute on the GPU of another process; leave that GPU out, or use"):
+    with pytest.raises(
+        InputError, match="cannot compute on the GPU of another process; leave that GPU out, use --device cpu"
+    ):
         hardware.require_usable(torch.device("cpu"), lambda usable: False)
 
 

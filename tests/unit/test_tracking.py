@@ -1,6 +1,7 @@
 """Tests the records in JSON lines and TensorBoard, and failures of a tracker. whole_path/test_wandb.py tests W&B."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -49,6 +50,14 @@ def test_a_pipe_in_place_of_the_step_records_is_replaced(tmp_path: Path) -> None
     resumed.log_step(step_record(3))
     resumed.finish(None)
     assert read_lines(tmp_path / "steps.jsonl") == [step_record(3)]
+
+
+def test_numbers_that_are_not_finite_are_left_out_because_json_has_none(tmp_path: Path) -> None:
+    log = JsonLines(tmp_path / "metrics.jsonl", [{"step": 1, "test_loss": math.nan, "split": "test"}])
+    log.write({"step": 2, "test_loss": -math.inf, "train_loss": 0.5})
+    log.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text == '{"step": 1, "split": "test"}\n{"step": 2, "train_loss": 0.5}\n'
 
 
 def test_error_for_a_record_that_cannot_be_written_names_the_file(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data_prep.errors import InputError
-from ddp_trainer.engine.train_state import KEYS
+from ddp_trainer.engine.train_state import KEYS, require_fitting
 from ddp_trainer.engine.trainer import Trainer
 from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
 
@@ -75,6 +75,14 @@ def test_checkpoint_with_other_buffers_is_refused(saved: dict[str, Any], tiny_di
     assert trainer.state.step == 0
     after = trainer.state.state_dict()["model"]
     assert all(torch.equal(value, after[name]) for name, value in before.items()), "some weights were loaded"
+
+
+def test_checkpoint_with_other_trained_parameters_is_refused(saved: dict[str, Any], tiny_dir: Path) -> None:
+    network = trainer_with_average(tiny_dir).model
+    require_fitting(network, saved)
+    next(network.parameters()).requires_grad_(False)
+    with pytest.raises(InputError, match="different: which parameters are trained"):
+        require_fitting(network, saved)
 
 
 def test_the_state_of_two_ranks_can_be_restored_on_one(saved: dict[str, Any], tiny_dir: Path) -> None:

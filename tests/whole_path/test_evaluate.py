@@ -68,6 +68,19 @@ def test_a_dataset_with_other_classes_or_another_image_size_is_refused(
         assert "--data-dir" in line
 
 
+def test_the_dataset_of_the_run_must_still_have_the_same_test_images(
+    smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = Path(shutil.copytree(smoke_run, tmp_path / "run"))
+    write_dataset(draw_synthetic(train_count=96, test_count=41, seed=1), tmp_path / "data")
+    config = json.loads((run_dir / "config.json").read_text())
+    (run_dir / "config.json").write_text(json.dumps(config | {"data_dir": str(tmp_path / "data")}))
+    assert main([str(run_dir)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'data'} no longer has the test images of the run; to evaluate on those" in line
+    assert main([str(run_dir), "--data-dir", str(tmp_path / "data")]) == 0
+
+
 def test_classes_are_matched_by_name_and_training_images_are_not_needed(
     smoke_run: Path, tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

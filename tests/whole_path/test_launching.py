@@ -114,6 +114,7 @@ def test_two_processes_without_local_rank_train(tiny_dir: Path, tmp_path: Path) 
         ("--seed", ("0", "1"), "the processes have different settings or datasets"),
         ("--precision", ("fp32", "bf16"), "the processes would use different precisions (fp32 in this one)"),
         ("--data-dir", ("{tiny}", "{other}"), "the processes have different settings or datasets"),
+        ("--profile", ("0", "1"), "the processes have different settings or datasets"),
     ],
 )
 def test_processes_that_were_started_differently_are_refused(

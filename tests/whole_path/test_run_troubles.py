@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_prep.dataset import write_dataset
 from data_prep.errors import InputError
+from data_prep.sources.synthetic import draw_synthetic
 from ddp_trainer.run import checkpoint
 from ddp_trainer.run.checkpoint import FORMAT_VERSION, MANIFEST, list_checkpoints, write_checkpoint
 from ddp_trainer.run.checkpoint_saver import CheckpointSaver
@@ -173,6 +175,16 @@ def rewrite(run_dir: Path, change: Callable[[dict], object], *, version: int = c
         checkpoint.FORMAT_VERSION = version
         write_checkpoint(place, state, step=state["step"])
         checkpoint.FORMAT_VERSION = before
+
+
+def test_a_dataset_with_other_test_images_or_other_colors_is_refused(
+    copied_run: Path, tiny_dir: Path, tmp_path: Path
+) -> None:
+    write_dataset(draw_synthetic(train_count=96, test_count=41, seed=1), tmp_path / "other")
+    assert_refused(tmp_path / "other", copied_run, "test images")
+    colors = Path(shutil.copytree(tiny_dir, tmp_path / "colors")) / "dataset.json"
+    colors.write_text(json.dumps(json.loads(colors.read_text()) | {"mean": [0.5, 0.5, 0.5]}))
+    assert_refused(colors.parent, copied_run, "mean and std")
 
 
 def test_a_setting_missing_from_an_older_run_has_its_default_value(copied_run: Path, tiny_dir: Path) -> None:

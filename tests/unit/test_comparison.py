@@ -1,0 +1,65 @@
+"""The page of several runs says in which ways the runs and their images differ."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddp_trainer.report.sweep_table import results_table
+from ddp_trainer.report.write import write_report
+from tests.support.run_directories import make_run
+from tests.unit.test_report import Page
+
+CARE = "evaluated on different images, so compare their accuracies with care"
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def make_pair(folder: Path, *test_images: str) -> list[Path]:
+    """Two runs on the same training images. `test_images`: for each run, the sha256 of its test images."""
+    runs = [folder / "one", folder / "two"]
+    for seed, (run, sha256) in enumerate(zip(runs, test_images, strict=True)):
+        make_run(run, seed=seed)
+        splits = {"train": {"count": 900, "sha256": "a" * 64}, "test": {"count": 300, "sha256": sha256}}
+        rewrite(run / "config.json", dataset={"source": "folder", "image_size": 8, "splits": splits})
+    return runs
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_other_test_images_and_other_precisions_are_shown(tmp_path: Path) -> None:
+    runs = make_pair(tmp_path, "b" * 64, "c" * 64)
+    for run, precision in zip(runs, ("fp32", "bf16"), strict=True):
+        rewrite(run / "config.json", precision=precision)
+    text = Page(write_report(runs)).text
+    assert "test images folder 300 (bbbbbbbb) folder 300 (cccccccc)" in text
+    assert "precision fp32 bf16" in text
+    assert CARE in text
+    assert "train images folder" not in text and "processes" not in text.partition("Settings that differ")[2][:300]
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_runs_on_the_same_images_have_no_warning(tmp_path: Path) -> None:
+    text = Page(write_report(make_pair(tmp_path, "b" * 64, "b" * 64))).text
+    assert CARE not in text
+    assert "mean accuracy on the test images over 2 runs" in text
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_the_mean_names_the_images_of_the_runs_over_which_it_is_taken(tmp_path: Path) -> None:
+    runs = make_pair(tmp_path, "b" * 64, "b" * 64)
+    make_run(tmp_path / "stopped", seed=2)
+    config = json.loads((tmp_path / "stopped" / "config.json").read_text())
+    rewrite(tmp_path / "stopped" / "config.json", settings=config["settings"] | {"validation": 100})
+    (tmp_path / "stopped" / "summary.json").unlink()
+    text = Page(write_report([tmp_path / "stopped", *runs])).text
+    assert "mean accuracy on the test images over 2 runs" in text
+
+
+def test_the_table_of_a_sweep_warns_of_runs_that_were_evaluated_on_different_images(tmp_path: Path) -> None:
+    for other, expected in (("b", 0), ("c", 1)):
+        runs = make_pair(tmp_path / other, "b" * 64, other * 64)
+        table = results_table({"lr=1": runs})
+        assert table.count("Warning: the runs of lr=1 were evaluated on different images.") == expected
