@@ -28,7 +28,7 @@ from data_prep.manifest import (
 )
 from data_prep.output import BETONS, check_out, remove_left_behind, temporary_folder
 from data_prep.parallel import map_in_order, num_threads
-from data_prep.sources import SOURCES, Findings, Source, Split
+from data_prep.sources import SOURCES, Findings, Source, Split, name_some
 from data_prep.spool import open_spool
 
 HASHED_BYTES = 2**29  # files up to this size are hashed at every start, which takes about a second
@@ -61,8 +61,11 @@ def write_dataset(
     # During writing, the images are on the disk twice: in the writer's input and in the beton file.
     require_space(out, 2 * sum(map(source.count, SPLITS)) * image_bytes + 2**24)
     with temporary_folder(out) as temporary:
-        counts, colors = _spool(source, temporary, encoding, progress)
+        counts, colors, labels = _spool(source, temporary, encoding, progress)
         findings = source.findings()
+        absent = [name for label, name in enumerate(source.classes) if label not in labels]
+        if absent and "train" in counts:
+            raise ValueError(f"no training images for {name_some(absent)}; add some, or leave out these classes")
         for note in findings.notes:
             say(note)
         _write_betons(temporary, counts, progress)
@@ -92,12 +95,14 @@ def _move(temporary: Path, out: Path, names: Sequence[str]) -> None:
         (temporary / name).replace(out / name)
 
 
-def _spool(source: Source, folder: Path, encoding: Encoding, progress: Progress) -> tuple[dict[str, int], ColorCounts]:
+def _spool(
+    source: Source, folder: Path, encoding: Encoding, progress: Progress
+) -> tuple[dict[str, int], ColorCounts, set[int]]:
     """Reads all images and keeps them, encoded, in temporary files in `folder` (see `spool`).
 
-    Returns the number of images in each split, and the color counts of the first split.
+    Returns the number of images in each split, and the color counts and the labels of the first split.
     """
-    total, counts, colors = sum(map(source.count, SPLITS)), {}, ColorCounts()
+    total, counts, colors, labels = sum(map(source.count, SPLITS)), {}, ColorCounts(), set[int]()
     names = [name for name in SPLITS if source.count(name)]
 
     def encode(chunk: Split) -> tuple[Split, list[bytes]]:
@@ -113,9 +118,10 @@ def _spool(source: Source, folder: Path, encoding: Encoding, progress: Progress)
                 spool.add(chunk, stored)
                 if name == names[0]:
                     colors.add(chunk.images)
+                    labels.update(chunk.labels.tolist())
                 progress("reading", sum(counts.values()) + spool.count, total)
         counts[name] = spool.count
-    return counts, colors
+    return counts, colors, labels
 
 
 def _write_betons(folder: Path, counts: Mapping[str, int], progress: Progress) -> None:

@@ -15,7 +15,7 @@ import torch
 import tyro
 
 from data_prep.dataset import DatasetInfo, read_dataset, verify_dataset
-from data_prep.errors import InputError, quoted, require
+from data_prep.errors import InputError, quoted, require, shell_path
 from data_prep.json_fields import Fields
 from data_prep.loader import build_loader
 from data_prep.sources import name_some
@@ -58,10 +58,11 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
     data_dir = config.data_dir or Path(recorded or "data/cifar10")
     dataset = read_dataset(data_dir, needed=("test",))
     if config.data_dir is None and trained:
-        images = trained.part("dataset").part("splits").part("test").text("sha256")
-        fix = "to evaluate on those that it has now, name the folder with --data-dir"
+        recorded_images = trained.part("dataset").part("splits").part("test").text("sha256")
         require(
-            images in ("", dataset.splits["test"].sha256), f"{data_dir} no longer has the test images of the run; {fix}"
+            recorded_images in ("", dataset.splits["test"].sha256),
+            f"{data_dir} no longer has the test images of the run; to use its current test images, add --data-dir "
+            f"{shell_path(data_dir)}",
         )
     labels = labels_of_the_run(spec, dataset, data_dir)
     verify_dataset(data_dir, dataset, full=False)

@@ -94,9 +94,8 @@ def _restored_torch() -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     allow_tf32 = _cudnn_allows_tf32()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    # Before torch.compile is first used, its settings have their defaults, and loading them would take seconds.
-    compiler = torch.compiler.config if "torch._dynamo" in sys.modules else None
-    recompile_limit = compiler and compiler.recompile_limit
+    # If torch.compile was not used before, its limit is torch's default. Reading it would take seconds.
+    recompile_limit = torch.compiler.config.recompile_limit if "torch._dynamo" in sys.modules else 8
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
     with torch.random.fork_rng(devices=devices):
@@ -112,8 +111,8 @@ def _restored_torch() -> Iterator[None]:
             torch.set_float32_matmul_precision(precision)
             torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = benchmark, allow_tf32
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
-            if compiler is not None:
-                compiler.recompile_limit = recompile_limit
+            if "torch._dynamo" in sys.modules:
+                torch.compiler.config.recompile_limit = recompile_limit
             now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
             if now != (deterministic, warn_only):  # the next call takes seconds
                 torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)

@@ -37,7 +37,7 @@ def check_network(
         not channels_last or all(value.ndim != 5 for value in network.state_dict().values()),
         f"--network {name} has tensors with 5 dimensions, which have no channels-last order; add --no-channels-last",
     )
-    buffers, unsaved = dict(network.named_buffers()), _unsaved_numbers(network)
+    buffers, unsaved = dict(network.named_buffers()), _unsaved_buffers(network)
     with torch.random.fork_rng(devices=[]), blank_passes(network):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would also seed the GPUs
         for side in sides:
@@ -111,7 +111,7 @@ def _check_buffers(network: nn.Module, name: str, before: dict[str, Tensor]) -> 
     )
 
 
-def _unsaved_numbers(network: nn.Module) -> dict[str, Tensor]:
+def _unsaved_buffers(network: nn.Module) -> dict[str, Tensor]:
     """Copies of the buffers that are not in a checkpoint: not persistent, and not of a floating-point type."""
     saved = network.state_dict().keys()
     others = {key: value for key, value in network.named_buffers() if key not in saved}
@@ -119,12 +119,12 @@ def _unsaved_numbers(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _check_unsaved(network: nn.Module, name: str, before: dict[str, Tensor]) -> None:
-    """Raises InputError if training has changed buffers that are not in a checkpoint: see `_unsaved_numbers`."""
-    changed = [key for key, value in _unsaved_numbers(network).items() if not torch.equal(value, before[key])]
+    """Raises InputError if training has changed buffers that are not in a checkpoint: see `_unsaved_buffers`."""
+    changed = [key for key, value in _unsaved_buffers(network).items() if not torch.equal(value, before[key])]
     require(
         not changed,
-        f"--network {name} changes {', '.join(changed)} in training, which a checkpoint would not contain; register "
-        "these buffers with persistent=True",
+        f"--network {name} changes buffers in training that are not in a checkpoint ({', '.join(changed)}); register "
+        "them with persistent=True",
     )
 
 

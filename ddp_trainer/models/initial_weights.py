@@ -64,12 +64,13 @@ def load_initial_weights(network: nn.Module, source: Path) -> Loaded:
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """`load_state_dict` for tensors from a file, which lacks the versions of the layers.
+    """Loads `tensors`, which come from a file without the versions of the layers.
 
-    Without them, some layers cannot be loaded, such as those of torchvision's MNASNet.
+    The versions of `module` are used, because some layers, such as those of torchvision's MNASNet, cannot be loaded
+    without them.
     """
     named: OrderedDict[str, Tensor] = OrderedDict(tensors)
-    named._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
+    named._metadata = getattr(module.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
     module.load_state_dict(named)
 
 

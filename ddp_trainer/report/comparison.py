@@ -57,7 +57,7 @@ def compare(runs: Sequence[Run]) -> Markup:
         shares=[run.accuracy for run in measured],
         head=["run", *(figure.name for figure in FIGURES), "95% interval", "hardware"],
         rows=rows,
-        different_images=len({(run.split, run.evaluated_images) for run in runs}) > 1,
+        different_images=len({run.evaluated_images for run in runs}) > 1,
         differences=_differences(runs),
         curves=curves(runs),
         mean=mean,

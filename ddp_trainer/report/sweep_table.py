@@ -31,9 +31,8 @@ def results_table(planned: Mapping[str, Sequence[Path]]) -> str:
         lines.append(f"| {settings} | {len(group)} | {center} | {views} | {operations} |")
     finished = {run.path for group in groups.values() for run in group}
     folders = [folder for group in planned.values() for folder in group]
-    for label, group in groups.items():
-        if len({(run.split, run.evaluated_images) for run in group}) > 1:
-            lines += ["", f"Warning: the runs of {printable(label)} were evaluated on different images."]
+    if len({run.evaluated_images for group in groups.values() for run in group}) > 1:
+        lines += ["", "Warning: the runs were evaluated on different images."]
     missing = [printable(folder.name) for folder in folders if folder.resolve() not in finished]
     if missing:
         lines += ["", f"Not finished, so not in the table: {', '.join(missing)}."]

@@ -37,7 +37,7 @@ def check_settings(config: TrainConfig, dataset: DatasetInfo, *, world_size: int
     )
     num_images = total - held_out
     check_batch(config, num_images=num_images, world_size=world_size)
-    if config.tracking.uses_wandb:
+    if config.tracking.uses_wandb and config.tracking.wandb == "auto":
         mode_from_environment()  # raises InputError if WANDB_MODE is not a mode of W&B
     return num_images
 

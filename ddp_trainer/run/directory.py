@@ -19,7 +19,7 @@ from data_prep.errors import InputError
 from data_prep.files import DISK_FULL, read_json, write_json
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.launch import Launch
-from ddp_trainer.run.files import STATUS, refuse_existing_run, refuse_links
+from ddp_trainer.run.files import refuse_existing_run, refuse_links
 
 if TYPE_CHECKING:
     from data_prep.dataset import DatasetInfo
@@ -57,7 +57,7 @@ class RunDirectory:
 
     def write_status(self, state: str, *, step: int = 0, epoch: int = 0, message: str = "") -> None:
         """Writes status.json. `state`: running, preempted, done or failed."""
-        write_json(self.path / "status.json", dict(zip(STATUS, (state, step, epoch, message), strict=True)))
+        write_json(self.path / "status.json", {"state": state, "step": step, "epoch": epoch, "message": message})
 
     def write_failure(self, error: BaseException, *, step: int = 0, epoch: int = 0) -> None:
         """Records in status.json why the run failed. Never raises, because that would hide the original error."""
@@ -165,7 +165,7 @@ def describe_run(config: TrainConfig, dataset: "DatasetInfo", machine: Mapping[s
 
 
 def recorded_settings(run_dir: Path) -> dict[str, Any]:
-    """The settings in config.json, the precision that the run used, and its `dataset_settings`.
+    """The settings in config.json, the precision that the run used, and the entries of `dataset_settings`.
 
     Raises InputError if config.json does not contain them.
     """
@@ -184,7 +184,10 @@ def recorded_settings(run_dir: Path) -> dict[str, Any]:
 
 
 def dataset_settings(config: TrainConfig, dataset: "DatasetInfo") -> dict[str, Any]:
-    """What must not change about the dataset: its images (their sha256), and how their colors are normalized."""
+    """The properties of the dataset that must not change: its images (their sha256), and how colors are normalized.
+
+    With --validation, the test images may change.
+    """
     evaluated = {} if config.data.validation else {"test images": dataset.splits["test"].sha256}
     colors = {"mean and std": [*dataset.mean, *dataset.std]}
     return {"training images": dataset.splits["train"].sha256, **evaluated, **colors}

@@ -17,7 +17,7 @@ from ddp_trainer.run.resume import Start, StartKind, settings_of
 # collective operations.
 SAME_ON_ALL_RANKS = (
     *("resume", "max_steps", "checkpoint_every_steps", "log_every_steps"),
-    *("graph", "compile", "profile"),  # decide whether a step is captured, on which all ranks must agree
+    *("graph", "compile", "profile"),  # decide whether steps are captured, which must be the same on all ranks
 )
 DIFFERENT_SETTINGS = "the processes have different settings or datasets; start them all with the same flags and dataset"
 

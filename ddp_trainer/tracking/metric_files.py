@@ -48,7 +48,7 @@ class JsonLines:
 
 def _as_line(record: Record) -> str:
     """The record as a line of JSON. JSON has no NaN, so numbers that are not finite are left out."""
-    kept = {name: value for name, value in record.items() if isinstance(value, str) or math.isfinite(value)}
+    kept = {name: value for name, value in record.items() if not isinstance(value, float) or math.isfinite(value)}
     return json.dumps(kept) + "\n"
 
 

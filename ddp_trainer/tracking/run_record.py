@@ -72,10 +72,10 @@ class Run:
     message: str
 
     @property
-    def evaluated_images(self) -> str:
-        """The sha256 of the file with the evaluated images; empty if it is unknown."""
+    def evaluated_images(self) -> tuple[str, object, str]:
+        """The split, the number of held-out images and the sha256 of the file that say which images were evaluated."""
         recorded = self.dataset.splits.get("train" if self.split == "validation" else self.split)
-        return recorded.sha256 if recorded else ""
+        return self.split, self.settings.get("validation"), recorded.sha256 if recorded else ""
 
     @property
     def counts(self) -> tuple[int, int] | None:

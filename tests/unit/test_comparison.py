@@ -62,4 +62,4 @@ def test_the_table_of_a_sweep_warns_of_runs_that_were_evaluated_on_different_ima
     for other, expected in (("b", 0), ("c", 1)):
         runs = make_pair(tmp_path / other, "b" * 64, other * 64)
         table = results_table({"lr=1": runs})
-        assert table.count("Warning: the runs of lr=1 were evaluated on different images.") == expected
+        assert table.count("Warning: the runs were evaluated on different images.") == expected

@@ -1,5 +1,7 @@
 """A run respects what its caller has set in the same process, or refuses it, and restores what the run changes."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -14,6 +16,7 @@ from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.backend import set_backend_flags
 from ddp_trainer.distributed.process_settings import require_usual_modes, restored_settings
 from ddp_trainer.distributed.runtime import Runtime
+from tests.support.trainer import environment
 
 
 def test_a_deterministic_run_turns_off_warn_only_and_restores_it_afterwards() -> None:
@@ -23,6 +26,22 @@ def test_a_deterministic_run_turns_off_warn_only_and_restores_it_afterwards() ->
             set_backend_flags(RuntimeConfig(device="cpu", precision="fp32", deterministic=True))
             assert not torch.is_deterministic_algorithms_warn_only_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def test_a_run_restores_the_limit_of_torchs_compiler() -> None:
+    """Also if torch.compile was not used before the run, which needs a new process."""
+    code = """if True:
+        import torch
+        from ddp_trainer.config import RuntimeConfig
+        from ddp_trainer.distributed.backend import set_backend_flags
+        from ddp_trainer.distributed.process_settings import restored_settings
+        for _ in range(2):
+            with restored_settings():
+                set_backend_flags(RuntimeConfig(device="cpu", precision="fp32", compile=True))
+                print(torch.compiler.config.recompile_limit)
+            print(torch.compiler.config.recompile_limit)"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), text=True, capture_output=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "64\n8\n" * 2), done.stderr
 
 
 def test_a_run_leaves_a_process_group_of_its_caller_alone(tmp_path: Path) -> None:

@@ -28,10 +28,15 @@ def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_a_folder_are_refused
 
 
 @pytest.mark.parametrize("resume", [True, False])
-@pytest.mark.parametrize("name", ["status.json", "checkpoints/step-500.ckpt", "predictions.npz"])
-@pytest.mark.parametrize("content", ['{"state": "running", "job": 7}', "[1]", ""])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(("status.json", content) for content in ('{"state": "running", "job": 7}', "[1]", "")),
+        *((name, "") for name in ("checkpoints/step-500.ckpt", "predictions.npz")),
+    ],
+)
 def test_files_of_other_origin_are_not_replaced(name: str, content: str, resume: bool, tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match="is not a run, but contains"):
         refuse_existing_run(tmp_path, resume=resume)

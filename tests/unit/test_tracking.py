@@ -52,7 +52,7 @@ def test_a_pipe_in_place_of_the_step_records_is_replaced(tmp_path: Path) -> None
     assert read_lines(tmp_path / "steps.jsonl") == [step_record(3)]
 
 
-def test_numbers_that_are_not_finite_are_left_out_because_json_has_none(tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_are_left_out_because_json_has_no_nan(tmp_path: Path) -> None:
     log = JsonLines(tmp_path / "metrics.jsonl", [{"step": 1, "test_loss": math.nan, "split": "test"}])
     log.write({"step": 2, "test_loss": -math.inf, "train_loss": 0.5})
     log.close()

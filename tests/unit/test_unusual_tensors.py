@@ -50,7 +50,7 @@ def test_scales_that_start_at_zero_are_trained_because_they_would_block_the_grad
 
 
 def test_a_counter_that_is_not_saved_is_refused() -> None:
-    with pytest.raises(InputError, match="changes passes in training, which a checkpoint would not contain"):
+    with pytest.raises(InputError, match=r"changes buffers in training that are not in a checkpoint \(passes\)"):
         check_network(Counting(5), "own", num_classes=5, sides=[32])
 
 

@@ -77,7 +77,10 @@ def test_the_dataset_of_the_run_must_still_have_the_same_test_images(
     (run_dir / "config.json").write_text(json.dumps(config | {"data_dir": str(tmp_path / "data")}))
     assert main([str(run_dir)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{tmp_path / 'data'} no longer has the test images of the run; to evaluate on those" in line
+    assert (
+        f"{tmp_path / 'data'} no longer has the test images of the run; to use its current test images, add --data-dir"
+        in line
+    )
     assert main([str(run_dir), "--data-dir", str(tmp_path / "data")]) == 0
 
 

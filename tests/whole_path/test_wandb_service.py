@@ -42,7 +42,7 @@ def test_the_mode_depends_on_the_flag_then_wandb_mode_then_the_settings_files_th
     assert resolve_mode(wanted, lambda: files) == mode
 
 
-def test_shared_mode_is_refused_in_wandbs_settings_file() -> None:
+def test_shared_is_no_valid_mode_in_wandbs_settings_file() -> None:
     """A shared run has no step number."""
     files = SimpleNamespace(mode="shared", api_key="key", base_url="https://api.wandb.ai")
     with pytest.raises(InputError, match=r"settings file must be one of online, offline, .* got shared"):
