@@ -8,6 +8,7 @@ from data_prep.errors import InputError, require
 from data_prep.files import read_json
 
 STATUS = {"state", "step", "epoch", "message"}  # the keys in status.json
+STATES = ("running", "preempted", "done", "failed")  # the values of `state` in status.json
 CHECKPOINT = re.compile(r"step-(\d{8,})")  # the names of the folders in checkpoints/
 EXPORTS = {"onnx": "model.onnx", "torch": "model.pt2"}  # the keys are the values of --format of ddp_trainer.export
 # Files and folders that a run replaces or deletes, and that are created later than config.json.
@@ -61,6 +62,7 @@ def refuse_existing_run(out: Path, *, resume: bool) -> None:
 def _is_our_status(path: Path) -> bool:
     """Whether a run wrote this status.json. A run that was killed early leaves it without a config.json."""
     try:
-        return set(read_json(path) or ()) == STATUS
+        content = read_json(path) or {}
+        return content.get("state") in STATES and content.keys() <= STATUS
     except InputError:  # damaged, or not a JSON object
         return False
