@@ -19,7 +19,8 @@ def results_table(planned: Mapping[str, Sequence[Path]]) -> str:
     Raises InputError if a run directory is damaged.
     """
     groups = {label: _finished_runs(folders) for label, folders in planned.items()}
-    splits = " and ".join(sorted({run.split for group in groups.values() for run in group})) or "test"
+    runs = [run for group in groups.values() for run in group]
+    splits = " and ".join(sorted({run.split for run in runs})) or "test"
     lines = [HEAD.format(splits), "| --- " * HEAD.count(" |") + "|"]
     for label, group in groups.items():
         if not group:
@@ -29,10 +30,10 @@ def results_table(planned: Mapping[str, Sequence[Path]]) -> str:
         operations = quantity(group[0].number("train_pflops"))
         settings = printable(label).replace("|", "\\|")  # a | would end the cell
         lines.append(f"| {settings} | {len(group)} | {center} | {views} | {operations} |")
-    finished = {run.path for group in groups.values() for run in group}
-    folders = [folder for group in planned.values() for folder in group]
-    if len({run.evaluated_images for group in groups.values() for run in group}) > 1:
+    if len({run.evaluated_images for run in runs}) > 1:
         lines += ["", "Warning: the runs were evaluated on different images."]
+    finished = {run.path for run in runs}
+    folders = [folder for group in planned.values() for folder in group]
     missing = [printable(folder.name) for folder in folders if folder.resolve() not in finished]
     if missing:
         lines += ["", f"Not finished, so not in the table: {', '.join(missing)}."]

@@ -20,7 +20,7 @@ import torch
 
 from data_prep.files import open_regular, read_text, sync_folder
 from data_prep.machine_limits import due_to_machine
-from ddp_trainer.run.files import CHECKPOINT
+from ddp_trainer.run.files import list_checkpoints, step_of
 
 STATE, MANIFEST = "state.pt", "manifest.json"
 FORMAT_VERSION = 3
@@ -37,19 +37,6 @@ class OtherRelease(CheckpointError):
 
 def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
-
-
-def step_of(path: Path) -> int:
-    match = CHECKPOINT.fullmatch(path.name)
-    assert match, path
-    return int(match[1])
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoint folders in `folder`, newest first. Temporary folders are left out."""
-    return sorted(
-        (path for path in folder.glob("step-*") if CHECKPOINT.fullmatch(path.name)), key=step_of, reverse=True
-    )
 
 
 def write_checkpoint(place: Path, state: dict[str, Any], *, step: int, score: float | None = None) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 LOCK = ".lock"
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # names of the temporary files of `replace_file`
 RESOLVED = ("precision", "accumulate")  # if one of these settings is `auto`, the run records the value that it chose
+IMAGES = {"train": "training images", "test": "test images"}  # what error messages call the splits
 PACKAGES = ("torch", "torchvision", "accelerate", "ffcv", "numpy", "wandb")
 
 
@@ -171,14 +172,7 @@ def recorded_settings(run_dir: Path) -> dict[str, Any]:
     """
     config = read_json(run_dir / "config.json") or {}
     try:
-        dataset = config["dataset"]
-        return {
-            **config["settings"],
-            "precision": config["precision"],
-            "training images": dataset["splits"]["train"]["sha256"],
-            "test images": dataset["splits"]["test"]["sha256"],
-            "mean and std": [*dataset["mean"], *dataset["std"]],
-        }
+        return {**config["settings"], "precision": config["precision"], **_dataset_properties(config["dataset"])}
     except (KeyError, TypeError):
         raise InputError(f"{run_dir / 'config.json'} has no settings of a run; choose another --out") from None
 
@@ -188,9 +182,16 @@ def dataset_settings(config: TrainConfig, dataset: "DatasetInfo") -> dict[str, A
 
     With --validation, the test images may change.
     """
-    evaluated = {} if config.data.validation else {"test images": dataset.splits["test"].sha256}
-    colors = {"mean and std": [*dataset.mean, *dataset.std]}
-    return {"training images": dataset.splits["train"].sha256, **evaluated, **colors}
+    properties = _dataset_properties(asdict(dataset))
+    if config.data.validation:
+        del properties["test images"]
+    return properties
+
+
+def _dataset_properties(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """`dataset`: a DatasetInfo as a dict, as in config.json."""
+    images = {name: dataset["splits"][split]["sha256"] for split, name in IMAGES.items()}
+    return {**images, "mean and std": [*dataset["mean"], *dataset["std"]]}
 
 
 def changed_settings(recorded: Mapping[str, Any], requested: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -19,6 +19,18 @@ FILES = (
 FOLDERS = ("report", "checkpoints", "crash", "tensorboard")
 
 
+def step_of(checkpoint: Path) -> int:
+    match = CHECKPOINT.fullmatch(checkpoint.name)
+    assert match, checkpoint
+    return int(match[1])
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint folders in `folder`, newest first. Temporary folders are left out."""
+    found = [path for path in folder.glob("step-*") if CHECKPOINT.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
 def refuse_links(path: Path) -> None:
     """Raises InputError for a symbolic link in a run directory, because writing to it would change another file.
 
@@ -44,7 +56,7 @@ def refuse_existing_run(out: Path, *, resume: bool) -> None:
     if os.path.exists(out / "config.json"):
         fix = "add --resume to continue it, or choose another folder"
         require(resume, f"--out {out} already contains a run; {fix}")
-    elif not (resume and any(CHECKPOINT.fullmatch(path.name) for path in out.glob("checkpoints/*"))):
+    elif not (resume and list_checkpoints(out / "checkpoints")):
         for name in (*FILES, *FOLDERS, *(() if _is_our_status(out / "status.json") else ("status.json",))):
             present = os.path.lexists(out / name)
             require(

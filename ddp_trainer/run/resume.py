@@ -16,12 +16,11 @@ from ddp_trainer.run.checkpoint import (
     OtherRelease,
     checkpoint_path,
     clean_up,
-    list_checkpoints,
     newest_good_checkpoint,
     read_checkpoint,
-    step_of,
 )
 from ddp_trainer.run.directory import RunDirectory, changed_settings, dataset_settings, recorded_settings
+from ddp_trainer.run.files import list_checkpoints, step_of
 from ddp_trainer.tracking.metric_files import read_step_records
 
 REQUIRED = KEYS | {"settings", "tracker"}
