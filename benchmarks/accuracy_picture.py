@@ -5,7 +5,6 @@
 The dicts RECIPES and OTHER_PROJECTS map each label to a result file. `collect_runs` writes the files of recipes.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -16,6 +15,7 @@ from typing import Literal, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.arguments import argument_parser
 from ddp_trainer.command_line import run_command
 
 RESULTS = Path(__file__).parent / "results"
@@ -78,9 +78,7 @@ def draw(path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("--picture", required=True, type=Path, help="draw the chart to this PNG or SVG file")
     draw(parser.parse_args(argv).picture)
 

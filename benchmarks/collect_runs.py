@@ -5,7 +5,6 @@
 docs/results.md and `benchmarks.accuracy_picture` take their figures from such files.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arguments import argument_parser
 from data_prep.errors import InputError
 from data_prep.files import write_json
 from ddp_trainer.command_line import run_command
@@ -41,9 +41,7 @@ def rounded(figures: Mapping[str, float]) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a finished run")
     parser.add_argument("--data", required=True, help="which images the runs were trained and evaluated on, in words")
     parser.add_argument("--result", required=True, type=Path, help="write the JSON file here")

@@ -12,7 +12,6 @@ the images/s of each loader, and the ratios of ours to torchvision's, as medians
 the workers start, does not count.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from benchmarks.arguments import argument_parser
 from benchmarks.results import write_result
 from benchmarks.rounds import WORKERS, OurEpochs, compare, torchvision_epochs
 from data_prep.augment import Augmenter
@@ -61,7 +61,7 @@ class PilImages(Dataset):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--data-dir", type=Path, default=Path("data/synthetic"))
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--images", type=int, default=20_000, help="images per epoch; at most the whole dataset")

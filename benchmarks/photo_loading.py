@@ -12,7 +12,6 @@ recipe `photos`; imagefolder_augmented uses ToTensor and Normalize instead of PI
 generated JPEG files, of 500x375 pixels and quality 90. Each loader has one worker (ours: one thread) per core.
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from benchmarks.arguments import argument_parser
 from benchmarks.photographs import Photographs
 from benchmarks.results import write_result
 from benchmarks.rounds import WORKERS, Epoch, OurEpochs, compare, torchvision_epochs
@@ -87,9 +87,7 @@ def their_loaders(setup: Setup) -> dict[str, Epoch]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("--images", type=int, default=2000, help="photographs per epoch; each needs 0.3 MB on disk")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)

@@ -15,7 +15,6 @@ The results are medians over rounds, in milliseconds. For comparison, the time o
 are printed as well.
 """
 
-import argparse
 import contextlib
 import statistics
 import sys
@@ -28,6 +27,7 @@ from typing import Any, Protocol
 
 import torch
 
+from benchmarks.arguments import argument_parser
 from benchmarks.loops import first_batch
 from benchmarks.results import write_result
 from data_prep.dataset import read_dataset
@@ -37,14 +37,14 @@ from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.engine.build import build_trainer
-from ddp_trainer.engine.observer import SilentObserver
+from ddp_trainer.engine.observer import Observer
 from ddp_trainer.engine.step_guard import Decision
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.recipes import baseline
 from ddp_trainer.run.checkpoint_saver import CheckpointSaver, size_in_bytes
 
 
-class SavingObserver(SilentObserver):
+class SavingObserver(Observer):
     """Saves checkpoints and ignores everything else."""
 
     def __init__(self, saver: CheckpointSaver) -> None:
@@ -122,7 +122,7 @@ def measure_round(trainer: Trainer, batch: Batch, saver: CheckpointSaver | None)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--data-dir", type=Path, default=Path("data/synthetic"))
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=7)
@@ -132,7 +132,7 @@ def main() -> None:
     runtime = Runtime(config.runtime, stop=StopRequest())
     with tempfile.TemporaryDirectory() as folder:
         saver = CheckpointSaver(Path(folder) / "checkpoints", keep=2) if runtime.is_main else None
-        observer = SilentObserver() if saver is None else SavingObserver(saver)
+        observer = Observer() if saver is None else SavingObserver(saver)
         trainer = build_trainer(config, runtime, read_dataset(options.data_dir), observer=observer)
         batch = first_batch(trainer.data.loader)
         rounds = [measure_round(trainer, batch, saver) for _ in range(options.rounds + 1)][1:]

@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.arguments import argument_parser
 from benchmarks.gpu_cost import gpu_cost
 from benchmarks.loops import LOOPS, Step, available_loops
 from benchmarks.results import write_result
@@ -115,12 +116,8 @@ def summarize(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def parse_options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, TrainConfig]:
     """The options of this benchmark, and the recipe with the trainer's flags applied."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="All other flags are those of the trainer, such as --network, --batch-size, --data-dir or --precision.",
-        allow_abbrev=False,
-    )
+    epilog = "All other flags are those of the trainer, such as --network, --batch-size, --data-dir or --precision."
+    parser = argument_parser(__doc__, epilog)
     parser.add_argument("--recipe", choices=RECIPES, default="baseline")
     parser.add_argument(
         "--side",
@@ -132,7 +129,7 @@ def parse_options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Train
     parser.add_argument("--steps", type=int, help="steps of each loop in a round; default: 100 on a GPU, 2 on a CPU")
     parser.add_argument("--result", type=Path, help="write the figures here as JSON")
     options, flags = parser.parse_known_args(argv)
-    recipe, flags = take_recipe([options.recipe, *flags], RECIPES)
+    recipe, flags = take_recipe([options.recipe, *flags])
     recipe = replace(recipe, data=replace(recipe.data, data_dir=Path("data/synthetic"), data_mode="resident"))
     config = parse_flags(TrainConfig, flags, prog="python -m benchmarks.training_step", default=recipe)
     # On a GPU, the rate is meaningful only if many steps are queued.

@@ -15,6 +15,7 @@ from data_prep.encoding import DEFAULT_QUALITY, ENCODINGS, Encoding
 from data_prep.errors import InputError, printable, require, shell_path
 from data_prep.machine_limits import machine_problem
 from data_prep.output import check_out, out_folder, remove_lists, write_list
+from data_prep.signals import Stopper
 from data_prep.sources import MAX_NAMED, SOURCES, Source, UnreadableImagesError
 from data_prep.sources.decoder_messages import DecoderMessages, collected_messages
 from data_prep.sources.listing import check_outside_splits
@@ -25,7 +26,6 @@ from data_prep.streams import forgiving_output
 BASELINE, PHOTOS = (512, 0.4), (256, 0.5)
 PHOTO_SIDE, PHOTO_CROP = 128, 224  # the smallest side for which `photos` is suggested, and the side of its crops
 DEFAULT_SIZE = 32
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Flags that only some sources use. Giving one with another source is an error.
 ONLY_FOR = {"size": ("folder", "synthetic"), "skip_unreadable": ("folder",)} | dict.fromkeys(
     ("train_count", "test_count", "seed"), ("synthetic",)
@@ -188,48 +188,22 @@ def _flags_for(num_images: int, full_batch: int, peak_lr: float) -> str:
     return f" --batch-size {batch_size} --peak-lr {peak_lr * batch_size / full_batch:g}"
 
 
-class _Stopper:
-    """Raises SystemExit when one of SIGNALS arrives, so that incomplete files are removed; ignores later signals.
-
-    C code such as NumPy's `tofile` may swallow the exception of a signal handler, so the signal number is stored, too.
-    """
-
-    def __init__(self) -> None:
-        self.number = 0
-        for number in SIGNALS:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
-                signal.signal(number, self._stop)
-
-    def _stop(self, number: int, frame: object) -> NoReturn:
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
-        self.number = number
-        raise SystemExit(128 + number)
-
-    def check(self) -> None:
-        """Raises SystemExit if a signal has arrived."""
-        if self.number:
-            raise SystemExit(128 + self.number)
-
-
 @forgiving_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 (success), 1 (system error), 2 (wrong input) or 128 + signal. SIGINT raises KeyboardInterrupt."""
-    stopper = _Stopper()
-    try:
-        return _run(argv, stopper)
-    except BaseException:
-        if not stopper.number:
-            raise
-        print(f"interrupted by {signal.Signals(stopper.number).name}: incomplete files were removed", file=sys.stderr)
-        if stopper.number == signal.SIGINT:
-            # Python prints no traceback, but still ends itself with SIGINT, so Ctrl-C also ends a shell loop around it.
-            sys.excepthook = lambda *_: None
-            raise KeyboardInterrupt from None
-        return 128 + stopper.number
+    with Stopper() as stopper:
+        try:
+            return _run(argv, stopper)
+        except BaseException:
+            if not (number := stopper.number):
+                raise
+            print(f"interrupted by {signal.Signals(number).name}: incomplete files were removed", file=sys.stderr)
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            return 128 + number
 
 
-def _run(argv: Sequence[str] | None, stopper: _Stopper) -> int:
+def _run(argv: Sequence[str] | None, stopper: Stopper) -> int:
     try:
         options = parse(argv)
         print(describe(prepare(options, stopper.check), options.out))
@@ -246,5 +220,18 @@ def _run(argv: Sequence[str] | None, stopper: _Stopper) -> int:
     return 0
 
 
+def main_process() -> NoReturn:
+    """Calls `main` and ends the process. Entry point of `python -m data_prep` and `ddp-prep`.
+
+    After Ctrl-C, Python prints no traceback, but still ends itself with SIGINT, so Ctrl-C also ends a shell loop around
+    the command.
+    """
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.excepthook = lambda *_: None
+        raise
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main_process()

@@ -16,7 +16,8 @@ class Bars:
         # The bars use a copy of stderr, because stderr itself is redirected to collect the output of decoders.
         self._stream = unfailing_copy(2)
         self._progress = Progress(
-            console=Console(file=self._stream),
+            # rich must not wrap long lines, because a path that is copied from a wrapped line has a line break in it.
+            console=Console(file=self._stream, soft_wrap=True),
             disable=not sys.stderr.isatty(),
             transient=True,
             # With True, lines printed to stdout appear on the terminal, above the bars, even if stdout is a log file.

@@ -1,7 +1,8 @@
-"""The exception for wrong input, and functions that make values safe to quote in a message."""
+"""Exceptions with one-line messages, and functions that make values safe to quote in a message."""
 
 from __future__ import annotations  # ddp_trainer.doctor imports this module, and runs on older versions of Python, too
 
+import reprlib
 import shlex
 import unicodedata
 from pathlib import Path
@@ -18,6 +19,10 @@ class InputError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+class ExplainedError(RuntimeError):
+    """An expected failure. Commands print `str(error)`, which is one line, and exit with status 1."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -50,15 +55,11 @@ def visible(text: str) -> str:
 
 
 def quoted(value: object, limit: int = 60) -> str:
-    """`value`, which comes from a file, as text for a message: its repr, or a shorter text if the repr may be long."""
-    if isinstance(value, (dict, list)):
-        return f"a {'JSON object' if isinstance(value, dict) else 'list'} of length {len(value)}"
-    if isinstance(value, str) and len(value) > limit:
-        value = value[:limit]
-        return f"{value!r}..."
-    if isinstance(value, int) and abs(value) >= 10**limit:
-        return f"a number of more than {limit} digits"
-    return repr(value)
+    """`value`, which comes from a file, as text for a message: its repr, or the beginning of a long one."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= limit else f"{value[:limit]!r}..."
+    text = reprlib.repr(value)  # reads only a few elements of a large list
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def shell_path(path: object) -> str:

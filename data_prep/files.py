@@ -17,7 +17,7 @@ from data_prep.errors import InputError, require, shell_path
 MAX_JSON_BYTES = 64 * 2**20
 MAX_JSON_DEPTH = 32
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # errors of file systems that cannot sync a folder
+NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # errors of file systems that cannot sync a folder or a file
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -41,7 +41,7 @@ def replace_file(path: Path, content: bytes) -> None:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)
         raise
-    sync_folder(path.parent)
+    sync_if_possible(path.parent)
 
 
 def _disk_full(path: Path, needed: int, error: OSError) -> OSError:
@@ -58,12 +58,16 @@ def sync_file(path: Path) -> None:
         os.close(handle)
 
 
-def sync_folder(folder: Path) -> None:
-    """Flushes the entries of `folder` to the disk, if the file system supports that. Raises OSError on failure."""
+def sync_if_possible(path: Path) -> None:
+    """Flushes a file's content, or the entries of a folder, to the disk, if the file system supports that.
+
+    Raises OSError with the path if it fails.
+    """
     try:
-        sync_file(folder)
+        sync_file(path)
     except OSError as error:
-        if error.errno not in NO_FOLDER_SYNC:
+        if error.errno not in NO_SYNC:
+            error.filename = str(path)
             raise
 
 

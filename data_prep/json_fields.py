@@ -3,12 +3,11 @@
 The module `files` opens and parses the files. The callers of `Fields` know which fields a file has.
 """
 
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import InputError, printable
+from data_prep.errors import InputError, printable, quoted
 from data_prep.files import read_json
 
 LARGEST = 10**15  # far above any figure of a run; a float represents every integer up to here exactly
@@ -122,12 +121,4 @@ class Fields:
 
     def _wrong(self, name: str, kind: str, value: object) -> InputError:
         field = printable(f"{self._parent}{name}")
-        return InputError(f"{self.path}: {field} must be {kind}, got {short_repr(value)}")
-
-
-def short_repr(value: object) -> str:
-    """The beginning of repr(value), on one line."""
-    try:
-        return printable(reprlib.repr(value))
-    except (ValueError, RecursionError):  # such as an integer with thousands of digits
-        return f"a value of type {type(value).__name__}"
+        return InputError(f"{self.path}: {field} must be {kind}, got {quoted(value)}")

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from data_prep.errors import ExplainedError
 from data_prep.files import file_sha256
 
 
-class DatasetChanged(RuntimeError):
+class DatasetChanged(ExplainedError):
     """A file no longer has the content that it had at the start of the run."""
 
 

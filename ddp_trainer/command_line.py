@@ -12,19 +12,21 @@ import io
 import re
 import sys
 import threading
+import traceback
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 import tyro
 
-from data_prep.errors import InputError, printable
+from data_prep.errors import ExplainedError, InputError, printable
 from data_prep.files import DISK_FULL
 from data_prep.machine_limits import lacks_memory
 from data_prep.streams import forgiving_output, output_error
-from data_prep.watched_file import DatasetChanged
 from ddp_trainer.config import DEFAULT_WIDTHS, TrainConfig
 from ddp_trainer.distributed.launch import prints_errors
+from ddp_trainer.recipes import RECIPES
 
 Section = TypeVar("Section")
 DISK_ERRORS = {*DISK_FULL, errno.EROFS, errno.EIO}
@@ -35,58 +37,64 @@ SMALLER_STEPS = "use --accumulate auto, or a smaller --batch-size"
 _replacing_stderr = threading.Lock()  # held while `parse_flags` replaces sys.stderr, which all threads share
 
 
-class CommandError(Exception):
-    """A command fails although its input is correct. It prints `str(error)`, one line, and exits with status 1."""
-
-
-def parse_command_line(
-    argv: Sequence[str], recipes: Mapping[str, TrainConfig], *, prog: str, description: str
-) -> TrainConfig:
+def parse_command_line(argv: Sequence[str], *, prog: str, description: str) -> TrainConfig:
     """The configuration that `[RECIPE] [--flag value ...]` describes.
 
     Raises InputError for an unknown recipe, an unknown flag or an invalid value. `--help` prints the help text and
     exits with status 0.
     """
-    recipe, arguments = take_recipe(argv, recipes)
+    recipe, arguments = take_recipe(argv)
     return parse_flags(TrainConfig, arguments, prog=f"{prog} [RECIPE]", description=description, default=recipe)
 
 
-def take_recipe(argv: Sequence[str], recipes: Mapping[str, TrainConfig]) -> tuple[TrainConfig, list[str]]:
+def take_recipe(argv: Sequence[str]) -> tuple[TrainConfig, list[str]]:
     """The recipe that the first argument names (default: baseline), and the remaining arguments.
 
-    Raises InputError for an unknown recipe.
+    The recipe is adapted to the network that --network selects. Raises InputError for an unknown recipe.
     """
     arguments = list(argv)
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "baseline"
-    return adapt_to_network(recipe_named(name, recipes), arguments), arguments
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--network", nargs="?")
+    network = parser.parse_known_args(arguments)[0].network
+    return adapt_to_network(recipe_named(name), network), arguments
 
 
-def recipe_named(name: str, recipes: Mapping[str, TrainConfig]) -> TrainConfig:
+def recipe_named(name: str) -> TrainConfig:
     """The recipe called `name`. Raises InputError if there is none."""
-    if name not in recipes:
-        raise InputError(f"unknown recipe '{name}'; choose from {', '.join(recipes)}")
-    return recipes[name]
+    if name not in RECIPES:
+        raise InputError(f"unknown recipe '{name}'; choose from {', '.join(RECIPES)}")
+    return RECIPES[name]
 
 
-def adapt_to_network(
-    recipe: TrainConfig, arguments: Sequence[str], *, original: TrainConfig | None = None
-) -> TrainConfig:
-    """`recipe`, adapted to the network that --network selects in `arguments`.
+def adapt_to_network(recipe: TrainConfig, network: str | None, *, original: TrainConfig | None = None) -> TrainConfig:
+    """`recipe`, adapted to the value `network` of --network; None: --network is not given.
 
     If this network is not the recipe's own, --widths and --freeze-late get their defaults instead of the recipe's
     values. If `recipe` was derived from the recipe `original`, values that differ from those of `original` are kept.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--network", nargs="?")
-    chosen = parser.parse_known_args(arguments)[0].network
-    if chosen in (None, recipe.network.network):
+    if network in (None, recipe.network.network):
         return recipe
-    original, network, schedule = original or recipe, recipe.network, recipe.schedule
-    if network.widths == original.network.widths:
-        network = dataclasses.replace(network, widths=DEFAULT_WIDTHS)
+    original, adapted, schedule = original or recipe, recipe.network, recipe.schedule
+    if adapted.widths == original.network.widths:
+        adapted = dataclasses.replace(adapted, widths=DEFAULT_WIDTHS)
     if schedule.freeze_late == original.schedule.freeze_late:
         schedule = dataclasses.replace(schedule, freeze_late="")
-    return dataclasses.replace(recipe, network=network, schedule=schedule)
+    return dataclasses.replace(recipe, network=adapted, schedule=schedule)
+
+
+def as_flags(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as flags: {"batch_size": 64, "compile": True} -> ["--batch-size", "64", "--compile"]."""
+    words: list[str] = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list | tuple):
+            words += [f"--{flag}", *map(str, value)]
+        else:
+            words += [f"--{flag}", str(value)]
+    return words
 
 
 def parse_flags(
@@ -168,12 +176,13 @@ def _one_line(report: str) -> str:
 def run_command(work: Callable[[], int | None], *, launched: bool = False, memory_fix: str = FREE_MEMORY) -> int:
     """Calls `work` and returns the exit status: the result of `work` (None: 0), or the status for an error.
 
-    Some errors are printed as one line. The status is 2 after InputError. It is 1 if `work` raises CommandError
-    or DatasetChanged, if a disk cannot be written, or if there is not enough memory (then the line ends with
-    `memory_fix`). Other errors are raised.
+    Some errors are printed as one line. The status is 2 after InputError. It is 1 after ExplainedError, if a disk
+    cannot be written, or if there is not enough memory (then the line ends with `memory_fix`). Other errors are raised,
+    unless `launched` is true.
 
     `launched`: whether a launcher may start the command in several processes. They all find the same mistake in their
-    input, so only the first process of each machine prints an InputError.
+    input, so only the first process of each machine prints an InputError. The traceback of any other error is printed
+    and the status is 1, so that the caller can end the process with `exit_process`.
     """
     with forgiving_output():
         try:
@@ -183,24 +192,33 @@ def run_command(work: Callable[[], int | None], *, launched: bool = False, memor
                 print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
             return 2
         except KeyboardInterrupt:
-            # With this hook, Python prints no traceback, but still ends by SIGINT, so that Ctrl-C also ends a shell
-            # loop around the command.
-            sys.excepthook = lambda *_: None
+            sys.excepthook = _hide_interrupt
             raise
         except Exception as error:
-            explained = isinstance(error, CommandError | DatasetChanged)
-            problem = str(error) if explained else _machine_problem(error, memory_fix)
-            if problem is None:
+            problem = str(error) if isinstance(error, ExplainedError) else _machine_problem(error, memory_fix)
+            if problem is not None:
+                print(f"error: {printable(problem)}", file=sys.stderr, flush=True)
+            elif launched:
+                traceback.print_exception(error)
+            else:
                 raise
-            print(f"error: {printable(problem)}", file=sys.stderr, flush=True)
             return 1
 
 
+def _hide_interrupt(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+    """An excepthook that prints no traceback for KeyboardInterrupt.
+
+    Python still ends itself with SIGINT, so Ctrl-C also ends a shell loop around the command.
+    """
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+
+
 def require_output() -> None:
-    """Raises CommandError if stdout could not be written. Call it at the end of a command that prints its result."""
+    """Raises ExplainedError if stdout could not be written. Call it at the end of a command that prints its result."""
     error = output_error()
     if error is not None:
-        raise CommandError(f"cannot write the output: {error.strerror}")
+        raise ExplainedError(f"cannot write the output: {error.strerror}")
 
 
 def _machine_problem(error: Exception, memory_fix: str) -> str | None:

@@ -27,10 +27,10 @@ import tyro
 from torch import Tensor, nn
 
 from data_prep.batch_ops import batch_normalize
-from data_prep.errors import InputError, require
+from data_prep.errors import ExplainedError, InputError, require
 from data_prep.files import DISK_FULL, replace_file
 from data_prep.machine_limits import lacks_memory
-from ddp_trainer.command_line import CommandError, parse_flags, program_name, run_command
+from ddp_trainer.command_line import parse_flags, program_name, run_command
 from ddp_trainer.models.spec import ModelSpec, load_model
 from ddp_trainer.run.files import EXPORTS
 
@@ -42,7 +42,7 @@ CHECKED_BATCHES = (1, 2, 33)  # batch sizes; a model that was exported with a fi
 TOLERANCE = 1e-4  # relative to the largest logit; rounding errors are smaller
 
 
-class ExportError(CommandError):
+class ExportError(ExplainedError):
     """The network cannot be exported, the disk is full, or the file does not compute what the network computes."""
 
 

@@ -17,7 +17,6 @@ import itertools
 import json
 import math
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from data_prep.dataset import read_dataset, verify_dataset
 from data_prep.errors import require
 from data_prep.files import replace_file, write_json
 from ddp_trainer.command_line import SMALLER_STEPS, parse_flags, program_name, run_command, take_recipe
-from ddp_trainer.config import NetworkConfig, OptimConfig, RunConfig, RuntimeConfig, TrainConfig
+from ddp_trainer.config import NetworkConfig, OptimConfig, RunConfig, RuntimeConfig, TrackingConfig, TrainConfig
 from ddp_trainer.distributed.launch import Launch, check_machine
 from ddp_trainer.distributed.process_end import exit_process
 from ddp_trainer.distributed.process_settings import restored_settings
@@ -42,13 +41,15 @@ from ddp_trainer.engine.metrics import Averages, averages
 from ddp_trainer.engine.passes import resolve_passes
 from ddp_trainer.engine.step_guard import NonFinite
 from ddp_trainer.engine.trainer import Trainer
-from ddp_trainer.recipes import RECIPES
 from ddp_trainer.report.figures import default_style
 from ddp_trainer.report.loss_curve import LossCurve
 from ddp_trainer.run.checks import check_settings
 from ddp_trainer.run.directory import lock_folder, new_folder
 from ddp_trainer.schedule import ScheduleConfig
 from ddp_trainer.tracking.console import print_line
+
+# The fields of RangeTestConfig that TrainConfig has, too.
+SHARED = ("recipe", "data", "augment", "network", "schedule", "optim", "runtime")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,28 +96,13 @@ class RangeTestConfig:
 
     @classmethod
     def of(cls, recipe: TrainConfig) -> "RangeTestConfig":
-        return cls(
-            recipe=recipe.recipe,
-            data=recipe.data,
-            augment=recipe.augment,
-            network=recipe.network,
-            schedule=recipe.schedule,
-            optim=recipe.optim,
-            runtime=recipe.runtime,
-        )
+        return cls(**{name: getattr(recipe, name) for name in SHARED})
 
     def as_train_config(self) -> TrainConfig:
         """The settings for the trainer, without small crops, --freeze-late, --max-steps and step records."""
-        return TrainConfig(
-            recipe=self.recipe,
-            data=self.data,
-            augment=self.augment,
-            network=self.network,
-            schedule=replace(self.schedule, small_crops="", freeze_late="", max_steps=None),
-            optim=self.optim,
-            runtime=self.runtime,
-            run=RunConfig(log_every_steps=0),
-        )
+        shared = {name: getattr(self, name) for name in SHARED}
+        shared["schedule"] = replace(self.schedule, small_crops="", freeze_late="", max_steps=None)
+        return TrainConfig(**shared, run=RunConfig(log_every_steps=0), tracking=TrackingConfig(wandb="disabled"))
 
 
 def range_test(trainer: Trainer, rates: RatesConfig) -> LossCurve:
@@ -206,7 +192,7 @@ def find_learning_rate(test: RangeTestConfig, stop: StopRequest) -> None:
 
 
 def parse(argv: Sequence[str]) -> RangeTestConfig:
-    recipe, arguments = take_recipe(argv, RECIPES)
+    recipe, arguments = take_recipe(argv)
     description = (
         "Find a good --peak-lr for a recipe: train with a rising learning rate, then write lr_find.png and "
         "lr_find.json. Of the schedule, only --batch-size, --accumulate and --train-size are used."
@@ -226,11 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         find_learning_rate(parse(words), stop)
 
     with stop.listening():
-        try:
-            return run_command(work, launched=True, memory_fix=SMALLER_STEPS)
-        except Exception:
-            traceback.print_exc()
-            return 1
+        return run_command(work, launched=True, memory_fix=SMALLER_STEPS)
 
 
 def main_process() -> None:

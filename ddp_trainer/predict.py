@@ -145,7 +145,7 @@ def predict_files(config: PredictConfig) -> int:
     """Prints a line for each image, and a line on stderr for each problem.
 
     Returns the exit status: 1 if there was a problem, else 0. Raises InputError if the run has no usable model, and
-    CommandError if stdout could not be written.
+    ExplainedError if stdout could not be written.
     """
     require_valid_limit()
     model, spec = load_model(config.run_dir)

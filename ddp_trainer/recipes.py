@@ -36,8 +36,8 @@ def _muon(*, epochs: float, small_crops: str) -> TrainConfig:
     over 500 images, so the learning rates of SGD are 500 times as large. The head's rate also accounts for the scale of
     the logits. airbench divides the logits by the number of features, while `custom_resnet` divides them by 8. With the
     512 features of `custom_resnet`, airbench's rate of 0.67 for the head becomes 0.67 * 500 * 8^2 / 512^2. `fast` uses
-    the same rate, although its network has only 384 features. A batch has 500 images instead of airbench's 2,000, and
-    the learning rate of Muon is lower than airbench's by a factor of sqrt(2).
+    the same rate, although its network has only 384 features. A batch has 500 images (in `long`, 512) instead of
+    airbench's 2,000, and the learning rate of Muon is lower than airbench's by a factor of sqrt(2).
 
     Unlike in airbench, the biases of BatchNorm are not decayed, and all weights start from torch's default
     initialization: a whitened stem and dirac initialization did not improve this network. CELU is David Page's
@@ -56,7 +56,7 @@ def _muon(*, epochs: float, small_crops: str) -> TrainConfig:
 
 
 def fast() -> TrainConfig:
-    """The fewest operations: 11 epochs of CIFAR-10 (0.38 PFLOP) with Muon and a narrow network, small crops first.
+    """Few operations: 11 epochs of CIFAR-10 (0.38 PFLOP) with Muon and a narrow network, small crops first.
 
     Command:   accelerate launch -m ddp_trainer.train fast
     Result:    90.11 % (standard deviation 0.51), or 91.20 % (0.06) with test-time augmentation (n = 3)

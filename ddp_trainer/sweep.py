@@ -22,9 +22,15 @@ from data_prep.dataset import read_dataset
 from data_prep.errors import InputError, require, require_printable
 from data_prep.files import replace_file
 from data_prep.output import out_folder
-from ddp_trainer.command_line import parse_command_line, program_name, require_output, run_command, take_recipe
-from ddp_trainer.recipes import RECIPES
-from ddp_trainer.report.settings import NO_DIFFERENCE
+from ddp_trainer.command_line import (
+    as_flags,
+    parse_command_line,
+    program_name,
+    require_output,
+    run_command,
+    take_recipe,
+)
+from ddp_trainer.config import NO_DIFFERENCE
 from ddp_trainer.report.sweep_table import TABLE, results_table
 from ddp_trainer.run.checks import check_settings
 from ddp_trainer.run.directory import changed_settings, dataset_settings, recorded_settings
@@ -32,6 +38,7 @@ from ddp_trainer.run.sweep_runs import PlannedRun, Runner, count_processes
 from ddp_trainer.tracking.console import print_line
 
 OWN_FLAGS = {"seed", "out", "resume"}  # trainer flags that the sweep sets for each run
+SWITCH_VALUES = {"true": True, "false": False}  # of an on/off flag
 MAX_NAME = 255  # bytes of a file name, on most file systems
 LISTS = {"small-crops", "freeze", "freeze-late", "trackers"}  # trainer flags whose values may contain commas
 
@@ -48,7 +55,7 @@ class Sweep:
 
 def parse(argv: Sequence[str]) -> Sweep:
     """The sweep that the command line describes. Raises InputError if the settings of any run are invalid."""
-    recipe, rest = take_recipe(argv, RECIPES)
+    recipe, rest = take_recipe(argv)
     try:
         flags, common = _flags_of(recipe.recipe).parse_known_args(rest)
     except argparse.ArgumentError as error:
@@ -123,7 +130,7 @@ def plan_runs(recipe: str, settings: Sequence[str], seeds: int, common: Sequence
     columns.append([("seed", str(seed)) for seed in range(seeds)])
     runs = []
     for pairs in itertools.product(*columns):
-        words = [word for flag, value in pairs for word in _as_flag(flag, value)]
+        words = as_flags({flag: SWITCH_VALUES.get(value, value) for flag, value in pairs})
         name = ",".join(f"{flag}={value}".replace("/", "_") for flag, value in pairs)
         label = ", ".join(f"{flag} {value}" for flag, value in pairs[:-1]) or "same for all"  # without the seed
         runs.append(PlannedRun([recipe, *common, *words], out / name, label))
@@ -150,18 +157,12 @@ def _flag_name(word: str) -> str:
     return word.removeprefix("--").partition("=")[0].replace("_", "-")
 
 
-def _as_flag(flag: str, value: str) -> list[str]:
-    if value in ("true", "false"):
-        return [f"--{flag}" if value == "true" else f"--no-{flag}"]
-    return [f"--{flag}", value]
-
-
 def check(run: PlannedRun, *, world_size: int) -> None:
     """Raises InputError if the run's settings are invalid, or if its folder has a finished run with other settings.
 
     The settings of an unfinished run are not compared here; the trainer compares them when it resumes the run.
     """
-    config = parse_command_line(run.arguments, RECIPES, prog="", description="")
+    config = parse_command_line(run.arguments, prog="", description="")
     dataset = read_dataset(config.data.data_dir)
     check_settings(config, dataset, world_size=world_size)
     if run.is_finished:

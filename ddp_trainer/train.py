@@ -2,12 +2,11 @@
 
 `python -m ddp_trainer.train` does the same with one process.
 
-`train` shows all stages of a run in order; each is implemented in the file from which it is imported. Slow imports are
-inside functions, so that a signal that arrives during an import already counts as a request to stop.
+`run_training` shows all stages of a run in order; each is implemented in the file from which it is imported. Slow
+imports are inside functions, so that a signal that arrives during an import already counts as a request to stop.
 """
 
 import sys
-import traceback
 import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from ddp_trainer.run.result import RunResult
 
 
-def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | None" = None) -> "RunResult | None":
+def run_training(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | None" = None) -> "RunResult | None":
     """Starts or resumes a run, and returns its result when it ends. Returns None on every rank but the main one.
 
     Only three methods of `observer` are called: `step_done`, `step_record` and `epoch_done`. Each is called at the end
@@ -62,8 +61,7 @@ def train(config: "TrainConfig", stop: StopRequest, *, observer: "Observer | Non
                 require_fitting(network, state)
                 notes += other_threads(config, runtime)
             config = resolve_passes(config, runtime, dataset, network, saved=state)
-            with open_recorder(run_dir, config, dataset, runtime, state) as recorder:
-                recorder.extra_observer = observer
+            with open_recorder(run_dir, config, dataset, runtime, state, observer) as recorder:
                 try:
                     runtime.stop.raise_if_asked()
                     trainer = build_trainer(config, runtime, dataset, network=network, observer=recorder)
@@ -82,7 +80,7 @@ def train_here(
 ) -> "RunResult | None":
     """Trains in this process and returns the result, or None on every rank but the main one.
 
-    `observer` is called on the main rank; derive it from `ddp_trainer.engine.observer.SilentObserver`. Ctrl-C saves a
+    `observer` is called on the main rank; derive it from `ddp_trainer.engine.observer.Observer`. Ctrl-C saves a
     checkpoint and returns a result whose state is "preempted". A second Ctrl-C raises KeyboardInterrupt or, with
     several ranks, ends the process, because the ranks may be waiting for each other.
     """
@@ -93,7 +91,7 @@ def train_here(
     stop = StopRequest(keeps_process=Launch.from_environment().world_size == 1)
     with forgiving_output(), stop.listening(), reported_faults():
         try:
-            return train(config, stop, observer=observer)
+            return run_training(config, stop, observer=observer)
         finally:
             release_run()
 
@@ -104,33 +102,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = StopRequest()
     with stop.listening(), reported_faults():
         from ddp_trainer.command_line import SMALLER_STEPS, parse_command_line, program_name, run_command
-        from ddp_trainer.recipes import RECIPES, describe_recipes
+        from ddp_trainer.recipes import describe_recipes
 
         def run() -> None:
             words, program = sys.argv[1:] if argv is None else argv, program_name("ddp_trainer.train")
-            train(parse_command_line(words, RECIPES, prog=program, description=describe_recipes()), stop)
+            run_training(parse_command_line(words, prog=program, description=describe_recipes()), stop)
 
-        try:
-            return run_command(run, launched=True, memory_fix=SMALLER_STEPS)
-        except Exception as error:
-            print_error(error)
-            return 1
+        return run_command(run, launched=True, memory_fix=SMALLER_STEPS)
 
 
 def main_process() -> None:
     """Calls `main` and ends the process. Entry point of `python -m ddp_trainer.train` and `ddp-train`."""
     exit_process(main())
-
-
-def print_error(error: Exception) -> None:
-    """Prints an error as one line if its message is enough for the user; otherwise prints the traceback."""
-    from ddp_trainer.engine.step_guard import NonFinite
-    from ddp_trainer.run.checkpoint import CheckpointError
-
-    if isinstance(error, CheckpointError | NonFinite):
-        print(f"error: {error}", file=sys.stderr, flush=True)
-    else:
-        traceback.print_exception(error)
 
 
 class _CallableModule(types.ModuleType):

@@ -15,7 +15,6 @@ from typing import NamedTuple
 from data_prep.dataset import read_dataset
 from data_prep.errors import InputError, require
 from ddp_trainer.command_line import parse_command_line, run_command
-from ddp_trainer.recipes import RECIPES
 from ddp_trainer.run.checks import check_settings
 from ddp_trainer.run.directory import RunDirectory, refuse_existing_run
 
@@ -31,7 +30,7 @@ class Checked(NamedTuple):
 
 def check(argv: Sequence[str]) -> Checked:
     """Checks the job's arguments, dataset, GPUs and run directory. Raises InputError if the job cannot run."""
-    config = parse_command_line(argv, RECIPES, prog="slurm/train.sh", description="")
+    config = parse_command_line(argv, prog="slurm/train.sh", description="")
     processes = cpu_processes() if config.runtime.device == "cpu" else usable_gpus()
     try:
         dataset = read_dataset(config.data.data_dir)

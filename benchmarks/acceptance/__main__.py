@@ -19,6 +19,7 @@ from pathlib import Path
 from benchmarks.acceptance.plan import Plan, all_stages
 from benchmarks.acceptance.report import collect, print_tables
 from benchmarks.acceptance.runner import Outcome, run_stages
+from benchmarks.arguments import argument_parser
 from benchmarks.results import count_usable_gpus, gpu_names
 from data_prep.errors import require
 from data_prep.files import write_json
@@ -28,9 +29,7 @@ SECONDS = 600.0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = argument_parser(__doc__)
     add = parser.add_argument
     add(
         "--data-dir",

@@ -14,6 +14,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.arguments import argument_parser
 from data_prep.errors import require
 from ddp_trainer.command_line import run_command
 
@@ -45,9 +46,7 @@ def source_flags(options: argparse.Namespace) -> list[str | Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=Path)
     parser.add_argument("--train-count", type=int, default=50_000)

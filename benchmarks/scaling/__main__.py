@@ -17,7 +17,6 @@ proportional to size^exponent, where size is the number of images, of classes, o
 computed from the two largest sizes. The largest dataset needs 10 GB in --work.
 """
 
-import argparse
 import math
 import shutil
 import sys
@@ -25,6 +24,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.arguments import argument_parser
 from benchmarks.results import write_result
 from benchmarks.scaling.images import Shape, write_images
 from benchmarks.scaling.measure import Cost, cost_of
@@ -106,9 +106,7 @@ def print_table(axis: str, measured: dict[Shape, Costs]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES), help="what to vary; default: all")
     parser.add_argument(
         "--parts",

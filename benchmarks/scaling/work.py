@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ddp_trainer.config import TrainConfig
-from ddp_trainer.engine.observer import SilentObserver
+from ddp_trainer.engine.observer import Observer
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.recipes import smoke
 
@@ -30,7 +30,7 @@ def settings(data_dir: Path, run_dir: Path) -> TrainConfig:
     )
 
 
-class FirstStep(SilentObserver):
+class FirstStep(Observer):
     """After the first step, prints the seconds since the process was started, and ends the process."""
 
     def step_done(self, step: int) -> None:

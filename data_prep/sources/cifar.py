@@ -9,12 +9,10 @@ import hashlib
 import http.client
 import io
 import os
-import shutil
 import tarfile
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -135,12 +133,11 @@ def _download(kind: type["CIFAR10"], root: Path, progress: Progress) -> None:
     """Downloads the archive. It gets its final name when complete; an exception or Ctrl-C leaves no file behind."""
     try:
         root.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=f".loading-{os.getpid()}-", dir=root, ignore_cleanup_errors=True)
     except OSError as error:
-        raise InputError(
-            f"--root {shell_path(root)} cannot be created ({error.strerror}); use another folder"
-        ) from None
-    with _temporary_folder(root) as folder:
-        part = folder / kind.filename
+        raise InputError(f"--root {shell_path(root)} is not writable ({error.strerror}); use another folder") from None
+    with temporary as folder:
+        part = Path(folder) / kind.filename
         try:
             with urllib.request.urlopen(kind.url, timeout=TIMEOUT_SECONDS) as response, part.open("wb") as file:
                 total = int(response.headers.get("Content-Length") or 0)
@@ -161,15 +158,3 @@ def _download(kind: type["CIFAR10"], root: Path, progress: Progress) -> None:
         except InputError:
             raise InputError(f"the download of {kind.url} is incomplete or not genuine; try again") from None
         part.replace(root / kind.filename)
-
-
-@contextmanager
-def _temporary_folder(root: Path) -> Iterator[Path]:
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".loading-{os.getpid()}-", dir=root))
-    except OSError as error:
-        raise InputError(f"--root {shell_path(root)} is not writable ({error.strerror}); use another folder") from None
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,7 @@ from data_prep.errors import printable, require
 from data_prep.files import open_regular
 from data_prep.machine_limits import due_to_machine
 from data_prep.sources.decoder_messages import reading
-from data_prep.sources.repair import JPEG, JPEG_END, PNG, lacks_end, require_all_pixels, without_metadata
+from data_prep.sources.repair import JPEG, JPEG_END, PNG, check_chunks, lacks_end, require_all_pixels, without_metadata
 from data_prep.sources.tiff import UNKNOWN_RANGE, is_inverted, require_known_range, tags_in, tags_of, tile_size
 
 # A format is recognized by the content of a file, not by its name. Of an animation, only the first frame is used.
@@ -122,6 +122,8 @@ def _decode(file: BinaryIO | io.BytesIO, size: int, *, metadata_ignored: bool) -
             if is_jpeg:
                 file.seek(0)
                 require_all_pixels(_content(file))
+            elif image.format == "PNG":
+                check_chunks(file)
             return picture
 
 

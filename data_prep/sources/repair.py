@@ -1,4 +1,4 @@
-"""Detects JPEG files with missing pixels, and repairs PNG and JPEG files that contain all their pixels.
+"""Detects JPEG files with missing pixels and PNG files with damaged pixels, and repairs files with damaged metadata.
 
 A repair removes metadata, which may be damaged, and adds the end marker to a JPEG that lacks it.
 """
@@ -6,7 +6,9 @@ A repair removes metadata, which may be damaged, and adds the end marker to a JP
 import io
 import re
 import struct
+import zlib
 from collections.abc import Callable
+from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
@@ -17,6 +19,7 @@ from data_prep.machine_limits import due_to_machine
 PNG, JPEG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd9"
 _PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # the only chunks of a PNG that matter for its pixels
 _ANCILLARY_MARKERS = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # comments, and all APPn segments except those of JFIF and Adobe
+_PIECE = 2**20  # number of bytes of a chunk that are read at a time
 # Minimum bytes of a JFIF and an Adobe segment. Other decoders skip shorter segments, but Pillow fails on them.
 _SHORTEST = {0xE0: 18, 0xEE: 16}
 _MARKER = re.compile(rb"\xff[^\0\xd0-\xd7\xff]", re.DOTALL)  # such a pair of bytes never occurs in the pixel data
@@ -33,6 +36,27 @@ def require_all_pixels(jpeg: bytes) -> None:
     except ValueError as error:  # strict=True also raises it for other warnings, most of them harmless
         if "premature end" in str(error).lower():
             raise OSError("image file is truncated") from None
+
+
+def check_chunks(png: BinaryIO | io.BytesIO) -> None:
+    """Raises OSError if the pixels of a PNG are damaged. Pillow does not compare the checksums of IDAT chunks.
+
+    What follows the IEND chunk does not matter, and neither do chunks with metadata or further frames of an animation.
+    """
+    png.seek(len(PNG))
+    while len(start := png.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", start)
+        if kind == b"IEND":
+            break
+        if kind not in _PIXEL_CHUNKS:
+            png.seek(length + 4, io.SEEK_CUR)
+            continue
+        checksum = zlib.crc32(kind)
+        while piece := png.read(min(length, _PIECE)):
+            checksum, length = zlib.crc32(piece, checksum), length - len(piece)
+        found = png.read(4)
+        if len(found) == 4 and found != checksum.to_bytes(4, "big"):
+            raise OSError("the file is damaged: the checksum of its pixels is wrong")
 
 
 def without_metadata(content: bytes, decode: Callable[[bytes], np.ndarray], *, keep_exif: bool) -> bytes | None:
@@ -59,14 +83,25 @@ def lacks_end(jpeg: bytes) -> bool:
 
 
 def _png_pixels(content: bytes, kinds: set[bytes]) -> bytes | None:
-    """A PNG with only the chunks of the types `kinds`, each with its checksum."""
+    """A PNG with only the chunks of the types `kinds`, each with its checksum.
+
+    None if the type of a chunk that determines the pixels is damaged, so that its checksum does not fit.
+    """
     kept, position = [content[:8]], 8
     while position + 12 <= len(content):
         length, kind = struct.unpack(">I4s", content[position : position + 8])
         if kind in kinds:
             kept.append(content[position : position + 12 + length])
+        elif _has_damaged_type(content[position + 8 : position + 12 + length]):
+            return None
         position += 12 + length
     return b"".join(kept) if len(kept) > 2 else None
+
+
+def _has_damaged_type(chunk: bytes) -> bool:
+    """Whether a chunk's checksum shows that it is a pixel chunk with a damaged type. `chunk`: data and checksum."""
+    checksum = int.from_bytes(chunk[-4:], "big")
+    return any(zlib.crc32(chunk[:-4], zlib.crc32(kind)) == checksum for kind in _PIXEL_CHUNKS)
 
 
 def _jpeg_pixels(content: bytes, keep_exif: bool) -> bytes:

@@ -14,8 +14,12 @@ from ddp_trainer.distributed.hardware import resolve_device, resolve_precision
 # Variables that mpirun and srun --mpi set, and that Accelerate reads if it runs on CPUs.
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
-# Flags of `accelerate launch` for one machine. They override the user's Accelerate configuration.
-ONE_MACHINE = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+# Flags of `accelerate launch` for one machine. With --multi_gpu and --num_processes, they override the file that
+# `accelerate config` wrote, unless that file is for SageMaker.
+ONE_MACHINE = (
+    *("--num_machines", "1", "--gpu_ids", "all", "--mixed_precision", "no", "--dynamo_backend", "no"),
+    *("--main_process_port", "0"),
+)
 
 
 class Launch(NamedTuple):

@@ -137,7 +137,10 @@ class Runtime:
         """Wraps the model in a new DDP, after some parameters were frozen or a step of the old DDP has failed."""
         if not isinstance(wrapped, DistributedDataParallel):
             return wrapped
-        model = self._accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        model = wrapped.module
+        if "_original_forward" in model.__dict__:  # in bf16 and fp16, Accelerate replaces `forward`
+            # Accelerate's own `unwrap_model` would also remove the decorators of the original `forward`.
+            model.forward = model.__dict__.pop("_original_forward")
         self._accelerator._models.clear()
         return self._wrap(model)
 
@@ -169,10 +172,7 @@ class Runtime:
         (losses if self.scaler is None else self.scaler.scale(losses)).backward(weights)
 
     def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager:
-        """Context in which a backward pass does not average gradients over the ranks.
-
-        Use it for all parts of a batch but the last.
-        """
+        """Context in which a backward pass does not average gradients: for all parts of a batch but the last."""
         return self._accelerator.no_sync(model)
 
     def autocast(self) -> contextlib.AbstractContextManager:

@@ -8,7 +8,7 @@ from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.sync_batchnorm import not_synchronized
 from ddp_trainer.engine.data import RunData, build_data, images_in_step
-from ddp_trainer.engine.observer import Observer, SilentObserver
+from ddp_trainer.engine.observer import Observer
 from ddp_trainer.engine.optim import build_optimizer
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.models.check import check_network
@@ -85,4 +85,4 @@ def build_trainer(
         network, _ = prepare_network(config, dataset, world_size=runtime.world_size, load_weights=True)
     late = parameters_named(network, config.schedule.frozen_late, flag="--freeze-late")
     optimizer = build_optimizer(network, config.optim, late)
-    return Trainer(config, runtime, network, optimizer, data, observer or SilentObserver())
+    return Trainer(config, runtime, network, optimizer, data, observer or Observer())

@@ -92,7 +92,7 @@ class DeviceStep:
         state = self.state
         augmented = self.data.augmenter.augment(batch, draws, side)
         losses = []
-        with state.guard.attempt() as decision:
+        with state.guard.attempt() as decision:  # the optimizer's step is taken when this block ends
             parts = list(split_batch(augmented, self.config.schedule.passes))
             for part in parts:  # only the last backward pass averages the gradients over the ranks
                 with contextlib.nullcontext() if part is parts[-1] else self.runtime.no_sync(self.wrapped):

@@ -96,7 +96,7 @@ class Evaluator:
             samples, batch_size=loader.batch_size, rank=runtime.rank, world_size=runtime.world_size
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: a training step could not use tensors that a network keeps from it
     def run(self, model: nn.Module, *, tta: bool = False, poll: Callable[[], None] = lambda: None) -> Evaluation:
         """Evaluates every sample once. A collective operation.
 

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from ddp_trainer.engine.host_copy import PendingValues
+from data_prep.errors import ExplainedError
+from ddp_trainer.engine.host_copy import HostCopy
 from ddp_trainer.engine.tensor_snapshot import TensorSnapshot
 
 # With fp16, the loss scale is halved after each skipped step. The run ends if this many steps in a row were skipped.
 FP16_PATIENCE = 10
 
 
-class NonFinite(Exception):
+class NonFinite(ExplainedError):
     """Raised when the run cannot continue because of skipped steps. `step` (0-based) is the last skipped step."""
 
     def __init__(self, step: int, patience: int) -> None:
@@ -89,7 +90,7 @@ class StepGuard:
         self._patience = 1 if scaler is None else FP16_PATIENCE
         self._counts = torch.tensor(SkippedSteps(0, 0)).to(self._parameters[0].device)
         self._recent: deque[Attempt] = deque(maxlen=2)  # the host learns about a skipped step one step later
-        self._pending: deque[tuple[int, PendingValues]] = deque()
+        self._pending: deque[tuple[int, HostCopy]] = deque()
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[Decision]:
@@ -109,7 +110,7 @@ class StepGuard:
         Raises NonFinite if the run cannot continue, and TimeoutError if the device does not finish that step in time.
         """
         self._recent.append(attempt)
-        self._pending.append((attempt.step, PendingValues(self._counts)))
+        self._pending.append((attempt.step, HostCopy(self._counts)))
         self._check(keep=1)
 
     def skipped_steps(self) -> SkippedSteps:

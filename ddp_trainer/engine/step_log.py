@@ -5,7 +5,7 @@ The values are read one step later, so that the host need not wait for the curre
 
 from torch import Tensor
 
-from ddp_trainer.engine.host_copy import PendingValues
+from ddp_trainer.engine.host_copy import HostCopy
 from ddp_trainer.engine.metrics import averages
 from ddp_trainer.tracking.metric_files import Record
 
@@ -16,7 +16,7 @@ class StepLog:
     def __init__(self, every: int, *, timeout: float) -> None:
         """`every`: steps between two records; 0: no records. `timeout`: seconds to wait for a step to finish."""
         self._every, self._timeout = every, timeout
-        self._pending: tuple[Record, PendingValues] | None = None
+        self._pending: tuple[Record, HostCopy] | None = None
 
     def is_due(self, step: int) -> bool:
         """`step`: number of steps done."""
@@ -27,7 +27,7 @@ class StepLog:
 
         `sums`: (3,) as in `RunningSums`, over the images of all ranks since the previous record.
         """
-        self._pending = (position, PendingValues(sums))
+        self._pending = (position, HostCopy(sums))
 
     def take(self) -> Record | None:
         """The pending record; None if there is none, or if all of its steps were skipped.

@@ -23,7 +23,7 @@ from ddp_trainer.engine.data import RunData
 from ddp_trainer.engine.device_step import DeviceStep
 from ddp_trainer.engine.ema import Ema
 from ddp_trainer.engine.evaluation import Evaluation
-from ddp_trainer.engine.host_copy import PendingValues
+from ddp_trainer.engine.host_copy import HostCopy
 from ddp_trainer.engine.metrics import averages
 from ddp_trainer.engine.observer import Observer
 from ddp_trainer.engine.optim import LearningRates, zero_momentum
@@ -91,20 +91,20 @@ class Trainer:
 
     def train_epoch(self, epoch: int) -> None:
         """Takes the remaining steps of `epoch` (0-based), at most up to the last step of the run."""
-        before = epoch * self.steps_per_epoch
-        progress = self.observer.progress
-        steps, epochs = min(self.steps_per_epoch, self.total_steps - before), math.ceil(self.config.schedule.epochs)
-        progress.start(epoch + 1, epochs, steps, self.state.step - before)
+        before, first, schedule = epoch * self.steps_per_epoch, self.state.step, self.config.schedule
+        steps, side = min(self.steps_per_epoch, self.total_steps - before), self.data.evaluator.spec.image_size
+        left = schedule.steps_left(side, step=first, last_step=self.last_step, total_steps=self.total_steps)
+        self.observer.progress.start(epoch + 1, math.ceil(schedule.epochs), steps, first - before, left)
         self.state.watch.start()
         for step in self.steps(epoch, until=self.last_step):
             self.observer.check()
             self.observer.step_done(step)
-            progress.update(step - before, self._progress_values)
+            self.observer.progress.update(step - before, self._progress_values)
             if self.saves.after_step(step):
                 self.save()
         self.runtime.synchronize()
         self.state.watch.stop()
-        progress.finish()
+        self.observer.progress.finish()
 
     def steps(self, epoch: int, *, until: int | None = None) -> Iterator[int]:
         """Takes the remaining steps of `epoch`, at most up to step `until` of the run.
@@ -239,7 +239,7 @@ class Trainer:
     def _progress_values(self) -> dict[str, float]:
         """Figures for the progress bar, computed from this rank's images, so that no other rank is involved."""
         # The read has a time limit, because the current step may wait for a process that has died.
-        own = averages(PendingValues(self.state.sums.values).read(timeout=self.runtime.timeout))
+        own = averages(HostCopy(self.state.sums.values).read(timeout=self.runtime.timeout))
         done = own.num_images * self.config.schedule.batch_size / self.data.loader.batch_size
         return {
             "loss": own.loss,

@@ -34,7 +34,7 @@ def check_network(
     """
     _check_tensors(network, name)
     require(
-        not channels_last or all(value.ndim != 5 for value in network.state_dict().values()),
+        not channels_last or all(value.ndim != 5 for value in (*network.parameters(), *network.buffers())),
         f"--network {name} has tensors with 5 dimensions, which have no channels-last order; add --no-channels-last",
     )
     buffers, unsaved = dict(network.named_buffers()), _unsaved_buffers(network)
@@ -65,6 +65,7 @@ def _check_tensors(network: nn.Module, name: str) -> None:
     others = [key for key, value in network.state_dict().items() if not isinstance(value, Tensor)]
     require(not others, f"--network {name} has a state_dict with values that are not tensors: {', '.join(others)}")
     _check_storage(network, name)
+    _check_gaps(network, name)
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     require(bool(trainable), f"--network {name} has no trainable parameter")
     devices = {str(tensor.device) for tensor in (*network.parameters(), *network.buffers())}
@@ -98,6 +99,18 @@ def _check_storage(network: nn.Module, name: str) -> None:
             raise InputError(
                 f"--network {name}: {key} has the type {value.dtype}, which safetensors cannot store; {fix}"
             ) from None
+
+
+def _check_gaps(network: nn.Module, name: str) -> None:
+    """Raises InputError if a trainable parameter has gaps: on the CPU, torch's fused optimizers ignore strides."""
+    for key, value in network.named_parameters():
+        # `empty_like` keeps the strides of a tensor only if its elements have no gaps between them and do not overlap.
+        fills_memory = value.stride() == torch.empty_like(value, device="meta").stride()
+        require(
+            fills_memory or not value.requires_grad,
+            f"--network {name}: elements of {key} overlap or have gaps between them in memory, for example after "
+            "slicing; add .clone()",
+        )
 
 
 def _check_buffers(network: nn.Module, name: str, before: dict[str, Tensor]) -> None:

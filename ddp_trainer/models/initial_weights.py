@@ -40,12 +40,13 @@ def load_initial_weights(network: nn.Module, source: Path) -> Loaded:
     InputError if the file cannot be read, or if no tensor in it fits a weight of the network.
     """
     own, weights = network.state_dict(), read_weights(source)
+    parameters = dict(network.named_parameters(remove_duplicate=False))  # layers may share a parameter
     unprefixed = {name.removeprefix("module."): value for name, value in weights.items()}  # DDP adds this prefix
     # The network's own names may have this prefix, too, so it is removed only if more names match without it.
     weights = max(weights, unprefixed, key=lambda named: len(named.keys() & own.keys()))
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     # A bias that fits is not enough: any network for the same number of classes may have a bias of that shape.
-    has_weight = any(name in fitting and value.ndim >= 2 for name, value in network.named_parameters())
+    has_weight = any(name in fitting and value.ndim >= 2 for name, value in parameters.items())
     require(
         has_weight,
         f"--init-from {source}: none of its tensors has the name and shape of a weight of this network; "
@@ -56,9 +57,10 @@ def load_initial_weights(network: nn.Module, source: Path) -> Loaded:
         usable = value.to(own[name].dtype).isfinite() | ~own[name].isfinite()
         require(bool(usable.all()), f"--init-from {source}: {name} has values that are not finite; use other weights")
     load_tensors(network, {**own, **fitting})
+    loaded = {parameters[name] for name in fitting.keys() & parameters.keys()}
     return Loaded(
         fitting=tuple(fitting),
-        fresh=tuple(name for name in own if name not in fitting),
+        fresh=tuple(name for name in own if name not in fitting and parameters.get(name) not in loaded),
         unused=tuple(name for name in weights if name not in own),
     )
 
@@ -121,7 +123,7 @@ def parameters_named(network: nn.Module, patterns: tuple[str, ...], *, flag: str
 
     Raises InputError for a pattern that matches nothing, or if the patterns leave no parameter to train.
     """
-    parameters, found = dict(network.named_parameters()), set[nn.Parameter]()
+    parameters, found = dict(network.named_parameters(remove_duplicate=False)), set[nn.Parameter]()
     for pattern in patterns:
         matching = [parameter for name, parameter in parameters.items() if fnmatchcase(name, pattern)]
         some = ", ".join(list(parameters)[:3])

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from data_prep.dataset import DatasetInfo
-from data_prep.errors import InputError, require, shell_path
+from data_prep.errors import InputError, quoted, require, shell_path
 from data_prep.files import read_json, write_json
-from data_prep.json_fields import Fields, short_repr
+from data_prep.json_fields import Fields
 from ddp_trainer.config import DEFAULT_WIDTHS, MAX_WIDTH, NetworkConfig, TrainConfig
 from ddp_trainer.models import registry
 from ddp_trainer.models.custom_resnet import ACTIVATIONS
@@ -23,6 +23,8 @@ from ddp_trainer.models.initial_weights import freeze, load_tensors
 MIN_SIDE, MAX_SIDE = 8, 4096
 TEMPERATURES = (1e-3, 1e3)
 FLIPS = ("none", "random", "alternating")
+# Limits for all images of an evaluation batch together: before they are cropped, and as input of the network.
+MAX_STORED_PIXELS, MAX_INPUT_PIXELS = 8_000_000, 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +67,8 @@ class ModelSpec:
 
     @property
     def evaluation_batch(self) -> int:
-        """Images per evaluation batch: 500 if they have 32x32 pixels, fewer if they are larger, to limit memory."""
-        return max(1, min(500, 500 * 32**2 // self.image_size**2))
+        """Images per evaluation batch: at most 500, and fewer if they are large, to limit memory."""
+        return max(1, min(500, MAX_STORED_PIXELS // self.image_size**2, MAX_INPUT_PIXELS // self.input_size**2))
 
     def write(self, path: Path) -> None:
         write_json(path, asdict(self))
@@ -103,7 +105,7 @@ class ModelSpec:
             ("widths must be four numbers", len(spec.widths) != 4),
             (f"activation must be one of {', '.join(ACTIVATIONS)}", spec.activation not in ACTIVATIONS),
             (f"flip must be one of {', '.join(FLIPS)}", spec.flip not in FLIPS),
-            (f"this release does not know the field {short_repr(min(unknown, default=''))}", unknown),
+            (f"this release does not know the field {quoted(min(unknown, default=''))}", unknown),
         ):
             require(not found, f"{path} cannot be used as a model description: {problem}")
         return spec
@@ -202,7 +204,7 @@ def _check_shapes(weights: Path, spec: ModelSpec) -> None:
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             wanted, present = (shapes.get(name, "missing") for shapes in (expected, found))
-            raise InputError(f"{weights} does not fit model.json: {short_repr(name)} is {present}, expected {wanted}")
+            raise InputError(f"{weights} does not fit model.json: {quoted(name)} is {present}, expected {wanted}")
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddp_trainer.report.figures import INK, LINE, MUTED, SERIES, new_figure, style
-from ddp_trainer.report.labels import shorten
+from ddp_trainer.report.figures import INK, LINE, MUTED, SERIES, Look, look_of, new_figure, style
+from ddp_trainer.report.labels import drawable_labels
 from ddp_trainer.report.scores import NUM_BINS, Calibration
 from ddp_trainer.tracking.run_record import Run
 
@@ -38,7 +38,8 @@ def curves(title: str, names: Sequence[str], *, scale: float = 1.0, unit: str = 
     """A function that draws a panel: for each run, one curve of each value in `names` (keys of metrics.jsonl).
 
     With one run, each value has its own color, and pale curves show the records of steps.jsonl. With several runs, each
-    run has its own color, and training curves are dashed. The panel then has no legend, because it has no room for one.
+    run has its own color and marker, and training curves are dashed. The panel then has no legend, because it has no
+    room for one.
     """
 
     def draw(axes: Axes, runs: Sequence[Run]) -> None:
@@ -46,10 +47,10 @@ def curves(title: str, names: Sequence[str], *, scale: float = 1.0, unit: str = 
         several = len(runs) > 1
         for number, run in enumerate(runs):
             for place, name in enumerate(names):
-                color = SERIES[(number if several else place) % len(SERIES)]
+                look = look_of(number if several else place)
                 if not several:
-                    _draw_steps(axes, run, name, scale, color)
-                _draw_epochs(axes, run, name, scale, color, dashed=several and name.startswith("train"))
+                    _draw_steps(axes, run, name, scale, SERIES[look.color])
+                _draw_epochs(axes, run, name, scale, look, dashed=several and name.startswith("train"))
         _finish_axes(axes, runs, from_zero=from_zero, legend=len(names) > 1 and not several)
 
     return draw
@@ -69,18 +70,19 @@ def _draw_steps(axes: Axes, run: Run, name: str, scale: float, color: str) -> No
     line.set_in_layout(False)
 
 
-def _draw_epochs(axes: Axes, run: Run, name: str, scale: float, color: str, *, dashed: bool) -> None:
+def _draw_epochs(axes: Axes, run: Run, name: str, scale: float, look: Look, *, dashed: bool) -> None:
     epochs, values = thin_out(*run.series(name))
     has_dots = len(epochs) < 3
     (line,) = axes.plot(
         epochs,
         values * scale,
-        color=color,
+        color=SERIES[look.color],
         label="training" if name.startswith("train") else run.split,
         linewidth=1.1 if dashed else 1.8,
         linestyle="--" if dashed else "-",
-        marker="o" if has_dots else "",
+        marker=look.marker or ("o" if has_dots else ""),
         markersize=4,
+        markevery=-(-len(epochs) // 8) or None,  # no curve has more than eight markers
         clip_on=not has_dots,  # so that a dot on the edge of the axes is not cut in half
     )
     line.set_in_layout(False)
@@ -135,12 +137,13 @@ def _name_runs(figure: Figure, runs: Sequence[Run]) -> None:
     """Adds a legend of the runs below the panels."""
     from matplotlib.lines import Line2D
 
+    labels = drawable_labels([run.name for run in runs], 24, "run")
     lines = [
-        Line2D([], [], color=SERIES[number % len(SERIES)], linewidth=1.8, label=shorten(run.name, 24))
-        for number, run in enumerate(runs)
+        Line2D([], [], color=SERIES[look.color], marker=look.marker, markersize=4, linewidth=1.8, label=label)
+        for look, label in zip(map(look_of, range(len(runs))), labels, strict=True)
     ]
     lines.append(Line2D([], [], color=MUTED, linewidth=1.1, linestyle="--", label="training"))
-    figure.legend(handles=lines, loc="outside lower center", ncols=6, frameon=False, fontsize=8, labelcolor=INK)
+    figure.legend(handles=lines, loc="outside lower center", ncols=5, frameon=False, fontsize=8, labelcolor=INK)
 
 
 def reliability_figure(found: Calibration) -> Figure:

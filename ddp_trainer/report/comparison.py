@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from ddp_trainer.report.figures import SERIES
+from ddp_trainer.config import LEFT_OUT, NO_DIFFERENCE
+from ddp_trainer.report.figures import look_of
 from ddp_trainer.report.html import render
 from ddp_trainer.report.scores import wilson_interval
 from ddp_trainer.report.sections import curves, epochs_of, hardware, latest, train_seconds
-from ddp_trainer.report.settings import LEFT_OUT, NO_DIFFERENCE
 from ddp_trainer.report.wording import NOTHING, duration, four_digits, percent, plain, quantity
 from ddp_trainer.tracking.run_record import Run
 
@@ -41,6 +41,7 @@ class Row(NamedTuple):
     cells: list[str]
     series: int | None  # number of the run's color; None for a mean or standard deviation
     finished: bool = True
+    marker: str = ""  # the character for the marker of the run's curves
 
 
 def compare(runs: Sequence[Run]) -> Markup:
@@ -89,7 +90,8 @@ def _runs_of_one_configuration(runs: Sequence[Run]) -> list[Run]:
 def _run_row(run: Run, number: int) -> Row:
     interval = " to ".join(map(percent, wilson_interval(*run.counts))) if run.counts else NOTHING
     cells = [*(figure.write(figure.value(run)) for figure in FIGURES), interval, hardware(run)]
-    return Row(run.name, cells, series=number % len(SERIES), finished=run.summary is not None)
+    look = look_of(number)
+    return Row(run.name, cells, series=look.color, finished=run.summary is not None, marker=look.character)
 
 
 def _spread_row(runs: Sequence[Run], name: str, over: Callable[[Sequence[float]], float]) -> Row:

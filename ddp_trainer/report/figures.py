@@ -10,7 +10,7 @@ import contextlib
 import io
 import re
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from data_prep.errors import InputError
 from ddp_trainer.report.labels import fonts
@@ -24,11 +24,26 @@ SERIES = (
     *("#1f6f9f", "#c2573a", "#3d8062", "#8a5fa6", "#b08518"),
     *("#0f8b8d", "#b5467b", "#7a8a2a", "#7d5a44", "#5f6b76"),
 )
+# The first ten runs of a comparison have different colors; each further ten have the same colors and another marker.
+# Each entry: matplotlib's name of a marker, and the character that shows it in the table of the page.
+MARKERS = (("", ""), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"))
 # The color variables of the style sheet, for the light scheme. For the dark scheme, style.css has other values.
 VARIABLES = {"card": SURFACE, "ink": INK, "muted": MUTED, "line": LINE} | {
     f"series-{number}": color for number, color in enumerate(SERIES)
 }
 _VARIABLE_OF = {color: f"var(--{name})" for name, color in VARIABLES.items()}
+
+
+class Look(NamedTuple):
+    """The look of the curves of one run in a comparison."""
+
+    color: int  # index into SERIES
+    marker: str
+    character: str
+
+
+def look_of(number: int) -> Look:
+    return Look(number % len(SERIES), *MARKERS[number // len(SERIES) % len(MARKERS)])
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -1,4 +1,4 @@
-"""Short, unique class names for the pictures of the report."""
+"""Short, unique names of classes and runs for the pictures of the report."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -29,11 +29,11 @@ def shorten(name: str, length: int = 16) -> str:
     return f"{name[:head].rstrip()}…{name[len(name) - (length - head - 1) :].lstrip()}"
 
 
-def distinct_labels(names: Sequence[str], length: int = 16) -> list[str]:
-    """A short label for each class.
+def distinct_labels(names: Sequence[str], length: int = 16, noun: str = "class") -> list[str]:
+    """A short label for each of `names`. `noun`: what the names belong to, such as class or run.
 
-    A label begins with the number of the class if it would otherwise equal another label, or if the fonts on this
-    machine cannot show it. If two labels are still equal, every label becomes `class NUMBER`.
+    A label begins with the number of its name if it would otherwise equal another label, or if the fonts on this
+    machine cannot show it. If two labels are still equal, every label becomes `NOUN NUMBER`.
     """
     labels = [shorten(name, length) for name in names]
     labels = [
@@ -41,14 +41,14 @@ def distinct_labels(names: Sequence[str], length: int = 16) -> list[str]:
         for number, (name, label, repeated) in enumerate(zip(names, labels, _repeated(labels), strict=True))
     ]
     if any(_repeated(labels)):  # for example, if the name of one class equals the label of another
-        return [f"class {number}" for number in range(len(names))]
+        return [f"{noun} {number}" for number in range(len(names))]
     return labels
 
 
-def drawable_labels(names: Sequence[str], length: int = 16) -> list[str]:
-    """`distinct_labels` for a PNG: a name that the fonts on this machine cannot show becomes `class NUMBER`."""
-    known = [name if is_drawable(name) else f"class {number}" for number, name in enumerate(names)]
-    return distinct_labels(known, length)
+def drawable_labels(names: Sequence[str], length: int = 16, noun: str = "class") -> list[str]:
+    """`distinct_labels` for a PNG: a name that the fonts on this machine cannot show becomes `NOUN NUMBER`."""
+    known = [name if is_drawable(name) else f"{noun} {number}" for number, name in enumerate(names)]
+    return distinct_labels(known, length, noun)
 
 
 def is_drawable(text: str) -> bool:

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.dataset import preparation
-from data_prep.json_fields import Setting
-from ddp_trainer.command_line import adapt_to_network
+from ddp_trainer.command_line import adapt_to_network, as_flags
+from ddp_trainer.config import LEFT_OUT
 from ddp_trainer.distributed.launch import ONE_MACHINE
 from ddp_trainer.recipes import RECIPES
-from ddp_trainer.report.settings import LEFT_OUT
 from ddp_trainer.tracking.run_record import Run
 
 LAUNCHER = f"accelerate launch --multi_gpu --num_processes {{}} {' '.join(ONE_MACHINE)}"
@@ -43,8 +42,8 @@ def train_command(run: Run) -> str:
     --out get flags.
     """
     launcher = LAUNCHER.format(run.world_size) if run.world_size != 1 else "python"
-    network = [f"--network={run.settings.get('network')}"]
     # With a network other than the recipe's own, some settings have other defaults: see `adapt_to_network`.
+    network = str(run.settings.get("network"))
     usual = adapt_to_network(RECIPES[run.recipe], network).flat() if run.recipe in RECIPES else None
     words = [launcher, "-m ddp_trainer.train"]
     if usual is not None:
@@ -54,14 +53,6 @@ def train_command(run: Run) -> str:
     for name, value in run.settings.items():
         changed = value is not None if usual is None else usual.get(name) != value
         if name not in LEFT_OUT and changed:
-            words.append(flag(name, value))
+            words.append(shlex.join(as_flags({name: value})))
     words.append("--out runs/again")
     return " ".join(words)
-
-
-def flag(name: str, value: Setting) -> str:
-    dashed = name.replace("_", "-")
-    if isinstance(value, bool):
-        return shlex.quote(f"--{dashed}" if value else f"--no-{dashed}")
-    values = value if isinstance(value, list) else [value]
-    return shlex.join([f"--{dashed}", *map(str, values)])

@@ -17,7 +17,7 @@ from typing import Any
 from data_prep.dataset import read_dataset
 from data_prep.errors import require
 from data_prep.files import read_json
-from ddp_trainer.command_line import adapt_to_network, parse_flags, recipe_named, stderr
+from ddp_trainer.command_line import adapt_to_network, as_flags, parse_flags, recipe_named, stderr
 from ddp_trainer.config import TrainConfig, importing_network
 from ddp_trainer.distributed.launch import ONE_MACHINE
 from ddp_trainer.recipes import RECIPES
@@ -26,11 +26,13 @@ from ddp_trainer.run.directory import new_folder
 from ddp_trainer.run.result import RunResult
 
 # Without `end_with_parent`, the run would continue unnoticed after a notebook's kernel is restarted or a script is
-# killed.
+# killed. The launcher must not read the user's Accelerate configuration, which may ask for FSDP, a CPU or other GPUs.
 START_LAUNCHER = """
 import runpy, signal
 from data_prep.parent import end_with_parent
-end_with_parent(signal.SIGTERM)
+end_with_parent(signal.SIGTERM)  # before the slow import of Accelerate
+import accelerate.commands.config
+accelerate.commands.config.default_config_file = ""
 runpy.run_module("accelerate.commands.launch", run_name="__main__", alter_sys=True)
 """
 
@@ -44,24 +46,9 @@ def configure(recipe: str | TrainConfig, settings: Mapping[str, Any]) -> TrainCo
         "train or launch into an if __name__ == '__main__' block",
     )
     if isinstance(recipe, str):
-        recipe = recipe_named(recipe, RECIPES)
-    flags = as_flags(settings)
-    adapted = adapt_to_network(recipe, flags, original=RECIPES.get(recipe.recipe))
-    return parse_flags(TrainConfig, flags, prog="ddp_trainer.train", default=adapted)
-
-
-def as_flags(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as flags: {"batch_size": 64, "compile": True} -> ["--batch-size", "64", "--compile"]."""
-    words: list[str] = []
-    for name, value in settings.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, list | tuple):
-            words += [f"--{flag}", *map(str, value)]
-        else:
-            words += [f"--{flag}", str(value)]
-    return words
+        recipe = recipe_named(recipe)
+    adapted = adapt_to_network(recipe, settings.get("network"), original=RECIPES.get(recipe.recipe))
+    return parse_flags(TrainConfig, as_flags(settings), prog="ddp_trainer.train", default=adapted)
 
 
 def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **settings: Any) -> RunResult:
@@ -101,7 +88,7 @@ def _changes(config: TrainConfig) -> dict[str, Any]:
         f"launched processes do not know a recipe named '{config.recipe}'; "
         f"derive your configuration from one of {', '.join(RECIPES)}, and keep its name",
     )
-    usual = adapt_to_network(RECIPES[config.recipe], ["--network", config.network.network]).flat()
+    usual = adapt_to_network(RECIPES[config.recipe], config.network.network).flat()
     return {name: value for name, value in config.flat().items() if value != usual[name]}
 
 
@@ -116,7 +103,7 @@ def _run_shown(command: list[str]) -> tuple[int, bool]:
     """
     interrupted, output = False, stderr()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, ["", *sys.path]))}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command,
         env=environment,
         text=True,
@@ -124,19 +111,19 @@ def _run_shown(command: list[str]) -> tuple[int, bool]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-    )
-    assert process.stdout is not None
-    while True:
-        try:
-            for line in process.stdout:
-                with contextlib.suppress(OSError, ValueError):  # nobody may read the output any more
-                    output.write(line)
-            return process.wait(), interrupted
-        except BaseException as error:
-            if interrupted or not isinstance(error, KeyboardInterrupt):
-                with contextlib.suppress(ProcessLookupError):
-                    # The training processes may still be running after the launcher has ended.
-                    os.killpg(process.pid, signal.SIGKILL)
-                raise
-            interrupted = True
-            process.send_signal(signal.SIGTERM)
+    ) as process:
+        assert process.stdout is not None
+        while True:
+            try:
+                for line in process.stdout:
+                    with contextlib.suppress(OSError, ValueError):  # nobody may read the output any more
+                        output.write(line)
+                return process.wait(), interrupted
+            except BaseException as error:
+                if interrupted or not isinstance(error, KeyboardInterrupt):
+                    with contextlib.suppress(ProcessLookupError):
+                        # The training processes may still be running after the launcher has ended.
+                        os.killpg(process.pid, signal.SIGKILL)
+                    raise
+                interrupted = True
+                process.send_signal(signal.SIGTERM)

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from data_prep.files import open_regular, read_text, sync_folder
+from data_prep.errors import ExplainedError
+from data_prep.files import open_regular, read_text, sync_if_possible
 from data_prep.machine_limits import due_to_machine
 from ddp_trainer.run.files import list_checkpoints, step_of
 
@@ -27,7 +28,7 @@ FORMAT_VERSION = 3
 WRITING, REPLACED, DROPPED = ".writing-", ".replaced-", ".dropped-"
 
 
-class CheckpointError(Exception):
+class CheckpointError(ExplainedError):
     """A checkpoint is damaged or could not be written."""
 
 
@@ -61,11 +62,11 @@ def write_checkpoint(place: Path, state: dict[str, Any], *, step: int, score: fl
         with (temporary / MANIFEST).open("w") as file:
             file.write(_manifest(facts, temporary / STATE))
             _flush(file)
-        sync_folder(temporary)
+        sync_if_possible(temporary)
         if place.exists():
             _move_away(place, REPLACED)
         temporary.rename(place)  # `place` is an empty folder if it could not be moved away
-        sync_folder(place.parent)
+        sync_if_possible(place.parent)
         shutil.rmtree(place.with_name(REPLACED + place.name), ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -88,7 +89,7 @@ def clean_up(folder: Path) -> None:
 
 
 def remove_old(folder: Path, *, keep: int, step: int) -> None:
-    """Of the checkpoints up to `step`, keeps the newest `keep` and the one with the highest score. Removes all others.
+    """Of the checkpoints up to `step`, keeps the newest `keep` and those that `_best` returns.
 
     Also removes checkpoints of later steps. They are damaged; otherwise, the run would have resumed from them.
     Raises OSError if a checkpoint cannot be removed, but only after it has tried to remove all others.
@@ -123,16 +124,24 @@ def _move_away(path: Path, prefix: str) -> Path:
 
 
 def _best(found: list[Path]) -> list[Path]:
-    """The checkpoint with the highest score (in a tie, the oldest), as a list; an empty list if none has a score."""
+    """The checkpoint with the highest score (in a tie, the oldest), if any has a score.
+
+    The result also contains all checkpoints whose manifest cannot be read at the moment, because one of them may have
+    the highest score.
+    """
     scores: dict[Path, float] = {}
+    unread: list[Path] = []
     for path in reversed(found):
         try:
             score = json.loads(read_text(path / MANIFEST))["score"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             continue  # a damaged checkpoint, which is reported when it is loaded
+        except OSError:
+            unread.append(path)
+            continue
         if isinstance(score, float):
             scores[path] = score
-    return [max(scores, key=lambda path: scores[path])] if scores else []
+    return [*unread, max(scores, key=lambda path: scores[path])] if scores else unread
 
 
 def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any]:

@@ -14,38 +14,8 @@ from typing import Any
 import torch
 
 from data_prep.files import DISK_FULL
+from ddp_trainer.engine.host_copy import HostCopy
 from ddp_trainer.run.checkpoint import CheckpointError, checkpoint_path, clean_up, remove_old, write_checkpoint
-
-
-class HostCopy:
-    """Copies a state to host memory, so that later steps do not change the copy.
-
-    Tensors on a GPU are copied after the kernels launched so far have finished. The constructor does not wait for that.
-    `wait` returns the copy when it is complete.
-    """
-
-    def __init__(self, state: dict[str, Any]) -> None:
-        self._on_gpu = False
-        self._state = self._copy(state)
-        self._event = torch.cuda.Event() if self._on_gpu else None
-        if self._event is not None:
-            self._event.record()
-
-    def wait(self) -> dict[str, Any]:
-        if self._event is not None:
-            self._event.synchronize()
-        return self._state
-
-    def _copy(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            self._on_gpu |= value.is_cuda
-            copy = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
-            return copy.copy_(value.detach(), non_blocking=True)
-        if isinstance(value, dict):
-            return {key: self._copy(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self._copy(item) for item in value]
-        return value
 
 
 class CheckpointSaver:
@@ -68,15 +38,18 @@ class CheckpointSaver:
         *,
         step: int,
         score: float | None = None,
+        before_saving: Callable[[], object] = lambda: None,
         when_saved: Callable[[], object] = lambda: None,
     ) -> None:
-        """Waits for the previous save, copies the state and returns. A thread saves the copy, then calls `when_saved`.
+        """Waits for the previous save, copies the state and returns.
+
+        A thread calls `before_saving`, saves the copy, and calls `when_saved`.
 
         Raises CheckpointError if the previous save failed. If the previous `when_saved` failed, raises its exception.
         """
         self.wait()
         self._copy = HostCopy(state)
-        self._pending = self._writer.submit(self._write, step, score, when_saved)
+        self._pending = self._writer.submit(self._write, step, score, before_saving, when_saved)
 
     def check(self) -> None:
         """Like `wait`, but does nothing while the last save is still in progress."""
@@ -107,11 +80,18 @@ class CheckpointSaver:
         finally:
             self._writer.shutdown()
 
-    def _write(self, step: int, score: float | None, when_saved: Callable[[], object]) -> None:
+    def _write(
+        self,
+        step: int,
+        score: float | None,
+        before_saving: Callable[[], object],
+        when_saved: Callable[[], object],
+    ) -> None:
         place = checkpoint_path(self.folder, step)
         assert self._copy is not None
-        state = self._copy.wait()
+        state = self._copy.read()
         try:
+            before_saving()
             write_checkpoint(place, state, step=step, score=score)
         except Exception as error:
             raise CheckpointError(f"cannot save {place}: {self._free_space_note(state, error)}{error}") from error

@@ -99,6 +99,13 @@ def lock_folder(path: Path) -> IO[bytes]:
     return lock
 
 
+def wait_until_unlocked(path: Path) -> None:
+    """Waits while another process has locked the folder. Returns at once if it does not exist or cannot be locked."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC  # NFS requires O_RDWR for an exclusive lock
+    with contextlib.suppress(OSError), open(os.open(path / LOCK, flags), "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
 def remove_temporaries(path: Path) -> None:
     """Removes the temporary files of `replace_file` that a killed run left. `path` must be locked by this process."""
     for folder in (path, path / "report", path / "crash"):

@@ -25,7 +25,7 @@ from ddp_trainer.report.scores import calibration
 from ddp_trainer.run.directory import RunDirectory
 from ddp_trainer.run.files import EXPORTS
 from ddp_trainer.run.recorder import Recorder, SilentRecorder
-from ddp_trainer.tracking.metric_files import read_step_records
+from ddp_trainer.tracking.metric_files import read_records
 from ddp_trainer.tracking.predictions import MAX_BYTES, MAX_MISTAKES
 from ddp_trainer.tracking.tracker import build_tracker
 
@@ -47,7 +47,8 @@ def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentReco
     summary = summarize(trainer, evaluation) | describe_calibration(evaluation, calibrated, spec.temperature)
     # JSON has no NaN, so figures that are not finite are left out.
     summary = {name: value for name, value in summary.items() if isinstance(value, str) or math.isfinite(value)}
-    write_json(path / "summary.json", summary)  # a run with this file is finished
+    recorder.tracker.sync()  # the records must be on disk before summary.json, which marks the run as finished
+    write_json(path / "summary.json", summary)
     write_model_card_or_warn(path)
     recorder.tracker.finish(summary)
     report = write_report_or_warn(path)
@@ -92,7 +93,7 @@ def complete_results(run_dir: RunDirectory | None, config: TrainConfig) -> None:
         return
     path, summary = run_dir.path, run_dir.summary or {}
     write_model_card_or_warn(path)
-    history = read_step_records(path / "metrics.jsonl", last_step=sys.maxsize)
+    history = read_records(path / "metrics.jsonl", last_step=sys.maxsize)
     settings, step = read_json(path / "config.json") or {}, summary.get("steps", 0)
     build_tracker(config.tracking, run_dir=path, config=settings, history=history, step=step).finish(summary)
     write_report_or_warn(path)

@@ -12,7 +12,7 @@ from data_prep.files import write_json
 from data_prep.sources import name_some
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
-from ddp_trainer.engine.observer import Observer, SilentObserver
+from ddp_trainer.engine.observer import Observer
 from ddp_trainer.engine.profiling import StepProfiler
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.run.checkpoint_saver import CheckpointSaver
@@ -23,10 +23,8 @@ from ddp_trainer.tracking.metric_files import Record
 from ddp_trainer.tracking.tracker import Tracker, build_tracker
 
 
-class SilentRecorder(SilentObserver):
+class SilentRecorder(Observer):
     """The recorder of every rank but the main one. It records nothing."""
-
-    extra_observer: Observer | None = None  # from the caller of `train`; on the main rank, it gets each step and record
 
     def say(self, line: str) -> None:
         pass
@@ -36,7 +34,10 @@ class SilentRecorder(SilentObserver):
 
 
 class Recorder(SilentRecorder):
-    """Records what the trainer reports, in the run directory and the trackers. Use `open_recorder` to create one."""
+    """Records what the trainer reports, in the run directory and the trackers. Use `open_recorder` to create one.
+
+    Reports each step and each record to `observer`, too.
+    """
 
     def __init__(
         self,
@@ -46,9 +47,10 @@ class Recorder(SilentRecorder):
         *,
         settings: dict[str, Any],
         profiler: StepProfiler | None,
+        observer: Observer,
     ) -> None:
-        super().__init__()
         self.run_dir, self.tracker, self.settings, self.profiler = run_dir, tracker, settings, profiler
+        self.observer = observer
         self.epochs, self.split = math.ceil(config.schedule.epochs), config.data.evaluation_split
         self.progress = build_progress()
         self.checkpoints = CheckpointSaver(run_dir.checkpoints, keep=config.run.keep_checkpoints)
@@ -63,20 +65,17 @@ class Recorder(SilentRecorder):
         self.step = step
         if self.profiler is not None:
             self.profiler.step()
-        if self.extra_observer is not None:
-            self.extra_observer.step_done(step)
+        self.observer.step_done(step)
 
     def step_record(self, record: Record) -> None:
         self.tracker.log_step(record)
-        if self.extra_observer is not None:
-            self.extra_observer.step_record(dict(record))  # a copy, which the observer may change
+        self.observer.step_record(dict(record))  # a copy, which the observer may change
 
     def epoch_done(self, record: Record) -> None:
         self.epoch = int(record["epoch"])
         self.tracker.log_epoch(record)
         self.progress.note(epoch_line(record, epochs=self.epochs))
-        if self.extra_observer is not None:
-            self.extra_observer.epoch_done(dict(record))
+        self.observer.epoch_done(dict(record))
 
     def wait_for_save(self, *, seconds: float) -> bool:
         is_saved = self.checkpoints.wait(seconds=seconds)
@@ -91,6 +90,7 @@ class Recorder(SilentRecorder):
             whole,
             step=step,
             score=self._score(state),
+            before_saving=self.tracker.sync,  # a run that resumes from the checkpoint does not repeat these records
             # Written after the save, because --resume concludes from this step number that a checkpoint was saved.
             when_saved=lambda: self.run_dir.write_status("running", step=step, epoch=epoch),
         )
@@ -175,11 +175,13 @@ def open_recorder(
     dataset: DatasetInfo,
     runtime: Runtime,
     state: dict[str, Any] | None,
+    observer: Observer | None,
 ) -> Iterator[SilentRecorder]:
     """Writes config.json and status.json, starts the trackers, and yields the recorder.
 
     If a finished run is resumed with a larger --max-steps, its old summary and predictions are removed. If the block
-    raises an exception, the run is recorded as failed. On every rank but the main one, the recorder records nothing.
+    raises an exception, the run is recorded as failed. On every rank but the main one, the recorder records nothing and
+    does not call `observer`.
     """
     if run_dir is None:
         yield SilentRecorder()
@@ -187,7 +189,7 @@ def open_recorder(
     step, epoch = (state["step"], len(state["history"])) if state else (0, 0)
     run_dir.write_status("running", step=step, epoch=epoch)
     try:
-        recorder = _build_recorder(run_dir, config, dataset, runtime, state)
+        recorder = _build_recorder(run_dir, config, dataset, runtime, state, observer)
     except BaseException as error:
         run_dir.write_failure(error, step=step, epoch=epoch)
         raise
@@ -202,7 +204,12 @@ def open_recorder(
 
 
 def _build_recorder(
-    run_dir: RunDirectory, config: TrainConfig, dataset: DatasetInfo, runtime: Runtime, state: dict[str, Any] | None
+    run_dir: RunDirectory,
+    config: TrainConfig,
+    dataset: DatasetInfo,
+    runtime: Runtime,
+    state: dict[str, Any] | None,
+    observer: Observer | None,
 ) -> Recorder:
     step, history = (state["step"], state["history"]) if state else (0, [])
     for name in ("summary.json", "predictions.npz"):  # exist if a finished run is resumed with a larger --max-steps
@@ -220,6 +227,7 @@ def _build_recorder(
     steps_left = config.schedule.last_step(dataset.splits["train"].count - config.data.held_out) - step
     profiler = StepProfiler.start(config.run.profile, steps_left=steps_left, folder=run_dir.path)
     settings = settings_of(config, dataset, precision=runtime.precision)
-    recorder = Recorder(run_dir, tracker, config, settings=settings, profiler=profiler)
+    observer = observer or Observer()
+    recorder = Recorder(run_dir, tracker, config, settings=settings, profiler=profiler, observer=observer)
     recorder.step, recorder.epoch, recorder.has_checkpoint = step, len(history), state is not None
     return recorder

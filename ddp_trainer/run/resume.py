@@ -21,7 +21,7 @@ from ddp_trainer.run.checkpoint import (
 )
 from ddp_trainer.run.directory import RunDirectory, changed_settings, dataset_settings, recorded_settings
 from ddp_trainer.run.files import list_checkpoints, step_of
-from ddp_trainer.tracking.metric_files import read_step_records
+from ddp_trainer.tracking.metric_files import read_records
 
 REQUIRED = KEYS | {"settings", "tracker"}
 
@@ -80,7 +80,7 @@ def _refuse_lost_checkpoints(run_dir: RunDirectory) -> None:
     first checkpoint.
     """
     path, status = run_dir.path, run_dir.status
-    epochs = read_step_records(path / "metrics.jsonl", last_step=sys.maxsize)
+    epochs = read_records(path / "metrics.jsonl", last_step=sys.maxsize)
     saved = _count(status.get("step")) if status.get("state") in ("running", "preempted", "done") else 0
     if len(epochs) > 1 or saved or any((path / name).exists() for name in ("summary.json", "model.safetensors")):
         steps = max([saved, *(_count(record["step"]) for record in epochs)])

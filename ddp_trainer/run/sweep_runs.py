@@ -1,9 +1,12 @@
 """The runs of a sweep, and a runner that trains each of them in its own process."""
 
+import math
 import os
 import re
 import shlex
 import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -11,7 +14,8 @@ from types import FrameType
 from data_prep.errors import InputError
 from data_prep.files import read_json
 from ddp_trainer.distributed.launch import Launch
-from ddp_trainer.distributed.signals import on_request_to_stop
+from ddp_trainer.distributed.signals import SAME_REQUEST_SECONDS, on_request_to_stop
+from ddp_trainer.run.directory import wait_until_unlocked
 
 
 @dataclass(frozen=True)
@@ -37,17 +41,24 @@ class PlannedRun:
 
 
 class Runner:
-    """Trains runs until it is asked to stop. Signals to this process are passed on to the current run."""
+    """Trains runs until it is asked to stop.
+
+    Signals to this process are passed on to the launcher of the current run. While no launcher runs, a second signal
+    ends this process at once.
+    """
 
     def __init__(self, launcher: list[str]) -> None:
-        self.launcher, self.stopped = launcher, False
+        self.launcher, self.stopped, self._stopped_at = launcher, False, math.inf
         self._process: subprocess.Popen | None = None
         on_request_to_stop(self._pass_on)
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
-        self.stopped = True
+        if not self.stopped:
+            self.stopped, self._stopped_at = True, time.monotonic()
         if self._process is not None:
             self._process.send_signal(number)
+        elif time.monotonic() - self._stopped_at > SAME_REQUEST_SECONDS:
+            sys.exit(128 + number)
 
     def train(self, run: PlannedRun, *, group: str) -> None:
         """Trains `run`, and returns when it is finished, has failed or was stopped. Sets `stopped` if it was stopped.
@@ -62,6 +73,8 @@ class Runner:
             process.terminate()
         status = process.wait()
         self._process = None
+        if self.stopped:  # the launcher may have ended before the run has saved a checkpoint
+            wait_until_unlocked(run.out)
         if status == 0 and not run.is_finished:  # the run itself received a signal and stopped
             self.stopped = True
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from rich import progress as rich_progress
 from rich.console import Console
@@ -22,56 +22,47 @@ LINE_SECONDS = (10.0, 30.0)
 BAR_CELLS, MIN_BAR_CELLS = 24, 6
 
 
-class Progress(Protocol):
-    """Shows the progress within the current epoch.
+class Progress:
+    """What the training loop calls to show the progress within the current epoch. This class shows nothing."""
 
-    `values()` gives `loss`, `accuracy` (0-1), `learning_rate` and `images_per_second`; it is called only when
-    something is drawn.
-    """
+    def start(self, epoch: int, epochs: int, total_steps: int, initial_step: int, steps_left: float) -> None:
+        """Called before the first step of an epoch. If the epoch is resumed, `initial_step` of `total_steps` are done.
 
-    def start(self, epoch: int, epochs: int, total_steps: int, initial_step: int) -> None: ...
+        `steps_left`: steps until the end of the run, as in `ScheduleConfig.steps_left`.
+        """
 
-    def update(self, step: int, values: Values) -> None: ...
+    def update(self, step: int, values: Values) -> None:
+        """Called after each step.
+
+        `values()` gives `loss`, `accuracy` (0-1), `learning_rate` and `images_per_second`; it is called only when
+        something is drawn.
+        """
 
     def finish(self) -> None:
         """Removes the bar, if there is one."""
-        ...
 
     def note(self, line: str) -> None:
         """Prints a line that stays on the screen."""
-        ...
 
 
-class SilentProgress:
-    """Shows nothing, for example on every rank but the main one."""
-
-    def start(self, epoch: int, epochs: int, total_steps: int, initial_step: int) -> None:
-        pass
-
-    def update(self, step: int, values: Values) -> None:
-        pass
-
-    def finish(self) -> None:
-        pass
-
-    def note(self, line: str) -> None:
-        pass
-
-
-class _Epoch:
+class _Epoch(Progress):
     """The current epoch, its clock and its figures as text."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self.stream, self.clock = stream, clock
-        self.label, self.total, self.initial = "", 0, 0
+        self.label, self.total, self.initial, self.left = "", 0, 0, 0.0
         self.started = self.drawn = clock()
         self.drawn_step = 0
 
-    def start(self, epoch: int, epochs: int, total_steps: int, initial_step: int) -> None:
+    def start(self, epoch: int, epochs: int, total_steps: int, initial_step: int, steps_left: float) -> None:
         self.label = epoch_label(epoch, epochs)
-        self.total, self.initial = total_steps, initial_step
+        self.total, self.initial, self.left = total_steps, initial_step, steps_left
         self.started = self.drawn = self.clock()
         self.drawn_step = initial_step
+
+    def note(self, line: str) -> None:
+        self.finish()
+        print_line(line, self.stream)
 
     def was_drawn(self, step: int) -> None:
         self.drawn, self.drawn_step = self.clock(), step
@@ -79,7 +70,8 @@ class _Epoch:
     def figures(self, step: int, values: Values) -> str:
         read = values()
         done = max(step - self.initial, 1)
-        left = (self.clock() - self.started) / done * (self.total - step)
+        seconds = (self.clock() - self.started) / done  # per step
+        left = seconds * max(self.left - done, 0)  # until the end of the run, without the time of evaluations
         return (
             f"loss {read['loss']:.4f}  accuracy {read['accuracy']:.2%}  lr {read['learning_rate']:.4f}  "
             f"{read['images_per_second']:.0f} images/s  {timedelta(seconds=round(left))} left"
@@ -111,10 +103,6 @@ class BarProgress(_Epoch):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
-
-    def note(self, line: str) -> None:
-        self.finish()
-        print_line(line, self.stream)
 
     def _fitted(self, figures: str) -> str:
         """Shortens the bar to make room for `figures`, and returns as much of `figures` as fits beside it."""
@@ -152,12 +140,6 @@ class LineProgress(_Epoch):
         if step < self.total and ((is_tenth and waited >= shortest) or waited >= longest):
             self.note(f"{self.label}  step {step}/{self.total}  {self.figures(step, values)}")
             self.was_drawn(step)
-
-    def finish(self) -> None:
-        pass
-
-    def note(self, line: str) -> None:
-        print_line(line, self.stream)
 
 
 def print_line(line: str, stream: TextIO) -> None:

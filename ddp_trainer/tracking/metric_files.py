@@ -30,7 +30,7 @@ class JsonLines:
     def __init__(self, path: Path, records: Sequence[Record]) -> None:
         """Replaces the content of the file with `records`."""
         replace_file(path, "".join(map(_as_line, records)).encode())
-        self._path = path
+        self.path = path
         self._file = path.open("a")
 
     def write(self, record: Record) -> None:
@@ -38,7 +38,7 @@ class JsonLines:
             self._file.write(_as_line(record))
             self._file.flush()
         except OSError as error:
-            error.filename = str(self._path)
+            error.filename = str(self.path)
             raise
 
     def close(self) -> None:
@@ -52,7 +52,7 @@ def _as_line(record: Record) -> str:
     return json.dumps(kept) + "\n"
 
 
-def read_step_records(path: Path, *, last_step: int) -> list[Record]:
+def read_records(path: Path, *, last_step: int) -> list[Record]:
     """The records in `path` up to `last_step`: those that a run keeps when it resumes after that step."""
     return [record for record in _readable(path) if int(record["step"]) <= last_step]
 

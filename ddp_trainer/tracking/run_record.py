@@ -5,8 +5,7 @@
 """
 
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -52,7 +51,7 @@ class Run:
     """One run directory. An interrupted run may lack epochs, predictions and the summary."""
 
     path: Path
-    name: str  # of the folder; PARENT/FOLDER if several loaded runs have the same name
+    name: str  # of the folder; with parent folders if several loaded runs have the same name
     recipe: str
     data_dir: str
     settings: Mapping[str, Setting]
@@ -159,7 +158,7 @@ def load_run(path: Path | str, *, with_predictions: bool = True) -> Run:
 
 
 def load_runs(paths: Sequence[Path]) -> list[Run]:
-    """Loads each run once. If several folders have the same name, the runs are named PARENT/FOLDER.
+    """Loads each run once. If several folders have the same name, the names of their runs begin with parent folders.
 
     Only the first run has its predictions: a report shows no others, and those of all runs might not fit into memory.
     """
@@ -168,11 +167,14 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
         run = load_run(path, with_predictions=not loaded)
         loaded.setdefault(run.path, run)
     runs = list(loaded.values())
-    names = Counter(run.name for run in runs)
-    return [
-        replace(run, name=printable(f"{run.path.parent.name}/{run.path.name}")) if names[run.name] > 1 else run
-        for run in runs
-    ]
+    return [replace(run, name=printable(_distinct_name(run.path, loaded))) for run in runs]
+
+
+def _distinct_name(path: Path, paths: Iterable[Path]) -> str:
+    """The shortest end of `path` that is not the end of another path in `paths`, such as FOLDER or PARENT/FOLDER."""
+    others = [other.parts for other in paths if other != path]
+    ends = (path.parts[-length:] for length in range(1, len(path.parts) + 1))
+    return str(Path(*next(end for end in ends if all(other[-len(end) :] != end for other in others))))
 
 
 def _read_dataset(fields: Fields) -> RecordedDataset:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from data_prep.files import sync_if_possible
 from ddp_trainer.config import TrackingConfig, is_installed
-from ddp_trainer.tracking.metric_files import JsonLines, Log, Record, TensorBoardMirror, read_step_records
+from ddp_trainer.tracking.metric_files import JsonLines, Log, Record, TensorBoardMirror, read_records
 from ddp_trainer.tracking.wandb_mirror import WandBMirror, forget_wandb, load_settings
 from ddp_trainer.tracking.wandb_service import choose_run_id, keep_run_id, mode_from_environment, resolve_mode
 
@@ -39,6 +40,11 @@ class Tracker:
     def log_epoch(self, record: Record) -> None:
         self._epochs.write(record)
         self._in_mirrors(lambda mirror: mirror.log_epoch(record), "failed and is disabled for the rest of this run")
+
+    def sync(self) -> None:
+        """Flushes the JSON lines to the disk, so that they survive a power cut. Any thread may call it."""
+        sync_if_possible(self._steps.path)
+        sync_if_possible(self._epochs.path)
 
     def finish(self, summary: Mapping[str, object] | None, *, failed: bool = False) -> None:
         """Closes the files and mirrors within a limited time. `summary` is None unless the run is finished."""
@@ -75,7 +81,7 @@ def build_tracker(
     A run that is resumed after `step` keeps `history` in metrics.jsonl, and the records up to that step in
     steps.jsonl. `state`: what `Tracker.state` returned when the run was saved.
     """
-    kept = read_step_records(run_dir / "steps.jsonl", last_step=step)
+    kept = read_records(run_dir / "steps.jsonl", last_step=step)
     steps = JsonLines(run_dir / "steps.jsonl", kept)
     epochs = JsonLines(run_dir / "metrics.jsonl", history)
     mirrors: dict[str, Mirror] = {}
@@ -144,4 +150,4 @@ def warn(line: str) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+    return (" ".join(str(error).split()) or type(error).__name__)[:1000]

@@ -6,6 +6,7 @@
 import contextlib
 import math
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,7 @@ class WandBMirror:
         ours = wandb.Settings(
             init_timeout=START_SECONDS,
             finish_timeout=FINISH_SECONDS,
+            finish_timeout_raises=True,
             console="off",
             silent=True,
             x_disable_meta=True,  # the metadata would include the command line, which may contain secrets
@@ -127,7 +129,7 @@ class WandBMirror:
             bounded(lambda: self._tracker.run.summary.update(best), GIVE_UP_SECONDS)
 
     def finish(self, summary: Mapping[str, object] | None, *, failed: bool) -> None:
-        """Closes the W&B run.
+        """Closes the W&B run. If this takes too long, raises TimeoutError, which says how to upload the rest.
 
         Does not log the record that `log_step` holds back: a resumed run logs it, perhaps in one row with an epoch.
         """
@@ -141,7 +143,11 @@ class WandBMirror:
                 run.finish(exit_code=int(failed))
                 release_environment(self._run_dir)
 
-        bounded(close, GIVE_UP_SECONDS)
+        try:
+            bounded(close, GIVE_UP_SECONDS)
+        except TimeoutError as error:
+            command = f"wandb sync --include-online {shlex.quote(self._tracker.run.settings.sync_dir)}"
+            raise TimeoutError(f"the upload took too long; to upload the rest, run {command}") from error
 
     def _finish_results(self, summary: Mapping[str, object]) -> None:
         run = self._tracker.run

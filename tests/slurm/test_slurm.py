@@ -4,7 +4,6 @@ One job is interrupted twice. It spends most of its time in the queue, waiting t
 interrupts the job while the other tests run.
 """
 
-import filecmp
 import json
 import os
 import re
@@ -21,6 +20,7 @@ import pytest
 
 from data_prep.dataset import write_dataset
 from data_prep.sources.synthetic import draw_synthetic
+from tests.support.folders import DATASET_FILES, names_in, same_model
 from tests.support.processes import read, wait_until
 from tests.support.slurm_cluster import Cluster, Job, running_cluster
 from tests.support.trainer import REPOSITORY, read_lines
@@ -188,7 +188,7 @@ def test_staged_data_is_removed_when_the_job_is_preempted(
     assert any(f"--data-dir\0{copy}\0".encode() in read(pid, "cmdline") for pid in job.workers)
     recorded = json.loads((out / "config.json").read_text())
     assert recorded["data_dir"] == recorded["settings"]["data_dir"] == str(checkout / "data" / "from prep")
-    assert {path.name for path in copy.iterdir()} == {"train.beton", "test.beton", "dataset.json"}
+    assert names_in(copy) == DATASET_FILES
     preempt(job)
     wait_until(lambda: job.restarts == 1, lambda: f"not preempted\n{job.log}")
     wait_until(lambda: not any(disk.iterdir()), "the copy is still there", 60)
@@ -244,7 +244,7 @@ def test_an_interrupted_job_has_the_results_of_an_uninterrupted_one(
     # At most three more steps: the one being saved, the current one, and the one in which the ranks agree to stop.
     assert all(1 <= saved - frozen <= 3 for frozen, saved in stops), stops
     out = run_of(checkout, job)
-    assert filecmp.cmp(out / "model.safetensors", uninterrupted / "model.safetensors", shallow=False)
+    assert same_model(out, uninterrupted)
     assert len(list(out.glob("wandb/offline-run-*"))) == 1
     assert job.log.count("requeued to resume") == 2
     assert not job.processes()

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from ddp_trainer.distributed.launch import ONE_MACHINE
@@ -16,6 +15,7 @@ from ddp_trainer.distributed.signals import SIGNALS
 from tests.soak.nursery import GRACE_SECONDS
 from tests.soak.outcome import Outcome
 from tests.soak.stops import PLAN, saved_at_the_end
+from tests.support.processes import becomes_true, processes_with, read
 from tests.support.trainer import NARROW, REPOSITORY, SEVERAL, environment
 
 ALONE = ("--num_processes", "1", "--cpu", *ONE_MACHINE)
@@ -54,17 +54,10 @@ def launch(launcher: str, data: Path, out: Path) -> subprocess.Popen:
 
 def workers(out: Path) -> list[int]:
     """Returns the process ids of the training processes of the run in `out`, without the launcher."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = entry.read_bytes().decode(errors="replace").split("\0")
-            state = entry.with_name("stat").read_text().rsplit(")", 1)[1].split()[0]
-        except OSError:
-            continue
-        launcher = any(name in words for name in ("accelerate.commands.launch", "torch.distributed.run"))
-        if NARROW in words and str(out) in words and not launcher and state != "Z":
-            found.append(int(entry.parent.name))
-    return sorted(found)
+    launchers = [module.encode() for module, *_ in LAUNCHERS.values()]
+    found = processes_with(f"-m\0{NARROW}\0", f"\0{out}\0")  # whole words, because run-1 must not match run-10
+    commands = {pid: read(pid, "cmdline") for pid in found}
+    return [pid for pid, command in commands.items() if command and not any(module in command for module in launchers)]
 
 
 def signalled_launchers(data: Path, folder: Path, times: int, rng: random.Random) -> Outcome:
@@ -84,14 +77,15 @@ def signal_launcher(launcher: str, data: Path, out: Path, rng: random.Random, ou
     """Starts a run with `launcher`, sends one signal, and returns the problem, or "" if there is none."""
     process = launch(launcher, data, out)
     try:
-        if not _until(lambda: (out / "checkpoints" / "step-00000002").exists(), 240, process):
+        saved = out / "checkpoints" / "step-00000002"
+        if not becomes_true(saved.exists, 240, running=lambda: process.poll() is None):
             return f"{launcher}: no checkpoint\n{_tail(out)}"
         number = rng.choice(SIGNALS)
         target, victim = rng.choice([("the launcher", process.pid), ("a worker", rng.choice(workers(out)))])
         os.kill(victim, number)
         outcome.note(f"{number.name} to {target} ({launcher})")
         started = time.monotonic()
-        gone = _until(lambda: process.poll() is not None and not workers(out), GRACE_SECONDS)
+        gone = becomes_true(lambda: process.poll() is not None and not workers(out), GRACE_SECONDS)
         outcome.took(time.monotonic() - started)
         status = json.loads((out / "status.json").read_text())
         if not gone or status["state"] not in ("preempted", "done"):
@@ -102,17 +96,6 @@ def signal_launcher(launcher: str, data: Path, out: Path, rng: random.Random, ou
             if pid != process.pid or process.poll() is None:
                 os.kill(pid, signal.SIGKILL)
         process.wait()
-
-
-def _until(condition: Callable[[], bool], seconds: float, process: subprocess.Popen | None = None) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        if process is not None and process.poll() is not None:
-            return condition()
-        time.sleep(0.02)
-    return False
 
 
 def _tail(out: Path) -> str:

@@ -14,6 +14,7 @@ from types import FrameType
 
 from data_prep.parent import signal_on_death_of_parent
 from tests.support.forked import free_port, rank_environment
+from tests.support.processes import becomes_true
 
 GRACE_SECONDS = 30.0  # how long a launcher waits between SIGTERM and SIGKILL
 RAISES = signal.SIGALRM  # makes a child raise an exception; the trainer does not handle this signal itself
@@ -109,20 +110,15 @@ class Job:
         self.kill()
         return codes
 
+    def wait_until(self, condition: Callable[[], bool]) -> bool:
+        """Waits until `condition()` is true, the job has ended or two minutes have passed.
+
+        Returns whether the condition is true.
+        """
+        return becomes_true(condition, 120, running=self.running, pause=0.001)
+
     def kill(self) -> None:
         for rank in self.ranks:
             rank.send(signal.SIGKILL)
         while self.running():
             time.sleep(0.01)
-
-
-def wait_until(condition: Callable[[], bool], job: Job, seconds: float = 120.0) -> bool:
-    """Waits until `condition()` is true, the job ends or `seconds` have passed; returns whether it was true."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        if not job.running():
-            return False
-        time.sleep(0.001)
-    return False

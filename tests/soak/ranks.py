@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.soak.nursery import GRACE_SECONDS, RAISES, Job, wait_until
+from tests.soak.nursery import GRACE_SECONDS, RAISES, Job
 from tests.soak.outcome import Outcome
 
 TIMEOUT = 10.0  # --process-group-timeout of these runs
@@ -32,7 +32,7 @@ def _broken(fault: str, data: Path, folder: Path, times: int, rng: random.Random
             out = Path(scratch) / f"run-{number}"
             job = Job(("--data-dir", data, "--out", out, *LONG), out.with_name(f"{out.name}.log"), processes=2)
             metrics = out / "metrics.jsonl"
-            training = wait_until(lambda: metrics.exists() and metrics.stat().st_size > 0, job)  # noqa: B023
+            training = job.wait_until(lambda: metrics.exists() and metrics.stat().st_size > 0)  # noqa: B023
             time.sleep(rng.uniform(0, 2))
             victim, survivor = number % 2, 1 - number % 2
             job.ranks[victim].send(HARM[fault])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ddp_trainer.distributed.signals import SIGNALS
-from tests.soak.nursery import GRACE_SECONDS, Job, wait_until
+from tests.soak.nursery import GRACE_SECONDS, Job
 from tests.soak.outcome import Outcome
 from tests.support.trainer import read_lines
 
@@ -140,11 +140,11 @@ def _kill(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tupl
     checkpoints = out / "checkpoints"
     kind = rng.choice(["while a checkpoint is written", "within 1 s of the first output", "within 8 s of the start"])
     if kind == "while a checkpoint is written":
-        wait_until(lambda: any(checkpoints.glob(".*")), job)
+        job.wait_until(lambda: any(checkpoints.glob(".*")))
         time.sleep(rng.uniform(0, 0.01))
     elif kind == "within 1 s of the first output":
         size_before = scene.log(out).stat().st_size if scene.log(out).exists() else 0
-        wait_until(lambda: scene.log(out).stat().st_size > size_before, job)
+        job.wait_until(lambda: scene.log(out).stat().st_size > size_before)
         time.sleep(rng.uniform(0, 1.0))
     else:
         time.sleep(rng.uniform(0, 8.0))
@@ -167,7 +167,7 @@ def _signal(scene: Scene, out: Path, rng: random.Random, outcome: Outcome) -> tu
     before = set(out.glob("checkpoints/step-*"))
     job = scene.start(out)
     if in_the_middle:
-        wait_until(lambda: bool(set(out.glob("checkpoints/step-*")) - before), job)
+        job.wait_until(lambda: bool(set(out.glob("checkpoints/step-*")) - before))
     time.sleep(rng.uniform(0, 0.2 if in_the_middle else 4.0))
     if not job.running():
         return TOO_LATE, _ended_by_itself(scene, out, job)

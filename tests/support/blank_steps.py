@@ -17,7 +17,6 @@ from ddp_trainer.engine.build import build_trainer
 from ddp_trainer.engine.data import RunData
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.models.spec import ModelSpec, build_network
-from ddp_trainer.recipes import RECIPES
 
 
 def _step_on_meta(*arguments: Any, **options: Any) -> None:
@@ -59,12 +58,6 @@ class MetaRuntime(Runtime):
 
     def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
-
-
-def changed_recipe(name: str, **settings: dict[str, Any]) -> TrainConfig:
-    """Returns the recipe with some settings changed, by section: `changed_recipe("fast", optim={"clip_norm": 1.0})`."""
-    config = RECIPES[name]
-    return replace(config, **{part: replace(getattr(config, part), **values) for part, values in settings.items()})
 
 
 def blank_trainer(config: TrainConfig, runtime: Runtime) -> Trainer:

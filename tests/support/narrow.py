@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,17 +20,24 @@ from ddp_trainer.models.spec import ModelSpec, build_network
 from ddp_trainer.recipes import smoke
 
 WIDTHS = (8, 8, 16, 16)
+Sections = dict[str, dict[str, Any]]  # section of TrainConfig -> setting -> value
 
 
-def narrow_settings(data_dir: Path) -> TrainConfig:
-    """Returns the recipe `smoke` with a narrow network and without a limit on the number of steps."""
-    config = smoke()
-    return replace(
-        config,
-        data=replace(config.data, data_dir=data_dir),
-        network=replace(config.network, widths=WIDTHS),
-        schedule=replace(config.schedule, max_steps=None),
-    )
+def changed(config: TrainConfig, *changes: Sections) -> TrainConfig:
+    """Returns `config` with some settings changed: `changed(config, {"optim": {"clip_norm": 1.0}})`."""
+    for sections in changes:
+        parts = {name: replace(getattr(config, name), **values) for name, values in sections.items()}
+        config = replace(config, **parts)
+    return config
+
+
+def narrow_settings(data_dir: Path, **sections: dict[str, Any]) -> TrainConfig:
+    """Returns the recipe `smoke` with a narrow network and without a limit on the number of steps.
+
+    `sections`: other settings, by section: `narrow_settings(data_dir, optim={"clip_norm": 1.0})`.
+    """
+    narrow: Sections = {"data": {"data_dir": data_dir}, "network": {"widths": WIDTHS}, "schedule": {"max_steps": None}}
+    return changed(smoke(), narrow, sections)
 
 
 def single_runtime(*, device: str = "cpu", graph: str = "auto", stop: StopRequest | None = None) -> Runtime:

@@ -25,6 +25,11 @@ def save(path: Path, image: Image.Image, **options: Any) -> Path:
     return path
 
 
+def gradient(size: int) -> np.ndarray:
+    """Returns (size, size) uint8 pixels that get brighter from left to right."""
+    return np.broadcast_to(np.linspace(0, 255, size).astype(np.uint8), (size, size))
+
+
 def damaged_tiff(path: Path) -> Path:
     """Writes a damaged TIFF file, for which libtiff prints a message."""
     pixels = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)

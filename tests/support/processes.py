@@ -24,6 +24,29 @@ def processes_with(*words: str) -> list[int]:
     return found
 
 
+def is_alive(pid: int) -> bool:
+    """Returns whether the process has not ended. A zombie has ended."""
+    stat = read(pid, "stat")
+    return bool(stat) and stat.rsplit(b")", 1)[1].split()[0] != b"Z"
+
+
+def becomes_true(
+    condition: Callable[[], object], seconds: float, *, running: Callable[[], bool] = lambda: True, pause: float = 0.02
+) -> bool:
+    """Waits until `condition()` is true, `running()` is false or `seconds` have passed.
+
+    Returns whether the condition is true.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        if not running():
+            return bool(condition())  # it may have become true just before the end
+        time.sleep(pause)
+    return True
+
+
 def wait_until(
     condition: Callable[[], object], what: str | Callable[[], str], seconds: float = 400, pause: float = 0.2
 ) -> None:
@@ -31,8 +54,5 @@ def wait_until(
 
     `what`: a text for the error message, or a function that returns it.
     """
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"timed out after {seconds:.0f} s: {what if isinstance(what, str) else what()}")
-        time.sleep(pause)
+    if not becomes_true(condition, seconds, pause=pause):
+        raise TimeoutError(f"timed out after {seconds:.0f} s: {what if isinstance(what, str) else what()}")

@@ -1,7 +1,6 @@
 """Takes single steps in this process, with a real trainer and a recipe with a narrow network and small batches."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.engine.build import build_trainer
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.recipes import RECIPES
-from tests.support.narrow import WIDTHS
+from tests.support.narrow import WIDTHS, changed
 
 BATCH = 16
 Build = Callable[..., Trainer]
@@ -34,7 +33,7 @@ def settings(data_dir: Path, device: torch.device, recipe: str = "fast", **chang
     for section in ("data", "augment", "network", "schedule", "optim", "runtime"):
         part = getattr(config, section)
         own = {name: changes.pop(name) for name in list(changes) if hasattr(part, name)}
-        config = replace(config, **{section: replace(part, **own)})
+        config = changed(config, {section: own})
     assert not changes
     return config
 
@@ -72,6 +71,7 @@ def snapshot(trainer: Trainer) -> dict[str, Tensor]:
     return {name: torch.as_tensor(value).detach().cpu().clone() for name, value in found.items()}
 
 
-def differences(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
+def differences(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]:
+    """Returns the names of the tensors that differ. Both mappings must have the same names."""
     assert one.keys() == other.keys()
     return [name for name in one if not torch.equal(one[name], other[name])]

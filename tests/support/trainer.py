@@ -14,8 +14,7 @@ import pytest
 from ddp_trainer.distributed.launch import ONE_MACHINE
 from tests.support import forked
 from tests.support.processes import wait_until
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support.source import REPOSITORY
 
 # Flags with which `accelerate launch` starts several CPU processes.
 SEVERAL = ("--multi_gpu", *ONE_MACHINE)

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from benchmarks.acceptance import images
 from benchmarks.acceptance.plan import Plan, all_stages
 from benchmarks.acceptance.runner import Outcome, Stage, run_stage, run_stages
 from ddp_trainer.command_line import parse_command_line
-from ddp_trainer.recipes import RECIPES
+from tests.support.processes import is_alive, wait_until
 
 
 def shell(script: str) -> tuple[str, ...]:
@@ -48,20 +47,7 @@ def test_a_stage_that_exceeds_its_time_limit_is_killed_with_its_children(tmp_pat
     assert outcome.state == "out of time"
     assert 0.5 <= outcome.seconds < 3
     assert not (tmp_path / "second").exists()
-    assert ends_soon(int(child.read_text()))
-
-
-def ends_soon(pid: int) -> bool:
-    """Waits up to 2 s, and returns whether the process has ended."""
-    for _ in range(100):
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        if state == "Z":
-            return True
-        time.sleep(0.02)
-    return False
+    wait_until(lambda: not is_alive(int(child.read_text())), "the child still runs", seconds=2, pause=0.02)
 
 
 def test_a_stage_longer_than_the_remaining_time_is_left_out_and_a_shorter_one_runs(tmp_path: Path) -> None:
@@ -103,7 +89,7 @@ def test_modules_of_every_stage_exist_and_flags_for_training_are_valid(tmp_path:
         assert all(find_spec(module) for module in modules)
         flags = words[words.index(modules[-1]) + 1 :]
         if modules[-1] == "ddp_trainer.train":
-            recipes.add(parse_command_line(flags, RECIPES, prog="", description="").recipe)
+            recipes.add(parse_command_line(flags, prog="", description="").recipe)
         elif modules[-1] == "benchmarks.training_step":
             training_step.parse_options(flags)
     assert recipes == {"fast", "baseline", "strong", "long"}

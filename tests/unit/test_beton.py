@@ -5,7 +5,6 @@ import itertools
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,16 +12,16 @@ import numpy as np
 import pytest
 
 from data_prep import beton_writer
-from data_prep.beton import ALLOCATION, FIELD, FIELDS, HEADER, SAMPLE, Expected, check_beton, read_labels
+from data_prep.beton import ALLOCATION, FIELD, HEADER, SAMPLE, SAMPLES_START, Expected, check_beton, read_labels
 from data_prep.errors import InputError
 from data_prep.sources import Split
 from data_prep.sources.synthetic import draw_synthetic
 from data_prep.spool import open_spool
 from tests.support.betons import write_splits
+from tests.support.processes import processes_with, wait_until
 from tests.support.trainer import REPOSITORY, environment
 
 WANTED = Expected(count=60, image_size=32, num_classes=10)
-SAMPLES_AT = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,7 @@ def keep(share: float) -> Callable[[bytearray], None]:
 def place_all_at(content: bytearray, address: int, step: int = 0) -> None:
     """Changes the addresses of all images, in the samples and in the allocation table."""
     addresses = address + step * np.arange(60, dtype=np.uint64)
-    np.frombuffer(content, SAMPLE, 60, SAMPLES_AT)["image"]["ptr"][:] = addresses
+    np.frombuffer(content, SAMPLE, 60, SAMPLES_START)["image"]["ptr"][:] = addresses
     np.frombuffer(content, ALLOCATION, 60, len(content) + TABLE_AT)["ptr"][:] = addresses
 
 
@@ -79,18 +78,18 @@ DAMAGES: dict[str, Callable[[bytearray], None]] = {
     "another version": edit("version", HEADER, 0, 0, 3),
     "too many samples": edit("num_samples", HEADER, 0, 0, 2**40),
     "another field type": edit("type_id", FIELD, HEADER.itemsize, 1, 2),
-    "another width": edit("image.width", SAMPLE, SAMPLES_AT, 7, 64),
-    "a JPEG": edit("image.mode", SAMPLE, SAMPLES_AT, 7, 0),
-    "an address outside the file": edit("image.ptr", SAMPLE, SAMPLES_AT, 7, 2**40),
-    "a label too high": edit("label", SAMPLE, SAMPLES_AT, 7, 10),
-    "a label below zero": edit("label", SAMPLE, SAMPLES_AT, 7, -1),
-    "out of order": edit("index", SAMPLE, SAMPLES_AT, 7, 8),
+    "another width": edit("image.width", SAMPLE, SAMPLES_START, 7, 64),
+    "a JPEG": edit("image.mode", SAMPLE, SAMPLES_START, 7, 0),
+    "an address outside the file": edit("image.ptr", SAMPLE, SAMPLES_START, 7, 2**40),
+    "a label too high": edit("label", SAMPLE, SAMPLES_START, 7, 10),
+    "a label below zero": edit("label", SAMPLE, SAMPLES_START, 7, -1),
+    "out of order": edit("index", SAMPLE, SAMPLES_START, 7, 8),
     "an allocation too large": edit("size", ALLOCATION, TABLE_AT, 7, 3072 * 500),
     "another sample in the table": edit("sample_id", ALLOCATION, TABLE_AT, 7, 8),
     "another page size": edit("page_size", HEADER, 0, 0, 2**22),
     "another field argument": edit("arguments", FIELD, HEADER.itemsize, 1, 1),
     "nonzero padding of a field": lambda content: content.__setitem__(HEADER.itemsize + FIELD.itemsize - 1, 1),
-    "nonzero padding of a sample": lambda content: content.__setitem__(SAMPLES_AT + 13, 1),
+    "nonzero padding of a sample": lambda content: content.__setitem__(SAMPLES_START + 13, 1),
     "data before the first image": lambda content: content.__setitem__(2**23 - 1, 1),
     "data after the last image": lambda content: content.__setitem__(2**23 + 60 * 3072, 1),
     "overlapping images": lambda content: place_all_at(content, 2**23),
@@ -175,14 +174,14 @@ def test_a_failed_writer_ends(tmp_path: Path) -> None:
     huge = Split(np.zeros((2, 3000, 3000, 3), np.uint8), np.zeros(2, np.int64))
     with pytest.raises(ChildProcessError, match=r"FFCV's writer failed: .*Tried allocating"):
         write_splits(tmp_path, {"train": huge})
-    wait_until(lambda: not writers_for(tmp_path))
+    wait_until_no_writer_is_left(tmp_path)
 
 
 def test_a_writer_that_stalls_is_killed(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beton_writer, "START_SECONDS", 0.5)  # importing FFCV takes longer
     with pytest.raises(ChildProcessError, match="no progress"):
         write_splits(tmp_path, {"train": split})
-    wait_until(lambda: not writers_for(tmp_path))
+    wait_until_no_writer_is_left(tmp_path)
 
 
 SLOW_PARENT = """
@@ -208,23 +207,12 @@ def test_the_writer_dies_with_its_parent(tmp_path: Path) -> None:
         assert parent.stdout.readline() == "writing\n"
         assert writers_for(tmp_path)
         parent.kill()
-    wait_until(lambda: not writers_for(tmp_path))
+    wait_until_no_writer_is_left(tmp_path)
 
 
-def writers_for(folder: Path) -> list[str]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            continue
-        if "data_prep.ffcv_writer" in words and str(folder) in words:
-            found.append(path.parent.name)
-    return found
+def writers_for(folder: Path) -> list[int]:
+    return processes_with("data_prep.ffcv_writer", str(folder))
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+def wait_until_no_writer_is_left(folder: Path) -> None:
+    wait_until(lambda: not writers_for(folder), "a writer is left", seconds=120)

@@ -61,6 +61,15 @@ def test_best_checkpoint_is_kept_in_addition_to_the_newest(tmp_path: Path) -> No
     assert names(tmp_path) == ["step-00000002", "step-00000006"]
 
 
+def test_a_checkpoint_whose_score_cannot_be_read_is_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path / f"step-{step:08d}", state(step), step=step, score=1 / step)
+    (tmp_path / "step-00000001" / MANIFEST).unlink()
+    (tmp_path / "step-00000001" / MANIFEST).symlink_to("/proc/self/mem")  # reading it fails with EIO
+    remove_old(tmp_path, keep=1, step=3)
+    assert names(tmp_path) == ["step-00000001", "step-00000002", "step-00000003"]
+
+
 def test_save_removes_checkpoints_of_later_steps(tmp_path: Path) -> None:
     """This happens if the checkpoint of step 30 is damaged: the run resumes from step 20 and then saves step 25."""
     for step, score in ((10, 0.9), (20, 0.5), (30, 0.5)):

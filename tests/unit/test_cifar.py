@@ -19,6 +19,7 @@ from torchvision import datasets
 
 from data_prep.errors import InputError
 from data_prep.sources.cifar import SHA256, load_cifar
+from tests.support.folders import names_in
 
 
 class Trap:
@@ -93,10 +94,6 @@ def archive(monkeypatch: pytest.MonkeyPatch) -> bytes:
     return content
 
 
-def left_in(root: Path) -> set[str]:
-    return {path.name for path in root.iterdir()}
-
-
 @pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
 def test_an_extracted_file_with_a_wrong_checksum_is_not_unpickled(name: str, tmp_path: Path, archive: bytes) -> None:
     """All other files have the right checksum."""
@@ -119,7 +116,7 @@ def test_an_archive_with_a_wrong_checksum_is_not_opened(tmp_path: Path) -> None:
     path = tmp_path / "cifar-10-python.tar.gz"
     path.write_bytes(pack(dict.fromkeys(make_files(), pickle.dumps(Trap(marker)))))
     assert str(path) in load_error(tmp_path)
-    assert left_in(tmp_path) == {path.name}  # no marker, nothing extracted, and the file is still there
+    assert names_in(tmp_path) == {path.name}  # no marker, nothing extracted, and the file is still there
 
 
 @pytest.mark.parametrize(("source", "file"), [("cifar10", "cifar-10-python"), ("cifar100", "cifar-100-python")])
@@ -132,7 +129,7 @@ def test_without_internet_access_one_line_says_what_to_download(source: Any, fil
     assert f"https://www.cs.toronto.edu/~kriz/{file}.tar.gz" in line
     assert "Network is unreachable" in line
     assert len(line.splitlines()) == 1
-    assert left_in(tmp_path / "raw") == set()
+    assert names_in(tmp_path / "raw") == set()
     assert time.perf_counter() - start < 10
 
 
@@ -153,7 +150,7 @@ def test_a_downloaded_archive_is_used_again(tmp_path: Path, archive: bytes, monk
         online.setattr(urllib.request, "urlopen", lambda url, **options: Response(archive))
         first = load_cifar("cifar10", tmp_path, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (len(archive), len(archive))
-    assert left_in(tmp_path) == {"cifar-10-python.tar.gz"}
+    assert names_in(tmp_path) == {"cifar-10-python.tar.gz"}
     assert np.array_equal(load_cifar("cifar10", tmp_path).train.images, first.train.images)  # offline
 
 
@@ -201,7 +198,7 @@ def test_a_full_disk_during_the_download_is_not_taken_for_a_network_problem(
     monkeypatch.setattr(Response, "read", full)
     with pytest.raises(OSError, match="No space left on device"):
         load_cifar("cifar10", tmp_path)
-    assert left_in(tmp_path) == set()
+    assert names_in(tmp_path) == set()
 
 
 @pytest.mark.parametrize("part", [0, 100, 10_000])
@@ -211,7 +208,7 @@ def test_an_incomplete_download_leaves_no_files(
     sent = archive[: min(part, len(archive) - 1)]
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, **options: Response(sent))
     assert "incomplete or not genuine" in load_error(tmp_path)
-    assert left_in(tmp_path) == set()
+    assert names_in(tmp_path) == set()
 
 
 def test_an_interrupted_download_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +219,7 @@ def test_an_interrupted_download_leaves_no_files(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, **options: Interrupted(b"x"))
     with pytest.raises(KeyboardInterrupt):
         load_cifar("cifar10", tmp_path)
-    assert left_in(tmp_path) == set()
+    assert names_in(tmp_path) == set()
 
 
 def test_error_names_a_root_that_is_not_a_genuine_archive(tmp_path: Path) -> None:

@@ -1,13 +1,18 @@
 """The page of several runs says in which ways the runs and their images differ."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ddp_trainer.report.charts import curves_figure
+from ddp_trainer.report.comparison import compare
 from ddp_trainer.report.sweep_table import results_table
 from ddp_trainer.report.write import write_report
+from ddp_trainer.tracking.run_record import load_run, load_runs
 from tests.support.run_directories import make_run
 from tests.unit.test_report import Page
 
@@ -63,3 +68,38 @@ def test_the_table_of_a_sweep_warns_of_runs_that_were_evaluated_on_different_ima
         runs = make_pair(tmp_path / other, "b" * 64, other * 64)
         table = results_table({"lr=1": runs})
         assert table.count("Warning: the runs were evaluated on different images.") == expected
+
+
+def test_each_run_has_its_own_label_and_its_own_curves_in_the_picture(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    names = [f"photos-256-a-long-name-{seed}-of-the-learning-rate" for seed in range(9)] + ["猫", "run 9", "last"]
+    runs = [replace(load_run(tmp_path / "run"), name=name) for name in names]
+    figure = curves_figure(runs)
+    *lines, training = figure.legends[0].get_lines()
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(set(labels)) == len(labels) == 13
+    assert max(map(len, labels)) <= 24
+    looks = [(line.get_color(), line.get_marker()) for line in lines]
+    assert len(set(looks)) == 12
+    for axes in figure.axes:
+        curves = axes.get_lines()
+        assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in curves}) == len(curves)
+    assert training.get_label() == "training"
+
+
+def test_the_table_of_many_runs_shows_the_color_and_marker_of_each(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    runs = [replace(load_run(tmp_path / "run"), name=str(number), path=Path(str(number))) for number in range(21)]
+    marks = re.findall(r'var\(--(series-\d)\)">(.?)</i>', compare(runs))
+    assert len(marks) == len(set(marks)) == 21
+
+
+def test_runs_in_folders_of_the_same_name_are_named_with_as_many_parents_as_needed(tmp_path: Path) -> None:
+    folders = ["a/x/run", "b/x/run", "b/y/run", "other"]
+    for folder in folders:
+        make_run(tmp_path / folder)
+    assert [run.name for run in load_runs([tmp_path / folder for folder in folders])] == [
+        *folders[:2],
+        "y/run",
+        "other",
+    ]

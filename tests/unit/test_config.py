@@ -17,7 +17,7 @@ from ddp_trainer.run.checks import check_batch, check_settings
 
 
 def parse(*arguments: str) -> TrainConfig:
-    return parse_command_line(arguments, RECIPES, prog="train", description=describe_recipes())
+    return parse_command_line(arguments, prog="train", description=describe_recipes())
 
 
 def test_default_recipe_is_baseline() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ddp_trainer.tracking.console import BarProgress, LineProgress, SilentProgress, epoch_line
+from ddp_trainer.tracking.console import BarProgress, LineProgress, Progress, epoch_line
 from tests.support.trainer import environment
 
 VALUES = {"loss": 0.8123, "accuracy": 0.7152, "learning_rate": 0.312, "images_per_second": 12345.0}
@@ -69,7 +69,7 @@ def test_the_line_of_an_epoch_has_loss_accuracy_and_counts() -> None:
 def test_the_bar_reads_the_values_at_most_twice_a_second() -> None:
     clock, reader, stream = Clock(), Reader(), io.StringIO()
     bar = BarProgress(stream, clock)
-    bar.start(1, 2, 1000, 0)
+    bar.start(1, 2, 1000, 0, 2000)
     for step in range(1, 1001):
         clock.now += 0.01
         bar.update(step, reader)
@@ -81,7 +81,7 @@ def test_the_bar_reads_the_values_at_most_twice_a_second() -> None:
 def test_the_bar_is_removed_before_a_note_and_the_cursor_is_never_hidden() -> None:
     stream = io.StringIO()
     bar = BarProgress(stream, Clock())
-    bar.start(1, 2, 10, 0)
+    bar.start(1, 2, 10, 0, 20)
     bar.update(5, Reader())
     bar.note("kept")
     assert stream.getvalue().endswith("\x1b[1A\x1b[2Kkept\n"), (
@@ -98,7 +98,7 @@ def test_each_epoch_gets_a_bar_of_its_own() -> None:
     stream = io.StringIO()
     bar = BarProgress(stream, Clock())
     for epoch in (1, 2):
-        bar.start(epoch, 2, 10, 0)
+        bar.start(epoch, 2, 10, 0, 20)
         bar.update(5, Reader())
         bar.finish()
     assert [f"epoch {epoch}/2" in stream.getvalue() for epoch in (1, 2)] == [True, True]
@@ -111,7 +111,7 @@ def test_the_bar_has_no_colors_if_the_variable_no_color_is_set(monkeypatch: pyte
         monkeypatch.setenv("NO_COLOR", "1")
     stream = io.StringIO()
     bar = BarProgress(stream, Clock())
-    bar.start(1, 2, 10, 0)
+    bar.start(1, 2, 10, 0, 20)
     bar.update(5, Reader())
     assert bool(re.search(r"\x1b\[\d+m", stream.getvalue())) != no_color
 
@@ -119,14 +119,14 @@ def test_the_bar_has_no_colors_if_the_variable_no_color_is_set(monkeypatch: pyte
 def test_a_log_gets_about_ten_lines_per_epoch() -> None:
     clock, reader, stream = Clock(), Reader(), io.StringIO()
     lines = LineProgress(stream, clock)
-    lines.start(3, 24, 100, 0)
+    lines.start(3, 24, 100, 0, 2200.0)
     for step in range(1, 101):
         clock.now += 2.0
         lines.update(step, reader)
     printed = stream.getvalue().splitlines()
     assert len(printed) == reader.count == 9
     assert printed[0] == (
-        "epoch  3/24  step 10/100  loss 0.8123  accuracy 71.52%  lr 0.3120  12345 images/s  0:03:00 left"
+        "epoch  3/24  step 10/100  loss 0.8123  accuracy 71.52%  lr 0.3120  12345 images/s  1:13:00 left"
     )
 
 
@@ -136,7 +136,7 @@ def test_a_log_gets_no_lines_in_a_fast_epoch_and_a_line_every_30_s_in_a_slow_epo
 ) -> None:
     clock, reader, stream = Clock(), Reader(), io.StringIO()
     lines = LineProgress(stream, clock)
-    lines.start(1, 2, 100, 0)
+    lines.start(1, 2, 100, 0, 200)
     for step in range(1, 101):
         clock.now += seconds_per_step
         lines.update(step, reader)
@@ -147,15 +147,15 @@ def test_the_remaining_time_of_a_resumed_epoch_is_estimated_from_its_new_steps(m
     monkeypatch.setenv("COLUMNS", "120")
     clock, stream = Clock(), io.StringIO()
     bar = BarProgress(stream, clock)
-    bar.start(1, 2, 100, 90)
+    bar.start(1, 2, 100, 90, 110)
     clock.now = 5.0
     bar.update(95, Reader())
-    assert "0:00:05 left" in stream.getvalue()
+    assert "0:01:45 left" in stream.getvalue()
 
 
-def test_silent_progress_reads_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    progress, reader = SilentProgress(), Reader()
-    progress.start(1, 2, 10, 0)
+def test_the_base_class_of_progress_reads_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    progress, reader = Progress(), Reader()
+    progress.start(1, 2, 10, 0, 20)
     progress.update(1, reader)
     progress.note("a line")
     progress.finish()
@@ -165,7 +165,7 @@ def test_silent_progress_reads_and_prints_nothing(capfd: pytest.CaptureFixture[s
 DRAW = """
 from ddp_trainer.tracking.console import build_progress
 progress = build_progress()
-progress.start(1, 2, 10, 0)
+progress.start(1, 2, 10, 0, 20)
 progress.update(5, lambda: {"loss": 1.0, "accuracy": 0.5, "learning_rate": 0.1, "images_per_second": 100.0})
 progress.finish()
 progress.note("the end")

@@ -16,14 +16,9 @@ from data_prep.errors import InputError
 from data_prep.sources import UnreadableImagesError
 from data_prep.sources.folder import FolderImages
 from data_prep.sources.picture import Picture, read_picture
-from tests.support.photos import draw_photos, fails, load_folder, png_of, read_image, save
+from tests.support.photos import draw_photos, fails, gradient, load_folder, png_of, read_image, save
 
 WHITE = (255, 255, 255)
-
-
-def gradient(size: int) -> np.ndarray:
-    """Returns (size, size) uint8 pixels that get brighter from left to right."""
-    return np.broadcast_to(np.linspace(0, 255, size).astype(np.uint8), (size, size))
 
 
 @pytest.fixture

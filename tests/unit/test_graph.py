@@ -8,7 +8,6 @@ with and without graphs.
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from ddp_trainer.config import TrainConfig
 from ddp_trainer.engine.graph import GraphedStep
 from ddp_trainer.engine.trainer import Trainer
 from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
+from tests.support.stepping import differences
 
 
 class FakeGraph:
@@ -71,12 +71,11 @@ def trained(trainer: Trainer) -> tuple[dict[str, Tensor], list[Tensor]]:
 @pytest.fixture
 def settings(tiny_dir: Path) -> TrainConfig:
     """Settings of a run of nine steps, on crops of three sizes."""
-    config = narrow_settings(tiny_dir)
-    return replace(
-        config,
-        augment=replace(config.augment, flip="alternating"),
-        schedule=replace(config.schedule, epochs=3, small_crops="16:0.35,24:0.6"),
-        optim=replace(config.optim, ema_decay=0.9),
+    return narrow_settings(
+        tiny_dir,
+        augment={"flip": "alternating"},
+        schedule={"epochs": 3, "small_crops": "16:0.35,24:0.6"},
+        optim={"ema_decay": 0.9},
     )
 
 
@@ -86,6 +85,6 @@ def test_steps_with_and_without_graphs_train_the_same_model(settings: TrainConfi
     trainer = graphed(narrow_trainer(settings, single_runtime()))
     same_weights, same_losses = trained(trainer)
     assert trainer.state.step == 9
-    assert [name for name, value in weights.items() if not torch.equal(value, same_weights[name])] == []
+    assert differences(weights, same_weights) == []
     assert torch.equal(torch.stack(losses), torch.stack(same_losses))
     assert not torch.equal(*losses)

@@ -36,6 +36,18 @@ def test_initial_weights_with_matching_names_and_shapes_are_loaded(tmp_path: Pat
         assert "randomly initialized: 8.weight, 8.bias" in loaded.describe(file)
 
 
+def test_a_shared_weight_may_have_either_of_its_names(tmp_path: Path) -> None:
+    source, names = networks.Tied(5), ("first.weight", "second.weight")
+    for missing in names:
+        weights = {name: value for name, value in source.state_dict().items() if name != missing}
+        torch.save({**weights, "first.bias": torch.zeros(7)}, tmp_path / "weights.pt")
+        network = networks.Tied(5)
+        assert load_initial_weights(network, tmp_path / "weights.pt").fresh == ("first.bias",)
+        assert torch.equal(network.first.weight, source.first.weight)
+        torch.save({name: value for name, value in weights.items() if name in names}, tmp_path / "one.pt")
+        assert load_initial_weights(networks.Tied(5), tmp_path / "one.pt").fitting == tuple({*names} - {missing})
+
+
 class Wrapper(nn.Module):
     """A network whose own names begin with `module.`, the prefix that DDP adds."""
 
@@ -104,6 +116,10 @@ def test_initial_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None
 def test_freeze_accepts_patterns_of_parameter_names() -> None:
     network = build_network(NetworkConfig(freeze="0.*, 4.weight"), replace(SPEC, architecture=f"{OWN}small"))
     assert {name for name, value in network.named_parameters() if not value.requires_grad} == {"0.weight", "4.weight"}
+    for name in ("first.weight", "second.weight"):  # the names of one parameter
+        tied = networks.Tied(5)
+        freeze(tied, (name,))
+        assert not tied.first.weight.requires_grad
     with pytest.raises(InputError, match=r"--freeze stem\.\* matches no parameter; the first parameters are 0\.weight"):
         freeze(networks.small(5), ("stem.*",))
     with pytest.raises(InputError, match="leaves nothing to train"):

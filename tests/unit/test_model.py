@@ -15,6 +15,8 @@ from ddp_trainer.models.small_map_conv import LARGEST_SIDE, Conv3x3
 from ddp_trainer.models.spec import ModelSpec, build_model, count_parameters, load_model
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.run.outputs import write_model
+from tests.support.narrow import changed
+from tests.support.stepping import differences
 
 SPEC = ModelSpec(classes=tuple("abcdefghij"), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), image_size=32)
 
@@ -24,8 +26,10 @@ def test_network_has_6_573_130_parameters() -> None:
 
 
 def test_evaluation_batch_shrinks_with_larger_images() -> None:
-    sizes = (8, 32, 64, 1024)
-    assert [replace(SPEC, image_size=size).evaluation_batch for size in sizes] == [500, 500, 125, 1]
+    sizes = (8, 32, 100, 2000)
+    assert [replace(SPEC, image_size=size).evaluation_batch for size in sizes] == [500, 500, 100, 1]
+    assert replace(SPEC, image_size=200, train_size=100).evaluation_batch == 100
+    assert replace(SPEC, image_size=2000, train_size=100).evaluation_batch == 2
 
 
 def test_model_json_keeps_the_size_of_the_input(tmp_path: Path) -> None:
@@ -77,7 +81,7 @@ def test_operations_are_counted_without_changing_the_model() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     # A forward pass takes 379.26 million multiply-adds (two operations each), and training about three times as many.
     assert training_flops_per_image(model, 32) == pytest.approx(2.276e9, rel=0.01)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert differences(model.state_dict(), before) == []
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -87,8 +91,8 @@ def test_operations_are_counted_without_changing_the_model() -> None:
 )
 def test_small_crops_take_fewer_operations(steps: int, share: float) -> None:
     """Half the side means a quarter of the pixels, and so about a quarter of the operations."""
-    large = replace(RECIPES["baseline"], schedule=replace(RECIPES["baseline"].schedule, epochs=7, batch_size=500))
-    small = replace(large, schedule=replace(large.schedule, small_crops="16:0.286,24:0.714"))
+    large = changed(RECIPES["baseline"], {"schedule": {"epochs": 7, "batch_size": 500}})
+    small = changed(large, {"schedule": {"small_crops": "16:0.286,24:0.714"}})
     counted, whole = (training_flops(config, SPEC, steps=steps, num_images=50_000) for config in (small, large))
     assert counted.total / whole.total == pytest.approx(share, rel=1e-3)
 

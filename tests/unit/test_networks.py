@@ -20,6 +20,7 @@ from ddp_trainer.models.check import check_network
 from ddp_trainer.models.spec import ModelSpec
 from tests.support import networks
 from tests.support.narrow import narrow_settings
+from tests.support.stepping import differences
 
 OWN = "tests.support.networks:"
 SPEC = ModelSpec(classes=tuple("abcde"), mean=(0.5,) * 3, std=(0.2,) * 3, image_size=32)  # type: ignore[arg-type]
@@ -170,7 +171,7 @@ def test_the_check_leaves_the_network_unchanged() -> None:
     network = build(f"{OWN}Buffers").train()
     before, random = copy.deepcopy(network.state_dict()), torch.get_rng_state()
     assert check_network(network, "own", num_classes=5, sides=[16, 32]) == ["unused.weight", "unused.bias"]
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert differences(network.state_dict(), before) == []
     assert all(parameter.grad is None for parameter in network.parameters())
     assert torch.equal(torch.get_rng_state(), random)
     assert network.training

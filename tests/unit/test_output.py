@@ -19,6 +19,7 @@ from data_prep.files import MAX_JSON_BYTES
 from data_prep.manifest import DatasetInfo
 from data_prep.output import remove_left_behind, remove_lists, temporary_folder, write_list
 from data_prep.sources.synthetic import draw_synthetic
+from tests.support.folders import DATASET_FILES, names_in
 from tests.support.photos import draw_photos
 from tests.support.trainer import environment
 
@@ -82,7 +83,7 @@ def test_leftovers_of_a_killed_command_are_removed_before_the_free_space_is_chec
 
     monkeypatch.setattr("shutil.disk_usage", usage)
     assert main(["--source", "folder", "--root", str(photos), "--out", str(out), "--size", "8"]) == 0
-    assert {path.name for path in out.iterdir()} == {"train.beton", "test.beton", "dataset.json"}
+    assert names_in(out) == DATASET_FILES
 
 
 def test_the_temporary_folder_of_a_live_process_is_kept(photos: Path) -> None:
@@ -91,7 +92,7 @@ def test_the_temporary_folder_of_a_live_process_is_kept(photos: Path) -> None:
     with temporary_folder(out) as temporary:
         assert main(["--source", "folder", "--root", str(photos), "--out", str(out), "--size", "8"]) == 0
         assert temporary.exists()
-    assert {path.name for path in out.iterdir()} == {"train.beton", "test.beton", "dataset.json"}
+    assert names_in(out) == DATASET_FILES
 
 
 @pytest.mark.parametrize("moment", ["before its lock is created", "before it is locked"])
@@ -181,7 +182,7 @@ def test_a_damaged_dataset_or_one_whose_preparation_was_killed_is_replaced(damag
         (out / ".writing-abc").mkdir()
         (out / "dataset.json").rename(out / ".writing-abc" / "dataset.json")
     assert main(words) == 0
-    assert {path.name for path in out.iterdir()} == {"train.beton", "test.beton", "dataset.json"}
+    assert names_in(out) == DATASET_FILES
 
 
 @pytest.mark.parametrize("name", ["train.beton", "test.beton", "dataset.json"])

@@ -1,7 +1,6 @@
 """--accumulate auto splits a batch into the fewest passes that fit into memory. Measuring memory changes no state."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,8 @@ from ddp_trainer.engine.passes import (
 )
 from ddp_trainer.engine.peak_memory import PeakMemory
 from ddp_trainer.models.spec import ModelSpec, build_network
-from tests.support.narrow import narrow_settings, single_runtime
+from tests.support.narrow import changed, narrow_settings, single_runtime
+from tests.support.stepping import differences
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_measuring_the_memory_of_a_pass_changes_no_state() -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
     random = torch.get_rng_state()
     assert peak_of_pass(network, runtime, (4, 8)) > 0
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert differences(network.state_dict(), before) == []
     assert all(parameter.grad is None for parameter in network.parameters())
     assert torch.equal(torch.get_rng_state(), random)
     network(torch.zeros(2, 3, 8, 8)).sum().backward()
@@ -124,7 +124,7 @@ def resolve(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> Resolve:
     """A function that returns the number of passes chosen if `fitting` images fit into memory at once."""
 
     def passes_of(fitting: float) -> int:
-        auto = replace(config, schedule=replace(config.schedule, accumulate="auto"))
+        auto = changed(config, {"schedule": {"accumulate": "auto"}})
         runtime, dataset = single_runtime(), read_dataset(config.data.data_dir)
         model = runtime.place(network_of(config))
         need = passes._need(auto, runtime, dataset, model, side=32)
@@ -149,7 +149,7 @@ def test_too_little_memory_is_refused_in_one_line(resolve: Resolve) -> None:
 
 
 def test_a_number_of_passes_set_by_the_user_is_kept(config: TrainConfig) -> None:
-    given = replace(config, schedule=replace(config.schedule, accumulate=4))
+    given = changed(config, {"schedule": {"accumulate": 4}})
     assert resolve_passes(given, single_runtime(), read_dataset(config.data.data_dir), network_of(config)) is given
 
 
@@ -171,4 +171,4 @@ def test_a_pass_that_runs_out_of_memory_changes_no_state() -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
     assert has_room(network, runtime, (4, 8), reserved=1000)
     assert not has_room(network, runtime, (5, 8), reserved=1000)
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert differences(network.state_dict(), before) == []

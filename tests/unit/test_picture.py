@@ -6,7 +6,6 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,20 +14,10 @@ from PIL import Image
 from data_prep.sources import picture
 from data_prep.sources.picture import read_picture, why_unreadable
 from tests.support.memory import PEAK_MEMORY
-from tests.support.photos import noise_jpeg, read_image
+from tests.support.photos import gradient, noise_jpeg, read_image, save
 from tests.support.trainer import REPOSITORY, environment
 
 RED = (255, 0, 0)
-
-
-def save(path: Path, image: Image.Image, **options: Any) -> Path:
-    image.save(path, **options)
-    return path
-
-
-def gradient(size: int) -> np.ndarray:
-    """Returns (size, size) uint8 pixels that get brighter from left to right."""
-    return np.broadcast_to(np.linspace(0, 255, size).astype(np.uint8), (size, size))
 
 
 def tiff_of(values: np.ndarray, *, white_is_zero: bool = False) -> bytes:

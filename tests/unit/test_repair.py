@@ -1,4 +1,4 @@
-"""Damaged PNG and JPEG files are read if all pixels are there, and refused if pixels are missing."""
+"""Damaged PNG and JPEG files are read if all pixels are there, and refused if pixels are missing or damaged."""
 
 import io
 import struct
@@ -11,7 +11,9 @@ from PIL import Image
 
 from data_prep.sources import picture
 from data_prep.sources.picture import read_picture
-from tests.support.photos import noise_jpeg, read_image
+from tests.support.photos import noise_jpeg, read_image, save
+
+BROKEN_COMMENT = struct.pack(">I", 4) + b"tEXtabcd" + b"\0\0\0\0"  # with a wrong checksum
 
 
 @pytest.mark.parametrize("end", [b"", b"\xff", b"\0" * 99])
@@ -30,8 +32,7 @@ def test_a_repaired_file_keeps_its_orientation(damage: str, orientation: int, tm
     whole, damaged = tmp_path / f"whole.{suffix}", tmp_path / f"damaged.{suffix}"
     picture.save(whole, exif=exif)
     content = whole.read_bytes()
-    comment = struct.pack(">I", 4) + b"tEXtabcd" + b"\0\0\0\0"  # with a wrong checksum
-    damaged.write_bytes(content[:-2] if suffix == "jpg" else content[:33] + comment + content[33:])
+    damaged.write_bytes(content[:-2] if suffix == "jpg" else content[:33] + BROKEN_COMMENT + content[33:])
     found = read_picture(damaged, 32)
     assert found.metadata_ignored
     assert np.array_equal(found.pixels, read_image(whole, 32))
@@ -60,6 +61,55 @@ def test_a_png_with_a_damaged_header_is_called_damaged(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(ValueError, match="damaged"):
         read_image(tmp_path / "a.png", 32)
+
+
+def palette_png() -> bytes:
+    """Returns a small PNG with a palette and a transparent color."""
+    target, shades = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    Image.fromarray(shades.repeat(3, axis=0).repeat(3, axis=1)).quantize(8).save(target, "PNG", transparency=3)
+    return target.getvalue()
+
+
+def chunk_in(png: bytes, kind: bytes) -> range:
+    """Returns the positions of the type, the data and the checksum of a chunk."""
+    start = png.index(kind)
+    return range(start, start + 8 + int.from_bytes(png[start - 4 : start], "big"))
+
+
+@pytest.mark.parametrize("kind", [b"PLTE", b"tRNS", b"IDAT"])
+@pytest.mark.parametrize("metadata", [b"", BROKEN_COMMENT], ids=["no metadata", "broken comment"])
+def test_a_png_with_a_flipped_bit_in_its_pixels_is_refused(kind: bytes, metadata: bytes, tmp_path: Path) -> None:
+    content = palette_png()[:33] + metadata + palette_png()[33:]
+    (tmp_path / "a.png").write_bytes(content)
+    assert read_picture(tmp_path / "a.png", 18).metadata_ignored == bool(metadata)
+    for place in chunk_in(content, kind):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        (tmp_path / "a.png").write_bytes(damaged)
+        with pytest.raises((OSError, ValueError), match=r"damaged|broken|truncated|stream"):
+            read_image(tmp_path / "a.png", 18)
+
+
+def test_a_png_whose_end_was_overwritten_with_zeros_is_refused(tmp_path: Path) -> None:
+    """An interrupted copy may leave zeros."""
+    content = palette_png()
+    for place in chunk_in(content, b"IDAT")[4:]:
+        (tmp_path / "a.png").write_bytes(content[:place] + bytes(len(content) - place))
+        with pytest.raises((OSError, ValueError), match=r"damaged|broken|truncated|stream"):
+            read_image(tmp_path / "a.png", 18)
+
+
+def test_only_the_first_frame_of_an_animated_png_is_checked(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (18, 18), color) for color in ("red", "blue")]
+    content = bytearray(save(tmp_path / "a.png", frames[0], save_all=True, append_images=frames[1:]).read_bytes())
+    whole = read_image(tmp_path / "a.png", 18)
+    content[content.index(b"fdAT") + 20] ^= 1
+    (tmp_path / "a.png").write_bytes(content)
+    assert np.array_equal(read_image(tmp_path / "a.png", 18), whole)
+    content[content.index(b"IDAT") + 8] ^= 1
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises((OSError, ValueError), match=r"damaged|broken|truncated|stream"):
+        read_image(tmp_path / "a.png", 18)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])

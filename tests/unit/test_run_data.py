@@ -1,6 +1,5 @@
 """The data of a run: each batch comes with the random bits that decide how its images are augmented."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,8 @@ def test_each_step_gets_random_bits_for_its_images(
 ) -> None:
     """The bits are computed for groups of steps. The last group is smaller than the others."""
     monkeypatch.setattr(data_module, "STEPS_PER_DRAW", 2)
-    config, runtime = narrow_settings(tiny_dir), single_runtime()
-    config = replace(
-        config,
-        data=replace(config.data, balance=balance),  # type: ignore[arg-type]
-        augment=replace(config.augment, flip="alternating"),
-        schedule=replace(config.schedule, batch_size=16),
-    )
+    changes = {"data": {"balance": balance}, "augment": {"flip": "alternating"}, "schedule": {"batch_size": 16}}
+    config, runtime = narrow_settings(tiny_dir, **changes), single_runtime()
     data = build_data(config, runtime, read_dataset(tiny_dir))
     earlier_draws = data.plan(3, config=config, runtime=runtime).earlier_draws
     assert (earlier_draws is None) == (balance == "none")

@@ -1,14 +1,22 @@
 """The runtime reuses freed memory, fp32 does not use TF32, and bf16 is chosen only if the CPU has bf16 instructions."""
 
+import contextlib
+import functools
 import os
 import platform
 import pwd
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedType
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from data_prep.errors import InputError
 from ddp_trainer.config import RuntimeConfig
@@ -121,6 +129,35 @@ def test_a_user_without_a_home_directory_gets_a_temporary_folder_if_possible(
         monkeypatch.delenv(name, raising=False)
     with restored_settings():
         assert [os.path.isdir(os.environ.get(name, "")) for name in FOLDERS] == [has_temporary_folder] * len(FOLDERS)
+
+
+def doubled(forward: Callable[[nn.Module, Tensor], Tensor]) -> Callable[[nn.Module, Tensor], Tensor]:
+    return functools.wraps(forward)(lambda network, x: 2 * forward(network, x))
+
+
+class Decorated(nn.Linear):
+    forward = doubled(nn.Linear.forward)  # type: ignore[assignment, arg-type]
+
+
+def with_assigned_forward(width: int, num_classes: int) -> nn.Module:
+    network = nn.Linear(width, num_classes)
+    network.forward = lambda x: 2 * nn.Linear.forward(network, x)  # type: ignore[method-assign, assignment]
+    return network
+
+
+@pytest.mark.parametrize("build", [Decorated, with_assigned_forward])
+def test_a_network_with_its_own_forward_computes_the_same_in_a_new_ddp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Callable[[int, int], nn.Module]
+) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.MULTI_CPU)  # so Accelerate uses DDP
+    config = RuntimeConfig(device="cpu", precision="bf16")  # in fp32, Accelerate does not replace `forward`
+    with restored_settings(), contextlib.closing(Runtime(config)) as runtime:
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+        network, images = build(4, 2), torch.randn(3, 4)
+        wrapped, _ = runtime.prepare(network, torch.optim.SGD(network.parameters(), lr=0.1), passes=1)
+        before, again = wrapped(images), runtime.wrap_again(wrapped)
+        assert isinstance(again, DistributedDataParallel) and again is not wrapped
+        assert torch.equal(again(images), before)
 
 
 def test_a_run_with_many_shapes_compiles_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:

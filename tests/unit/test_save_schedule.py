@@ -3,7 +3,6 @@
 The tests need no GPU: they only set the device to "cuda".
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ import pytest
 import torch
 
 from ddp_trainer.distributed.runtime import Runtime
-from ddp_trainer.engine.observer import SilentObserver
+from ddp_trainer.engine.observer import Observer
 from ddp_trainer.engine.save_schedule import SECONDS_BETWEEN_EPOCHS, SaveSchedule
 from ddp_trainer.engine.trainer import LONGEST_ROUND
 from ddp_trainer.recipes import smoke
-from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
+from tests.support.narrow import changed, narrow_settings, narrow_trainer, single_runtime
 
 STEPS_PER_EPOCH, EPOCHS = 10, 4
 
@@ -32,12 +31,7 @@ def schedule(
     runtime: Runtime, device: str, *, every: int = 0, validation: int = 0, last_step: int = STEPS_PER_EPOCH * EPOCHS
 ) -> SaveSchedule:
     runtime.device = torch.device(device)
-    config = smoke()
-    config = replace(
-        config,
-        run=replace(config.run, checkpoint_every_steps=every),
-        data=replace(config.data, validation=validation),
-    )
+    config = changed(smoke(), {"run": {"checkpoint_every_steps": every}, "data": {"validation": validation}})
     return SaveSchedule(config, runtime, steps_per_epoch=STEPS_PER_EPOCH, last_step=last_step)
 
 
@@ -69,7 +63,7 @@ def test_every_epoch_is_saved_on_the_cpu_or_with_validation_or_on_request(clock:
         assert saved_epochs(saves, clock, seconds=0.1) == [True] * EPOCHS
 
 
-class SlowDisk(SilentObserver):
+class SlowDisk(Observer):
     """Its first save is finished only in the third round of waiting."""
 
     def __init__(self) -> None:

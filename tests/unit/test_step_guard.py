@@ -6,7 +6,6 @@ The run ends after one such step or, if it uses a gradient scaler, after ten in 
 import copy
 import itertools
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ from ddp_trainer.config import OptimConfig
 from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.engine.ema import Ema
 from ddp_trainer.engine.metrics import RunningSums
-from ddp_trainer.engine.observer import SilentObserver
+from ddp_trainer.engine.observer import Observer
 from ddp_trainer.engine.optim import build_optimizer, zero_momentum
 from ddp_trainer.engine.step_guard import FP16_PATIENCE, Attempt, NonFinite, StepGuard, weights_if_finite
 from ddp_trainer.models.custom_resnet import CustomResNet
 from tests.support.narrow import WIDTHS, narrow_settings, narrow_trainer, single_runtime
+from tests.support.stepping import differences
 
 
 class ScaledOptimizer:
@@ -79,11 +79,6 @@ class Step:
 
 def images(seed: int) -> Tensor:
     return torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-
-
-def differences(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
-    assert one.keys() == other.keys()
-    return [name for name in one if not torch.equal(one[name], other[name])]
 
 
 NAN_IMAGE = images(3).index_fill(0, torch.tensor(2), math.nan)
@@ -201,7 +196,7 @@ class SpoiledNetwork(CustomResNet):
         return super().forward(x) * (math.nan if self.stop.asked else 1.0)
 
 
-class SkipReports(SilentObserver):
+class SkipReports(Observer):
     def __init__(self) -> None:
         super().__init__()
         self.reports: list[tuple[dict[str, Any], int]] = []
@@ -216,8 +211,7 @@ class SkipReports(SilentObserver):
 
 def test_request_to_stop_does_not_hide_a_bad_batch_in_the_same_step(tiny_dir: Path) -> None:
     """No checkpoint is saved, and the images of the step are reported."""
-    config, stop, observer = narrow_settings(tiny_dir), SettableStop(), SkipReports()
-    config = replace(config, schedule=replace(config.schedule, batch_size=8))
+    config, stop, observer = narrow_settings(tiny_dir, schedule={"batch_size": 8}), SettableStop(), SkipReports()
     network = SpoiledNetwork(stop, at=5)
     trainer = narrow_trainer(config, single_runtime(stop=stop), network=network, observer=observer)
     with pytest.raises(NonFinite, match="step 5"):

@@ -1,7 +1,9 @@
 """A command whose output cannot be written still does its work and exits with the usual status."""
 
+import contextlib
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +97,31 @@ def test_progress_bars_raise_no_error_when_their_terminal_is_closed() -> None:
         "    bars.update('reading', 2, 2)\n"
     )
     subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=60)
+
+
+def test_progress_bars_leave_lines_whole_so_that_paths_can_be_copied() -> None:
+    line = f"duplicates: '{'/tmp/a folder/:smile:  [red]x[/red] 640x480' * 5}.txt'"
+    code = (
+        "import sys; from data_prep.bars import Bars; from data_prep.streams import forgiving_output\n"
+        "with forgiving_output(), Bars() as bars:\n"
+        "    bars.update('reading the training images', 1, 2)\n"
+        "    print(sys.argv[1])\n"
+        "    bars.update('reading the training images', 2, 2)\n"
+    )
+    main, terminal = pty.openpty()
+    env = environment(TERM="xterm", COLUMNS="60")
+    with subprocess.Popen([sys.executable, "-c", code, line], env=env, stdout=terminal, stderr=terminal) as process:
+        os.close(terminal)
+        printed = b""
+        with contextlib.suppress(OSError):  # EIO: the process has closed the terminal
+            while part := os.read(main, 65536):
+                printed += part
+    os.close(main)
+    assert process.returncode == 0
+    lines = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", printed.decode()).replace("\r", "\n").split("\n")
+    assert line in lines
+    assert any("reading" in each for each in lines)
+    assert max(len(each) for each in lines if each != line) <= 60, "a bar is wider than the terminal"
 
 
 def test_characters_that_the_encoding_lacks_are_written_as_escapes(tmp_path: Path) -> None:

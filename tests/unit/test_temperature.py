@@ -4,7 +4,6 @@ This file also tests which images --validation and --calibrate hold out, and wha
 """
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +66,7 @@ def test_no_temperature_is_fitted_if_all_images_are_classified_correctly() -> No
 
 
 def test_training_validation_and_calibration_images_do_not_overlap(tiny_dir: Path) -> None:
-    config = narrow_settings(tiny_dir)
-    config = replace(config, data=replace(config.data, validation=20, calibrate=30))
+    config = narrow_settings(tiny_dir, data={"validation": 20, "calibrate": 30})
     dataset = read_dataset(tiny_dir)
     assert check_settings(config, dataset, world_size=1) == 46
     data = build_data(config, single_runtime(), dataset)
@@ -81,10 +79,8 @@ def test_training_validation_and_calibration_images_do_not_overlap(tiny_dir: Pat
 
 
 def test_classes_without_a_validation_image_are_named(tiny_dir: Path) -> None:
-    config = narrow_settings(tiny_dir)
     for count, num_unseen in ((0, 0), (4, 6), (40, 0)):
-        few = replace(config, data=replace(config.data, validation=count))
-        trainer = narrow_trainer(few, single_runtime())
+        trainer = narrow_trainer(narrow_settings(tiny_dir, data={"validation": count}), single_runtime())
         missing_classes = set(trainer.data.missing_classes)
         labels = read_labels(tiny_dir / "train.beton")[trainer.data.evaluator.samples] if count else range(10)
         classes = read_dataset(tiny_dir).classes
@@ -106,20 +102,14 @@ def test_classes_without_a_validation_image_are_named(tiny_dir: Path) -> None:
 def test_the_plan_mentions_max_steps_and_leftover_images_only_if_they_have_an_effect(
     schedule: dict[str, int], balance: str, expected: list[str], tiny_dir: Path
 ) -> None:
-    config = narrow_settings(tiny_dir)
-    config = replace(
-        config,
-        schedule=replace(config.schedule, **schedule),  # type: ignore[arg-type]
-        data=replace(config.data, balance=balance),  # type: ignore[arg-type]
-    )
+    config = narrow_settings(tiny_dir, schedule=schedule, data={"balance": balance})
     plan = describe_plan(narrow_trainer(config, single_runtime()))
     assert [words for words in ("5 (--max-steps)", "16 leftover images") if words in plan] == expected
     assert ("ends after" in plan, "leftover" in plan) == (bool(expected), bool(expected))
 
 
 def test_too_many_held_out_images_are_refused(tiny_dir: Path) -> None:
-    config = narrow_settings(tiny_dir)
-    config = replace(config, data=replace(config.data, validation=60, calibrate=30))
+    config = narrow_settings(tiny_dir, data={"validation": 60, "calibrate": 30})
     with pytest.raises(InputError, match=r"--validation and --calibrate must leave .* at most 86 of 96, got 90"):
         check_settings(config, read_dataset(tiny_dir), world_size=1)
 
@@ -128,8 +118,7 @@ def test_the_calibration_images_are_evaluated_in_batches_that_fit_into_memory(
     tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The training loader, which also reads the calibration images, yields larger batches."""
-    config = narrow_settings(tiny_dir)
-    trainer = narrow_trainer(replace(config, data=replace(config.data, calibrate=30)), single_runtime())
+    trainer = narrow_trainer(narrow_settings(tiny_dir, data={"calibrate": 30}), single_runtime())
     monkeypatch.setattr(ModelSpec, "evaluation_batch", 7)
     sizes: list[int] = []
     next(trainer.model.children()).register_forward_hook(lambda *called: sizes.append(len(called[2])))

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,14 @@ from data_prep.errors import InputError
 from ddp_trainer.engine.train_state import KEYS, require_fitting
 from ddp_trainer.engine.trainer import Trainer
 from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
+from tests.support.stepping import differences
 
 BUFFER = "model.features.0.1.running_mean"
 
 
 def trainer_with_average(data_dir: Path) -> Trainer:
     """Returns a trainer with a narrow network and a moving average of its weights, which has its own buffers."""
-    config = narrow_settings(data_dir)
-    return narrow_trainer(replace(config, optim=replace(config.optim, ema_decay=0.9)), single_runtime())
+    return narrow_trainer(narrow_settings(data_dir, optim={"ema_decay": 0.9}), single_runtime())
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +39,7 @@ def test_restored_state_equals_the_saved_one(saved: dict[str, Any], tiny_dir: Pa
     again = trainer.state.state_dict()
     assert again["step"] == 1
     for part in ("model", "ema", "buffers"):
-        assert saved[part].keys() == again[part].keys()
-        assert all(torch.equal(value, again[part][name]) for name, value in saved[part].items())
+        assert differences(saved[part], again[part]) == []
     assert torch.equal(again["sums"], saved["sums"])
 
 
@@ -74,7 +72,7 @@ def test_checkpoint_with_other_buffers_is_refused(saved: dict[str, Any], tiny_di
     assert "\n" not in str(caught.value)
     assert trainer.state.step == 0
     after = trainer.state.state_dict()["model"]
-    assert all(torch.equal(value, after[name]) for name, value in before.items()), "some weights were loaded"
+    assert differences(after, before) == [], "some weights were loaded"
 
 
 def test_checkpoint_with_other_trained_parameters_is_refused(saved: dict[str, Any], tiny_dir: Path) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from data_prep.errors import InputError
 from ddp_trainer.config import NetworkConfig
@@ -14,6 +14,7 @@ from ddp_trainer.models.check import check_network
 from ddp_trainer.models.initial_weights import load_tensors
 from ddp_trainer.models.registry import build
 from ddp_trainer.models.spec import build_network
+from tests.support.networks import with_buffer
 from tests.support.unusual_tensors import Counting, FrozenInHalf, with_repeated_buffer
 from tests.unit.test_networks import SPEC
 
@@ -40,6 +41,45 @@ def test_a_buffer_whose_elements_share_their_memory_is_refused() -> None:
         InputError, match=r"elements of mask share memory, for example after expand\(\); add \.clone\(\)"
     ):
         check_network(with_repeated_buffer(5), "own", num_classes=5, sides=[32])
+
+
+def with_weight(weight: Tensor, *, trained: bool = True) -> nn.Module:
+    network = nn.Sequential(nn.Flatten(start_dim=1), nn.Linear(3 * 32 * 32, 5))
+    network.register_parameter("spare", nn.Parameter(weight, requires_grad=trained))
+    return network
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.zeros(8, 6)[:, :4],
+        torch.zeros(8)[::2],
+        torch.zeros(8).unfold(0, 4, 1),
+        torch.zeros(8, 6, 3, 3)[:, :4],
+        torch.zeros(8, 6, 3, 3).to(memory_format=torch.channels_last)[:, :4],
+    ],
+)
+def test_a_trainable_parameter_with_gaps_is_refused(weight: Tensor, channels_last: bool) -> None:
+    """On the CPU, the fused optimizers would update other elements of the tensor that was sliced."""
+    network = with_weight(weight)
+    expected = r"elements of spare overlap or have gaps .* for example after slicing; add \.clone\(\)"
+    with pytest.raises(InputError, match=expected):
+        check_network(network, "own", num_classes=5, sides=[32], channels_last=channels_last)
+    for accepted in (with_weight(weight.clone()), with_weight(weight, trained=False)):
+        check_network(accepted, "own", num_classes=5, sides=[32], channels_last=channels_last)
+
+
+@pytest.mark.parametrize("weight", [torch.zeros(6, 8).T, torch.zeros(8, 6)[2:4], torch.zeros(1, 6)[:, :1]])
+def test_a_parameter_without_gaps_may_have_any_strides(weight: Tensor) -> None:
+    assert check_network(with_weight(weight), "own", num_classes=5, sides=[32]) == ["spare"]
+
+
+def test_a_buffer_with_five_dimensions_is_refused_even_if_it_is_not_saved() -> None:
+    network = with_buffer(5, torch.zeros(1, 1, 1, 1, 1), persistent=False)
+    with pytest.raises(InputError, match="tensors with 5 dimensions, which have no channels-last order"):
+        check_network(network, "own", num_classes=5, sides=[32])
+    assert check_network(network, "own", num_classes=5, sides=[32], channels_last=False) == []
 
 
 def test_scales_that_start_at_zero_are_trained_because_they_would_block_the_gradients() -> None:

@@ -4,9 +4,7 @@ On a GPU, it takes whole steps, and the step guard skips all of them.
 """
 
 import math
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,32 +13,22 @@ from torch import Tensor, nn
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.engine.warm_up import take_skipped_steps, warm_up
 from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
+from tests.support.stepping import differences, snapshot
 
 
-def state_of(trainer: Trainer) -> dict[str, Any]:
-    """Returns copies of everything that a step changes, except optimizer state that is all zero."""
-    state = trainer.state
-    assert state.ema is not None
-    slots = {
-        f"optimizer {number} {name}": value
-        for number, slot in state.optimizer.state_dict()["state"].items()
-        for name, value in slot.items()
-        if value.any()  # AdamW creates its state in the first step, even if that is skipped
-    }
-    tensors = {**state.model.state_dict(), **{f"ema {name}": value for name, value in state.ema.state_dict().items()}}
-    values = {name: value.clone() for name, value in {**tensors, **slots, "sums": state.sums.values}.items()}
-    return {**values, "counts": torch.tensor(trainer.guard.skipped_steps())}
+def state_of(trainer: Trainer) -> dict[str, Tensor]:
+    """Returns copies of everything that a step changes, except optimizer state that is all zero.
 
-
-def differences(left: dict[str, Tensor], right: dict[str, Tensor]) -> list[str]:
-    assert left.keys() == right.keys()
-    return [name for name, value in left.items() if not torch.equal(value, right[name])]
+    AdamW creates its state in the first step, even if that is skipped.
+    """
+    found = snapshot(trainer)
+    kept = {name: value for name, value in found.items() if value.any() or not name.startswith("optimizer ")}
+    return {**kept, "counts": torch.tensor(trainer.guard.skipped_steps())}
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_skipped_steps_do_not_change_the_state(tiny_dir: Path, optimizer: str) -> None:
-    config = narrow_settings(tiny_dir)
-    config = replace(config, optim=replace(config.optim, optimizer=optimizer, ema_decay=0.9))  # type: ignore[arg-type]
+    config = narrow_settings(tiny_dir, optim={"optimizer": optimizer, "ema_decay": 0.9})
     plain, warmed = (narrow_trainer(config, single_runtime()) for _ in range(2))
     batch = next(iter(warmed.data.loader.batches(warmed.data.plan(0, config=config, runtime=warmed.runtime).samples)))
     before = state_of(warmed)

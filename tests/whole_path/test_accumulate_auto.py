@@ -1,11 +1,11 @@
 """--accumulate auto: all ranks use the same number of passes, and resuming with the same world size keeps it."""
 
-import filecmp
 import json
 from pathlib import Path
 
 import pytest
 
+from tests.support.folders import same_model
 from tests.support.trainer import Finished, fork
 
 UNEVEN = "tests.support.workers.uneven_memory:main"
@@ -20,10 +20,6 @@ def run(data: Path, out: Path, *flags: str, fitting: str = "32,32", steps: str =
 
 def accumulate_of(out: Path) -> int | str:
     return json.loads((out / "config.json").read_text())["settings"]["accumulate"]
-
-
-def same_model(one: Path, other: Path) -> bool:
-    return filecmp.cmp(one / "model.safetensors", other / "model.safetensors", shallow=False)
 
 
 @pytest.fixture(scope="module")

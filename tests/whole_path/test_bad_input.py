@@ -17,7 +17,6 @@ from data_prep.dataset import read_dataset
 from data_prep.errors import InputError
 from ddp_trainer.command_line import parse_command_line
 from ddp_trainer.engine.build import prepare_network
-from ddp_trainer.recipes import RECIPES
 from tests.support.processes import wait_until
 from tests.support.trainer import NARROW, REPOSITORY, environment, fork, run, start, train
 
@@ -110,7 +109,7 @@ def test_single_small_image_in_a_forward_pass_is_refused(network: str, side: int
     """The network reduces the image to one pixel, and BatchNorm needs more than one value per channel."""
     small = replace(read_dataset(tiny_dir), image_size=side)
     arguments = [*SMOKE, "--network", network, "--batch-size", "5", "--accumulate", "2"]
-    config = parse_command_line(arguments, RECIPES, prog="", description="")
+    config = parse_command_line(arguments, prog="", description="")
     with pytest.raises(InputError, match=f"fails on images of shape 1x3x{side}x{side}: .* raise --batch-size or lower"):
         prepare_network(config, small, world_size=2, load_weights=False)
     prepare_network(config, replace(small, image_size=side + 1), world_size=2, load_weights=False)

@@ -15,13 +15,12 @@ from PIL import Image
 from data_prep.__main__ import main, parse
 from data_prep.dataset import read_dataset, verify_dataset
 from data_prep.errors import InputError
+from tests.support.folders import DATASET_FILES, names_in
 from tests.support.photos import BAD_EXIF, damaged_tiff, save
 from tests.support.processes import wait_until
+from tests.support.trainer import environment
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "data_prep")
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-FILES = {"train.beton", "test.beton", "dataset.json"}
 
 
 def prepare(*arguments: object, cwd: Path, limit: str = "") -> subprocess.CompletedProcess[str]:
@@ -30,7 +29,7 @@ def prepare(*arguments: object, cwd: Path, limit: str = "") -> subprocess.Comple
     return subprocess.run(
         [*command, *COMMAND, *map(str, arguments)],
         cwd=cwd,
-        env=ENVIRONMENT,
+        env=environment(),
         text=True,
         capture_output=True,
         timeout=180,
@@ -44,10 +43,6 @@ def refused(*arguments: object, cwd: Path) -> str:
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
     return done.stderr
-
-
-def left_in(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} if folder.exists() else set()
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +71,7 @@ def prepared(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 def test_a_folder_becomes_a_dataset(prepared: tuple[Path, str]) -> None:
     out, printed = prepared
-    assert left_in(out) == FILES
+    assert names_in(out) == DATASET_FILES
     info = read_dataset(out)
     verify_dataset(out, info, full=True)
     assert (info.source, info.classes, info.image_size) == ("folder", ("cat", "dog"), 16)
@@ -96,8 +91,8 @@ def test_the_same_input_gives_the_same_bytes_and_a_failure_changes_nothing(
     assert prepare(*command, "--root", "copy", cwd=tmp_path).returncode == 0
     (tmp_path / "copy" / "train" / "cat" / "torn.jpg").write_bytes(b"\xff\xd8\xff")
     assert "torn.jpg" in refused(*command, "--root", "copy", cwd=tmp_path)
-    assert left_in(tmp_path / "set") == FILES
-    for file in FILES:
+    assert names_in(tmp_path / "set") == DATASET_FILES
+    for file in DATASET_FILES:
         assert filecmp.cmp(tmp_path / "set" / file, prepared[0] / file, shallow=False)
 
 
@@ -164,12 +159,12 @@ def test_wrong_input_is_reported_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
-    before = left_in(tmp_path)
+    before = names_in(tmp_path)
     assert main(arguments) == 2
     printed = capsys.readouterr()
     assert (printed.out, len(printed.err.splitlines())) == ("", 1)
     assert printed.err.startswith("error: ") and words in printed.err
-    assert left_in(tmp_path) == before
+    assert names_in(tmp_path) == before
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -192,7 +187,7 @@ def test_a_limit_of_the_shell_gives_one_line_and_exit_status_1(
 ) -> None:
     done = prepare("--source", "folder", "--root", photos, "--out", "set", cwd=tmp_path, limit=limit)
     assert (done.returncode, done.stderr) == (1, f"error: {line}\n")
-    assert left_in(tmp_path) == set()
+    assert names_in(tmp_path) == set()
 
 
 @pytest.mark.parametrize(
@@ -204,7 +199,7 @@ def test_an_interrupted_command_leaves_no_incomplete_files(number: int, file: st
     process = subprocess.Popen(
         [*COMMAND, *arguments],
         cwd=tmp_path,
-        env=ENVIRONMENT,
+        env=environment(),
         text=True,
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # under nohup, SIGHUP would be ignored
@@ -215,7 +210,7 @@ def test_an_interrupted_command_leaves_no_incomplete_files(number: int, file: st
     status = -number if number == signal.SIGINT else 128 + number  # Ctrl-C also ends a shell loop around the command
     assert process.returncode == status, stderr
     assert stderr == f"interrupted by {signal.Signals(number).name}: incomplete files were removed\n"
-    assert left_in(tmp_path / "set") == set()
+    assert names_in(tmp_path / "set") == set()
 
 
 def test_help_shows_sources_and_examples(tmp_path: Path) -> None:
@@ -247,4 +242,4 @@ def test_decoder_warnings_take_one_line_and_evaluate_is_suggested_if_only_test_i
     assert warning.startswith("decoders warned about 7 image files: root/test/cat/")
     assert " and 2 more; decoders printed 1 line about damaged data: " in warning
     assert "next: python -m ddp_trainer.evaluate RUN_DIR --data-dir set" in done.stdout
-    assert left_in(tmp_path / "set") == {"test.beton", "dataset.json"}
+    assert names_in(tmp_path / "set") == {"test.beton", "dataset.json"}

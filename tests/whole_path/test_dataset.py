@@ -25,6 +25,7 @@ from data_prep.sources import ImageSet, Split
 from data_prep.sources.folder import FolderImages
 from data_prep.sources.synthetic import draw_synthetic
 from data_prep.watched_file import DamagedImage
+from tests.support.folders import DATASET_FILES, names_in
 from tests.support.memory import PEAK_MEMORY
 from tests.support.photos import draw_photos, save
 from tests.support.trainer import environment
@@ -101,7 +102,7 @@ def test_the_number_of_threads_does_not_change_the_files(tmp_path: Path, monkeyp
     for threads in (1, 3):
         monkeypatch.setattr("data_prep.sources.folder.num_threads", lambda threads=threads: threads)
         write_dataset(FolderImages(tmp_path / "photos", size=8), tmp_path / str(threads))
-    for name in ("train.beton", "test.beton", "dataset.json"):
+    for name in DATASET_FILES:
         assert filecmp.cmp(tmp_path / "1" / name, tmp_path / "3" / name, shallow=False)
 
 
@@ -171,7 +172,7 @@ def test_a_signal_while_the_files_are_moved_leaves_the_new_dataset_complete(
     finally:
         signal.signal(signal.SIGINT, before)
     verify_dataset(tmp_path, read_dataset(tmp_path), full=True)
-    assert {path.name for path in tmp_path.iterdir()} == {"train.beton", "test.beton", "dataset.json"}
+    assert names_in(tmp_path) == DATASET_FILES
 
 
 def test_a_partly_moved_dataset_can_be_prepared_again(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support.trainer import REPOSITORY, environment
+
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 FOLDERS = "ddp_trainer|data_prep|slurm|launch|scripts|tests|benchmarks|docs"
 MADE_BY_THE_READER = {"slurm/cluster.env"}
@@ -109,22 +110,18 @@ def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("block", blocks("bash", "python"), ids=lambda block: block.name)
 def test_a_block_runs_as_printed(block: Block, readers_folder: Path) -> None:
-    unwanted = ("WANDB_", "ACCELERATE_", "TORCHELASTIC_", "SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
-    environment["PYTHONPATH"] = str(REPOSITORY)
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    found = environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     interpreter = ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
     done = subprocess.run(
-        [*interpreter, block.text], cwd=readers_folder, env=environment, text=True, capture_output=True, timeout=300
+        [*interpreter, block.text], cwd=readers_folder, env=found, text=True, capture_output=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("block", blocks("pycon"), ids=lambda block: block.name)
 def test_a_python_session_names_settings_that_exist(block: Block) -> None:
-    from ddp_trainer.command_line import parse_flags
+    from ddp_trainer.command_line import as_flags, parse_flags
     from ddp_trainer.config import TrainConfig
-    from ddp_trainer.run.api import as_flags
 
     for call in ast.walk(ast.parse(block.text.replace(">>> ", ""))):
         if isinstance(call, ast.Call):
@@ -151,10 +148,9 @@ def test_launcher_flags_in_the_docs_exist(command: str) -> None:
 )
 def test_trainer_flags_in_the_docs_exist(command: str) -> None:
     from ddp_trainer.command_line import parse_command_line
-    from ddp_trainer.recipes import RECIPES
 
     arguments = arguments_after(command, "ddp_trainer.train", "slurm/train.sh")
-    parse_command_line(arguments, RECIPES, prog="train", description="")
+    parse_command_line(arguments, prog="train", description="")
 
 
 @pytest.mark.parametrize(

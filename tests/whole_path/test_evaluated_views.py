@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from data_prep.loader import Batch
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.runtime import Runtime
-from ddp_trainer.engine.evaluation import CERTAIN_MARGIN, Evaluator, averaged_over_views, hits
+from ddp_trainer.engine.evaluation import CERTAIN_MARGIN, Evaluation, Evaluator, averaged_over_views, hits
 from ddp_trainer.models.custom_resnet import CustomResNet
 from ddp_trainer.models.spec import ModelSpec
 from tests.support.networks import Hooked
@@ -63,16 +63,43 @@ def test_logits_that_are_not_finite_do_not_count_as_correct_predictions() -> Non
     assert hits(logits, torch.zeros(3, dtype=torch.int64)).tolist() == [False, True, False]
 
 
+def evaluate(model: nn.Module, images: Tensor) -> Evaluation:
+    """Evaluates `model`, which has three classes, on uint8 `images` (N, 3, 32, 32) of class 0."""
+    count = len(images)
+    batch = Batch(images, torch.zeros(count, dtype=torch.int64), torch.arange(count))
+    loader = SimpleNamespace(batches=lambda plan: iter([batch]), batch_size=count)
+    spec = ModelSpec(classes=tuple("abc"), mean=(0.5,) * 3, std=(0.25,) * 3, image_size=32)  # type: ignore[arg-type]
+    runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32"))
+    return Evaluator(loader, np.arange(count), spec, runtime).run(model)  # type: ignore[arg-type]
+
+
 def test_evaluation_runs_the_hooks_of_the_network() -> None:
     torch.manual_seed(0)
     model, images = Hooked(3), torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    batch = Batch(images, torch.zeros(4, dtype=torch.int64), torch.arange(4))
-    loader = SimpleNamespace(batches=lambda plan: iter([batch]), batch_size=4)
-    spec = ModelSpec(classes=tuple("abc"), mean=(0.5,) * 3, std=(0.25,) * 3, image_size=32)  # type: ignore[arg-type]
-    runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32"))
-    evaluation = Evaluator(loader, np.arange(4), spec, runtime).run(model)  # type: ignore[arg-type]
+    evaluation = evaluate(model, images)
     expected = model.eval()((images / 255 - 0.5) / 0.25)
     torch.testing.assert_close(evaluation.logits, expected, rtol=0, atol=1e-5)
+
+
+class KeepsGrid(nn.Module):
+    """Computes a tensor in its first forward pass, keeps it in an attribute, and multiplies it by a parameter."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head, self.scale = nn.Linear(3 * 32 * 32, num_classes), nn.Parameter(torch.ones(()))
+        self.grid: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.grid is None:
+            self.grid = torch.linspace(0, 1, x.size(3))
+        return self.head((x + self.scale * self.grid).flatten(1))
+
+
+def test_a_tensor_that_the_network_keeps_from_an_evaluation_can_be_used_in_training() -> None:
+    model = KeepsGrid(3)
+    evaluate(model, torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    model(torch.zeros(2, 3, 32, 32)).sum().backward()
+    assert model.scale.grad is not None
 
 
 class SideDetector(nn.Module):

@@ -2,12 +2,10 @@
 
 import copy
 import itertools
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
 from data_prep.dataset import read_dataset
@@ -17,6 +15,7 @@ from ddp_trainer.engine.flops import training_flops
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.models.spec import ModelSpec
 from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
+from tests.support.stepping import differences
 
 # The run has nine steps. The learning rates of the first two blocks fall after step 3, and both blocks are frozen after
 # step 6.
@@ -25,13 +24,8 @@ FROZEN_AFTER = 6
 
 
 def trainer_of(data_dir: Path, optimizer: str = "muon") -> Trainer:
-    config = narrow_settings(data_dir)
-    config = replace(
-        config,
-        schedule=replace(config.schedule, **FREEZE),
-        optim=replace(config.optim, optimizer=optimizer, peak_lr=0.02, ema_decay=0.9, clip_norm=1.0),  # type: ignore[arg-type]
-    )
-    return narrow_trainer(config, single_runtime())
+    optim = {"optimizer": optimizer, "peak_lr": 0.02, "ema_decay": 0.9, "clip_norm": 1.0}
+    return narrow_trainer(narrow_settings(data_dir, schedule=FREEZE, optim=optim), single_runtime())
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
@@ -74,8 +68,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tiny_dir: Path, step: int) -> 
     resumed.state.load_state_dict(copy.deepcopy(stopped.state.state_dict()))
     assert resumed.state.step == step
     finish(resumed)
-    ours, theirs = weights(resumed), weights(whole)
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert differences(weights(resumed), weights(whole)) == []
 
 
 def test_steps_after_freezing_take_fewer_operations(tiny_dir: Path) -> None:
@@ -98,8 +91,7 @@ def test_steps_after_freezing_take_fewer_operations(tiny_dir: Path) -> None:
 def test_patterns_that_match_no_parameter_or_every_parameter_are_refused(
     tiny_dir: Path, names: str, expected: str
 ) -> None:
-    config = narrow_settings(tiny_dir)
-    config = replace(config, schedule=replace(config.schedule, freeze_late=names))
+    config = narrow_settings(tiny_dir, schedule={"freeze_late": names})
     with pytest.raises(InputError) as caught:
         prepare_network(config, read_dataset(tiny_dir), world_size=1, load_weights=True)
     assert expected in str(caught.value)

@@ -1,6 +1,5 @@
 """Tests that need a GPU: steps that do not wait for the device, runs in every precision, and agreement with the CPU."""
 
-import filecmp
 import json
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from data_prep.augment_config import AugmentConfig
 from data_prep.dataset import read_dataset
 from data_prep.loader import build_loader
 from ddp_trainer.distributed.process_settings import restored_settings
+from ddp_trainer.engine.host_copy import HostCopy
 from ddp_trainer.recipes import RECIPES
-from ddp_trainer.run.checkpoint_saver import HostCopy
+from tests.support.folders import same_model
 from tests.support.stepping import batches, build_for, differences, snapshot, take
 from tests.support.trainer import NARROW, read_lines, run
 
@@ -47,7 +47,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tiny_dir: Path, tmp_path: Path
     train(*flags, "--data-dir", tiny_dir, "--out", whole, "--max-steps", "12")
     for steps in ("7", "12"):  # the first part ends within the second epoch
         train(*flags, "--data-dir", tiny_dir, "--out", parts, "--max-steps", steps, "--resume")
-    assert filecmp.cmp(whole / "model.safetensors", parts / "model.safetensors", shallow=False)
+    assert same_model(whole, parts)
     assert read_lines(whole / "steps.jsonl") == read_lines(parts / "steps.jsonl")
     assert json.loads((parts / "config.json").read_text())["device"] == "cuda"
 
@@ -66,15 +66,14 @@ def test_runs_with_and_without_cuda_graphs_train_the_same_model(
 ) -> None:
     for graph in ("auto", "off"):
         train(*flags, "--data-dir", tiny_dir, "--out", tmp_path / graph, "--graph", graph)
-    assert filecmp.cmp(tmp_path / "auto" / "model.safetensors", tmp_path / "off" / "model.safetensors", shallow=False)
+    assert same_model(tmp_path / "auto", tmp_path / "off")
     assert read_lines(tmp_path / "auto" / "steps.jsonl") == read_lines(tmp_path / "off" / "steps.jsonl")
 
 
 def test_stream_and_resident_train_the_same_model(tiny_dir: Path, tmp_path: Path) -> None:
     for mode in ("stream", "resident"):
         train("--data-dir", tiny_dir, "--out", tmp_path / mode, "--data-mode", mode, "--max-steps", "4")
-    stream, resident = (tmp_path / mode / "model.safetensors" for mode in ("stream", "resident"))
-    assert filecmp.cmp(stream, resident, shallow=False)
+    assert same_model(tmp_path / "stream", tmp_path / "resident")
 
 
 @pytest.mark.parametrize(
@@ -143,6 +142,6 @@ def test_later_steps_do_not_change_a_host_copy_that_is_still_queued(tiny_dir: Pa
         waiting = HostCopy({"model": trainer.model.state_dict()})
         for step in range(3, 6):
             trainer.train_step(held[step], epoch=step)
-        copied = waiting.wait()["model"]
+        copied = waiting.read()["model"]
         assert [name for name in copied if not torch.equal(copied[name], expected[name])] == []
         assert differences(snapshot(trainer), expected)

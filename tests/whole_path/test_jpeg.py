@@ -28,6 +28,7 @@ from data_prep.watched_file import DamagedImage
 from ddp_trainer.report.reproduce import data_command
 from ddp_trainer.tracking.run_record import load_run
 from tests.support.betons import photographs
+from tests.support.folders import DATASET_FILES
 from tests.support.run_directories import make_run
 
 CPU, COUNT, SIZE = torch.device("cpu"), 75, 64
@@ -77,7 +78,7 @@ def test_jpeg_images_are_smaller_and_close_to_the_originals(folder: Path) -> Non
 
 def test_the_same_images_give_the_same_files(folder: Path, tmp_path: Path) -> None:
     write_dataset(IMAGES, tmp_path, encoding=JPEG)
-    for name in ("train.beton", "test.beton", "dataset.json"):
+    for name in DATASET_FILES:
         assert filecmp.cmp(folder / name, tmp_path / name, shallow=False)
 
 

@@ -1,7 +1,6 @@
 """Each launch/*.yaml starts the documented number of processes, and Accelerate uses every setting in it."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -10,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support.trainer import REPOSITORY, environment
+
 LAUNCH = REPOSITORY / "launch"
 FILES = sorted(LAUNCH.glob("*.yaml"))
 WORKER = "tests.support.workers.print_world"
@@ -21,12 +21,10 @@ def start(file: str, *flags: str, port: int | None = None) -> subprocess.Popen[s
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / file), *flags]
     if port is not None:
         command += ["--main_process_port", str(port)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MASTER_", "ACCELERATE_"))}
-    environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, "-m", WORKER],
         cwd=REPOSITORY,
-        env=environment,
+        env=environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""When the calling process is stopped, the processes that `ddp_trainer.launch` started save a checkpoint and stop."""
+"""`ddp_trainer.launch`: stopping the run, and the user's Accelerate configuration."""
 
 import signal
 import subprocess
@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ddp_trainer.distributed.launch import ONE_MACHINE
+from ddp_trainer.run.api import START_LAUNCHER
 from tests.support.processes import wait_until
-from tests.support.trainer import environment, wait_for_epochs
+from tests.support.trainer import SEVERAL, environment, wait_for_epochs
 
 
 @pytest.mark.parametrize(("processes", "has_stderr"), [(1, True), (2, False)])
@@ -22,6 +24,30 @@ def test_ctrl_c_stops_launched_processes_and_returns_a_preempted_run(
     child.send_signal(signal.SIGINT)
     stdout, stderr = child.communicate(timeout=120)
     assert stdout == "preempted True\n", stderr
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ("-c", START_LAUNCHER, *ONE_MACHINE, "--num_processes", "1"),
+        ("-m", "accelerate.commands.launch", *SEVERAL, "--num_processes", "2"),  # as a report prints the command
+    ],
+)
+def test_the_accelerate_configuration_of_the_user_has_no_effect(launcher: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "accelerate").mkdir()
+    configuration = "distributed_type: FSDP\nuse_cpu: true\ngpu_ids: '0'\n"
+    (tmp_path / "accelerate" / "default_config.yaml").write_text(configuration)
+    done = subprocess.run(
+        [sys.executable, *launcher, "--no_python", "env"],  # prints the environment of the processes
+        env=environment(HF_HOME=str(tmp_path), CUDA_VISIBLE_DEVICES="1,2"),
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    started = done.stdout.splitlines()
+    assert "CUDA_VISIBLE_DEVICES=1,2" in started
+    assert not {"ACCELERATE_USE_FSDP=true", "ACCELERATE_USE_CPU=True"} & set(started)
 
 
 @pytest.mark.parametrize("processes", [1, 2])

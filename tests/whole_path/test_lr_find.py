@@ -1,7 +1,6 @@
 """Learning rate range test: its suggestion is right, ranks stop together, and an older run in --out is unchanged."""
 
 import errno
-import hashlib
 import itertools
 import json
 import math
@@ -9,7 +8,6 @@ import os
 import shutil
 import signal
 from collections.abc import Container
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +17,15 @@ from data_prep.dataset import read_dataset
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.distributed.runtime import Runtime
-from ddp_trainer.distributed.signals import StopRequest
-from ddp_trainer.engine.build import build_trainer
 from ddp_trainer.engine.step_guard import FP16_PATIENCE
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.lr_find import RangeTestConfig, RatesConfig, main, parse, range_test, write_results
-from ddp_trainer.models.spec import ModelSpec, build_network
 from ddp_trainer.recipes import smoke
 from ddp_trainer.report.loss_curve import LossCurve
+from ddp_trainer.run.checks import check_settings
+from tests.support.folders import checksums
+from tests.support.narrow import narrow_settings, narrow_trainer, single_runtime
+from tests.support.processes import processes_with
 from tests.support.trainer import fork, run, start
 
 TINY = ("smoke", "--device", "cpu", "--batch-size", "8")
@@ -56,6 +55,14 @@ def test_range_test_uses_whole_images_even_if_the_recipe_has_small_crops() -> No
     assert test.as_train_config().schedule.batch_size == 8
 
 
+def test_the_range_test_ignores_a_wandb_mode_that_is_not_supported(
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "shared")
+    settings = parse([*TINY, "--data-dir", str(tiny_dir)]).as_train_config()
+    assert check_settings(settings, read_dataset(tiny_dir), world_size=1) == 96
+
+
 @pytest.mark.parametrize("steps", [50, 400])
 def test_the_suggestion_moves_with_the_valley_for_any_number_of_steps(steps: int) -> None:
     planned = RatesConfig(start_lr=1e-6, end_lr=1e3, steps=steps)
@@ -68,25 +75,17 @@ def test_the_suggestion_moves_with_the_valley_for_any_number_of_steps(steps: int
     assert 0.1 < suggestions[1] < 3, "the suggested rate has no effect, or makes the loss explode"
 
 
-def narrow_trainer(data_dir: Path, *, not_finite_in: Container[int] = ()) -> Trainer:
+def trainer_of(data_dir: Path, *, not_finite_in: Container[int] = ()) -> Trainer:
     """Returns a trainer whose network returns NaN in the given forward passes (1-based)."""
-    recipe = smoke()
-    recipe = replace(
-        recipe,
-        data=replace(recipe.data, data_dir=data_dir),
-        network=replace(recipe.network, widths=(8, 8, 16, 16)),
-        schedule=replace(recipe.schedule, batch_size=8),
-        runtime=replace(recipe.runtime, device="cpu", precision="fp32"),
-    )
-    config, dataset = RangeTestConfig.of(recipe).as_train_config(), read_dataset(data_dir)
-    network, passes = build_network(config.network, ModelSpec.of(dataset, config)), itertools.count(1)
-    network.register_forward_hook(lambda *called: called[2] * (math.nan if next(passes) in not_finite_in else 1.0))
-    return build_trainer(config, Runtime(config.runtime, stop=StopRequest()), dataset, network=network)
+    config = RangeTestConfig.of(narrow_settings(data_dir, schedule={"batch_size": 8})).as_train_config()
+    trainer, passes = narrow_trainer(config, single_runtime()), itertools.count(1)
+    trainer.model.register_forward_hook(lambda *called: called[2] * (math.nan if next(passes) in not_finite_in else 1))
+    return trainer
 
 
 def test_each_step_has_its_own_rate_and_a_range_test_may_take_several_epochs(tiny_dir: Path) -> None:
     """With 96 images in batches of 8, 30 steps are two and a half epochs."""
-    trainer, planned = narrow_trainer(tiny_dir), RatesConfig(start_lr=1e-4, end_lr=1e-2, steps=30)
+    trainer, planned = trainer_of(tiny_dir), RatesConfig(start_lr=1e-4, end_lr=1e-2, steps=30)
     used: list[float] = []
     step = trainer.train_step
     trainer.train_step = lambda *arguments: (  # type: ignore[method-assign]
@@ -101,7 +100,7 @@ def test_each_step_has_its_own_rate_and_a_range_test_may_take_several_epochs(tin
 
 
 def test_range_test_ends_as_soon_as_the_loss_diverges(tiny_dir: Path) -> None:
-    trainer = narrow_trainer(tiny_dir)
+    trainer = trainer_of(tiny_dir)
     curve = range_test(trainer, RatesConfig(start_lr=1e-3, end_lr=1e6, steps=30))
     assert curve.diverged
     assert len(curve.losses) <= trainer.state.step < 30
@@ -115,7 +114,7 @@ def test_skipped_steps_count_as_divergence_unless_fp16_is_searching_for_a_loss_s
     tiny_dir: Path, skipped: range, patience: int, kept: int
 ) -> None:
     """A skipped step is normally noticed in the next step. In the last case, no step follows the skipped one."""
-    trainer = narrow_trainer(tiny_dir, not_finite_in=skipped)
+    trainer = trainer_of(tiny_dir, not_finite_in=skipped)
     trainer.guard._patience = patience  # emulates fp16, which the CPU does not support
     curve = range_test(trainer, RatesConfig(start_lr=1e-6, end_lr=1e-5, steps=30))
     assert len(curve.losses) == kept
@@ -131,23 +130,18 @@ def test_there_is_no_suggestion_if_the_loss_only_rises() -> None:
     assert curve.draw("none").startswith(b"\x89PNG")
 
 
-def contents(folder: Path) -> dict[str, str]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 def test_two_ranks_stop_together_and_leave_a_run_in_the_folder_unchanged(
     smoke_run: Path, tiny_dir: Path, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(smoke_run, tmp_path / "run"))
-    before = contents(out)
+    before = checksums(out)
     rates = ("--start-lr", "0.01", "--end-lr", "1e5", "--steps", "9")
     arguments = (*TINY, "--data-dir", tiny_dir, "--out", out, *rates, "--accumulate", "auto")
     finished = fork(*arguments, program="ddp_trainer.lr_find:main", processes=2)
     assert finished.returncode == 0, finished.stderr
-    after = contents(out)
+    after = checksums(out)
     assert {path: after[path] for path in before} == before
-    assert {Path(path).name for path in after.keys() - before.keys()} == {"lr_find.png", "lr_find.json"}
+    assert {path.name for path in after.keys() - before.keys()} == {"lr_find.png", "lr_find.json"}
     found = json.loads((out / "lr_find.json").read_text())
     assert "suggested_lr" in found
     assert found["diverged"], "no divergence, although the rates are far too high"
@@ -167,21 +161,13 @@ def test_sigterm_to_one_rank_ends_both_and_nothing_is_written(tiny_dir: Path, tm
             line = launcher.stderr.readline()
             assert line, printed
             printed += line
-        workers = [pid for pid in children_of(launcher.pid) if "ddp_trainer.lr_find" in command_of(pid)]
+        workers = processes_with("ddp_trainer.lr_find", str(tmp_path), "RANK=")
         os.kill(workers[-1], signal.SIGTERM)
         printed += launcher.communicate(timeout=120)[1]
     assert len(workers) == 2
     assert launcher.returncode == 0, printed
     assert printed.count("stopped: nothing was written") == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
-
-
-def command_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
 
 
 def test_invalid_rates_and_folders_are_refused(

@@ -1,6 +1,5 @@
 """Networks from torchvision, timm and the user can be trained, stopped, resumed, evaluated and exported."""
 
-import filecmp
 import json
 import os
 import subprocess
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from ddp_trainer.config import is_installed
 from ddp_trainer.models.spec import load_model
 from tests.support import trainer
+from tests.support.folders import same_model
 from tests.support.trainer import NARROW, REPOSITORY, Finished, environment, fork, read_lines, run
 
 OWN = "tests.support.networks:"
@@ -50,7 +50,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     train(*arguments, "--out", whole, processes=processes)
     train(*arguments, "--out", parts, "--max-steps", "4", processes=processes)
     train(*arguments, "--out", parts, "--resume", processes=processes)
-    assert filecmp.cmp(whole / "model.safetensors", parts / "model.safetensors", shallow=False)
+    assert same_model(whole, parts)
 
 
 def test_unused_and_frozen_parameters_keep_their_initial_values(tiny_dir: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """A folder of photographs, from the image files to a model trained on random resized crops of them."""
 
-import filecmp
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ import data_prep.__main__ as preparation
 from ddp_trainer import evaluate, export, predict
 from ddp_trainer.models.spec import ModelSpec
 from ddp_trainer.run.checkpoint import list_checkpoints
+from tests.support.folders import same_model
 from tests.support.photos import save
 from tests.support.processes import processes_with, wait_until
 from tests.support.trainer import NARROW, Finished, fork, read_lines, start
@@ -58,10 +58,6 @@ def resident(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check_success(finished: Finished) -> None:
     assert finished.returncode == 0, finished.stderr
-
-
-def same_model(one: Path, other: Path) -> bool:
-    return filecmp.cmp(one / "model.safetensors", other / "model.safetensors", shallow=False)
 
 
 def test_killed_and_resumed_run_equals_the_uninterrupted_one(data: Path, tmp_path: Path) -> None:

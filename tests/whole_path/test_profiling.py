@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from data_prep.errors import InputError
 from ddp_trainer.recipes import smoke
 from ddp_trainer.run.checks import check_batch
+from tests.support.narrow import changed
 from tests.support.trainer import NARROW, train
 
 
@@ -34,8 +34,7 @@ def test_run_without_profile_writes_no_trace(smoke_run: Path) -> None:
 
 @pytest.mark.parametrize(("steps", "fits"), [(0, True), (5, True), (6, False)])
 def test_profile_is_refused_unless_the_run_has_more_steps_than_are_traced(steps: int, fits: bool) -> None:
-    config = smoke()  # 6 steps
-    config = replace(config, run=replace(config.run, profile=steps))
+    config = changed(smoke(), {"run": {"profile": steps}})  # 6 steps
     if fits:
         check_batch(config, num_images=96, world_size=1)
     else:

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -17,17 +16,18 @@ from nbclient import NotebookClient
 
 import ddp_trainer
 from ddp_trainer.config import DEFAULT_WIDTHS, TrainConfig
-from ddp_trainer.engine.observer import SilentObserver
+from ddp_trainer.engine.observer import Observer
 from ddp_trainer.recipes import FIRST_BLOCKS, RECIPES
 from ddp_trainer.run import outputs
 from ddp_trainer.run.api import _changes, configure
 from ddp_trainer.tracking.metric_files import Record
+from tests.support.narrow import changed
 from tests.support.trainer import REPOSITORY, environment
 
 NARROW = {"device": "cpu", "widths": (8, 8, 16, 16)}
 
 
-class Listener(SilentObserver):
+class Listener(Observer):
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[int] = []
@@ -69,7 +69,7 @@ def test_train_can_be_called_again_and_leaves_the_process_as_it_was(tiny_dir: Pa
     ]
     with pytest.raises(RuntimeError, match="error in an observer"):
         ddp_trainer.train("smoke", data_dir=tiny_dir, out=tmp_path / "broken", observer=Broken(), **NARROW)
-    gentle = replace(ddp_trainer.RECIPES["smoke"], optim=replace(ddp_trainer.RECIPES["smoke"].optim, peak_lr=0.01))
+    gentle = changed(ddp_trainer.RECIPES["smoke"], {"optim": {"peak_lr": 0.01}})
     listener = Listener()
     settings = {"data_dir": tiny_dir, "out": tmp_path / "own", "log_every_steps": 2, **NARROW}
     last = ddp_trainer.train(gentle, observer=listener, **settings)
@@ -108,6 +108,26 @@ def test_a_stopped_run_is_resumed_in_the_same_process_and_the_observer_sees_ever
     assert f"the number of threads per process was {threads} before and is {threads + 1} now" in capsys.readouterr().err
     assert resumed is not None and resumed.state == "done"
     assert listener.steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("listener", [Listener, Interrupts])
+def test_all_records_of_a_finished_or_stopped_run_are_flushed_to_the_disk(
+    listener: type[Listener], tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The finished run ends within an epoch, so it records this epoch after its last checkpoint."""
+    fsync, flushed, order = os.fsync, {}, []
+
+    def noting(handle: int) -> None:
+        fsync(handle)
+        order.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        flushed[order[-1]] = os.fstat(handle).st_size
+
+    monkeypatch.setattr(os, "fsync", noting)
+    settings = {"data_dir": tiny_dir, "out": tmp_path / "run", "max_steps": 4, "log_every_steps": 1, **NARROW}
+    ddp_trainer.train("smoke", observer=listener(), **settings)
+    for name in ("steps.jsonl", "metrics.jsonl"):
+        assert flushed[name] == (tmp_path / "run" / name).stat().st_size, name
+    assert order.index("steps.jsonl") < order.index("state.pt")
 
 
 CHANGING = """
@@ -153,7 +173,7 @@ def test_a_signal_while_results_are_written_does_not_stop_the_run(
     assert result is not None and result.state == "done"
 
 
-class Broken(SilentObserver):
+class Broken(Observer):
     def step_done(self, step: int) -> None:
         raise RuntimeError("error in an observer")
 
@@ -206,7 +226,7 @@ def test_launch_passes_on_settings_that_the_recipe_drops_for_another_network() -
 
 
 def test_a_derived_recipe_keeps_its_own_values_for_another_network() -> None:
-    derived = replace(RECIPES["fast"], schedule=replace(RECIPES["fast"].schedule, freeze_late="layer1.*"))
+    derived = changed(RECIPES["fast"], {"schedule": {"freeze_late": "layer1.*"}})
     config = configure(derived, {"network": "torchvision:resnet18"})
     assert (config.schedule.freeze_late, config.network.widths) == ("layer1.*", DEFAULT_WIDTHS)
     assert configure(RECIPES["fast"], {"network": "torchvision:resnet18"}).schedule.freeze_late == ""

@@ -13,7 +13,7 @@ from PIL import Image
 from ddp_trainer.report.write import write_report
 from tests.support.memory import PEAK_MEMORY
 from tests.support.run_directories import make_run
-from tests.support.trainer import environment
+from tests.support.trainer import REPOSITORY, environment
 
 MEASURED = (
     PEAK_MEMORY
@@ -71,18 +71,18 @@ def test_page_stays_small_whatever_the_size_of_images(tmp_path: Path, shape: tup
 
 def test_wheel_has_the_templates(tmp_path: Path) -> None:
     """Imports the package straight from the wheel file, without installing it."""
-    source, repository = tmp_path / "source", Path(__file__).resolve().parents[2]
+    source = tmp_path / "source"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(repository / name, source)
+        shutil.copy(REPOSITORY / name, source)
     for package in ("data_prep", "ddp_trainer"):
-        shutil.copytree(repository / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(REPOSITORY / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     build = ("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q", "-w", tmp_path, source)
     done = subprocess.run([sys.executable, *build], text=True, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     code = "from ddp_trainer.report import html; print(html.__file__); html.environment().get_template('page.html')"
-    env = {**environment(), "PYTHONPATH": str(wheel)}
+    env = environment(PYTHONPATH=str(wheel))
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=env, text=True, capture_output=True, timeout=60
     )

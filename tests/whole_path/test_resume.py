@@ -1,13 +1,11 @@
 """A run that was stopped and resumed equals the uninterrupted run, bit for bit."""
 
 import errno
-import filecmp
 import functools
 import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,8 @@ import pytest
 
 import ddp_trainer
 from ddp_trainer.run.checkpoint import CheckpointError, list_checkpoints, read_checkpoint, write_checkpoint
+from tests.support.folders import checksums, same_model
+from tests.support.processes import is_alive, processes_with
 from tests.support.trainer import NARROW, fork, read_lines, start, train, wait_for_epochs
 
 # Ten epochs of 6 steps (96 training images in batches of 15), with a checkpoint after every second step. If there are
@@ -69,8 +69,7 @@ def plan(processes: int) -> tuple[str, ...]:
 
 
 def same_run(one: Path, other: Path) -> None:
-    # If an assertion compared the bytes, pytest would take hours to show the differences.
-    assert filecmp.cmp(one / "model.safetensors", other / "model.safetensors", shallow=False)
+    assert same_model(one, other)
     ours, theirs = (
         [
             {name: value for name, value in record.items() if name not in VOLATILE}
@@ -108,7 +107,7 @@ def test_run_stopped_by_a_signal_and_resumed_equals_the_uninterrupted_run(
     arguments = ("smoke", "--device", "cpu", *plan(processes), "--data-dir", tiny_dir, "--out", out)
     process = start(NARROW, *arguments, processes=processes)
     wait_for_epochs(out, process)
-    victims = workers(process) if processes > 1 else [process.pid]
+    victims = processes_with(NARROW, str(out), "RANK=") if processes > 1 else [process.pid]
     os.kill(victims[-1], number)  # only the last rank gets the signal
     process.communicate(timeout=90)
     status = json.loads((out / "status.json").read_text())
@@ -117,7 +116,7 @@ def test_run_stopped_by_a_signal_and_resumed_equals_the_uninterrupted_run(
         assert status["state"] == "preempted"
         assert 6 <= status["step"] < 60
         assert not (out / "summary.json").exists()
-    assert not any(alive(pid) for pid in victims)
+    assert not any(is_alive(pid) for pid in victims)
     resumed = (*plan(processes), "--data-dir", tiny_dir, "--out", out, "--resume")
     assert "after step" in train(*resumed, processes=processes, module=NARROW).stderr, "the run started over"
     same_run(whole, out)
@@ -158,12 +157,12 @@ def test_changed_setting_is_refused_and_shown(tiny_dir: Path, tmp_path: Path) ->
     out = tmp_path / "run"
     train("--data-dir", tiny_dir, "--out", out, "--max-steps", "2", module=NARROW)
     arguments = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", out, "--resume")
-    before = contents(out)
+    before = checksums(out)
     for steps in ("2", "3"):
         finished = fork(*arguments, "--peak-lr", "0.05", "--max-steps", steps)
         assert finished.returncode == 2
         assert "peak_lr 0.1 -> 0.05" in finished.stderr
-        assert contents(out) == before, "a file has changed"
+        assert checksums(out) == before, "a file has changed"
     train("--data-dir", tiny_dir, "--out", out, "--resume", "--max-steps", "3", "--data-mode", "stream", module=NARROW)
     assert json.loads((out / "summary.json").read_text())["steps"] == 3
 
@@ -199,21 +198,3 @@ def test_checkpoint_with_a_renamed_buffer_is_refused_in_one_line(tiny_dir: Path,
     assert finished.returncode == 2
     assert [line for line in finished.stderr.splitlines() if line.startswith("error:") and name in line]
     assert "Traceback" not in finished.stderr
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def workers(launcher: subprocess.Popen) -> list[int]:
-    """Returns the process ids of the launcher's workers, oldest first, or the launcher's own id if there are none."""
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    pids = [int(pid) for pid in children if NARROW.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    return pids or [launcher.pid]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False

@@ -19,6 +19,7 @@ from ddp_trainer.run import checkpoint
 from ddp_trainer.run.checkpoint import FORMAT_VERSION, MANIFEST, list_checkpoints, write_checkpoint
 from ddp_trainer.run.checkpoint_saver import CheckpointSaver
 from ddp_trainer.run.directory import changed_settings, lock_folder
+from tests.support.folders import checksums
 from tests.support.trainer import NARROW, Finished, environment, fork, run, train
 
 WORDS = ("smoke", "--device", "cpu")
@@ -41,16 +42,12 @@ def resume(data: Path, out: Path, *words: str, steps: int = 6) -> Finished:
     return fork(*WORDS, "--data-dir", data, "--out", out, "--resume", "--max-steps", str(steps), *words)
 
 
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def assert_refused(data: Path, out: Path, problem: str, *words: str) -> None:
-    before = contents(out)
+    before = checksums(out)
     done = resume(data, out, *words)
     assert done.returncode == 2, done.stderr
     assert problem in done.stderr.splitlines()[-1]
-    assert contents(out) == before, "a file has changed"
+    assert checksums(out) == before, "a file has changed"
 
 
 # Modules that Python imports at startup. They emulate a file system without locks, and one without fsync of folders.

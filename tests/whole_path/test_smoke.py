@@ -1,6 +1,5 @@
 """What a user does from start to end: prepare a dataset, train, read the run directory, evaluate."""
 
-import filecmp
 import json
 import os
 import shlex
@@ -13,11 +12,12 @@ import pytest
 from data_prep.__main__ import parse
 from data_prep.sources.synthetic import draw_synthetic
 from ddp_trainer.command_line import parse_command_line
+from ddp_trainer.config import LEFT_OUT
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.report.reproduce import reproduce_commands, train_command
-from ddp_trainer.report.settings import LEFT_OUT
 from ddp_trainer.run.checks import can_compile
 from ddp_trainer.tracking.run_record import load_run
+from tests.support.folders import same_model
 from tests.support.tracked_runs import holds
 from tests.support.trainer import NARROW, SECRET, fork, read_lines, train
 
@@ -130,8 +130,7 @@ def test_combined_settings_work(tiny_dir: Path, tmp_path: Path, flags: tuple[str
 def test_stream_and_resident_train_the_same_model(tiny_dir: Path, tmp_path: Path) -> None:
     for mode in ("stream", "resident"):
         train("--data-dir", tiny_dir, "--out", tmp_path / mode, "--data-mode", mode, "--max-steps", "2", module=NARROW)
-    stream, resident = (tmp_path / mode / "model.safetensors" for mode in ("stream", "resident"))
-    assert filecmp.cmp(stream, resident, shallow=False)
+    assert same_model(tmp_path / "stream", tmp_path / "resident")
 
 
 def test_commands_that_repeat_the_run_can_be_parsed(smoke_run: Path) -> None:
@@ -139,7 +138,7 @@ def test_commands_that_repeat_the_run_can_be_parsed(smoke_run: Path) -> None:
     data, training = (shlex.split(line)[3:] for line in lines[-2:])
     options = parse(data)
     assert (options.source, options.train_count, options.test_count, options.size) == ("synthetic", 96, 40, 32)
-    config = parse_command_line(training, RECIPES, prog="train", description="")
+    config = parse_command_line(training, prog="train", description="")
     original = json.loads((smoke_run / "config.json").read_text())["settings"]
     assert {name for name, value in config.flat().items() if value != original[name]} <= LEFT_OUT
 
@@ -147,7 +146,7 @@ def test_commands_that_repeat_the_run_can_be_parsed(smoke_run: Path) -> None:
 def test_command_that_repeats_a_run_unsets_a_setting_of_its_recipe(smoke_run: Path) -> None:
     run = replace(load_run(smoke_run), recipe="fast", settings={**RECIPES["fast"].flat(), "head_lr": None})
     training = shlex.split(train_command(run))[3:]
-    assert parse_command_line(training, RECIPES, prog="train", description="").optim.head_lr is None
+    assert parse_command_line(training, prog="train", description="").optim.head_lr is None
 
 
 def test_predictions_belong_to_their_images(tiny_dir: Path, tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.models import small_map_conv
-from tests.support.blank_steps import blank_batch, blank_trainer, changed_recipe
+from ddp_trainer.recipes import RECIPES
+from tests.support.blank_steps import blank_batch, blank_trainer
+from tests.support.narrow import changed
 from tests.support.operations import CountOperations
 
 # Each budget is at most two operations above the count in docs/results.md.
@@ -25,7 +27,7 @@ def test_step_stays_within_its_budget_of_operations(recipe: str, monkeypatch: py
     """Counts the operations of the second step, because the first one creates momentum and constants."""
     # Turns off Conv3x3's matrix products, which are used only for small feature maps on a CPU and take more operations.
     monkeypatch.setattr(small_map_conv, "LARGEST_SIDE", 0)
-    config = changed_recipe(recipe, schedule={"batch_size": 4})
+    config = changed(RECIPES[recipe], {"schedule": {"batch_size": 4}})
     batch, draws = blank_batch(4, torch.device("cpu")), torch.zeros((NUM_DRAWS, 4), dtype=torch.int64)
     with restored_settings():
         runtime = Runtime(RuntimeConfig(device="cpu", precision="bf16"), stop=StopRequest())

@@ -1,7 +1,6 @@
 """Tests how options such as --accumulate, --clip-norm and --label-smoothing change a step of a narrow network."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +26,11 @@ def stepped(tiny_dir: Path, device: torch.device) -> Take:
     """A function that returns a trainer after one step on 32 images, of which the second half repeats the first."""
 
     def take(*, accumulate: int = 1, balance: str = "none", **optim: float) -> Trainer:
-        config = narrow_settings(tiny_dir)
-        config = replace(
-            config,
-            data=replace(config.data, balance=balance),
-            optim=replace(config.optim, weight_decay=0.0, **optim),
-            schedule=replace(config.schedule, accumulate=accumulate),
+        config = narrow_settings(
+            tiny_dir,
+            data={"balance": balance},
+            optim={"weight_decay": 0.0, **optim},
+            schedule={"accumulate": accumulate},
         )
         runtime = single_runtime(device=device.type)
         trainer = narrow_trainer(config, runtime, dtype=torch.float64)
@@ -62,12 +60,12 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(stepped: Take) -
 
 def test_parts_of_different_sizes_give_the_gradient_of_the_whole_batch(tiny_dir: Path, device: torch.device) -> None:
     """32 images in 3 parts, in a network without BatchNorm."""
-    config, momenta = narrow_settings(tiny_dir), []
+    momenta = []
     for accumulate in (1, 3):
-        changed = replace(config, schedule=replace(config.schedule, accumulate=accumulate))
+        config = narrow_settings(tiny_dir, schedule={"accumulate": accumulate})
         runtime = single_runtime(device=device.type)  # sets the seed for the weights of the network
         network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 10))
-        trainer = narrow_trainer(changed, runtime, dtype=torch.float64, network=network)
+        trainer = narrow_trainer(config, runtime, dtype=torch.float64, network=network)
         next(trainer.steps(0))
         momenta.append(momentum(trainer))
     torch.testing.assert_close(momenta[1], momenta[0], rtol=1e-9, atol=1e-12)
@@ -83,8 +81,7 @@ def test_class_weights_change_the_loss_and_accumulation_keeps_the_gradient(stepp
 
 
 def test_network_sees_growing_crops(tiny_dir: Path, device: torch.device) -> None:
-    config = narrow_settings(tiny_dir)
-    config = replace(config, schedule=replace(config.schedule, epochs=2, small_crops="16:0.2,24:0.5"))
+    config = narrow_settings(tiny_dir, schedule={"epochs": 2, "small_crops": "16:0.2,24:0.5"})
     trainer = narrow_trainer(config, single_runtime(device=device.type, graph="off"))  # a graph would not call the hook
     seen: list[int] = []
     trainer.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].size(2)))

@@ -1,11 +1,10 @@
 """A training step never waits for its own results and never mixes devices, in any recipe or with any of `OPTIONS`.
 
 The steps run on the meta device (see `MetaRuntime`), so no GPU is needed. Autocast and cuDNN do not exist there and are
-not covered. The wait for the previous step is left out (see `NoPendingValues`).
+not covered. The wait for the previous step is left out (see `NoHostCopy`).
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -14,13 +13,14 @@ from torch import Tensor
 from ddp_trainer.engine import device_step, step_guard
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.recipes import RECIPES
-from tests.support.blank_steps import MetaRuntime, blank_batch, blank_trainer, changed_recipe
+from tests.support.blank_steps import MetaRuntime, blank_batch, blank_trainer
+from tests.support.narrow import Sections, changed
 
 META = torch.device("meta")
 
 
-class NoPendingValues:
-    """Replaces PendingValues, which copies values to the host. `read` returns zeros, as meta tensors have no values."""
+class NoHostCopy:
+    """Replaces HostCopy, which copies values to the host. `read` returns zeros, as meta tensors have no values."""
 
     def __init__(self, values: Tensor) -> None:
         self._values = torch.zeros(values.shape, dtype=values.dtype)
@@ -30,11 +30,11 @@ class NoPendingValues:
 
 
 @pytest.fixture(autouse=True)
-def _no_pending_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_guard, "PendingValues", NoPendingValues)
+def _no_host_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_guard, "HostCopy", NoHostCopy)
 
 
-OPTIONS: list[dict[str, dict[str, Any]]] = [
+OPTIONS: list[Sections] = [
     {"optim": {"optimizer": "sgd"}},
     {"optim": {"optimizer": "adamw"}},
     {"optim": {"optimizer": "muon"}},
@@ -50,8 +50,8 @@ OPTIONS: list[dict[str, dict[str, Any]]] = [
 ]
 
 
-def trainer_of(recipe: str, **settings: dict[str, Any]) -> Trainer:
-    config = changed_recipe(recipe, **settings)
+def trainer_of(recipe: str, *changes: Sections) -> Trainer:
+    config = changed(RECIPES[recipe], *changes)
     return blank_trainer(config, MetaRuntime(config.runtime))
 
 
@@ -70,8 +70,8 @@ def test_step_of_a_recipe_does_not_wait(recipe: str) -> None:
 
 
 @pytest.mark.parametrize("settings", OPTIONS, ids=str)
-def test_step_with_an_option_does_not_wait(settings: dict[str, dict[str, Any]]) -> None:
-    take_steps(trainer_of("baseline", **settings))
+def test_step_with_an_option_does_not_wait(settings: Sections) -> None:
+    take_steps(trainer_of("baseline", settings))
 
 
 WAITS: dict[str, Callable[[Tensor], object]] = {

@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 from data_prep.files import read_json
+from ddp_trainer.distributed.signals import handle_signals
 from ddp_trainer.report.wording import NOTHING
+from ddp_trainer.run.directory import wait_until_unlocked
+from ddp_trainer.run.sweep_runs import PlannedRun, Runner
 from ddp_trainer.sweep import main, parse
 from tests.support.trainer import SEVERAL, run, start
 
@@ -171,6 +174,42 @@ def test_a_stopped_sweep_continues_and_ends_with_its_table(tiny_dir: Path, tmp_p
     other = run("ddp_trainer.sweep", *sweep[:-4], "--max-steps", "2", "--out", tmp_path)
     assert other.returncode == 2
     assert "was trained with max_steps 3, not 2; choose another folder with --out" in other.stderr
+
+
+# A launcher that ends at the first signal, like `accelerate launch` with one process. Its worker has locked the run
+# directory and needs a moment to save. Meanwhile, the worker sends two signals to the sweep.
+LAUNCHER = """
+import os, signal, sys, time
+from pathlib import Path
+from ddp_trainer.run.directory import lock_folder
+sweep, launcher, out = os.getppid(), os.getpid(), Path(sys.argv[-2])
+with lock_folder(out):
+    if os.fork() == 0:
+        os.kill(sweep, signal.SIGTERM)
+        while os.getppid() == launcher:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        os.kill(sweep, signal.SIGTERM)
+        time.sleep(0.2)
+        (out / "saved").touch()
+        os._exit(0)
+    signal.pause()
+"""
+
+
+def test_a_stopped_sweep_waits_for_a_worker_that_outlives_its_launcher_until_a_second_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with handle_signals(lambda *_: None):
+        runner = Runner([sys.executable, "-c", LAUNCHER])
+        runner.train(PlannedRun([], tmp_path / "one", ""), group="")  # the signals count as the same request
+        assert runner.stopped and (tmp_path / "one" / "saved").exists()
+
+        monkeypatch.setattr("ddp_trainer.run.sweep_runs.SAME_REQUEST_SECONDS", 0.1)
+        with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+            Runner(runner.launcher).train(PlannedRun([], tmp_path / "two", ""), group="")
+        assert not (tmp_path / "two" / "saved").exists()
+        wait_until_unlocked(tmp_path / "two")
 
 
 def test_a_table_that_cannot_be_written_is_printed_and_reported_in_one_line(

@@ -16,8 +16,8 @@ from data_prep.loader import build_loader
 from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import StopRequest
+from ddp_trainer.engine.host_copy import HostCopy
 from ddp_trainer.engine.trainer import Trainer
-from ddp_trainer.run.checkpoint_saver import HostCopy
 from tests.support.narrow import narrow_trainer
 from tests.support.stepping import Build, build_for, differences, settings, snapshot, take
 
@@ -111,7 +111,7 @@ def test_restored_trainer_continues_like_the_saved_one(
         expected = snapshot(saved)
     with restored_settings():
         restored = build(deterministic=True, ema_decay=0.9, **changes)
-        restored.state.load_state_dict(copy.deepcopy(state.wait()))
+        restored.state.load_state_dict(copy.deepcopy(state.read()))
         take(restored, range(3, 6))
         assert differences(snapshot(restored), expected) == []
 

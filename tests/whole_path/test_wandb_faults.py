@@ -1,11 +1,14 @@
-"""If W&B is unreachable, misconfigured, dead or frozen, the run continues after a limited wait."""
+"""If W&B is unreachable, misconfigured, slow, dead or frozen, the run continues after a limited wait."""
 
+import json
+import shlex
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -108,6 +111,61 @@ def test_a_dead_or_frozen_wandb_service_causes_one_warning_after_a_limited_wait(
     assert "Traceback" not in done.stderr
     assert len(read_lines(tmp_path / "steps.jsonl")) == steps
     assert len(read_lines(tmp_path / "metrics.jsonl")) == 1
+
+
+class StalledUploads(BaseHTTPRequestHandler):
+    """A server that accepts new W&B runs but never answers an upload of records."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/graphql":
+            project = {"name": "ddp-trainer", "entity": {"name": "me"}}
+            run = {"id": "1", "name": json.loads(body)["variables"].get("name"), "project": project}
+            files = {"runID": "1", "uploadHeaders": [], "files": []}
+            answer = {"data": {"upsertBucket": {"bucket": run, "inserted": True}, "createRunFiles": files}}
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(json.dumps(answer))))
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+        else:
+            self.rfile.read(1)  # until W&B closes the connection
+
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+
+UNFINISHED = """
+import sys
+from pathlib import Path
+from accelerate import PartialState
+PartialState(cpu=True)
+from ddp_trainer.config import TrackingConfig
+from ddp_trainer.tracking import tracker, wandb_mirror
+wandb_mirror.FINISH_SECONDS = 1
+tracker = tracker.build_tracker(TrackingConfig(wandb="online"), run_dir=Path(sys.argv[1]), config={})
+tracker.log_epoch({"epoch": 1, "step": 1})
+tracker.finish(None)
+print("done")
+"""
+
+
+def test_an_upload_that_does_not_end_causes_one_warning_with_a_command_that_uploads_the_rest(tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StalledUploads)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    env = environment(WANDB_BASE_URL=f"http://127.0.0.1:{server.server_port}", WANDB_API_KEY=KEY, NETRC="/nonexistent")
+    done = subprocess.run(
+        [sys.executable, "-c", UNFINISHED, str(tmp_path)], capture_output=True, text=True, env=env, timeout=60
+    )
+    server.shutdown()
+    server.server_close()
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    (warning,) = [line for line in done.stderr.splitlines() if line.startswith("warning")]
+    assert "W&B was not closed properly" in warning
+    command = [sys.executable, "-m", *shlex.split(warning.partition("run ")[2].rstrip(")")), "--dry-run"]
+    listed = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60)
+    assert "Would sync 1 run" in listed.stderr, "the command would upload nothing"
 
 
 def test_a_run_that_is_resumed_to_complete_its_report_sends_its_results_only_once(

@@ -5,7 +5,6 @@ Arguments: DATA_DIR OUT.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,8 +38,7 @@ def main(argv: Sequence[str]) -> None:
     found: dict[str, Tensor] = {}
     for compression in ("none", "bf16"):
         runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32", gradient_compression=compression))  # type: ignore[arg-type]
-        config = narrow_settings(data_dir)
-        config = replace(config, schedule=replace(config.schedule, batch_size=16, epochs=1))
+        config = narrow_settings(data_dir, schedule={"batch_size": 16, "epochs": 1})
         whole, first, second = (build(config, runtime) for _ in range(3))
         found["start"] = weights(whole)
         train(whole, 1)

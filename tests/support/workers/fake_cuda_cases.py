@@ -1,16 +1,12 @@
 """Settings of the steps and runs that `test_fake_cuda.py` tests on a library that imitates CUDA."""
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddp_trainer.config import TrainConfig
 from ddp_trainer.recipes import RECIPES
-
-Sections = dict[str, dict[str, Any]]  # section of TrainConfig -> setting -> value
+from tests.support.narrow import WIDTHS, Sections, changed
 
 # Changes to the recipe `fast`. With each change, the test counts the operations in one step without a graph, and the
 # waits of the host during that step.
@@ -33,17 +29,9 @@ CARELESS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def changed(config: TrainConfig, *changes: Sections) -> TrainConfig:
-    for sections in changes:
-        config = replace(
-            config, **{name: replace(getattr(config, name), **values) for name, values in sections.items()}
-        )
-    return config
-
-
 # Three epochs of ten steps (640 images), on crops of 16, 24 and 32 pixels.
 PLAN: Sections = {"schedule": {"batch_size": 64, "epochs": 3, "small_crops": "16:0.35,24:0.7", "freeze_late": ""}}
-NARROW: Sections = {"network": {"widths": (8, 8, 16, 16)}}
+NARROW: Sections = {"network": {"widths": WIDTHS}}
 FAST, BASELINE = (changed(RECIPES[name], PLAN, NARROW) for name in ("fast", "baseline"))
 FREEZE_LATE: Sections = {"schedule": {"freeze_late": "features.0.*,features.1.*", "freeze_late_between": (0.6, 0.8)}}
 

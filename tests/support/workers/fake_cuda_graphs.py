@@ -23,8 +23,8 @@ from torch import Tensor
 from data_prep.loader import Batch
 from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.engine.graph import CapturedStep, GraphedStep
+from ddp_trainer.engine.host_copy import HostCopy
 from ddp_trainer.engine.trainer import Trainer
-from ddp_trainer.run.checkpoint_saver import HostCopy
 from tests.support.fake_cuda.library import end_process, logged
 from tests.support.workers.fake_cuda_cases import CAPTURED, CARELESS, EAGER, NOT_CAPTURED, RANKS
 from tests.support.workers.fake_cuda_steps import Steps, careless
@@ -92,7 +92,7 @@ def cost(trainer: Trainer) -> dict[str, Any]:
 def second_copy(trainer: Trainer) -> dict[str, Any]:
     """The waits and copies of the second `HostCopy` of the state."""
     state = {"model": trainer.model.state_dict(), "optimizer": trainer.state.optimizer.state_dict()}
-    HostCopy(state).wait()
+    HostCopy(state).read()
     with logged() as calls:
         HostCopy(state)
     return {"waits": calls.waits, "copies": sum(call.kind == "COPY_PINNED" for call in calls)}

@@ -24,7 +24,8 @@ from ddp_trainer.engine.passes import resolve_passes
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.recipes import RECIPES
 from tests.support.fake_cuda.library import Calls, end_process, logged
-from tests.support.workers.fake_cuda_cases import CARELESS, OPTIONS, changed
+from tests.support.narrow import changed
+from tests.support.workers.fake_cuda_cases import CARELESS, OPTIONS
 
 WARM_STEPS = 3  # the first steps allocate memory and create constants
 

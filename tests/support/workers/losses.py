@@ -10,7 +10,6 @@ CPU takes only seconds.
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from ddp_trainer.config import RuntimeConfig, TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.metrics import averages
 from ddp_trainer.engine.trainer import Trainer
-from tests.support.narrow import narrow_settings, narrow_trainer
+from tests.support.narrow import Sections, changed, narrow_settings, narrow_trainer
 
 
 def settings(data_dir: Path, name: str) -> TrainConfig:
@@ -29,16 +28,16 @@ def settings(data_dir: Path, name: str) -> TrainConfig:
     In float32, rounding sometimes changes which element is the maximum of a pooling window. A high learning rate would
     amplify that difference from step to step. In float64 this does not happen, so the recipe's learning rate is kept.
     """
-    config = narrow_settings(data_dir)
-    config = replace(config, schedule=replace(config.schedule, epochs=20))
-    peak_lr = 0.001 if name == "float32" else config.optim.peak_lr
-    if name == "balanced":
-        data = replace(config.data, balance="batches", validation=37)
-        schedule = replace(config.schedule, freeze_late="features.0.*", freeze_late_between=(0.01, 0.03))
-        config = replace(config, data=data, augment=replace(config.augment, mixup=0.5), schedule=schedule)
-    if name == "accumulated":
-        config = replace(config, schedule=replace(config.schedule, accumulate=2))
-    return replace(config, optim=replace(config.optim, peak_lr=peak_lr))
+    changes: dict[str, Sections] = {
+        "float32": {"optim": {"peak_lr": 0.001}},
+        "balanced": {
+            "data": {"balance": "batches", "validation": 37},
+            "augment": {"mixup": 0.5},
+            "schedule": {"freeze_late": "features.0.*", "freeze_late_between": (0.01, 0.03)},
+        },
+        "accumulated": {"schedule": {"accumulate": 2}},
+    }
+    return changed(narrow_settings(data_dir, schedule={"epochs": 20}), changes.get(name, {}))
 
 
 def network_of(name: str) -> nn.Module | None:
