@@ -4,12 +4,16 @@
 
 stream:      StreamLoader and Augmenter with the settings of `baseline`. Each batch is read from the file.
 resident:    ResidentLoader and Augmenter with the settings of `baseline`. All images are in device memory.
-torchvision: a DataLoader with one worker per core, over an in-memory dataset of PIL images like torchvision's CIFAR10.
-             Its transforms are RandomCrop, RandomHorizontalFlip, ToTensor, Normalize and RandomErasing (an 8x8 cutout).
+torchvision: a DataLoader over images that are arrays in memory. Like torchvision's CIFAR10, it converts each image to
+             PIL when the image is read. The transforms are RandomCrop, RandomHorizontalFlip, ToTensor, Normalize and
+             RandomErasing (an 8x8 cutout).
 
-All three produce normalized float32 batches of the same images. They take turns for several rounds. The results are
-the images/s of each loader, and the ratios of ours to torchvision's, as medians over rounds. The first round, in which
-the workers start, does not count.
+torchvision has one worker process per core. stream has one thread that reads, and resident reads the file only once,
+before the measurement; both augment whole batches in the main process, with torch's threads.
+
+All three produce normalized float32 batches of the same images. After a warm-up round, in which the workers start, they
+take turns for --rounds rounds. The results are the images/s of each loader, and the ratios of ours to torchvision's, as
+medians over the rounds after the warm-up.
 """
 
 import sys
@@ -31,7 +35,7 @@ from ddp_trainer.recipes import baseline
 
 
 class PilImages(Dataset):
-    """A dataset of (image, label) from arrays in memory, with torchvision's transforms."""
+    """A dataset of (image, label). Converts arrays to PIL images, which torchvision's transforms turn into tensors."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, info: DatasetInfo) -> None:
         from torchvision import transforms
@@ -62,11 +66,13 @@ class PilImages(Dataset):
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--data-dir", type=Path, default=Path("data/synthetic"))
-    parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--images", type=int, default=20_000, help="images per epoch; at most the whole dataset")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--result", type=Path, help="write the figures here as JSON")
+    parser.add_argument("--data-dir", type=Path, default=Path("data/synthetic"), help="folder of the prepared dataset")
+    parser.add_argument("--batch-size", type=int, default=512, help="images per batch; default: 512")
+    parser.add_argument(
+        "--images", type=int, default=20_000, help="images per epoch, at most all training images; default: 20000"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="rounds after the warm-up round; default: 5")
+    parser.add_argument("--result", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
 
     info = read_dataset(options.data_dir)
@@ -84,8 +90,8 @@ def main() -> None:
         "resident": OurEpochs(resident, samples, augmenter),
         "torchvision": torchvision_epochs(theirs, batch_size=options.batch_size, device=device),
     }
-    beside = {"stream": "torchvision", "resident": "torchvision"}
-    figures = compare(loaders, beside, rounds=options.rounds, device=device)
+    compared_with = {"stream": "torchvision", "resident": "torchvision"}
+    figures = compare(loaders, compared_with, rounds=options.rounds, device=device)
     if options.result:
         write_result(
             options.result,

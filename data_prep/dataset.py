@@ -71,10 +71,10 @@ def write_dataset(
         _write_betons(temporary, counts, progress)
         splits = {name: _describe_split(temporary / f"{name}.beton", count) for name, count in counts.items()}
         info = _describe(source, splits, encoding, colors, findings)
-        parse_manifest(json.loads(json.dumps(info.as_json())))  # raises an exception if `read_dataset` would refuse it
+        parse_manifest(json.loads(json.dumps(info.to_dict())))  # raises an exception if `read_dataset` would refuse it
         for split in splits.values():
             check_beton(temporary / split.file, info.expected(split))
-        (temporary / MANIFEST).write_text(json.dumps(info.as_json(), indent=2) + "\n")
+        (temporary / MANIFEST).write_text(json.dumps(info.to_dict(), indent=2) + "\n")
         names = (*(split.file for split in splits.values()), MANIFEST)
         for name in names:  # syncing is slow, so it comes first, while the older dataset is still intact
             sync_file(temporary / name)
@@ -183,9 +183,8 @@ def read_dataset(directory: Path, *, needed: Sequence[str] = SPLITS) -> DatasetI
         raise InputError(f"{path} {problem}; prepare the data again: {prepare}")
     try:
         info = parse_manifest(fields)
-    except (KeyError, TypeError, ValueError) as error:
-        problem = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise InputError(f"{path} cannot be used: {problem}; prepare the data again: {prepare}") from None
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} cannot be used: {error}; prepare the data again: {prepare}") from None
     if not info.splits.keys() >= set(needed):
         raise InputError(
             f"{directory} has no training images, so it can only be used for evaluation; prepare "

@@ -40,7 +40,10 @@ class StreamLoader:
     def __init__(
         self, beton: Path, *, device: torch.device, batch_size: int, num_workers: int, sha256: str | None = None
     ) -> None:
-        """`sha256`: hash of the file. With it, a file that only has a new timestamp or inode counts as unchanged."""
+        """`num_workers`: threads that read and decode; at most one per core is used.
+
+        `sha256`: hash of the file. With it, a file that only has a new timestamp or inode counts as unchanged.
+        """
         self.beton, self.device, self.batch_size = beton, device, batch_size
         reader = JpegReader if holds_jpegs(beton) else FfcvReader
         self._reader = reader(beton, batch_size, min(num_workers, len(os.sched_getaffinity(0))))
@@ -51,30 +54,30 @@ class StreamLoader:
     def batches(self, index_batches: IndexBatches) -> Iterator[Batch]:
         """Yields one batch for each array of positions. An empty array gives an empty batch.
 
-        Of the non-empty arrays, all except the last one must have `batch_size` positions. Raises RuntimeError if the
-        file changes while it is read, if an image is damaged, or if the reader returns samples that were not requested.
-        Raises IndexError for positions outside the file. If a raw file is truncated while it is read, the process may
-        die of SIGBUS instead, because FFCV maps the file into memory.
+        Each non-empty array must have `batch_size` positions; only the last one may have fewer. Raises ValueError for
+        other sizes, and IndexError for positions outside the file. Raises DatasetChanged if the file changes while it
+        is read or if the reader returns samples that were not requested, DamagedImage (a DatasetChanged) if an image is
+        damaged, and RuntimeError or OSError if reading fails. If a file of raw images is truncated while it is read,
+        the process may die of SIGBUS instead, because FFCV maps the file into memory.
         """
         order = _checked_order(index_batches, self.count, self.batch_size)
         self._file.check()
-        with closing(self._reader.read(order)) as read:
+        with closing(self._reader.read(order)) as host_batches:
             for indices in index_batches:
                 if len(indices) == 0:
                     yield self._empty()
                     continue
-                images, labels, found = next(read)
+                images, labels, found = next(host_batches)
                 if not np.array_equal(found.numpy(), indices):
-                    raise DatasetChanged(f"{self.beton} has changed: reading it returned the wrong samples")
+                    problem = "has changed: reading it returned the wrong samples"
+                    raise DatasetChanged(f"{self.beton} {problem}; restore the file or prepare the data again")
                 self._file.check()  # again, because the file may have changed during the read
                 yield Batch(*self._to_device(images.permute(0, 3, 1, 2), labels, found))
 
     def _empty(self) -> Batch:
-        images = torch.empty((0, self.image_size, self.image_size, 3), dtype=torch.uint8, device=self.device).permute(
-            0, 3, 1, 2
-        )
+        images = torch.empty((0, self.image_size, self.image_size, 3), dtype=torch.uint8, device=self.device)
         none = torch.empty(0, dtype=torch.int64, device=self.device)
-        return Batch(images, none, none.clone())
+        return Batch(images.permute(0, 3, 1, 2), none, none.clone())
 
 
 class ResidentLoader:
@@ -132,9 +135,12 @@ def _checked_order(index_batches: IndexBatches, count: int, batch_size: int | No
     filled = [np.asarray(indices, dtype=np.int64) for indices in index_batches if len(indices)]
     order = np.concatenate(filled) if filled else np.empty(0, dtype=np.int64)
     if len(order) and not (order.min() >= 0 and order.max() < count):
-        raise IndexError(f"positions {order.min()} to {order.max()} do not fit a file of {count} samples")
-    if batch_size and any(len(indices) != batch_size for indices in filled[:-1]):
-        raise ValueError(f"all batches but the last must have {batch_size} samples")
+        limits = f"0 to {count - 1}, because the file has {count} samples"
+        raise IndexError(f"positions must be {limits}; got {order.min()} to {order.max()}")
+    for number, indices in enumerate(filled, start=1):
+        size, is_last = len(indices), number == len(filled)
+        if batch_size and (size > batch_size or (size < batch_size and not is_last)):
+            raise ValueError(f"a batch must have {batch_size} samples, or fewer if it is the last; got {size}")
     return order
 
 
@@ -144,10 +150,10 @@ def _clone(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 class _PinnedCopies:
-    """Copies host tensors to the GPU through page-locked buffers (slots), on a CUDA stream of its own.
+    """Copies host tensors to the GPU through page-locked buffers, on a CUDA stream of its own.
 
-    The training stream waits for each copy. The host waits only if the previous copy from the same slot is still
-    running.
+    The batches take turns in NUM_SLOTS slots. Each slot has one buffer for each tensor of a batch. The training stream
+    waits for each copy. The host waits only if the previous copy from the same slot is still running.
     """
 
     NUM_SLOTS = 3
@@ -163,13 +169,13 @@ class _PinnedCopies:
         turn, self._turn = self._turn, (self._turn + 1) % self.NUM_SLOTS
         self._done[turn].synchronize()
         pinned = self._slots[turn]
-        if pinned is None or any(slot.shape != tensor.shape for slot, tensor in zip(pinned, tensors, strict=True)):
-            with torch.inference_mode(False):  # training could not fill a slot made in inference mode
+        if pinned is None or any(buffer.shape != tensor.shape for buffer, tensor in zip(pinned, tensors, strict=True)):
+            with torch.inference_mode(False):  # training could not fill buffers made in inference mode
                 pinned = self._slots[turn] = [torch.empty_like(tensor).pin_memory() for tensor in tensors]
-        for slot, tensor in zip(pinned, tensors, strict=True):
-            slot.copy_(tensor)
+        for buffer, tensor in zip(pinned, tensors, strict=True):
+            buffer.copy_(tensor)
         with torch.cuda.stream(self._stream):
-            copies = tuple(slot.to(self._device, non_blocking=True) for slot in pinned)
+            copies = tuple(buffer.to(self._device, non_blocking=True) for buffer in pinned)
             self._done[turn].record(self._stream)
         training_stream = torch.cuda.current_stream(self._device)
         training_stream.wait_event(self._done[turn])

@@ -1,7 +1,11 @@
-"""dataset.json, the description of a prepared dataset: its fields, and the code that checks them."""
+"""Defines the fields of dataset.json, which describes a prepared dataset, and checks their values.
 
+`check_description` checks a source before a dataset is made from it.
+"""
+
+import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -55,7 +59,8 @@ class DatasetInfo:
         """What the beton file of `split` must contain."""
         return Expected(split.count, self.image_size, len(self.classes), self.encoding)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of dataset.json."""
         fields = asdict(self)
         if not self.skipped:
             del fields["skipped"]
@@ -70,7 +75,9 @@ def check_description(source: Source) -> None:
         raise ValueError(f"images must have sides of 1 to {MAX_IMAGE_SIZE} pixels, got {source.image_size}")
     if not source.count("test"):
         raise ValueError("a dataset needs test images, got none")
-    if not source.classes or not all(isinstance(name, str) for name in source.classes):
+    if not source.classes:
+        raise ValueError("a dataset needs classes, got none")
+    if not all(isinstance(name, str) for name in source.classes):
         raise ValueError(f"classes must be strings, got {source.classes}")
     _check_different(source.classes)
     if source.count("train") and len(source.classes) < 2:
@@ -78,10 +85,12 @@ def check_description(source: Source) -> None:
 
 
 def parse_manifest(fields: dict[str, Any]) -> DatasetInfo:
-    """The dataset that `fields` describe. Raises KeyError, TypeError or ValueError if they are wrong."""
+    """The dataset that `fields` describe. Raises TypeError or ValueError if they are wrong."""
+    _check_names("it", fields, DatasetInfo, optional=("quality", "skipped"))
     _check_type(dict, splits=fields["splits"])
-    present = [name for name in SPLITS if name == "test" or name in fields["splits"]]
-    splits = {name: _parse_split(name, fields["splits"][name]) for name in present}
+    if "test" not in fields["splits"]:
+        raise ValueError("splits lacks the split test")
+    splits = {name: _parse_split(name, fields["splits"][name]) for name in SPLITS if name in fields["splits"]}
     _check_type(str, source=fields["source"], ffcv_version=fields["ffcv_version"])
     _check_type(int, image_size=fields["image_size"], channels=fields["channels"])
     _check_type(list, mean=fields["mean"], std=fields["std"])
@@ -92,7 +101,8 @@ def parse_manifest(fields: dict[str, Any]) -> DatasetInfo:
     if fields["encoding"] not in ENCODINGS:
         raise ValueError(f"encoding must be {' or '.join(ENCODINGS)}, got {quoted(fields['encoding'])}")
     quality = fields.get("quality")
-    if (type(quality) is not int or not 1 <= quality <= 100) if fields["encoding"] == "jpeg" else quality is not None:
+    is_valid = (type(quality) is int and 1 <= quality <= 100) if fields["encoding"] == "jpeg" else quality is None
+    if not is_valid:
         raise ValueError(f"quality must be 1 to 100 for jpeg and absent for raw, got {quoted(quality)}")
     skipped = fields.get("skipped", [])
     _check_strings("classes", fields["classes"])
@@ -115,27 +125,43 @@ def parse_manifest(fields: dict[str, Any]) -> DatasetInfo:
     return DatasetInfo(**{**fields, **parsed})
 
 
-def _parse_split(name: str, fields: object) -> SplitInfo:
-    if not isinstance(fields, dict):
-        raise TypeError(f"splits: {name} must be a JSON object, got {quoted(fields)}")
+def _parse_split(name: str, fields: Any) -> SplitInfo:
+    place = f"splits.{name}"
+    _check_type(dict, **{place: fields})
+    _check_names(place, fields, SplitInfo)
     split = SplitInfo(**fields)
-    _check_type(str, file=split.file, sha256=split.sha256, tables_sha256=split.tables_sha256)
-    _check_type(int, count=split.count, bytes=split.bytes)
+    for kind, names in ((str, ("file", "sha256", "tables_sha256")), (int, ("count", "bytes"))):
+        _check_type(kind, **{f"{place}.{field}": fields[field] for field in names})
     if Path(split.file).name != split.file or "\0" in split.file:
-        raise ValueError(f"file must be the name of a file in the same folder, got {quoted(split.file)}")
+        raise ValueError(f"{place}.file must be the name of a file in the same folder, got {quoted(split.file)}")
     if split.count < 1:
-        raise ValueError(f"count must be positive, got {split.count}")
+        raise ValueError(f"{place}.count must be positive, got {split.count}")
     return split
 
 
 def _three_numbers(name: str, values: list[Any]) -> tuple[float, float, float]:
     for value in values:
         if type(value) not in (int, float) or not abs(value) < MAX_STATISTIC:
-            raise ValueError(f"{name} must have 3 numbers below {MAX_STATISTIC:,.0f}, got {quoted(value)}")
+            limits = f"-{MAX_STATISTIC:,.0f} and {MAX_STATISTIC:,.0f}"
+            raise ValueError(f"{name} must have 3 numbers between {limits}, got {quoted(value)}")
     if len(values) != 3:
         raise ValueError(f"{name} must have 3 numbers, got {len(values)}")
     red, green, blue = map(float, values)
     return red, green, blue
+
+
+def _check_names(owner: str, found: Mapping[str, Any], kind: type, optional: Collection[str] = ()) -> None:
+    """Raises ValueError unless `found` has the fields of the dataclass `kind` and no others.
+
+    Fields in `optional` may be missing. `owner`: what has these fields, as the subject of the message.
+    """
+    names = [field.name for field in dataclasses.fields(kind)]
+    for name in names:
+        if name not in found and name not in optional:
+            raise ValueError(f"{owner} lacks the field {name}")
+    for name in found:
+        if name not in names:
+            raise ValueError(f"{owner} has an unknown field, {quoted(name)}")
 
 
 def _check_type(kind: type, **values: object) -> None:
@@ -146,14 +172,14 @@ def _check_type(kind: type, **values: object) -> None:
 
 
 def _check_different(classes: Sequence[str]) -> None:
-    """Raises ValueError if two classes have the same name."""
+    """Raises ValueError if two classes have the same name. There must be at least one class."""
     name, count = Counter(classes).most_common(1)[0]
     if count > 1:
         raise ValueError(f"classes must have different names, got {quoted(name)} {count} times")
 
 
-def _check_strings(name: str, values: list[Any]) -> None:
-    """Raises TypeError unless `values` is a list of strings."""
+def _check_strings(name: str, values: Any) -> None:
+    """Raises TypeError unless `values`, the value of the field `name`, is a list of strings."""
     _check_type(list, **{name: values})
     for value in values:
         if type(value) is not str:

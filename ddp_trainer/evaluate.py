@@ -78,7 +78,7 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
     runtime.close()
     own = torch.tensor(labels, device=result.labels.device)
     logits = result.logits if result.logits_tta is None else result.logits_tta
-    fix = "train the run again, or use --precision fp32"
+    fix = "train a new model, or use --precision fp32"
     require(bool(logits.isfinite().all()), f"{config.run_dir}: the model gives values that are not finite; {fix}")
     averaged = replace(result, labels=own[result.labels], logits=logits)
     return {

@@ -30,7 +30,8 @@ from ddp_trainer.models.spec import ModelSpec, load_model
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Classify image files with the model of a finished run. Print path, class, probability and next best class.
+    """Classify image files with the model of a finished run. For each image, print its path, the most probable class,
+    the second most probable class, and the probabilities of both.
 
     Files that cannot be read are reported on stderr, and the exit status is then 1. All other files are classified.
     """
@@ -38,8 +39,8 @@ class PredictConfig:
     run_dir: tyro.conf.Positional[Path]
     """Run directory with model.safetensors and model.json."""
     images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE ...")]
-    """PNG, JPEG, WebP, BMP, GIF, TIFF or PPM files of any size and color mode, or folders that contain them.
-    Subfolders are searched too; hidden files and folders are left out."""
+    """PNG, JPEG, WebP, BMP, GIF, TIFF or PPM files, or folders that contain them. Subfolders are searched too; hidden
+    files and folders are left out."""
     json: bool = False
     """Print one JSON object per image instead of tab-separated text."""
 
@@ -49,35 +50,36 @@ class Prediction:
     """The most probable class of an image and, if the model has more than one class, the second most probable."""
 
     path: Path
-    name: str
+    class_name: str
     probability: float
-    next_name: str | None
+    next_class: str | None
     next_probability: float | None
 
     def as_json(self) -> str:
         return json.dumps(
             {
                 "path": str(self.path),
-                "class": self.name,
+                "class": self.class_name,
                 "probability": self.probability,
-                "next_class": self.next_name,
+                "next_class": self.next_class,
                 "next_probability": self.next_probability,
             }
         )
 
     def as_text(self) -> str:
         """One line of tab-separated columns. Tabs and line breaks in names are escaped."""
-        columns = [printable(str(self.path)), printable(self.name), f"{self.probability:.2%}"]
-        if self.next_name is not None:
-            columns.append(f"next: {printable(self.next_name)} {self.next_probability:.2%}")
+        columns = [printable(str(self.path)), printable(self.class_name), f"{self.probability:.2%}"]
+        if self.next_class is not None:
+            columns.append(f"next: {printable(self.next_class)} {self.next_probability:.2%}")
         return "\t".join(columns)
 
 
 def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
-    """Yields `path` if it is not a folder, or else all files below it, sorted by name, without hidden ones.
+    """Yields `path` itself if it is not a folder, otherwise the files in it and in its subfolders.
 
-    Follows links to folders, unless they lead back to a folder above `path`. `above`: the folders above `path`, as
-    (device, inode). Adds a line to `problems` for each folder that cannot be read or is nested too deeply.
+    The entries of each folder are sorted by name. Hidden files and folders are left out. Follows links to folders,
+    unless they lead back to a folder above `path`. `above`: the folders above `path`, as (device, inode). Adds a line
+    to `problems` for each folder that cannot be read or is nested too deeply.
     """
     if not os.path.isdir(path):
         yield path
@@ -89,7 +91,7 @@ def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]
         return
     folder = (status.st_dev, status.st_ino)
     if len(above) >= MAX_DEPTH:
-        problems.append(f"{shell_path(path)}: more than {MAX_DEPTH} folders inside each other")
+        problems.append(f"{shell_path(path)}: more than {MAX_DEPTH} folders inside each other; move its images up")
     elif folder not in above:
         for name in names:
             if not name.startswith("."):
@@ -97,16 +99,18 @@ def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]
 
 
 def find_images(given: Path) -> tuple[list[Path], list[str]]:
-    """Returns the images at the path `given`, and a line for each problem.
+    """Returns the files to classify for the path `given`, and a line for each problem.
 
-    The path may be an image or a folder. For a folder, returns all images in it and in its subfolders. A broken link
-    counts as an image, so that `read_images` reports it.
+    For a folder, these are all images in it and in its subfolders. A broken link counts as an image, so that
+    `read_images` reports it. For any other path, it is the path itself, even if it does not exist or is not an image.
     """
     if not os.path.isdir(given):
         return [given], []
     problems: list[str] = []
     images = [path for path in list_files(given, problems) if looks_like_image(path) or not os.path.exists(path)]
-    return images, problems or ([] if images else [f"{shell_path(given)}: no image files in this folder"])
+    if not images and not problems:
+        problems.append(f"{shell_path(given)}: no image files in this folder")
+    return images, problems
 
 
 def read_images(paths: Sequence[Path], size: int) -> tuple[list[Path], list[Picture], list[str]]:
@@ -133,19 +137,26 @@ def predict(model: nn.Module, spec: ModelSpec, paths: Sequence[Path], pixels: np
     # Contiguous NCHW, because not every network accepts channels_last.
     normalized = batch_normalize(images, spec.mean, spec.std, torch.float32).contiguous()
     logits = model(normalized).double() / spec.temperature
-    require(bool(logits.isfinite().all()), "the model gives values that are not finite; train the run again")
+    require(bool(logits.isfinite().all()), "the model gives values that are not finite; train a new model")
     best = logits.softmax(dim=1).topk(min(2, len(spec.classes)))
-    for path, values, classes in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):
-        names = [spec.classes[label] for label in classes]
-        after = (names[1], values[1]) if len(names) > 1 else (None, None)
-        yield Prediction(path=path, name=names[0], probability=values[0], next_name=after[0], next_probability=after[1])
+    for path, values, labels in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):
+        names = [spec.classes[label] for label in labels]
+        next_class, next_probability = (names[1], values[1]) if len(names) > 1 else (None, None)
+        yield Prediction(
+            path=path,
+            class_name=names[0],
+            probability=values[0],
+            next_class=next_class,
+            next_probability=next_probability,
+        )
 
 
 def predict_files(config: PredictConfig) -> int:
-    """Prints a line for each image, and a line on stderr for each problem.
+    """Prints a line for each image, a line on stderr for each path that cannot be used, and warnings on stderr.
 
-    Returns the exit status: 1 if there was a problem, else 0. Raises InputError if the run has no usable model, and
-    ExplainedError if stdout could not be written.
+    Returns the exit status: 1 if a path cannot be used, else 0. Raises InputError if the run has no usable model, if a
+    logit is not finite, or if the limit on the number of pixels is invalid. Raises ExplainedError if stdout could not
+    be written.
     """
     require_valid_limit()
     model, spec = load_model(config.run_dir)
@@ -153,7 +164,8 @@ def predict_files(config: PredictConfig) -> int:
     paths = [path for images, _ in found for path in images]
     problems = [problem for _, problems in found for problem in problems]
     report_problems(problems)
-    messages, brightest = DecoderMessages(), -1
+    messages = DecoderMessages()
+    brightest = -1  # the largest value of all 16-bit images; -1 if there are none
     for start in range(0, len(paths), spec.evaluation_batch):
         with collected_messages(messages):
             readable, pictures, unreadable = read_images(paths[start : start + spec.evaluation_batch], spec.image_size)
@@ -177,7 +189,7 @@ def report_problems(problems: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 if every image was classified, 2 for wrong input.
 
-    It is 1 if a path could not be used, or if stdout could not be written.
+    It is 1 if a path cannot be used, if the output cannot be written, or if there is not enough memory.
     """
 
     def work() -> int:

@@ -195,12 +195,12 @@ def train_all(sweep: Sweep) -> int:
         if not run.is_complete and not runner.stopped:
             print_line(f"[{number}/{len(sweep.runs)}] {run.out.name}", sys.stderr)
             runner.train(run, group=sweep.out.name)
-            if not run.is_finished and not runner.stopped:
+            if not run.is_complete and not runner.stopped:
                 print_line(f"error: {run.out.name} failed; continuing with the next run", sys.stderr)
     write_table(sweep)
     if runner.stopped:
         print_line("stopped; run the same command again to continue", sys.stderr)
-    return 0 if runner.stopped or all(run.is_finished for run in sweep.runs) else 1
+    return 0 if runner.stopped or all(run.is_complete for run in sweep.runs) else 1
 
 
 def write_table(sweep: Sweep) -> None:

@@ -12,8 +12,9 @@ cd -P "$(dirname "${BASH_SOURCE[0]}")/.." # -P: .venv contains this path, which 
 stamp=.venv/.setup-done
 # Some clusters and containers set these variables. pip would then fail, or install to another folder. PIP_CONSTRAINT
 # names an empty file and is not only unset, because pip's configuration file may also name constraints, which may
-# contradict constraints.txt.
-export PIP_USER=0 PIP_CONSTRAINT=/dev/null
+# contradict constraints.txt. The packages of constraints.txt are installed with --require-hashes, but a folder, such as
+# that of this project, has no hash.
+export PIP_USER=0 PIP_CONSTRAINT=/dev/null PIP_REQUIRE_HASHES=0
 unset PIP_BUILD_CONSTRAINT PIP_TARGET PIP_PREFIX
 unset PYTHONPATH # pip does not install a package that it finds there, so .venv would lack it
 

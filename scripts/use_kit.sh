@@ -27,10 +27,15 @@ done
 "$python" -m venv --without-pip .venv
 site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 for wheel in "$kit"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$site"; done
-# addsitedir adds to sys.path the folder in which torch is installed, and processes the .pth files in that folder. If
-# machine.pth contained only the path of the folder, those files would be ignored.
-folder=$(dirname "$(dirname "$torch")")
-"$python" -c 'import sys; print(f"import site; site.addsitedir({sys.argv[1]!r})")' "$folder" >"$site/machine.pth"
+# addsitedir adds a folder with packages to sys.path, and processes the .pth files in that folder. If machine.pth
+# contained only the path of the folder, those files would be ignored. torch's folder comes first; the packages that
+# torch needs may be in other folders.
+"$python" - "$(dirname "$(dirname "$torch")")" >"$site/machine.pth" <<'END'
+import pathlib, sys
+others = [path for path in sys.path if path.endswith(("site-packages", "dist-packages")) and pathlib.Path(path).is_dir()]
+for folder in dict.fromkeys([sys.argv[1], *others]):
+    print(f"import site; site.addsitedir({folder!r})")
+END
 echo "$PWD" >"$site/project.pth"
 # The program `accelerate`, as pip would write it. The first lines start Python even if its path contains spaces.
 cat >.venv/bin/accelerate <<END

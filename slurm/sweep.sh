@@ -41,7 +41,6 @@ list=$(mktemp "$sweep/runs-XXXXXXXX.txt") # tasks of an earlier array in this fo
 echo "$lines" >"$list"
 tasks=$(wc -l <"$list")
 
-export WANDB_RUN_GROUP=${WANDB_RUN_GROUP:-$(basename -- "$sweep")}
 unset WANDB_RUN_ID # otherwise, all runs would get the same id
 array=$(sbatch --parsable --job-name=sweep --output=logs/%x_%A_%a.out "$@" --array="1-$tasks" \
   slurm/train.sh --sweep "$list" --resume)
@@ -49,6 +48,10 @@ array=${array%%;*} # some sites append the name of the cluster
 say "job $array: $tasks runs in $sweep"
 by_hand=$(printf '%q ' "$python" -m ddp_trainer.sweep "${words[@]}" --table)
 table=$(sbatch --parsable --job-name=sweep-table --output=logs/%x_%j.out --nodes=1 --ntasks=1 --time=00:10:00 \
-  --dependency="afterany:$array" --wrap="$by_hand") ||
-  stop "the job for the table was rejected; when the runs have ended, use: $by_hand"
+  --dependency="afterany:$array" <<END
+#!/usr/bin/env bash
+source slurm/job.sh
+$by_hand
+END
+) || stop "the job for the table was rejected; when the runs have ended, use: $by_hand"
 say "job ${table%%;*}: writes $sweep/table.md when all runs have ended; to write it earlier, use: $by_hand"

@@ -47,6 +47,7 @@ if [[ ${1:-} == --sweep ]]; then
   line=$(sed -n "${SLURM_ARRAY_TASK_ID}p" "${2:-}") || stop "--sweep needs the file of a sweep, such as SWEEP/runs-XXXXXXXX.txt"
   [[ -n $line ]] || stop "$2 has no line $SLURM_ARRAY_TASK_ID, which is the number of this array task"
   mapfile -t line < <(xargs printf '%s\n' <<<"$line") # xargs removes the quotes, and expands nothing
+  export WANDB_RUN_GROUP=${WANDB_RUN_GROUP:-$(basename -- "$(dirname -- "$2")")}
   set -- "${line[@]}" "${@:3}"
 fi
 
@@ -110,7 +111,7 @@ requeue() {
   local state
   state=$(repeated squeue --states=all --noheader --jobs="$job" --format=%T) ||
     stop "squeue does not report the state of this job; $resume"
-  [[ $state == RUNNING ]] || exit 0
+  [[ $state == RUNNING || $state == SIGNALING ]] || exit 0 # SIGNALING: a node has not answered to a signal yet
   [[ $(newest_checkpoint) != "$began_with" ]] || stop_if_stalled $((stalled + 1))
   say "stopped by a signal; requeued to resume $out"
   repeated scontrol requeue "$job" || stop "SLURM does not requeue the job; $resume"

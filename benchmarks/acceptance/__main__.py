@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     options = parse(argv)
     message = "torch finds no usable GPU here; --rehearse runs every stage in its smallest form, on the CPU"
-    require(options.rehearse or count_usable_gpus() > 0, message)
+    gpus = 0 if options.rehearse else count_usable_gpus()
+    require(options.rehearse or gpus > 0, message)
     for flag, folder in (("out", options.out), ("work", options.work)):
         require(not folder.exists() or not any(folder.iterdir()), f"--{flag} {folder} is not empty; name a new folder")
     ready = not options.rehearse and (options.data_dir / "dataset.json").exists()
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         images=options.images and options.images.resolve(),
         out=options.out.resolve(),
         work=options.work.resolve(),
-        rehearse=options.rehearse,
+        gpus=gpus,
     )
     logs = plan.out / "logs"
     for folder in (logs, plan.work):

@@ -29,7 +29,11 @@ class Plan:
     images: Path | None  # images from which the dataset is prepared
     out: Path  # figures and logs
     work: Path  # data and runs
-    rehearse: bool
+    gpus: int  # number of GPUs; 0: a rehearsal
+
+    @property
+    def rehearse(self) -> bool:
+        return self.gpus == 0
 
     def run_dir(self, name: str) -> Path:
         return self.work / "runs" / name
@@ -117,7 +121,8 @@ def _benchmark(plan: Plan, name: str) -> Command:
 
 def _kills(plan: Plan) -> Command:
     """Sends SIGKILL and stop signals at random times. The resumed run must equal an uninterrupted one, bit for bit."""
-    chosen: Command = ("--parts", "kills", "signals", "--kills", "5", "--signals", "4", "--device", "cuda")
+    times = str(max(4 // max(plan.gpus, 1), 1))  # with more GPUs, runs with more processes are tested, too
+    chosen: Command = ("--parts", "kills", "signals", "--kills", times, "--signals", times, "--device", "cuda")
     if plan.rehearse:
         chosen = ("--parts", "kills", "--kills", "1")
     return _python("tests.soak", *chosen, "--result", plan.out / "kills.json")

@@ -129,28 +129,44 @@ def test_windows_line_endings_in_the_settings_are_refused_and_the_printed_fix_wo
     assert (folder / "slurm" / "cluster.env").read_bytes() == b"export DDP_RUNS_DIR=/scratch/runs\n"
 
 
+def run_fake_job(folder: Path, **programs: str) -> subprocess.CompletedProcess:
+    """Runs the training job in its second attempt. `programs`: what a program does, as a line of shell."""
+    usual = {
+        "python": "printf '%s\\n' out data 1 no",
+        "scontrol": "echo here",
+        "squeue": "echo RUNNING",
+        "accelerate": "",
+    }
+    (folder / "env" / "bin").mkdir(parents=True)
+    for name, line in {**usual, **programs}.items():
+        (folder / "env" / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / "env" / "bin" / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "here"}
+    variables = environment(DDP_VENV="env", SLURM_RESTART_COUNT="1", **job)
+    command = ["bash", "slurm/train.sh"]
+    return subprocess.run(command, cwd=folder, env=variables, text=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize(("state", "requeued"), [("RUNNING", True), ("SIGNALING", True), ("CANCELLED", False)])
+def test_a_stopped_job_is_requeued_unless_slurm_ends_it(state: str, requeued: bool, tmp_path: Path) -> None:
+    folder, preempted = checkout(tmp_path), '{"state": "preempted"}'
+    done = run_fake_job(
+        folder,
+        squeue=f"echo {state}",
+        srun=f"echo '{preempted}' >out/status.json",
+        scontrol='echo "$1" >>calls; echo here',
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("requeue" in (folder / "calls").read_text().split()) == requeued
+
+
 @pytest.mark.parametrize("content", [",BASH_VERSINFO[$(touch PWNED)0]", ",09", ",x", "", ",-1", ",1,2", ",99999999999"])
 def test_the_content_of_the_attempts_file_is_not_evaluated(content: str, tmp_path: Path) -> None:
     """Bash arithmetic evaluates the text of a variable. Without a check, it would run commands from the file."""
     folder = checkout(tmp_path)
-    fake_programs = {
-        "python": "printf '%s\\n' out data 1 no",
-        "scontrol": "echo here",
-        "squeue": "echo RUNNING",
-        "srun": "exit 1",
-        "accelerate": "",
-    }
-    (folder / "env" / "bin").mkdir(parents=True)
-    for name, line in fake_programs.items():
-        (folder / "env" / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
-        (folder / "env" / "bin" / name).chmod(0o755)
     (folder / "out").mkdir()
     (folder / "out" / "attempts").write_text(f"{content}\n")
-    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "here"}
-    variables = environment(DDP_VENV="env", SLURM_RESTART_COUNT="1", **job)
-    done = subprocess.run(
-        ["bash", "slurm/train.sh"], cwd=folder, env=variables, text=True, capture_output=True, timeout=60
-    )
+    done = run_fake_job(folder, srun="exit 1")
     assert "error: the run failed" in done.stderr, done.stderr
     assert not (folder / "PWNED").exists()
     assert (folder / "out" / "attempts").read_text() == ",1\n", "the attempt without progress was not counted"

@@ -77,9 +77,9 @@ def test_all_states_are_written_and_a_failed_stage_sets_exit_status_1(
     assert written["rehearsal"] is True
 
 
-@pytest.mark.parametrize("rehearse", [False, True])
-def test_modules_of_every_stage_exist_and_flags_for_training_are_valid(tmp_path: Path, rehearse: bool) -> None:
-    plan = Plan(data=tmp_path, images=None, out=tmp_path, work=tmp_path, rehearse=rehearse)
+@pytest.mark.parametrize("gpus", [0, 1, 8])
+def test_modules_of_every_stage_exist_and_flags_for_training_are_valid(tmp_path: Path, gpus: int) -> None:
+    plan = Plan(data=tmp_path, images=None, out=tmp_path, work=tmp_path, gpus=gpus)
     recipes = set()
     for command in (command for stage in all_stages(plan) for command in stage.commands):
         words = [str(word) for word in command]

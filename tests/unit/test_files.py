@@ -152,6 +152,25 @@ def test_a_randomly_changed_dataset_json_is_read_or_refused_in_one_printable_lin
         assert len(message) < 1000
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ('"source"', '"origin"', "it lacks the field source"),
+        ('"source"', '"x": 0, "source"', "it has an unknown field, 'x'"),
+        ('"tables_sha256"', '"tables"', "splits.train lacks the field tables_sha256"),
+        ('"count"', '"x": 0, "count"', "splits.train has an unknown field, 'x'"),
+        ('"test": {', '"later": {', "splits lacks the split test"),
+    ],
+)
+def test_a_missing_or_unknown_field_of_dataset_json_is_named(
+    old: str, new: str, problem: str, tiny_dir: Path, tmp_path: Path
+) -> None:
+    text = (tiny_dir / "dataset.json").read_text()
+    (tmp_path / "dataset.json").write_text(text.replace(old, new))
+    with pytest.raises(InputError, match=f"dataset.json cannot be used: {problem}; prepare the data again"):
+        read_dataset(tmp_path)
+
+
 def test_messages_have_no_control_characters() -> None:
     assert str(InputError("a\nb\x1b[31m\x9b\u202e\ud800")) == r"a\nb\x1b[31m\x9b\u202e\ud800"
     assert quoted("\x1b" * 1000).startswith(r"'\x1b\x1b")

@@ -29,7 +29,9 @@ class FakeGraph:
     capturing: "FakeGraph | None" = None
 
     def record(self, trainer: Trainer, arguments: tuple[Batch, Any, int]) -> Tensor:
-        self.trainer, self.arguments, self.losses = trainer, arguments, torch.empty(len(arguments[0].labels))
+        self.trainer = trainer
+        self.arguments = arguments
+        self.losses = torch.empty(len(arguments[0].labels))
         return self.losses
 
     def replay(self) -> None:
@@ -50,8 +52,8 @@ def fake_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.current_stream", lambda: None)
 
 
-def graphed(trainer: Trainer) -> Trainer:
-    """Makes the trainer take its steps through a `GraphedStep`."""
+def use_graphs(trainer: Trainer) -> Trainer:
+    """Makes the trainer take its steps through a `GraphedStep`, and returns the trainer."""
 
     def work(*arguments: Any) -> Tensor:
         graph = FakeGraph.capturing
@@ -61,8 +63,8 @@ def graphed(trainer: Trainer) -> Trainer:
     return trainer
 
 
-def trained(trainer: Trainer) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Returns the weights after three epochs, and the losses of the last two steps, which `trainer.guard` keeps."""
+def train(trainer: Trainer) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Trains for three epochs. Returns the weights, and the losses of the last two steps, which `guard` keeps."""
     for epoch in range(3):
         trainer.train_epoch(epoch)
     return trainer.model.state_dict(), [attempt.losses for attempt in trainer.guard._recent]
@@ -81,10 +83,11 @@ def settings(tiny_dir: Path) -> TrainConfig:
 
 @pytest.mark.usefixtures("fake_graphs")
 def test_steps_with_and_without_graphs_train_the_same_model(settings: TrainConfig) -> None:
-    weights, losses = trained(narrow_trainer(settings, single_runtime()))
-    trainer = graphed(narrow_trainer(settings, single_runtime()))
-    same_weights, same_losses = trained(trainer)
-    assert trainer.state.step == 9
-    assert differences(weights, same_weights) == []
-    assert torch.equal(torch.stack(losses), torch.stack(same_losses))
-    assert not torch.equal(*losses)
+    weights, losses = train(narrow_trainer(settings, single_runtime()))
+    trainer = use_graphs(narrow_trainer(settings, single_runtime()))
+    weights_with_graphs, losses_with_graphs = train(trainer)
+    assert trainer.state.step == 9  # three epochs of three steps; the captures do not count
+    # Each step had its own batch and random bits, and the captures did not train the model.
+    assert differences(weights, weights_with_graphs) == []
+    assert torch.equal(torch.stack(losses), torch.stack(losses_with_graphs))
+    assert not torch.equal(*losses_with_graphs)  # the last step did not overwrite the losses of the step before

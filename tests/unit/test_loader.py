@@ -210,6 +210,15 @@ def test_positions_outside_the_file_are_refused(
             list(loader.batches([np.array(positions)]))
 
 
+@pytest.mark.parametrize("sizes", [(31, 32), (33, 32), (32, 33), (33,), (31, 1, 0)])
+def test_only_the_last_batch_of_a_stream_may_have_another_size_and_it_may_only_be_smaller(
+    stream: StreamLoader, sizes: tuple[int, ...]
+) -> None:
+    wrong = next(size for size in sizes if size != 32)
+    with pytest.raises(ValueError, match=f"must have 32 samples, or fewer if it is the last; got {wrong}"):
+        list(stream.batches([np.arange(size) for size in sizes]))
+
+
 def test_auto_mode_is_resident_if_the_images_take_a_small_share_of_memory(
     image_set_and_beton: tuple[np.ndarray, np.ndarray, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

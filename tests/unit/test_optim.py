@@ -21,15 +21,15 @@ def test_weight_decay_applies_only_to_weights_of_convolutions_and_linear_layers(
     assert decayed == {id(p) for p in weights}
 
 
-def test_head_and_biases_have_their_own_learning_rates() -> None:
+def test_head_and_biases_of_batchnorm_have_their_own_learning_rates() -> None:
     model = CustomResNet(widths=(8, 8, 16, 16))
     optimizer = build_optimizer(model, OptimConfig(peak_lr=0.5, head_lr=1.0, bias_lr=32.0))
     LearningRates(optimizer).set(0.25)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for layer in model.modules():
         for parameter in layer.parameters(recurse=False):
-            peak_of_norm = 32.0 if parameter is layer.bias else 0.5
-            peak = {Conv3x3: 0.5, nn.Linear: 1.0, BatchNorm: peak_of_norm}[type(layer)]
+            is_bn_bias = isinstance(layer, BatchNorm) and parameter is layer.bias
+            peak = 32.0 if is_bn_bias else {Conv3x3: 0.5, nn.Linear: 1.0, BatchNorm: 0.5}[type(layer)]
             assert rates[id(parameter)] == 0.25 * peak
 
 
@@ -53,7 +53,10 @@ def test_learning_rate_reaches_every_group(device: torch.device, name: str) -> N
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
 def test_learning_rates_on_a_device_keep_their_address(name: str) -> None:
-    """A CUDA graph reads fixed addresses. After load_state_dict replaces the rates, `set` must reuse the old memory."""
+    """A CUDA graph reads the rates at fixed addresses, but load_state_dict puts other tensors into the groups.
+
+    `set` must then put the rates back into the old memory. The device meta, whose tensors have no data, replaces a GPU.
+    """
     with torch.device("meta"):
         model = CustomResNet(widths=(8, 8, 16, 16))
     optimizer = build_optimizer(model, OptimConfig(optimizer=name, bias_lr=32.0))  # type: ignore[arg-type]
@@ -64,6 +67,7 @@ def test_learning_rates_on_a_device_keep_their_address(name: str) -> None:
     rates.set(0.25)
     for rate, group in zip(first, optimizer.param_groups, strict=True):
         assert (group["lr"].shape, group["lr"].device.type) == ((), "meta")
+        # Every data_ptr is 0 on this device, so compare the addresses of the C++ objects that manage the memory.
         assert group["lr"].untyped_storage()._cdata == rate.untyped_storage()._cdata
         assert group["lr"].storage_offset() == rate.storage_offset()
 
@@ -99,12 +103,12 @@ def test_frozen_parameters_stay_unchanged_and_all_others_are_trained() -> None:
     same = {name for name, value in model.named_parameters() if torch.equal(value, before[name])}
     norms = [name for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)]
     assert same == {f"{name}.weight" for name in norms}
-    momenta = {layer.momentum for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)}
-    assert momenta == {0.4}
+    bn_momenta = {layer.momentum for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)}
+    assert bn_momenta == {0.4}
     assert count_parameters(model) == count_parameters(build_model(spec))
 
 
-def test_an_optimizer_with_momentum_of_its_own_keeps_its_state() -> None:
+def test_rmsprop_can_take_its_first_step_after_zero_momentum() -> None:
     weights = nn.Parameter(torch.ones(3))
     weights.grad = torch.ones(3)
     optimizer = torch.optim.RMSprop([weights], lr=0.1, momentum=0.9)

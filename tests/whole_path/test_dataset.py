@@ -72,6 +72,7 @@ NO_IMAGES = Split(np.zeros((0, 16, 16, 3), np.uint8), np.zeros(0, int))
     [
         (image_set(1025), "sides of 1 to 1024 pixels, got 1025"),
         (image_set(test=NO_IMAGES), "needs test images"),
+        (image_set(classes=()), "a dataset needs classes, got none"),
         (image_set(classes=(0, 1)), "classes must be strings"),
         (image_set(classes=("a",)), "training needs at least two classes"),
         (image_set(classes=("a", "b", "a")), "classes must have different names, got 'a' 2 times"),

@@ -173,7 +173,7 @@ def test_a_model_whose_values_are_not_finite_is_refused(
     assert printed.out == ""
     lines = printed.err.splitlines()
     assert len(lines) == 2
-    assert all("the model gives values that are not finite; train the run again" in line for line in lines)
+    assert all("the model gives values that are not finite; train a new model" in line for line in lines)
 
 
 def test_request_to_stop_ends_the_evaluation_between_two_batches() -> None:

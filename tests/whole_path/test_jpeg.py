@@ -86,7 +86,7 @@ def test_dataset_json_records_the_encoding(folder: Path) -> None:
     info = read_dataset(folder)
     verify_dataset(folder, info, full=True)
     assert (info.encoding, info.quality) == ("jpeg", 90)
-    assert preparation(folder, info.as_json()).endswith("--encoding jpeg --quality 90")
+    assert preparation(folder, info.to_dict()).endswith("--encoding jpeg --quality 90")
 
 
 def test_an_abandoned_epoch_leaves_no_thread(folder: Path) -> None:
