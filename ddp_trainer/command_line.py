@@ -68,19 +68,20 @@ def recipe_named(name: str) -> TrainConfig:
 
 
 def adapt_to_network(recipe: TrainConfig, network: str | None, *, original: TrainConfig | None = None) -> TrainConfig:
-    """`recipe`, adapted to the value `network` of --network; None: --network is not given.
+    """`recipe` without the values that fit only its own network, if --network names another one.
 
-    If this network is not the recipe's own, --widths and --freeze-late get their defaults instead of the recipe's
-    values. If `recipe` was derived from the recipe `original`, values that differ from those of `original` are kept.
+    `network`: the value of --network; None: --network is not given. The result does not contain it yet. With another
+    network, --widths and --freeze-late get their defaults. A value that differs from that of `original`, the recipe
+    from which `recipe` was derived, is kept.
     """
     if network in (None, recipe.network.network):
         return recipe
-    original, adapted, schedule = original or recipe, recipe.network, recipe.schedule
-    if adapted.widths == original.network.widths:
-        adapted = dataclasses.replace(adapted, widths=DEFAULT_WIDTHS)
+    original, network_settings, schedule = original or recipe, recipe.network, recipe.schedule
+    if network_settings.widths == original.network.widths:
+        network_settings = dataclasses.replace(network_settings, widths=DEFAULT_WIDTHS)
     if schedule.freeze_late == original.schedule.freeze_late:
         schedule = dataclasses.replace(schedule, freeze_late="")
-    return dataclasses.replace(recipe, network=adapted, schedule=schedule)
+    return dataclasses.replace(recipe, network=network_settings, schedule=schedule)
 
 
 def as_flags(settings: Mapping[str, Any]) -> list[str]:
@@ -176,13 +177,13 @@ def _one_line(report: str) -> str:
 def run_command(work: Callable[[], int | None], *, launched: bool = False, memory_fix: str = FREE_MEMORY) -> int:
     """Calls `work` and returns the exit status: the result of `work` (None: 0), or the status for an error.
 
-    Some errors are printed as one line. The status is 2 after InputError. It is 1 after ExplainedError, if a disk
-    cannot be written, or if there is not enough memory (then the line ends with `memory_fix`). Other errors are raised,
-    unless `launched` is true.
+    The status is 2 after InputError. It is 1 after ExplainedError, if a disk cannot be read or written, or if there is
+    not enough memory. Each of these errors is printed as one line, which ends with `memory_fix` if memory is lacking.
+    Any other error is raised. If `launched` is true, its traceback is printed instead and the status is 1, so that the
+    caller can end the process with `exit_process`. KeyboardInterrupt is always raised.
 
     `launched`: whether a launcher may start the command in several processes. They all find the same mistake in their
-    input, so only the first process of each machine prints an InputError. The traceback of any other error is printed
-    and the status is 1, so that the caller can end the process with `exit_process`.
+    input, so only the first process of each machine prints an InputError.
     """
     with forgiving_output():
         try:
@@ -224,7 +225,8 @@ def require_output() -> None:
 def _machine_problem(error: Exception, memory_fix: str) -> str | None:
     """A line about a disk that cannot be written or about a lack of memory; None for any other error."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS and error.filename:
-        return f"cannot {'read or ' * (error.errno == errno.EIO)}write {error.filename}: {error.strerror}"
+        failed = "read or write" if error.errno == errno.EIO else "write"
+        return f"cannot {failed} {error.filename}: {error.strerror}"
     if lacks_memory(error):
         reason = str(error).partition("\n")[0] or "MemoryError"
         return f"there is not enough memory ({reason}); {memory_fix}"

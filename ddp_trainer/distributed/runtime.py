@@ -233,12 +233,12 @@ class Runtime:
                 set_timeout(timedelta(seconds=self.config.process_group_timeout + margin), group)
 
     def synchronize(self) -> None:
-        """Waits for the device, so that measured times include its work."""
+        """Waits for all work on the device, for example to measure times. Raises TimeoutError after `timeout`."""
         if self.device.type == "cuda":
             event = torch.cuda.Event()
-            event.record()
+            event.record()  # in the current stream, which may be waiting for another process
             wait_for(event, seconds=self.timeout)
-            torch.cuda.synchronize(self.device)
+            torch.cuda.synchronize(self.device)  # the other streams; this wait has no time limit
 
     def close(self) -> None:
         """Leaves the process group. Call it only after every rank has done its last collective operation."""

@@ -1,7 +1,8 @@
 """The part of a step that runs on the device. Only this module computes the gradients of a step.
 
-A step never waits for the device. Apart from the crop size, all values that differ between steps are on the device, so
-that a GPU can replay each step as a graph.
+A step waits for the device only while it captures a graph, or if the network or an optimizer that is not fused waits.
+Apart from the crop size, all values that differ between steps are on the device, so that a GPU can replay each step as
+a graph.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.backend import explained_determinism
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.data import RunData
-from ddp_trainer.engine.graph import GraphedStep, why_not
+from ddp_trainer.engine.graph import GraphedStep, reason_against_graphs
 from ddp_trainer.engine.loss import losses_per_image
 from ddp_trainer.engine.step_guard import weights_if_finite
 from ddp_trainer.engine.train_state import TrainState
@@ -42,7 +43,7 @@ class DeviceStep:
         `say`: called with one line if the steps cannot be captured.
         """
         self.config, self.runtime, self.state, self.wrapped, self.data = config, runtime, state, wrapped, data
-        self.not_captured = why_not(config, runtime)
+        self.no_graph_reason = reason_against_graphs(config, runtime)
         self._say = say
         runtime.before_close.append(self.release_graph)
         self._prepare(config.schedule.crop_sides(data.evaluator.spec.image_size))
@@ -65,12 +66,15 @@ class DeviceStep:
         self._prepare(sides)
 
     def release_graph(self) -> None:
-        """Frees the captured graph, if any. NCCL closes a process group only after all graphs that use it are freed."""
+        """Frees the captured graph, if any. Later steps run without graphs.
+
+        NCCL closes a process group only after all graphs that use it are freed.
+        """
         self._take = self.work
 
     def _give_up_graphs(self, reason: str) -> None:
         """Makes all following steps run without graphs, after a failed capture. A collective operation."""
-        self.not_captured = reason
+        self.no_graph_reason = reason
         self._say(f"steps run without CUDA graphs, because a step cannot be captured: {reason}")
         self.state.optimizer.zero_grad(set_to_none=True)
         self.wrapped = self.runtime.wrap_again(self.wrapped)  # DDP is in the middle of a step
@@ -80,15 +84,18 @@ class DeviceStep:
         """Warms up, so that the first step takes no longer than others, and prepares the capture of graphs."""
         self._sides = sides
         image_size = self.data.evaluator.spec.image_size
-        self.images_per_rank = math.nan  # makes the gradients NaN, so that the guard skips the steps of the warm-up
+        self.mean_images_per_rank = math.nan  # makes the gradients NaN, so that the guard skips the warm-up steps
         with explained_determinism():
             warm_up(self.wrapped, self.state, self.work, self.config, image_size, sides)
-        self.images_per_rank = self.config.schedule.batch_size / self.runtime.world_size
+        self.mean_images_per_rank = self.config.schedule.batch_size / self.runtime.world_size
         graphed = GraphedStep(self.work, self.state.optimizer, self.runtime, give_up=self._give_up_graphs)
-        self._take = self.work if self.not_captured else graphed
+        self._take = self.work if self.no_graph_reason else graphed
 
     def work(self, batch: Batch, draws: Tensor, side: int) -> Tensor:
-        """Takes a step as `__call__` does, but never with a graph. Stores nothing on the host: see `GraphedStep`."""
+        """Takes a step as `__call__` does, but never with a graph.
+
+        Changes nothing on the host that later steps read: see `GraphedStep`.
+        """
         state = self.state
         augmented = self.data.augmenter.augment(batch, draws, side)
         losses = []
@@ -113,6 +120,6 @@ class DeviceStep:
             class_weights=self.data.class_weights,
         )
         # With this weight, DDP's average is the mean gradient of the global batch, even if some ranks have more images.
-        self.runtime.backward(losses, weights_if_finite(1 / self.images_per_rank, losses))
+        self.runtime.backward(losses, weights_if_finite(1 / self.mean_images_per_rank, losses))
         self.state.sums.add(losses.detach(), logits.detach().argmax(dim=1) == part.labels)
         return losses.detach()

@@ -22,7 +22,7 @@ from ddp_trainer.distributed.runtime import Runtime
 Work = Callable[[Batch, Tensor, int], Tensor]  # batch, random bits for its augmentation, side of the crops -> losses
 
 
-def why_not(config: TrainConfig, runtime: Runtime) -> str | None:
+def reason_against_graphs(config: TrainConfig, runtime: Runtime) -> str | None:
     """The reason why the steps of a run are not captured into graphs, or None if they are captured."""
     obstacles = {
         "the CPU has no graphs": runtime.device.type != "cuda",
@@ -44,8 +44,8 @@ class CapturedStep(NamedTuple):
 class GraphedStep:
     """Replays a graph of `work`. A graph is captured when a crop size is first used.
 
-    Crops only grow during a run, so only the newest graph is kept. Before the first call, take one step without a
-    graph at each crop size, so that kernels are chosen and optimizer states exist.
+    Crops only grow during a run, so only the newest graph is kept. Call `warm_up` with all crop sizes first: it chooses
+    the kernels, creates the optimizer's state, and takes the first steps of DDP, which cannot be captured.
 
     If a capture fails on any rank, for example because the network waits for the device, `give_up` is called on every
     rank with the reason. `give_up` must make later steps run without graphs.
@@ -54,7 +54,11 @@ class GraphedStep:
     def __init__(
         self, work: Work, optimizer: torch.optim.Optimizer, runtime: Runtime, *, give_up: Callable[[str], object]
     ) -> None:
-        """`work`: everything that a step does on the device. It must not store anything on the host."""
+        """`work`: everything that a step does on the device.
+
+        A replay repeats the kernels that `work` launched, but runs none of its Python code. `work` must therefore not
+        change anything on the host that later steps read.
+        """
         self._work, self._optimizer, self._runtime, self._give_up = work, optimizer, runtime, give_up
         self._captured: CapturedStep | None = None
         self._batch: Batch | None = None
@@ -63,13 +67,10 @@ class GraphedStep:
         """Takes one step and returns the losses of the batch, (N,)."""
         if self._captured is None or self._captured.side != side:
             self._captured = None  # frees the memory of the graph of smaller crops
-            result = self._capture(batch, draws, side)
-            reason = result if isinstance(result, str) else "another process could not capture it"
-            self._captured = None if isinstance(result, str) else result
-            del result  # otherwise, it would keep the memory of the graph during `give_up`
-            if not self._runtime.all_agree(self._captured is not None):
-                self._captured = None
-                self._give_up(reason)
+            failure = self._capture(batch, draws, side)
+            if not self._runtime.all_agree(failure is None):
+                self._captured = None  # frees the memory of the graph, which `give_up` needs
+                self._give_up(failure or "the capture failed in another process")
         if self._captured is None:
             return self._work(batch, draws, side)
         self._fill(batch, draws)
@@ -81,11 +82,12 @@ class GraphedStep:
         for place, values in zip((*self._batch, self._draws), (*batch, draws), strict=True):
             place.copy_(values)
 
-    def _capture(self, batch: Batch, draws: Tensor, side: int) -> CapturedStep | str:
-        """Captures a step into a graph. The step is not taken, because kernels do not run during a capture.
+    def _capture(self, batch: Batch, draws: Tensor, side: int) -> str | None:
+        """Captures a step into a graph. Returns None, or the reason why the capture failed.
 
-        If the capture fails, returns the reason, and restores the host's random generators: the network may have drawn
-        numbers on the host, and will draw them again when the step is taken.
+        The step is not taken, because kernels do not run during a capture. If the capture fails, restores the host's
+        random generators: the network may have drawn numbers on the host, and will draw them again when the step is
+        taken.
         """
         if self._batch is None:
             self._batch = Batch(*(column.clone() for column in batch))
@@ -106,7 +108,8 @@ class GraphedStep:
         if not _are_equal(_host_generators(), before):  # a replay would repeat the values that were drawn just now
             _set_host_generators(before)
             return "the network draws random numbers on the host"
-        return CapturedStep(side, graph, losses)
+        self._captured = CapturedStep(side, graph, losses)
+        return None
 
 
 def _host_generators() -> tuple[Tensor, Any, Any]:
@@ -127,7 +130,10 @@ def _are_equal(some: tuple[Tensor, Any, Any], others: tuple[Tensor, Any, Any]) -
 
 @contextmanager
 def _capturable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Marks AdamW's parameter groups as capturable within the block. A capture of fused AdamW needs nothing else."""
+    """Marks AdamW's parameter groups as capturable within the block. A capture of fused AdamW needs nothing else.
+
+    Outside a capture, torch would warn about the mark, and checkpoints would contain it.
+    """
     groups = [group for group in optimizer.param_groups if "capturable" in group]
     for group in groups:
         group["capturable"] = True

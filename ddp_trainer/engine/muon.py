@@ -17,6 +17,10 @@ from torch.optim.sgd import sgd
 
 from ddp_trainer.engine.newton_schulz import orthogonalize
 
+# Both values are those of airbench94_muon (github.com/KellerJordan/cifar10-airbench).
+SGD_MOMENTUM = 0.85
+MUON_MOMENTUM = 0.6
+
 
 class Muon(torch.optim.Optimizer):
     """An optimizer with three kinds of updates. The entry `muon` of a parameter group selects one of them.
@@ -38,10 +42,10 @@ class Muon(torch.optim.Optimizer):
     _step_supports_amp_scaling = True
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": 0.85, "weight_decay": 0.0, "muon": None})
+        super().__init__(groups, {"lr": lr, "momentum": SGD_MOMENTUM, "weight_decay": 0.0, "muon": None})
         for group in self.param_groups:
             if group["muon"]:
-                group["momentum"] = 0.6
+                group["momentum"] = MUON_MOMENTUM
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -60,6 +64,7 @@ class Muon(torch.optim.Optimizer):
         weights = _with_gradients(group)
         if weights:
             directions = self._directions(weights, group["momentum"])
+            # sqrt(rows / columns) for tall matrices, otherwise 1. rows: len(one), columns: one.numel() / len(one).
             torch._foreach_mul_(directions, [max(1.0, len(one) ** 2 / one.numel()) ** 0.5 for one in weights])
             self._fused_sgd(weights, directions, lr=group["lr"], weight_decay=group["weight_decay"])
 
@@ -74,6 +79,8 @@ class Muon(torch.optim.Optimizer):
         for part, lr in parts:
             if part:
                 torch._foreach_mul_(list(itertools.islice(rest, len(part))), lr)
+        # The new weights are weights * sqrt(O) / norm - lr * direction. The first term is computed as
+        # weights - weights * (norm - sqrt(O)) / norm.
         norms = torch._foreach_norm(weights)
         torch._foreach_clamp_min_(norms, 1e-7)  # filters may start at zero
         excess = torch._foreach_sub(norms, [len(one) ** 0.5 for one in weights])

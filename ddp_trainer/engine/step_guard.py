@@ -2,7 +2,8 @@
 
 The decision, and everything that depends on it, is computed on the device. All ranks have the same gradients after the
 all-reduce. They therefore make the same decision, and every rank raises `NonFinite` at the same step. The host learns
-about a skipped step one step later, or when it calls `StepGuard.skipped_steps`.
+about a skipped step one step later, or when it calls `StepGuard.skipped_steps`. With fp16, the run then continues,
+unless too many steps in a row were skipped. Without fp16, the first skipped step ends the run.
 """
 
 import contextlib
@@ -20,7 +21,10 @@ from ddp_trainer.engine.host_copy import HostCopy
 from ddp_trainer.engine.tensor_snapshot import TensorSnapshot
 
 # With fp16, the loss scale is halved after each skipped step. The run ends if this many steps in a row were skipped.
+# Without fp16, there is no scale that could be too large, so the first skipped step ends the run.
 FP16_PATIENCE = 10
+
+IN_A_ROW, THIS_EPOCH = 0, 1  # positions of the fields of `SkippedSteps`
 
 
 class NonFinite(ExplainedError):
@@ -28,12 +32,14 @@ class NonFinite(ExplainedError):
 
     def __init__(self, step: int, patience: int) -> None:
         self.step = step
-        last = f"step {step + 1}"
-        steps = f"in {patience} steps in a row, which were skipped; {last} is the last one" if patience > 1 else ""
-        super().__init__(
-            f"loss or gradient not finite {steps or f'at {last}; the step was skipped'}. "
-            "Its images are listed in crash/. Try a lower --peak-lr, or look at these images"
-        )
+        if patience == 1:
+            problem = f"loss or gradient not finite at step {step + 1}; the step was skipped"
+        else:
+            problem = (
+                f"loss or gradient not finite in {patience} steps in a row, which were skipped; "
+                f"step {step + 1} is the last one"
+            )
+        super().__init__(f"{problem}. Its images are listed in crash/. Try a lower --peak-lr, or look at these images")
 
 
 class Attempt(NamedTuple):
@@ -101,8 +107,8 @@ class StepGuard:
         decision.skipped = self._decide()
         self._forward.restore_where(decision.skipped)
         self._update(decision.skipped)
-        self._counts += decision.skipped
-        self._counts[0] *= decision.skipped
+        self._counts += decision.skipped  # counts a skipped step in both fields
+        self._counts[IN_A_ROW] *= decision.skipped  # 0 after a step that was taken
 
     def check_previous(self, attempt: Attempt) -> None:
         """Records `attempt` and checks the step before it.
@@ -125,7 +131,7 @@ class StepGuard:
         self._counts.copy_(torch.tensor(counts))
 
     def start_epoch(self) -> None:
-        self._counts[1] = 0
+        self._counts[THIS_EPOCH] = 0
 
     def attempt_of(self, error: NonFinite) -> Attempt:
         return next(recent for recent in self._recent if recent.step == error.step)
@@ -136,7 +142,9 @@ class StepGuard:
         norm = get_total_norm(gradients)
         zero = norm - norm  # NaN if the norm is not finite
         if self._scaler is not None:
-            gradients[-1].add_(zero)  # so that the scaler makes the same decision
+            # The scaler skips a step if an element of a gradient is not finite. The norm can also overflow if all
+            # elements are finite. With a NaN in a gradient, the scaler then skips the step, too.
+            gradients[-1].add_(zero)
         return zero != 0
 
     def _update(self, skipped: Tensor) -> None:
@@ -152,7 +160,7 @@ class StepGuard:
         """Checks all steps that were not checked before, except for the last `keep` steps."""
         while len(self._pending) > keep:
             step, counts = self._pending.popleft()
-            if counts.read(timeout=self._timeout)[0] >= self._patience:
+            if counts.read(timeout=self._timeout)[IN_A_ROW] >= self._patience:
                 raise NonFinite(step, self._patience)
 
 

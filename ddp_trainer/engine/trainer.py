@@ -1,8 +1,9 @@
 """The training loop: steps, epochs and the whole run.
 
 Processes, tracking and saving are left to the `Runtime` and the `Observer` that are passed in. Within a step, the host
-waits only for the previous step, to read whether it was skipped. The exceptions are steps that capture a CUDA graph,
-and the first step in which the parameters of --freeze-late are frozen.
+waits only for the previous step, to read whether it was skipped. Exceptions: a step that captures a CUDA graph, the
+first step in which the parameters of --freeze-late are frozen, and optimizers that are not fused. Between steps, the
+host also waits for the device when it updates the progress display, saves a checkpoint or evaluates the model.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ from ddp_trainer.engine.step_log import StepLog
 from ddp_trainer.engine.train_state import TrainState
 from ddp_trainer.tracking.metric_files import Record
 
-LONGEST_ROUND = 5.0  # seconds that the ranks wait for the previous save before they meet again
+LONGEST_ROUND = 5.0  # seconds of a round of `_wait_for_save`, after which the user is told why the run waits
 
 
 class Trainer:
@@ -82,7 +83,7 @@ class Trainer:
                 for epoch in range(len(self.state.history), math.ceil(self.last_step / self.steps_per_epoch)):
                     self.train_epoch(epoch)
                     evaluation = self.finish_epoch(epoch)
-                return evaluation or self.evaluate(tta=True)
+                return evaluation or self.evaluate(tta=True)  # None if no epoch was left
             except (Preempted, DatasetChanged) as error:
                 # Saving is collective, but other ranks may not have noticed that the dataset changed.
                 if isinstance(error, Preempted) or self.runtime.world_size == 1:
@@ -109,9 +110,8 @@ class Trainer:
     def steps(self, epoch: int, *, until: int | None = None) -> Iterator[int]:
         """Takes the remaining steps of `epoch`, at most up to step `until` of the run.
 
-        After each step, yields the number of steps that the run has done.
-
-        Raises Preempted after a step if any rank was asked to stop: see `StopAgreement`.
+        After each step, yields the number of steps that the run has done. Raises Preempted after a step if any rank was
+        asked to stop: see `StopAgreement`.
         """
         before = epoch * self.steps_per_epoch
         rows = slice(self.state.step - before, None if until is None else until - before)
@@ -155,7 +155,7 @@ class Trainer:
         --max-steps continues that epoch.
         """
         state = self.state
-        cut_short = state.step < (epoch + 1) * self.steps_per_epoch
+        cut_short = state.step < min((epoch + 1) * self.steps_per_epoch, self.total_steps)
         if cut_short:
             self.save()
         skipped = self.guard.skipped_steps()
@@ -169,7 +169,7 @@ class Trainer:
             "step": state.step,
             "train_loss": trained.loss,
             "train_accuracy": trained.accuracy,
-            "split": self.config.data.evaluation_split,
+            "split": self.config.data.evaluation_split,  # the images to which all `test_` entries refer
             "test_loss": evaluation.loss,
             "test_accuracy": evaluation.correct / evaluation.total,
             "test_correct": evaluation.correct,
@@ -181,8 +181,8 @@ class Trainer:
         }
         state.history.append(record)
         state.start_epoch(sums)
-        if epoch == 1:
-            self._wait_for_save()  # --resume concludes from two recorded epochs that a checkpoint was saved
+        if epoch == 1:  # --resume concludes from two recorded epochs that a checkpoint was saved
+            self._wait_for_save()
         self.observer.epoch_done(record)
         if not cut_short and self.saves.after_epoch(state.step):
             self.save()
@@ -194,7 +194,7 @@ class Trainer:
 
     def averaged_batchnorm(self) -> contextlib.AbstractContextManager:
         """Within the context, BatchNorm of the evaluated model has running statistics over the images of all ranks."""
-        weight = self.data.loader.batch_size / self.device_step.images_per_rank
+        weight = self.data.loader.batch_size / self.device_step.mean_images_per_rank  # this rank's images / the mean
         return averaged_batchnorm(self.evaluated_model, self.runtime.sum_over_ranks, self.runtime.world_size, weight)
 
     def save(self) -> None:
@@ -206,7 +206,8 @@ class Trainer:
         self.saves.saved()
 
     def _wait_for_save(self) -> None:
-        """Waits for the previous save in short rounds. A rank may wait for others only for --process-group-timeout."""
+        """Waits for the previous save in short rounds. After each round, all ranks meet."""
+        # Only the main rank saves. The others wait for it in `all_agree`, at most for --process-group-timeout.
         seconds = min(self.runtime.timeout / 4, LONGEST_ROUND)
         while not self.runtime.all_agree(self.observer.wait_for_save(seconds=seconds)):
             pass
@@ -240,7 +241,7 @@ class Trainer:
         """Figures for the progress bar, computed from this rank's images, so that no other rank is involved."""
         # The read has a time limit, because the current step may wait for a process that has died.
         own = averages(HostCopy(self.state.sums.values).read(timeout=self.runtime.timeout))
-        done = own.num_images * self.config.schedule.batch_size / self.data.loader.batch_size
+        done = own.num_images * self.config.schedule.batch_size / self.data.loader.batch_size  # by all ranks
         return {
             "loss": own.loss,
             "accuracy": own.accuracy,

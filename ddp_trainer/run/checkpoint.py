@@ -89,9 +89,12 @@ def clean_up(folder: Path) -> None:
 
 
 def remove_old(folder: Path, *, keep: int, step: int) -> None:
-    """Of the checkpoints up to `step`, keeps the newest `keep` and those that `_best` returns.
+    """Removes the checkpoints that are not needed any more. Call it after the checkpoint of `step` was saved.
 
-    Also removes checkpoints of later steps. They are damaged; otherwise, the run would have resumed from them.
+    Of the checkpoints up to `step`, keeps the newest `keep`, the one with the highest score, and those whose score
+    cannot be read at the moment. Removes all checkpoints of later steps: the run did not resume from them, because they
+    could not be used, and it repeats their steps.
+
     Raises OSError if a checkpoint cannot be removed, but only after it has tried to remove all others.
     """
     found = list_checkpoints(folder)
@@ -147,9 +150,9 @@ def _best(found: list[Path]) -> list[Path]:
 def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any]:
     """The state of the checkpoint `path`, in host memory.
 
-    Raises CheckpointError if a byte of the state or the manifest has changed, or if the state cannot be loaded. Raises
-    OtherRelease if the checkpoint has another format, or lacks some of the `required` keys. If memory or file
-    descriptors run out, that error is raised instead, because the checkpoint may be intact.
+    Raises CheckpointError if a byte of the state or the manifest has changed, if the folder was renamed, or if the
+    state cannot be loaded. Raises OtherRelease if the checkpoint has another format, or lacks some of the `required`
+    keys. If memory or file descriptors run out, that error is raised instead, because the checkpoint may be intact.
     """
     try:
         text = read_text(path / MANIFEST)
@@ -164,8 +167,10 @@ def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any
         if due_to_machine(error):
             raise
         raise CheckpointError(f"{path} has no readable manifest or state ({_name(error)})") from None
-    if step != step_of(path) or text != expected:
+    if text != expected:
         raise CheckpointError(f"{path}: state and manifest do not match their checksum")
+    if step != step_of(path):
+        raise CheckpointError(f"{path} contains the checkpoint of step {step}; rename the folder accordingly")
     if version != FORMAT_VERSION:
         raise OtherRelease(f"{path} has format {version}, but this release reads format {FORMAT_VERSION}")
     try:
@@ -174,7 +179,9 @@ def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any
         if due_to_machine(error):
             raise
         raise CheckpointError(f"{path / STATE} cannot be loaded ({_name(error)})") from None
-    missing = set(required) - set(state) if isinstance(state, dict) else set(required) or {"keys"}
+    if not isinstance(state, dict):
+        raise OtherRelease(f"{path} has no keys, which this release needs")
+    missing = set(required) - set(state)
     if missing:
         raise OtherRelease(f"{path} has no {', '.join(sorted(missing))}, which this release needs")
     return state

@@ -90,7 +90,7 @@ class Recorder(SilentRecorder):
             whole,
             step=step,
             score=self._score(state),
-            before_saving=self.tracker.sync,  # a run that resumes from the checkpoint does not repeat these records
+            before_saving=self.tracker.sync,  # a resumed run does not repeat the records of the steps before its start
             # Written after the save, because --resume concludes from this step number that a checkpoint was saved.
             when_saved=lambda: self.run_dir.write_status("running", step=step, epoch=epoch),
         )
@@ -136,7 +136,8 @@ class Recorder(SilentRecorder):
     def _score(self, state: dict[str, Any]) -> float | None:
         """Accuracy of this state on the validation images; None if it was not evaluated on them.
 
-        Accuracy on the test images is not used, because they must not decide which checkpoint is kept.
+        Accuracy on the test images is not used, because they must not decide which checkpoint is kept. With
+        --validation, `test_accuracy` in a record is the accuracy on the validation images.
         """
         history = state["history"]
         if self.split == "test" or not history or history[-1]["step"] != state["step"]:
@@ -147,11 +148,12 @@ class Recorder(SilentRecorder):
 def describe_plan(trainer: Trainer) -> str:
     """One line that describes the run and its hardware, and a warning if the validation images lack a class."""
     schedule, runtime = trainer.config.schedule, trainer.runtime
+    # `data.labels` is set only with --balance batches, which draws exactly as many images as its batches need.
     leftover = len(trainer.data.samples) % schedule.batch_size if trainer.data.labels is None else 0
     dropped = f" ({leftover} leftover images are dropped each epoch, different ones every time)" if leftover else ""
     graphs = ""
     if runtime.device.type == "cuda":
-        reason = trainer.device_step.not_captured
+        reason = trainer.device_step.no_graph_reason
         graphs = f", without CUDA graphs ({reason})" if reason else ", with CUDA graphs"
     passes = f" in {schedule.passes} passes" if schedule.passes > 1 else ""
     end = f", ends after step {trainer.last_step} (--max-steps)" if trainer.last_step < trainer.total_steps else ""
@@ -178,6 +180,8 @@ def open_recorder(
     observer: Observer | None,
 ) -> Iterator[SilentRecorder]:
     """Writes config.json and status.json, starts the trackers, and yields the recorder.
+
+    `run_dir`: None on every rank but the main one. `state`: the checkpoint to resume from; None for a fresh start.
 
     If a finished run is resumed with a larger --max-steps, its old summary and predictions are removed. If the block
     raises an exception, the run is recorded as failed. On every rank but the main one, the recorder records nothing and

@@ -3,6 +3,7 @@
 The tests need no GPU: they only set the device to "cuda".
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.observer import Observer
 from ddp_trainer.engine.save_schedule import SECONDS_BETWEEN_EPOCHS, SaveSchedule
-from ddp_trainer.engine.trainer import LONGEST_ROUND
+from ddp_trainer.engine.trainer import LONGEST_ROUND, Trainer
 from ddp_trainer.recipes import smoke
 from tests.support.narrow import changed, narrow_settings, narrow_trainer, single_runtime
 
@@ -89,6 +90,42 @@ def test_all_ranks_wait_in_rounds_until_the_previous_save_is_finished(
     trainer.save()
     assert disk.calls == ["wait", "wait", "wait", "save"]
     assert agreed == [False, False, True]
+
+
+class SavedStates(Observer):
+    """Keeps the states that were saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[dict[str, Any]] = []
+
+    def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:
+        self.states.append(copy.deepcopy(state))
+
+
+def test_last_epoch_of_a_fractional_number_is_recorded_before_it_is_saved(tiny_dir: Path) -> None:
+    """Otherwise, its checkpoint would have no score, and a run killed right after the save would record it again.
+
+    An epoch that --max-steps cuts short is saved without a record, because a resumed run may continue it.
+    """
+    saved = SavedStates()
+
+    def trainer(max_steps: int | None) -> Trainer:
+        settings = narrow_settings(tiny_dir, schedule={"epochs": 1.7, "max_steps": max_steps})
+        return narrow_trainer(settings, single_runtime(), observer=saved)
+
+    trainer(4).fit()
+    (*_, cut_short), saved.states = saved.states, []
+    continued = trainer(None)
+    continued.state.load_state_dict(cut_short)
+    continued.fit()
+    assert [len(state["history"]) for state in (cut_short, *saved.states)] == [1, 2]
+    (last,), saved.states = saved.states, []
+    assert last["step"] == last["history"][-1]["step"] == 5  # an epoch has 3 steps
+    resumed = trainer(None)
+    resumed.state.load_state_dict(last)
+    assert resumed.fit().correct == last["history"][-1]["test_correct"]
+    assert (len(resumed.state.history), saved.states) == (2, [])
 
 
 def test_steps_are_saved_as_requested_but_not_twice_at_the_end_of_an_epoch() -> None:

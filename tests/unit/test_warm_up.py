@@ -32,9 +32,9 @@ def test_skipped_steps_do_not_change_the_state(tiny_dir: Path, optimizer: str) -
     plain, warmed = (narrow_trainer(config, single_runtime()) for _ in range(2))
     batch = next(iter(warmed.data.loader.batches(warmed.data.plan(0, config=config, runtime=warmed.runtime).samples)))
     before = state_of(warmed)
-    warmed.device_step.images_per_rank = math.nan  # makes the gradients NaN, so that the guard skips the steps
+    warmed.device_step.mean_images_per_rank = math.nan  # makes the gradients NaN, so that the guard skips the steps
     take_skipped_steps(warmed.device_step.work, warmed.state, batch, [16, 32])
-    warmed.device_step.images_per_rank = config.schedule.batch_size
+    warmed.device_step.mean_images_per_rank = config.schedule.batch_size
     assert differences(state_of(warmed), before) == []
     for trainer in (plain, warmed):
         trainer.train_step(batch, epoch=0)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from data_prep.loader import Batch
 from ddp_trainer.distributed.process_settings import restored_settings
-from ddp_trainer.engine.graph import CapturedStep, GraphedStep
+from ddp_trainer.engine.graph import GraphedStep
 from ddp_trainer.engine.host_copy import HostCopy
 from ddp_trainer.engine.trainer import Trainer
 from tests.support.fake_cuda.library import end_process, logged
@@ -121,12 +121,11 @@ def failure_of_another_rank(trainer: Trainer) -> dict[str, Any]:
     graphs: list[weakref.ref[torch.cuda.CUDAGraph]] = []
     alive: list[bool] = []
 
-    def remember(batch: Batch, draws: Tensor, side: int) -> CapturedStep | str:
-        captured = capture(batch, draws, side)
-        assert isinstance(captured, CapturedStep)
-        graphs.append(weakref.ref(captured.graph))
+    def remember(batch: Batch, draws: Tensor, side: int) -> None:
+        assert capture(batch, draws, side) is None
+        assert take._captured is not None
+        graphs.append(weakref.ref(take._captured.graph))
         trainer.runtime.all_agree = lambda agrees: False  # type: ignore[method-assign]
-        return captured
 
     def look(reason: str) -> None:
         alive.extend(graph() is not None for graph in graphs)
