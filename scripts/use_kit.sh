@@ -2,7 +2,8 @@
 # Makes .venv from the packages of this machine and the wheels of a kit, a folder that scripts/kit.sh made.
 # This needs no network, compiler or root access:
 #   bash scripts/use_kit.sh KIT
-# PYTHON (default: python3) is the interpreter that has torch. The kit's packages take precedence over this machine's.
+# PYTHON (default: python3) is the interpreter that has torch. The kit's packages take precedence over this machine's,
+# except over those in PYTHONPATH.
 # Finally, the script runs doctor, which prints what is still missing. The exit status is that of doctor.
 set -euo pipefail
 unset CDPATH # with it, cd might change to another folder
@@ -34,6 +35,8 @@ for wheel in "$kit"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$site"; d
 import pathlib, sys
 others = [path for path in sys.path if path.endswith(("site-packages", "dist-packages")) and pathlib.Path(path).is_dir()]
 for folder in dict.fromkeys([sys.argv[1], *others]):
+    if pathlib.Path(folder).resolve().is_relative_to(pathlib.Path(".venv").resolve()):
+        continue  # PYTHONPATH may name a folder of an older .venv
     print(f"import site; site.addsitedir({folder!r})")
 END
 echo "$PWD" >"$site/project.pth"

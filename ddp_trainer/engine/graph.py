@@ -104,7 +104,8 @@ class GraphedStep:
             _set_host_generators(before)
             # If a forbidden call ended the capture, `error` says only that the capture failed. The cause is the
             # context of `error`.
-            return str(error.__context__ or error).partition("\n")[0]
+            cause = error.__context__ or error
+            return str(cause).strip().partition("\n")[0] or type(cause).__name__
         if not _are_equal(_host_generators(), before):  # a replay would repeat the values that were drawn just now
             _set_host_generators(before)
             return "the network draws random numbers on the host"

@@ -170,7 +170,7 @@ def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any
     if text != expected:
         raise CheckpointError(f"{path}: state and manifest do not match their checksum")
     if step != step_of(path):
-        raise CheckpointError(f"{path} contains the checkpoint of step {step}; rename the folder accordingly")
+        raise CheckpointError(f"{path} contains the checkpoint of step {step}, so the folder was renamed or copied")
     if version != FORMAT_VERSION:
         raise OtherRelease(f"{path} has format {version}, but this release reads format {FORMAT_VERSION}")
     try:
