@@ -13,7 +13,8 @@ stop() { echo "error: $*" >&2; exit 2; }
 [[ $# -ge 1 ]] || stop "name the folder to make, as in bash scripts/kit.sh kit"
 out=$(realpath -m -- "$1")
 shift
-export PIP_REQUIRE_HASHES=0 PIP_CONSTRAINT=/dev/null # some containers name other versions in this variable or in pip's configuration file
+export PIP_REQUIRE_HASHES=0 # FFCV is built from a folder, which has no hash
+export PIP_CONSTRAINT=/dev/null # some containers name other versions in this variable or in pip's configuration file
 unset CDPATH PIP_BUILD_CONSTRAINT
 files=()
 for file; do files+=("$(realpath -m -- "$file")"); done  # they may be relative to the current folder

@@ -25,20 +25,21 @@ for wheel in "$kit"/wheels/*-cp3*-cp3*-*.whl; do
     stop "the kit is not for Python $version: it has ${wheel##*/}; make it again: TARGET=$version bash scripts/kit.sh KIT"
 done
 
-"$python" -m venv --without-pip .venv
-site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-for wheel in "$kit"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$site"; done
-# addsitedir adds a folder with packages to sys.path, and processes the .pth files in that folder. If machine.pth
-# contained only the path of the folder, those files would be ignored. torch's folder comes first; the packages that
-# torch needs may be in other folders.
-"$python" - "$(dirname "$(dirname "$torch")")" >"$site/machine.pth" <<'END'
+# The content of machine.pth. addsitedir adds a folder with packages to sys.path, and processes the .pth files in that
+# folder, which would be ignored if machine.pth contained only the path of the folder. torch's folder comes first; the
+# packages that torch needs may be in other folders. PYTHONPATH may name a folder of .venv, which does not exist yet.
+machine=$("$python" - "$(dirname "$(dirname "$torch")")" <<'END'
 import pathlib, sys
 others = [path for path in sys.path if path.endswith(("site-packages", "dist-packages")) and pathlib.Path(path).is_dir()]
 for folder in dict.fromkeys([sys.argv[1], *others]):
-    if pathlib.Path(folder).resolve().is_relative_to(pathlib.Path(".venv").resolve()):
-        continue  # PYTHONPATH may name a folder of an older .venv
     print(f"import site; site.addsitedir({folder!r})")
 END
+)
+
+"$python" -m venv --without-pip .venv
+site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+for wheel in "$kit"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$site"; done
+echo "$machine" >"$site/machine.pth"
 echo "$PWD" >"$site/project.pth"
 # The program `accelerate`, as pip would write it. The first lines start Python even if its path contains spaces.
 cat >.venv/bin/accelerate <<END

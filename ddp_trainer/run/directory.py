@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 LOCK = ".lock"
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # names of the temporary files of `replace_file`
 RESOLVED = ("precision", "accumulate")  # if one of these settings is `auto`, the run records the value that it chose
+LOCK_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC  # NFS requires O_RDWR for an exclusive lock
 IMAGES = {"train": "training images", "test": "test images"}  # what error messages call the splits
 PACKAGES = ("torch", "torchvision", "accelerate", "ffcv", "numpy", "wandb")
 
@@ -83,7 +84,7 @@ def lock_folder(path: Path) -> IO[bytes]:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = os.fdopen(os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "rb")
+        lock = os.fdopen(os.open(path / LOCK, LOCK_FLAGS | os.O_CREAT, 0o666), "rb")
     except OSError as error:
         if error.errno in DISK_FULL:
             raise
@@ -101,8 +102,7 @@ def lock_folder(path: Path) -> IO[bytes]:
 
 def wait_until_unlocked(path: Path) -> None:
     """Waits while another process has locked the folder. Returns at once if it does not exist or cannot be locked."""
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC  # NFS requires O_RDWR for an exclusive lock
-    with contextlib.suppress(OSError), open(os.open(path / LOCK, flags), "rb") as lock:
+    with contextlib.suppress(OSError), open(os.open(path / LOCK, LOCK_FLAGS), "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
 
