@@ -15,7 +15,7 @@ from data_prep.beton_writer import write_betons
 from data_prep.color_statistics import ColorCounts
 from data_prep.encoding import RAW, Encoding
 from data_prep.errors import InputError, quoted, shell_path
-from data_prep.files import file_sha256, read_json, require_readable, sync_file, sync_if_possible
+from data_prep.files import file_sha256, read_json, require_readable, sync
 from data_prep.machine_limits import require_space
 from data_prep.manifest import (
     FORMAT_VERSION,
@@ -77,11 +77,11 @@ def write_dataset(
         (temporary / MANIFEST).write_text(json.dumps(info.to_dict(), indent=2) + "\n")
         names = (*(split.file for split in splits.values()), MANIFEST)
         for name in names:  # syncing is slow, so it comes first, while the older dataset is still intact
-            sync_file(temporary / name)
+            sync(temporary / name)
         with ThreadPoolExecutor(1) as pool:  # a signal handler interrupts only the main thread, not this one
             pool.submit(int).result()  # starts the thread; a signal during the start could leave it out of the wait
             pool.submit(_move, temporary, out, names).result()
-        sync_if_possible(out)
+        sync(out)
     return info
 
 

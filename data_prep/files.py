@@ -32,7 +32,7 @@ def replace_file(path: Path, content: bytes) -> None:
         with open(os.open(temporary, flags, 0o666), "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            sync_handle(file.fileno(), path)
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
@@ -41,7 +41,7 @@ def replace_file(path: Path, content: bytes) -> None:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)
         raise
-    sync_if_possible(path.parent)
+    sync(path.parent)
 
 
 def _disk_full(path: Path, needed: int, error: OSError) -> OSError:
@@ -49,22 +49,22 @@ def _disk_full(path: Path, needed: int, error: OSError) -> OSError:
     return OSError(error.errno, f"{error.strerror}: {needed:,} bytes are needed, {free:,} are free", str(path))
 
 
-def sync_file(path: Path) -> None:
-    """Flushes a file's content to the disk."""
+def sync(path: Path) -> None:
+    """Flushes a file's content, or the entries of a folder, to the disk: see `sync_handle`."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(handle)
+        sync_handle(handle, path)
     finally:
         os.close(handle)
 
 
-def sync_if_possible(path: Path) -> None:
-    """Flushes a file's content, or the entries of a folder, to the disk, if the file system supports that.
+def sync_handle(handle: int, path: Path) -> None:
+    """Flushes an open file or folder to the disk, if its file system supports that.
 
-    Raises OSError with the path if it fails.
+    Raises OSError with `path` if it fails.
     """
     try:
-        sync_file(path)
+        os.fsync(handle)
     except OSError as error:
         if error.errno not in NO_SYNC:
             error.filename = str(path)

@@ -44,7 +44,8 @@ from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.report.figures import default_style
 from ddp_trainer.report.loss_curve import LossCurve
 from ddp_trainer.run.checks import check_settings
-from ddp_trainer.run.directory import lock_folder, new_folder
+from ddp_trainer.run.directory import new_folder
+from ddp_trainer.run.lock import lock_folder
 from ddp_trainer.schedule import ScheduleConfig
 from ddp_trainer.tracking.console import print_line
 

@@ -85,10 +85,14 @@ class FolderImages:
         train, test, self._notes = list_splits(root)
         self.root, self.image_size, self.skip_unreadable = root, size, skip_unreadable
         self.classes = tuple(test.classes)
-        self._readings = {"train": _Reading(train), "test": _Reading(test)}
+        self._readings = {
+            name: _Reading(listing, unreadable=list(listing.broken))
+            for name, listing in (("train", train), ("test", test))
+        }
 
     def count(self, split: str) -> int:
-        return len(self._readings[split].listing.images)
+        listing = self._readings[split].listing
+        return len(listing.images) + len(listing.broken)
 
     def chunks(self, split: str) -> Generator[Split, None, None]:
         """Yields the readable images of a split, a few at a time. They are decoded in threads, because Pillow releases
@@ -114,7 +118,7 @@ class FolderImages:
         unreadable = train.unreadable + test.unreadable
         if unreadable and not self.skip_unreadable:
             raise UnreadableImagesError([f"{shell_path(path)} ({reason})" for path, reason in unreadable])
-        for reading in (train, test) if train.listing.images else (test,):
+        for reading in (train, test) if train.listing.classes else (test,):
             reading.check_classes()
         notes = [*self._notes, *(line for reading in (train, test) if (line := reading.listing.note()))]
         tables = train.table(), test.table()

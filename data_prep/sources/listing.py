@@ -3,6 +3,7 @@
 Nothing below the two splits is skipped silently: every entry is used as an image, reported as an error, or counted.
 """
 
+import errno
 import os
 import stat
 import unicodedata
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.errors import InputError, shell_path, visible
+from data_prep.errors import InputError, require, shell_path, visible
 from data_prep.files import open_regular, require_readable
 from data_prep.sources import MAX_NAMED, count_of, name_some
 from data_prep.sources.picture import SUFFIXES, starts_like_image
@@ -29,6 +30,7 @@ class Listing:
     root: Path
     classes: dict[str, Path] = field(default_factory=dict)  # name in Unicode form NFC -> folder
     images: list[tuple[Path, int]] = field(default_factory=list)  # files and their labels
+    broken: list[tuple[Path, str]] = field(default_factory=list)  # broken links, pipes and devices, and what is wrong
     other: Counter[str] = field(default_factory=Counter)  # suffixes of all other visible files
     hidden: int = 0
 
@@ -90,7 +92,7 @@ def _split_folders(root: Path, names: tuple[str, ...]) -> list[Path]:
     found = [Path(entry.path) for entry in _entries(root) if entry.name.lower() in names]
     found.sort(key=lambda path: (names.index(path.name.lower()), path.name != path.name.lower()))
     for path in found:
-        if _kind(path) != "folder":
+        if not _is_folder(path):
             raise InputError(f"{shell_path(path)} is a file, not a folder of classes; {LAYOUT}")
     return found
 
@@ -120,7 +122,7 @@ def _list_classes(listing: Listing) -> None:
     for entry in _entries(listing.root):
         if entry.name.startswith("."):
             listing.hidden += 1
-        elif _kind(Path(entry.path)) != "folder":
+        elif not _is_folder(Path(entry.path)):
             listing.other[_suffix(entry.name)] += 1
         else:
             name = _class_name(entry.name, listing.root)
@@ -174,8 +176,9 @@ def _fold(name: str) -> str:
 
 def _list_images(listing: Listing) -> None:
     for label, (name, folder) in enumerate(listing.classes.items()):
+        num_broken = len(listing.broken)
         found = sorted(_files_below(folder, listing, ancestors=()), key=lambda path: path.relative_to(folder).parts)
-        if not found:
+        if not found and len(listing.broken) == num_broken:
             raise InputError(f"{shell_path(folder)}: no images in it; add some, or remove the class {shell_path(name)}")
         listing.images += [(path, label) for path in found]
 
@@ -192,26 +195,33 @@ def _files_below(folder: Path, listing: Listing, ancestors: tuple[tuple[int, int
         path = Path(entry.path)
         if entry.name.startswith("."):
             listing.hidden += 1
-        elif _kind(path) == "folder":
+        elif (kind := _kind(path)) == "folder":
             yield from _files_below(path, listing, (*ancestors, identity))
+        elif kind != "file":
+            listing.broken.append((path, kind))
         elif looks_like_image(path):
             yield path
         else:
             listing.other[_suffix(entry.name)] += 1
 
 
+def _is_folder(path: Path) -> bool:
+    """Whether `path` is a folder. Raises InputError if it is neither a folder nor a regular file."""
+    kind = _kind(path)
+    require(kind in ("folder", "file"), f"{shell_path(path)}: {kind}; restore or remove it")
+    return kind == "folder"
+
+
 def _kind(path: Path) -> str:
-    """Returns "folder" or "file". Raises InputError for anything else: a broken link, a pipe, a device."""
+    """Returns "folder" or "file", or what is wrong with anything else: a broken link, a pipe, a device."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        what = "is a link to something that does not exist" if path.is_symlink() else "cannot be read"
-        raise InputError(f"{shell_path(path)} {what} ({error.strerror}); restore or remove it") from None
+        is_dead = path.is_symlink() and error.errno == errno.ENOENT
+        return "a link to something that does not exist" if is_dead else str(error.strerror)
     if stat.S_ISDIR(mode):
         return "folder"
-    if stat.S_ISREG(mode):
-        return "file"
-    raise InputError(f"{shell_path(path)} is not a regular file; remove it")
+    return "file" if stat.S_ISREG(mode) else "not a regular file"
 
 
 def looks_like_image(path: Path) -> bool:

@@ -5,6 +5,8 @@ import socket
 
 import psutil
 
+from data_prep.errors import require
+
 # Interfaces with these name prefixes connect containers and virtual machines. Other machines cannot reach these
 # interfaces.
 BRIDGES = ("docker", "veth", "virbr", "br-")
@@ -16,9 +18,16 @@ def choose_interface() -> None:
     By default, gloo listens at the address to which this machine's host name resolves, or else at the loopback.
     Debian's installer makes the name resolve to 127.0.1.1. Other machines that use this address connect to themselves.
     So with several machines, an interface is chosen if the host name has no address that other machines can reach.
-    NCCL needs no choice, because it skips the loopback. If GLOO_SOCKET_IFNAME is set, it is left unchanged.
+    NCCL needs no choice, because it skips the loopback. If GLOO_SOCKET_IFNAME is set, it is left unchanged. Raises
+    InputError if it names an interface that this machine does not have.
     """
-    if "GLOO_SOCKET_IFNAME" in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    if chosen := os.environ.get("GLOO_SOCKET_IFNAME"):
+        present = psutil.net_if_addrs()
+        for name in chosen.split(","):
+            found = ", ".join(sorted(present))
+            require(name in present, f"GLOO_SOCKET_IFNAME={chosen}: this machine has no interface {name}, only {found}")
         return
     if os.environ["WORLD_SIZE"] == os.environ.get("LOCAL_WORLD_SIZE"):
         os.environ["GLOO_SOCKET_IFNAME"] = _loopback()

@@ -1,24 +1,21 @@
 """Helps the processes of a run to join.
 
-The functions report a long wait, create the process group for control messages, and check that all ranks agree.
+The functions report a long wait, create the process group for control messages, and set timeouts.
 """
 
 import contextlib
-import hashlib
 import itertools
 import sys
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
 
-import torch
 import torch.distributed as dist
 
 # When torch.distributed.nn.functional is imported, it stores the default process group until the process ends. DDP
 # would import it during a run, so it is imported here, before there is a process group.
-import torch.distributed.nn.functional
+import torch.distributed.nn.functional  # noqa: F401
 
-from data_prep.errors import require
 from ddp_trainer.distributed.launch import Launch
 from ddp_trainer.distributed.signals import StopRequest
 
@@ -89,14 +86,6 @@ def control_group(timeout: timedelta) -> dist.ProcessGroup:
     group = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(group, dist.ProcessGroup)
     return group
-
-
-def require_agreement(text: str, group: dist.ProcessGroup, message: str) -> None:
-    """Raises InputError(message) on every rank of `group` unless all of them pass the same `text`."""
-    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-    extremes = torch.tensor([number, -number])
-    dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=group)
-    require(int(extremes.sum()) == 0, message)
 
 
 def set_timeout(timeout: timedelta, group: dist.ProcessGroup | None) -> None:

@@ -1,6 +1,7 @@
 """Ranks, devices, precision, seeds and collectives of a run. This is the only file that uses Accelerator."""
 
 import contextlib
+import hashlib
 import math
 import warnings
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from ddp_trainer.distributed.gloo_interface import choose_interface
 from ddp_trainer.distributed.hardware import cpu_name, require_usable, resolve_device, resolve_precision
 from ddp_trainer.distributed.host_memory import keep_freed_memory
 from ddp_trainer.distributed.launch import Launch, check_machine
-from ddp_trainer.distributed.meeting import control_group, meeting, require_agreement, set_timeout
+from ddp_trainer.distributed.meeting import control_group, meeting, set_timeout
 from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.distributed.stop_agreement import StopAgreement
 from ddp_trainer.distributed.sync_batchnorm import synchronize_batchnorm
@@ -206,8 +207,8 @@ class Runtime:
 
     def require_agreement(self, text: str, message: str) -> None:
         """Raises InputError(message) on every rank unless all ranks pass the same `text`. A collective operation."""
-        if self._control is not None:
-            require_agreement(text, self._control, message)
+        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+        require(self.all_agree(self.agree_on(number) == [number]), message)
 
     def all_agree(self, agrees: bool) -> bool:
         """Whether `agrees` is True on every rank. A collective operation that involves no device."""

@@ -1,5 +1,6 @@
 """Builds a trainer, in the same way for runs, the learning rate range test, the benchmarks and the tests."""
 
+import torch
 from torch import nn
 
 from data_prep.dataset import DatasetInfo
@@ -11,10 +12,10 @@ from ddp_trainer.engine.data import RunData, build_data, images_in_step
 from ddp_trainer.engine.observer import Observer
 from ddp_trainer.engine.optim import build_optimizer
 from ddp_trainer.engine.trainer import Trainer
-from ddp_trainer.models.check import check_network
+from ddp_trainer.models.check import check_network, check_rebuilt
 from ddp_trainer.models.initial_weights import load_initial_weights, parameters_named
-from ddp_trainer.models.registry import require_unchanged
-from ddp_trainer.models.spec import ModelSpec, build_network, require_same_widths_and_activation
+from ddp_trainer.models.registry import is_own, require_unchanged
+from ddp_trainer.models.spec import ModelSpec, build_model, build_network, require_same_widths_and_activation
 
 
 def prepare_network(
@@ -38,6 +39,10 @@ def prepare_network(
         images_per_pass=images_per_pass(config, world_size, synchronized=not own_statistics),
         channels_last=config.runtime.channels_last,
     )
+    if is_own(name):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(config.runtime.seed + 1)  # other random weights than those of `network`
+            check_rebuilt(network, build_model(spec), name, side=max(sides))
     if unused:
         names = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
         require(

@@ -5,6 +5,7 @@ torch's AveragedModel waits for the device in each update, and cannot skip an up
 
 import copy
 import itertools
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,10 @@ class Ema(nn.Module):
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         """`decay`: share of the old average that each update after the first one keeps."""
         super().__init__()
-        self.module = copy.deepcopy(model).requires_grad_(False)
+        # deepcopy refuses the results of operations, such as an auxiliary loss that the network keeps.
+        results = [value for layer in model.modules() for value in vars(layer).values() if _is_result(value)]
+        detached: dict[int, object] = {id(value): value.detach() for value in results}
+        self.module = copy.deepcopy(model, detached).requires_grad_(False)
         self._averaged = [value.is_floating_point() and not _has_infinity(value) for value in _tensors(model)]
         self.decay = decay
         device = next(model.parameters()).device
@@ -41,6 +45,10 @@ class Ema(nn.Module):
             if not is_averaged:  # such as the number of batches that BatchNorm has seen
                 copied.copy_(value)
         self.updates += ~skip
+
+
+def _is_result(value: object) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and not value.is_leaf
 
 
 def _has_infinity(tensor: Tensor) -> bool:

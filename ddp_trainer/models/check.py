@@ -6,10 +6,10 @@ from the middle of a step.
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from data_prep.errors import InputError, require
 from ddp_trainer.models.blank_pass import blank_passes
+from ddp_trainer.models.initial_weights import load_tensors
 from ddp_trainer.models.registry import describe_error
 
 MAX_IMAGES = 2  # BatchNorm may need two to compute a variance
@@ -56,12 +56,34 @@ def check_network(
         return unused
 
 
-def _check_tensors(network: nn.Module, name: str) -> None:
-    lazy = [key for key, value in (*network.named_parameters(), *network.named_buffers()) if is_lazy(value)]
+def check_rebuilt(network: nn.Module, rebuilt: nn.Module, name: str, *, side: int) -> None:
+    """Raises InputError unless `rebuilt` gives the same logits as `network` after it has loaded the same weights.
+
+    `rebuilt`: the same network, built again. Every command that loads the trained model builds the network in this way.
+    Changes `rebuilt`, but neither `network` nor torch's generators.
+    """
+    require(rebuilt is not network, f"--network {name} returns the same object in each call; create a new network")
+    try:
+        load_tensors(rebuilt, network.state_dict())
+    except RuntimeError as error:
+        raise InputError(f"--network {name} cannot load its own state_dict: {describe_error(error)}") from None
+    with torch.random.fork_rng(devices=[]), blank_passes(network), torch.no_grad():
+        torch.default_generator.manual_seed(0)
+        images = torch.randn(MAX_IMAGES, 3, side, side, dtype=torch.float32)
+        own, loaded = (_evaluate(each, images) for each in (network, rebuilt))
     require(
-        not lazy,
-        f"--network {name} has lazy layers; pass a batch of images through the network before you return it",
+        torch.allclose(own, loaded, rtol=1e-3, atol=1e-4),
+        f"--network {name} gives other logits after it was built again and has loaded the same weights; save all "
+        "tensors that differ, for example random numbers in a buffer with persistent=False",
     )
+
+
+def _evaluate(network: nn.Module, images: Tensor) -> Tensor:
+    torch.default_generator.manual_seed(0)  # a network may draw random numbers in evaluation, too
+    return network.eval()(images)
+
+
+def _check_tensors(network: nn.Module, name: str) -> None:
     others = [key for key, value in network.state_dict().items() if not isinstance(value, Tensor)]
     require(not others, f"--network {name} has a state_dict with values that are not tensors: {', '.join(others)}")
     _check_storage(network, name)
@@ -125,19 +147,20 @@ def _check_buffers(network: nn.Module, name: str, before: dict[str, Tensor]) -> 
 
 
 def _unsaved_buffers(network: nn.Module) -> dict[str, Tensor]:
-    """Copies of the buffers that are not in a checkpoint: not persistent, and not of a floating-point type."""
+    """Copies of the buffers that are not in the state_dict."""
     saved = network.state_dict().keys()
-    others = {key: value for key, value in network.named_buffers() if key not in saved}
-    return {key: value.clone() for key, value in others.items() if not value.is_floating_point()}
+    return {key: value.clone() for key, value in network.named_buffers() if key not in saved}
 
 
 def _check_unsaved(network: nn.Module, name: str, before: dict[str, Tensor]) -> None:
-    """Raises InputError if training has changed buffers that are not in a checkpoint: see `_unsaved_buffers`."""
-    changed = [key for key, value in _unsaved_buffers(network).items() if not torch.equal(value, before[key])]
+    """Raises InputError if training has changed buffers that are not saved: see `_unsaved_buffers`."""
+    after = _unsaved_buffers(network)
+    # NaN differs from itself, so it counts as unchanged.
+    changed = [key for key, value in after.items() if ((value != before[key]) & (value == value)).any()]
     require(
         not changed,
-        f"--network {name} changes buffers in training that are not in a checkpoint ({', '.join(changed)}); register "
-        "them with persistent=True",
+        f"--network {name} changes buffers in training that are not saved ({', '.join(changed)}); register them with "
+        "persistent=True",
     )
 
 

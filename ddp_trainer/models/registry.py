@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from data_prep.errors import InputError, require, shell_path
 from data_prep.files import file_sha256
@@ -43,11 +45,20 @@ def build(name: str, *, num_classes: int, widths: tuple[int, int, int, int], act
         network = create(num_classes=num_classes)
     except InputError:
         raise
-    except Exception as error:  # whatever the function raises
+    except (Exception, SystemExit) as error:  # whatever the function raises
         call = f"{name.rpartition(':')[2]}(num_classes={num_classes})"
         raise InputError(f"--network {name} cannot be built with {call}: {describe_error(error)}") from error
     require(isinstance(network, nn.Module), f"--network {name} returned {_kind(network)}, not a torch.nn.Module")
+    require(
+        not any(is_lazy(value) for value in (*network.parameters(), *network.buffers())),
+        f"--network {name} has lazy layers; pass a batch of images through the network before you return it",
+    )
     return network
+
+
+def is_own(name: str) -> bool:
+    """Whether `name` is a MODULE:FUNCTION, and not a network of this project, torchvision or timm."""
+    return name.partition(":")[0] not in (BUILT_IN, "torchvision", "timm")
 
 
 def _from_torchvision(name: str, model: str) -> Callable[..., nn.Module]:
@@ -88,7 +99,8 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
         sys.path.append(os.getcwd())
     token = importing_network.set(name)
     try:
-        module = importlib.import_module(module_name)
+        with torch.random.fork_rng(devices=_devices()):  # so that a seed set in the module has no effect on the weights
+            module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise InputError(f"--network {name} cannot be imported: {describe_error(error)}") from error
@@ -96,7 +108,7 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
             f"--network {name}: there is no module {error.name} here; run the command in the module's folder, or "
             "add that folder to PYTHONPATH"
         ) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # SystemExit: a script without an if __name__ == "__main__" block
         raise InputError(f"--network {name} cannot be imported: {describe_error(error)}") from error
     finally:
         importing_network.reset(token)
@@ -112,6 +124,11 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
         f"--network {name}: {function} comes from Python's standard library; use a function of your own",
     )
     return created
+
+
+def _devices() -> list[int]:
+    """The GPU of this process, if it is used already."""
+    return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
 
 
 def _as_module(path: str) -> str:
@@ -147,7 +164,7 @@ def _similar(name: str, known: Sequence[str]) -> str:
     return f"; similar: {', '.join(close)}" if close else ""
 
 
-def describe_error(error: Exception) -> str:
+def describe_error(error: BaseException) -> str:
     """The type and the message of an error that a user's code raised, on one line and shortened."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 

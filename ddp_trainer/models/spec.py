@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from data_prep.dataset import DatasetInfo
 from data_prep.errors import InputError, quoted, require, shell_path
@@ -144,7 +143,7 @@ def _has_zeros(scale: Tensor) -> bool:
 
     If it were frozen, the layers before it would get no gradient. False if the values are not known yet.
     """
-    return not is_lazy(scale) and not scale.is_meta and not bool(scale.all())
+    return not scale.is_meta and not bool(scale.all())
 
 
 def require_same_widths_and_activation(spec: ModelSpec, source: Path) -> None:

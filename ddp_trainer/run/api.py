@@ -117,7 +117,8 @@ def _run_shown(command: list[str]) -> tuple[int, bool]:
             try:
                 for line in process.stdout:
                     with contextlib.suppress(OSError, ValueError):  # nobody may read the output any more
-                        output.write(line)
+                        if output is not None:
+                            output.write(line)
                 return process.wait(), interrupted
             except BaseException as error:
                 if interrupted or not isinstance(error, KeyboardInterrupt):
@@ -126,4 +127,6 @@ def _run_shown(command: list[str]) -> tuple[int, bool]:
                         os.killpg(process.pid, signal.SIGKILL)
                     raise
                 interrupted = True
-                process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(ProcessLookupError):
+                    # The group also has a training process that is too young to notice the end of its launcher.
+                    os.killpg(process.pid, signal.SIGTERM)

@@ -9,17 +9,16 @@ in the background, and `engine.save_schedule` decides when to save.
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from data_prep.errors import ExplainedError
-from data_prep.files import open_regular, read_text, sync_if_possible
+from data_prep.files import open_regular, read_text, sync, sync_handle
 from data_prep.machine_limits import due_to_machine
 from ddp_trainer.run.files import list_checkpoints, step_of
 
@@ -52,7 +51,7 @@ def write_checkpoint(place: Path, state: dict[str, Any], *, step: int, score: fl
     try:
         with (temporary / STATE).open("wb") as file:
             torch.save(state, file)
-            _flush(file)
+            _flush(file, temporary / STATE)
         facts = {
             "format_version": FORMAT_VERSION,
             "step": step,
@@ -61,12 +60,12 @@ def write_checkpoint(place: Path, state: dict[str, Any], *, step: int, score: fl
         }
         with (temporary / MANIFEST).open("w") as file:
             file.write(_manifest(facts, temporary / STATE))
-            _flush(file)
-        sync_if_possible(temporary)
+            _flush(file, temporary / MANIFEST)
+        sync(temporary)
         if place.exists():
             _move_away(place, REPLACED)
         temporary.rename(place)  # `place` is an empty folder if it could not be moved away
-        sync_if_possible(place.parent)
+        sync(place.parent)
         shutil.rmtree(place.with_name(REPLACED + place.name), ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -218,6 +217,6 @@ def _name(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
 
 
-def _flush(file: Any) -> None:
+def _flush(file: IO[Any], path: Path) -> None:
     file.flush()
-    os.fsync(file.fileno())
+    sync_handle(file.fileno(), path)

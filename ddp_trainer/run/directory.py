@@ -1,8 +1,8 @@
-"""The run directory: its lock, and the small JSON files in it. Only the main process writes to it."""
+"""The run directory and the small JSON files in it. Only the main process writes to it."""
 
 import contextlib
-import fcntl
 import itertools
+import json
 import os
 import re
 import shutil
@@ -13,21 +13,19 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import InputError
 from data_prep.files import DISK_FULL, read_json, write_json
 from ddp_trainer.config import TrainConfig
-from ddp_trainer.distributed.launch import Launch
 from ddp_trainer.run.files import refuse_existing_run, refuse_links
+from ddp_trainer.run.lock import LOCK, copies_by_srun, lock_folder
 
 if TYPE_CHECKING:
     from data_prep.dataset import DatasetInfo
 
-LOCK = ".lock"
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # names of the temporary files of `replace_file`
 RESOLVED = ("precision", "accumulate")  # if one of these settings is `auto`, the run records the value that it chose
-LOCK_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC  # NFS requires O_RDWR for an exclusive lock
 IMAGES = {"train": "training images", "test": "test images"}  # what error messages call the splits
 PACKAGES = ("torch", "torchvision", "accelerate", "ffcv", "numpy", "wandb")
 
@@ -58,52 +56,32 @@ class RunDirectory:
         return read_json(self.path / "status.json") or {}
 
     def write_status(self, state: str, *, step: int = 0, epoch: int = 0, message: str = "") -> None:
-        """Writes status.json. `state`: running, preempted, done or failed."""
-        write_json(self.path / "status.json", {"state": state, "step": step, "epoch": epoch, "message": message})
+        """Writes status.json. `state`: running, preempted or done. The newest checkpoint is the one of `step`."""
+        fields = {"state": state, "step": step, "epoch": epoch, "message": message, "saved_step": step}
+        write_json(self.path / "status.json", fields)
 
-    def write_failure(self, error: BaseException, *, step: int = 0, epoch: int = 0) -> None:
-        """Records in status.json why the run failed. Never raises, because that would hide the original error."""
+    def write_failure(self, error: BaseException, *, step: int, epoch: int, saved_step: int) -> None:
+        """Records in status.json why the run failed. Never raises, because that would hide the original error.
+
+        `saved_step`: the step of the newest checkpoint; 0 if there is none.
+        """
+        path, message = self.path / "status.json", f"{type(error).__name__}: {error}"
+        fields = {"state": "failed", "step": step, "epoch": epoch, "message": message, "saved_step": saved_step}
         try:
-            self.write_status("failed", step=step, epoch=epoch, message=f"{type(error).__name__}: {error}")
+            try:
+                write_json(path, fields)
+            except OSError as other:
+                if other.errno not in DISK_FULL:
+                    raise
+                _overwrite(path, fields)
         except OSError as other:
             print(f"warning: {other}", file=sys.stderr, flush=True)
 
 
-def _fix_for_locked_folder() -> str:
-    copies = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if copies != "1" and Launch.from_environment().world_size == 1:  # each copy would be a run of its own
-        return f"srun started {copies} copies of this program instead of one launcher per node; use slurm/train.sh"
-    return "choose another folder, or wait until that run has ended"
-
-
-def lock_folder(path: Path) -> IO[bytes]:
-    """Creates the folder and locks it until the returned file is closed.
-
-    Raises InputError if the folder cannot be written or another run has locked it, and OSError if the disk is full. If
-    the file system cannot lock files, prints a warning and returns the file unlocked.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = os.fdopen(os.open(path / LOCK, LOCK_FLAGS | os.O_CREAT, 0o666), "rb")
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise
-        raise InputError(f"--out {path} cannot be written ({error.strerror}); choose another folder") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise InputError(f"--out {path}: another run is using this folder; {_fix_for_locked_folder()}") from None
-    except OSError as error:
-        warning = f"warning: {path} cannot be locked ({error.strerror}); make sure that no other run uses this folder"
-        print(warning, file=sys.stderr, flush=True)
-    return lock
-
-
-def wait_until_unlocked(path: Path) -> None:
-    """Waits while another process has locked the folder. Returns at once if it does not exist or cannot be locked."""
-    with contextlib.suppress(OSError), open(os.open(path / LOCK, LOCK_FLAGS), "rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def _overwrite(path: Path, fields: Mapping[str, Any]) -> None:
+    """Overwrites a JSON file in place, which works on a full disk. Spaces replace the rest of a longer old content."""
+    with open(os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "wb") as file:
+        file.write((json.dumps(fields) + "\n").encode().ljust(path.stat().st_size))
 
 
 def remove_temporaries(path: Path) -> None:
@@ -140,7 +118,13 @@ def claim_run_directory(config: TrainConfig, *, is_main: bool) -> Iterator[RunDi
 
 
 def new_folder(name: str) -> Path:
-    """Creates runs/NAME-TIMESTAMP and returns its path. If the folder exists already, adds a number to the name."""
+    """Creates runs/NAME-TIMESTAMP and returns its path. If the folder exists already, adds a number to the name.
+
+    Raises InputError if the folder cannot be created, or if srun started several copies of this program. Otherwise,
+    each copy would train alone, in a folder of its own.
+    """
+    if mistake := copies_by_srun():
+        raise InputError(f"{mistake}, or name a folder with --out")
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
     path = Path("runs") / f"{name}-{stamp}"
     try:
@@ -226,7 +210,7 @@ def git_commit() -> str | None:
     """Commit of the running code, with a `+` if the working tree differs from it; None if git cannot tell."""
     command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
-        described = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        described = subprocess.run(command, capture_output=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.strip()
+    return described.stdout.decode().strip()

@@ -7,7 +7,7 @@ from pathlib import Path
 from data_prep.errors import InputError, require
 from data_prep.files import read_json
 
-STATUS = {"state", "step", "epoch", "message"}  # the keys in status.json
+STATUS = {"state", "step", "epoch", "message", "saved_step"}  # the keys in status.json
 STATES = ("running", "preempted", "done", "failed")  # the values of `state` in status.json
 CHECKPOINT = re.compile(r"step-(\d{8,})")  # the names of the folders in checkpoints/
 EXPORTS = {"onnx": "model.onnx", "torch": "model.pt2"}  # the keys are the values of --format of ddp_trainer.export

@@ -43,7 +43,7 @@ def join_processes(
             kind, step = runtime.agree_on(*start)
         except Exception as error:  # for example, because a process never joined
             if run_dir is not None and start.kind != StartKind.FINISHED and not isinstance(error, InputError):
-                run_dir.write_failure(error, step=start.step)
+                run_dir.write_failure(error, step=start.step, epoch=0, saved_step=start.step)
             raise
         yield runtime, Start(StartKind(kind), step)
         runtime.close()

@@ -55,7 +55,7 @@ class Recorder(SilentRecorder):
         self.progress = build_progress()
         self.checkpoints = CheckpointSaver(run_dir.checkpoints, keep=config.run.keep_checkpoints)
         self.step, self.epoch = 0, 0
-        self.has_checkpoint = False
+        self.has_checkpoint, self.saved_step = False, 0
         self._waits_for_disk = False
 
     def say(self, line: str) -> None:
@@ -85,14 +85,17 @@ class Recorder(SilentRecorder):
         return is_saved
 
     def save(self, state: dict[str, Any], *, step: int, epoch: int) -> None:
+        def note_save() -> None:
+            self.saved_step = step
+            self.run_dir.write_status("running", step=step, epoch=epoch)
+
         whole = {**state, "settings": self.settings, "tracker": self.tracker.state()}
         self.checkpoints.save(
             whole,
             step=step,
             score=self._score(state),
             before_saving=self.tracker.sync,  # a resumed run does not repeat the records of the steps before its start
-            # Written after the save, because --resume concludes from this step number that a checkpoint was saved.
-            when_saved=lambda: self.run_dir.write_status("running", step=step, epoch=epoch),
+            when_saved=note_save,  # afterwards, because --resume concludes from status.json that a checkpoint was saved
         )
         self.has_checkpoint = True
         self.step, self.epoch = step, epoch
@@ -127,7 +130,7 @@ class Recorder(SilentRecorder):
         except Exception as other:  # the save may fail for the same reason as the run, for example a GPU error
             if other is not error:
                 print(f"error: {other}", file=sys.stderr, flush=True)
-        self.run_dir.write_failure(error, step=self.step, epoch=self.epoch)
+        self.run_dir.write_failure(error, step=self.step, epoch=self.epoch, saved_step=self.saved_step)
         try:
             self.tracker.finish(None, failed=True)
         except OSError as other:
@@ -195,7 +198,7 @@ def open_recorder(
     try:
         recorder = _build_recorder(run_dir, config, dataset, runtime, state, observer)
     except BaseException as error:
-        run_dir.write_failure(error, step=step, epoch=epoch)
+        run_dir.write_failure(error, step=step, epoch=epoch, saved_step=step)
         raise
     try:
         yield recorder
@@ -233,5 +236,6 @@ def _build_recorder(
     settings = settings_of(config, dataset, precision=runtime.precision)
     observer = observer or Observer()
     recorder = Recorder(run_dir, tracker, config, settings=settings, profiler=profiler, observer=observer)
-    recorder.step, recorder.epoch, recorder.has_checkpoint = step, len(history), state is not None
+    recorder.step, recorder.epoch, recorder.saved_step = step, len(history), step
+    recorder.has_checkpoint = state is not None
     return recorder

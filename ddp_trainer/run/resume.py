@@ -79,9 +79,9 @@ def _refuse_lost_checkpoints(run_dir: RunDirectory) -> None:
     A run without saved steps or results, and with at most one finished epoch, may start again: it was killed before its
     first checkpoint.
     """
-    path, status = run_dir.path, run_dir.status
+    path = run_dir.path
     epochs = read_records(path / "metrics.jsonl", last_step=sys.maxsize)
-    saved = _count(status.get("step")) if status.get("state") in ("running", "preempted", "done") else 0
+    saved = _count(run_dir.status.get("saved_step"))
     if len(epochs) > 1 or saved or any((path / name).exists() for name in ("summary.json", "model.safetensors")):
         steps = max([saved, *(_count(record["step"]) for record in epochs)])
         raise InputError(

@@ -15,7 +15,7 @@ from data_prep.errors import InputError
 from data_prep.files import read_json
 from ddp_trainer.distributed.launch import Launch
 from ddp_trainer.distributed.signals import SAME_REQUEST_SECONDS, on_request_to_stop
-from ddp_trainer.run.directory import wait_until_unlocked
+from ddp_trainer.run.lock import wait_until_unlocked
 
 
 @dataclass(frozen=True)

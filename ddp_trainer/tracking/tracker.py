@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from data_prep.files import sync_if_possible
+from data_prep.files import sync
 from ddp_trainer.config import TrackingConfig, is_installed
 from ddp_trainer.tracking.metric_files import JsonLines, Log, Record, TensorBoardMirror, read_records
 from ddp_trainer.tracking.wandb_mirror import WandBMirror, forget_wandb, load_settings
@@ -43,8 +43,8 @@ class Tracker:
 
     def sync(self) -> None:
         """Flushes the JSON lines to the disk, so that they survive a power cut. Any thread may call it."""
-        sync_if_possible(self._steps.path)
-        sync_if_possible(self._epochs.path)
+        sync(self._steps.path)
+        sync(self._epochs.path)
 
     def finish(self, summary: Mapping[str, object] | None, *, failed: bool = False) -> None:
         """Closes the files and mirrors within a limited time. `summary` is None unless the run is finished."""

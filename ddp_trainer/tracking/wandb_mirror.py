@@ -28,7 +28,7 @@ MODEL_FILES = ("model.safetensors", "model.json", "model.md")
 
 
 class WandBMirror:
-    """One W&B run, written through Accelerate's tracker. The files of the W&B run are in RUN/wandb/.
+    """One W&B run. Its files are in RUN/wandb/.
 
     W&B's step is the optimizer step. Records that W&B's server already has are not sent again. A resumed offline run
     writes all of its records to a new file and removes the old one, so that `wandb sync` sends each record once.
@@ -38,8 +38,7 @@ class WandBMirror:
         self._run_dir, self._id = run_dir, run_id
         self._best = -math.inf
         self._waiting: Record | None = None
-        self._tracker = self._start(mode)
-        run = self._tracker.run
+        self._run = run = self._start(mode)
         self._first_step = run.step  # for a resumed online run, the first step that W&B's server lacks
         run.config.update(dict(config), allow_val_change=True)
         for axis in ("epoch", "step", "step/step"):
@@ -53,7 +52,6 @@ class WandBMirror:
 
     def _start(self, mode: str) -> Any:
         import wandb
-        from accelerate.tracking import WandBTracker
 
         user = load_settings(self._run_dir)
         ours = wandb.Settings(
@@ -66,28 +64,27 @@ class WandBMirror:
             disable_git=True,
             disable_code=True,
         )
-        options = {
-            "entity": user.entity,
-            "name": user.run_name or self._run_dir.resolve().name,
-            "group": user.run_group,
-            "job_type": user.run_job_type or "train",
-            "tags": user.run_tags,
-            "notes": user.run_notes,
-            "resume": "allow" if mode == "online" else None,
-            "reinit": "create_new",  # a W&B run that the caller has started stays open
-        }
-        tracker = WandBTracker(
-            user.project or "ddp-trainer", dir=str(self._run_dir), id=self._id, mode=mode, settings=ours, **options
+        return wandb.init(
+            entity=user.entity,
+            project=user.project or "ddp-trainer",
+            dir=self._run_dir,
+            id=self._id,
+            name=user.run_name or self._run_dir.resolve().name,
+            group=user.run_group,
+            job_type=user.run_job_type or "train",
+            tags=user.run_tags,
+            notes=user.run_notes,
+            mode=mode,  # type: ignore[arg-type]
+            resume="allow" if mode == "online" else None,
+            reinit="create_new",  # a W&B run that the caller has started stays open
+            settings=ours,
         )
-        tracker.start()
-        return tracker
 
     def replay(self, steps: Sequence[Record], epochs: Sequence[Record]) -> None:
         """Logs the records that the W&B run lacks."""
         replay(self, steps, epochs)
-        run = self._tracker.run
-        if run.settings.mode == "offline":
-            current = Path(run.dir).resolve().parent
+        if self._run.settings.mode == "offline":
+            current = Path(self._run.dir).resolve().parent
             for folder in (self._run_dir / "wandb").glob(f"offline-run-*-{self._id}"):
                 if folder.resolve() != current:
                     shutil.rmtree(folder, ignore_errors=True)
@@ -118,7 +115,7 @@ class WandBMirror:
     def _log(self, row: Mapping[str, object], step: int) -> None:
         """Logs a row and closes it (`commit`), because W&B shows only closed rows."""
         if step >= self._first_step:
-            bounded(lambda: self._tracker.log(dict(row), step=step, commit=True), GIVE_UP_SECONDS)
+            bounded(lambda: self._run.log(dict(row), step=step, commit=True), GIVE_UP_SECONDS)
 
     def _note_best(self, record: Record) -> None:
         """Writes the best accuracy and its epoch to W&B's summary, as plain numbers that tables can be sorted by."""
@@ -126,7 +123,7 @@ class WandBMirror:
         if isinstance(accuracy, float) and accuracy > self._best:
             self._best = accuracy
             best = {f"best_{BEST}": accuracy, "best_epoch": record["epoch"]}
-            bounded(lambda: self._tracker.run.summary.update(best), GIVE_UP_SECONDS)
+            bounded(lambda: self._run.summary.update(best), GIVE_UP_SECONDS)
 
     def finish(self, summary: Mapping[str, object] | None, *, failed: bool) -> None:
         """Closes the W&B run. If this takes too long, raises TimeoutError, which says how to upload the rest.
@@ -135,22 +132,21 @@ class WandBMirror:
         """
 
         def close() -> None:
-            run = self._tracker.run
             try:
                 if summary is not None:
                     self._finish_results(summary)
             finally:
-                run.finish(exit_code=int(failed))
+                self._run.finish(exit_code=int(failed))
                 release_environment(self._run_dir)
 
         try:
             bounded(close, GIVE_UP_SECONDS)
         except TimeoutError as error:
-            command = f"wandb sync --include-online {shlex.quote(self._tracker.run.settings.sync_dir)}"
+            command = f"wandb sync --include-online {shlex.quote(self._run.settings.sync_dir)}"
             raise TimeoutError(f"the upload took too long; to upload the rest, run {command}") from error
 
     def _finish_results(self, summary: Mapping[str, object]) -> None:
-        run = self._tracker.run
+        run = self._run
         results = {f"final/{name}": value for name, value in summary.items()}
         # The run may have been killed after it had sent its results, and resumed to complete the report. The `final/`
         # values are sent last, so if the server has them, it probably has all results.

@@ -12,7 +12,8 @@ import pytest
 
 from data_prep.errors import InputError
 from ddp_trainer import sweep
-from ddp_trainer.run.directory import lock_folder
+from ddp_trainer.run.directory import new_folder
+from ddp_trainer.run.lock import lock_folder
 from slurm import preflight
 from tests.support.trainer import REPOSITORY, environment, run
 
@@ -225,15 +226,14 @@ def test_preflight_prints_its_help_to_stderr() -> None:
     assert finished.stdout == ""
 
 
-def test_the_error_for_a_locked_folder_mentions_copies_that_srun_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_copies_that_srun_started_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    with (
-        lock_folder(tmp_path),
-        pytest.raises(InputError, match=r"srun started 2 copies of this program.*use slurm/train.sh"),
-    ):
+    with lock_folder(tmp_path), pytest.raises(InputError, match=r"srun started 2 copies .*; use slurm/train.sh$"):
         lock_folder(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"srun started 2 copies .* or name a folder with --out"):
+        new_folder("smoke")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_signal_while_the_settings_are_loaded_ends_the_attempt_without_an_error(

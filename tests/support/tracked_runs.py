@@ -38,8 +38,6 @@ def step_record(step: int) -> dict[str, float | int]:
 RUN = """
 import json, os, sys
 from pathlib import Path
-from accelerate import PartialState
-PartialState(cpu=True)
 from ddp_trainer.config import TrackingConfig
 from ddp_trainer.tracking.tracker import build_tracker
 given = json.loads(sys.argv[1])

@@ -1,5 +1,8 @@
 """Networks with parameters and buffers of unusual types, values or layouts."""
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +34,62 @@ class Counting(nn.Module):
         if self.training:
             self.passes += 1
         return self.head(x.flatten(start_dim=1))
+
+
+class Centering(nn.Module):
+    """Subtracts a buffer that is not saved. `moves`: whether training changes the buffer."""
+
+    def __init__(self, num_classes: int, *, moves: bool) -> None:
+        super().__init__()
+        self.head, self.moves = nn.Linear(3 * 32 * 32, num_classes), moves
+        self.center: Tensor
+        self.register_buffer("center", torch.zeros(1) if moves else torch.randn(1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.moves:
+            self.center.lerp_(x.detach().mean(), 0.1)
+        return self.head(x.flatten(start_dim=1) - self.center)
+
+
+with_random_constant = functools.partial(Centering, moves=False)
+
+
+class SavesHead(nn.Module):
+    """Its state_dict lacks a frozen layer."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 4, 32).requires_grad_(False)
+        self.head = nn.Linear(4, num_classes)
+
+    def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Tensor]:
+        whole = super().state_dict(*arguments, **options)
+        return {name: value for name, value in whole.items() if not name.startswith("backbone")}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone(x).flatten(start_dim=1))
+
+
+ONLY = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+
+
+def always_the_same(num_classes: int) -> nn.Module:
+    return ONLY
+
+
+class KeepsLoss(nn.Module):
+    """Keeps a tensor that it has computed in training."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(3 * 32 * 32, num_classes)
+        self.loss = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.head(x.flatten(start_dim=1))
+        if self.training:
+            self.loss = logits.square().mean()
+        return logits
 
 
 def with_repeated_buffer(num_classes: int) -> nn.Module:

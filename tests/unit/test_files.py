@@ -13,7 +13,7 @@ import pytest
 from data_prep import files
 from data_prep.dataset import read_dataset, verify_dataset
 from data_prep.errors import InputError, quoted, shell_path
-from data_prep.files import open_regular, read_json, replace_file, sync_if_possible
+from data_prep.files import open_regular, read_json, replace_file, sync
 from data_prep.sources.listing import list_splits
 from ddp_trainer.models.initial_weights import read_weights
 from ddp_trainer.tracking.run_record import load_run
@@ -58,14 +58,16 @@ def test_a_file_system_that_cannot_sync_is_tolerated(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", fail_with(number))
-    sync_if_possible(tmp_path)
+    sync(tmp_path)
+    replace_file(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
 def test_a_failed_sync_is_an_error_with_the_path(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", fail_with(number))
     with pytest.raises(OSError, match=f"{os.strerror(number)}: '{tmp_path}'"):
-        sync_if_possible(tmp_path)
+        sync(tmp_path)
 
 
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.sources import UnreadableImagesError
 from data_prep.sources.folder import FolderImages
 from tests.support.photos import draw_photos, fails, load_folder, save
 
@@ -63,7 +64,27 @@ def test_images_are_recognized_by_content_and_subfolders_are_read(photos: Path) 
 
 def test_error_names_a_broken_link(photos: Path) -> None:
     (photos / "train" / "bird").symlink_to("/nowhere/bird")
-    assert f"{photos}/train/bird is a link to something that does not exist" in fails(photos)
+    assert f"{photos}/train/bird: a link to something that does not exist" in fails(photos)
+
+
+def test_one_error_names_all_broken_links_and_all_images_that_cannot_be_read(photos: Path) -> None:
+    for split in ("train", "test"):
+        for path in (photos / split / "cat").iterdir():
+            path.unlink()
+            path.symlink_to("/nowhere")
+    (photos / "train" / "dog" / "empty.png").touch()
+    with pytest.raises(UnreadableImagesError) as caught:
+        load_folder(photos, size=8)
+    problems = "\n".join(caught.value.problems)
+    assert problems.count("a link to something that does not exist") == 6 + 2
+    assert f"{photos}/train/dog/empty.png (" in problems
+
+
+def test_broken_links_are_left_out_on_request(photos: Path) -> None:
+    (photos / "train" / "cat" / "gone.png").symlink_to("/nowhere")
+    found = load_folder(photos, size=8, skip_unreadable=True)
+    assert len(found.train.labels) == 12
+    assert found.skipped == ("train/cat/gone.png",)
 
 
 def test_error_names_a_link_to_a_parent_folder_or_to_itself(photos: Path) -> None:
@@ -154,7 +175,7 @@ def test_a_split_that_is_a_file_or_a_broken_link_is_an_error(split: str, photos:
     assert f"{photos}/{split} is a file, not a folder of classes" in fails(photos)
     (photos / split).unlink()
     (photos / split).symlink_to("nowhere")
-    assert f"{photos}/{split} is a link to something that does not exist" in fails(photos)
+    assert f"{photos}/{split}: a link to something that does not exist" in fails(photos)
 
 
 @pytest.mark.parametrize("other", ["dog ", "d\u200bog", "\u202edog"])

@@ -99,6 +99,27 @@ def test_no_run_starts_with_a_module_that_was_edited_after_its_import(
     prepare()
 
 
+def test_a_seed_that_a_module_sets_when_it_is_imported_has_no_effect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sets_a_seed.py").write_text("from tests.support.networks import small, torch\ntorch.manual_seed(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def weights() -> dict[str, torch.Tensor]:
+        torch.manual_seed(5)
+        return build("sets_a_seed:small").state_dict()
+
+    first, again = weights(), weights()  # only the first call imports the module
+    assert differences(first, again) == []
+
+
+def test_a_module_that_ends_python_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ends_python.py").write_text("raise SystemExit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match="cannot be imported: SystemExit: 0"):
+        build("ends_python:build")
+
+
 def test_a_module_that_starts_a_run_when_it_is_imported_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import InputError
-from ddp_trainer.run.directory import RunDirectory, lock_folder
+from ddp_trainer.run.directory import RunDirectory
 from ddp_trainer.run.files import refuse_existing_run
+from ddp_trainer.run.lock import lock_folder
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,33 @@ def test_a_run_that_lost_its_configuration_is_resumed(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step-00000003").mkdir(parents=True)
     (tmp_path / "metrics.jsonl").touch()
     refuse_existing_run(tmp_path, resume=True)
+
+
+def test_a_failure_is_recorded_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = RunDirectory(tmp_path)
+    run_dir.write_status("running", step=8, epoch=2, message="a message that is longer than the next one" * 9)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("ddp_trainer.run.directory.write_json", fail)
+    run_dir.write_failure(OSError("disk full"), step=9, epoch=2, saved_step=8)
+    assert run_dir.status == {
+        "state": "failed",
+        "step": 9,
+        "epoch": 2,
+        "message": "OSError: disk full",
+        "saved_step": 8,
+    }
+
+
+def test_a_folder_that_an_smb_server_has_locked_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    with pytest.raises(InputError, match="another run is using this folder"):
+        lock_folder(tmp_path)
 
 
 def test_a_full_disk_is_not_wrong_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

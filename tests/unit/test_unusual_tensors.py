@@ -1,21 +1,26 @@
 """Networks with unusual parameters and buffers are trained correctly, or refused in one line."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from data_prep.dataset import read_dataset
 from data_prep.errors import InputError
 from ddp_trainer.config import NetworkConfig
+from ddp_trainer.engine.build import prepare_network
+from ddp_trainer.engine.ema import Ema
 from ddp_trainer.engine.flops import training_flops_per_image
 from ddp_trainer.models.blank_pass import blank_images
 from ddp_trainer.models.check import check_network
 from ddp_trainer.models.initial_weights import load_tensors
 from ddp_trainer.models.registry import build
 from ddp_trainer.models.spec import build_network
+from tests.support.narrow import narrow_settings
 from tests.support.networks import with_buffer
-from tests.support.unusual_tensors import Counting, FrozenInHalf, with_repeated_buffer
+from tests.support.unusual_tensors import Centering, Counting, FrozenInHalf, KeepsLoss, with_repeated_buffer
 from tests.unit.test_networks import SPEC
 
 
@@ -89,9 +94,32 @@ def test_scales_that_start_at_zero_are_trained_because_they_would_block_the_grad
     assert scales == [False, True]
 
 
-def test_a_counter_that_is_not_saved_is_refused() -> None:
-    with pytest.raises(InputError, match=r"changes buffers in training that are not in a checkpoint \(passes\)"):
-        check_network(Counting(5), "own", num_classes=5, sides=[32])
+@pytest.mark.parametrize(("network", "buffer"), [(Counting(5), "passes"), (Centering(5, moves=True), "center")])
+def test_a_buffer_that_changes_and_is_not_saved_is_refused(network: nn.Module, buffer: str) -> None:
+    with pytest.raises(InputError, match=rf"changes buffers in training that are not saved \({buffer}\)"):
+        check_network(network, "own", num_classes=5, sides=[32])
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("with_random_constant", "gives other logits after it was built again"),
+        ("SavesHead", "cannot load its own state_dict: .* Missing key.*backbone.weight"),
+        ("always_the_same", "returns the same object in each call"),
+    ],
+)
+def test_a_network_that_could_not_be_loaded_again_is_refused(name: str, problem: str, tiny_dir: Path) -> None:
+    network = NetworkConfig(network=f"tests.support.unusual_tensors:{name}")
+    config, dataset = replace(narrow_settings(tiny_dir), network=network), read_dataset(tiny_dir)
+    with pytest.raises(InputError, match=problem) as caught:
+        prepare_network(config, dataset, world_size=1, load_weights=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_that_keeps_a_tensor_of_its_training_pass_can_be_averaged() -> None:
+    network = KeepsLoss(5)
+    assert check_network(network, "own", num_classes=5, sides=[32]) == []
+    assert Ema(network, decay=0.9).module.loss.grad_fn is None
 
 
 def test_a_network_that_needs_the_versions_of_its_layers_can_be_loaded() -> None:

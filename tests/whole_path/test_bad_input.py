@@ -99,6 +99,11 @@ def test_invalid_settings_are_refused(tiny_dir: Path, tmp_path: Path) -> None:
     assert "--batch-size must be at most the number of training images, 96, got 97" in refused(
         *SMOKE, *data, "--batch-size", "97"
     )
+    latin1 = tmp_path / "j\udcf6rg"
+    assert "--init-from must have no line breaks or other" in refused(*SMOKE, *data, "--init-from", latin1)
+    shutil.copytree(tiny_dir, latin1)
+    (tmp_path / "link").symlink_to(latin1)
+    assert "--data-dir must have no line breaks or other" in refused(*SMOKE, *data, "--data-dir", tmp_path / "link")
     on_cpu = {**os.environ, "ACCELERATE_USE_CPU": "True"}
     assert "contradicts the Accelerate configuration" in refused("smoke", "--device", "cuda", *data, env=on_cpu)
     assert not (tmp_path / "run").exists()

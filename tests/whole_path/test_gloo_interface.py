@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from data_prep.errors import InputError
 from ddp_trainer.distributed.gloo_interface import BRIDGES, choose_interface
 from tests.support.trainer import NARROW, REPOSITORY, environment
 
@@ -128,4 +129,6 @@ def test_choice_of_the_interface_on_one_machine_and_on_several(monkeypatch: pyte
     assert chosen("2", address) is None, (
         "an interface was chosen, although other machines can reach the address of the host name"
     )
-    assert chosen("2", "127.0.1.1", GLOO_SOCKET_IFNAME="eth7") == "eth7", "the user's choice is lost"
+    assert chosen("2", "127.0.1.1", GLOO_SOCKET_IFNAME="other0") == "other0", "the user's choice is lost"
+    with pytest.raises(InputError, match="this machine has no interface eth7"):
+        chosen("2", "127.0.1.1", GLOO_SOCKET_IFNAME="eth7")

@@ -15,7 +15,7 @@ import pytest
 from data_prep.files import read_json
 from ddp_trainer.distributed.signals import handle_signals
 from ddp_trainer.report.wording import NOTHING
-from ddp_trainer.run.directory import wait_until_unlocked
+from ddp_trainer.run.lock import wait_until_unlocked
 from ddp_trainer.run.sweep_runs import PlannedRun, Runner
 from ddp_trainer.sweep import main, parse
 from tests.support.trainer import SEVERAL, run, start
@@ -181,7 +181,7 @@ def test_a_stopped_sweep_continues_and_ends_with_its_table(tiny_dir: Path, tmp_p
 LAUNCHER = """
 import os, signal, sys, time
 from pathlib import Path
-from ddp_trainer.run.directory import lock_folder
+from ddp_trainer.run.lock import lock_folder
 sweep, launcher, out = os.getppid(), os.getpid(), Path(sys.argv[-2])
 with lock_folder(out):
     if os.fork() == 0:

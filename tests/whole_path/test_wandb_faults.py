@@ -73,8 +73,6 @@ def test_without_a_server_or_a_valid_key_the_run_is_offline(tmp_path: Path, sile
 FROZEN = """
 import os, signal, subprocess, sys
 from pathlib import Path
-from accelerate import PartialState
-PartialState(cpu=True)
 from ddp_trainer.config import TrackingConfig
 from ddp_trainer.tracking import tracker, wandb_mirror
 wandb_mirror.GIVE_UP_SECONDS = 2
@@ -139,8 +137,6 @@ class StalledUploads(BaseHTTPRequestHandler):
 UNFINISHED = """
 import sys
 from pathlib import Path
-from accelerate import PartialState
-PartialState(cpu=True)
 from ddp_trainer.config import TrackingConfig
 from ddp_trainer.tracking import tracker, wandb_mirror
 wandb_mirror.FINISH_SECONDS = 1
@@ -176,7 +172,7 @@ def test_a_run_that_is_resumed_to_complete_its_report_sends_its_results_only_onc
     monkeypatch.setattr(wandb_mirror, "log_results", lambda run, found: sent.append(found))
     mirror = object.__new__(wandb_mirror.WandBMirror)  # without W&B
     run = SimpleNamespace(summary={}, finish=lambda exit_code: None)
-    mirror._tracker, mirror._run_dir = SimpleNamespace(run=run), smoke_run  # type: ignore[assignment]
+    mirror._run, mirror._run_dir = run, smoke_run
     for accuracy in (0.5, 0.5, 0.6):  # 0.6: after a resume with a larger --max-steps
         mirror.finish({"test_accuracy": accuracy}, failed=False)
     assert len(sent) == 2
