@@ -86,7 +86,7 @@ class DeviceStep:
         image_size = self.data.evaluator.spec.image_size
         self.mean_images_per_rank = math.nan  # makes the gradients NaN, so that the guard skips the warm-up steps
         with explained_determinism():
-            warm_up(self.wrapped, self.state, self.work, self.config, image_size, sides)
+            warm_up(self.state, self.work, self.config, image_size, sides)
         self.mean_images_per_rank = self.config.schedule.batch_size / self.runtime.world_size
         graphed = GraphedStep(self.work, self.state.optimizer, self.runtime, give_up=self._give_up_graphs)
         self._take = self.work if self.no_graph_reason else graphed

@@ -1,6 +1,6 @@
 """The warm-up before the first step changes neither the training state nor the random state.
 
-On a GPU, it takes whole steps, and the step guard skips all of them.
+It takes whole steps, and the step guard skips all of them.
 """
 
 import math
@@ -33,7 +33,7 @@ def test_skipped_steps_do_not_change_the_state(tiny_dir: Path, optimizer: str) -
     batch = next(iter(warmed.data.loader.batches(warmed.data.plan(0, config=config, runtime=warmed.runtime).samples)))
     before = state_of(warmed)
     warmed.device_step.mean_images_per_rank = math.nan  # makes the gradients NaN, so that the guard skips the steps
-    take_skipped_steps(warmed.device_step.work, warmed.state, batch, [16, 32])
+    take_skipped_steps(warmed.device_step.work, warmed.state, batch, [16, 32], steps=2)
     warmed.device_step.mean_images_per_rank = config.schedule.batch_size
     assert differences(state_of(warmed), before) == []
     for trainer in (plain, warmed):
@@ -46,6 +46,10 @@ def test_warm_up_with_dropout_does_not_change_the_random_state(tiny_dir: Path, m
     config = narrow_settings(tiny_dir)
     trainer = narrow_trainer(config, single_runtime())
     monkeypatch.setattr(trainer.runtime, "world_size", 2)  # a single process on the CPU does not warm up
-    wrapped, before = nn.Sequential(trainer.model, nn.Dropout()).train(), torch.get_rng_state()
-    warm_up(wrapped, trainer.state, trainer.device_step.work, config, 32, [32])
+    trainer.device_step.wrapped = nn.Sequential(trainer.model, nn.Dropout()).train()
+    trainer.device_step.mean_images_per_rank = math.nan
+    before, passes = torch.get_rng_state(), []
+    trainer.device_step.wrapped.register_forward_hook(lambda *_: passes.append(1))
+    warm_up(trainer.state, trainer.device_step.work, config, 32, [16, 32])
     assert torch.equal(torch.get_rng_state(), before)
+    assert len(passes) == 2 * 2

@@ -18,8 +18,8 @@ from tests.support.folders import checksums, same_model
 from tests.support.processes import is_alive, processes_with
 from tests.support.trainer import NARROW, fork, read_lines, start, train, wait_for_epochs
 
-# Ten epochs of 6 steps (96 training images in batches of 15), with a checkpoint after every second step. If there are
-# two processes, they get 7 and 8 images of each batch.
+# Ten epochs of 6 steps (96 training images in batches of 15), with a checkpoint after every second step. Three
+# processes get 5 images each of each batch.
 PLAN = (
     "--epochs",
     "10",
@@ -34,7 +34,7 @@ PLAN = (
     "--ema-decay",
     "0.9",
 )
-# More settings for the runs with two processes, mostly those of `fast`. The runs with one process and those of
+# More settings for the runs with three processes, mostly those of `fast`. The runs with one process and those of
 # tests/soak keep the settings of `smoke`.
 OF_FAST = (
     "--optimizer",
@@ -65,7 +65,7 @@ VOLATILE = ("seconds", "images_per_second")
 
 
 def plan(processes: int) -> tuple[str, ...]:
-    return (*PLAN, *OF_FAST) if processes == 2 else PLAN
+    return (*PLAN, *OF_FAST) if processes == 3 else PLAN
 
 
 def same_run(one: Path, other: Path) -> None:
@@ -99,7 +99,7 @@ def uninterrupted(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> C
 
 # tests/soak makes the same comparison with other signals, at random times and with other numbers of processes, but
 # without a launcher.
-@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGINT), (1, signal.SIGKILL), (2, signal.SIGUSR2)])
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGINT), (1, signal.SIGKILL), (3, signal.SIGUSR2)])
 def test_run_stopped_by_a_signal_and_resumed_equals_the_uninterrupted_run(
     uninterrupted: Callable[[int], Path], tiny_dir: Path, tmp_path: Path, processes: int, number: signal.Signals
 ) -> None:
