@@ -61,7 +61,7 @@ def sync(path: Path) -> None:
 def sync_handle(handle: int, path: Path) -> None:
     """Flushes an open file or folder to the disk, if its file system supports that.
 
-    Raises OSError with `path` if it fails.
+    Raises OSError with `path` if flushing fails.
     """
     try:
         os.fsync(handle)

@@ -97,12 +97,12 @@ def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def smoke_run(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of one finished smoke run, for tests that only read it. All test processes share it."""
-    from tests.support.trainer import train
+    from tests.support.trainer import OF_SMOKE_RUN, train
 
     base = tmp_path_factory.getbasetemp()
     out = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smoke run"
     with out.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not out.exists():
-            train("--data-dir", tiny_dir, "--out", out, "--wandb", "offline")
+            train("--data-dir", tiny_dir, "--out", out, "--wandb", "offline", *OF_SMOKE_RUN)
     return out

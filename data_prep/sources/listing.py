@@ -30,7 +30,9 @@ class Listing:
     root: Path
     classes: dict[str, Path] = field(default_factory=dict)  # name in Unicode form NFC -> folder
     images: list[tuple[Path, int]] = field(default_factory=list)  # files and their labels
-    broken: list[tuple[Path, str]] = field(default_factory=list)  # broken links, pipes and devices, and what is wrong
+    broken: list[tuple[Path, str]] = field(
+        default_factory=list
+    )  # images that are broken links, pipes or devices, and the reason
     other: Counter[str] = field(default_factory=Counter)  # suffixes of all other visible files
     hidden: int = 0
 
@@ -198,6 +200,8 @@ def _files_below(folder: Path, listing: Listing, ancestors: tuple[tuple[int, int
         elif (kind := _kind(path)) == "folder":
             yield from _files_below(path, listing, (*ancestors, identity))
         elif kind != "file":
+            # Without an image's suffix, it may be a link to a whole folder.
+            require(path.suffix.lower() in SUFFIXES, f"{shell_path(path)}: {kind}; restore or remove it")
             listing.broken.append((path, kind))
         elif looks_like_image(path):
             yield path

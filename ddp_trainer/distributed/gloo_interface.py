@@ -18,8 +18,8 @@ def choose_interface() -> None:
     By default, gloo listens at the address to which this machine's host name resolves, or else at the loopback.
     Debian's installer makes the name resolve to 127.0.1.1. Other machines that use this address connect to themselves.
     So with several machines, an interface is chosen if the host name has no address that other machines can reach.
-    NCCL needs no choice, because it skips the loopback. If GLOO_SOCKET_IFNAME is set, it is left unchanged. Raises
-    InputError if it names an interface that this machine does not have.
+    NCCL needs no choice, because it skips the loopback. If GLOO_SOCKET_IFNAME names an interface, it is left unchanged.
+    Raises InputError if this machine does not have that interface.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return
@@ -27,7 +27,10 @@ def choose_interface() -> None:
         present = psutil.net_if_addrs()
         for name in chosen.split(","):
             found = ", ".join(sorted(present))
-            require(name in present, f"GLOO_SOCKET_IFNAME={chosen}: this machine has no interface {name}, only {found}")
+            require(
+                name in present,
+                f"GLOO_SOCKET_IFNAME={chosen}: this machine has no interface {name}; use one of {found}",
+            )
         return
     if os.environ["WORLD_SIZE"] == os.environ.get("LOCAL_WORLD_SIZE"):
         os.environ["GLOO_SOCKET_IFNAME"] = _loopback()

@@ -41,7 +41,9 @@ def prepare_network(
     )
     if is_own(name):
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(config.runtime.seed + 1)  # other random weights than those of `network`
+            torch.default_generator.manual_seed(
+                config.runtime.seed + 1
+            )  # so that its random weights differ from those of `network`
             check_rebuilt(network, build_model(spec), name, side=max(sides))
     if unused:
         names = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")

@@ -10,6 +10,9 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
+from data_prep.errors import InputError
+from ddp_trainer.models.registry import describe_error
+
 
 class Ema(nn.Module):
     """A moving average of a model: `module` holds the averaged parameters and buffers.
@@ -24,7 +27,11 @@ class Ema(nn.Module):
         # deepcopy refuses the results of operations, such as an auxiliary loss that the network keeps.
         results = [value for layer in model.modules() for value in vars(layer).values() if _is_result(value)]
         detached: dict[int, object] = {id(value): value.detach() for value in results}
-        self.module = copy.deepcopy(model, detached).requires_grad_(False)
+        try:
+            self.module = copy.deepcopy(model, detached).requires_grad_(False)
+        except Exception as error:
+            fix = "detach the tensors that the network keeps in lists or dictionaries, or train without --ema-decay"
+            raise InputError(f"--ema-decay: the network cannot be copied ({describe_error(error)}); {fix}") from error
         self._averaged = [value.is_floating_point() and not _has_infinity(value) for value in _tensors(model)]
         self.decay = decay
         device = next(model.parameters()).device

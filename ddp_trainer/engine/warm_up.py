@@ -30,14 +30,18 @@ def warm_up(state: TrainState, work: Work, config: TrainConfig, image_size: int,
     """Takes steps on crops of `sides` pixels. `state` does not change, provided that the guard skips every step.
 
     On a GPU, all kernels are then chosen and loaded, and all memory is allocated. A single process on the CPU takes no
-    steps, because it has nothing to prepare.
+    steps.
     """
     runtime = state.runtime
     on_gpu = runtime.device.type == "cuda"
     if on_gpu or runtime.world_size > 1:
         batch, steps = _blank_batch(config, runtime, image_size), STEPS_ON_GPU if on_gpu else STEPS_ON_CPU
         # Without `fork_rng`, dropout would draw other numbers in a resumed run.
-        with torch.random.fork_rng(devices=[runtime.device] if on_gpu else []):
+        # The gradients are NaN, which anomaly detection reports as an error.
+        with (
+            torch.random.fork_rng(devices=[runtime.device] if on_gpu else []),
+            torch.autograd.set_detect_anomaly(False),
+        ):
             take_skipped_steps(work, state, batch, sides, steps=steps)
 
 

@@ -62,25 +62,30 @@ def check_rebuilt(network: nn.Module, rebuilt: nn.Module, name: str, *, side: in
     `rebuilt`: the same network, built again. Every command that loads the trained model builds the network in this way.
     Changes `rebuilt`, but neither `network` nor torch's generators.
     """
-    require(rebuilt is not network, f"--network {name} returns the same object in each call; create a new network")
+    own, others = ({id(each) for each in (*built.parameters(), *built.buffers())} for built in (network, rebuilt))
+    reuses = "reuses tensors of an earlier call; create all layers in each call"
+    require(own.isdisjoint(others), f"--network {name} {reuses}")
     try:
         load_tensors(rebuilt, network.state_dict())
-    except RuntimeError as error:
-        raise InputError(f"--network {name} cannot load its own state_dict: {describe_error(error)}") from None
+    except Exception as error:
+        raise InputError(f"--network {name} cannot load its own state_dict: {describe_error(error)}") from error
     with torch.random.fork_rng(devices=[]), blank_passes(network), torch.no_grad():
         torch.default_generator.manual_seed(0)
         images = torch.randn(MAX_IMAGES, 3, side, side, dtype=torch.float32)
-        own, loaded = (_evaluate(each, images) for each in (network, rebuilt))
+        logits, loaded = (_evaluate(each, name, images) for each in (network, rebuilt))
     require(
-        torch.allclose(own, loaded, rtol=1e-3, atol=1e-4),
-        f"--network {name} gives other logits after it was built again and has loaded the same weights; save all "
-        "tensors that differ, for example random numbers in a buffer with persistent=False",
+        torch.allclose(logits, loaded, rtol=1e-3, atol=1e-4),
+        f"--network {name} gives other logits when it is built again and loads the same weights; save every tensor "
+        "that differs, for example with persistent=True for a buffer of random numbers",
     )
 
 
-def _evaluate(network: nn.Module, images: Tensor) -> Tensor:
+def _evaluate(network: nn.Module, name: str, images: Tensor) -> Tensor:
+    """The logits for contiguous images, such as `predict` uses."""
     torch.default_generator.manual_seed(0)  # a network may draw random numbers in evaluation, too
-    return network.eval()(images)
+    logits = _run(network.eval(), name, images, channels_last=False)
+    assert isinstance(logits, Tensor)
+    return logits
 
 
 def _check_tensors(network: nn.Module, name: str) -> None:
@@ -155,7 +160,7 @@ def _unsaved_buffers(network: nn.Module) -> dict[str, Tensor]:
 def _check_unsaved(network: nn.Module, name: str, before: dict[str, Tensor]) -> None:
     """Raises InputError if training has changed buffers that are not saved: see `_unsaved_buffers`."""
     after = _unsaved_buffers(network)
-    # NaN differs from itself, so it counts as unchanged.
+    # A value that is NaN afterwards counts as unchanged, because NaN differs from itself.
     changed = [key for key, value in after.items() if ((value != before[key]) & (value == value)).any()]
     require(
         not changed,

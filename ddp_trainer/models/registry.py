@@ -108,7 +108,10 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
             f"--network {name}: there is no module {error.name} here; run the command in the module's folder, or "
             "add that folder to PYTHONPATH"
         ) from None
-    except (Exception, SystemExit) as error:  # SystemExit: a script without an if __name__ == "__main__" block
+    except SystemExit:
+        fix = "move its main code into an if __name__ == '__main__' block"
+        raise InputError(f"--network {name} ends Python when {module_name} is imported; {fix}") from None
+    except Exception as error:
         raise InputError(f"--network {name} cannot be imported: {describe_error(error)}") from error
     finally:
         importing_network.reset(token)
@@ -127,7 +130,7 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
 
 
 def _devices() -> list[int]:
-    """The GPU of this process, if it is used already."""
+    """The current GPU, if CUDA is initialized."""
     return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
 
 

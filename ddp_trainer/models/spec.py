@@ -141,7 +141,8 @@ def build_network(config: NetworkConfig, spec: ModelSpec) -> nn.Module:
 def _has_zeros(scale: Tensor) -> bool:
     """Whether a scale of BatchNorm is 0, as in the last layer of each residual branch of timm's ResNets.
 
-    If it were frozen, the layers before it would get no gradient. False if the values are not known yet.
+    If it were frozen, the layers before it would get no gradient. False on the meta device, where tensors have no
+    values.
     """
     return not scale.is_meta and not bool(scale.all())
 

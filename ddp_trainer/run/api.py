@@ -96,6 +96,17 @@ def _has_stopped_cleanly(out: Path) -> bool:
     return (read_json(out / "status.json") or {}).get("state") in ("preempted", "done")
 
 
+def _terminate(launcher: int) -> None:
+    """Sends SIGTERM to a launcher and its processes, because a new process does not notice that its launcher ends."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(launcher)
+        for process in (*parent.children(), parent):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+
+
 def _run_shown(command: list[str]) -> tuple[int, bool]:
     """Runs `command` and prints its output as it arrives. Returns its exit status, and whether Ctrl-C was pressed.
 
@@ -127,6 +138,4 @@ def _run_shown(command: list[str]) -> tuple[int, bool]:
                         os.killpg(process.pid, signal.SIGKILL)
                     raise
                 interrupted = True
-                with contextlib.suppress(ProcessLookupError):
-                    # The group also has a training process that is too young to notice the end of its launcher.
-                    os.killpg(process.pid, signal.SIGTERM)
+                _terminate(process.pid)

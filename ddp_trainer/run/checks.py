@@ -6,7 +6,7 @@ import sysconfig
 from pathlib import Path
 
 from data_prep.dataset import DatasetInfo
-from data_prep.errors import require, require_printable
+from data_prep.errors import printable, require
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.tracking.wandb_service import mode_from_environment
 
@@ -18,9 +18,10 @@ def check_settings(config: TrainConfig, dataset: DatasetInfo, *, world_size: int
 
     Raises InputError if the settings do not fit the dataset, the number of processes or this machine.
     """
-    # config.json contains both paths. A relative path was checked, but not the folder that it is relative to.
-    require_printable("data-dir", config.data.data_dir.resolve())
-    require_printable("init-from", config.network.init_from)
+    for flag, path in (("data-dir", config.data.data_dir.resolve()), ("init-from", config.network.init_from)):
+        # config.json contains these paths. It could not be read again if a path were not valid text.
+        valid = path is None or str(path) == printable(str(path))
+        require(valid, f"--{flag} must be valid text without control characters, got {str(path)!a}")
     require(
         len(dataset.classes) > 1,
         f"{config.data.data_dir} has only one class, but training needs at least two; prepare a dataset with more",

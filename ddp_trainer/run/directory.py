@@ -56,7 +56,7 @@ class RunDirectory:
         return read_json(self.path / "status.json") or {}
 
     def write_status(self, state: str, *, step: int = 0, epoch: int = 0, message: str = "") -> None:
-        """Writes status.json. `state`: running, preempted or done. The newest checkpoint is the one of `step`."""
+        """Writes status.json. `state`: running, preempted or done. `step`: the step of the newest checkpoint, or 0."""
         fields = {"state": state, "step": step, "epoch": epoch, "message": message, "saved_step": step}
         write_json(self.path / "status.json", fields)
 
@@ -79,7 +79,7 @@ class RunDirectory:
 
 
 def _overwrite(path: Path, fields: Mapping[str, Any]) -> None:
-    """Overwrites a JSON file in place, which works on a full disk. Spaces replace the rest of a longer old content."""
+    """Overwrites a JSON file in place, which works on a full disk. The end of a longer old content becomes spaces."""
     with open(os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "wb") as file:
         file.write((json.dumps(fields) + "\n").encode().ljust(path.stat().st_size))
 
@@ -120,11 +120,11 @@ def claim_run_directory(config: TrainConfig, *, is_main: bool) -> Iterator[RunDi
 def new_folder(name: str) -> Path:
     """Creates runs/NAME-TIMESTAMP and returns its path. If the folder exists already, adds a number to the name.
 
-    Raises InputError if the folder cannot be created, or if srun started several copies of this program. Otherwise,
-    each copy would train alone, in a folder of its own.
+    Raises InputError if the folder cannot be created, or if srun started several copies of this program. Without this
+    check, each copy would train alone, in a folder of its own.
     """
     if mistake := copies_by_srun():
-        raise InputError(f"{mistake}, or name a folder with --out")
+        raise InputError(f"{mistake}, or give each copy its own folder with --out")
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
     path = Path("runs") / f"{name}-{stamp}"
     try:

@@ -47,8 +47,11 @@ def wait_until_unlocked(path: Path) -> None:
 
 
 def copies_by_srun() -> str | None:
-    """An error message if srun started several copies of this program and each would train alone. Otherwise None."""
+    """Returns an error message if srun started several copies of this program, each of which would train alone.
+
+    Otherwise returns None, also in a shell that srun started: such a shell has a terminal.
+    """
     copies = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if copies == "1" or Launch.from_environment().world_size > 1:
+    if copies == "1" or Launch.from_environment().world_size > 1 or (sys.stdin is not None and sys.stdin.isatty()):
         return None
     return f"srun started {copies} copies of this program instead of one launcher per node; use slurm/train.sh"

@@ -95,7 +95,7 @@ class Recorder(SilentRecorder):
             step=step,
             score=self._score(state),
             before_saving=self.tracker.sync,  # a resumed run does not repeat the records of the steps before its start
-            when_saved=note_save,  # afterwards, because --resume concludes from status.json that a checkpoint was saved
+            when_saved=note_save,  # called after the save: --resume concludes from status.json that a checkpoint exists
         )
         self.has_checkpoint = True
         self.step, self.epoch = step, epoch

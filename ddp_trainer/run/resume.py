@@ -81,7 +81,8 @@ def _refuse_lost_checkpoints(run_dir: RunDirectory) -> None:
     """
     path = run_dir.path
     epochs = read_records(path / "metrics.jsonl", last_step=sys.maxsize)
-    saved = _count(run_dir.status.get("saved_step"))
+    status = run_dir.status
+    saved = _count(status.get("saved_step" if status.get("state") == "failed" else "step"))
     if len(epochs) > 1 or saved or any((path / name).exists() for name in ("summary.json", "model.safetensors")):
         steps = max([saved, *(_count(record["step"]) for record in epochs)])
         raise InputError(

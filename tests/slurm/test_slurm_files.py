@@ -231,7 +231,7 @@ def test_copies_that_srun_started_are_refused(tmp_path: Path, monkeypatch: pytes
     with lock_folder(tmp_path), pytest.raises(InputError, match=r"srun started 2 copies .*; use slurm/train.sh$"):
         lock_folder(tmp_path)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"srun started 2 copies .* or name a folder with --out"):
+    with pytest.raises(InputError, match=r"srun started 2 copies .* or give each copy its own folder with --out"):
         new_folder("smoke")
     assert not (tmp_path / "runs").exists()
 

@@ -69,6 +69,7 @@ def blank_trainer(config: TrainConfig, runtime: Runtime) -> Trainer:
         image_size=32,
         widths=config.network.widths,
         activation=config.network.activation,
+        architecture=config.network.network,
     )
     data = RunData(
         loader=None,  # type: ignore[arg-type]

@@ -22,6 +22,10 @@ SEVERAL = ("--multi_gpu", *ONE_MACHINE)
 # A module that runs the trainer with a network so narrow that a step takes milliseconds.
 NARROW = "tests.support.workers.narrow_train"
 
+# A flag of the fixture `smoke_run`. Otherwise, BatchNorm would still have nearly its initial statistics after the few
+# steps of `smoke`, and the logits would be near 0 in evaluation.
+OF_SMOKE_RUN = ("--bn-momentum", "0.9")
+
 
 class Finished(NamedTuple):
     """A process that has ended."""

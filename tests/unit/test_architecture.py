@@ -140,7 +140,6 @@ def test_backward_is_called_in_few_files() -> None:
         "ddp_trainer/distributed/runtime.py",
         "ddp_trainer/engine/flops.py",
         "ddp_trainer/engine/passes.py",
-        "ddp_trainer/engine/warm_up.py",
         "ddp_trainer/models/check.py",
     }
 

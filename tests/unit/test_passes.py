@@ -13,7 +13,6 @@ from ddp_trainer.config import TrainConfig
 from ddp_trainer.engine import passes
 from ddp_trainer.engine.passes import (
     FEW_IMAGES,
-    MEMORY_SHARE,
     MORE_IMAGES,
     MemoryNeed,
     has_room,
@@ -128,7 +127,7 @@ def resolve(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> Resolve:
         runtime, dataset = single_runtime(), read_dataset(config.data.data_dir)
         model = runtime.place(network_of(config))
         need = passes._need(auto, runtime, dataset, model, side=32)
-        free = (need.fixed + fitting * need.per_image) / MEMORY_SHARE["cpu"]
+        free = (need.fixed + fitting * need.per_image) / 0.5  # a run uses at most half of the free memory
         monkeypatch.setattr(passes, "free_memory", lambda device: free)
         return resolve_passes(auto, runtime, dataset, model).schedule.passes
 
@@ -140,6 +139,17 @@ def resolve(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> Resolve:
 )
 def test_the_fewest_passes_that_fit_are_chosen(resolve: Resolve, fitting: float, expected: int) -> None:
     assert resolve(fitting) == expected
+
+
+def test_the_need_covers_the_training_state_the_batch_and_the_passes(config: TrainConfig) -> None:
+    auto, runtime = changed(config, {"schedule": {"accumulate": "auto"}}), single_runtime()
+    dataset, model = read_dataset(config.data.data_dir), network_of(config)
+    need = passes._need(auto, runtime, dataset, model, side=32)
+    # The weights, their gradients and two optimizer states in fp32, and a batch of images in uint8.
+    state, batch = 4 * sum(parameter.nbytes for parameter in model.parameters()), 32 * 3 * 32**2
+    assert need.fixed >= state + batch
+    few, many = (peak_of_pass(model, runtime, (count, 32)) for count in (8, 64))
+    assert need.per_image == pytest.approx((many - few) / 56, rel=0.05)
 
 
 def test_too_little_memory_is_refused_in_one_line(resolve: Resolve) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,18 @@ from data_prep.dataset import read_dataset
 from ddp_trainer.engine import data as data_module
 from ddp_trainer.engine.data import build_data
 from tests.support.narrow import narrow_settings, single_runtime
+
+
+def test_the_seed_decides_the_order_the_augmentation_and_the_held_out_images(tiny_dir: Path) -> None:
+    dataset, runtime, found = read_dataset(tiny_dir), single_runtime(), []
+    for seed in (0, 1):
+        config = narrow_settings(tiny_dir, data={"validation": 20}, runtime={"seed": seed})
+        data = build_data(config, runtime, dataset)
+        order = torch.from_numpy(np.concatenate(list(data.plan(0, config=config, runtime=runtime).samples)))
+        held_out = torch.as_tensor(data.evaluator.samples)
+        found.append((order, data.augmenter.draw(torch.arange(9), 0), held_out))
+    for name, one, other in zip(("order", "augmentation", "held-out images"), *found, strict=True):
+        assert not torch.equal(one, other), name
 
 
 @pytest.mark.parametrize("balance", ["none", "batches"])

@@ -21,8 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 from data_prep.errors import InputError
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed import hardware
-from ddp_trainer.distributed.backend import set_backend_flags
+from ddp_trainer.distributed.backend import set_backend_flags, use_share_of_cores
 from ddp_trainer.distributed.home import FOLDERS
+from ddp_trainer.distributed.launch import Launch
 from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.distributed.runtime import Runtime
 from tests.support.trainer import environment, run
@@ -51,6 +52,15 @@ def test_a_gpu_that_only_another_process_cannot_use_is_reported_here_too() -> No
         InputError, match="cannot compute on the GPU of another process; leave that GPU out, use --device cpu"
     ):
         hardware.require_usable(torch.device("cpu"), lambda usable: False)
+
+
+def test_each_process_uses_an_equal_share_of_the_cores_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four processes, two run on this machine."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    with restored_settings():
+        use_share_of_cores(Launch(world_size=4, local_world_size=2))
+        assert torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("bf16", True)])

@@ -55,6 +55,16 @@ def test_short_epochs_on_a_gpu_are_not_all_saved(clock: list[float], share: floa
     assert saved_epochs(schedule(single_runtime(), "cuda"), clock, seconds=seconds) == expected
 
 
+def test_the_main_rank_decides_whether_a_short_epoch_is_saved(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clocks of the ranks differ, and a rank that saved alone would wait forever."""
+    runtime = single_runtime()
+    monkeypatch.setattr(runtime, "agree_on", lambda due: [not due])
+    # On this rank, the first epoch is due, because nothing was saved yet. The last epoch is saved in any case.
+    assert saved_epochs(schedule(runtime, "cuda"), clock, seconds=0.0) == [False, False, False, True]
+
+
 def test_every_epoch_is_saved_on_the_cpu_or_with_validation_or_on_request(clock: list[float]) -> None:
     for saves in (
         schedule(single_runtime(), "cpu"),

@@ -103,9 +103,10 @@ def test_a_buffer_that_changes_and_is_not_saved_is_refused(network: nn.Module, b
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("with_random_constant", "gives other logits after it was built again"),
+        ("with_random_constant", "gives other logits when it is built again"),
         ("SavesHead", "cannot load its own state_dict: .* Missing key.*backbone.weight"),
-        ("always_the_same", "returns the same object in each call"),
+        ("always_the_same", "reuses tensors of an earlier call"),
+        ("with_shared_backbone", "reuses tensors of an earlier call"),
     ],
 )
 def test_a_network_that_could_not_be_loaded_again_is_refused(name: str, problem: str, tiny_dir: Path) -> None:
@@ -120,6 +121,9 @@ def test_a_network_that_keeps_a_tensor_of_its_training_pass_can_be_averaged() ->
     network = KeepsLoss(5)
     assert check_network(network, "own", num_classes=5, sides=[32]) == []
     assert Ema(network, decay=0.9).module.loss.grad_fn is None
+    network.loss = [network.loss]  # type: ignore[assignment]
+    with pytest.raises(InputError, match=r"--ema-decay: the network cannot be copied .* detach the tensors"):
+        Ema(network, decay=0.9)
 
 
 def test_a_network_that_needs_the_versions_of_its_layers_can_be_loaded() -> None:

@@ -16,7 +16,7 @@ from ddp_trainer.models.spec import load_model
 from ddp_trainer.predict import predict
 from ddp_trainer.report.results import reliability
 from ddp_trainer.tracking.run_record import load_run
-from tests.support.trainer import NARROW, train
+from tests.support.trainer import NARROW, read_lines, train
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,11 @@ def test_final_evaluation_export_and_predict_use_the_stored_temperature(calibrat
     pixels = images.permute(0, 2, 3, 1).numpy()
     answers = list(predict(model, spec, [Path(str(number)) for number in range(40)], pixels))
     np.testing.assert_allclose([answer.probability for answer in answers], probabilities.max(dim=1).values, atol=1e-5)
+
+
+def test_recorded_losses_are_computed_without_the_temperature(calibrated: Path) -> None:
+    summary = json.loads((calibrated / "summary.json").read_text())
+    assert summary["test_loss"] == read_lines(calibrated / "metrics.jsonl")[-1]["test_loss"]
 
 
 def test_report_and_model_card_show_the_temperature(calibrated: Path) -> None:

@@ -29,7 +29,7 @@ from ddp_trainer.run.outputs import write_model
 from ddp_trainer.tracking.predictions import read_predictions
 from ddp_trainer.train import main as train_main
 from tests.support.photos import save
-from tests.support.trainer import NARROW, fork, train
+from tests.support.trainer import NARROW, OF_SMOKE_RUN, fork, train
 
 
 def test_three_processes_count_every_image_once(smoke_run: Path) -> None:
@@ -42,6 +42,8 @@ def test_three_processes_count_every_image_once(smoke_run: Path) -> None:
     figures = json.loads(lines[-1])
     assert figures["test_total"] == 40
     assert figures["test_accuracy"] == figures["test_correct"] / 40 == summary["test_accuracy_tta"]
+    alone = fork(smoke_run, "--device", "cpu", "--tta", program="ddp_trainer.evaluate:main", processes=1)
+    assert figures["test_loss"] == pytest.approx(json.loads(alone.stdout.splitlines()[-1])["test_loss"], rel=1e-5)
 
 
 def with_manifest(data_dir: Path, target: Path, **changes: object) -> Path:
@@ -200,7 +202,19 @@ def test_a_run_of_two_processes_is_evaluated_with_the_averaged_batchnorm_statist
 ) -> None:
     """Rank 0 has 7 images of each batch and rank 1 has 8, so the average has the weights 7/15 and 8/15."""
     out = tmp_path / "run"
-    train("--data-dir", tiny_dir, "--out", out, "--batch-size", "15", "--precision", "fp32", module=NARROW, processes=2)
+    train(
+        "--data-dir",
+        tiny_dir,
+        "--out",
+        out,
+        "--batch-size",
+        "15",
+        "--precision",
+        "fp32",
+        *OF_SMOKE_RUN,
+        module=NARROW,
+        processes=2,
+    )
     ranks = read_checkpoint(list_checkpoints(out / "checkpoints")[0])["buffers"]["model.features.0.1.running_mean"]
     saved = load_file(out / "model.safetensors")["features.0.1.running_mean"]
     assert not torch.allclose(ranks[0], ranks[1])

@@ -9,14 +9,24 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.trainer import NARROW, REPOSITORY, environment, fork, read_lines, start, train, wait_for_epochs
+from tests.support.trainer import (
+    NARROW,
+    OF_SMOKE_RUN,
+    REPOSITORY,
+    environment,
+    fork,
+    read_lines,
+    start,
+    train,
+    wait_for_epochs,
+)
 
 PLAN = ("--epochs", "2", "--max-steps", "12", "--batch-size", "16", "--checkpoint-every-steps", "2")
 
 
 def test_faults_of_every_kind_break_no_documented_guarantee(tmp_path: Path) -> None:
     seed = str(random.randrange(10**6))
-    sizes = ("--kills", "1", "--signals", "1", "--launched", "1", "--damages", "21", "--ranks", "1")
+    sizes = ("--kills", "1", "--signals", "1", "--launched", "1", "--damages", "27", "--ranks", "1")
     done = subprocess.run(
         [sys.executable, "-m", "tests.soak", *sizes, "--mutations", "20", "--world-sizes", "1", "3", "--seed", seed],
         cwd=REPOSITORY,
@@ -168,7 +178,7 @@ def test_resume_writes_the_report_that_a_kill_prevented(tiny_dir: Path, smoke_ru
     shutil.rmtree(out / "report")
     (out / "model.md").unlink()
     (out / "status.json").write_text('{"state": "running", "step": 6, "epoch": 2, "message": ""}')
-    words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", out, "--resume")
+    words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", out, "--resume", *OF_SMOKE_RUN)
     finished = fork(*words, program="ddp_trainer.train:main")
     assert finished.returncode == 0
     assert (out / "report" / "index.html").exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import ddp_trainer
 from ddp_trainer.distributed.launch import ONE_MACHINE
 from ddp_trainer.run.api import START_LAUNCHER
 from tests.support.processes import wait_until
@@ -58,6 +59,35 @@ def test_launched_processes_save_and_stop_when_the_calling_process_is_killed(
     child.kill()
     wait_until(lambda: '"preempted"' in (out / "status.json").read_text(), "the run did not stop", seconds=120)
     child.communicate()
+
+
+def test_a_launched_run_that_fails_raises_an_error(tiny_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=f"the run in {tmp_path / 'run'} failed with exit status"):
+        ddp_trainer.launch(
+            "smoke", num_processes=1, device="cpu", data_dir=tiny_dir, out=tmp_path / "run", network="nowhere:build"
+        )
+
+
+DEAF = """
+import signal, sys, threading, time
+from ddp_trainer.run.api import _run_shown
+child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+def interrupt():
+    for _ in range(2):
+        time.sleep(1)
+        signal.raise_signal(signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+threading.Timer(2, interrupt).start()
+try:
+    _run_shown([sys.executable, "-c", child])
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_second_ctrl_c_kills_the_launcher() -> None:
+    done = subprocess.run([sys.executable, "-c", DEAF], env=environment(), text=True, capture_output=True, timeout=40)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "ready\n")
 
 
 def launch_endless(processes: int, tiny_dir: Path, tmp_path: Path) -> tuple[subprocess.Popen, Path]:

@@ -21,6 +21,7 @@ from ddp_trainer.recipes import FIRST_BLOCKS, RECIPES
 from ddp_trainer.run import outputs
 from ddp_trainer.run.api import _changes, configure
 from ddp_trainer.tracking.metric_files import Record
+from tests.support.folders import same_model
 from tests.support.narrow import changed
 from tests.support.trainer import REPOSITORY, environment
 
@@ -75,6 +76,7 @@ def test_train_can_be_called_again_and_leaves_the_process_as_it_was(tiny_dir: Pa
     last = ddp_trainer.train(gentle, observer=listener, **settings)
     assert last is not None
     assert [result.summary["precision"] for result in results if result] == ["fp32", "bf16"]
+    assert not same_model(tmp_path / "fp32", tmp_path / "bf16"), "autocast has no effect"
     assert (listener.steps, listener.records) == ([1, 2, 3, 4, 5, 6], [2, 4, 6])
     assert listener.accuracies[-1] == last.accuracy
     assert signal.getsignal(signal.SIGTERM) is handlers

@@ -16,7 +16,7 @@ import ddp_trainer
 from ddp_trainer.run.checkpoint import CheckpointError, list_checkpoints, read_checkpoint, write_checkpoint
 from tests.support.folders import checksums, same_model
 from tests.support.processes import is_alive, processes_with
-from tests.support.trainer import NARROW, fork, read_lines, start, train, wait_for_epochs
+from tests.support.trainer import NARROW, OF_SMOKE_RUN, fork, read_lines, start, train, wait_for_epochs
 
 # Ten epochs of 6 steps (96 training images in batches of 15), with a checkpoint after every second step. Three
 # processes get 5 images each of each batch.
@@ -55,8 +55,8 @@ OF_FAST = (
     "--freeze-late",
     "features.0.*,features.1.*",
     "--freeze-late-between",
-    "0.3",
-    "0.7",
+    "0.1",
+    "0.3",  # frozen from step 18 on
     "--balance",
     "batches",
 )
@@ -99,14 +99,23 @@ def uninterrupted(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> C
 
 # tests/soak makes the same comparison with other signals, at random times and with other numbers of processes, but
 # without a launcher.
-@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGINT), (1, signal.SIGKILL), (3, signal.SIGUSR2)])
+@pytest.mark.parametrize(
+    ("processes", "number", "epochs"),
+    [(1, signal.SIGINT, 1), (1, signal.SIGKILL, 1), (3, signal.SIGUSR2, 1), (3, signal.SIGTERM, 4)],
+)
 def test_run_stopped_by_a_signal_and_resumed_equals_the_uninterrupted_run(
-    uninterrupted: Callable[[int], Path], tiny_dir: Path, tmp_path: Path, processes: int, number: signal.Signals
+    uninterrupted: Callable[[int], Path],
+    tiny_dir: Path,
+    tmp_path: Path,
+    processes: int,
+    number: signal.Signals,
+    epochs: int,
 ) -> None:
+    """With three processes, the run is stopped before and after layers are frozen and DDP is built again."""
     whole, out = uninterrupted(processes), tmp_path / "run"
     arguments = ("smoke", "--device", "cpu", *plan(processes), "--data-dir", tiny_dir, "--out", out)
     process = start(NARROW, *arguments, processes=processes)
-    wait_for_epochs(out, process)
+    wait_for_epochs(out, process, epochs)
     victims = processes_with(NARROW, str(out), "RANK=") if processes > 1 else [process.pid]
     os.kill(victims[-1], number)  # only the last rank gets the signal
     process.communicate(timeout=90)
@@ -114,7 +123,7 @@ def test_run_stopped_by_a_signal_and_resumed_equals_the_uninterrupted_run(
     if number != signal.SIGKILL:
         assert process.returncode == 0
         assert status["state"] == "preempted"
-        assert 6 <= status["step"] < 60
+        assert 6 * epochs <= status["step"] < 60
         assert not (out / "summary.json").exists()
     assert not any(is_alive(pid) for pid in victims)
     resumed = (*plan(processes), "--data-dir", tiny_dir, "--out", out, "--resume")
@@ -145,7 +154,7 @@ def test_run_whose_first_save_fails_after_the_first_epoch_can_start_again(
 def test_finished_run_is_left_unchanged(smoke_run: Path, tiny_dir: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(smoke_run, tmp_path / "run"))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
-    words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", out, "--resume")
+    words = ("smoke", "--device", "cpu", "--data-dir", tiny_dir, "--out", out, "--resume", *OF_SMOKE_RUN)
     finished = fork(*words, program="ddp_trainer.train:main")
     assert finished.returncode == 0, finished.stderr
     assert "finished already" in finished.stderr

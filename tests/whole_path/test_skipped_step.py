@@ -19,7 +19,8 @@ def test_nan_loss_of_one_image_ends_the_run_and_is_reported(tiny_dir: Path, tmp_
     finished = fork("5", "smoke", "--device", "cpu", *arguments, program=POISONED, processes=processes)
     assert finished.returncode == 1, finished.stderr
     assert "not finite at step 5" in finished.stderr
-    assert json.loads((out / "status.json").read_text())["state"] == "failed"
+    status = json.loads((out / "status.json").read_text())
+    assert (status["state"], status["saved_step"]) == ("failed", 4)
     report = json.loads((out / "crash" / "step-00000005.json").read_text())
     assert [len(rank["samples"]) for rank in report["ranks"]] == ([15] if processes == 1 else [7, 8])
     bad = [

@@ -91,6 +91,17 @@ def test_network_sees_growing_crops(tiny_dir: Path, device: torch.device) -> Non
     assert seen[-6:] == [16, 24, 24, 32, 32, 32]  # on a GPU, the steps of the warm-up come first
 
 
+def test_moving_average_is_evaluated(tiny_dir: Path, device: torch.device) -> None:
+    runtime = single_runtime(device=device.type)
+    trainer = narrow_trainer(narrow_settings(tiny_dir, optim={"ema_decay": 0.5}), runtime)
+    assert trainer.evaluate().logits.any()
+    assert trainer.state.ema is not None
+    for name, parameter in trainer.state.ema.module.named_parameters():
+        if name.startswith("head."):
+            nn.init.zeros_(parameter)
+    assert not trainer.evaluate().logits.any()
+
+
 def test_clipping_shortens_the_gradient_and_keeps_its_direction(stepped: Take) -> None:
     free, clipped = momentum(stepped()), momentum(stepped(clip_norm=1e-3))
     assert free.norm() > 0.1
