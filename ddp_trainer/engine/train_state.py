@@ -106,7 +106,7 @@ class TrainState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned. The number of processes may have changed since then.
 
-        In that case, running statistics are averaged, sums are divided equally among the ranks, and the states of
+        In that case, running statistics are combined, sums are divided equally among the ranks, and the states of
         torch's generators are not restored.
         """
         self._check_buffers(state["buffers"])
@@ -160,7 +160,15 @@ class TrainState:
         for name, buffer in self._buffers().items():
             rows = saved[name]
             same_ranks = len(rows) == self.runtime.world_size
-            buffer.copy_(rows[self.runtime.rank] if same_ranks else rows.double().mean(dim=0))
+            buffer.copy_(rows[self.runtime.rank] if same_ranks else _merged(saved, name))
+
+
+def _merged(saved: dict[str, Tensor], name: str) -> Tensor:
+    """The average of a buffer over all ranks. A variance becomes that of the images of all ranks together."""
+    rows, means = saved[name].double(), saved.get(f"{name.removesuffix('running_var')}running_mean")
+    if not name.endswith("running_var") or means is None:
+        return rows.mean(dim=0)
+    return (rows + means.double() ** 2).mean(dim=0) - means.double().mean(dim=0) ** 2
 
 
 def gather_named(runtime: Runtime, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
