@@ -149,7 +149,7 @@ class Runtime:
         with warnings.catch_warnings():
             # torch 2.15 renames broadcast_buffers, but Accelerate still uses the old name.
             warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-            wrapped = self._accelerator.prepare(model)
+            wrapped = self._accelerator.prepare(model, device_placement=[False])  # a move to "cpu:0" copies buffers
         if isinstance(wrapped, DistributedDataParallel) and self.device.type == "cuda":
             wrapped._set_ddp_runtime_logging_sample_rate(2**30)  # DDP's time measurements wait for the device
         return wrapped

@@ -75,7 +75,7 @@ child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); pri
 def interrupt():
     for _ in range(2):
         time.sleep(1)
-        signal.raise_signal(signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 threading.Timer(2, interrupt).start()
 try:
