@@ -19,7 +19,12 @@ from benchmarks.arguments import argument_parser
 from ddp_trainer.command_line import run_command
 
 RESULTS = Path(__file__).parent / "results"
-RECIPES = {"fast": "fast_narrow.json", "strong": "strong_three_seeds.json", "baseline": "baseline.json"}
+RECIPES = {
+    "fast": "fast_narrow.json",
+    "strong": "strong_three_seeds.json",
+    "long": "long.json",
+    "baseline": "baseline.json",
+}
 OTHER_PROJECTS = {"airbench94_muon": "airbench94_muon.json"}
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10)  # PFLOP
 
