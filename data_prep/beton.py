@@ -50,15 +50,18 @@ class Expected:
 
 def check_beton(path: Path, expected: Expected) -> None:
     """Raises InputError unless `path` has exactly the structure that our writer produces for `expected`."""
+    fix = "prepare the data again"
     try:
         with open_regular(path) as file:
             problem = _find_problem(_Content(file), expected)
     except FileNotFoundError:
         problem = "is missing"
+    except PermissionError as error:
+        problem, fix = f"cannot be read ({error.strerror})", "change its permissions"
     except (OSError, ValueError) as error:  # ValueError: the file was truncated during the check
         problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
     if problem:
-        raise InputError(f"{shell_path(path)} {problem}; prepare the data again")
+        raise InputError(f"{shell_path(path)} {problem}; {fix}")
 
 
 def read_samples(path: Path) -> np.ndarray:

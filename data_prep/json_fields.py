@@ -94,7 +94,7 @@ class Fields:
     def numbers(self, name: str) -> tuple[float, ...]:
         values = self._list(name)
         if not all(is_number(value) and -LARGEST <= value <= LARGEST for value in values):
-            raise self._wrong(name, "a list of numbers", values)
+            raise self._wrong(name, f"a list of numbers from {-LARGEST} to {LARGEST}", values)
         return tuple(map(float, values))
 
     def setting(self, name: str) -> Setting:

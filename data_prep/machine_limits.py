@@ -1,4 +1,4 @@
-"""Recognizes a lack of memory or disk space, which is not the fault of the input."""
+"""Recognizes errors that the machine causes, not the input: too little memory or disk space, or a missing library."""
 
 import errno
 import resource
@@ -30,8 +30,8 @@ def due_to_machine(error: BaseException) -> bool:
 
 def lacks_memory(error: BaseException) -> bool:
     text = str(error).lower()
-    # "Failed to map segment" is also the message for a library on a file system mounted with noexec. Without a memory
-    # limit, that is the more likely cause.
+    # "Failed to map segment" means that memory ran out, or that a library is on a file system mounted with noexec.
+    # Without a memory limit, the second is more likely.
     unmapped = "failed to map segment" in text and _memory_limit() is not None
     return isinstance(error, MemoryError) or unmapped or any(words in text for words in NO_MEMORY)
 
@@ -59,5 +59,6 @@ def require_space(out: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise InputError(
-            f"--out {shell_path(out)} needs {needed / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free"
+            f"--out {shell_path(out)} needs {needed / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free; "
+            "free some space, or choose another folder"
         )

@@ -91,7 +91,9 @@ def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]
         return
     folder = (status.st_dev, status.st_ino)
     if len(above) >= MAX_DEPTH:
-        problems.append(f"{shell_path(path)}: more than {MAX_DEPTH} folders inside each other; move its images up")
+        problems.append(
+            f"{shell_path(path)}: nested more than {MAX_DEPTH} folders deep; move its images to a higher folder"
+        )
     elif folder not in above:
         for name in names:
             if not name.startswith("."):
@@ -101,8 +103,8 @@ def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]
 def find_images(given: Path) -> tuple[list[Path], list[str]]:
     """Returns the files to classify for the path `given`, and a line for each problem.
 
-    For a folder, these are all images in it and in its subfolders. A broken link counts as an image, so that
-    `read_images` reports it. For any other path, it is the path itself, even if it does not exist or is not an image.
+    A folder gives all images in it and in its subfolders. A broken link counts as an image, so that `read_images`
+    reports it. Any other path is returned unchanged, even if it does not exist or is not an image.
     """
     if not os.path.isdir(given):
         return [given], []

@@ -28,7 +28,7 @@ class Plan:
     data: Path  # the dataset; it is prepared first if it does not exist
     images: Path | None  # images from which the dataset is prepared
     out: Path  # figures and logs
-    work: Path  # data and runs
+    work: Path  # run directories, and the dataset if it is prepared here
     gpus: int  # number of GPUs; 0: a rehearsal
 
     @property
@@ -40,6 +40,7 @@ class Plan:
 
 
 def all_stages(plan: Plan) -> list[Stage]:
+    """All stages. The number of each stage is its time limit in seconds."""
     return [
         Stage("machine", 60, [*([] if plan.rehearse else [("nvidia-smi",)]), _python("ddp_trainer.doctor")]),
         Stage("data", 90, [_prepare(plan)]),
@@ -91,7 +92,7 @@ def _runs_together(plan: Plan) -> list[Command]:
 
 
 def _launch(plan: Plan) -> Command:
-    """Trains through a launch file, which starts one process for each GPU, or CPU processes in a rehearsal."""
+    """The command that trains through a launch file: one process for each GPU, or CPU processes in a rehearsal."""
     file = "launch/cpu_processes.yaml" if plan.rehearse else "launch/all_gpus.yaml"
     launcher: Command = ("accelerate.commands.launch", "--config_file", file)
     return _train(plan, "fast", name="launch-file", flags=("--epochs", "2"), launcher=launcher)
@@ -107,8 +108,8 @@ def _step_time(plan: Plan, recipe: str, batch_size: int, side: int) -> Command:
     flags: Command = ("--recipe", recipe, "--side", str(side), "--data-dir", plan.data, "--result", result)
     if plan.rehearse:
         return _python("benchmarks.training_step", *flags, *TINY, "--rounds", "1", "--steps", "1")
-    small: Command = ("--rounds", "3", "--steps", "50", "--batch-size", str(batch_size))
-    return _python("benchmarks.training_step", *flags, *small)
+    size: Command = ("--rounds", "3", "--steps", "50", "--batch-size", str(batch_size))
+    return _python("benchmarks.training_step", *flags, *size)
 
 
 def _benchmark(plan: Plan, name: str) -> Command:
@@ -120,8 +121,8 @@ def _benchmark(plan: Plan, name: str) -> Command:
 
 
 def _kills(plan: Plan) -> Command:
-    """Sends SIGKILL and stop signals at random times. The resumed run must equal an uninterrupted one, bit for bit."""
-    times = str(max(4 // max(plan.gpus, 1), 1))  # with more GPUs, runs with more processes are tested, too
+    """The command that stops runs at random times. A resumed run must equal an uninterrupted one, bit for bit."""
+    times = str(max(4 // max(plan.gpus, 1), 1))  # fewer with several GPUs, because each number of processes is tested
     chosen: Command = ("--parts", "kills", "signals", "--kills", times, "--signals", times, "--device", "cuda")
     if plan.rehearse:
         chosen = ("--parts", "kills", "--kills", "1")

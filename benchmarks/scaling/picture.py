@@ -20,16 +20,17 @@ LABELS = {
 }
 
 
-def draw(axes: Mapping[str, Mapping[Shape, Mapping[str, Cost]]], path: Path) -> None:
-    figure = Figure(figsize=(4 * len(axes), 6.4), layout="constrained")
-    grid = figure.subplots(2, len(axes), squeeze=False, sharex="col", sharey="row")
-    for column, (axis, measured) in enumerate(axes.items()):
+def draw(measurements: Mapping[str, Mapping[Shape, Mapping[str, Cost]]], path: Path) -> None:
+    """Saves the charts to `path`. `measurements`: for each quantity (a key of LABELS) and shape, {command: cost}."""
+    figure = Figure(figsize=(4 * len(measurements), 6.4), layout="constrained")
+    grid = figure.subplots(2, len(measurements), squeeze=False, sharex="col", sharey="row")
+    for column, (axis, measured) in enumerate(measurements.items()):
         sizes = [{"classes": shape.classes, "side": shape.side}.get(axis, shape.images) for shape in measured]
         for row, kind in enumerate(Cost._fields):
             panel = grid[row, column]
-            for part in next(iter(measured.values())):
-                costs = [getattr(costs[part], kind) for costs in measured.values()]
-                panel.loglog(sizes, costs, marker="o", markersize=3, label=part)
+            for command in next(iter(measured.values())):
+                values = [getattr(costs[command], kind) for costs in measured.values()]
+                panel.loglog(sizes, values, marker="o", markersize=3, label=command)
             panel.grid(visible=True, color="0.9")
         grid[1, column].set_xticks(sizes, [f"{size:,}" for size in sizes])
         grid[1, column].minorticks_off()

@@ -192,7 +192,9 @@ def _files_below(folder: Path, listing: Listing, ancestors: tuple[tuple[int, int
     if identity in ancestors:
         raise InputError(f"{shell_path(folder)}: this link leads back to a folder above it; remove the link")
     if len(ancestors) >= MAX_DEPTH:
-        raise InputError(f"{shell_path(folder)}: more than {MAX_DEPTH} folders inside each other; move its images up")
+        raise InputError(
+            f"{shell_path(folder)}: nested more than {MAX_DEPTH} folders deep; move its images to a higher folder"
+        )
     for entry in _entries(folder):
         path = Path(entry.path)
         if entry.name.startswith("."):

@@ -26,7 +26,7 @@ def test_each_file_is_counted_once_and_the_first_ones_are_named() -> None:
         warnings.warn("about no file", stacklevel=1)
     note = messages.note()
     assert note is not None
-    assert note.startswith("decoders warned about 12 image files: $'")
+    assert note.startswith("decoders warned about 12 image files: $'")  # names with line breaks, quoted for a shell
     assert note.endswith(" and 7 more")
     assert note.isprintable()
     for entry in messages.first:
