@@ -1,4 +1,4 @@
-"""Writes files atomically. Reads JSON, which may come from somebody else, within limits of size and nesting."""
+"""Writes files atomically. Reads untrusted JSON, with limits on its size and nesting."""
 
 import errno
 import hashlib
@@ -99,7 +99,7 @@ def require_readable(path: Path) -> None:
 
 
 def read_text(path: Path, *, errors: str = "strict") -> str:
-    """The text of a regular file in UTF-8. Raises OSError for anything else, such as a pipe."""
+    """Decodes a regular file as UTF-8. Raises OSError for anything else, such as a pipe. `errors`: see bytes.decode."""
     with open_regular(path) as file:
         return file.read().decode(errors=errors)
 

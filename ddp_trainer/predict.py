@@ -92,7 +92,7 @@ def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]
     folder = (status.st_dev, status.st_ino)
     if len(above) >= MAX_DEPTH:
         problems.append(
-            f"{shell_path(path)}: nested more than {MAX_DEPTH} folders deep; move its images to a higher folder"
+            f"{shell_path(path)}: nested more than {MAX_DEPTH} folders deep; move its images to a higher one"
         )
     elif folder not in above:
         for name in names:

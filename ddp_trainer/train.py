@@ -43,7 +43,7 @@ def run_training(config: "TrainConfig", stop: StopRequest, *, observer: "Observe
     from ddp_trainer.run.processes import join_processes
     from ddp_trainer.run.recorder import describe_plan, open_recorder
     from ddp_trainer.run.result import result_of
-    from ddp_trainer.run.resume import StartKind, find_start, load_state, other_threads
+    from ddp_trainer.run.resume import StartKind, find_start, load_state, thread_warnings
 
     launch = Launch.from_environment()
     dataset = read_dataset(config.data.data_dir)
@@ -59,7 +59,7 @@ def run_training(config: "TrainConfig", stop: StopRequest, *, observer: "Observe
             network, notes = prepare_network(config, dataset, world_size=runtime.world_size, load_weights=state is None)
             if state is not None:
                 require_fitting(network, state)
-                notes += other_threads(config, runtime)
+                notes += thread_warnings(config, runtime)
             config = resolve_passes(config, runtime, dataset, network, saved=state)
             with open_recorder(run_dir, config, dataset, runtime, state, observer) as recorder:
                 try:

@@ -30,9 +30,8 @@ class Listing:
     root: Path
     classes: dict[str, Path] = field(default_factory=dict)  # name in Unicode form NFC -> folder
     images: list[tuple[Path, int]] = field(default_factory=list)  # files and their labels
-    broken: list[tuple[Path, str]] = field(
-        default_factory=list
-    )  # images that are broken links, pipes or devices, and the reason
+    # Links, pipes and devices that are named like images but cannot be read, and the reasons.
+    broken: list[tuple[Path, str]] = field(default_factory=list)
     other: Counter[str] = field(default_factory=Counter)  # suffixes of all other visible files
     hidden: int = 0
 
@@ -59,13 +58,16 @@ def list_splits(root: Path) -> tuple[Listing, Listing, list[str]]:
     train_roots, test_roots = (_split_folders(root, names) for names in (TRAIN_NAMES, TEST_NAMES))
     if not test_roots:
         raise InputError(f"--root {shell_path(root)}: no test folder ({' or '.join(TEST_NAMES)}) in it; {LAYOUT}")
-    train, test = Listing(_with_classes(train_roots or [root / "train"])), Listing(_with_classes(test_roots))
+    train, test = (
+        Listing(_first_with_classes(train_roots or [root / "train"])),
+        Listing(_first_with_classes(test_roots)),
+    )
     present = [train, test] if train_roots else [test]
     for listing in present:
         _list_classes(listing)
     if train in present:
-        _check_several(train)
-        _check_same(train, test)
+        _check_class_count(train)
+        _check_same_classes(train, test)
     for listing in present:
         _list_images(listing)
     notes = [
@@ -99,7 +101,7 @@ def _split_folders(root: Path, names: tuple[str, ...]) -> list[Path]:
     return found
 
 
-def _with_classes(folders: list[Path]) -> Path:
+def _first_with_classes(folders: list[Path]) -> Path:
     """The first of `folders` that has subfolders, or simply the first one if none of them has any."""
     if len(folders) == 1:
         return folders[0]
@@ -139,7 +141,7 @@ def _list_classes(listing: Listing) -> None:
     listing.classes = dict(sorted(listing.classes.items()))
 
 
-def _check_several(listing: Listing) -> None:
+def _check_class_count(listing: Listing) -> None:
     if len(listing.classes) == 1:
         line = f"{shell_path(listing.root)}: only one class folder, but at least two are needed"
         raise InputError(f"{line}; is --root one level too high or too low?")
@@ -153,7 +155,7 @@ def _class_name(name: str, root: Path) -> str:
     return unicodedata.normalize("NFC", name)  # macOS writes the decomposed form
 
 
-def _check_same(train: Listing, test: Listing) -> None:
+def _check_same_classes(train: Listing, test: Listing) -> None:
     here, there = set(train.classes), set(test.classes)
     if here == there:
         return
@@ -161,7 +163,7 @@ def _check_same(train: Listing, test: Listing) -> None:
     alike = [(name, folded[_fold(name)]) for name in sorted(here - there) if _fold(name) in folded]
     if alike:
         pairs = name_some([f"{one!a} and {other!a}" for one, other in alike])
-        must = f"train and {test.root.name} must have the same class folders"
+        must = f"{train.root.name} and {test.root.name} must have the same class folders"
         raise InputError(f"{must}, but {pairs} only look alike; rename one")
     problems = [
         f"{name_some([shell_path(name) for name in sorted(only)])} only in {shell_path(listing.root)}"
@@ -193,7 +195,7 @@ def _files_below(folder: Path, listing: Listing, ancestors: tuple[tuple[int, int
         raise InputError(f"{shell_path(folder)}: this link leads back to a folder above it; remove the link")
     if len(ancestors) >= MAX_DEPTH:
         raise InputError(
-            f"{shell_path(folder)}: nested more than {MAX_DEPTH} folders deep; move its images to a higher folder"
+            f"{shell_path(folder)}: nested more than {MAX_DEPTH} folders deep; move its images to a higher one"
         )
     for entry in _entries(folder):
         path = Path(entry.path)
@@ -202,7 +204,7 @@ def _files_below(folder: Path, listing: Listing, ancestors: tuple[tuple[int, int
         elif (kind := _kind(path)) == "folder":
             yield from _files_below(path, listing, (*ancestors, identity))
         elif kind != "file":
-            # Without an image's suffix, it may be a link to a whole folder.
+            # A broken link without an image's suffix may have led to a whole folder of images, so it is an error.
             require(path.suffix.lower() in SUFFIXES, f"{shell_path(path)}: {kind}; restore or remove it")
             listing.broken.append((path, kind))
         elif looks_like_image(path):
@@ -223,8 +225,8 @@ def _kind(path: Path) -> str:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        is_dead = path.is_symlink() and error.errno == errno.ENOENT
-        return "a link to something that does not exist" if is_dead else str(error.strerror)
+        is_broken_link = path.is_symlink() and error.errno == errno.ENOENT
+        return "a link to something that does not exist" if is_broken_link else str(error.strerror)
     if stat.S_ISDIR(mode):
         return "folder"
     return "file" if stat.S_ISREG(mode) else "not a regular file"
@@ -243,4 +245,4 @@ def looks_like_image(path: Path) -> bool:
 
 def _suffix(name: str) -> str:
     suffix = Path(name).suffix.lower()
-    return suffix if len(suffix) <= 8 else ""
+    return suffix if len(suffix) <= 8 else ""  # the end of a name such as `Mr. Smith` is no suffix

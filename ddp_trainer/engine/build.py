@@ -14,7 +14,7 @@ from ddp_trainer.engine.optim import build_optimizer
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.models.check import check_network, check_rebuilt
 from ddp_trainer.models.initial_weights import load_initial_weights, parameters_named
-from ddp_trainer.models.registry import is_own, require_unchanged
+from ddp_trainer.models.registry import is_user_function, require_unchanged
 from ddp_trainer.models.spec import ModelSpec, build_model, build_network, require_same_widths_and_activation
 
 
@@ -39,7 +39,7 @@ def prepare_network(
         images_per_pass=images_per_pass(config, world_size, synchronized=not own_statistics),
         channels_last=config.runtime.channels_last,
     )
-    if is_own(name):
+    if is_user_function(name):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(
                 config.runtime.seed + 1

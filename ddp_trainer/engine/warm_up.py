@@ -1,4 +1,4 @@
-"""Takes steps that change nothing: before the first step, and again after parameters were frozen.
+"""Takes warm-up steps, which change nothing: once before training, and again after parameters were frozen.
 
 After this warm-up, the next step takes no longer than others, and a resumed run computes exactly what an uninterrupted
 run computes.
@@ -22,21 +22,22 @@ from ddp_trainer.engine.train_state import TrainState
 # next pass. With a static graph, the first pass only records the graph, and the second pass records the order.
 STEPS_ON_CPU = 2
 
-# DDP waits for the device in its first 10 steps to measure times. A step that waits cannot become a CUDA graph.
+# In its first 10 steps, DDP waits for the device to measure how long they take. Such a step cannot become a CUDA graph.
 STEPS_ON_GPU = 11
 
 
 def warm_up(state: TrainState, work: Work, config: TrainConfig, image_size: int, sides: list[int]) -> None:
-    """Takes steps on crops of `sides` pixels. `state` does not change, provided that the guard skips every step.
+    """Takes steps on crops of `sides` pixels.
 
-    On a GPU, all kernels are then chosen and loaded, and all memory is allocated. A single process on the CPU takes no
+    The caller must make the gradients NaN. The guard then skips every step, and `state` does not change.
+    On a GPU, this also chooses and loads all kernels, and allocates all memory. A single process on the CPU takes no
     steps.
     """
     runtime = state.runtime
     on_gpu = runtime.device.type == "cuda"
     if on_gpu or runtime.world_size > 1:
         batch, steps = _blank_batch(config, runtime, image_size), STEPS_ON_GPU if on_gpu else STEPS_ON_CPU
-        # Without `fork_rng`, dropout would draw other numbers in a resumed run.
+        # Without `fork_rng`, dropout would draw different numbers in a resumed run.
         # The gradients are NaN, which anomaly detection reports as an error.
         with (
             torch.random.fork_rng(devices=[runtime.device] if on_gpu else []),

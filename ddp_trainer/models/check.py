@@ -12,7 +12,7 @@ from ddp_trainer.models.blank_pass import blank_passes
 from ddp_trainer.models.initial_weights import load_tensors
 from ddp_trainer.models.registry import describe_error
 
-MAX_IMAGES = 2  # BatchNorm may need two to compute a variance
+MAX_IMAGES = 2  # in a pass; BatchNorm may need two to compute a variance
 
 
 def check_network(
@@ -26,16 +26,16 @@ def check_network(
 ) -> list[str]:
     """Names of the trainable parameters that get no gradient; usually none.
 
-    `sides`: sides of the square images that the network will see. `images_per_pass`: the smallest number of images
-    that it will see at once in training. Raises InputError if the network cannot be trained, evaluated and saved: for
-    example, if no parameter is trainable, or if the output is not (N, num_classes) finite logits. Leaves the network
-    and torch's generators unchanged. Autocast is not used, so every network that passes works in float32, as in
-    `predict` and in an export.
+    `sides`: sides in pixels of the square images that the network will see. `images_per_pass`: the smallest number of
+    images that it will see at once in training. Raises InputError if the network cannot be trained, evaluated and
+    saved: for example, if no parameter is trainable, or if the output is not (N, num_classes) finite logits. Leaves the
+    network and torch's generators unchanged. The check uses float32 without autocast, as `predict` and exports do.
     """
     _check_tensors(network, name)
     require(
         not channels_last or all(value.ndim != 5 for value in (*network.parameters(), *network.buffers())),
-        f"--network {name} has tensors with 5 dimensions, which have no channels-last order; add --no-channels-last",
+        f"--network {name} has tensors with 5 dimensions, which torch.channels_last does not support; add "
+        "--no-channels-last",
     )
     buffers, unsaved = dict(network.named_buffers()), _unsaved_buffers(network)
     with torch.random.fork_rng(devices=[]), blank_passes(network):
@@ -57,13 +57,13 @@ def check_network(
 
 
 def check_rebuilt(network: nn.Module, rebuilt: nn.Module, name: str, *, side: int) -> None:
-    """Raises InputError unless `rebuilt` gives the same logits as `network` after it has loaded the same weights.
+    """Raises InputError unless `rebuilt` can load the weights of `network` and then gives the same logits.
 
-    `rebuilt`: the same network, built again. Every command that loads the trained model builds the network in this way.
-    Changes `rebuilt`, but neither `network` nor torch's generators.
+    The two networks must not share tensors. `rebuilt`: the same network, built again. Every command that loads the
+    trained model builds the network in this way. Changes `rebuilt`, but neither `network` nor torch's generators.
     """
     own, others = ({id(each) for each in (*built.parameters(), *built.buffers())} for built in (network, rebuilt))
-    reuses = "reuses tensors of an earlier call; create all layers in each call"
+    reuses = "returns tensors that its function has returned before; create all layers in each call"
     require(own.isdisjoint(others), f"--network {name} {reuses}")
     try:
         load_tensors(rebuilt, network.state_dict())
@@ -76,12 +76,12 @@ def check_rebuilt(network: nn.Module, rebuilt: nn.Module, name: str, *, side: in
     require(
         torch.allclose(logits, loaded, rtol=1e-3, atol=1e-4),
         f"--network {name} gives other logits when it is built again and loads the same weights; save every tensor "
-        "that differs, for example with persistent=True for a buffer of random numbers",
+        "that differs between calls, for example random numbers in a buffer, with persistent=True",
     )
 
 
 def _evaluate(network: nn.Module, name: str, images: Tensor) -> Tensor:
-    """The logits for contiguous images, such as `predict` uses."""
+    """The logits for images in contiguous order, as in `predict`."""
     torch.default_generator.manual_seed(0)  # a network may draw random numbers in evaluation, too
     logits = _run(network.eval(), name, images, channels_last=False)
     assert isinstance(logits, Tensor)
@@ -160,11 +160,11 @@ def _unsaved_buffers(network: nn.Module) -> dict[str, Tensor]:
 def _check_unsaved(network: nn.Module, name: str, before: dict[str, Tensor]) -> None:
     """Raises InputError if training has changed buffers that are not saved: see `_unsaved_buffers`."""
     after = _unsaved_buffers(network)
-    # A value that is NaN afterwards counts as unchanged, because NaN differs from itself.
+    # NaN differs from itself. So without `value == value`, a NaN that has not changed would count as changed.
     changed = [key for key, value in after.items() if ((value != before[key]) & (value == value)).any()]
     require(
         not changed,
-        f"--network {name} changes buffers in training that are not saved ({', '.join(changed)}); register them with "
+        f"--network {name} changes unsaved buffers in training ({', '.join(changed)}); register them with "
         "persistent=True",
     )
 
@@ -205,6 +205,9 @@ def _logits_of(logits: object, name: str, images: Tensor, num_classes: int) -> T
         f"--network {name} must return logits of shape {expected} in {mode} ({num_classes} classes, images of shape "
         f"{'x'.join(map(str, images.shape))}), got {found}",
     )
-    require(not training or logits.requires_grad, f"--network {name} returns logits without a gradient")
-    require(bool(logits.isfinite().all()), f"--network {name} returns logits that are not finite before the first step")
+    require(
+        not training or logits.requires_grad,
+        f"--network {name} returns logits that depend on no trainable parameter, for example because of detach()",
+    )
+    require(bool(logits.isfinite().all()), f"--network {name} returns NaN or infinity with its initial weights")
     return logits

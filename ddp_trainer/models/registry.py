@@ -48,7 +48,9 @@ def build(name: str, *, num_classes: int, widths: tuple[int, int, int, int], act
     except (Exception, SystemExit) as error:  # whatever the function raises
         call = f"{name.rpartition(':')[2]}(num_classes={num_classes})"
         raise InputError(f"--network {name} cannot be built with {call}: {describe_error(error)}") from error
-    require(isinstance(network, nn.Module), f"--network {name} returned {_kind(network)}, not a torch.nn.Module")
+    require(
+        isinstance(network, nn.Module), f"--network {name} must return a torch.nn.Module, got {type(network).__name__}"
+    )
     require(
         not any(is_lazy(value) for value in (*network.parameters(), *network.buffers())),
         f"--network {name} has lazy layers; pass a batch of images through the network before you return it",
@@ -56,7 +58,7 @@ def build(name: str, *, num_classes: int, widths: tuple[int, int, int, int], act
     return network
 
 
-def is_own(name: str) -> bool:
+def is_user_function(name: str) -> bool:
     """Whether `name` is a MODULE:FUNCTION, and not a network of this project, torchvision or timm."""
     return name.partition(":")[0] not in (BUILT_IN, "torchvision", "timm")
 
@@ -85,8 +87,9 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
     process call os:system, for example.
     """
     module_name = name.partition(":")[0]
-    own = module_name.split(".")[0] not in sys.stdlib_module_names
-    require(own, f"--network {name}: use a function of your own, not one of Python's standard library")
+    in_stdlib = module_name.split(".")[0] in sys.stdlib_module_names
+    fix = "use a function of your own, and rename its module if it has the same name"
+    require(not in_stdlib, f"--network {name}: {module_name} is a module of Python's standard library; {fix}")
     if "/" in module_name or module_name.endswith(".py"):
         named = f"{_as_module(module_name)}:{function}"
         raise InputError(f"--network needs the name of a module, not of a file, got {name}; use {named}")
@@ -110,7 +113,7 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
         ) from None
     except SystemExit:
         fix = "move its main code into an if __name__ == '__main__' block"
-        raise InputError(f"--network {name} ends Python when {module_name} is imported; {fix}") from None
+        raise InputError(f"--network {name} cannot be used: importing {module_name} ends Python; {fix}") from None
     except Exception as error:
         raise InputError(f"--network {name} cannot be imported: {describe_error(error)}") from error
     finally:
@@ -152,7 +155,7 @@ def _remember(module: types.ModuleType) -> None:
 def require_unchanged(name: str) -> None:
     """Raises InputError if `name` is a MODULE:FUNCTION and its module was edited after this process had imported it.
 
-    Otherwise, a run in a notebook would train the old code, and other commands would then evaluate the new code.
+    Without this check, a run in a notebook would train the old network, and other commands would build the new one.
     """
     module = sys.modules.get(name.partition(":")[0])
     spec, file, sha256 = _sources.get(module.__name__ if module else "", (None, "", ""))
@@ -170,7 +173,3 @@ def _similar(name: str, known: Sequence[str]) -> str:
 def describe_error(error: BaseException) -> str:
     """The type and the message of an error that a user's code raised, on one line and shortened."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
-def _kind(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"

@@ -19,7 +19,7 @@ from data_prep.errors import InputError
 from data_prep.files import DISK_FULL, read_json, write_json
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.run.files import refuse_existing_run, refuse_links
-from ddp_trainer.run.lock import LOCK, copies_by_srun, lock_folder
+from ddp_trainer.run.lock import LOCK, lock_folder, srun_mistake
 
 if TYPE_CHECKING:
     from data_prep.dataset import DatasetInfo
@@ -123,7 +123,7 @@ def new_folder(name: str) -> Path:
     Raises InputError if the folder cannot be created, or if srun started several copies of this program. Without this
     check, each copy would train alone, in a folder of its own.
     """
-    if mistake := copies_by_srun():
+    if mistake := srun_mistake():
         raise InputError(f"{mistake}, or give each copy its own folder with --out")
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
     path = Path("runs") / f"{name}-{stamp}"

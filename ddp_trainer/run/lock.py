@@ -1,4 +1,4 @@
-"""Locks a folder for one run, and notices copies of a program that srun started by mistake."""
+"""Locks a folder for one run, and notices when srun has started several copies of this program."""
 
 import contextlib
 import fcntl
@@ -32,7 +32,7 @@ def lock_folder(path: Path) -> IO[bytes]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # PermissionError is what SMB reports
         lock.close()
-        fix = copies_by_srun() or "choose another folder, or wait until that run has ended"
+        fix = srun_mistake() or "choose another folder, or wait until that run has ended"
         raise InputError(f"--out {path}: another run is using this folder; {fix}") from None
     except OSError as error:
         warning = f"warning: {path} cannot be locked ({error.strerror}); make sure that no other run uses this folder"
@@ -46,10 +46,11 @@ def wait_until_unlocked(path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
 
-def copies_by_srun() -> str | None:
+def srun_mistake() -> str | None:
     """Returns an error message if srun started several copies of this program, each of which would train alone.
 
-    Otherwise returns None, also in a shell that srun started: such a shell has a terminal.
+    Otherwise returns None. If stdin is a terminal, srun has started a shell and not this program, so the result is
+    None, too.
     """
     copies = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if copies == "1" or Launch.from_environment().world_size > 1 or (sys.stdin is not None and sys.stdin.isatty()):

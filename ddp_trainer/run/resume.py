@@ -81,7 +81,7 @@ def _refuse_lost_checkpoints(run_dir: RunDirectory) -> None:
     """
     path = run_dir.path
     epochs = read_records(path / "metrics.jsonl", last_step=sys.maxsize)
-    status = run_dir.status
+    status = run_dir.status  # after a failure, its `step` may be later than the last checkpoint
     saved = _count(status.get("saved_step" if status.get("state") == "failed" else "step"))
     if len(epochs) > 1 or saved or any((path / name).exists() for name in ("summary.json", "model.safetensors")):
         steps = max([saved, *(_count(record["step"]) for record in epochs)])
@@ -113,7 +113,7 @@ def load_state(start: Start, config: TrainConfig, dataset: DatasetInfo, *, preci
         return None
     try:
         state = read_checkpoint(checkpoint_path(out / "checkpoints", start.step), REQUIRED)
-    except CheckpointError as error:  # the main process has read this checkpoint, so this machine sees other files
+    except CheckpointError as error:  # the main process has read this checkpoint, so this machine sees different files
         raise InputError(f"--resume: {error}; every machine must see the same --out") from None
     # A checkpoint of an older release says less about the dataset than config.json.
     recorded = recorded_settings(out) if (out / "config.json").exists() else {}
@@ -121,7 +121,7 @@ def load_state(start: Start, config: TrainConfig, dataset: DatasetInfo, *, preci
     return state
 
 
-def other_threads(config: TrainConfig, runtime: Runtime) -> list[str]:
+def thread_warnings(config: TrainConfig, runtime: Runtime) -> list[str]:
     """A list with a warning if the run in --out last used another number of threads on a CPU; otherwise an empty list.
 
     Call it before the run overwrites config.json.

@@ -49,8 +49,8 @@ def test_a_network_is_found_by_its_name(name: str) -> None:
         ("nowhere.to_be_found:build", "there is no module nowhere"),
         (f"{OWN}nothing", "has no function nothing"),
         (f"{OWN}cannot_be_built", "ValueError: no weights for 5 classes"),
-        (f"{OWN}no_module", "returned a str"),
-        ("os:abort", "a function of your own"),
+        (f"{OWN}no_module", "must return a torch.nn.Module, got str"),
+        ("os:abort", "os is a module of Python's standard library; use a function of your own"),
         ("subprocess:Popen", "a function of your own"),
         (f"{OWN}copy", "has no function copy"),
         ("__main__:build", "put it into a file, such as net.py, and use net:build"),
@@ -116,7 +116,7 @@ def test_a_seed_that_a_module_sets_when_it_is_imported_has_no_effect(
 def test_a_module_that_ends_python_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ends_python.py").write_text("raise SystemExit(0)\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match="ends Python when ends_python is imported; move its main code"):
+    with pytest.raises(InputError, match="importing ends_python ends Python; move its main code"):
         build("ends_python:build")
 
 
@@ -135,7 +135,7 @@ def test_a_module_that_starts_a_run_when_it_is_imported_is_refused(
     ("name", "expected"),
     [
         ("other_shape", "must return logits of shape (2, 5)"),
-        ("Endless", "not finite before the first step"),
+        ("Endless", "returns NaN or infinity with its initial weights"),
         ("TwoOutputs", "must return a tensor of logits in training, got tuple"),
         ("TwoOutputsInEvaluation", "must return a tensor of logits in evaluation, got tuple"),
         ("Squeezes", "must return logits of shape (1, 5) in evaluation"),
@@ -150,7 +150,10 @@ def test_a_module_that_starts_a_run_when_it_is_imported_is_refused(
         ("with_sparse_buffer_that_is_not_saved", "extra must be a dense tensor, got torch.sparse_coo"),
         ("Fails", "fails on images of shape 2x3x32x32: RuntimeError"),
         ("OnlyContiguous", "add --no-channels-last"),
-        ("with_depth", "has tensors with 5 dimensions, which have no channels-last order; add --no-channels-last"),
+        (
+            "with_depth",
+            "has tensors with 5 dimensions, which torch.channels_last does not support; add --no-channels-last",
+        ),
         ("frozen", "no trainable parameter"),
         ("half", "must have float32 parameters, got torch.float16"),
         ("double", "must have float32 parameters, got torch.float64"),

@@ -1,4 +1,4 @@
-"""`ddp_trainer.launch`: stopping the run, and the user's Accelerate configuration."""
+"""`ddp_trainer.launch` stops its processes cleanly, and ignores the user's Accelerate configuration."""
 
 import signal
 import subprocess
@@ -31,7 +31,7 @@ def test_ctrl_c_stops_launched_processes_and_returns_a_preempted_run(
     "launcher",
     [
         ("-c", START_LAUNCHER, *ONE_MACHINE, "--num_processes", "1"),
-        ("-m", "accelerate.commands.launch", *SEVERAL, "--num_processes", "2"),  # as a report prints the command
+        ("-m", "accelerate.commands.launch", *SEVERAL, "--num_processes", "2"),  # the command that a report prints
     ],
 )
 def test_the_accelerate_configuration_of_the_user_has_no_effect(launcher: tuple[str, ...], tmp_path: Path) -> None:
@@ -68,7 +68,8 @@ def test_a_launched_run_that_fails_raises_an_error(tiny_dir: Path, tmp_path: Pat
         )
 
 
-DEAF = """
+# Starts a command that ignores SIGTERM, as `launch` starts a launcher, and sends SIGINT to itself twice.
+IGNORES_SIGTERM = """
 import signal, sys, threading, time
 from ddp_trainer.run.api import _run_shown
 child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
@@ -86,7 +87,9 @@ except KeyboardInterrupt:
 
 
 def test_a_second_ctrl_c_kills_the_launcher() -> None:
-    done = subprocess.run([sys.executable, "-c", DEAF], env=environment(), text=True, capture_output=True, timeout=40)
+    done = subprocess.run(
+        [sys.executable, "-c", IGNORES_SIGTERM], env=environment(), text=True, capture_output=True, timeout=40
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "ready\n")
 
 

@@ -191,9 +191,7 @@ def test_a_path_in_an_error_can_be_pasted_into_a_shell(run_dir, tmp_path, capsys
 def test_folders_nested_too_deep_are_refused(run_dir, tmp_path, capsys):
     (tmp_path / "/".join("a" * 100)).mkdir(parents=True)
     assert main([str(run_dir), str(tmp_path)]) == 1
-    assert capsys.readouterr().err.endswith(
-        "/a: nested more than 100 folders deep; move its images to a higher folder\n"
-    )
+    assert capsys.readouterr().err.endswith("/a: nested more than 100 folders deep; move its images to a higher one\n")
 
 
 @pytest.mark.parametrize("given", ["pipe.png", "."])
