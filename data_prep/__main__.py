@@ -166,7 +166,9 @@ def describe(info: DatasetInfo, out: Path) -> str:
     counts = " and ".join(f"{split.count} {name}" for name, split in info.splits.items())
     if "train" in info.splits:
         recipe, suggested = (" photos", PHOTOS) if side >= PHOTO_SIDE else ("", BASELINE)
-        crop = f" --train-size {side}" if PHOTO_SIDE <= side < PHOTO_CROP else " --cutout 0" if side <= 8 else ""
+        crop = (
+            f" --train-size {side * 7 // 8}" if PHOTO_SIDE <= side < PHOTO_CROP else " --cutout 0" if side <= 8 else ""
+        )
         flags = crop + _flags_for(info.splits["train"].count, *suggested)
         command = f"train{recipe} --data-dir {shell_path(out)}{flags}"
     else:

@@ -9,6 +9,7 @@ from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.sync_batchnorm import not_synchronized
 from ddp_trainer.engine.data import RunData, build_data, images_in_step
+from ddp_trainer.engine.ema import frozen_copy
 from ddp_trainer.engine.observer import Observer
 from ddp_trainer.engine.optim import build_optimizer
 from ddp_trainer.engine.trainer import Trainer
@@ -45,6 +46,10 @@ def prepare_network(
                 config.runtime.seed + 1
             )  # so that its random weights differ from those of `network`
             check_rebuilt(network, build_model(spec), name, side=max(sides))
+    if config.optim.ema_decay:
+        frozen_copy(
+            network
+        )  # raises InputError now, before anything is written, if the copy for the average would fail
     if unused:
         names = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
         require(

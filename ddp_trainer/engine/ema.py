@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import InputError
+from data_prep.machine_limits import lacks_memory
 from ddp_trainer.models.registry import describe_error
 
 
@@ -24,14 +25,7 @@ class Ema(nn.Module):
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         """`decay`: share of the old average that each update after the first one keeps."""
         super().__init__()
-        # deepcopy refuses the results of operations, such as an auxiliary loss that the network keeps.
-        results = [value for layer in model.modules() for value in vars(layer).values() if _is_result(value)]
-        detached: dict[int, object] = {id(value): value.detach() for value in results}
-        try:
-            self.module = copy.deepcopy(model, detached).requires_grad_(False)
-        except Exception as error:
-            fix = "detach the tensors that the network keeps in lists or dictionaries, or train without --ema-decay"
-            raise InputError(f"--ema-decay: the network cannot be copied ({describe_error(error)}); {fix}") from error
+        self.module = frozen_copy(model)
         self._averaged = [value.is_floating_point() and not _has_infinity(value) for value in _tensors(model)]
         self.decay = decay
         device = next(model.parameters()).device
@@ -52,6 +46,20 @@ class Ema(nn.Module):
             if not is_averaged:  # such as the number of batches that BatchNorm has seen
                 copied.copy_(value)
         self.updates += ~skip
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy of a network for `Ema`. Raises InputError if it cannot be copied."""
+    # deepcopy refuses the results of operations, such as an auxiliary loss that the network keeps.
+    results = [value for layer in model.modules() for value in vars(layer).values() if _is_result(value)]
+    detached: dict[int, object] = {id(value): value.detach() for value in results}
+    try:
+        return copy.deepcopy(model, detached).requires_grad_(False)
+    except Exception as error:
+        if lacks_memory(error):
+            raise
+        fix = "detach the tensors that the network keeps in lists or dictionaries, or train without --ema-decay"
+        raise InputError(f"--ema-decay: the network cannot be copied ({describe_error(error)}); {fix}") from error
 
 
 def _is_result(value: object) -> TypeGuard[Tensor]:

@@ -59,11 +59,11 @@ def check_network(
 def check_rebuilt(network: nn.Module, rebuilt: nn.Module, name: str, *, side: int) -> None:
     """Raises InputError unless `rebuilt` can load the weights of `network` and then gives the same logits.
 
-    The two networks must not share tensors. `rebuilt`: the same network, built again. Every command that loads the
+    The two networks must not share parameters. `rebuilt`: the same network, built again. Every command that loads the
     trained model builds the network in this way. Changes `rebuilt`, but neither `network` nor torch's generators.
     """
-    own, others = ({id(each) for each in (*built.parameters(), *built.buffers())} for built in (network, rebuilt))
-    reuses = "returns tensors that its function has returned before; create all layers in each call"
+    own, others = (set(map(id, built.parameters())) for built in (network, rebuilt))
+    reuses = "returns layers that its function has returned before; create all layers in each call"
     require(own.isdisjoint(others), f"--network {name} {reuses}")
     try:
         load_tensors(rebuilt, network.state_dict())

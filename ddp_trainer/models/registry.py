@@ -111,9 +111,10 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
             f"--network {name}: there is no module {error.name} here; run the command in the module's folder, or "
             "add that folder to PYTHONPATH"
         ) from None
-    except SystemExit:
+    except SystemExit as error:
+        said = f" ({describe_error(error)})" if isinstance(error.code, str) else ""
         fix = "move its main code into an if __name__ == '__main__' block"
-        raise InputError(f"--network {name} cannot be used: importing {module_name} ends Python; {fix}") from None
+        raise InputError(f"--network {name} cannot be used: importing {module_name} ends Python{said}; {fix}") from None
     except Exception as error:
         raise InputError(f"--network {name} cannot be imported: {describe_error(error)}") from error
     finally:

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from data_prep.dataset import read_dataset
 from data_prep.errors import require
 from data_prep.files import read_json
@@ -97,9 +99,7 @@ def _has_stopped_cleanly(out: Path) -> bool:
 
 
 def _terminate(launcher: int) -> None:
-    """Sends SIGTERM to a launcher and its processes, because a new process does not notice that its launcher ends."""
-    import psutil
-
+    """Sends SIGTERM to a launcher, and to its processes: a new one does not notice yet that its launcher ends."""
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(launcher)
         for process in (*parent.children(), parent):
@@ -112,7 +112,7 @@ def _run_shown(command: list[str]) -> tuple[int, bool]:
 
     After Ctrl-C, asks the command to stop, and waits for its end. After a second Ctrl-C, kills it.
     """
-    interrupted, output = False, stderr()
+    interrupted, asked, output = False, False, stderr()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, ["", *sys.path]))}
     with subprocess.Popen(
         command,
@@ -126,6 +126,9 @@ def _run_shown(command: list[str]) -> tuple[int, bool]:
         assert process.stdout is not None
         while True:
             try:
+                if interrupted and not asked:  # here, a second Ctrl-C is handled below
+                    asked = True
+                    _terminate(process.pid)
                 for line in process.stdout:
                     with contextlib.suppress(OSError, ValueError):  # nobody may read the output any more
                         if output is not None:
@@ -138,4 +141,3 @@ def _run_shown(command: list[str]) -> tuple[int, bool]:
                         os.killpg(process.pid, signal.SIGKILL)
                     raise
                 interrupted = True
-                _terminate(process.pid)

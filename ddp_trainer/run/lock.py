@@ -49,10 +49,10 @@ def wait_until_unlocked(path: Path) -> None:
 def srun_mistake() -> str | None:
     """Returns an error message if srun started several copies of this program, each of which would train alone.
 
-    Otherwise returns None. If stdin is a terminal, srun has started a shell and not this program, so the result is
-    None, too.
+    Otherwise returns None, for example if srun started a shell, and the shell started this program.
     """
     copies = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if copies == "1" or Launch.from_environment().world_size > 1 or (sys.stdin is not None and sys.stdin.isatty()):
+    in_shell = os.isatty(0) and os.getpgrp() != os.getsid(0)
+    if copies == "1" or Launch.from_environment().world_size > 1 or in_shell:
         return None
     return f"srun started {copies} copies of this program instead of one launcher per node; use slurm/train.sh"

@@ -231,7 +231,7 @@ def test_a_list_that_cannot_be_written_is_reported_and_raises_no_error(tmp_path:
     [
         (32, 50_000, "train --data-dir out"),
         (64, 100, "train --data-dir out --batch-size 16 --peak-lr 0.0125"),
-        (160, 5000, "train photos --data-dir out --train-size 160"),
+        (160, 5000, "train photos --data-dir out --train-size 140"),
         (256, 5000, "train photos --data-dir out"),
         (256, 100, "train photos --data-dir out --batch-size 16 --peak-lr 0.03125"),
     ],

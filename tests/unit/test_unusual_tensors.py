@@ -106,8 +106,8 @@ def test_a_buffer_that_changes_and_is_not_saved_is_refused(network: nn.Module, b
     [
         ("with_random_constant", "gives other logits when it is built again"),
         ("SavesHead", "cannot load its own state_dict: .* Missing key.*backbone.weight"),
-        ("always_the_same", "returns tensors that its function has returned"),
-        ("with_shared_backbone", "returns tensors that its function has returned"),
+        ("always_the_same", "returns layers that its function has returned"),
+        ("with_shared_backbone", "returns layers that its function has returned"),
     ],
 )
 def test_a_network_that_could_not_be_loaded_again_is_refused(name: str, problem: str, tiny_dir: Path) -> None:
@@ -116,6 +116,12 @@ def test_a_network_that_could_not_be_loaded_again_is_refused(name: str, problem:
     with pytest.raises(InputError, match=problem) as caught:
         prepare_network(config, dataset, world_size=1, load_weights=False)
     assert "\n" not in str(caught.value)
+
+
+def test_networks_may_share_a_constant(tiny_dir: Path) -> None:
+    network = NetworkConfig(network="tests.support.unusual_tensors:with_shared_constant")
+    config, dataset = replace(narrow_settings(tiny_dir), network=network), read_dataset(tiny_dir)
+    prepare_network(config, dataset, world_size=1, load_weights=False)
 
 
 def test_a_network_that_keeps_a_tensor_of_its_training_pass_can_be_averaged() -> None:

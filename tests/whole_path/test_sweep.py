@@ -18,7 +18,7 @@ from ddp_trainer.report.wording import NOTHING
 from ddp_trainer.run.lock import wait_until_unlocked
 from ddp_trainer.run.sweep_runs import PlannedRun, Runner
 from ddp_trainer.sweep import main, parse
-from tests.support.trainer import SEVERAL, run, start
+from tests.support.trainer import OF_SMOKE_RUN, SEVERAL, run, start
 
 
 def test_every_combination_of_settings_is_planned_with_every_seed(tiny_dir: Path) -> None:
@@ -227,7 +227,8 @@ def test_each_planned_combination_has_a_row(
     smoke_run: Path, tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The combinations in this test differ only in --num-workers, a setting that does not change the result."""
-    words = ["smoke", "--data-dir", str(tiny_dir), "--seeds", "2", "--set", "num-workers=1,2", "--out", str(tmp_path)]
+    words = ["smoke", *OF_SMOKE_RUN, "--data-dir", str(tiny_dir), "--seeds", "2"]
+    words += ["--set", "num-workers=1,2", "--out", str(tmp_path)]
     for number, planned in enumerate(parse(words).runs[:3]):
         shutil.copytree(smoke_run, planned.out, ignore=shutil.ignore_patterns("wandb"))
         config = read_json(planned.out / "config.json") or {}
