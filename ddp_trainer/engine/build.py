@@ -47,9 +47,7 @@ def prepare_network(
             )  # so that its random weights differ from those of `network`
             check_rebuilt(network, build_model(spec), name, side=max(sides))
     if config.optim.ema_decay:
-        frozen_copy(
-            network
-        )  # raises InputError now, before anything is written, if the copy for the average would fail
+        frozen_copy(network)  # raises InputError if the network cannot be copied, before anything is written
     if unused:
         names = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
         require(
