@@ -123,17 +123,17 @@ class ScheduleConfig:
         """All values that `crop_side` can return, in ascending order."""
         return [*(own for own, _ in self.crop_phases), self.train_size or side]
 
-    def steps_left(self, side: int, *, step: int, last_step: int, total_steps: int) -> float:
-        """Number of steps from `step` (0-based) to `last_step`, for estimates of the remaining time.
+    def work_left(self, side: int, *, step: int, last_step: int, total_steps: int) -> int:
+        """The work after the first `step` steps, up to `last_step`, for estimates of the remaining time.
 
-        Each step is weighted by the area of its crops, relative to the area at `step`. `side`: the side of the images.
+        The work of a step is the area of its crops in pixels. `side`: the side of the images.
         """
         work, done = 0, step
         ends = [*(round(until * total_steps) for _, until in self.crop_phases), total_steps]
         for own, end in zip(self.crop_sides(side), ends, strict=True):
             until = max(min(end, last_step), done)
             work, done = work + own**2 * (until - done), until
-        return work / self.crop_side(side, step=step, total_steps=total_steps) ** 2
+        return work
 
     @cached_property
     def crop_phases(self) -> tuple[tuple[int, float], ...]:

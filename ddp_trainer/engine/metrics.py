@@ -1,5 +1,6 @@
 """Running sums that stay on the device, their averages, and a stopwatch."""
 
+import math
 import time
 from typing import NamedTuple
 
@@ -34,9 +35,9 @@ class RunningSums:
 
 
 def averages(sums: Tensor) -> Averages:
-    """The means of `sums` (3,): see `RunningSums`. Waits for the device."""
+    """The means of `sums` (3,): see `RunningSums`. NaN if all steps were skipped. Waits for the device."""
     loss, hits, count = sums.tolist()
-    return Averages(loss / max(count, 1), hits / max(count, 1), int(count))
+    return Averages(loss / count, hits / count, int(count)) if count else Averages(math.nan, math.nan, 0)
 
 
 class Stopwatch:

@@ -94,8 +94,11 @@ class Trainer:
         """Takes the remaining steps of `epoch` (0-based), at most up to the last step of the run."""
         before, first, schedule = epoch * self.steps_per_epoch, self.state.step, self.config.schedule
         steps, side = min(self.steps_per_epoch, self.total_steps - before), self.data.evaluator.spec.image_size
-        left = schedule.steps_left(side, step=first, last_step=self.last_step, total_steps=self.total_steps)
-        self.observer.progress.start(epoch + 1, math.ceil(schedule.epochs), steps, first - before, left)
+        ends = {"last_step": self.last_step, "total_steps": self.total_steps}
+        self.observer.progress.start(
+            *(epoch + 1, math.ceil(schedule.epochs), steps, first - before),
+            lambda step: schedule.work_left(side, step=before + step, **ends),
+        )
         self.state.watch.start()
         for step in self.steps(epoch, until=self.last_step):
             self.observer.check()
@@ -142,8 +145,7 @@ class Trainer:
 
     def _freeze_late(self) -> None:
         side, first, total = self.data.evaluator.spec.image_size, int(self.freeze_step), self.total_steps
-        crop_side = self.config.schedule.crop_side
-        sides = {crop_side(side, step=step, total_steps=total) for step in range(first, total)}
+        sides = {self.config.schedule.crop_side(side, step=step, total_steps=total) for step in range(first, total)}
         late = (group["params"] for group in self.state.optimizer.param_groups if group["late"])
         self.device_step.freeze(itertools.chain.from_iterable(late), sorted(sides))
         self.freeze_step = math.inf  # done
@@ -161,8 +163,7 @@ class Trainer:
         skipped = self.guard.skipped_steps()
         self._flush_step_log()
         sums = self.runtime.sum_over_ranks(state.sums.values.clone())
-        trained = averages(sums)
-        evaluation = self.evaluate(tta=state.step >= self.last_step)
+        trained, evaluation = averages(sums), self.evaluate(tta=state.step >= self.last_step)
         seconds = state.watch.read()
         record: Record = {
             "epoch": epoch + 1,
@@ -223,8 +224,7 @@ class Trainer:
             self.state.logged_sums.copy_(sums)
 
     def _flush_step_log(self) -> None:
-        record = self.step_log.take()
-        if record is not None:
+        if (record := self.step_log.take()) is not None:
             self.observer.step_record(record)
 
     def _one_cycle(self, step: int) -> float:

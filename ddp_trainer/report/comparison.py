@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from data_prep.json_fields import Setting, is_number
 from ddp_trainer.config import LEFT_OUT, NO_DIFFERENCE
 from ddp_trainer.report.figures import look_of
 from ddp_trainer.report.html import render
@@ -73,11 +74,18 @@ def same_configuration(runs: Sequence[Run]) -> list[list[Run]]:
     """
     groups: dict[object, list[Run]] = {}
     for run in runs:
-        settings = {name: value for name, value in run.settings.items() if name not in {*NO_DIFFERENCE, "seed"}}
+        # `run.precision` is the precision that the setting `auto` chose.
+        names = run.settings.keys() - {*NO_DIFFERENCE, "seed", "precision"}
+        settings = {name: _comparable(run.settings[name]) for name in names}
         recorded = (run.dataset, run.world_size, run.precision)
         same = (run.split, run.classes, repr(recorded), repr(sorted(settings.items())))
         groups.setdefault(same if run.summary is not None else run.path, []).append(run)
     return list(groups.values())
+
+
+def _comparable(value: Setting) -> Setting:
+    """`value` as a float if it is a number: a recipe may have 11 where a flag gives 11.0."""
+    return float(value) if is_number(value) else value  # type: ignore[arg-type]
 
 
 def _runs_of_one_configuration(runs: Sequence[Run]) -> list[Run]:

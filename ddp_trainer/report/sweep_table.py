@@ -30,7 +30,10 @@ def results_table(planned: Mapping[str, Sequence[Path]]) -> str:
         operations = quantity(group[0].number("train_pflops"))
         settings = printable(label).replace("|", "\\|")  # a | would end the cell
         lines.append(f"| {settings} | {len(group)} | {center} | {views} | {operations} |")
-    if len({run.evaluated_images for run in runs}) > 1:
+    images = [frozenset(run.evaluated_images for run in group) for group in groups.values() if group]
+    files = {(run.split, run.evaluated_images.sha256) for run in runs}
+    # With --validation, the images also depend on the seed, so all rows must have runs with the same seeds.
+    if len(files) > 1 or len(set(images)) > 1:
         lines += ["", "Warning: the runs were evaluated on different images."]
     finished = {run.path for run in runs}
     folders = [folder for group in planned.values() for folder in group]

@@ -15,6 +15,7 @@ from rich import progress as rich_progress
 from rich.console import Console
 
 Values = Callable[[], Mapping[str, float]]
+WorkLeft = Callable[[int], float]  # from the step within the epoch to the work until the end of the run, in any unit
 
 DRAW_SECONDS = 0.5  # minimum time between two updates of the bar; each update waits for the device
 # Shortest and longest time between log lines. Between these limits, log lines are a tenth of an epoch apart.
@@ -25,10 +26,10 @@ BAR_CELLS, MIN_BAR_CELLS = 24, 6
 class Progress:
     """What the training loop calls to show the progress within the current epoch. This class shows nothing."""
 
-    def start(self, epoch: int, epochs: int, total_steps: int, initial_step: int, steps_left: float) -> None:
+    def start(self, epoch: int, epochs: int, total_steps: int, initial_step: int, work_left: WorkLeft) -> None:
         """Called before the first step of an epoch. If the epoch is resumed, `initial_step` of `total_steps` are done.
 
-        `steps_left`: steps until the end of the run, as in `ScheduleConfig.steps_left`.
+        The remaining time is estimated from `work_left`.
         """
 
     def update(self, step: int, values: Values) -> None:
@@ -50,13 +51,14 @@ class _Epoch(Progress):
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self.stream, self.clock = stream, clock
-        self.label, self.total, self.initial, self.left = "", 0, 0, 0.0
+        self.label, self.total, self.initial = "", 0, 0
+        self.work_left: WorkLeft = lambda step: 0
         self.started = self.drawn = clock()
         self.drawn_step = 0
 
-    def start(self, epoch: int, epochs: int, total_steps: int, initial_step: int, steps_left: float) -> None:
+    def start(self, epoch: int, epochs: int, total_steps: int, initial_step: int, work_left: WorkLeft) -> None:
         self.label = epoch_label(epoch, epochs)
-        self.total, self.initial, self.left = total_steps, initial_step, steps_left
+        self.total, self.initial, self.work_left = total_steps, initial_step, work_left
         self.started = self.drawn = self.clock()
         self.drawn_step = initial_step
 
@@ -68,10 +70,10 @@ class _Epoch(Progress):
         self.drawn, self.drawn_step = self.clock(), step
 
     def figures(self, step: int, values: Values) -> str:
-        read = values()
-        done = max(step - self.initial, 1)
-        seconds = (self.clock() - self.started) / done  # per step
-        left = seconds * max(self.left - done, 0)  # until the end of the run, without the time of evaluations
+        read, still = values(), self.work_left(step)
+        done = self.work_left(self.initial) - still
+        # Until the end of the run, without the time of evaluations.
+        left = (self.clock() - self.started) * still / done if done else 0.0
         return (
             f"loss {read['loss']:.4f}  accuracy {read['accuracy']:.2%}  lr {read['learning_rate']:.4f}  "
             f"{read['images_per_second']:.0f} images/s  {timedelta(seconds=round(left))} left"

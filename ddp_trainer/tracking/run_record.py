@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,6 +47,14 @@ class RecordedDataset:
     skipped: tuple[str, ...] = ()  # names of image files that could not be read
 
 
+class EvaluatedImages(NamedTuple):
+    """What determines the images on which a run was evaluated."""
+
+    split: str
+    sha256: str  # of the file that contains the images
+    chosen_by: tuple[object, ...]  # with --validation: the number of held-out images, and the seed
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One run directory. An interrupted run may lack epochs, predictions and the summary."""
@@ -71,10 +80,11 @@ class Run:
     message: str
 
     @property
-    def evaluated_images(self) -> tuple[str, object, str]:
-        """The split, the number of held-out images and the sha256 of the file that say which images were evaluated."""
-        recorded = self.dataset.splits.get("train" if self.split == "validation" else self.split)
-        return self.split, self.settings.get("validation"), recorded.sha256 if recorded else ""
+    def evaluated_images(self) -> EvaluatedImages:
+        held_out = self.split == "validation"
+        recorded = self.dataset.splits.get("train" if held_out else self.split)
+        chosen_by = (self.settings.get("validation"), self.settings.get("seed")) if held_out else ()
+        return EvaluatedImages(self.split, recorded.sha256 if recorded else "", chosen_by)
 
     @property
     def counts(self) -> tuple[int, int] | None:

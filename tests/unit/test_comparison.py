@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ddp_trainer.report.charts import curves_figure
-from ddp_trainer.report.comparison import compare
+from ddp_trainer.report.comparison import compare, same_configuration
 from ddp_trainer.report.sweep_table import results_table
 from ddp_trainer.report.write import write_report
 from ddp_trainer.tracking.run_record import load_run, load_runs
@@ -68,6 +68,32 @@ def test_the_table_of_a_sweep_warns_of_runs_that_were_evaluated_on_different_ima
         runs = make_pair(tmp_path / other, "b" * 64, other * 64)
         table = results_table({"lr=1": runs})
         assert table.count("Warning: the runs were evaluated on different images.") == expected
+
+
+def test_a_sweep_on_held_out_images_needs_the_same_seeds_in_all_rows(tmp_path: Path) -> None:
+    """The seed decides which images are held out."""
+    runs = []
+    for name in ("one", "two", "three", "four"):
+        runs.append(tmp_path / name)
+        make_run(runs[-1], seed=len(runs) % 2)
+        rewrite(runs[-1] / "summary.json", evaluation_split="validation")
+        settings = json.loads((runs[-1] / "config.json").read_text())["settings"]
+        rewrite(runs[-1] / "config.json", settings={**settings, "validation": 50})
+    assert load_run(runs[0]).split == "validation"
+    warning = "Warning: the runs were evaluated on different images."
+    assert warning not in results_table({"lr=1": runs[:2], "lr=2": runs[2:]})
+    assert warning in results_table({"lr=1": runs[:2], "lr=2": runs[2:3]})
+    assert CARE in " ".join(str(compare(load_runs(runs[:2]))).split())
+
+
+def test_numbers_of_different_types_and_a_chosen_precision_make_no_difference(tmp_path: Path) -> None:
+    """A recipe has 11 epochs where --epochs 11 gives 11.0. The precision `auto` may be bf16."""
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for run, epochs, precision in zip(runs, (11, 11.0), ("auto", "bf16"), strict=True):
+        make_run(run)
+        settings = json.loads((run / "config.json").read_text())["settings"]
+        rewrite(run / "config.json", settings={**settings, "epochs": epochs, "precision": precision})
+    assert [len(group) for group in same_configuration(load_runs(runs))] == [2]
 
 
 def test_each_run_has_its_own_label_and_its_own_curves_in_the_picture(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_the_line_of_an_epoch_has_loss_accuracy_and_counts() -> None:
 def test_the_bar_reads_the_values_at_most_twice_a_second() -> None:
     clock, reader, stream = Clock(), Reader(), io.StringIO()
     bar = BarProgress(stream, clock)
-    bar.start(1, 2, 1000, 0, 2000)
+    bar.start(1, 2, 1000, 0, lambda step: 2000 - step)
     for step in range(1, 1001):
         clock.now += 0.01
         bar.update(step, reader)
@@ -81,7 +81,7 @@ def test_the_bar_reads_the_values_at_most_twice_a_second() -> None:
 def test_the_bar_is_removed_before_a_note_and_the_cursor_is_never_hidden() -> None:
     stream = io.StringIO()
     bar = BarProgress(stream, Clock())
-    bar.start(1, 2, 10, 0, 20)
+    bar.start(1, 2, 10, 0, lambda step: 20 - step)
     bar.update(5, Reader())
     bar.note("kept")
     assert stream.getvalue().endswith("\x1b[1A\x1b[2Kkept\n"), (
@@ -98,7 +98,7 @@ def test_each_epoch_gets_a_bar_of_its_own() -> None:
     stream = io.StringIO()
     bar = BarProgress(stream, Clock())
     for epoch in (1, 2):
-        bar.start(epoch, 2, 10, 0, 20)
+        bar.start(epoch, 2, 10, 0, lambda step: 20 - step)
         bar.update(5, Reader())
         bar.finish()
     assert [f"epoch {epoch}/2" in stream.getvalue() for epoch in (1, 2)] == [True, True]
@@ -111,7 +111,7 @@ def test_the_bar_has_no_colors_if_the_variable_no_color_is_set(monkeypatch: pyte
         monkeypatch.setenv("NO_COLOR", "1")
     stream = io.StringIO()
     bar = BarProgress(stream, Clock())
-    bar.start(1, 2, 10, 0, 20)
+    bar.start(1, 2, 10, 0, lambda step: 20 - step)
     bar.update(5, Reader())
     assert bool(re.search(r"\x1b\[\d+m", stream.getvalue())) != no_color
 
@@ -119,7 +119,7 @@ def test_the_bar_has_no_colors_if_the_variable_no_color_is_set(monkeypatch: pyte
 def test_a_log_gets_about_ten_lines_per_epoch() -> None:
     clock, reader, stream = Clock(), Reader(), io.StringIO()
     lines = LineProgress(stream, clock)
-    lines.start(3, 24, 100, 0, 2200.0)
+    lines.start(3, 24, 100, 0, lambda step: 2200 - step)
     for step in range(1, 101):
         clock.now += 2.0
         lines.update(step, reader)
@@ -136,7 +136,7 @@ def test_a_log_gets_no_lines_in_a_fast_epoch_and_a_line_every_30_s_in_a_slow_epo
 ) -> None:
     clock, reader, stream = Clock(), Reader(), io.StringIO()
     lines = LineProgress(stream, clock)
-    lines.start(1, 2, 100, 0, 200)
+    lines.start(1, 2, 100, 0, lambda step: 200 - step)
     for step in range(1, 101):
         clock.now += seconds_per_step
         lines.update(step, reader)
@@ -147,15 +147,28 @@ def test_the_remaining_time_of_a_resumed_epoch_is_estimated_from_its_new_steps(m
     monkeypatch.setenv("COLUMNS", "120")
     clock, stream = Clock(), io.StringIO()
     bar = BarProgress(stream, clock)
-    bar.start(1, 2, 100, 90, 110)
+    bar.start(1, 2, 100, 90, lambda step: 200 - step)
     clock.now = 5.0
     bar.update(95, Reader())
     assert "0:01:45 left" in stream.getvalue()
 
 
+def test_the_remaining_time_is_right_when_steps_become_slower_within_an_epoch() -> None:
+    """Ten steps take a second each, and ten more take four seconds each."""
+    clock, stream = Clock(), io.StringIO()
+    lines = LineProgress(stream, clock)
+    lines.start(1, 1, 20, 0, lambda step: max(10 - step, 0) + 4 * min(20 - step, 10))
+    for step in range(1, 20):
+        clock.now += 1 if step <= 10 else 4
+        lines.update(step, Reader())
+    shown = re.findall(r"step (\d+)/20 .* (\S+) left", stream.getvalue())
+    assert shown[-1] == ("19", "0:00:04")
+    assert ("10", "0:00:40") in shown
+
+
 def test_the_base_class_of_progress_reads_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     progress, reader = Progress(), Reader()
-    progress.start(1, 2, 10, 0, 20)
+    progress.start(1, 2, 10, 0, lambda step: 20 - step)
     progress.update(1, reader)
     progress.note("a line")
     progress.finish()
@@ -165,7 +178,7 @@ def test_the_base_class_of_progress_reads_and_prints_nothing(capfd: pytest.Captu
 DRAW = """
 from ddp_trainer.tracking.console import build_progress
 progress = build_progress()
-progress.start(1, 2, 10, 0, 20)
+progress.start(1, 2, 10, 0, lambda step: 20 - step)
 progress.update(5, lambda: {"loss": 1.0, "accuracy": 0.5, "learning_rate": 0.1, "images_per_second": 100.0})
 progress.finish()
 progress.note("the end")

@@ -62,13 +62,13 @@ def test_crops_grow_at_the_given_shares_of_the_steps(small_crops: str, total: in
     assert [smaller.crop_side(40, step=step, total_steps=total) for step in range(total)] == sides
 
 
-def test_the_steps_left_are_weighted_by_the_area_of_their_crops() -> None:
+def test_the_work_of_a_step_is_the_area_of_its_crops() -> None:
     schedule, total = ScheduleConfig(small_crops="16:0.2,24:0.5"), 10
     areas = [schedule.crop_side(32, step=step, total_steps=total) ** 2 for step in range(total)]
     for last_step in (1, 4, total):
         for step in range(last_step):
-            left = schedule.steps_left(32, step=step, last_step=last_step, total_steps=total)
-            assert left == sum(areas[step:last_step]) / areas[step]
+            left = schedule.work_left(32, step=step, last_step=last_step, total_steps=total)
+            assert left == sum(areas[step:last_step])
 
 
 @pytest.mark.parametrize(
