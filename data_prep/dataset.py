@@ -26,7 +26,7 @@ from data_prep.manifest import (
     check_description,
     parse_manifest,
 )
-from data_prep.output import BETONS, check_out, remove_left_behind, temporary_folder
+from data_prep.output import BETONS, check_out, files_locked, remove_left_behind, temporary_folder
 from data_prep.parallel import map_in_order, num_threads
 from data_prep.sources import SOURCES, Findings, Source, Split, name_some
 from data_prep.spool import open_spool
@@ -53,9 +53,10 @@ def write_dataset(
     """
     check_description(source)
     check_out(out)
-    if not os.path.lexists(out / MANIFEST):  # only a part of an earlier dataset could be moved, so it cannot be read
-        for name in BETONS:
-            (out / name).unlink(missing_ok=True)
+    with files_locked(out):
+        if not os.path.lexists(out / MANIFEST):  # only a part of an earlier dataset was moved, so it cannot be read
+            for name in BETONS:
+                (out / name).unlink(missing_ok=True)
     remove_left_behind(out)  # this may free the space that is needed
     image_bytes = source.image_size**2 * 3 // (1 if encoding.name == "raw" else TYPICAL_COMPRESSION)
     # During writing, the images are on the disk twice: in the writer's input and in the beton file.
@@ -87,12 +88,13 @@ def write_dataset(
 
 def _move(temporary: Path, out: Path, names: Sequence[str]) -> None:
     """Replaces the dataset in `out` with the files `names` of `temporary`. The last of them must be the manifest."""
-    # The old manifest is deleted before new files are moved here, so that no reader can combine it with new images.
-    (out / MANIFEST).unlink(missing_ok=True)
-    for name in set(BETONS) - set(names):  # splits that only the older dataset has
-        (out / name).unlink(missing_ok=True)
-    for name in names:
-        (temporary / name).replace(out / name)
+    with files_locked(out):
+        # The old manifest is deleted before new files are moved, so that no reader can combine it with new images.
+        (out / MANIFEST).unlink(missing_ok=True)
+        for name in set(BETONS) - set(names):  # splits that only the older dataset has
+            (out / name).unlink(missing_ok=True)
+        for name in names:
+            (temporary / name).replace(out / name)
 
 
 def _spool(

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep.beton import holds_jpegs
+from data_prep.beton import holds_jpegs, tables_sha256
 from data_prep.ffcv_reader import FfcvReader
 from data_prep.free_memory import free_memory
 from data_prep.jpeg_reader import JpegReader
+from data_prep.manifest import SplitInfo
 from data_prep.watched_file import DatasetChanged, WatchedFile
 
 Mode = Literal["auto", "stream", "resident"]
@@ -38,17 +39,21 @@ class StreamLoader:
     """Reads batches of at most `batch_size` images from `beton`, a file that has passed `check_beton`."""
 
     def __init__(
-        self, beton: Path, *, device: torch.device, batch_size: int, num_workers: int, sha256: str | None = None
+        self, beton: Path, *, device: torch.device, batch_size: int, num_workers: int, split: SplitInfo | None = None
     ) -> None:
         """`num_workers`: threads that read and decode; at most one per core is used.
 
-        `sha256`: hash of the file. With it, a file that only has a new timestamp or inode counts as unchanged.
+        `split`: what dataset.json says about the file. With it, a file that only has a new timestamp or inode counts as
+        unchanged. Raises DatasetChanged if the file does not match it, for example because it was replaced since
+        dataset.json was read.
         """
         self.beton, self.device, self.batch_size = beton, device, batch_size
+        self._file = WatchedFile(beton, split.sha256 if split else None)
         reader = JpegReader if holds_jpegs(beton) else FfcvReader
         self._reader = reader(beton, batch_size, min(num_workers, len(os.sched_getaffinity(0))))
         self.count, self.image_size = self._reader.count, self._reader.image_size
-        self._file = WatchedFile(beton, sha256)
+        if split and tables_sha256(beton) != split.tables_sha256:
+            raise DatasetChanged(f"{beton} was replaced while this program started; start it again")
         self._to_device = _PinnedCopies(device) if device.type == "cuda" else _clone
 
     def batches(self, index_batches: IndexBatches) -> Iterator[Batch]:
@@ -106,10 +111,10 @@ class ResidentLoader:
 
 
 def build_loader(
-    beton: Path, *, mode: Mode, device: torch.device, batch_size: int, num_workers: int, sha256: str | None = None
+    beton: Path, *, mode: Mode, device: torch.device, batch_size: int, num_workers: int, split: SplitInfo | None = None
 ) -> StreamLoader | ResidentLoader:
     """A loader for `mode`. auto: resident if the images take less than a quarter of the free device memory."""
-    stream = StreamLoader(beton, device=device, batch_size=batch_size, num_workers=num_workers, sha256=sha256)
+    stream = StreamLoader(beton, device=device, batch_size=batch_size, num_workers=num_workers, split=split)
     return ResidentLoader(stream) if resident_bytes(stream.count, stream.image_size, mode, device) else stream
 
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -107,6 +107,20 @@ def temporary_folder(out: Path) -> Iterator[Path]:
                 folder.rmdir()
         raise
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def files_locked(out: Path) -> Iterator[None]:
+    """Within the block, no other command moves or removes the dataset's files in the folder `out`.
+
+    Has no effect if `out` does not exist or if its file system cannot lock folders.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError):
+            folder = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, folder)
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
 
 
 def _lock(folder: Path) -> BinaryIO:

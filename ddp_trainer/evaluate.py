@@ -70,9 +70,8 @@ def evaluate_run(config: EvaluateConfig) -> dict[str, float | int]:
     channels_last = trained.part("settings").flag("channels_last", True) if trained else True
     runtime = Runtime(RuntimeConfig(device=config.device, precision=config.precision, channels_last=channels_last))
     split = dataset.splits["test"]
-    loader = build_loader(
-        data_dir / split.file, mode="auto", device=runtime.device, batch_size=spec.evaluation_batch, num_workers=1
-    )
+    batch_size, file = spec.evaluation_batch, data_dir / split.file
+    loader = build_loader(file, mode="auto", device=runtime.device, batch_size=batch_size, num_workers=1, split=split)
     evaluator = Evaluator(loader, np.arange(split.count), spec, runtime)
     result = evaluator.run(runtime.place(model), tta=config.tta)
     runtime.close()

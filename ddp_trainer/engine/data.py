@@ -95,7 +95,7 @@ def split_training_images(labels: np.ndarray, config: TrainConfig) -> tuple[np.n
 def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo) -> RunData:
     """The data of a run. Evaluation uses the test split, or the images that --validation holds out."""
     train_beton, test_beton = (config.data.data_dir / dataset.splits[name].file for name in ("train", "test"))
-    checksums = {config.data.data_dir / split.file: split.sha256 for split in dataset.splits.values()}
+    splits = {config.data.data_dir / split.file: split for split in dataset.splits.values()}
     all_labels = read_labels(train_beton)
     samples, held_out, calibrated = split_training_images(all_labels, config)
     labels = all_labels[samples]
@@ -112,7 +112,7 @@ def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo) -> R
             device=runtime.device,
             batch_size=batch_size,
             num_workers=config.data.num_workers,
-            sha256=checksums[beton],
+            split=splits[beton],
         )
 
     weights = None

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from data_prep.dataset import write_dataset
 from data_prep.loader import Batch, ResidentLoader, StreamLoader, build_loader
 from data_prep.sources.synthetic import draw_synthetic
+from data_prep.watched_file import DatasetChanged
 from tests.support.trainer import environment
 
 CPU = torch.device("cpu")
@@ -128,6 +130,15 @@ def test_the_thread_count_of_torch_is_unchanged(image_set_and_beton: tuple[np.nd
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_file_that_was_replaced_after_its_dataset_was_read_is_refused(tmp_path: Path) -> None:
+    info = write_dataset(draw_synthetic(train_count=20, test_count=10, seed=0, size=16), tmp_path)
+    make = partial(StreamLoader, tmp_path / "train.beton", device=CPU, batch_size=10, num_workers=1)
+    make(split=info.splits["train"])
+    write_dataset(draw_synthetic(train_count=20, test_count=10, seed=1, size=16), tmp_path)
+    with pytest.raises(DatasetChanged, match=r"train\.beton was replaced while this program started"):
+        make(split=info.splits["train"])
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
