@@ -63,7 +63,7 @@ def test_every_combination_of_settings_is_planned_with_every_seed(tiny_dir: Path
         (["smoke", "--launcher", "false"], "--launcher false does not start a process: exit status 1"),
         (["smoke", "--launcher", f"{sys.executable} -X nonsense -Q"], "does not start a process: "),
         (["smoke", "--list", "--table"], "--table: not allowed with argument --list"),
-        (["smoke", "--list", "--init-from", "two\nlines"], "'two\\nlines' has a line break"),
+        (["smoke", "--list", "--freeze", "two\nlines"], "'two\\nlines' has a line break"),
         (["smoke", "--out", "two\nlines"], "--out must have no line breaks or other unprintable characters"),
         (["smoke", "--out", ""], "--out must not be empty"),
         (["smoke", "--set", "init-from=x/a,x_a"], "two values give the same folder name, init-from=x_a,seed=0"),
