@@ -57,31 +57,39 @@ class RunDirectory:
 
     def write_status(self, state: str, *, step: int = 0, epoch: int = 0, message: str = "") -> None:
         """Writes status.json. `state`: running, preempted or done. `step`: the step of the newest checkpoint, or 0."""
-        fields = {"state": state, "step": step, "epoch": epoch, "message": message, "saved_step": step}
-        write_json(self.path / "status.json", fields)
+        write_json(self.path / "status.json", _status(state, step, epoch, message, saved_step=step))
 
     def write_failure(self, error: BaseException, *, step: int, epoch: int, saved_step: int) -> None:
         """Records in status.json why the run failed. Never raises, because that would hide the original error.
 
         `saved_step`: the step of the newest checkpoint; 0 if there is none.
         """
-        path, message = self.path / "status.json", f"{type(error).__name__}: {error}"
-        fields = {"state": "failed", "step": step, "epoch": epoch, "message": message, "saved_step": saved_step}
+        message = f"{type(error).__name__}: {error}"
         try:
-            try:
-                write_json(path, fields)
-            except OSError as other:
-                if other.errno not in DISK_FULL:
-                    raise
-                _overwrite(path, fields)
+            _replace_or_overwrite(
+                self.path / "status.json", _status("failed", step, epoch, message, saved_step=saved_step)
+            )
         except OSError as other:
             print(f"warning: {other}", file=sys.stderr, flush=True)
 
 
-def _overwrite(path: Path, fields: Mapping[str, Any]) -> None:
-    """Overwrites a JSON file in place, which works on a full disk. The end of a longer old content becomes spaces."""
-    with open(os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "wb") as file:
-        file.write((json.dumps(fields) + "\n").encode().ljust(path.stat().st_size))
+def _status(state: str, step: int, epoch: int, message: str, *, saved_step: int) -> dict[str, Any]:
+    """Content of status.json."""
+    return {"state": state, "step": step, "epoch": epoch, "message": message, "saved_step": saved_step}
+
+
+def _replace_or_overwrite(path: Path, content: Mapping[str, Any]) -> None:
+    """Replaces a JSON file atomically or, if the disk is full, overwrites it in place.
+
+    If the old content is longer, its end is overwritten with spaces.
+    """
+    try:
+        write_json(path, content)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        with open(os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "wb") as file:
+            file.write((json.dumps(content) + "\n").encode().ljust(path.stat().st_size))
 
 
 def remove_temporaries(path: Path) -> None:
