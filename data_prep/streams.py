@@ -83,7 +83,7 @@ def _unfailing(stream: TextIO | None, *, errors: str) -> TextIO:
 
     If `stream` is closed, the result writes to /dev/null. If `stream` is not a file, it is returned unchanged.
     """
-    if stream is None or stream.closed:
+    if stream is None or getattr(stream, "closed", False):
         return open(os.devnull, "w", encoding="utf-8", errors=errors)
     if not isinstance(stream, io.TextIOWrapper) or isinstance(getattr(stream.buffer, "raw", None), _UnfailingFile):
         return stream

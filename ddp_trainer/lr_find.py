@@ -29,9 +29,10 @@ from data_prep.data_config import DataConfig
 from data_prep.dataset import read_dataset, verify_dataset
 from data_prep.errors import require
 from data_prep.files import replace_file, write_json
+from data_prep.streams import forgiving_output
 from ddp_trainer.command_line import SMALLER_STEPS, parse_flags, program_name, run_command, take_recipe
 from ddp_trainer.config import NetworkConfig, OptimConfig, RunConfig, RuntimeConfig, TrackingConfig, TrainConfig
-from ddp_trainer.distributed.launch import Launch, check_machine
+from ddp_trainer.distributed.launch import check_machine
 from ddp_trainer.distributed.process_end import exit_process
 from ddp_trainer.distributed.process_settings import restored_settings
 from ddp_trainer.distributed.runtime import Runtime
@@ -44,8 +45,7 @@ from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.report.figures import default_style
 from ddp_trainer.report.loss_curve import LossCurve
 from ddp_trainer.run.checks import check_settings
-from ddp_trainer.run.directory import new_folder
-from ddp_trainer.run.lock import lock_folder
+from ddp_trainer.run.lock import locked_folder
 from ddp_trainer.schedule import ScheduleConfig
 from ddp_trainer.tracking.console import print_line
 
@@ -164,16 +164,15 @@ def write_results(out: Path, curve: LossCurve, config: TrainConfig, runtime: Run
 
 def find_learning_rate(test: RangeTestConfig, stop: StopRequest) -> None:
     """Runs the range test and writes its results. Raises InputError for wrong input, before the first step."""
-    config, launch = test.as_train_config(), Launch.from_environment()
-    check_machine(config.runtime)
+    config = test.as_train_config()
+    launch = check_machine(config.runtime)
     dataset = read_dataset(config.data.data_dir)
     check_settings(config, dataset, world_size=launch.world_size)
     verify_dataset(config.data.data_dir, dataset, full=config.data.verify == "full")
     out = test.rates.out
     with contextlib.ExitStack() as stack:
         if launch.is_main:
-            out = out or new_folder(f"lr_find-{config.recipe}")
-            stack.enter_context(lock_folder(out))
+            out = stack.enter_context(locked_folder(out, f"lr_find-{config.recipe}"))
         stack.enter_context(restored_settings())
         if launch.is_main:
             # This style is for the picture. It is set before the test, because `default_style` may raise InputError.
@@ -204,6 +203,7 @@ def parse(argv: Sequence[str]) -> RangeTestConfig:
     )
 
 
+@forgiving_output()  # before `listening`, whose pipe would otherwise take the place of a closed stdout or stderr
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 after success or a signal, 2 for wrong input, 1 after any other error."""
     stop = StopRequest()

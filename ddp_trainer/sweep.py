@@ -31,9 +31,10 @@ from ddp_trainer.command_line import (
     take_recipe,
 )
 from ddp_trainer.config import NO_DIFFERENCE
+from ddp_trainer.distributed.launch import Launch
 from ddp_trainer.report.sweep_table import TABLE, results_table
 from ddp_trainer.run.checks import check_settings
-from ddp_trainer.run.directory import changed_settings, dataset_settings, recorded_settings
+from ddp_trainer.run.settings import changed_settings, dataset_settings, recorded_settings
 from ddp_trainer.run.sweep_runs import PlannedRun, Runner, count_processes
 from ddp_trainer.tracking.console import print_line
 
@@ -60,6 +61,8 @@ def parse(argv: Sequence[str]) -> Sweep:
         flags, common = _flags_of(recipe.recipe).parse_known_args(rest)
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from None
+    fix = "start it with python -m, and name the launcher of its runs: --launcher 'accelerate launch -m'"
+    require(Launch.from_environment().world_size == 1, f"the sweep itself must be a single process; {fix}")
     require(flags.seeds >= 1, f"--seeds must be at least 1, got {flags.seeds}")
     require_printable("out", flags.out)
     runs = plan_runs(recipe.recipe, flags.settings, flags.seeds, common, flags.out)

@@ -30,9 +30,9 @@ def run_training(config: "TrainConfig", stop: StopRequest, *, observer: "Observe
 
     Raises InputError for wrong input, before the first step.
     """
-    from ddp_trainer.distributed.launch import Launch, check_machine
+    from ddp_trainer.distributed.launch import check_machine
 
-    check_machine(config.runtime)  # before the imports below, which take seconds
+    launch = check_machine(config.runtime)  # before the imports below, which take seconds
     from data_prep.dataset import read_dataset, verify_dataset
     from ddp_trainer.engine.build import build_trainer, prepare_network
     from ddp_trainer.engine.passes import resolve_passes
@@ -45,13 +45,12 @@ def run_training(config: "TrainConfig", stop: StopRequest, *, observer: "Observe
     from ddp_trainer.run.result import result_of
     from ddp_trainer.run.resume import StartKind, find_start, load_state, thread_warnings
 
-    launch = Launch.from_environment()
     dataset = read_dataset(config.data.data_dir)
     num_images = check_settings(config, dataset, world_size=launch.world_size)
     verify_dataset(config.data.data_dir, dataset, full=config.data.verify == "full")
     with claim_run_directory(config, is_main=launch.is_main) as run_dir:
         start = find_start(run_dir, config, last_step=config.schedule.last_step(num_images))
-        with join_processes(config, dataset, stop, run_dir, start) as (runtime, start):
+        with join_processes(config, dataset, stop, start) as (runtime, start):
             state = load_state(start, config, dataset, precision=runtime.precision)
             if start.kind == StartKind.FINISHED:
                 complete_results(run_dir, config)
@@ -96,7 +95,7 @@ def train_here(
             release_run()
 
 
-@forgiving_output()
+@forgiving_output()  # before `listening`, whose pipe would otherwise take the place of a closed stdout or stderr
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 if the run is finished or was stopped by a signal, 2 for wrong input, 1 otherwise."""
     stop = StopRequest()

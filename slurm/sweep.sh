@@ -3,7 +3,7 @@
 # Run it (without sbatch) in the repository, on the machine where you would call sbatch:
 #   bash slurm/sweep.sh [RECIPE] [--seeds N] [--set FLAG=V1,V2] [--out DIR] [--flag value ...] [-- sbatch flags]
 # python -m ddp_trainer.sweep --help describes everything before the --.
-# Default of --out: sweep-TIME in $DDP_RUNS_DIR (default: runs).
+# Default of --out: sweep-TIME-PID in $DDP_RUNS_DIR (default: runs).
 set -euo pipefail
 
 if [[ ! -f slurm/job.sh ]]; then
@@ -20,7 +20,7 @@ if [[ $# -gt 0 && $1 != -* ]]; then
   words+=("$1")
   shift
 fi
-sweep=${DDP_RUNS_DIR:-runs}/sweep-$(date +%Y%m%d-%H%M%S)
+sweep=${DDP_RUNS_DIR:-runs}/sweep-$(date +%Y%m%d-%H%M%S)-$$ # $$: two calls in the same second differ
 words+=(--out "$sweep")
 [[ -z ${DDP_DATA_DIR:-} ]] || words+=(--data-dir "$DDP_DATA_DIR")
 while (($#)) && [[ $1 != -- ]]; do

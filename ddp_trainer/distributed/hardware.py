@@ -20,6 +20,13 @@ TRUE = ("1", "true", "t", "yes", "y", "on")
 # Values of ONEDNN_MAX_CPU_ISA with which oneDNN, torch's library for convolutions on the CPU, would emulate bf16.
 ISAS_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 
+# Environment variables with which libraries compute fp32 operations less precisely, and the value that prevents it.
+FP32_VARIABLES = {
+    "ONEDNN_DEFAULT_FPMATH_MODE": "STRICT",
+    "DNNL_DEFAULT_FPMATH_MODE": "STRICT",
+    "NVIDIA_TF32_OVERRIDE": "0",
+}
+
 
 def _cpu_info() -> str:
     try:
@@ -82,6 +89,14 @@ def why_unusable(device: "torch.device | int") -> str:
     except RuntimeError as error:
         return str(error).partition("\n")[0]
     return ""
+
+
+def require_exact_fp32() -> None:
+    """Raises InputError if an environment variable lowers the precision of fp32: a resumed run might not have it."""
+    for name, exact in FP32_VARIABLES.items():
+        value = os.environ.get(name) or exact
+        fix = "unset it, and choose a precision with --precision"
+        require(value.upper() == exact, f"the environment variable {name}={value} makes fp32 less precise; {fix}")
 
 
 def resolve_precision(config: RuntimeConfig) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from data_prep.errors import InputError, require
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.accelerate_settings import check_accelerate_settings
-from ddp_trainer.distributed.hardware import resolve_device, resolve_precision
+from ddp_trainer.distributed.hardware import require_exact_fp32, resolve_device, resolve_precision
 
 # Variables that mpirun and srun --mpi set, and that Accelerate reads if it runs on CPUs.
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -90,11 +90,14 @@ def prints_errors() -> bool:
         return True
 
 
-def check_machine(config: RuntimeConfig) -> None:
-    """Raises InputError if the settings do not fit this machine or the way in which this process was launched."""
-    _check_launch(config)
+def check_machine(config: RuntimeConfig) -> Launch:
+    """How this process was launched. Raises InputError if the settings do not fit this machine or that launch."""
+    launch = Launch.from_environment()
+    _check_launch(launch, config)
     check_accelerate_settings(config)
+    require_exact_fp32()
     resolve_precision(config)
+    return launch
 
 
 def _number(name: str, *, least: int = 0) -> int | None:
@@ -130,13 +133,12 @@ def _fix(name: str) -> str:
     return f"unset {name} to train with one process, or use accelerate launch for several"
 
 
-def _check_launch(config: RuntimeConfig) -> None:
+def _check_launch(launch: Launch, config: RuntimeConfig) -> None:
     """Raises InputError if this process was launched as one of several but is alone, or if there are too few GPUs.
 
     `accelerate launch --cpu --num_processes 2` starts only one process. This mistake can be recognized because the
     launcher sets MASTER_ADDR but not WORLD_SIZE.
     """
-    launch = Launch.from_environment()
     alone = "WORLD_SIZE" not in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ
     if alone and "MASTER_ADDR" in os.environ:
         raise InputError(

@@ -1,6 +1,6 @@
 """Helps the processes of a run to join.
 
-The functions report a long wait, create the process group for control messages, and set timeouts.
+The functions report a long wait or a used port, create the process group for control messages, and set timeouts.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import torch.distributed as dist
 # would import it during a run, so it is imported here, before there is a process group.
 import torch.distributed.nn.functional  # noqa: F401
 
+from data_prep.errors import InputError
 from ddp_trainer.distributed.launch import Launch
 from ddp_trainer.distributed.signals import StopRequest
 
@@ -59,6 +60,18 @@ def meeting(launch: Launch, stop: StopRequest) -> Iterator[bool]:
         stop.end_at_first_signal(False)
     if joins:
         _keep_store()
+
+
+@contextlib.contextmanager
+def explained_port(launch: Launch) -> Iterator[None]:
+    """Raises InputError if the block fails because another program uses the port of the meeting point."""
+    try:
+        yield
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        fix = "choose another --main_process_port (or MASTER_PORT)"
+        raise InputError(f"another program uses the port of {launch.meeting_point}; {fix}") from None
 
 
 def _use_new_keys() -> None:

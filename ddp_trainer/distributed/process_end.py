@@ -2,7 +2,10 @@
 
 import gc
 import os
+import signal
 import sys
+
+from ddp_trainer.distributed.signals import SIGNALS
 
 
 def release_run() -> None:
@@ -18,7 +21,11 @@ def exit_process(status: int) -> None:
     """Ends this process. After a failure, skips all clean-up, because it might wait forever for a rank that is gone.
 
     Ranks other than the main one skip clean-up after a success, too, because they have nothing left to write.
+    Signals that ask the process to stop are ignored from now on, except for Ctrl-C: a launcher may repeat them.
     """
+    for number in SIGNALS:
+        if number != signal.SIGINT:
+            signal.signal(number, signal.SIG_IGN)
     if status or os.environ.get("RANK", "0") != "0":
         sys.stdout.flush()
         sys.stderr.flush()

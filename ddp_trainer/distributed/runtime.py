@@ -22,8 +22,8 @@ from ddp_trainer.distributed.device_wait import wait_for
 from ddp_trainer.distributed.gloo_interface import choose_interface
 from ddp_trainer.distributed.hardware import cpu_name, require_usable, resolve_device, resolve_precision
 from ddp_trainer.distributed.host_memory import keep_freed_memory
-from ddp_trainer.distributed.launch import Launch, check_machine
-from ddp_trainer.distributed.meeting import control_group, meeting, set_timeout
+from ddp_trainer.distributed.launch import check_machine
+from ddp_trainer.distributed.meeting import control_group, explained_port, meeting, set_timeout
 from ddp_trainer.distributed.signals import StopRequest
 from ddp_trainer.distributed.stop_agreement import StopAgreement
 from ddp_trainer.distributed.sync_batchnorm import synchronize_batchnorm
@@ -43,7 +43,7 @@ class Runtime:
 
     def __init__(self, config: RuntimeConfig, *, stop: StopRequest | None = None) -> None:
         """`stop`: records signals that ask the run to stop. Without it, such a signal ends the process."""
-        check_machine(config)
+        launch = check_machine(config)
         require(
             config.gradient_compression == "none" or dist.is_nccl_available(),
             "--gradient-compression bf16 needs a build of torch for CUDA; leave out this flag",
@@ -53,11 +53,10 @@ class Runtime:
         set_backend_flags(config)
         choose_interface()
         timeout = timedelta(seconds=max(config.process_group_timeout, STARTUP_SECONDS))
-        launch = Launch.from_environment()
         on_cpu = resolve_device(config) == "cpu"  # before environment_of hides ACCELERATE_USE_CPU
         stop = stop or StopRequest()
         with meeting(launch, stop) as self._owns_group:
-            with environment_of(launch.variables()):
+            with environment_of(launch.variables()), explained_port(launch):
                 self._accelerator = self._build_accelerator(timeout, on_cpu=on_cpu)
             # Control messages are sent with gloo, between CPUs, so that they never wait for a device.
             self._control = control_group(timeout) if launch.world_size > 1 else None

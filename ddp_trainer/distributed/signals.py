@@ -6,6 +6,7 @@ This file imports only fast modules, because `train` must handle signals before 
 import _thread
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -15,8 +16,8 @@ from types import FrameType
 
 from data_prep.parent import signal_on_death_of_parent
 
-# These two signals are handled even if they were ignored when the process started: a job script may ignore them while
-# it starts the launcher, and the training processes inherit that.
+# These two signals are handled even if they were ignored or blocked when the process started: a job script may ignore
+# them while it starts the launcher, and the training processes inherit that.
 ALWAYS_HANDLED = (signal.SIGTERM, signal.SIGUSR2)
 
 # Other signals that ask a process to end: Ctrl-C, a closed terminal, a warning from a batch system, a CPU time limit.
@@ -105,17 +106,21 @@ class StopRequest:
             self._number = number
             if number == signal.SIGINT and os.environ.get("LOCAL_RANK", "0") == "0":  # somebody pressed Ctrl-C
                 with contextlib.suppress(OSError):  # stderr may be a pipe whose reader was ended by Ctrl-C
-                    os.write(2, CTRL_C_MESSAGE)
+                    if select.select([], [2], [], 0)[1]:  # a write to a full pipe would block this thread
+                        os.write(2, CTRL_C_MESSAGE)
 
 
 @contextlib.contextmanager
 def handle_signals(handler: Handler) -> Iterator[None]:
-    """Calls `on_request_to_stop(handler)`. At the end of the block, restores the previous handlers."""
+    """Calls `on_request_to_stop(handler)`, and unblocks ALWAYS_HANDLED. Both are undone at the end of the block."""
     previous = {number: signal.getsignal(number) for number in SIGNALS}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         on_request_to_stop(handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ALWAYS_HANDLED)
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for number, before in previous.items():
             if before is not None:  # None: the handler was installed by C code
                 signal.signal(number, before)

@@ -32,7 +32,7 @@ class Evaluation:
     samples: np.ndarray  # (N,) positions in the beton file
     labels: Tensor  # (N,) int64
     logits: Tensor  # (N, num_classes) float32
-    logits_tta: Tensor | None  # logits with test-time augmentation: see `averaged_over_views`
+    logits_tta: Tensor | None = None  # logits with test-time augmentation: see `averaged_over_views`
 
     @property
     def total(self) -> int:
@@ -105,8 +105,7 @@ class Evaluator:
         """
         was_training, device = model.training, self.runtime.device
         total, num_classes = len(self.samples), len(self.spec.classes)
-        logits = torch.zeros(total, num_classes, device=device)
-        logits_tta = torch.zeros_like(logits) if tta else None
+        tables = [torch.zeros(total, num_classes, device=device) for _ in range(2 if tta else 1)]  # see `_logits`
         labels, seen = (torch.zeros(total, dtype=torch.int64, device=device) for _ in range(2))
         rows = torch.arange(self.runtime.rank, total, self.runtime.world_size, device=device)
         done = 0
@@ -119,25 +118,20 @@ class Evaluator:
                     # A batch may be too large to evaluate at once if it comes from the loader of the training images.
                     parts = batch.images.split(self.spec.evaluation_batch)
                     columns = zip(*(self._logits(model, part, tta=tta) for part in parts), strict=True)
-                    plain, averaged = map(torch.cat, columns)
-                    logits[own] = plain.to(logits.dtype)
-                    if logits_tta is not None:
-                        logits_tta[own] = averaged.to(logits.dtype)
+                    for table, column in zip(tables, columns, strict=True):
+                        table[own] = torch.cat(column).to(table.dtype)
                     labels[own] = batch.labels
                     seen[own] += 1
                     done += len(own)
         finally:
             model.train(was_training)
-        for table in (logits, labels, seen) if logits_tta is None else (logits, labels, seen, logits_tta):
+        for table in (labels, seen, *tables):
             self.runtime.sum_over_ranks(table)
         assert bool((seen == 1).all()), "an image was evaluated twice or not at all"
-        return Evaluation(self.samples, labels, logits, logits_tta)
+        return Evaluation(self.samples, labels, *tables)
 
-    def _logits(self, model: nn.Module, images: Tensor, *, tta: bool) -> tuple[Tensor, Tensor]:
-        """(N, 3, H, W) uint8 -> (N, num_classes) logits, without and with test-time augmentation.
-
-        If `tta` is False, both are the logits without it.
-        """
+    def _logits(self, model: nn.Module, images: Tensor, *, tta: bool) -> list[Tensor]:
+        """(N, 3, H, W) uint8 -> (N, num_classes) logits and, if `tta`, those with test-time augmentation."""
         images = center_crop(images, self.spec.input_size)
         images = batch_normalize(images, self.spec.mean, self.spec.std, image_dtype(model))
         images = self.runtime.laid_out(images)
@@ -146,9 +140,9 @@ class Evaluator:
             forward: Callable[[Tensor], Tensor] = model._call_impl  # type: ignore[assignment]
             plain = forward(images).to(torch.promote_types(images.dtype, torch.float32))  # at least float32
             if not tta:
-                return plain, plain
+                return [plain]
             mirror, shift = self.spec.flip != "none", self.spec.shift
-            return plain, averaged_over_views(forward, images, plain, mirror=mirror, shift=shift)
+            return [plain, averaged_over_views(forward, images, plain, mirror=mirror, shift=shift)]
 
 
 def averaged_over_views(
@@ -175,7 +169,7 @@ def averaged_over_views(
     uncertain = margins.argsort(stable=True)[:size]
 
     def with_mirror_image(view: Tensor, logits: Tensor) -> Tensor:
-        return (logits + model(view.flip(3))) / 2 if mirror else logits
+        return (logits + model(view.flip(3)).to(plain)) / 2 if mirror else logits
 
     chosen = images[uncertain]
     views = with_mirror_image(chosen, plain[uncertain])

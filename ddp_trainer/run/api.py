@@ -24,7 +24,7 @@ from ddp_trainer.config import TrainConfig, importing_network
 from ddp_trainer.distributed.launch import ONE_MACHINE
 from ddp_trainer.recipes import RECIPES
 from ddp_trainer.run.checks import check_settings
-from ddp_trainer.run.directory import new_folder
+from ddp_trainer.run.lock import new_folder, remove_unused
 from ddp_trainer.run.result import RunResult
 
 # Without `end_with_parent`, the run would continue unnoticed after a notebook's kernel is restarted or a script is
@@ -77,6 +77,8 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
         return RunResult.of(out)
     if interrupted:
         raise KeyboardInterrupt
+    if config.run.out is None:
+        remove_unused(out)
     raise RuntimeError(f"the run in {out} failed with exit status {status}; its messages are above")
 
 

@@ -7,6 +7,7 @@ in the background, and `engine.save_schedule` decides when to save.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import shutil
@@ -17,13 +18,14 @@ from typing import IO, Any
 
 import torch
 
-from data_prep.errors import ExplainedError
+from data_prep.errors import ExplainedError, InputError
 from data_prep.files import open_regular, read_text, sync, sync_handle
 from data_prep.machine_limits import due_to_machine
 from ddp_trainer.run.files import list_checkpoints, step_of
 
 STATE, MANIFEST = "state.pt", "manifest.json"
 FORMAT_VERSION = 3
+UNREADABLE = (errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT)  # say nothing about the content of a file
 WRITING, REPLACED, DROPPED = ".writing-", ".replaced-", ".dropped-"
 
 
@@ -152,6 +154,7 @@ def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any
     Raises CheckpointError if a byte of the state or the manifest has changed, if the folder was renamed, or if the
     state cannot be loaded. Raises OtherRelease if the checkpoint has another format, or lacks some of the `required`
     keys. If memory or file descriptors run out, that error is raised instead, because the checkpoint may be intact.
+    For the same reason, raises InputError if the files exist, but cannot be opened.
     """
     try:
         text = read_text(path / MANIFEST)
@@ -165,6 +168,10 @@ def read_checkpoint(path: Path, required: Collection[str] = ()) -> dict[str, Any
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if due_to_machine(error):
             raise
+        if isinstance(error, OSError) and error.errno in UNREADABLE:
+            raise InputError(
+                f"{path} cannot be read ({error.strerror}); it may be intact, so make it readable"
+            ) from None
         raise CheckpointError(f"{path} has no readable manifest or state ({_name(error)})") from None
     if text != expected:
         raise CheckpointError(f"{path}: state and manifest do not match their checksum")

@@ -15,18 +15,14 @@ import torch
 
 from data_prep.files import DISK_FULL
 from ddp_trainer.engine.host_copy import HostCopy
-from ddp_trainer.run.checkpoint import CheckpointError, checkpoint_path, clean_up, remove_old, write_checkpoint
+from ddp_trainer.run.checkpoint import CheckpointError, checkpoint_path, remove_old, write_checkpoint
 
 
 class CheckpointSaver:
-    """Saves checkpoints, and keeps the `keep` newest ones and the one with the highest score.
-
-    Cleans up after a killed run.
-    """
+    """Saves checkpoints, and keeps the `keep` newest ones and the one with the highest score."""
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         self.folder, self.keep = folder, keep
-        clean_up(folder)
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._copy: HostCopy | None = None  # of the state that is being saved

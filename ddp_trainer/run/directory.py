@@ -1,16 +1,13 @@
 """The run directory and the small JSON files in it. Only the main process writes to it."""
 
 import contextlib
-import itertools
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,23 +15,22 @@ from typing import TYPE_CHECKING, Any
 from data_prep.errors import InputError
 from data_prep.files import DISK_FULL, read_json, write_json
 from ddp_trainer.config import TrainConfig
-from ddp_trainer.run.files import refuse_existing_run, refuse_links
-from ddp_trainer.run.lock import LOCK, lock_folder, srun_mistake
+from ddp_trainer.run.files import list_checkpoints, refuse_existing_run, refuse_links, step_of
+from ddp_trainer.run.lock import locked_folder
 
 if TYPE_CHECKING:
     from data_prep.dataset import DatasetInfo
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")  # names of the temporary files of `replace_file`
-RESOLVED = ("precision", "accumulate")  # if one of these settings is `auto`, the run records the value that it chose
-IMAGES = {"train": "training images", "test": "test images"}  # what error messages call the splits
 PACKAGES = ("torch", "torchvision", "accelerate", "ffcv", "numpy", "wandb")
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunDirectory:
     """The folder of one run. `claim_run_directory` locks it."""
 
     path: Path
+    has_status: bool = False  # whether this process has written status.json
 
     @property
     def checkpoints(self) -> Path:
@@ -46,9 +42,10 @@ class RunDirectory:
         return read_json(self.path / "summary.json")
 
     def is_finished(self, last_step: int) -> bool:
-        """Whether the run is finished and has done `last_step` steps, so that nothing is left to train."""
+        """Whether the run has done `last_step` steps and has written its results and its model."""
         steps = (self.summary or {}).get("steps")
-        return isinstance(steps, int) and steps >= last_step  # an untrusted JSON file may contain anything
+        has_model = all((self.path / name).exists() for name in ("model.safetensors", "model.json"))
+        return has_model and isinstance(steps, int) and steps >= last_step  # untrusted JSON may contain anything
 
     @property
     def status(self) -> dict[str, Any]:
@@ -57,6 +54,7 @@ class RunDirectory:
 
     def write_status(self, state: str, *, step: int = 0, epoch: int = 0, message: str = "") -> None:
         """Writes status.json. `state`: running, preempted or done. `step`: the step of the newest checkpoint, or 0."""
+        self.has_status = True
         write_json(self.path / "status.json", _status(state, step, epoch, message, saved_step=step))
 
     def write_failure(self, error: BaseException, *, step: int, epoch: int, saved_step: int) -> None:
@@ -64,6 +62,7 @@ class RunDirectory:
 
         `saved_step`: the step of the newest checkpoint; 0 if there is none.
         """
+        self.has_status = True
         message = f"{type(error).__name__}: {error}"
         try:
             _replace_or_overwrite(
@@ -106,47 +105,27 @@ def claim_run_directory(config: TrainConfig, *, is_main: bool) -> Iterator[RunDi
     """The run directory, locked within the block so that no other run writes to it; None on all ranks but the main one.
 
     Raises InputError if another run is using the folder, if `refuse_existing_run` or `refuse_links` refuses it, or if
-    it cannot be written. Raises OSError if the disk is full.
+    it cannot be written. Raises OSError if the disk is full. If the block fails before it has written status.json, the
+    failure is recorded there, except for wrong input.
     """
     if not is_main:
         yield None
         return
-    is_new = config.run.out is None or not os.path.lexists(config.run.out)
-    path = config.run.out or new_folder(config.recipe)
-    with lock_folder(path):
+    with locked_folder(config.run.out, config.recipe) as path:
         refuse_links(path)
         refuse_existing_run(path, resume=config.run.resume)
         remove_temporaries(path)
+        run_dir = RunDirectory(path)
         try:
-            yield RunDirectory(path)
+            yield run_dir
         except InputError:
-            if is_new and os.listdir(path) == [LOCK]:  # nothing has been recorded
-                shutil.rmtree(path, ignore_errors=True)
             raise
-
-
-def new_folder(name: str) -> Path:
-    """Creates runs/NAME-TIMESTAMP and returns its path. If the folder exists already, adds a number to the name.
-
-    Raises InputError if the folder cannot be created, or if srun started several copies of this program. Without this
-    check, each copy would train alone, in a folder of its own.
-    """
-    if mistake := srun_mistake():
-        raise InputError(f"{mistake}, or give each copy its own folder with --out")
-    stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
-    path = Path("runs") / f"{name}-{stamp}"
-    try:
-        path.parent.mkdir(exist_ok=True)  # raises FileExistsError if `runs` is a link that leads nowhere
-        for number in itertools.count(1):
-            numbered = path.with_name(f"{path.name}-{number}") if number > 1 else path
-            with contextlib.suppress(FileExistsError):
-                numbered.mkdir()
-                return numbered
-    except OSError as error:
-        if error.errno in DISK_FULL:
+        except BaseException as error:
+            if not run_dir.has_status and not (path / "summary.json").exists():  # a finished run stays finished
+                newest = list_checkpoints(run_dir.checkpoints)[:1]
+                step = step_of(newest[0]) if newest else 0
+                run_dir.write_failure(error, step=step, epoch=0, saved_step=step)
             raise
-        raise InputError(f"{path} cannot be created ({error.strerror}); name a folder with --out") from None
-    raise AssertionError("itertools.count is endless")
 
 
 def describe_run(config: TrainConfig, dataset: "DatasetInfo", machine: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,47 +141,6 @@ def describe_run(config: TrainConfig, dataset: "DatasetInfo", machine: Mapping[s
         "git_commit": git_commit(),
         "dataset": asdict(dataset),
     }
-
-
-def recorded_settings(run_dir: Path) -> dict[str, Any]:
-    """The settings in config.json, the precision that the run used, and the entries of `dataset_settings`.
-
-    Raises InputError if config.json does not contain them.
-    """
-    config = read_json(run_dir / "config.json") or {}
-    try:
-        return {**config["settings"], "precision": config["precision"], **_dataset_properties(config["dataset"])}
-    except (KeyError, TypeError):
-        raise InputError(f"{run_dir / 'config.json'} has no settings of a run; choose another --out") from None
-
-
-def dataset_settings(config: TrainConfig, dataset: "DatasetInfo") -> dict[str, Any]:
-    """The properties of the dataset that must not change: its images (their sha256), and how colors are normalized.
-
-    With --validation, the test images may change.
-    """
-    properties = _dataset_properties(asdict(dataset))
-    if config.data.validation:
-        del properties["test images"]
-    return properties
-
-
-def _dataset_properties(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """`dataset`: a DatasetInfo as a dict, as in config.json."""
-    images = {name: dataset["splits"][split]["sha256"] for split, name in IMAGES.items()}
-    return {**images, "mean and std": [*dataset["mean"], *dataset["std"]]}
-
-
-def changed_settings(recorded: Mapping[str, Any], requested: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Settings whose requested value differs from the recorded one, as (name, recorded, requested).
-
-    A setting that is not recorded did not exist in the release that started the run. That release behaved as if the
-    setting had its default value, so the requested value is compared with the default. A requested `auto` for a setting
-    in RESOLVED equals any recorded value.
-    """
-    recorded = {**TrainConfig().flat(), **recorded}
-    names = [name for name, value in requested.items() if not (name in RESOLVED and value == "auto")]
-    return [(name, recorded.get(name), requested[name]) for name in names if recorded.get(name) != requested[name]]
 
 
 def package_versions() -> dict[str, str]:

@@ -1,9 +1,14 @@
-"""Locks a folder for one run, and notices when srun has started several copies of this program."""
+"""Creates and locks the folder of a run, and notices when srun has started several copies of this program."""
 
 import contextlib
+import errno
 import fcntl
+import itertools
 import os
+import shutil
 import sys
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import IO
 
@@ -12,7 +17,55 @@ from data_prep.files import DISK_FULL
 from ddp_trainer.distributed.launch import Launch
 
 LOCK = ".lock"
+LOCKED = (errno.EWOULDBLOCK, errno.EACCES)  # another process has locked the file; EACCES is what SMB reports
 LOCK_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC  # NFS requires O_RDWR for an exclusive lock
+
+
+@contextlib.contextmanager
+def locked_folder(out: Path | None, name: str) -> Iterator[Path]:
+    """Yields `out`, or a new folder runs/NAME-TIMESTAMP, and locks it within the block. See `lock_folder`.
+
+    If the folder is new and the block writes nothing into it, it is removed.
+    """
+    is_new = out is None or not os.path.lexists(out)
+    path = out or new_folder(name)
+    with lock_folder(path):
+        try:
+            yield path
+        finally:
+            if is_new:
+                remove_unused(path)
+
+
+def remove_unused(path: Path) -> None:
+    """Removes the folder of a run that has written nothing."""
+    with contextlib.suppress(OSError):
+        if set(os.listdir(path)) <= {LOCK}:
+            shutil.rmtree(path)
+
+
+def new_folder(name: str) -> Path:
+    """Creates runs/NAME-TIMESTAMP and returns its path. If the folder exists already, adds a number to the name.
+
+    Raises InputError if the folder cannot be created, or if srun started several copies of this program. Without this
+    check, each copy would train alone, in a folder of its own.
+    """
+    if mistake := srun_mistake():
+        raise InputError(f"{mistake}, or give each copy its own folder with --out")
+    stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
+    path = Path("runs") / f"{name}-{stamp}"
+    try:
+        path.parent.mkdir(exist_ok=True)  # raises FileExistsError if `runs` is a link that leads nowhere
+        for number in itertools.count(1):
+            numbered = path.with_name(f"{path.name}-{number}") if number > 1 else path
+            with contextlib.suppress(FileExistsError):
+                numbered.mkdir()
+                return numbered
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        raise InputError(f"{path} cannot be created ({error.strerror}); name a folder with --out") from None
+    raise AssertionError("itertools.count is endless")
 
 
 def lock_folder(path: Path) -> IO[bytes]:
@@ -23,6 +76,8 @@ def lock_folder(path: Path) -> IO[bytes]:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         lock = os.fdopen(os.open(path / LOCK, LOCK_FLAGS | os.O_CREAT, 0o666), "rb")
     except OSError as error:
         if error.errno in DISK_FULL:
@@ -30,11 +85,11 @@ def lock_folder(path: Path) -> IO[bytes]:
         raise InputError(f"--out {path} cannot be written ({error.strerror}); choose another folder") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # PermissionError is what SMB reports
-        lock.close()
-        fix = srun_mistake() or "choose another folder, or wait until that run has ended"
-        raise InputError(f"--out {path}: another run is using this folder; {fix}") from None
     except OSError as error:
+        if error.errno in LOCKED:
+            lock.close()
+            fix = srun_mistake() or "choose another folder, or wait until that run has ended"
+            raise InputError(f"--out {path}: another run is using this folder; {fix}") from None
         warning = f"warning: {path} cannot be locked ({error.strerror}); make sure that no other run uses this folder"
         print(warning, file=sys.stderr, flush=True)
     return lock

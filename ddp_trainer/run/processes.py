@@ -5,13 +5,12 @@ import json
 from collections.abc import Iterator
 
 from data_prep.dataset import DatasetInfo
-from data_prep.errors import InputError
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.process_settings import require_usual_modes, restored_settings
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.signals import StopRequest
-from ddp_trainer.run.directory import RunDirectory
-from ddp_trainer.run.resume import Start, StartKind, settings_of
+from ddp_trainer.run.resume import Start, StartKind
+from ddp_trainer.run.settings import settings_of
 
 # Settings that may change on --resume, but must be the same on all ranks, because they decide when the ranks run
 # collective operations.
@@ -24,7 +23,7 @@ DIFFERENT_SETTINGS = "the processes have different settings or datasets; start t
 
 @contextlib.contextmanager
 def join_processes(
-    config: TrainConfig, dataset: DatasetInfo, stop: StopRequest, run_dir: RunDirectory | None, start: Start
+    config: TrainConfig, dataset: DatasetInfo, stop: StopRequest, start: Start
 ) -> Iterator[tuple[Runtime, Start]]:
     """Joins the other processes, and yields the runtime of this process and the `start` of the main process.
 
@@ -34,16 +33,11 @@ def join_processes(
     """
     require_usual_modes()
     with restored_settings():
-        try:
-            runtime = Runtime(config.runtime, stop=stop)
-            settings = {name: value for name, value in config.flat().items() if name in SAME_ON_ALL_RANKS}
-            settings |= settings_of(config, dataset, precision=runtime.precision)
-            settings |= {"evaluated images": dataset.splits["test"].sha256, "classes": dataset.classes}
-            runtime.require_agreement(json.dumps(settings), DIFFERENT_SETTINGS)
-            kind, step = runtime.agree_on(*start)
-        except Exception as error:  # for example, because a process never joined
-            if run_dir is not None and start.kind != StartKind.FINISHED and not isinstance(error, InputError):
-                run_dir.write_failure(error, step=start.step, epoch=0, saved_step=start.step)
-            raise
+        runtime = Runtime(config.runtime, stop=stop)
+        settings = {name: value for name, value in config.flat().items() if name in SAME_ON_ALL_RANKS}
+        settings |= settings_of(config, dataset, precision=runtime.precision)
+        settings |= {"evaluated images": dataset.splits["test"].sha256, "classes": dataset.classes}
+        runtime.require_agreement(json.dumps(settings), DIFFERENT_SETTINGS)
+        kind, step = runtime.agree_on(*start)
         yield runtime, Start(StartKind(kind), step)
         runtime.close()

@@ -17,10 +17,10 @@ from ddp_trainer.engine.profiling import StepProfiler
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.run.checkpoint_saver import CheckpointSaver
 from ddp_trainer.run.directory import RunDirectory, describe_run
-from ddp_trainer.run.resume import settings_of
+from ddp_trainer.run.settings import settings_of
 from ddp_trainer.tracking.console import build_progress, epoch_line, print_line
 from ddp_trainer.tracking.metric_files import Record
-from ddp_trainer.tracking.tracker import Tracker, build_tracker
+from ddp_trainer.tracking.tracker import build_tracker
 
 
 class SilentRecorder(Observer):
@@ -42,21 +42,36 @@ class Recorder(SilentRecorder):
     def __init__(
         self,
         run_dir: RunDirectory,
-        tracker: Tracker,
         config: TrainConfig,
-        *,
-        settings: dict[str, Any],
-        profiler: StepProfiler | None,
+        dataset: DatasetInfo,
+        runtime: Runtime,
+        state: dict[str, Any] | None,
         observer: Observer,
     ) -> None:
-        self.run_dir, self.tracker, self.settings, self.profiler = run_dir, tracker, settings, profiler
-        self.observer = observer
+        """Writes config.json and starts the trackers. `state`: see `open_recorder`."""
+        self.run_dir, self.observer = run_dir, observer
+        self.step, history = (state["step"], state["history"]) if state else (0, [])
+        self.epoch = len(history)
+        self.saved_step: int | None = self.step if state else None  # of the newest checkpoint
         self.epochs, self.split = math.ceil(config.schedule.epochs), config.data.evaluation_split
+        self.settings = settings_of(config, dataset, precision=runtime.precision)
+        for name in ("summary.json", "predictions.npz"):  # exist if a finished run is resumed with a larger --max-steps
+            (run_dir.path / name).unlink(missing_ok=True)
+        description = describe_run(config, dataset, runtime.describe())
+        write_json(run_dir.path / "config.json", description)
+        self.tracker = build_tracker(
+            config.tracking,
+            run_dir=run_dir.path,
+            config=description,
+            history=history,
+            step=self.step,
+            state=state["tracker"] if state else {},
+        )
         self.progress = build_progress()
         self.checkpoints = CheckpointSaver(run_dir.checkpoints, keep=config.run.keep_checkpoints)
-        self.step, self.epoch = 0, 0
-        self.has_checkpoint, self.saved_step = False, 0
         self._waits_for_disk = False
+        steps_left = config.schedule.last_step(dataset.splits["train"].count - config.data.held_out) - self.step
+        self.profiler = StepProfiler.start(config.run.profile, steps_left=steps_left, folder=run_dir.path)
 
     def say(self, line: str) -> None:
         print_line(line, sys.stderr)
@@ -97,7 +112,6 @@ class Recorder(SilentRecorder):
             before_saving=self.tracker.sync,  # a resumed run does not repeat the records of the steps before its start
             when_saved=note_save,  # called after the save: --resume concludes from status.json that a checkpoint exists
         )
-        self.has_checkpoint = True
         self.step, self.epoch = step, epoch
 
     def check(self) -> None:
@@ -115,7 +129,7 @@ class Recorder(SilentRecorder):
         """
         self.checkpoints.close()
         resume = f"--out {shell_path(self.run_dir.path)} --resume"
-        if self.has_checkpoint:
+        if self.saved_step is not None:
             message = f"stopped after step {self.step}, checkpoint saved; continue with {resume}"
         else:
             message = f"stopped before the first checkpoint; {resume} will start from step 0"
@@ -130,7 +144,7 @@ class Recorder(SilentRecorder):
         except Exception as other:  # the save may fail for the same reason as the run, for example a GPU error
             if other is not error:
                 print(f"error: {other}", file=sys.stderr, flush=True)
-        self.run_dir.write_failure(error, step=self.step, epoch=self.epoch, saved_step=self.saved_step)
+        self.run_dir.write_failure(error, step=self.step, epoch=self.epoch, saved_step=self.saved_step or 0)
         try:
             self.tracker.finish(None, failed=True)
         except OSError as other:
@@ -196,7 +210,7 @@ def open_recorder(
     step, epoch = (state["step"], len(state["history"])) if state else (0, 0)
     run_dir.write_status("running", step=step, epoch=epoch)
     try:
-        recorder = _build_recorder(run_dir, config, dataset, runtime, state, observer)
+        recorder = Recorder(run_dir, config, dataset, runtime, state, observer or Observer())
     except BaseException as error:
         run_dir.write_failure(error, step=step, epoch=epoch, saved_step=step)
         raise
@@ -208,34 +222,3 @@ def open_recorder(
     finally:
         if recorder.profiler is not None:
             recorder.profiler.close()
-
-
-def _build_recorder(
-    run_dir: RunDirectory,
-    config: TrainConfig,
-    dataset: DatasetInfo,
-    runtime: Runtime,
-    state: dict[str, Any] | None,
-    observer: Observer | None,
-) -> Recorder:
-    step, history = (state["step"], state["history"]) if state else (0, [])
-    for name in ("summary.json", "predictions.npz"):  # exist if a finished run is resumed with a larger --max-steps
-        (run_dir.path / name).unlink(missing_ok=True)
-    description = describe_run(config, dataset, runtime.describe())
-    write_json(run_dir.path / "config.json", description)
-    tracker = build_tracker(
-        config.tracking,
-        run_dir=run_dir.path,
-        config=description,
-        history=history,
-        step=step,
-        state=state["tracker"] if state else {},
-    )
-    steps_left = config.schedule.last_step(dataset.splits["train"].count - config.data.held_out) - step
-    profiler = StepProfiler.start(config.run.profile, steps_left=steps_left, folder=run_dir.path)
-    settings = settings_of(config, dataset, precision=runtime.precision)
-    observer = observer or Observer()
-    recorder = Recorder(run_dir, tracker, config, settings=settings, profiler=profiler, observer=observer)
-    recorder.step, recorder.epoch, recorder.saved_step = step, len(history), step
-    recorder.has_checkpoint = state is not None
-    return recorder

@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Mapping
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.dataset import DatasetInfo
-from data_prep.errors import InputError
+from data_prep.errors import InputError, require
 from data_prep.files import read_json
+from data_prep.sources import name_some
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.train_state import KEYS
@@ -19,8 +21,9 @@ from ddp_trainer.run.checkpoint import (
     newest_good_checkpoint,
     read_checkpoint,
 )
-from ddp_trainer.run.directory import RunDirectory, changed_settings, dataset_settings, recorded_settings
+from ddp_trainer.run.directory import RunDirectory
 from ddp_trainer.run.files import list_checkpoints, step_of
+from ddp_trainer.run.settings import changed_settings, recorded_settings, settings_of
 from ddp_trainer.tracking.metric_files import read_records
 
 REQUIRED = KEYS | {"settings", "tracker"}
@@ -91,34 +94,37 @@ def _refuse_lost_checkpoints(run_dir: RunDirectory) -> None:
         )
 
 
-def settings_of(config: TrainConfig, dataset: DatasetInfo, *, precision: str) -> dict[str, Any]:
-    """The settings that must not change on --resume, the precision, and the `dataset_settings`."""
-    return {**config.fixed_on_resume(), "precision": precision, **dataset_settings(config, dataset)}
-
-
 def load_state(start: Start, config: TrainConfig, dataset: DatasetInfo, *, precision: str) -> dict[str, Any] | None:
     """The state to resume from; None for a fresh start or a finished run.
 
     Raises InputError, which lists the differences, if the run was started with other settings.
     """
-    out = config.run.out
-    if start.kind == StartKind.FRESH:
-        if config.run.resume and out is not None and (out / "config.json").exists():
-            refuse_other_settings(recorded_settings(out), settings_of(config, dataset, precision=precision))
+    out, is_finished = config.run.out, start.kind == StartKind.FINISHED
+    if out is None or not config.run.resume:
         return None
-    assert out is not None, "--resume needs --out"
-    if start.kind == StartKind.FINISHED:  # nothing is computed, so --precision auto need not be resolved
-        requested = settings_of(config, dataset, precision=config.runtime.precision)
-        refuse_other_settings(recorded_settings(out), requested)
-        return None
+    # In a finished run nothing is computed, so --precision auto need not be resolved.
+    requested = settings_of(config, dataset, precision=config.runtime.precision if is_finished else precision)
+    # A checkpoint of an older release says less about the dataset than config.json.
+    recorded = recorded_settings(out) if is_finished or (out / "config.json").exists() else {}
+    state = _read_state(out, start.step) if start.kind == StartKind.RESUME else None
+    if state is not None:
+        recorded |= state["settings"]
+    if recorded:  # empty if the run was killed before it wrote config.json
+        refuse_other_settings(recorded, requested)
+    unknown = sorted(state["settings"].keys() - requested.keys()) if state is not None else []
+    require(
+        not unknown,
+        f"--resume: the checkpoint has settings that this release does not know ({name_some(unknown)}); resume with "
+        "the release that started the run",
+    )
+    return state
+
+
+def _read_state(out: Path, step: int) -> dict[str, Any]:
     try:
-        state = read_checkpoint(checkpoint_path(out / "checkpoints", start.step), REQUIRED)
+        return read_checkpoint(checkpoint_path(out / "checkpoints", step), REQUIRED)
     except CheckpointError as error:  # the main process has read this checkpoint, so this machine sees different files
         raise InputError(f"--resume: {error}; every machine must see the same --out") from None
-    # A checkpoint of an older release says less about the dataset than config.json.
-    recorded = recorded_settings(out) if (out / "config.json").exists() else {}
-    refuse_other_settings({**recorded, **state["settings"]}, settings_of(config, dataset, precision=precision))
-    return state
 
 
 def thread_warnings(config: TrainConfig, runtime: Runtime) -> list[str]:

@@ -85,7 +85,9 @@ def count_processes(launcher: list[str]) -> int:
     Raises InputError if it does not start any.
     """
     try:
-        started = subprocess.run([*launcher, "ddp_trainer.run.sweep_runs"], text=True, capture_output=True)
+        started = subprocess.run(
+            [*launcher, "ddp_trainer.run.sweep_runs"], text=True, errors="replace", capture_output=True
+        )
     except OSError as error:
         raise InputError(f"--launcher {shlex.join(launcher)} cannot be started: {error.strerror}") from None
     world_size = re.search(r"^world_size=(\d+)$", started.stdout, flags=re.MULTILINE)

@@ -149,7 +149,8 @@ def print_line(line: str, stream: TextIO) -> None:
 
 
 def build_progress() -> Progress:
-    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    isatty = getattr(sys.stderr, "isatty", bool)  # a script may have replaced stderr with an object that only writes
+    if isatty() and os.environ.get("TERM") != "dumb":
         return BarProgress(sys.stderr)
     return LineProgress(sys.stderr)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from data_prep.errors import InputError
 from data_prep.files import read_text, replace_file
 
 Record = Mapping[str, float | int | str]
@@ -53,7 +54,10 @@ def _as_line(record: Record) -> str:
 
 
 def read_records(path: Path, *, last_step: int) -> list[Record]:
-    """The records in `path` up to `last_step`: those that a run keeps when it resumes after that step."""
+    """The records in `path` up to `last_step`: those that a run keeps when it resumes after that step.
+
+    If there is no such file, there are no records. Raises InputError if it cannot be read.
+    """
     return [record for record in _readable(path) if int(record["step"]) <= last_step]
 
 
@@ -68,8 +72,12 @@ def _readable(path: Path) -> Iterator[Record]:
     """JSON objects with a step number. A line that was cut off because the run was killed is left out."""
     try:
         lines = read_text(path, errors="replace").splitlines()
-    except OSError:
+    except FileNotFoundError:
         return
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}); make it readable, or choose another --out"
+        ) from None
     for line in lines:
         try:
             record = json.loads(line)

@@ -12,8 +12,7 @@ import pytest
 
 from data_prep.errors import InputError
 from ddp_trainer import sweep
-from ddp_trainer.run.directory import new_folder
-from ddp_trainer.run.lock import lock_folder
+from ddp_trainer.run.lock import lock_folder, new_folder
 from slurm import preflight
 from tests.support.trainer import REPOSITORY, environment, run
 

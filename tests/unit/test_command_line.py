@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
 from data_prep.errors import InputError, printable
+from ddp_trainer import sweep
 from ddp_trainer.command_line import FREE_MEMORY, SMALLER_STEPS, parse_command_line, run_command
 from ddp_trainer.config import DEFAULT_WIDTHS, TrainConfig
 from ddp_trainer.distributed.launch import Launch
@@ -230,3 +232,12 @@ def test_help_works_without_docstrings() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "baseline" in done.stdout
+
+
+def test_a_sweep_that_was_started_as_several_processes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    assert sweep.main(["smoke", "--out", str(tmp_path / "sweep")]) == 2
+    assert "the sweep itself must be a single process" in capsys.readouterr().err

@@ -2,12 +2,14 @@
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from data_prep.errors import InputError
-from ddp_trainer.run.directory import RunDirectory
+from ddp_trainer.config import RunConfig, TrainConfig
+from ddp_trainer.run.directory import RunDirectory, claim_run_directory
 from ddp_trainer.run.files import refuse_existing_run
 from ddp_trainer.run.lock import lock_folder
 
@@ -80,6 +82,50 @@ def test_a_folder_that_an_smb_server_has_locked_is_refused(tmp_path: Path, monke
     monkeypatch.setattr("fcntl.flock", fail)
     with pytest.raises(InputError, match="another run is using this folder"):
         lock_folder(tmp_path)
+
+
+def test_a_file_system_that_forbids_locks_can_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    lock_folder(tmp_path).close()
+    assert "cannot be locked (Operation not permitted)" in capsys.readouterr().err
+
+
+def test_a_folder_without_write_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock_folder(tmp_path).close()
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK | os.X_OK)
+    with pytest.raises(InputError, match="cannot be written \\(Permission denied\\)"):
+        lock_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "recorded"), [(RuntimeError("lost"), "failed"), (KeyboardInterrupt(), "failed"), (InputError("bad"), "")]
+)
+def test_a_failure_before_the_first_status_is_recorded_unless_the_input_is_wrong(
+    error: BaseException, recorded: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    config = replace(TrainConfig(), run=RunConfig(out=out))
+    with pytest.raises(type(error)), claim_run_directory(config, is_main=True):
+        raise error
+    if recorded:
+        assert RunDirectory(out).status["state"] == recorded
+    else:
+        assert not out.exists(), "an unused folder was left"
+
+
+def test_a_finished_run_stays_finished_if_a_resume_fails_early(tmp_path: Path) -> None:
+    RunDirectory(tmp_path).write_status("done", step=6, epoch=2)
+    for name in ("summary.json", "config.json"):
+        (tmp_path / name).write_text("{}")
+    config = replace(TrainConfig(), run=RunConfig(out=tmp_path, resume=True))
+    with pytest.raises(RuntimeError), claim_run_directory(config, is_main=True):
+        raise RuntimeError("lost")
+    assert RunDirectory(tmp_path).status["state"] == "done"
 
 
 def test_a_full_disk_is_not_wrong_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

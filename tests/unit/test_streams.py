@@ -136,6 +136,21 @@ def test_a_file_name_that_is_not_utf_8_is_printed_as_its_bytes() -> None:
     assert finished.stdout == b"caf\xe9.png\n"
 
 
+def test_an_object_that_can_only_write_is_left_unchanged() -> None:
+    code = (
+        "import io, sys; from data_prep.streams import forgiving_output\n"
+        "class Log:\n"
+        "    def write(self, text): pass\n"
+        "    def flush(self): pass\n"
+        "sys.stdout = sys.stderr = log = Log()\n"
+        "from ddp_trainer.tracking.console import build_progress\n"
+        "with forgiving_output():\n"
+        "    build_progress().note('a line')\n"
+        "    assert sys.stdout is sys.stderr is log\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=60)
+
+
 def test_the_streams_are_restored() -> None:
     code = (
         "import sys; from data_prep.streams import forgiving_output\n"

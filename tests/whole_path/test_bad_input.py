@@ -137,7 +137,7 @@ def test_single_small_image_in_a_forward_pass_is_refused(network: str, side: int
     prepare_network(config, small, world_size=1, load_weights=False)
 
 
-def test_run_fails_if_its_processes_cannot_connect(tiny_dir: Path, tmp_path: Path) -> None:
+def test_a_port_that_another_program_uses_is_reported_in_one_line(tiny_dir: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -147,11 +147,13 @@ def test_run_fails_if_its_processes_cannot_connect(tiny_dir: Path, tmp_path: Pat
             "WORLD_SIZE": "2",
             "LOCAL_WORLD_SIZE": "2",
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(taken.getsockname()[1]),
+            "MASTER_PORT": str(port := taken.getsockname()[1]),
         }
         finished = run("ddp_trainer.train", *SMOKE, "--data-dir", tiny_dir, "--out", tmp_path / "run", env=rank)
-    assert finished.returncode == 1
-    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+    assert finished.returncode == 2, finished.stderr
+    problem = f"error: another program uses the port of 127.0.0.1:{port}; choose another --main_process_port"
+    assert finished.stderr.splitlines()[-1].startswith(problem)
+    assert not (tmp_path / "run").exists()
 
 
 def test_batch_with_fewer_images_than_processes_is_refused(tiny_dir: Path, tmp_path: Path) -> None:

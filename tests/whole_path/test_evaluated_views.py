@@ -58,6 +58,15 @@ def test_only_uncertain_predictions_are_averaged_over_views(device: torch.device
     torch.testing.assert_close(averaged, expected, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_views_may_have_another_precision_than_the_logits(dtype: torch.dtype) -> None:
+    images, logits = torch.rand(5, 3, 8, 8), torch.zeros(5, 4)
+    averaged = averaged_over_views(
+        lambda images: torch.ones(len(images), 4, dtype=dtype), images, logits, mirror=True, shift=True
+    )
+    torch.testing.assert_close(averaged, torch.full((5, 4), 0.75))
+
+
 def test_logits_that_are_not_finite_do_not_count_as_correct_predictions() -> None:
     logits = torch.tensor([[math.nan, math.nan], [1.0, 0.0], [math.inf, 0.0]])
     assert hits(logits, torch.zeros(3, dtype=torch.int64)).tolist() == [False, True, False]

@@ -123,55 +123,6 @@ def test_run_ends_if_its_beton_file_is_removed_or_truncated(tiny_dir: Path, tmp_
             assert (harm, process.returncode) == ("truncate", -signal.SIGBUS), stderr
 
 
-def test_second_signal_ends_the_process_at_once() -> None:
-    """The first signal is SIGINT, as after Ctrl-C, so the hint about Ctrl-C is printed."""
-    code = """
-import os, signal, time
-from ddp_trainer.distributed import signals
-signals.SAME_REQUEST_SECONDS = 0.2
-stop = signals.StopRequest()
-with stop.listening():
-    os.kill(os.getpid(), signal.SIGINT)
-    assert stop.pending
-    os.kill(os.getpid(), signal.SIGUSR2)  # the same request, because it arrives within 0.2 s
-    time.sleep(0.3)
-    os.kill(os.getpid(), signal.SIGXCPU)  # never a second request, because the kernel repeats this signal
-    time.sleep(0.3)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(5)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment(), timeout=60, stderr=subprocess.PIPE, text=True
-    )
-    assert done.returncode == 128 + signal.SIGTERM
-    assert done.stderr == "\nstopping after the current step; press Ctrl-C again to stop at once\n"
-
-
-def test_second_ctrl_c_raises_keyboard_interrupt_once_if_the_process_must_stay_alive() -> None:
-    code = """
-import os, signal, time
-from ddp_trainer.distributed import signals
-signals.SAME_REQUEST_SECONDS = 0.2
-stop = signals.StopRequest(keeps_process=True)
-caught = 0
-with stop.listening():
-    os.kill(os.getpid(), signal.SIGINT)
-    assert stop.pending
-    for wait in (0.3, 1, 1):
-        time.sleep(wait)
-        try:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-        except KeyboardInterrupt:
-            caught += 1
-print(caught)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment(), timeout=60, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
-
-
 def test_resume_writes_the_report_that_a_kill_prevented(tiny_dir: Path, smoke_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(smoke_run, out)

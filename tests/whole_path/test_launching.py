@@ -54,6 +54,8 @@ PAIR = {
         ("ACCELERATE_DYNAMO_BACKEND=INDUCTOR", "pass --compile"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4", "pass --accumulate"),
         ("ACCELERATE_TORCH_DEVICE=meta", "pass --device"),
+        ("ONEDNN_DEFAULT_FPMATH_MODE=BF16", "ONEDNN_DEFAULT_FPMATH_MODE=BF16 makes fp32 less precise"),
+        ("NVIDIA_TF32_OVERRIDE=1", "NVIDIA_TF32_OVERRIDE=1 makes fp32 less precise"),
     ],
 )
 def test_an_invalid_environment_is_refused(variables: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,9 @@ from data_prep.sources.synthetic import draw_synthetic
 from ddp_trainer.run import checkpoint
 from ddp_trainer.run.checkpoint import FORMAT_VERSION, MANIFEST, list_checkpoints, write_checkpoint
 from ddp_trainer.run.checkpoint_saver import CheckpointSaver
-from ddp_trainer.run.directory import RunDirectory, changed_settings
+from ddp_trainer.run.directory import RunDirectory
 from ddp_trainer.run.lock import lock_folder
+from ddp_trainer.run.settings import changed_settings
 from tests.support.folders import checksums
 from tests.support.trainer import NARROW, Finished, environment, fork, run, train
 

@@ -11,7 +11,7 @@ import pytest
 
 from data_prep.errors import InputError
 from ddp_trainer.run import directory
-from ddp_trainer.run.directory import new_folder
+from ddp_trainer.run.lock import new_folder
 from tests.support.trainer import NARROW, environment, run, start, wait_for_epochs
 
 WORDS = ("smoke", "--device", "cpu")

@@ -60,6 +60,7 @@ def test_every_combination_of_settings_is_planned_with_every_seed(tiny_dir: Path
         (["smoke", "--data-dir", "nowhere"], "nowhere"),
         (["smoke", "--launcher", "acelerate launch -m"], "--launcher acelerate launch -m: no such program"),
         (["smoke", "--launcher", "'"], "--launcher ': No closing quotation"),
+        (["smoke", "--launcher", "cat /bin/true"], "does not start a process: "),
         (["smoke", "--launcher", "false"], "--launcher false does not start a process: exit status 1"),
         (["smoke", "--launcher", f"{sys.executable} -X nonsense -Q"], "does not start a process: "),
         (["smoke", "--list", "--table"], "--table: not allowed with argument --list"),
