@@ -20,7 +20,7 @@ from data_prep.errors import InputError
 from ddp_trainer.distributed.launch import Launch
 from ddp_trainer.distributed.signals import StopRequest
 
-PATIENCE_SECONDS = 10.0
+REPORT_AFTER_SECONDS = 10.0
 _runs = itertools.count()  # numbers the runs of this process
 _store: object = None  # the key-value store of the last run
 
@@ -49,7 +49,7 @@ def meeting(launch: Launch, stop: StopRequest) -> Iterator[bool]:
             print(line, file=sys.stderr, flush=True)
         stop.end_at_first_signal(True)
 
-    timer = threading.Timer(PATIENCE_SECONDS, report)
+    timer = threading.Timer(REPORT_AFTER_SECONDS, report)
     timer.daemon = True
     timer.start()
     try:

@@ -25,6 +25,8 @@ STEPS_PER_DRAW = 64  # random bits take 96 bytes per image, so 3 MB for 64 batch
 class RunData:
     """The data of a run: its loader, its augmentation, and the images for training and evaluation."""
 
+    config: TrainConfig
+    runtime: Runtime
     loader: StreamLoader | ResidentLoader
     samples: np.ndarray  # (N,) positions of the training images in the beton file; held-out images are excluded
     augmenter: Augmenter
@@ -36,12 +38,17 @@ class RunData:
     # the number of batches may differ between ranks.
     calibrator: Evaluator | None = None
 
-    def plan(self, epoch: int, *, config: TrainConfig, runtime: Runtime) -> Order:
+    @property
+    def spec(self) -> ModelSpec:
+        return self.evaluator.spec
+
+    def plan(self, epoch: int) -> Order:
         """This rank's images in `epoch`, in arrays of shape (steps, images per step of this rank)."""
+        config, rank, world_size = self.config, self.runtime.rank, self.runtime.world_size
         size, seed, pairs = config.schedule.batch_size, config.runtime.seed, config.augment.mixes_pairs
 
         def own(order: np.ndarray) -> np.ndarray:
-            return train_batches(order, batch_size=size, rank=runtime.rank, world_size=runtime.world_size, pairs=pairs)
+            return train_batches(order, batch_size=size, rank=rank, world_size=world_size, pairs=pairs)
 
         if self.labels is None:
             return Order(own(epoch_order(self.samples, seed=seed, epoch=epoch)), None)
@@ -50,16 +57,14 @@ class RunData:
         assert order.earlier_draws is not None
         return Order(own(order.samples), own(order.earlier_draws))
 
-    def batches(
-        self, epoch: int, rows: slice, *, config: TrainConfig, runtime: Runtime
-    ) -> Iterator[tuple[Batch, Tensor]]:
+    def batches(self, epoch: int, rows: slice) -> Iterator[tuple[Batch, Tensor]]:
         """Yields this rank's batch and the random bits to augment it, for each step of `epoch` in the slice `rows`."""
-        samples, earlier_draws = self.plan(epoch, config=config, runtime=runtime)
-        indices = torch.from_numpy(samples[rows]).to(runtime.device)
+        samples, earlier_draws = self.plan(epoch)
+        indices = torch.from_numpy(samples[rows]).to(self.runtime.device)
         if earlier_draws is None:
             draws = torch.full_like(indices, epoch)
         else:  # an image that is drawn again within an epoch must get other random bits
-            draws = torch.from_numpy(earlier_draws[rows]).to(runtime.device)
+            draws = torch.from_numpy(earlier_draws[rows]).to(self.runtime.device)
         yield from zip(self.loader.batches(samples[rows]), self._random_bits(indices, draws), strict=True)
 
     def _random_bits(self, indices: Tensor, draws: Tensor) -> Iterator[Tensor]:
@@ -121,6 +126,8 @@ def build_data(config: TrainConfig, runtime: Runtime, dataset: DatasetInfo) -> R
         weights = torch.tensor(numbers, dtype=torch.float32, device=runtime.device)
     train_loader = loader(train_beton, images_in_step(config, runtime.rank, runtime.world_size))
     return RunData(
+        config=config,
+        runtime=runtime,
         loader=train_loader,
         samples=samples,
         augmenter=Augmenter(config.augment, mean=spec.mean, std=spec.std, seed=config.runtime.seed),

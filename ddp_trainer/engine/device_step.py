@@ -45,12 +45,13 @@ class DeviceStep:
         self.config, self.runtime, self.state, self.wrapped, self.data = config, runtime, state, wrapped, data
         self.no_graph_reason = reason_against_graphs(config, runtime)
         self._say = say
+        self._graphed: GraphedStep | None = None
         runtime.before_close.append(self.release_graph)
-        self._prepare(config.schedule.crop_sides(data.evaluator.spec.image_size))
+        self._prepare(config.schedule.crop_sides(data.spec.image_size))
 
     def __call__(self, batch: Batch, draws: Tensor, side: int) -> Tensor:
         """Takes or skips a step on crops of `side` pixels. Returns the losses, (N,). `draws`: see `Augmenter.draw`."""
-        return self._take(batch, draws, side)
+        return (self._graphed or self.without_graph)(batch, draws, side)
 
     def freeze(self, parameters: Iterable[nn.Parameter], sides: list[int]) -> None:
         """Excludes `parameters` from all following backward passes. A collective operation that waits for the device.
@@ -70,7 +71,7 @@ class DeviceStep:
 
         NCCL closes a process group only after all graphs that use it are freed.
         """
-        self._take = self.work
+        self._graphed = None
 
     def _give_up_graphs(self, reason: str) -> None:
         """Makes all following steps run without graphs, after a failed capture. A collective operation."""
@@ -83,15 +84,14 @@ class DeviceStep:
     def _prepare(self, sides: list[int]) -> None:
         """Warms up, so that the first step takes no longer than others, and prepares the capture of graphs."""
         self._sides = sides
-        image_size = self.data.evaluator.spec.image_size
-        self.mean_images_per_rank = math.nan  # makes the gradients NaN, so that the guard skips the warm-up steps
+        self.loss_weight = math.nan  # makes the gradients NaN, so that the guard skips the warm-up steps
         with explained_determinism():
-            warm_up(self.state, self.work, self.config, image_size, sides)
-        self.mean_images_per_rank = self.config.schedule.batch_size / self.runtime.world_size
-        graphed = GraphedStep(self.work, self.state.optimizer, self.runtime, give_up=self._give_up_graphs)
-        self._take = self.work if self.no_graph_reason else graphed
+            warm_up(self.state, self.without_graph, self.config, self.data.spec.image_size, sides)
+        self.loss_weight = self.runtime.world_size / self.config.schedule.batch_size  # 1 / the mean images per rank
+        graphed = GraphedStep(self.without_graph, self.state.optimizer, self.runtime, give_up=self._give_up_graphs)
+        self._graphed = None if self.no_graph_reason else graphed
 
-    def work(self, batch: Batch, draws: Tensor, side: int) -> Tensor:
+    def without_graph(self, batch: Batch, draws: Tensor, side: int) -> Tensor:
         """Takes a step as `__call__` does, but never with a graph.
 
         Changes nothing on the host that later steps read: see `GraphedStep`.
@@ -120,6 +120,6 @@ class DeviceStep:
             class_weights=self.data.class_weights,
         )
         # With this weight, DDP's average is the mean gradient of the global batch, even if some ranks have more images.
-        self.runtime.backward(losses, weights_if_finite(1 / self.mean_images_per_rank, losses))
+        self.runtime.backward(losses, weights_if_finite(self.loss_weight, losses))
         self.state.sums.add(losses.detach(), logits.detach().argmax(dim=1) == part.labels)
         return losses.detach()

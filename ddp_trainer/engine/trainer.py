@@ -66,7 +66,7 @@ class Trainer:
         self.saves = SaveSchedule(config, runtime, steps_per_epoch=self.steps_per_epoch, last_step=self.last_step)
         self.step_log = StepLog(config.run.log_every_steps, timeout=runtime.timeout)
         self.share_of_peak: Callable[[int], float] = self._one_cycle
-        self.rates.set(1.0)
+        self.rates.set(1.0)  # also moves the rates to the device, where a captured graph will read them
         self.device_step = DeviceStep(config, runtime, self.state, wrapped, data, say=observer.progress.note)
         runtime.separate_generators()
 
@@ -93,7 +93,7 @@ class Trainer:
     def train_epoch(self, epoch: int) -> None:
         """Takes the remaining steps of `epoch` (0-based), at most up to the last step of the run."""
         before, first, schedule = epoch * self.steps_per_epoch, self.state.step, self.config.schedule
-        steps, side = min(self.steps_per_epoch, self.total_steps - before), self.data.evaluator.spec.image_size
+        steps, side = min(self.steps_per_epoch, self.total_steps - before), self.data.spec.image_size
         ends = {"last_step": self.last_step, "total_steps": self.total_steps}
         self.observer.progress.start(
             *(epoch + 1, math.ceil(schedule.epochs), steps, first - before),
@@ -118,7 +118,7 @@ class Trainer:
         """
         before = epoch * self.steps_per_epoch
         rows = slice(self.state.step - before, None if until is None else until - before)
-        for batch, draws in self.data.batches(epoch, rows, config=self.config, runtime=self.runtime):
+        for batch, draws in self.data.batches(epoch, rows):
             self.runtime.stop.announce()
             self.train_step(batch, epoch, draws)
             self._log_step(epoch)
@@ -144,7 +144,7 @@ class Trainer:
         self.state.step += 1
 
     def _freeze_late(self) -> None:
-        side, first, total = self.data.evaluator.spec.image_size, int(self.freeze_step), self.total_steps
+        side, first, total = self.data.spec.image_size, int(self.freeze_step), self.total_steps
         sides = {self.config.schedule.crop_side(side, step=step, total_steps=total) for step in range(first, total)}
         late = (group["params"] for group in self.state.optimizer.param_groups if group["late"])
         self.device_step.freeze(itertools.chain.from_iterable(late), sorted(sides))
@@ -195,7 +195,7 @@ class Trainer:
 
     def averaged_batchnorm(self) -> contextlib.AbstractContextManager:
         """Within the context, BatchNorm of the evaluated model has running statistics over the images of all ranks."""
-        weight = self.data.loader.batch_size / self.device_step.mean_images_per_rank  # this rank's images / the mean
+        weight = self.data.loader.batch_size * self.device_step.loss_weight  # own images / mean of all ranks
         return averaged_batchnorm(self.evaluated_model, self.runtime.sum_over_ranks, self.runtime.world_size, weight)
 
     def save(self) -> None:

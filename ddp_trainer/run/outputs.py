@@ -26,14 +26,14 @@ from ddp_trainer.run.directory import RunDirectory
 from ddp_trainer.run.files import EXPORTS
 from ddp_trainer.run.recorder import Recorder, SilentRecorder
 from ddp_trainer.tracking.metric_files import read_records
-from ddp_trainer.tracking.predictions import MAX_BYTES, MAX_MISTAKES
+from ddp_trainer.tracking.predictions import MAX_MISTAKES, exceeded_limit
 from ddp_trainer.tracking.tracker import build_tracker
 
 
 def write_results(trainer: Trainer, evaluation: Evaluation, recorder: SilentRecorder) -> None:
     """Writes all results of a finished run. Every rank must call it, but only the main process writes."""
     model = trainer.evaluated_model
-    spec = replace(trainer.data.evaluator.spec, temperature=_fitted_temperature(trainer))
+    spec = replace(trainer.data.spec, temperature=_fitted_temperature(trainer))
     with trainer.averaged_batchnorm():
         if isinstance(recorder, Recorder):
             # The checkpoint must be on disk before the model: --resume refuses a run with a model but no checkpoint.
@@ -102,7 +102,7 @@ def complete_results(run_dir: RunDirectory | None, config: TrainConfig) -> None:
 
 def summarize(trainer: Trainer, evaluation: Evaluation) -> dict[str, Any]:
     """Content of summary.json."""
-    config, state, spec = trainer.config, trainer.state, trainer.data.evaluator.spec
+    config, state, spec = trainer.config, trainer.state, trainer.data.spec
     flops = training_flops(config, spec, steps=state.step, num_images=len(trainer.data.samples))
     # Seconds of an unfinished epoch, which has no record. There is such an epoch only if the run was resumed with
     # --max-steps below the step of its checkpoint.
@@ -164,8 +164,9 @@ def write_model(run_dir: Path, model: nn.Module, spec: ModelSpec) -> None:
 def write_predictions(run_dir: Path, evaluation: Evaluation, loader: StreamLoader | ResidentLoader) -> None:
     """Writes predictions.npz: label and probabilities of each evaluated image.
 
-    The file also contains the pixels of the most confident mistakes. If its arrays would exceed MAX_BYTES, or if a
-    logit is not finite, the file could not be read back. Then it is not written, and a warning is printed instead.
+    The file also contains the pixels of the most confident mistakes. If it would exceed a limit of `predictions`,
+    or if a logit is not finite, the file could not be read back. Then it is not written, and a warning is printed
+    instead.
     """
     if evaluation.num_finite < evaluation.total:
         _warn_of_missing_predictions("the network gives values that are not finite")
@@ -183,10 +184,8 @@ def write_predictions(run_dir: Path, evaluation: Evaluation, loader: StreamLoade
         "wrong_indices": samples,
         "wrong_images": pixels.astype(np.uint8),
     }
-    size = sum(array.nbytes for array in arrays.values())
-    if size > MAX_BYTES:
-        reason = f"its arrays would take {size / 1e6:,.1f} MB, but the limit is {MAX_BYTES / 1e6:,.1f} MB"
-        _warn_of_missing_predictions(reason)
+    if excess := exceeded_limit(arrays):
+        _warn_of_missing_predictions(f"it would have {excess}")
         return
     content = BytesIO()
     np.savez_compressed(content, **arrays)

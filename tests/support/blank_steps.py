@@ -72,6 +72,8 @@ def blank_trainer(config: TrainConfig, runtime: Runtime) -> Trainer:
         architecture=config.network.network,
     )
     data = RunData(
+        config=config,
+        runtime=runtime,
         loader=None,  # type: ignore[arg-type]
         samples=np.arange(50_000),
         augmenter=Augmenter(config.augment, mean=spec.mean, std=spec.std, seed=0),

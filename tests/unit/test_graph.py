@@ -35,7 +35,7 @@ class FakeGraph:
         return self.losses
 
     def replay(self) -> None:
-        self.losses.copy_(self.trainer.device_step.work(*self.arguments))
+        self.losses.copy_(self.trainer.device_step.without_graph(*self.arguments))
 
 
 @pytest.fixture
@@ -57,9 +57,9 @@ def use_graphs(trainer: Trainer) -> Trainer:
 
     def work(*arguments: Any) -> Tensor:
         graph = FakeGraph.capturing
-        return trainer.device_step.work(*arguments) if graph is None else graph.record(trainer, arguments)
+        return trainer.device_step.without_graph(*arguments) if graph is None else graph.record(trainer, arguments)
 
-    trainer.device_step._take = GraphedStep(work, trainer.state.optimizer, trainer.runtime, give_up=pytest.fail)
+    trainer.device_step._graphed = GraphedStep(work, trainer.state.optimizer, trainer.runtime, give_up=pytest.fail)
     return trainer
 
 

@@ -17,7 +17,7 @@ def test_the_seed_decides_the_order_the_augmentation_and_the_held_out_images(tin
     for seed in (0, 1):
         config = narrow_settings(tiny_dir, data={"validation": 20}, runtime={"seed": seed})
         data = build_data(config, runtime, dataset)
-        samples = np.concatenate(list(data.plan(0, config=config, runtime=runtime).samples))
+        samples = np.concatenate(list(data.plan(0).samples))
         order = torch.from_numpy(np.searchsorted(data.samples, samples))  # positions among the images to train on
         held_out = torch.as_tensor(data.evaluator.samples)
         found.append((order, data.augmenter.draw(torch.arange(9), 0), held_out))
@@ -34,9 +34,9 @@ def test_each_step_gets_random_bits_for_its_images(
     changes = {"data": {"balance": balance}, "augment": {"flip": "alternating"}, "schedule": {"batch_size": 16}}
     config, runtime = narrow_settings(tiny_dir, **changes), single_runtime()
     data = build_data(config, runtime, read_dataset(tiny_dir))
-    earlier_draws = data.plan(3, config=config, runtime=runtime).earlier_draws
+    earlier_draws = data.plan(3).earlier_draws
     assert (earlier_draws is None) == (balance == "none")
-    steps = list(data.batches(3, slice(1, None), config=config, runtime=runtime))
+    steps = list(data.batches(3, slice(1, None)))
     assert len(steps) == 5
     for row, (batch, draws) in enumerate(steps):
         epoch = 3 if earlier_draws is None else torch.from_numpy(earlier_draws[1 + row])

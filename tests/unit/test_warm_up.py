@@ -30,11 +30,11 @@ def state_of(trainer: Trainer) -> dict[str, Tensor]:
 def test_skipped_steps_do_not_change_the_state(tiny_dir: Path, optimizer: str) -> None:
     config = narrow_settings(tiny_dir, optim={"optimizer": optimizer, "ema_decay": 0.9})
     plain, warmed = (narrow_trainer(config, single_runtime()) for _ in range(2))
-    batch = next(iter(warmed.data.loader.batches(warmed.data.plan(0, config=config, runtime=warmed.runtime).samples)))
+    batch = next(iter(warmed.data.loader.batches(warmed.data.plan(0).samples)))
     before = state_of(warmed)
-    warmed.device_step.mean_images_per_rank = math.nan  # makes the gradients NaN, so that the guard skips the steps
-    take_skipped_steps(warmed.device_step.work, warmed.state, batch, [16, 32], steps=2)
-    warmed.device_step.mean_images_per_rank = config.schedule.batch_size
+    warmed.device_step.loss_weight = math.nan  # makes the gradients NaN, so that the guard skips the steps
+    take_skipped_steps(warmed.device_step.without_graph, warmed.state, batch, [16, 32], steps=2)
+    warmed.device_step.loss_weight = 1 / config.schedule.batch_size
     assert differences(state_of(warmed), before) == []
     for trainer in (plain, warmed):
         trainer.train_step(batch, epoch=0)
@@ -47,9 +47,9 @@ def test_warm_up_with_dropout_does_not_change_the_random_state(tiny_dir: Path, m
     trainer = narrow_trainer(config, single_runtime())
     monkeypatch.setattr(trainer.runtime, "world_size", 2)  # a single process on the CPU does not warm up
     trainer.device_step.wrapped = nn.Sequential(trainer.model, nn.Dropout()).train()
-    trainer.device_step.mean_images_per_rank = math.nan
+    trainer.device_step.loss_weight = math.nan
     before, passes = torch.get_rng_state(), []
     trainer.device_step.wrapped.register_forward_hook(lambda *_: passes.append(1))
-    warm_up(trainer.state, trainer.device_step.work, config, 32, [16, 32])
+    warm_up(trainer.state, trainer.device_step.without_graph, config, 32, [16, 32])
     assert torch.equal(torch.get_rng_state(), before)
     assert len(passes) == 2 * 2

@@ -15,7 +15,7 @@ from data_prep.errors import InputError
 from data_prep.sources.synthetic import draw_synthetic
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.launch import check_machine
-from ddp_trainer.distributed.meeting import PATIENCE_SECONDS
+from ddp_trainer.distributed.meeting import REPORT_AFTER_SECONDS
 from tests.support.forked import free_port
 from tests.support.trainer import NARROW, REPOSITORY, environment, fork, run, start, wait_for_epochs
 
@@ -192,7 +192,7 @@ def test_a_second_signal_ends_a_process_that_is_in_cpp_code(tiny_dir: Path, tmp_
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     sent = time.monotonic()
-    assert process.wait(timeout=PATIENCE_SECONDS) == 128 + signal.SIGTERM
+    assert process.wait(timeout=REPORT_AFTER_SECONDS) == 128 + signal.SIGTERM
     assert time.monotonic() - sent < 1
     process.communicate()
 

@@ -33,7 +33,7 @@ from tests.support.workers.fake_cuda_steps import Steps, careless
 def train(trainer: Trainer, epochs: int = 3) -> dict[str, Any]:
     """Trains for some epochs. Returns what was launched and captured, and the lines printed for the user."""
     said: list[str] = []
-    if isinstance(trainer.device_step._take, GraphedStep):
+    if trainer.device_step._graphed is not None:
         trainer.device_step._say = said.append
     with logged() as calls, counted_captures() as captures:
         for epoch in range(epochs):
@@ -62,10 +62,7 @@ def counted_captures() -> Iterator[list[Any]]:
 
 
 def step_of(trainer: Trainer) -> Callable[[], None]:
-    batches = itertools.chain.from_iterable(
-        trainer.data.batches(epoch, slice(None), config=trainer.config, runtime=trainer.runtime)
-        for epoch in itertools.count()
-    )
+    batches = itertools.chain.from_iterable(trainer.data.batches(epoch, slice(None)) for epoch in itertools.count())
 
     def step() -> None:
         batch, draws = next(batches)
@@ -100,8 +97,8 @@ def second_copy(trainer: Trainer) -> dict[str, Any]:
 
 @contextmanager
 def another_thread_waits(trainer: Trainer) -> Iterator[None]:
-    """Makes another thread wait for the device during each call of `DeviceStep.work`, as a checkpoint thread may do."""
-    event, work = torch.cuda.Event(), trainer.device_step.work
+    """Makes another thread wait for the device during `DeviceStep.without_graph`, as a checkpoint thread may do."""
+    event, work = torch.cuda.Event(), trainer.device_step.without_graph
 
     def slow_work(batch: Batch, draws: Tensor, side: int) -> Tensor:
         thread = threading.Thread(target=event.synchronize)
@@ -109,13 +106,13 @@ def another_thread_waits(trainer: Trainer) -> Iterator[None]:
         thread.join()
         return work(batch, draws, side)
 
-    trainer.device_step._take._work = slow_work  # type: ignore[union-attr]
+    trainer.device_step._graphed._work = slow_work  # type: ignore[union-attr]
     yield
 
 
 def failure_of_another_rank(trainer: Trainer) -> dict[str, Any]:
     """What is printed if the capture succeeds here, but not on another rank, and whether the graph is then freed."""
-    take = trainer.device_step._take
+    take = trainer.device_step._graphed
     assert isinstance(take, GraphedStep)
     capture, give_up = take._capture, take._give_up
     graphs: list[weakref.ref[torch.cuda.CUDAGraph]] = []

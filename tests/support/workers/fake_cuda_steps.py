@@ -68,7 +68,7 @@ class Steps:
 
 
 def first_batch(trainer: Trainer) -> tuple[Batch, Tensor]:
-    return next(trainer.data.batches(0, slice(None), config=trainer.config, runtime=trainer.runtime))
+    return next(trainer.data.batches(0, slice(None)))
 
 
 @contextmanager
