@@ -20,6 +20,8 @@ from data_prep.manifest import MANIFEST, SPLITS
 BETONS = tuple(f"{split}.beton" for split in SPLITS)
 LIST_HEADER = b"# written by python -m data_prep\n"  # the first line of each list, by which it is recognized
 WRITING = ".writing-"  # start of the name of a temporary folder
+SPOOLED = tuple(f"{split}.{kind}" for split in SPLITS for kind in ("images", "records", "json"))  # see `open_spool`
+WRITTEN = {"lock", MANIFEST, *BETONS, *SPOOLED}  # all files that can be in a temporary folder
 MANIFEST_START = b'{"format_version":'  # how a manifest starts, without whitespace
 
 
@@ -140,13 +142,24 @@ def _lock(folder: Path) -> BinaryIO:
 
 
 def remove_left_behind(out: Path) -> None:
-    """Removes the temporary folders that killed processes left in `out`. Keeps those that are in use on any machine."""
+    """Removes the temporary folders that killed processes left in `out`. Keeps those that are in use on any machine.
+
+    Also keeps links, and folders that contain anything that data_prep does not write.
+    """
     for folder in out.glob(f"{WRITING}*"):
-        with suppress(OSError):  # another process holds the lock, or the file system cannot lock files
-            with open(folder / "lock", "ab") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)  # still locked, for a process waiting in `_lock`
-            folder.rmdir()  # on NFS, the folder could not be removed while its file `lock` was open
+        with suppress(OSError), ExitStack() as stack:
+            names = os.listdir(folder)
+            if folder.is_symlink() or not WRITTEN.issuperset(names):
+                continue
+            if "lock" in names:  # without it, the folder is not in use, or is so new that it is empty: see `_lock`
+                handle = os.open(folder / "lock", os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                stack.callback(os.close, handle)
+                # Fails if another process holds the lock, or if the file system cannot lock files.
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for name in names:
+                (folder / name).unlink()  # still locked, for a process waiting in `_lock`
+            stack.close()  # on NFS, the folder could not be removed while its file `lock` was open
+            folder.rmdir()
 
 
 def remove_lists(out: Path, *names: str) -> None:

@@ -210,9 +210,10 @@ def export_run(config: ExportConfig) -> Result:
     normalizing, target = NormalizingModel(model, spec).eval(), config.run_dir / EXPORTS[config.format]
     write = functools.partial(write_onnx, opset=config.opset or OPSET) if config.format == "onnx" else write_torch
     try:
-        for left in config.run_dir.glob(".export-*"):  # a killed export leaves its folder
-            with contextlib.suppress(OSError):
-                if left.stat().st_mtime < time.time() - 24 * 3600:  # a newer folder may be in use
+        for left in config.run_dir.glob(".export-????????"):  # a killed export leaves its folder
+            with contextlib.suppress(OSError):  # `rmtree` refuses links
+                is_ours = all(path.name.lstrip(".").startswith(tuple(EXPORTS.values())) for path in left.iterdir())
+                if is_ours and left.stat().st_mtime < time.time() - 24 * 3600:  # a newer folder may be in use
                     shutil.rmtree(left)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=config.run_dir) as folder:
             path = Path(folder) / target.name

@@ -22,7 +22,7 @@ from data_prep.errors import InputError, printable, require, shell_path
 from data_prep.machine_limits import due_to_machine
 from data_prep.sources.decoder_messages import DecoderMessages, collected_messages
 from data_prep.sources.folder import dark_note
-from data_prep.sources.listing import MAX_DEPTH, looks_like_image
+from data_prep.sources.listing import MAX_DEPTH, Visited, looks_like_image
 from data_prep.sources.picture import Picture, read_picture, require_valid_limit, why_unreadable
 from ddp_trainer.command_line import parse_flags, program_name, require_output, run_command
 from ddp_trainer.models.spec import ModelSpec, load_model
@@ -74,12 +74,12 @@ class Prediction:
         return "\t".join(columns)
 
 
-def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+def list_files(path: Path, problems: list[str], visited: Visited, depth: int = 0) -> Iterator[Path]:
     """Yields `path` itself if it is not a folder, otherwise the files in it and in its subfolders.
 
     The entries of each folder are sorted by name. Hidden files and folders are left out. Follows links to folders,
-    unless they lead back to a folder above `path`. `above`: the folders above `path`, as (device, inode). Adds a line
-    to `problems` for each folder that cannot be read or is nested too deeply.
+    unless they lead back to a folder above `path`. Adds a line to `problems` for each folder that cannot be read, is
+    nested too deeply, or has been visited by another path.
     """
     if not os.path.isdir(path):
         yield path
@@ -89,15 +89,18 @@ def list_files(path: Path, problems: list[str], above: frozenset[tuple[int, int]
     except OSError as error:
         problems.append(f"{shell_path(path)}: {error.strerror}")
         return
-    folder = (status.st_dev, status.st_ino)
-    if len(above) >= MAX_DEPTH:
+    first = visited.setdefault((status.st_dev, status.st_ino), path)
+    if first != path:
+        if not path.is_relative_to(first):
+            problems.append(f"{shell_path(path)} is the same folder as {shell_path(first)}; remove the link")
+    elif depth >= MAX_DEPTH:
         problems.append(
             f"{shell_path(path)}: nested more than {MAX_DEPTH} folders deep; move its images to a higher one"
         )
-    elif folder not in above:
+    else:
         for name in names:
             if not name.startswith("."):
-                yield from list_files(path / name, problems, above | {folder})
+                yield from list_files(path / name, problems, visited, depth + 1)
 
 
 def find_images(given: Path) -> tuple[list[Path], list[str]]:
@@ -109,7 +112,8 @@ def find_images(given: Path) -> tuple[list[Path], list[str]]:
     if not os.path.isdir(given):
         return [given], []
     problems: list[str] = []
-    images = [path for path in list_files(given, problems) if looks_like_image(path) or not os.path.exists(path)]
+    files = list_files(given, problems, visited={})
+    images = [path for path in files if looks_like_image(path) or not os.path.exists(path)]
     if not images and not problems:
         problems.append(f"{shell_path(given)}: no image files in this folder")
     return images, problems

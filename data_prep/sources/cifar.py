@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from data_prep.errors import InputError, shell_path
-from data_prep.files import open_regular
+from data_prep.files import open_regular, require_readable
 from data_prep.machine_limits import due_to_machine
 from data_prep.sources import ImageSet, Split
 from data_prep.sources.array_pickle import read_arrays
@@ -47,6 +47,7 @@ def load_cifar(
     neither, the archive is downloaded into it. Raises InputError if a file is not genuine, or is absent and cannot be
     downloaded.
     """
+    require_readable(root)
     try:
         root.stat()
     except FileNotFoundError:
@@ -85,10 +86,12 @@ def _checksums(kind: type["CIFAR10"]) -> dict[str, str]:
 
 def _extracted_files(kind: type["CIFAR10"], root: Path) -> dict[str, bytes] | None:
     """Contents of the extracted files; None if not all of them exist. Raises InputError if one is not genuine."""
+    fix = f"check --root and --source, or extract {kind.filename} again"
     for folder in (root / kind.base_folder, root):
+        require_readable(folder)
         present = {name: md5 for name, md5 in _checksums(kind).items() if (folder / name).exists()}
         if present:
-            contents = {name: _genuine(folder / name, _read(folder / name), md5) for name, md5 in present.items()}
+            contents = {name: _genuine(folder / name, md5, fix) for name, md5 in present.items()}
             return contents if len(present) == len(_checksums(kind)) else None
     return None
 
@@ -98,7 +101,9 @@ def _archived_files(kind: type["CIFAR10"], root: Path, progress: Progress) -> di
     path = root / kind.filename if root.is_dir() or not root.exists() else root
     if not path.exists():
         _download(kind, root, progress)
-    archive = _genuine(path, _read(path), kind.tgz_md5)
+    is_named_so = path.name == kind.filename
+    fix = "delete it and start again" if is_named_so else f"it is not {kind.filename}, so check --root and --source"
+    archive = _genuine(path, kind.tgz_md5, fix)
     contents = {}
     with tarfile.open(fileobj=io.BytesIO(archive)) as members:
         for name in _checksums(kind):
@@ -110,6 +115,7 @@ def _archived_files(kind: type["CIFAR10"], root: Path, progress: Progress) -> di
 
 
 def _read(path: Path) -> bytes:
+    require_readable(path)
     try:
         with open_regular(path) as file:
             return file.read(MAX_ARCHIVE_BYTES)
@@ -117,15 +123,16 @@ def _read(path: Path) -> bytes:
         raise InputError(f"{shell_path(path)} cannot be read ({error.strerror})") from None
 
 
-def _genuine(path: Path, content: bytes, md5: str) -> bytes:
-    """Returns `content`, the bytes of `path`. Raises InputError if the md5 or, for an archive, the sha256 is wrong."""
+def _genuine(path: Path, md5: str, fix: str) -> bytes:
+    """The bytes of `path`. Raises InputError with `fix` if the md5 or, for an archive, the sha256 is wrong."""
+    content = _read(path)
     kinds = [("md5", md5, hashlib.md5(content, usedforsecurity=False).hexdigest())]
     if md5 in SHA256:
         kinds.insert(0, ("sha256", SHA256[md5], hashlib.sha256(content).hexdigest()))
     for kind, expected, found in kinds:
         if found != expected:
             problem = f"is incomplete or not genuine ({kind} {found}, not {expected})"
-            raise InputError(f"{shell_path(path)} {problem}; delete it and start again")
+            raise InputError(f"{shell_path(path)} {problem}; {fix}")
     return content
 
 
@@ -154,7 +161,7 @@ def _download(kind: type["CIFAR10"], root: Path, progress: Progress) -> None:
                 f"download {kind.url} elsewhere and put it in {shell_path(root)}"
             ) from None
         try:
-            _genuine(part, _read(part), kind.tgz_md5)
+            _genuine(part, kind.tgz_md5, "try again")
         except InputError:
             raise InputError(f"the download of {kind.url} is incomplete or not genuine; try again") from None
         part.replace(root / kind.filename)

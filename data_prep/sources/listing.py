@@ -20,6 +20,7 @@ from data_prep.sources.picture import SUFFIXES, starts_like_image
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval")
 MAX_DEPTH = 100  # levels of nested folders
+Visited = dict[tuple[int, int], Path]  # (device, inode) of each visited folder -> the path of its first visit
 LAYOUT = "ROOT must have the folders train/CLASS and test/CLASS, or test/CLASS alone, with images in them"
 
 
@@ -54,7 +55,8 @@ def list_splits(root: Path) -> tuple[Listing, Listing, list[str]]:
     """
     require_readable(root)
     if not os.path.isdir(root):
-        raise InputError(f"--root {shell_path(root)}: no such folder; {LAYOUT}")
+        problem = "a file, not a folder" if os.path.exists(root) else "no such folder"
+        raise InputError(f"--root {shell_path(root)}: {problem}; {LAYOUT}")
     train_roots, test_roots = (_split_folders(root, names) for names in (TRAIN_NAMES, TEST_NAMES))
     if not test_roots:
         raise InputError(f"--root {shell_path(root)}: no test folder ({' or '.join(TEST_NAMES)}) in it; {LAYOUT}")
@@ -181,28 +183,28 @@ def _fold(name: str) -> str:
 def _list_images(listing: Listing) -> None:
     for label, (name, folder) in enumerate(listing.classes.items()):
         num_broken = len(listing.broken)
-        found = sorted(_files_below(folder, listing, ancestors=()), key=lambda path: path.relative_to(folder).parts)
+        found = sorted(_files_below(folder, listing, visited={}), key=lambda path: path.relative_to(folder).parts)
         if not found and len(listing.broken) == num_broken:
             raise InputError(f"{shell_path(folder)}: no images in it; add some, or remove the class {shell_path(name)}")
         listing.images += [(path, label) for path in found]
 
 
-def _files_below(folder: Path, listing: Listing, ancestors: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    """The image files in `folder` and its subfolders; links are followed."""
+def _files_below(folder: Path, listing: Listing, visited: Visited, depth: int = 0) -> Iterator[Path]:
+    """The image files in `folder` and its subfolders; links are followed.
+
+    Raises InputError for a second visit to a folder: with a few links, an image would be listed thousands of times.
+    """
     status = folder.stat()
-    identity = (status.st_dev, status.st_ino)
-    if identity in ancestors:
-        raise InputError(f"{shell_path(folder)}: this link leads back to a folder above it; remove the link")
-    if len(ancestors) >= MAX_DEPTH:
-        raise InputError(
-            f"{shell_path(folder)}: nested more than {MAX_DEPTH} folders deep; move its images to a higher one"
-        )
+    first = visited.setdefault((status.st_dev, status.st_ino), folder)
+    require(first == folder, f"{shell_path(folder)} is the same folder as {shell_path(first)}; remove the link")
+    advice = "move its images to a higher one"
+    require(depth < MAX_DEPTH, f"{shell_path(folder)}: nested more than {MAX_DEPTH} folders deep; {advice}")
     for entry in _entries(folder):
         path = Path(entry.path)
         if entry.name.startswith("."):
             listing.hidden += 1
         elif (kind := _kind(path)) == "folder":
-            yield from _files_below(path, listing, (*ancestors, identity))
+            yield from _files_below(path, listing, visited, depth + 1)
         elif kind != "file":
             # A broken link without an image's suffix may have led to a whole folder of images, so it is an error.
             require(path.suffix.lower() in SUFFIXES, f"{shell_path(path)}: {kind}; restore or remove it")

@@ -20,7 +20,7 @@ from data_prep.errors import printable, require
 from data_prep.files import open_regular
 from data_prep.machine_limits import due_to_machine
 from data_prep.sources.decoder_messages import reading
-from data_prep.sources.repair import JPEG, JPEG_END, PNG, check_chunks, lacks_end, require_all_pixels, without_metadata
+from data_prep.sources.repair import JPEG, PNG, check_chunks, check_markers, require_all_pixels, without_metadata
 from data_prep.sources.tiff import UNKNOWN_RANGE, is_inverted, require_known_range, tags_in, tags_of, tile_size
 
 # A format is recognized by the content of a file, not by its name. Of an animation, only the first frame is used.
@@ -79,12 +79,10 @@ def read_picture(path: Path, size: int) -> Picture:
             raise ValueError("the file is empty")
         file.seek(0)
         try:
-            _check_end(file)
             return _decode(file, size, metadata_ignored=False)
         except Exception as error:
             if isinstance(error, TooLargeError) or due_to_machine(error):
                 raise
-            file.seek(0)
             content = _content(file)
             if picture := _repaired(content, size):
                 return picture
@@ -113,6 +111,8 @@ def _decode(file: BinaryIO | io.BytesIO, size: int, *, metadata_ignored: bool) -
     with Image.open(file, formats=FORMATS) as image:
         is_jpeg, progressive = image.format in ("JPEG", "MPO"), "progressive" in image.info
         _check_size(image.size, MAX_SHRINKING if is_jpeg and not progressive else 1)
+        if is_jpeg:
+            check_markers(_content(file))
         # A large JPEG is decoded at 1/8 to 1/2 of its size, but at no less than four times the target size.
         image.draft(image.mode, (4 * size, 4 * size))
         decoded = max(image.size, tile_size(image), key=math.prod)
@@ -120,7 +120,6 @@ def _decode(file: BinaryIO | io.BytesIO, size: int, *, metadata_ignored: bool) -
         with _one_large_image if math.prod(decoded) > LARGE_PIXELS else nullcontext():
             picture = _finish(image, size, metadata_ignored)
             if is_jpeg:
-                file.seek(0)
                 require_all_pixels(_content(file))
             elif image.format == "PNG":
                 check_chunks(file)
@@ -159,6 +158,8 @@ def _finish(image: Image.Image, size: int, metadata_ignored: bool) -> Picture:
     image.load()
     if image.mode == "F":
         raise ValueError(f"float image: {UNKNOWN_RANGE}")
+    if has_16_bits and image.mode == "RGB" and "transparency" in image.info:  # Pillow keeps only the upper 8 bits
+        raise ValueError("16-bit image with a transparent color; save it with an alpha channel or with 8 bits")
     orientation, readable = _orientation(image)
     square, brightest = _center_square(image, size, has_16_bits)
     if square.width != size or square.height != size:
@@ -213,6 +214,7 @@ def _scale_to_8_bits(strip: Image.Image, *, inverted: bool) -> tuple[Image.Image
     lowest, largest = int(values.min()), int(values.max())
     if lowest < 0 or largest > 65535:
         raise ValueError(f"its values range from {lowest} to {largest}; only 0 to 65535 are supported")
+    values = np.where(values == strip.info.get("transparency", -1), 65535, values)  # transparent pixels become white
     return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)), largest
 
 
@@ -224,19 +226,9 @@ def _to_rgb(strip: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, strip).convert("RGB")
 
 
-def _check_end(file: BinaryIO) -> None:
-    """Raises OSError if a JPEG has no end marker. An interrupted copy may leave zeros instead of the last pixels."""
-    if file.read(len(JPEG)) == JPEG:
-        file.seek(-len(JPEG_END), io.SEEK_END)
-        if file.read() != JPEG_END:
-            file.seek(0)
-            if lacks_end(_content(file)):
-                raise OSError("image file is truncated")
-    file.seek(0)
-
-
 def _content(file: BinaryIO | io.BytesIO) -> bytes:
-    """The rest of the file, but at most 8 * MAX_PIXELS bytes: 8 bytes per pixel."""
+    """The file, but at most 8 * MAX_PIXELS bytes: 8 bytes per pixel."""
+    file.seek(0)
     if isinstance(file, io.BytesIO):
         return file.read()
     return file.read(min(os.fstat(file.fileno()).st_size, 8 * MAX_PIXELS))  # `read(n)` allocates n bytes

@@ -1,13 +1,14 @@
-"""Detects JPEG files with missing pixels and PNG files with damaged pixels, and repairs files with damaged metadata.
+"""Detects missing or damaged pixels in JPEG and PNG files, and repairs files with damaged metadata.
 
-A repair removes metadata, which may be damaged, and adds the end marker to a JPEG that lacks it.
+JPEG files that would take too long to decode are refused. A repair removes metadata, which may be damaged, and adds the
+end marker to a JPEG that lacks it.
 """
 
 import io
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -16,13 +17,17 @@ from PIL import Image
 
 from data_prep.machine_limits import due_to_machine
 
-PNG, JPEG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd9"
+PNG, JPEG, JPEG_SCAN, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
+# A scan of a few bytes can take as long to decode as a whole image. Encoders write about 10 scans. libtiff has the
+# same limit for the JPEG data in a TIFF.
+MAX_SCANS = 100
 _PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # the only chunks of a PNG that matter for its pixels
 _ANCILLARY_MARKERS = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # comments, and all APPn segments except those of JFIF and Adobe
 _PIECE = 2**20  # number of bytes of a chunk that are read at a time
 # Minimum bytes of a JFIF and an Adobe segment. Other decoders skip shorter segments, but Pillow fails on them.
 _SHORTEST = {0xE0: 18, 0xEE: 16}
-_MARKER = re.compile(rb"\xff[^\0\xd0-\xd7\xff]", re.DOTALL)  # such a pair of bytes never occurs in the pixel data
+# A marker that starts a segment, or the end marker. Such a pair of bytes never occurs in the pixel data.
+_MARKER = re.compile(rb"\xff[^\0\1\xd0-\xd7\xff]", re.DOTALL)
 
 
 def require_all_pixels(jpeg: bytes) -> None:
@@ -72,14 +77,30 @@ def without_metadata(content: bytes, decode: Callable[[bytes], np.ndarray], *, k
     return None
 
 
+def check_markers(jpeg: bytes) -> None:
+    """Raises OSError if a JPEG has no end marker, and ValueError if it has more than MAX_SCANS scans.
+
+    An interrupted copy may leave zeros instead of the last pixels.
+    """
+    if not jpeg.endswith(JPEG_END) and lacks_end(jpeg):
+        raise OSError("image file is truncated")
+    scans = (marker for marker in _markers(jpeg) if marker == JPEG_SCAN)
+    if any(number > MAX_SCANS for number, _ in enumerate(scans, start=1)):
+        raise ValueError(f"it has more than {MAX_SCANS} scans, so it would take too long to decode; save it again")
+
+
 def lacks_end(jpeg: bytes) -> bool:
-    """Whether a JPEG has no end marker. Skips segments, because one may contain a thumbnail with its own end marker."""
+    return JPEG_END not in _markers(jpeg)
+
+
+def _markers(jpeg: bytes) -> Iterator[bytes]:
+    """The markers of a JPEG up to its end marker. Skips segments, because one may contain a thumbnail with markers."""
     position = 2
     while found := _MARKER.search(jpeg, position):
+        yield found[0]
         if found[0] == JPEG_END:
             break
         position = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2], "big")
-    return found is None
 
 
 def _png_pixels(content: bytes, kinds: set[bytes]) -> bytes | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from data_prep.errors import InputError
-from data_prep.sources import ImageSet, Split
+from data_prep.sources import ImageSet, Split, images_per_chunk
 
 DEFAULT_TRAIN_COUNT = 3000
 DEFAULT_TEST_COUNT = 1000
@@ -69,30 +69,37 @@ def _draw_split(random: np.random.Generator, count: int, size: int) -> Split:
     labels = random.permutation(np.arange(count) % len(SHAPES))
     images = np.empty((count, size, size, 3), dtype=np.uint8)
     for label, shape in enumerate(SHAPES.values()):
-        chosen = np.flatnonzero(labels == label)
-        images[chosen] = _draw_shape(random, shape, len(chosen), size)
+        _draw_shape(random, shape, images, np.flatnonzero(labels == label))
     return Split(images, labels.astype(np.int64))
 
 
 def _draw_shape(
-    random: np.random.Generator, shape: Callable[[Plane, Plane], Plane], count: int, size: int
-) -> np.ndarray:
-    """(count, size, size, 3) uint8 images of one shape."""
+    random: np.random.Generator, shape: Callable[[Plane, Plane], Plane], images: np.ndarray, places: np.ndarray
+) -> None:
+    """Draws images of one shape into `images` at the positions `places`, a few at a time to save memory."""
 
     def uniform(low: float, high: float, *more: int) -> np.ndarray:
-        return random.uniform(low, high, (count, 1, 1, *more)).astype(np.float32)
+        return random.uniform(low, high, (len(places), 1, 1, *more)).astype(np.float32)
 
+    size = images.shape[1]
     grid = (np.arange(size, dtype=np.float32) + 0.5) * 2 / size - 1
     y, x = np.meshgrid(grid, grid, indexing="ij")
-    half_width, tilt = uniform(0.55, 0.85), uniform(-0.4, 0.4)
-    dx, dy = x - uniform(-0.25, 0.25), y - uniform(-0.25, 0.25)
-    u = (dx * np.cos(tilt) + dy * np.sin(tilt)) / half_width
-    v = (dy * np.cos(tilt) - dx * np.sin(tilt)) / half_width
-    cover = np.clip(shape(u, v) * half_width * size / 2 + 0.5, 0, 1)[..., None]  # antialiased edges
-    background = uniform(0, 255, 3)
-    color = uniform(0, 255, 3)
-    too_near = np.linalg.norm(color - background, axis=-1, keepdims=True) < MIN_CONTRAST
-    color = np.where(too_near, (background + 128) % 256, color)
-    shade = 60 * (uniform(-1, 1) * x + uniform(-1, 1) * y)[..., None]
-    grain = random.normal(0, NOISE, (count, size, size, 3)).astype(np.float32)
-    return np.clip(background * (1 - cover) + color * cover + shade + grain, 0, 255).astype(np.uint8)
+    drawn = (
+        *(uniform(0.55, 0.85), uniform(-0.4, 0.4)),  # half of the width, and the tilt
+        *(uniform(-0.25, 0.25), uniform(-0.25, 0.25)),  # position
+        *(uniform(0, 255, 3), uniform(0, 255, 3)),  # colors of the background and of the shape
+        *(uniform(-1, 1), uniform(-1, 1)),  # direction of the shade
+    )
+    step = images_per_chunk(size**2 * 3)
+    for start in range(0, len(places), step):
+        piece = slice(start, start + step)
+        half_width, tilt, left, top, background, color, across, down = (values[piece] for values in drawn)
+        dx, dy = x - left, y - top
+        u = (dx * np.cos(tilt) + dy * np.sin(tilt)) / half_width
+        v = (dy * np.cos(tilt) - dx * np.sin(tilt)) / half_width
+        cover = np.clip(shape(u, v) * half_width * size / 2 + 0.5, 0, 1)[..., None]  # antialiased edges
+        too_near = np.linalg.norm(color - background, axis=-1, keepdims=True) < MIN_CONTRAST
+        color = np.where(too_near, (background + 128) % 256, color)
+        shade = 60 * (across * x + down * y)[..., None]
+        grain = random.normal(0, NOISE, (*dx.shape, 3)).astype(np.float32)
+        images[places[piece]] = np.clip(background * (1 - cover) + color * cover + shade + grain, 0, 255)

@@ -39,8 +39,11 @@ def damaged_tiff(path: Path) -> Path:
     return path
 
 
-def png_of(values: np.ndarray, color_type: int) -> bytes:
-    """Returns a PNG of (H, W, channels) big-endian uint16 values, which Pillow cannot write."""
+def png_of(values: np.ndarray, color_type: int, transparent: bytes = b"") -> bytes:
+    """Returns a PNG of (H, W, channels) big-endian uint16 values, which Pillow cannot write.
+
+    `transparent`: the content of the chunk that marks a color as transparent.
+    """
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -48,7 +51,8 @@ def png_of(values: np.ndarray, color_type: int) -> bytes:
     height, width, _ = values.shape
     header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
     rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in values))
-    return PNG + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    marked = chunk(b"tRNS", transparent) if transparent else b""
+    return PNG + chunk(b"IHDR", header) + marked + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def noise_jpeg(**options: Any) -> bytes:

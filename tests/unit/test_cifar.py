@@ -102,7 +102,9 @@ def test_an_extracted_file_with_a_wrong_checksum_is_not_unpickled(name: str, tmp
     for file, content in make_files().items():
         (folder / file).write_bytes(content)
     (folder / name).write_bytes(pickle.dumps(Trap(marker)))
-    assert str(folder / name) in load_error(tmp_path)
+    line = load_error(tmp_path)
+    fix = "check --root and --source, or extract cifar-10-python.tar.gz again"
+    assert str(folder / name) in line and line.endswith(f"; {fix}")
     assert not marker.exists()
 
 
@@ -222,12 +224,27 @@ def test_an_interrupted_download_leaves_no_files(tmp_path: Path, monkeypatch: py
     assert names_in(tmp_path) == set()
 
 
-def test_error_names_a_root_that_is_not_a_genuine_archive(tmp_path: Path) -> None:
-    (tmp_path / "raw").write_text("")
-    assert f"{tmp_path}/raw is incomplete or not genuine" in load_error(tmp_path / "raw")
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("cifar-10-python.tar.gz", "delete it and start again"),
+        ("my-notes", "it is not cifar-10-python.tar.gz, so check --root and --source"),
+    ],
+)
+def test_only_a_file_with_the_name_of_the_archive_is_to_be_deleted(name: str, fix: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("")
+    line = load_error(tmp_path / name)
+    assert line.startswith(f"{tmp_path}/{name} is incomplete or not genuine (sha256 ")
+    assert line.endswith(f"; {fix}")
 
 
 @pytest.mark.parametrize(("name", "reason"), [("a" * 300, "File name too long"), ("a\0b", "embedded null byte")])
 def test_a_root_that_cannot_exist_is_refused(name: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"^--root .* cannot be read \({reason}\)$"):
         load_cifar("cifar10", tmp_path / name)
+
+
+def test_error_names_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path == tmp_path)  # root may read any folder
+    assert "cifar-10-batches-py cannot be read: permission denied; change its perm" in load_error(tmp_path)

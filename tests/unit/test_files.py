@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from data_prep import files
 from data_prep.dataset import read_dataset, verify_dataset
 from data_prep.errors import InputError, quoted, shell_path
 from data_prep.files import open_regular, read_json, replace_file, sync
+from data_prep.sources.cifar import load_cifar
 from data_prep.sources.listing import list_splits
 from ddp_trainer.models.initial_weights import read_weights
 from ddp_trainer.tracking.run_record import load_run
@@ -193,6 +195,7 @@ def test_a_path_in_a_message_can_be_pasted_into_a_shell(name: str, tmp_path: Pat
 READERS: dict[str, Callable[[Path], object]] = {
     "--data-dir": read_dataset,
     "--root": list_splits,
+    "--root of CIFAR-10": partial(load_cifar, "cifar10"),
     "--init-from": read_weights,
     "a run directory": load_run,
 }

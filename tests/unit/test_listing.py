@@ -88,15 +88,38 @@ def test_broken_links_are_left_out_on_request(photos: Path) -> None:
 
 
 def test_error_names_a_link_to_a_parent_folder_or_to_itself(photos: Path) -> None:
-    (photos / "train" / "cat" / "again").symlink_to(photos / "train" / "cat")
-    assert f"{photos}/train/cat/again: this link leads back" in fails(photos)
-    (photos / "train" / "cat" / "again").unlink()
-    (photos / "train" / "cat" / "loop").symlink_to("loop")
-    assert f"{photos}/train/cat/loop" in fails(photos)
+    cat = photos / "train" / "cat"
+    (cat / "again").symlink_to(cat)
+    assert f"{cat}/again is the same folder as {cat}; remove the link" in fails(photos)
+    (cat / "again").unlink()
+    (cat / "loop").symlink_to("loop")
+    assert f"{cat}/loop" in fails(photos)
 
 
-def test_error_names_a_missing_root_or_test_split(photos: Path) -> None:
-    assert str(photos / "absent") in fails(photos / "absent")
+def test_a_folder_that_is_twice_in_a_class_is_refused(photos: Path) -> None:
+    """With two links to the next folder in each folder, the image would be in the class thousands of times."""
+    for level in range(12):
+        (photos / f"{level}").mkdir()
+        for name in ("a", "b"):
+            (photos / f"{level}" / name).symlink_to(photos / f"{level + 1}")
+    save(photos / "12" / "0.png", Image.new("RGB", (8, 8), WHITE))
+    (photos / "train" / "cat" / "more").symlink_to(photos / "0")
+    deepest = f"{photos}/train/cat/more{'/a' * 11}"
+    assert f"{deepest}/b is the same folder as {deepest}/a; remove the link" in fails(photos)
+
+
+def test_a_folder_may_be_linked_from_several_classes_and_splits(photos: Path) -> None:
+    save(photos / "more" / "0.png", Image.new("RGB", (8, 8), WHITE))
+    for place in ("train/cat", "train/dog", "test/cat"):
+        (photos / place / "more").symlink_to(photos / "more")
+    found = load_folder(photos, size=8)
+    assert (len(found.train.labels), len(found.test.labels)) == (12 + 2, 4 + 1)
+
+
+def test_error_names_a_root_that_is_not_a_folder_and_a_missing_test_split(photos: Path) -> None:
+    assert f"--root {photos}/absent: no such folder; " in fails(photos / "absent")
+    (photos / "file").touch()
+    assert f"--root {photos}/file: a file, not a folder; " in fails(photos / "file")
     (photos / "test").rename(photos / "held-out")
     assert "no test folder (test or testing or val or" in fails(photos)
 

@@ -1,14 +1,13 @@
 """The --out folder is checked before any image is read, and lists of image files are written beside that folder."""
 
-import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -17,7 +16,7 @@ from data_prep.dataset import write_dataset
 from data_prep.errors import InputError
 from data_prep.files import MAX_JSON_BYTES
 from data_prep.manifest import DatasetInfo
-from data_prep.output import remove_left_behind, remove_lists, temporary_folder, write_list
+from data_prep.output import remove_left_behind, remove_lists, write_list
 from data_prep.sources.synthetic import draw_synthetic
 from tests.support.folders import DATASET_FILES, names_in
 from tests.support.photos import draw_photos
@@ -86,55 +85,35 @@ def test_leftovers_of_a_killed_command_are_removed_before_the_free_space_is_chec
     assert names_in(out) == DATASET_FILES
 
 
-def test_the_temporary_folder_of_a_live_process_is_kept(photos: Path) -> None:
-    """The process may be on another machine or in another container, so its ID says nothing."""
-    out = photos.parent / "out"
-    with temporary_folder(out) as temporary:
-        assert main(["--source", "folder", "--root", str(photos), "--out", str(out), "--size", "8"]) == 0
-        assert temporary.exists()
-    assert names_in(out) == DATASET_FILES
+def test_all_files_of_a_killed_command_are_removed(tmp_path: Path) -> None:
+    def keep_a_copy(*_: object) -> None:
+        for folder in (tmp_path / "set").glob(".writing-*"):
+            shutil.copytree(folder, tmp_path / "other" / folder.name, dirs_exist_ok=True)
+
+    (tmp_path / "other").mkdir()
+    source = draw_synthetic(train_count=10, test_count=10, seed=0, size=8)
+    write_dataset(source, tmp_path / "set", progress=keep_a_copy)
+    (folder,) = (tmp_path / "other").iterdir()
+    assert names_in(folder) >= {"lock", "train.beton", "test.records"}
+    remove_left_behind(tmp_path / "other")
+    assert names_in(tmp_path / "other") == set()
 
 
-@pytest.mark.parametrize("moment", ["before its lock is created", "before it is locked"])
-def test_a_command_that_starts_at_the_same_time_does_not_remove_the_temporary_folder(
-    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make, lock = tempfile.mkdtemp, fcntl.flock
-
-    def make_while_another_starts(**options: Any) -> str:
-        folder = make(**options)
-        remove_left_behind(tmp_path)
-        return folder
-
-    def lock_while_another_starts(file: Any, operation: int) -> None:
-        monkeypatch.undo()
-        remove_left_behind(tmp_path)
-        lock(file, operation)
-
-    if moment == "before it is locked":
-        monkeypatch.setattr("fcntl.flock", lock_while_another_starts)
-    else:
-        monkeypatch.setattr("tempfile.mkdtemp", make_while_another_starts)
-    with temporary_folder(tmp_path) as temporary:
-        (temporary / "file").touch()
-        remove_left_behind(tmp_path)
-        assert (temporary / "file").exists()
-
-
-def test_a_temporary_folder_stays_locked_while_it_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise, a command that has just made the folder could lock it, and the folder would then be removed."""
-    folder = tmp_path / ".writing-abc"
-    folder.mkdir()
-
-    def try_to_lock(*_: object, **__: object) -> None:
-        with open(folder / "lock", "wb") as lock, pytest.raises(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        removed.append(folder)
-
-    removed: list[Path] = []
-    monkeypatch.setattr("shutil.rmtree", try_to_lock)
+@pytest.mark.parametrize("content", ["notes.txt", "lock/notes.txt", "train.json/notes.txt"])
+def test_folders_and_links_of_the_user_are_kept(content: str, tmp_path: Path) -> None:
+    """Their names start like that of a temporary folder."""
+    for folder in (tmp_path / ".writing-mine", tmp_path / "linked"):
+        (folder / content).parent.mkdir(parents=True)
+        (folder / content).touch()
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "train.beton").touch()
+    (tmp_path / ".writing-a").symlink_to("linked")
+    (tmp_path / ".writing-b").symlink_to("ours")
+    (tmp_path / ".writing-c").mkdir()
+    (tmp_path / ".writing-c" / "lock").symlink_to("../made")
+    before = sorted(tmp_path.rglob("*"))
     remove_left_behind(tmp_path)
-    assert removed == [folder]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("names", [["dataset.json", "train.beton"], ["dataset.json"], ["test.beton"]], ids=" ".join)

@@ -14,7 +14,7 @@ from PIL import Image
 from data_prep.sources import picture
 from data_prep.sources.picture import read_picture, why_unreadable
 from tests.support.memory import PEAK_MEMORY
-from tests.support.photos import gradient, noise_jpeg, read_image, save
+from tests.support.photos import gradient, noise_jpeg, png_of, read_image, save
 from tests.support.trainer import REPOSITORY, environment
 
 RED = (255, 0, 0)
@@ -70,6 +70,16 @@ def test_transparent_pixels_become_white(mode: str, tmp_path: Path) -> None:
     else:
         path = save(tmp_path / "a.png", clear.convert(mode))
     assert (read_image(path, 32) == 255).all()
+
+
+def test_the_transparent_color_of_a_16_bit_image_becomes_white_or_is_refused(tmp_path: Path) -> None:
+    """Pillow keeps all bits of gray values, but only the upper 8 bits of colors: 1000 and 1001 become the same."""
+    values = np.array([[[1000], [1001]]], dtype=">u2").repeat(8, axis=0).repeat(4, axis=1)
+    (tmp_path / "gray.png").write_bytes(png_of(values, 0, struct.pack(">H", 1000)))
+    assert read_image(tmp_path / "gray.png", 8)[0, :, 0].tolist() == [255] * 4 + [4] * 4
+    (tmp_path / "color.png").write_bytes(png_of(values.repeat(3, axis=2), 2, struct.pack(">3H", 1000, 1000, 1000)))
+    with pytest.raises(ValueError, match="16-bit image with a transparent color"):
+        read_image(tmp_path / "color.png", 8)
 
 
 def test_half_transparent_red_becomes_pink(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from data_prep.sources import picture
 from data_prep.sources.picture import read_picture
+from data_prep.sources.repair import JPEG_END, JPEG_SCAN
 from tests.support.photos import noise_jpeg, read_image, save
 
 BROKEN_COMMENT = struct.pack(">I", 4) + b"tEXtabcd" + b"\0\0\0\0"  # with a wrong checksum
@@ -147,3 +148,19 @@ def test_a_tiff_whose_tile_exceeds_the_limit_is_refused(tmp_path: Path, monkeypa
     monkeypatch.setattr(picture, "MAX_PIXELS", 1_000_000)
     with pytest.raises(picture.TooLargeError, match="1008x1008 pixels exceed the limit"):
         read_image(tmp_path / "a.tif", 32)
+
+
+@pytest.mark.parametrize("hidden", [b"", b"\xff\1\xff\xff"], ids=["plain", "behind a marker without a length"])
+def test_a_jpeg_with_more_than_100_scans_is_refused_before_it_is_decoded(
+    hidden: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a scan can have a few bytes and take as long to decode as the whole image."""
+    path = save(tmp_path / "a.jpg", Image.new("L", (64, 64), 90), progressive=True)
+    content = path.read_bytes().removesuffix(JPEG_END)
+    start = content.rindex(JPEG_SCAN)
+    path.write_bytes(content + content[start:] * (100 - content.count(JPEG_SCAN)) + JPEG_END)
+    assert (read_image(path, 32) == 90).all()
+    path.write_bytes(content + hidden + content[start:] * 100 + JPEG_END)
+    monkeypatch.setattr(picture, "_finish", lambda *_: pytest.fail("the image is decoded"))
+    with pytest.raises(ValueError, match="more than 100 scans"):
+        read_image(path, 32)

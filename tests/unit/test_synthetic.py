@@ -1,6 +1,7 @@
 """The synthetic images are reproducible, balanced, and too hard for a linear classifier."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,19 @@ def test_the_seed_determines_every_pixel_and_the_splits_differ() -> None:
         assert np.array_equal(getattr(first, name).images, getattr(again, name).images)
         assert not np.array_equal(getattr(first, name).images, getattr(other, name).images)
     assert not np.array_equal(first.train.images[:20], first.test.images)
+
+
+def test_images_are_drawn_a_few_at_a_time_with_the_same_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.sources.CHUNK_BYTES", 2**60)
+    at_once = draw_synthetic(train_count=500, test_count=20, seed=0, size=48)
+    monkeypatch.setattr("data_prep.sources.CHUNK_BYTES", 7 * 48 * 48 * 3)
+    tracemalloc.start()
+    drawn = draw_synthetic(train_count=500, test_count=20, seed=0, size=48)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(drawn.train.images, at_once.train.images)
+    assert np.array_equal(drawn.test.images, at_once.test.images)
+    assert peak < 1.5 * at_once.train.images.nbytes
 
 
 @pytest.mark.parametrize("size", [8, 32, 48])

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -215,13 +216,17 @@ def test_a_full_disk_is_reported_in_one_line(small_run: Path, format: str, capfd
 
 
 def test_an_export_removes_the_old_folder_of_a_killed_export(small_run: Path) -> None:
-    """A new folder may be in use by an export that runs at the same time."""
-    old, new = small_run / ".export-old", small_run / ".export-new"
-    for folder in (old / "not empty", new):
-        folder.mkdir(parents=True)
-    os.utime(old, (0, 0))
+    """A new folder may be in use by an export that runs at the same time. Other folders and links are the user's."""
+    old, new = (Path(tempfile.mkdtemp(prefix=".export-", dir=small_run)) for _ in range(2))
+    mine, link = small_run / ".export-my_notes", small_run / ".export-the_link"
+    for file in (old / "model.onnx", old / ".model.pt2.0123", new / "model.pt2", mine / "notes.txt"):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    link.symlink_to(mine)
+    for folder in (old, mine):
+        os.utime(folder, (0, 0))
     assert export.main([str(small_run), "--format", "torch"]) == 0
-    assert list(small_run.glob(".export-*")) == [new]
+    assert {*small_run.glob(".export-*"), *mine.iterdir()} == {new, mine, link, mine / "notes.txt"}
 
 
 def test_the_export_extra_lists_exactly_the_packages_that_an_onnx_export_needs() -> None:

@@ -132,8 +132,7 @@ def test_sixteen_bits_and_exif_orientation_do_not_change_the_prediction(run_dir,
     Image.fromarray(grey).save(tmp_path / "grey.png")
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     assert answer_for(run_dir, tmp_path / "deep.png", capsys) == answer_for(run_dir, tmp_path / "grey.png", capsys)
-    upright = Image.open(draw(tmp_path / "upright.png"))
-    sideways = upright.transpose(Image.Transpose.ROTATE_90)
+    sideways = Image.open(draw(tmp_path / "upright.png")).transpose(Image.Transpose.ROTATE_90)
     exif = sideways.getexif()
     exif[0x0112] = 6  # EXIF orientation: viewers turn the image clockwise by 90 degrees
     sideways.save(tmp_path / "sideways.png", exif=exif)
@@ -154,14 +153,17 @@ def test_all_images_below_a_folder_are_classified(run_dir, tmp_path, capsys):
     assert paths_in(capsys.readouterr().out) == [*expected, str(tmp_path / "image without a suffix")]
 
 
-def test_linked_folders_are_searched_but_only_once(run_dir, tmp_path, capsys):
-    draw(tmp_path / "photos/1.png")
-    draw(tmp_path / "other/2.png")
-    (tmp_path / "photos/other").symlink_to(tmp_path / "other")
-    (tmp_path / "other/back").symlink_to(tmp_path / "photos")
-    (tmp_path / "photos/self").symlink_to(tmp_path / "photos")
-    assert main([str(run_dir), str(tmp_path / "photos"), "--json"]) == 0
-    assert paths_in(capsys.readouterr().out) == [str(tmp_path / "photos" / name) for name in ("1.png", "other/2.png")]
+def test_linked_folders_are_searched_once_and_a_second_link_is_reported(run_dir, tmp_path, capsys):
+    photos, other = tmp_path / "photos", tmp_path / "other"
+    draw(photos / "1.png")
+    draw(other / "2.png")
+    links = {photos / "other": other, other / "back": photos, photos / "self": photos, photos / "twin": other}
+    for link, target in links.items():
+        link.symlink_to(target)
+    assert main([str(run_dir), str(photos), "--json"]) == 1
+    printed = capsys.readouterr()
+    assert paths_in(printed.out) == [str(photos / name) for name in ("1.png", "other/2.png")]
+    assert printed.err == f"error: {photos}/twin is the same folder as {photos}/other; remove the link\n"
 
 
 def test_unreadable_images_are_named_and_the_others_are_classified(run_dir, tmp_path, capsys):
@@ -244,6 +246,5 @@ def test_decoder_warnings_take_one_line(run_dir: Path, tmp_path: Path, capfd: py
     printed = capfd.readouterr()
     assert len(printed.out.splitlines()) == 3
     error, warning = printed.err.splitlines()
-    assert error.startswith("error: ")
-    assert "damaged.tif" in error
+    assert error.startswith("error: ") and "damaged.tif" in error
     assert warning.startswith(f"warning: decoders warned about 3 image files: {tmp_path}/0.jpg (Corrupt EXIF data.")
