@@ -11,6 +11,7 @@ from data_prep.errors import InputError, printable, quoted
 from data_prep.files import read_json
 
 LARGEST = 10**15  # far above any figure of a run; a float represents every integer up to here exactly
+LARGEST_SETTING = 2**63  # above the largest --seed
 
 Setting = str | int | float | bool | None | list[str | int | float | bool | None]
 
@@ -98,11 +99,14 @@ class Fields:
         return tuple(map(float, values))
 
     def setting(self, name: str) -> Setting:
-        """A string, a number, true, false or null, or a list of these."""
+        """A string, a number from -LARGEST_SETTING to LARGEST_SETTING, true, false or null, or a list of these."""
         value = self._content.get(name)
         parts = value if isinstance(value, list) else [value]
-        if not all(part is None or isinstance(part, str | int | float) for part in parts):
-            raise self._wrong(name, "a string, a number, true, false, null or a list of these", value)
+        for part in parts:
+            fits = abs(part) <= LARGEST_SETTING if isinstance(part, int | float) else isinstance(part, str | None)
+            if not fits:
+                kind = "a string, a number from -2^63 to 2^63, true, false, null or a list of these"
+                raise self._wrong(name, kind, value)
         cleaned = [printable(part) if isinstance(part, str) else part for part in parts]
         return cleaned if isinstance(value, list) else cleaned[0]
 

@@ -6,6 +6,7 @@ from torch import nn
 from data_prep.dataset import DatasetInfo
 from data_prep.errors import require
 from ddp_trainer.config import TrainConfig
+from ddp_trainer.distributed.hardware import resolve_device, resolve_precision
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.sync_batchnorm import not_synchronized
 from ddp_trainer.engine.data import RunData, build_data, images_in_step
@@ -13,7 +14,9 @@ from ddp_trainer.engine.ema import frozen_copy
 from ddp_trainer.engine.observer import Observer
 from ddp_trainer.engine.optim import build_optimizer
 from ddp_trainer.engine.trainer import Trainer
-from ddp_trainer.models.check import check_network, check_rebuilt
+from ddp_trainer.models.autocast_check import check_autocast
+from ddp_trainer.models.blank_pass import blank_images
+from ddp_trainer.models.check import MAX_IMAGES, check_network, check_rebuilt
 from ddp_trainer.models.initial_weights import load_initial_weights, parameters_named
 from ddp_trainer.models.registry import is_user_function, require_unchanged
 from ddp_trainer.models.spec import ModelSpec, build_model, build_network, require_same_widths_and_activation
@@ -29,23 +32,20 @@ def prepare_network(
     """
     spec, name = ModelSpec.of(dataset, config), config.network.network
     require_unchanged(name)
-    network, lines = build_network(config.network, spec).train(), []
+    network, lines = build_network(config.network, spec), []
     sides = config.schedule.crop_sides(spec.image_size)
     own_statistics = not_synchronized(network)
+    smallest = images_per_pass(config, world_size, synchronized=not own_statistics)
     unused = check_network(
         network,
         name,
         num_classes=len(spec.classes),
         sides=sides,
-        images_per_pass=images_per_pass(config, world_size, synchronized=not own_statistics),
+        images_per_pass=smallest,
         channels_last=config.runtime.channels_last,
     )
     if is_user_function(name):
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(
-                config.runtime.seed + 1
-            )  # so that its random weights differ from those of `network`
-            check_rebuilt(network, build_model(spec), name, side=max(sides))
+        _check_user_function(network, config, spec, count=min(smallest, MAX_IMAGES))
     if config.optim.ema_decay:
         frozen_copy(network)  # raises InputError if the network cannot be copied, before anything is written
     if unused:
@@ -64,6 +64,24 @@ def prepare_network(
         loaded = load_initial_weights(network, config.network.init_from)
         lines.append(loaded.describe(config.network.init_from))
     return network, lines
+
+
+def _check_user_function(network: nn.Module, config: TrainConfig, spec: ModelSpec, *, count: int) -> None:
+    """Raises InputError if the user's function gives other networks in later calls, or if autocast fails.
+
+    Tries autocast with another network, so that `network` need not be moved to the device yet. `count`: number of
+    images to try it with.
+    """
+    sides, runtime, name = config.schedule.crop_sides(spec.image_size), config.runtime, spec.architecture
+    precision = resolve_precision(runtime)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(runtime.seed + 1)  # so that other random weights are drawn
+        rebuilt = build_model(spec)
+        check_rebuilt(network, rebuilt, name, side=max(sides))
+    if precision != "fp32":
+        images = blank_images(rebuilt.to(resolve_device(runtime)), count, min(sides))
+        images = images if runtime.channels_last else images.contiguous()
+        check_autocast(rebuilt, name, images, precision=precision)
 
 
 def images_per_pass(config: TrainConfig, world_size: int, *, synchronized: bool = True) -> int:

@@ -14,19 +14,23 @@ from data_prep.errors import InputError
 from data_prep.machine_limits import lacks_memory
 from ddp_trainer.models.registry import describe_error
 
+# torch cannot add the other floating-point types, such as float8.
+AVERAGED_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 class Ema(nn.Module):
     """A moving average of a model: `module` holds the averaged parameters and buffers.
 
-    The first update copies the parameters and buffers of the model. Two kinds of buffers are always copied: integers,
-    and buffers that contain infinity from the start, such as attention masks, because their averages would be NaN.
+    The first update copies the parameters and buffers of the model. Two kinds of tensors are always copied: those whose
+    type is not in `AVERAGED_TYPES`, and those that contain infinity from the start, such as attention masks, because
+    their averages would be NaN.
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         """`decay`: share of the old average that each update after the first one keeps."""
         super().__init__()
         self.module = frozen_copy(model)
-        self._averaged = [value.is_floating_point() and not _has_infinity(value) for value in _tensors(model)]
+        self._averaged = [value.dtype in AVERAGED_TYPES and not _has_infinity(value) for value in _tensors(model)]
         self.decay = decay
         device = next(model.parameters()).device
         self.updates: Tensor

@@ -17,7 +17,7 @@ def blank_passes(model: nn.Module) -> Iterator[None]:
         model.zero_grad(set_to_none=True)
         model.train(was_training)
         for buffer, value in before:
-            buffer.copy_(value)
+            buffer.resize_(value.shape).copy_(value)
 
 
 def blank_images(model: nn.Module, count: int, side: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import InputError, require
+from data_prep.sources import name_some
 from ddp_trainer.models.blank_pass import blank_passes
 from ddp_trainer.models.initial_weights import load_tensors
 from ddp_trainer.models.registry import describe_error
@@ -37,7 +38,7 @@ def check_network(
         f"--network {name} has tensors with 5 dimensions, which torch.channels_last does not support; add "
         "--no-channels-last",
     )
-    buffers, unsaved = dict(network.named_buffers()), _unsaved_buffers(network)
+    buffers, unsaved = _buffers_and_shapes(network), _unsaved_buffers(network)
     with torch.random.fork_rng(devices=[]), blank_passes(network):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would also seed the GPUs
         for side in sides:
@@ -91,11 +92,15 @@ def _evaluate(network: nn.Module, name: str, images: Tensor) -> Tensor:
 def _check_tensors(network: nn.Module, name: str) -> None:
     others = [key for key, value in network.state_dict().items() if not isinstance(value, Tensor)]
     require(not others, f"--network {name} has a state_dict with values that are not tensors: {', '.join(others)}")
+    tensors = dict([*network.named_parameters(), *network.named_buffers()])
+    inference = [key for key, value in tensors.items() if value.is_inference()]
+    fix = "build the network outside torch.inference_mode()"
+    require(not inference, f"--network {name} has inference tensors, such as {', '.join(inference[:1])}; {fix}")
     _check_storage(network, name)
     _check_gaps(network, name)
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     require(bool(trainable), f"--network {name} has no trainable parameter")
-    devices = {str(tensor.device) for tensor in (*network.parameters(), *network.buffers())}
+    devices = {str(value.device) for value in tensors.values()}
     require(
         devices == {"cpu"},
         f"--network {name} must be built on the CPU (the trainer moves it to the device), "
@@ -120,7 +125,7 @@ def _check_storage(network: nn.Module, name: str) -> None:
         require(not repeats, f"--network {name}: elements of {key} share memory, {fix}")
     for key, value in network.state_dict().items():
         try:
-            save({key: torch.empty(0, dtype=value.dtype)})
+            save({key: torch.empty(0, dtype=value.dtype, device="cpu")})  # the default device may be another one
         except Exception:  # safetensors raises KeyError, and torch may raise other exceptions
             fix = "use another type, or register the buffer with persistent=False"
             raise InputError(
@@ -140,14 +145,19 @@ def _check_gaps(network: nn.Module, name: str) -> None:
         )
 
 
-def _check_buffers(network: nn.Module, name: str, before: dict[str, Tensor]) -> None:
-    """Raises InputError if a forward pass has replaced buffers, because the trainer restores buffers in place."""
-    after = dict(network.named_buffers())
-    changed = [key for key in {**before, **after} if before.get(key) is not after.get(key)]
+def _buffers_and_shapes(network: nn.Module) -> dict[str, tuple[Tensor, torch.Size]]:
+    return {key: (value, value.shape) for key, value in network.named_buffers()}
+
+
+def _check_buffers(network: nn.Module, name: str, before: dict[str, tuple[Tensor, torch.Size]]) -> None:
+    """Raises InputError if a forward pass has replaced or resized buffers: the trainer restores buffers in place."""
+    after = _buffers_and_shapes(network)
+    kept = {key for key in before.keys() & after.keys() if before[key][0] is after[key][0]}
+    changed = [key for key in {**before, **after} if key not in kept or before[key][1] != after[key][1]]
     require(
         not changed,
-        f"--network {name} creates or replaces buffers in its forward pass ({', '.join(changed)}); create them in "
-        "__init__ and update them in place, for example with copy_, or use another network",
+        f"--network {name} creates, replaces or resizes buffers in its forward pass ({name_some(changed)}); create "
+        "them in __init__ and update them in place, for example with copy_, or use another network",
     )
 
 
@@ -171,19 +181,22 @@ def _check_unsaved(network: nn.Module, name: str, before: dict[str, Tensor]) -> 
 
 def _run(network: nn.Module, name: str, images: Tensor, *, channels_last: bool) -> object:
     """The output. If the network fails only in channels-last order, the error message says so."""
-    order = torch.channels_last if channels_last else torch.contiguous_format
+    given = images.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     try:
-        return network(images.contiguous(memory_format=order))
+        output = network(given)
     except Exception as error:
         shape = "x".join(map(str, images.shape))
         try:
-            network(images)
+            network(images.clone())
         except Exception:
             reason = describe_error(error)
             if "more than 1 value per channel" in reason:
                 reason += "; some forward passes would get only one image, so raise --batch-size or lower --accumulate"
             raise InputError(f"--network {name} fails on images of shape {shape}: {reason}") from error
         raise InputError(f"--network {name} does not work in channels-last order; add --no-channels-last") from error
+    fix = "start its forward pass with x = x.clone()"
+    require(torch.equal(given, images), f"--network {name} changes its input in place; {fix}")
+    return output
 
 
 def _backward(logits: Tensor, name: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(file)
+        _require_uncompressed(file)
         with warnings.catch_warnings(action="ignore"):  # torch warns about sparse tensors, which are refused below
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the two loaders raise exceptions of many types
@@ -107,6 +109,16 @@ def read_weights(source: Path) -> dict[str, Tensor]:
         is_dense = value.layout == torch.strided and not value.is_meta
         require(is_dense, f"--init-from {source}: {name} is a sparse or meta tensor; save dense tensors")
     return weights
+
+
+def _require_uncompressed(file: Path) -> None:
+    """Raises ValueError for a zip file that is larger when unpacked: a small file could then fill the memory."""
+    if not zipfile.is_zipfile(file):  # torch's older format, which is never compressed
+        return
+    with zipfile.ZipFile(file) as archive:
+        unpacked = sum(part.file_size for part in archive.infolist())
+    if unpacked > file.stat().st_size:
+        raise ValueError("it is compressed; save it again with torch.save, which does not compress")
 
 
 def freeze(network: nn.Module, patterns: tuple[str, ...]) -> None:

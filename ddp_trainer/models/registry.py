@@ -9,8 +9,7 @@ import functools
 import importlib
 import os
 import sys
-import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,15 @@ from ddp_trainer.models.custom_resnet import CustomResNet
 BUILT_IN = "custom_resnet"
 # By default, these networks of torchvision also return the logits of auxiliary classifiers, which are not trained here.
 WITH_AUXILIARY = ("googlenet", "inception_v3")
-# For each module with a network: its `__spec__` (a reload creates a new one), its file, and the sha256 of the file.
-_sources: dict[str, tuple[object, str, str]] = {}
+# For each module of a network: its `__spec__` (a reload creates a new one), and the sha256 of its source file.
+_sources: dict[str, tuple[object, str]] = {}
 
 
 def build(name: str, *, num_classes: int, widths: tuple[int, int, int, int], activation: str) -> nn.Module:
     """A new network with random weights, which maps normalized (N, 3, H, W) images to (N, num_classes) logits.
 
-    `name`: custom_resnet, torchvision:NAME, timm:NAME or MODULE:FUNCTION. `widths` and `activation` apply
-    only to custom_resnet. Raises InputError if there is no such network, or if its function fails.
+    It is in training mode. `name`: custom_resnet, torchvision:NAME, timm:NAME or MODULE:FUNCTION. `widths` and
+    `activation` apply only to custom_resnet. Raises InputError if there is no such network, or if its function fails.
     """
     if name == BUILT_IN:
         return CustomResNet(num_classes=num_classes, widths=widths, activation=activation)
@@ -42,7 +41,8 @@ def build(name: str, *, num_classes: int, widths: tuple[int, int, int, int], act
     require(bool(rest), f"--network must be {BUILT_IN}, torchvision:NAME, timm:NAME or MODULE:FUNCTION, got {name!r}")
     create = {"torchvision": _from_torchvision, "timm": _from_timm}.get(source, _from_function)(name, rest)
     try:
-        network = create(num_classes=num_classes)
+        with contextlib.chdir("."):  # restores the working directory
+            network = create(num_classes=num_classes)
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # whatever the function raises
@@ -55,6 +55,12 @@ def build(name: str, *, num_classes: int, widths: tuple[int, int, int, int], act
         not any(is_lazy(value) for value in (*network.parameters(), *network.buffers())),
         f"--network {name} has lazy layers; pass a batch of images through the network before you return it",
     )
+    try:
+        returned = network.train()
+    except Exception as error:  # torch's exported programs have no modes
+        fix = "return a module whose train() and eval() work"
+        raise InputError(f"--network {name} has no training mode ({describe_error(error)}); {fix}") from error
+    require(returned is network, f"--network {name}: the method train() must return the network; add return self")
     return network
 
 
@@ -102,7 +108,8 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
         sys.path.append(os.getcwd())
     token = importing_network.set(name)
     try:
-        with torch.random.fork_rng(devices=_devices()):  # so that a seed set in the module has no effect on the weights
+        # So that neither a seed nor a working directory that the module sets has an effect on the run.
+        with torch.random.fork_rng(devices=_devices()), contextlib.chdir("."):
             module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
@@ -119,7 +126,7 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
         raise InputError(f"--network {name} cannot be imported: {describe_error(error)}") from error
     finally:
         importing_network.reset(token)
-    _remember(module)
+    _remember(module_name)
     created: Any = getattr(module, function, None)
     require(callable(created), f"--network {name}: {module_name} has no function {function}")
     origin = created
@@ -146,24 +153,34 @@ def _as_module(path: str) -> str:
     return f"PYTHONPATH={shell_path(Path(path).parent)} and {names[-1]}"
 
 
-def _remember(module: types.ModuleType) -> None:
-    """Stores the sha256 of the module's file, unless it is already stored for the same import or reload."""
-    if _sources.get(module.__name__, (None,))[0] is not module.__spec__ and module.__file__ is not None:
-        with contextlib.suppress(OSError):  # a module in a zip file
-            _sources[module.__name__] = module.__spec__, module.__file__, file_sha256(Path(module.__file__))
+def _loaded_sources(module_name: str) -> Iterator[tuple[str, object, Path]]:
+    """(name, `__spec__`, source file) of the module and of all loaded modules in the same top-level package."""
+    package = module_name.partition(".")[0]
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == package:
+            file = str(getattr(module, "__file__", None))
+            if file.endswith(".py") and os.path.isfile(file):  # not in a zip file
+                yield name, getattr(module, "__spec__", None), Path(file)
+
+
+def _remember(module_name: str) -> None:
+    """Stores the sha256 of each source file, unless it is already stored for the same import or reload."""
+    for name, spec, file in _loaded_sources(module_name):
+        if _sources.get(name, ("", ""))[0] is not spec:
+            _sources[name] = spec, file_sha256(file)
 
 
 def require_unchanged(name: str) -> None:
-    """Raises InputError if `name` is a MODULE:FUNCTION and its module was edited after this process had imported it.
+    """Raises InputError if `name` is a MODULE:FUNCTION whose code was edited after this process had imported it.
 
     Without this check, a run in a notebook would train the old network, and other commands would build the new one.
     """
-    module = sys.modules.get(name.partition(":")[0])
-    spec, file, sha256 = _sources.get(module.__name__ if module else "", (None, "", ""))
-    require(
-        module is None or spec is not module.__spec__ or not os.path.isfile(file) or file_sha256(Path(file)) == sha256,
-        f"--network {name}: {file} has changed since it was imported; restart Python",
-    )
+    for module, spec, file in _loaded_sources(name.partition(":")[0]):
+        known, sha256 = _sources.get(module, ("", ""))
+        require(
+            known is not spec or file_sha256(file) == sha256,
+            f"--network {name}: {file} has changed since it was imported; restart Python",
+        )
 
 
 def _similar(name: str, known: Sequence[str]) -> str:

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from data_prep.dataset import DatasetInfo
 from data_prep.errors import InputError, quoted, require, shell_path
 from data_prep.files import read_json, write_json
 from data_prep.json_fields import Fields
+from data_prep.machine_limits import lacks_memory
 from ddp_trainer.config import DEFAULT_WIDTHS, MAX_WIDTH, NetworkConfig, TrainConfig
 from ddp_trainer.models import registry
+from ddp_trainer.models.blank_pass import blank_images, blank_passes
 from ddp_trainer.models.custom_resnet import ACTIVATIONS
 from ddp_trainer.models.initial_weights import freeze, load_tensors
 
@@ -169,7 +172,7 @@ def require_same_widths_and_activation(spec: ModelSpec, source: Path) -> None:
 def load_model(run_dir: Path | str) -> tuple[nn.Module, ModelSpec]:
     """The trained model of a finished run, in evaluation mode, on the CPU.
 
-    Raises InputError if the run directory has no readable model.
+    Raises InputError if the run directory has no readable model, or if the model cannot process images of its size.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -179,32 +182,59 @@ def load_model(run_dir: Path | str) -> tuple[nn.Module, ModelSpec]:
     if not weights.is_file():
         raise InputError(f"{weights} is missing: {_why_unfinished(run_dir)}")
     try:
-        if spec.architecture == registry.BUILT_IN:
+        if not registry.is_user_function(spec.architecture):
             _check_shapes(weights, spec)
-        model = build_model(spec)
+        model = build_model(spec).eval()
         load_tensors(model, load_file(weights))
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         reason = " ".join((str(error) or type(error).__name__).split())[:300]
         fix = "" if spec.architecture == registry.BUILT_IN else "; restore the code with which the run was trained"
         raise InputError(f"{weights} cannot be loaded: {reason}{fix}") from None
-    return model.eval(), spec
+    if spec.architecture != registry.BUILT_IN:  # it can process images of any size from MIN_SIDE
+        _check_input_size(model, spec, run_dir / "model.json")
+    return model, spec
 
 
 def _check_shapes(weights: Path, spec: ModelSpec) -> None:
     """Raises InputError unless the file's header has the tensors that `spec` describes.
 
-    The check allocates no memory for tensors, because the widths in somebody else's file could need many gigabytes.
+    Allocates no memory for weights: those that somebody else's model.json describes could take many gigabytes.
     """
     from safetensors import safe_open
 
-    with torch.device("meta"):
-        expected = {name: list(value.shape) for name, value in build_model(spec).state_dict().items()}
+    try:
+        with _WeightsWithoutMemory():
+            expected = {name: list(value.shape) for name, value in build_model(spec).state_dict().items()}
+    except InputError:  # some networks of timm pass an image through their layers while they are built
+        return
     with safe_open(weights, framework="pt") as file:
         found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             wanted, present = (shapes.get(name, "missing") for shapes in (expected, found))
             raise InputError(f"{weights} does not fit model.json: {quoted(name)} is {present}, expected {wanted}")
+
+
+class _WeightsWithoutMemory(TorchFunctionMode):
+    """Creates weights on the meta device. Other tensors have values, from which RegNets compute their widths."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        options = kwargs or {}
+        return func(*args, **({**options, "device": "meta"} if func is torch.empty else options))
+
+
+def _check_input_size(model: nn.Module, spec: ModelSpec, description: Path) -> None:
+    """Raises InputError if `model` fails on a blank image of the size in `description`. Leaves `model` unchanged."""
+    try:
+        with blank_passes(model), torch.inference_mode():
+            model(blank_images(model, 1, spec.input_size).contiguous())
+    except Exception as error:
+        if lacks_memory(error):
+            raise
+        raise InputError(
+            f"{description}: {spec.architecture} cannot process images of {spec.input_size} pixels a side "
+            f"({registry.describe_error(error)}); restore the size or the code with which the run was trained"
+        ) from None
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -57,10 +57,11 @@ def precision_and_recall(labels: np.ndarray, predicted: np.ndarray, num_classes:
 
 def confused_pairs(labels: np.ndarray, predicted: np.ndarray, limit: int) -> list[Pair]:
     """The `limit` most frequent mistakes, in descending order; pairs with equal counts are sorted by class numbers."""
-    is_wrong = predicted != labels
-    pairs, counts = np.unique(np.stack([labels[is_wrong], predicted[is_wrong]]), axis=1, return_counts=True)
+    is_wrong, base = predicted != labels, int(predicted.max()) + 1
+    # One number stands for each pair: np.unique takes several times as long for the columns of an array.
+    pairs, counts = np.unique(labels[is_wrong].astype(np.int64) * base + predicted[is_wrong], return_counts=True)
     order = np.argsort(-counts, kind="stable")[:limit]
-    return [Pair(int(pairs[0, place]), int(pairs[1, place]), int(counts[place])) for place in order]
+    return [Pair(*divmod(int(pairs[place]), base), int(counts[place])) for place in order]
 
 
 def calibration(labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray) -> Calibration:

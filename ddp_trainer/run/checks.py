@@ -27,7 +27,12 @@ def check_settings(config: TrainConfig, dataset: DatasetInfo, *, world_size: int
         f"{config.data.data_dir} has only one class, but training needs at least two; prepare a dataset with more",
     )
     total, held_out = dataset.splits["train"].count, config.data.held_out
-    most = max(total - len(dataset.classes), 0)
+    most = total - len(dataset.classes)
+    require(
+        most >= 0,
+        f"{config.data.data_dir} has {len(dataset.classes):,} classes, but only {total:,} training images; add "
+        "training images for every class, or leave out classes, and prepare the data again",
+    )
     require(
         held_out <= most,
         f"--validation and --calibrate must leave one training image per class: hold out at most {most} of {total}, "

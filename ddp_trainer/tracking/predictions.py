@@ -5,7 +5,7 @@ writes the file.
 """
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,9 @@ import numpy as np
 from data_prep.errors import InputError, printable
 
 MAX_BYTES = 2**30  # of all arrays together; enough for 50,000 images and 5,000 classes in float32
+# A file of a few kilobytes can stay below MAX_BYTES and still have so many images or classes that the report, which
+# computes several values for each, would take hours.
+MAX_IMAGES, MAX_CLASSES = 10_000_000, 100_000
 MAX_MISTAKES = 48
 # The arrays in the file, and the kinds of NumPy dtypes that each may have: integers (i, u) or floats (f).
 KINDS = {"indices": "iu", "labels": "iu", "probabilities": "f", "wrong_indices": "iu", "wrong_images": "u"}
@@ -25,10 +28,10 @@ KINDS = {"indices": "iu", "labels": "iu", "probabilities": "f", "wrong_indices":
 class Predictions:
     """Labels and predictions of N evaluated images. Every label is a class number below C, the number of classes."""
 
-    indices: np.ndarray  # (N,) integers, positions in the evaluated file
-    labels: np.ndarray  # (N,) integers
+    indices: np.ndarray  # (N,) int64, positions in the evaluated file
+    labels: np.ndarray  # (N,) int64
     probabilities: np.ndarray  # (N, C) float, each in [0, 1]
-    wrong_indices: np.ndarray  # (K,) integers, most confident mistake first
+    wrong_indices: np.ndarray  # (K,) int64, most confident mistake first; K is at most MAX_MISTAKES
     wrong_images: np.ndarray  # (K, H, W, 3) uint8
 
     @cached_property
@@ -57,11 +60,10 @@ class Mistake(NamedTuple):
 
 
 def most_confident_mistakes(found: Predictions, classes: Sequence[str]) -> list[Mistake]:
-    """At most MAX_MISTAKES misclassified images, most confident mistake first."""
-    rows = {int(index): row for row, index in enumerate(found.indices)}
+    """The misclassified images whose pixels are known, most confident mistake first."""
     mistakes = []
-    for sample, pixels in zip(found.wrong_indices[:MAX_MISTAKES].tolist(), found.wrong_images, strict=False):
-        row = rows[sample]
+    for sample, pixels in zip(found.wrong_indices.tolist(), found.wrong_images, strict=True):
+        row = int(np.argmax(found.indices == sample))
         true, predicted = classes[int(found.labels[row])], classes[int(found.predicted[row])]
         mistakes.append(Mistake(sample, true, predicted, float(found.confidence[row]), pixels))
     return mistakes
@@ -70,6 +72,20 @@ def most_confident_mistakes(found: Predictions, classes: Sequence[str]) -> list[
 class Header(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+
+
+def exceeded_limit(arrays: Mapping[str, Header] | Mapping[str, np.ndarray]) -> str:
+    """Which limit the arrays of a file exceed, and by how much, for a message; empty if they exceed none."""
+    num_bytes = sum(array.dtype.itemsize * int(np.prod(array.shape, dtype=object)) for array in arrays.values())
+    num_images, num_classes = arrays["probabilities"].shape
+    for found, limit, unit in (
+        (num_bytes, MAX_BYTES, "bytes in its arrays"),
+        (num_images, MAX_IMAGES, "images"),
+        (num_classes, MAX_CLASSES, "classes"),
+    ):
+        if found > limit:
+            return f"{found:,} {unit}; the limit is {limit:,}"
+    return ""
 
 
 def read_predictions(path: Path) -> Predictions | None:
@@ -99,7 +115,9 @@ def _read_arrays(path: Path) -> Predictions:
         arrays = {}
         for name in KINDS:
             with archive.open(f"{name}.npy") as member:
-                arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+                array = np.lib.format.read_array(member, allow_pickle=False)
+            # Small types would overflow in the arithmetic of the report.
+            arrays[name] = array.astype(np.int64) if KINDS[name] == "iu" else array
     found = Predictions(**arrays)
     _check_values(found)
     return found
@@ -128,16 +146,17 @@ def _parse_header(member: IO[bytes], name: str) -> Header:
 
 def _check_headers(headers: dict[str, Header]) -> None:
     labels, probabilities, images = (headers[name].shape for name in ("labels", "probabilities", "wrong_images"))
-    size = sum(header.dtype.itemsize * int(np.prod(header.shape, dtype=object)) for header in headers.values())
-    if size > MAX_BYTES:
-        raise _Misfit(f"its arrays take {size / 1e6:,.1f} MB; the limit is {MAX_BYTES / 1e6:,.1f} MB")
     if len(probabilities) != 2 or 0 in probabilities or labels != probabilities[:1]:
         raise _Misfit(f"the shapes of labels {labels} and probabilities {probabilities} do not match")
+    if excess := exceeded_limit(headers):
+        raise _Misfit(f"it has {excess}")
     if headers["indices"].shape != labels:
         raise _Misfit(f"the shapes of indices {headers['indices'].shape} and labels {labels} do not match")
     is_rgb = len(images) == 4 and images[3] == 3 and 0 not in images[1:] and headers["wrong_images"].dtype == np.uint8
     if not is_rgb or headers["wrong_indices"].shape != images[:1]:
         raise _Misfit(f"wrong_images must have one RGB image for each entry of wrong_indices, got shape {images}")
+    if images[0] > MAX_MISTAKES:
+        raise _Misfit(f"wrong_images must have at most {MAX_MISTAKES} images, got {images[0]:,}")
 
 
 def _check_values(found: Predictions) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_prep.errors import InputError, printable
 from data_prep.files import require_readable
-from data_prep.json_fields import Fields, Setting
+from data_prep.json_fields import LARGEST_SETTING, Fields, Setting
 from ddp_trainer.tracking.predictions import Mistake, Predictions, most_confident_mistakes, read_predictions
 from ddp_trainer.tracking.record_lines import Record, columns, read_epochs, read_steps
 
@@ -144,6 +144,8 @@ def load_run(path: Path | str, *, with_predictions: bool = True) -> Run:
     summary, status = Fields.read(path / "summary.json"), Fields.read(path / "status.json") or Fields({}, path)
     predictions = read_predictions(path / "predictions.npz") if with_predictions else None
     dataset, settings = _read_dataset(config.part("dataset")), config.part("settings")
+    for name in ("validation", "seed"):  # they decide which images are held out
+        settings.integer(name, maximum=LARGEST_SETTING)
     return Run(
         path=path.resolve(),
         name=printable(path.resolve().name),

@@ -157,9 +157,18 @@ def test_settings_that_do_not_fit_the_dataset_are_refused(tiny_dir: Path, argume
         check_settings(parse("smoke", *arguments), dataset, world_size=1)
 
 
-def test_a_dataset_with_one_class_is_refused(tiny_dir: Path) -> None:
-    dataset = dataclasses.replace(read_dataset(tiny_dir), classes=("cat",))
-    with pytest.raises(InputError, match="data/synthetic has only one class, but training needs at least two"):
+@pytest.mark.parametrize(
+    ("num_classes", "expected"),
+    [
+        (1, "data/synthetic has only one class, but training needs at least two"),
+        (97, "data/synthetic has 97 classes, but only 96 training images; add training images for every class"),
+    ],
+)
+def test_a_dataset_with_one_class_or_more_classes_than_training_images_is_refused(
+    tiny_dir: Path, num_classes: int, expected: str
+) -> None:
+    dataset = dataclasses.replace(read_dataset(tiny_dir), classes=tuple(map(str, range(num_classes))))
+    with pytest.raises(InputError, match=expected):
         check_settings(parse("smoke"), dataset, world_size=1)
 
 

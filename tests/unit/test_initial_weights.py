@@ -5,6 +5,7 @@ import errno
 import os
 from dataclasses import replace
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
@@ -111,6 +112,18 @@ def test_initial_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None
     ):
         with pytest.raises(InputError, match=expected):
             load_initial_weights(networks.small(5), tmp_path / name)
+
+
+def test_a_compressed_file_is_refused_before_its_tensors_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"0.weight": torch.zeros(1000)}, tmp_path / "saved.pt")
+    with ZipFile(tmp_path / "saved.pt") as saved, ZipFile(tmp_path / "small.pt", "w", ZIP_DEFLATED) as compressed:
+        for part in saved.infolist():
+            compressed.writestr(part.filename, saved.read(part))
+    monkeypatch.setattr(torch, "load", lambda *arguments, **options: pytest.fail("the tensors were read"))
+    with pytest.raises(InputError, match="cannot be read: it is compressed; save it again"):
+        load_initial_weights(networks.small(5), tmp_path / "small.pt")
 
 
 def test_freeze_accepts_patterns_of_parameter_names() -> None:

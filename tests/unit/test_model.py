@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from data_prep.errors import InputError
+from ddp_trainer import evaluate, export, predict
 from ddp_trainer.engine.flops import training_flops, training_flops_per_image
 from ddp_trainer.models.custom_resnet import CustomResNet
 from ddp_trainer.models.small_map_conv import LARGEST_SIDE, Conv3x3
@@ -126,6 +127,34 @@ def test_unreadable_model_is_refused_in_one_line(tmp_path: Path, damage: str) ->
         load_model(tmp_path)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("architecture", ["custom_resnet", "torchvision:squeezenet1_1", "torchvision:regnet_x_400mf"])
+def test_weights_that_do_not_fit_are_refused_before_the_network_takes_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    write_model(tmp_path, nn.Linear(1, 1), replace(SPEC, architecture=architecture))
+    monkeypatch.setattr("ddp_trainer.models.spec.load_tensors", lambda *arguments: pytest.fail("memory was allocated"))
+    with pytest.raises(InputError, match=r"model\.safetensors does not fit model\.json: .*, expected missing"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["torchvision:squeezenet1_1", "tests.support.networks:plain"])
+def test_a_size_of_images_that_the_network_cannot_process_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], architecture: str
+) -> None:
+    spec = replace(SPEC, architecture=architecture)
+    write_model(tmp_path, build_model(spec), spec)
+    assert load_model(tmp_path)[1] == spec
+    replace(spec, image_size=8).write(tmp_path / "model.json")
+    for main, words in (
+        (predict.main, ["a.png"]),
+        (evaluate.main, ["--device", "cpu"]),
+        (export.main, ["--format", "torch"]),
+    ):
+        assert main([str(tmp_path), *words]) == 2
+        line = capsys.readouterr().err
+        assert f"model.json: {architecture} cannot process images of 8 pixels a side" in line and line.count("\n") == 1
 
 
 @pytest.mark.parametrize("largest_side", [0, 4])

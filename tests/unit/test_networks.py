@@ -77,11 +77,15 @@ def test_a_network_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: p
     assert build("in_the_current_folder:small")
 
 
-def test_no_run_starts_with_a_module_that_was_edited_after_its_import(
-    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("edited", ["edited_module", "edited_package.layers.blocks"])
+def test_no_run_starts_with_code_that_was_edited_after_its_import(
+    edited: str, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A notebook would otherwise train the old code, and other commands would evaluate the new code."""
-    file, name = tmp_path / "edited_module.py", "edited_module:small"
+    file, module = tmp_path / f"{edited.replace('.', '/')}.py", edited.partition(".")[0]
+    name = f"{module}:small"
+    (tmp_path / "edited_package" / "layers").mkdir(parents=True)
+    (tmp_path / "edited_package" / "__init__.py").write_text("from .layers.blocks import small\n")
     file.write_text("from tests.support.networks import small\n")
     monkeypatch.syspath_prepend(tmp_path)
     config = replace(narrow_settings(tiny_dir), network=NetworkConfig(network=name))
@@ -91,10 +95,11 @@ def test_no_run_starts_with_a_module_that_was_edited_after_its_import(
 
     prepare()
     file.write_text("from tests.support.networks import plain as small\n")
-    with pytest.raises(InputError, match=r"edited_module.py has changed since it was imported; restart Python"):
+    with pytest.raises(InputError, match=rf"{file} has changed since it was imported; restart Python"):
         prepare()
     assert build(name), "a run that has started must be able to finish"
-    importlib.reload(sys.modules["edited_module"])
+    for changed in (edited, module):
+        importlib.reload(sys.modules[changed])
     assert build(name)
     prepare()
 
@@ -139,9 +144,9 @@ def test_a_module_that_starts_a_run_when_it_is_imported_is_refused(
         ("TwoOutputs", "must return a tensor of logits in training, got tuple"),
         ("TwoOutputsInEvaluation", "must return a tensor of logits in evaluation, got tuple"),
         ("Squeezes", "must return logits of shape (1, 5) in evaluation"),
-        ("ReplacesBuffer", "creates or replaces buffers in its forward pass (level)"),
-        ("CreatesBuffer", "creates or replaces buffers in its forward pass (ramp)"),
-        ("ReplacesBufferInEvaluation", "creates or replaces buffers in its forward pass (level)"),
+        ("ReplacesBuffer", "replaces or resizes buffers in its forward pass (level)"),
+        ("CreatesBuffer", "creates, replaces or resizes buffers in its forward pass (ramp)"),
+        ("ReplacesBufferInEvaluation", "replaces or resizes buffers in its forward pass (level)"),
         ("FailsInBackward", "fails in its backward pass: RuntimeError"),
         ("lazy", "has lazy layers"),
         ("SavesNumber", "has a state_dict with values that are not tensors: _extra_state"),

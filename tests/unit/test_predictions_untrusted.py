@@ -6,6 +6,7 @@ import re
 import unicodedata
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 
 from data_prep.errors import InputError
+from ddp_trainer.report.confusion import cells_png
 from ddp_trainer.tracking import predictions
-from ddp_trainer.tracking.predictions import read_predictions
-from tests.support.run_directories import make_run
+from ddp_trainer.tracking.predictions import Predictions, most_confident_mistakes, read_predictions
+from tests.support.run_directories import draw_predictions, make_run
 
 
 def control_characters(text: str) -> set[str]:
@@ -54,21 +56,60 @@ def replace_header(path: Path, name: str, shape: tuple[int, ...]) -> None:
             archive.writestr(member, data)
 
 
-def test_array_beyond_the_limit_is_refused_before_it_is_unpacked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("limit", "value", "expected"),
+    [
+        ("MAX_BYTES", 12_000_000, "bytes in its arrays; the limit is 12,000,000"),
+        ("MAX_IMAGES", 299, "300 images; the limit is 299"),
+        ("MAX_CLASSES", 9_999, "10,000 classes; the limit is 9,999"),
+        ("MAX_MISTAKES", 47, "at most 47 images, got 48"),
+    ],
+)
+def test_arrays_beyond_a_limit_are_refused_before_they_are_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, expected: str
 ) -> None:
-    """The array contains only zeros, so the compressed file is much smaller than the array."""
+    """An array contains only zeros, so the compressed file is much smaller than the array."""
     arrays = {key: array for key, array in make_run(tmp_path / "run").items() if np.ndim(array)}
     arrays["probabilities"] = np.zeros((300, 10_000), np.float32)
     path = tmp_path / "run" / "predictions.npz"
     np.savez_compressed(path, **arrays)
     assert path.stat().st_size < 1e5
-    monkeypatch.setattr(predictions, "MAX_BYTES", 10_000_000)
+    monkeypatch.setattr(predictions, limit, value)
     monkeypatch.setattr(
         np.lib.format, "read_array", lambda *arguments, **options: pytest.fail("the array was unpacked")
     )
-    with pytest.raises(InputError, match=r"take 12\.0 MB; the limit is 10\.0 MB"):
+    with pytest.raises(InputError, match=expected):
         read_predictions(path)
+
+
+class NeverIterated(np.ndarray):
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        pytest.fail("a loop over all images would take minutes")
+
+
+def test_mistakes_are_found_without_a_loop_over_all_images() -> None:
+    found = Predictions(**draw_predictions(num_classes=10))
+    expected = most_confident_mistakes(found, "abcdefghij")
+    assert [mistake.sample for mistake in expected] == found.wrong_indices.tolist()
+    for mistake in expected:
+        (row,) = np.flatnonzero(found.indices == mistake.sample)
+        assert mistake[1:3] == ("abcdefghij"[found.labels[row]], "abcdefghij"[found.predicted[row]])
+    large = replace(found, indices=found.indices.view(NeverIterated))
+    assert [mistake[:4] for mistake in most_confident_mistakes(large, "abcdefghij")] == [each[:4] for each in expected]
+
+
+@pytest.mark.parametrize("num_classes", [200, 300])
+def test_small_integers_do_not_overflow_in_the_confusion_matrix(tmp_path: Path, num_classes: int) -> None:
+    arrays, path = draw_predictions(num_classes), tmp_path / "predictions.npz"
+    arrays["labels"] %= 200
+    pictures = []
+    for dtype in (np.int64, np.uint8):
+        arrays["labels"] = arrays["labels"].astype(dtype)
+        np.savez(path, **arrays)
+        found = read_predictions(path)
+        assert found is not None
+        pictures.append(cells_png(found, transparent=False))
+    assert pictures[0] == pictures[1]
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

@@ -1,5 +1,6 @@
 """If a report cannot be made from a run directory, one line names the damaged file."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 
 from data_prep.errors import InputError
 from ddp_trainer import model_card
+from ddp_trainer.config import SEED_LIMIT
 from ddp_trainer.report.__main__ import main
 from ddp_trainer.report.write import write_report
+from ddp_trainer.tracking.run_record import load_run
 from tests.support.run_directories import make_run
 
 
@@ -36,6 +39,33 @@ def test_error_names_the_damaged_file_in_one_line(tmp_path, capsys, name, conten
     line = capsys.readouterr().err
     assert line.startswith("error: ") and line.count("\n") == 1 and name in line
     assert not (tmp_path / "run" / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"epochs": -(10**400)}, "epochs"),
+        ({"peak_lr": 10**400}, "peak_lr"),
+        ({"widths": [8, -(10**19)]}, "widths"),
+        ({"epochs": float("inf")}, "epochs"),
+        ({"validation": 8, "seed": [1]}, "seed"),
+        ({"validation": [8]}, "validation"),
+    ],
+)
+def test_settings_that_no_run_can_have_are_refused(tmp_path, capsys, settings, name):
+    for run in (tmp_path / "one", tmp_path / "two"):
+        make_run(run)
+        (run / "summary.json").write_text("{}")  # without evaluation_split, --validation decides
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps({**config, "settings": config["settings"] | settings}))
+    assert main([str(tmp_path / "one"), str(tmp_path / "two")]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1 and f"config.json: settings.{name} must be " in line
+
+
+def test_the_largest_seed_can_be_reported(tmp_path):
+    make_run(tmp_path / "run", seed=SEED_LIMIT - 1)
+    assert load_run(tmp_path / "run").settings["seed"] == SEED_LIMIT - 1
 
 
 @pytest.mark.parametrize(

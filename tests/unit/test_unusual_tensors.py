@@ -133,6 +133,15 @@ def test_a_network_that_keeps_a_tensor_of_its_training_pass_can_be_averaged() ->
         Ema(network, decay=0.9)
 
 
+def test_a_buffer_of_a_type_that_torch_cannot_average_is_copied() -> None:
+    network = with_buffer(5, torch.ones(3).to(torch.float8_e4m3fn))
+    ema = Ema(network, decay=0.9)
+    for value in (1.0, 2.0):
+        network.get_buffer("extra").fill_(value)
+        ema.update(network, skip=torch.tensor(False))
+    assert ema.module.get_buffer("extra").tolist() == [2.0] * 3
+
+
 def test_a_network_that_needs_the_versions_of_its_layers_can_be_loaded() -> None:
     networks = [
         build("torchvision:mnasnet0_5", num_classes=5, widths=(8, 8, 16, 16), activation="relu") for _ in range(2)

@@ -68,13 +68,14 @@ def test_predictions_that_could_not_be_read_back_are_not_written(
     evaluation = Evaluation(samples=np.arange(40), labels=labels, logits=logits, logits_tta=None)
     size = 40 * 8 + 40 * 8 + 40 * 40 * 4 + 1 * 8 + 1 * 32 * 32 * 3
     path = tmp_path / "predictions.npz"
-    for limit in (size - 1, size):
-        monkeypatch.setattr(outputs, "MAX_BYTES", limit)
-        monkeypatch.setattr(predictions, "MAX_BYTES", limit)
-        outputs.write_predictions(tmp_path, evaluation, loader)
-        assert path.exists() == (limit == size)
-        warning = capsys.readouterr().err
-        assert ("warning: predictions.npz is not written" in warning) == (warning.count("\n") == 1) == (limit < size)
+    for name, fitting in (("MAX_BYTES", size), ("MAX_IMAGES", 40), ("MAX_CLASSES", 40)):
+        for limit in (fitting - 1, fitting):
+            path.unlink(missing_ok=True)
+            monkeypatch.setattr(predictions, name, limit)
+            outputs.write_predictions(tmp_path, evaluation, loader)
+            assert path.exists() == (limit == fitting)
+            is_refused, warning = limit < fitting, capsys.readouterr().err
+            assert ("warning: predictions.npz is not written" in warning) == (warning.count("\n") == 1) == is_refused
     found = predictions.read_predictions(path)
     assert found is not None and found.num_correct == 39
     path.unlink()
