@@ -6,6 +6,7 @@ from torch import nn
 from data_prep.dataset import DatasetInfo
 from data_prep.errors import require
 from ddp_trainer.config import TrainConfig
+from ddp_trainer.distributed.backend import explained_determinism
 from ddp_trainer.distributed.hardware import resolve_device, resolve_precision
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.distributed.sync_batchnorm import not_synchronized
@@ -81,7 +82,8 @@ def _check_user_function(network: nn.Module, config: TrainConfig, spec: ModelSpe
     if precision != "fp32":
         images = blank_images(rebuilt.to(resolve_device(runtime)), count, min(sides))
         images = images if runtime.channels_last else images.contiguous()
-        check_autocast(rebuilt, name, images, precision=precision)
+        with explained_determinism():
+            check_autocast(rebuilt, name, images, precision=precision)
 
 
 def images_per_pass(config: TrainConfig, world_size: int, *, synchronized: bool = True) -> int:

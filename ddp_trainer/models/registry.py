@@ -61,6 +61,8 @@ def build(name: str, *, num_classes: int, widths: tuple[int, int, int, int], act
         fix = "return a module whose train() and eval() work"
         raise InputError(f"--network {name} has no training mode ({describe_error(error)}); {fix}") from error
     require(returned is network, f"--network {name}: the method train() must return the network; add return self")
+    if is_user_function(name):
+        _remember(source)  # also the modules that the function itself has imported
     return network
 
 

@@ -191,7 +191,7 @@ def load_model(run_dir: Path | str) -> tuple[nn.Module, ModelSpec]:
         fix = "" if spec.architecture == registry.BUILT_IN else "; restore the code with which the run was trained"
         raise InputError(f"{weights} cannot be loaded: {reason}{fix}") from None
     if spec.architecture != registry.BUILT_IN:  # it can process images of any size from MIN_SIDE
-        _check_input_size(model, spec, run_dir / "model.json")
+        check_input_size(model, spec, run_dir / "model.json")
     return model, spec
 
 
@@ -223,10 +223,10 @@ class _WeightsWithoutMemory(TorchFunctionMode):
         return func(*args, **({**options, "device": "meta"} if func is torch.empty else options))
 
 
-def _check_input_size(model: nn.Module, spec: ModelSpec, description: Path) -> None:
+def check_input_size(model: nn.Module, spec: ModelSpec, description: Path) -> None:
     """Raises InputError if `model` fails on a blank image of the size in `description`. Leaves `model` unchanged."""
     try:
-        with blank_passes(model), torch.inference_mode():
+        with blank_passes(model), torch.no_grad():  # not inference_mode: see `Evaluator.run`
             model(blank_images(model, 1, spec.input_size).contiguous())
     except Exception as error:
         if lacks_memory(error):

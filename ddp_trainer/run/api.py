@@ -79,7 +79,8 @@ def launch(recipe: str | TrainConfig = "baseline", *, num_processes: int, **sett
         raise KeyboardInterrupt
     if config.run.out is None:
         remove_unused(out)
-    raise RuntimeError(f"the run in {out} failed with exit status {status}; its messages are above")
+    folder = f" in {out}" if out.exists() else ""
+    raise RuntimeError(f"the run{folder} failed with exit status {status}; its messages are above")
 
 
 def _changes(config: TrainConfig) -> dict[str, Any]:

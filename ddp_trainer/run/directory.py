@@ -106,7 +106,7 @@ def claim_run_directory(config: TrainConfig, *, is_main: bool) -> Iterator[RunDi
 
     Raises InputError if another run is using the folder, if `refuse_existing_run` or `refuse_links` refuses it, or if
     it cannot be written. Raises OSError if the disk is full. If the block fails before it has written status.json, the
-    failure is recorded there, except for wrong input.
+    failure is recorded there. This does not apply to wrong input, or to a run that has a summary.json.
     """
     if not is_main:
         yield None

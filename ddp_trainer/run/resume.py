@@ -111,7 +111,7 @@ def load_state(start: Start, config: TrainConfig, dataset: DatasetInfo, *, preci
         recorded |= state["settings"]
     if recorded:  # empty if the run was killed before it wrote config.json
         refuse_other_settings(recorded, requested)
-    unknown = sorted(state["settings"].keys() - requested.keys()) if state is not None else []
+    unknown = sorted(state["settings"].keys() - requested.keys() - config.flat().keys()) if state is not None else []
     require(
         not unknown,
         f"--resume: the checkpoint has settings that this release does not know ({name_some(unknown)}); resume with "

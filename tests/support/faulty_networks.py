@@ -52,6 +52,35 @@ class NeedsFloat32(Plain):
         return chosen
 
 
+class ClampsInEvaluation(Plain):
+    """Has no fault: an evaluation computes no gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            next(self.parameters()).clamp_(-9, 9)
+        return super().forward(x)
+
+
+class KeepsTensor(Plain):
+    """Has no fault, but would if its first pass ran in inference mode."""
+
+    grid: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.grid is None:
+            self.grid = torch.ones_like(x[:1])
+        return super().forward(x * self.grid)
+
+
+class Raises(Plain):
+    def __init__(self, error: Exception) -> None:
+        super().__init__(5)
+        self.error = error
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise self.error
+
+
 def built_in_inference_mode(num_classes: int) -> nn.Module:
     with torch.inference_mode():
         return Plain(num_classes)

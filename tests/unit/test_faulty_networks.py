@@ -14,7 +14,8 @@ from ddp_trainer.engine.build import prepare_network
 from ddp_trainer.models import registry
 from ddp_trainer.models.autocast_check import check_autocast
 from ddp_trainer.models.check import check_network
-from tests.support.faulty_networks import ResizesBuffer
+from ddp_trainer.models.spec import ModelSpec, check_input_size
+from tests.support.faulty_networks import KeepsTensor, Raises, ResizesBuffer
 from tests.support.narrow import narrow_settings
 from tests.support.networks import Fails
 
@@ -45,6 +46,30 @@ def test_a_faulty_network_is_refused_in_one_line(name: str, expected: str, tiny_
 
 def test_a_network_that_needs_float32_is_accepted_in_fp32(tiny_dir: Path) -> None:
     prepare("NeedsFloat32", "fp32", tiny_dir)
+
+
+def test_a_network_that_changes_its_weights_in_evaluation_is_accepted(tiny_dir: Path) -> None:
+    prepare("ClampsInEvaluation", "bf16", tiny_dir)
+
+
+def test_a_loaded_network_that_keeps_a_tensor_of_its_first_pass_can_be_trained() -> None:
+    network = KeepsTensor(5)
+    spec = ModelSpec(classes=tuple("abcde"), mean=(0.5,) * 3, std=(0.5,) * 3, image_size=32)  # type: ignore[arg-type]
+    check_input_size(network, spec, Path("model.json"))
+    network.train()(torch.ones(2, 3, 32, 32, requires_grad=True)).sum().backward()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no memory"),
+        RuntimeError("the operation does not have a deterministic implementation, but you set ..."),
+    ],
+)
+def test_some_errors_are_not_blamed_on_the_network(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught:
+        check_autocast(Raises(error), "own", torch.zeros(2, 3, 32, 32), precision="bf16")
+    assert caught.value is error
 
 
 def test_a_failure_on_the_device_is_not_blamed_on_the_precision() -> None:

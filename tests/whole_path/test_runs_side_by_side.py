@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import InputError
-from ddp_trainer.run import directory
-from ddp_trainer.run.lock import new_folder
+from ddp_trainer.run.lock import lock_folder, new_folder
 from tests.support.trainer import NARROW, environment, run, start, wait_for_epochs
 
 WORDS = ("smoke", "--device", "cpu")
@@ -39,7 +38,7 @@ def test_a_dangling_link_named_runs_is_refused(tmp_path: Path, monkeypatch: pyte
 
 
 def test_lr_find_refuses_a_folder_that_another_run_is_using(tiny_dir: Path, tmp_path: Path) -> None:
-    held = directory.lock_folder(tmp_path)
+    held = lock_folder(tmp_path)
     done = run("ddp_trainer.lr_find", *WORDS, "--data-dir", tiny_dir, "--out", tmp_path)
     held.close()
     assert done.returncode == 2
