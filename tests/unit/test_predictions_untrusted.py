@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,7 +101,8 @@ def test_mistakes_are_found_without_a_loop_over_all_images() -> None:
 
 @pytest.mark.parametrize("num_classes", [200, 300])
 def test_small_integers_do_not_overflow_in_the_confusion_matrix(tmp_path: Path, num_classes: int) -> None:
-    arrays, path = draw_predictions(num_classes), tmp_path / "predictions.npz"
+    arrays: dict[str, Any] = dict(draw_predictions(num_classes))
+    path = tmp_path / "predictions.npz"
     arrays["labels"] %= 200
     pictures = []
     for dtype in (np.int64, np.uint8):
