@@ -22,7 +22,10 @@ if ((SLURM_NODEID == 0)); then
   if [[ ${SAVES:-} ]]; then mkdir -p "$run/checkpoints/step-0000000$attempt"; fi
   states=($ENDS_AS)
   state=${states[attempt - 1]:-${states[-1]}}
-  if [[ $state == done ]]; then echo '{"steps": 1000000}' >"$run/summary.json"; fi
+  if [[ $state == done ]]; then
+    echo '{"steps": 1000000}' >"$run/summary.json"
+    touch "$run/model.safetensors" "$run/model.json"
+  fi
   echo "{\\"state\\": \\"$state\\"}" >"$STATUS.new"
   mv "$STATUS.new" "$STATUS"
 fi
