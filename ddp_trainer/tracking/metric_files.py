@@ -1,6 +1,7 @@
 """The records of a run as files: JSON lines, and TensorBoard's event files. Other modules decide when to write them."""
 
 import contextlib
+import errno
 import json
 import math
 import shutil
@@ -56,7 +57,7 @@ def _as_line(record: Record) -> str:
 def read_records(path: Path, *, last_step: int) -> list[Record]:
     """The records in `path` up to `last_step`: those that a run keeps when it resumes after that step.
 
-    If there is no such file, there are no records. Raises InputError if it cannot be read.
+    If there is no such file, or it is not a regular file, there are no records. Raises InputError if it cannot be read.
     """
     return [record for record in _readable(path) if int(record["step"]) <= last_step]
 
@@ -72,9 +73,9 @@ def _readable(path: Path) -> Iterator[Record]:
     """JSON objects with a step number. A line that was cut off because the run was killed is left out."""
     try:
         lines = read_text(path, errors="replace").splitlines()
-    except FileNotFoundError:
-        return
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL):  # there is no file, or it is a pipe or a device
+            return
         raise InputError(
             f"{path} cannot be read ({error.strerror}); make it readable, or choose another --out"
         ) from None
