@@ -111,8 +111,9 @@ def _decode(file: BinaryIO | io.BytesIO, size: int, *, metadata_ignored: bool) -
     with Image.open(file, formats=FORMATS) as image:
         is_jpeg, progressive = image.format in ("JPEG", "MPO"), "progressive" in image.info
         _check_size(image.size, MAX_SHRINKING if is_jpeg and not progressive else 1)
+        jpeg = _content(file) if is_jpeg else b""
         if is_jpeg:
-            check_markers(_content(file))
+            check_markers(jpeg)
         # A large JPEG is decoded at 1/8 to 1/2 of its size, but at no less than four times the target size.
         image.draft(image.mode, (4 * size, 4 * size))
         decoded = max(image.size, tile_size(image), key=math.prod)
@@ -120,7 +121,7 @@ def _decode(file: BinaryIO | io.BytesIO, size: int, *, metadata_ignored: bool) -
         with _one_large_image if math.prod(decoded) > LARGE_PIXELS else nullcontext():
             picture = _finish(image, size, metadata_ignored)
             if is_jpeg:
-                require_all_pixels(_content(file))
+                require_all_pixels(jpeg)
             elif image.format == "PNG":
                 check_chunks(file)
             return picture

@@ -12,6 +12,7 @@ from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.hardware import resolve_precision
 from ddp_trainer.distributed.launch import Launch
 from ddp_trainer.distributed.signals import LAUNCHER_VARIABLES
+from ddp_trainer.models.autocast_check import NOT_DETERMINISTIC
 
 # More than the number of input shapes in a run (crop sizes x part sizes, before and after --freeze-late).
 COMPILATIONS = 64
@@ -71,6 +72,6 @@ def explained_determinism() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "does not have a deterministic implementation" not in str(error):
+        if NOT_DETERMINISTIC not in str(error):
             raise
         raise InputError(f"--deterministic: {str(error).partition(', but')[0]}; leave out --deterministic") from error

@@ -8,7 +8,7 @@ from data_prep.machine_limits import lacks_memory
 from ddp_trainer.models.blank_pass import blank_passes
 from ddp_trainer.models.registry import describe_error
 
-NOT_DETERMINISTIC = "does not have a deterministic implementation"  # in torch's message; see `explained_determinism`
+NOT_DETERMINISTIC = "does not have a deterministic implementation"  # in torch's message for such an operation
 
 
 def check_autocast(network: nn.Module, name: str, images: Tensor, *, precision: str) -> None:

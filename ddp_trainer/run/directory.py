@@ -118,10 +118,9 @@ def claim_run_directory(config: TrainConfig, *, is_main: bool) -> Iterator[RunDi
         run_dir = RunDirectory(path)
         try:
             yield run_dir
-        except InputError:
-            raise
         except BaseException as error:
-            if not run_dir.has_status and not (path / "summary.json").exists():  # a finished run stays finished
+            keeps_status = run_dir.has_status or (path / "summary.json").exists()  # a finished run stays finished
+            if not keeps_status and not isinstance(error, InputError):
                 newest = list_checkpoints(run_dir.checkpoints)[:1]
                 step = step_of(newest[0]) if newest else 0
                 run_dir.write_failure(error, step=step, epoch=0, saved_step=step)

@@ -31,7 +31,7 @@ def settings_of(config: TrainConfig, dataset: DatasetInfo, *, precision: str) ->
     return {**config.fixed_on_resume(), "precision": precision, **dataset_settings(config, dataset)}
 
 
-def dataset_settings(config: TrainConfig, dataset: "DatasetInfo") -> dict[str, Any]:
+def dataset_settings(config: TrainConfig, dataset: DatasetInfo) -> dict[str, Any]:
     """The properties of the dataset that must not change: its images (their sha256), and how colors are normalized.
 
     With --validation, the test images may change.
