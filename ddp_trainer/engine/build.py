@@ -18,6 +18,7 @@ from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.models.autocast_check import check_autocast
 from ddp_trainer.models.blank_pass import blank_images
 from ddp_trainer.models.check import MAX_IMAGES, check_network, check_rebuilt
+from ddp_trainer.models.host_generators import kept_host_generators
 from ddp_trainer.models.initial_weights import load_initial_weights, parameters_named
 from ddp_trainer.models.registry import is_user_function, require_unchanged
 from ddp_trainer.models.spec import ModelSpec, build_model, build_network, require_same_widths_and_activation
@@ -75,14 +76,14 @@ def _check_user_function(network: nn.Module, config: TrainConfig, spec: ModelSpe
     """
     sides, runtime, name = config.schedule.crop_sides(spec.image_size), config.runtime, spec.architecture
     precision = resolve_precision(runtime)
-    with torch.random.fork_rng(devices=[]):
+    with kept_host_generators():
         torch.default_generator.manual_seed(runtime.seed + 1)  # so that other random weights are drawn
         rebuilt = build_model(spec)
         check_rebuilt(network, rebuilt, name, side=max(sides))
     if precision != "fp32":
         images = blank_images(rebuilt.to(resolve_device(runtime)), count, min(sides))
         images = images if runtime.channels_last else images.contiguous()
-        with explained_determinism():
+        with kept_host_generators(), explained_determinism():
             check_autocast(rebuilt, name, images, precision=precision)
 
 

@@ -6,18 +6,17 @@ step, `LearningRates` keeps the learning rates there, and everything that a step
 part of a step is in `Trainer.train_step`.
 """
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from data_prep.loader import Batch
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.distributed.runtime import Runtime
+from ddp_trainer.models.host_generators import HostGenerators
 
 Work = Callable[[Batch, Tensor, int], Tensor]  # batch, random bits for its augmentation, side of the crops -> losses
 
@@ -93,7 +92,7 @@ class GraphedStep:
             self._batch = Batch(*(column.clone() for column in batch))
             self._draws = draws.clone()
         self._runtime.synchronize()  # has a time limit, unlike the wait for the device at the start of the capture
-        before = _host_generators()
+        before = HostGenerators.read()
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         stream = torch.cuda.current_stream()
         mode = "thread_local"  # the thread that writes checkpoints may wait for the device during the capture
@@ -101,32 +100,16 @@ class GraphedStep:
             with _capturable(self._optimizer), torch.cuda.graph(graph, pool, stream, mode):
                 losses = self._work(self._batch, self._draws, side)
         except RuntimeError as error:
-            _set_host_generators(before)
+            before.restore()
             # If a forbidden call ended the capture, `error` says only that the capture failed. The cause is the
             # context of `error`.
             cause = error.__context__ or error
             return str(cause).strip().partition("\n")[0] or type(cause).__name__
-        if not _are_equal(_host_generators(), before):  # a replay would repeat the values that were drawn just now
-            _set_host_generators(before)
+        if not HostGenerators.read().equals(before):  # a replay would repeat the values that were drawn just now
+            before.restore()
             return "the network draws random numbers on the host"
         self._captured = CapturedStep(side, graph, losses)
         return None
-
-
-def _host_generators() -> tuple[Tensor, Any, Any]:
-    """The states of the random generators of torch, Python and NumPy on the host."""
-    return torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=True)
-
-
-def _set_host_generators(states: tuple[Tensor, Any, Any]) -> None:
-    torch.set_rng_state(states[0])
-    random.setstate(states[1])
-    np.random.set_state(states[2])
-
-
-def _are_equal(some: tuple[Tensor, Any, Any], others: tuple[Tensor, Any, Any]) -> bool:
-    same_in_numpy = all(map(np.array_equal, some[2], others[2]))
-    return torch.equal(some[0], others[0]) and some[1] == others[1] and same_in_numpy
 
 
 @contextmanager

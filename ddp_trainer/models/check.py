@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from data_prep.errors import InputError, require
 from data_prep.sources import name_some
 from ddp_trainer.models.blank_pass import blank_passes
+from ddp_trainer.models.host_generators import kept_host_generators
 from ddp_trainer.models.initial_weights import load_tensors
 from ddp_trainer.models.registry import describe_error
 
@@ -30,7 +31,8 @@ def check_network(
     `sides`: sides in pixels of the square images that the network will see. `images_per_pass`: the smallest number of
     images that it will see at once in training. Raises InputError if the network cannot be trained, evaluated and
     saved: for example, if no parameter is trainable, or if the output is not (N, num_classes) finite logits. Leaves the
-    network and torch's generators unchanged. The check uses float32 without autocast, as `predict` and exports do.
+    network and the random generators on the host unchanged. The check uses float32 without autocast, as `predict` and
+    exports do.
     """
     _check_tensors(network, name)
     require(
@@ -39,7 +41,7 @@ def check_network(
         "--no-channels-last",
     )
     buffers, unsaved = _buffers_and_shapes(network), _unsaved_buffers(network)
-    with torch.random.fork_rng(devices=[]), blank_passes(network):
+    with kept_host_generators(), blank_passes(network):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would also seed the GPUs
         for side in sides:
             images = torch.randn(min(images_per_pass, MAX_IMAGES), 3, side, side, dtype=torch.float32)
@@ -61,7 +63,8 @@ def check_rebuilt(network: nn.Module, rebuilt: nn.Module, name: str, *, side: in
     """Raises InputError unless `rebuilt` can load the weights of `network` and then gives the same logits.
 
     The two networks must not share parameters. `rebuilt`: the same network, built again. Every command that loads the
-    trained model builds the network in this way. Changes `rebuilt`, but neither `network` nor torch's generators.
+    trained model builds the network in this way. Changes `rebuilt`, but neither `network` nor the random generators on
+    the host.
     """
     own, others = (set(map(id, built.parameters())) for built in (network, rebuilt))
     reuses = "returns layers that its function has returned before; create all layers in each call"
@@ -70,7 +73,7 @@ def check_rebuilt(network: nn.Module, rebuilt: nn.Module, name: str, *, side: in
         load_tensors(rebuilt, network.state_dict())
     except Exception as error:
         raise InputError(f"--network {name} cannot load its own state_dict: {describe_error(error)}") from error
-    with torch.random.fork_rng(devices=[]), blank_passes(network), torch.no_grad():
+    with kept_host_generators(), blank_passes(network), torch.no_grad():
         torch.default_generator.manual_seed(0)
         images = torch.randn(MAX_IMAGES, 3, side, side, dtype=torch.float32)
         logits, loaded = (_evaluate(each, name, images) for each in (network, rebuilt))
@@ -83,8 +86,8 @@ def check_rebuilt(network: nn.Module, rebuilt: nn.Module, name: str, *, side: in
 
 def _evaluate(network: nn.Module, name: str, images: Tensor) -> Tensor:
     """The logits for images in contiguous order, as in `predict`."""
-    torch.default_generator.manual_seed(0)  # a network may draw random numbers in evaluation, too
-    logits = _run(network.eval(), name, images, channels_last=False)
+    with kept_host_generators():  # if the network draws random numbers in evaluation, the next call draws the same ones
+        logits = _run(network.eval(), name, images, channels_last=False)
     assert isinstance(logits, Tensor)
     return logits
 

@@ -15,6 +15,7 @@ from ddp_trainer.engine.ema import Ema
 from ddp_trainer.engine.flops import training_flops_per_image
 from ddp_trainer.models.blank_pass import blank_images
 from ddp_trainer.models.check import check_network
+from ddp_trainer.models.host_generators import HostGenerators
 from ddp_trainer.models.initial_weights import load_tensors
 from ddp_trainer.models.registry import build
 from ddp_trainer.models.spec import build_network
@@ -116,6 +117,15 @@ def test_a_network_that_could_not_be_loaded_again_is_refused(name: str, problem:
     with pytest.raises(InputError, match=problem) as caught:
         prepare_network(config, dataset, world_size=1, load_weights=False)
     assert "\n" not in str(caught.value)
+
+
+def test_a_network_may_draw_random_numbers_in_evaluation(tiny_dir: Path) -> None:
+    network = NetworkConfig(network="tests.support.unusual_tensors:DrawsInEvaluation")
+    config, dataset = replace(narrow_settings(tiny_dir), network=network), read_dataset(tiny_dir)
+    before = HostGenerators.read()
+    prepare_network(config, dataset, world_size=1, load_weights=False)
+    after = HostGenerators.read()._replace(torch=before.torch)  # torch's generator has drawn the initial weights
+    assert after.equals(before)
 
 
 def test_networks_may_share_a_constant(tiny_dir: Path) -> None:
