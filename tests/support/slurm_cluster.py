@@ -19,6 +19,7 @@ from typing import NoReturn
 
 import pytest
 
+from tests.support.forked import free_port
 from tests.support.processes import processes_with, read, wait_until
 from tests.support.trainer import REPOSITORY, environment
 
@@ -234,8 +235,7 @@ def running_cluster() -> Iterator[Cluster]:
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(free_port())
+    return [*ports]

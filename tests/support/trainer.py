@@ -70,7 +70,11 @@ def wait_for_epochs(out: Path, process: subprocess.Popen, count: int = 1) -> Non
         assert process.poll() is None, process.communicate()
         return record.exists() and len(record.read_text().splitlines()) >= count
 
-    wait_until(is_recorded, f"{out} has recorded fewer than {count} epochs", seconds=120, pause=0.005)
+    try:
+        wait_until(is_recorded, f"{out} has recorded fewer than {count} epochs", seconds=240, pause=0.005)
+    except TimeoutError:
+        process.kill()  # otherwise, it would slow the tests that follow
+        raise
 
 
 def run(module: str, *arguments: str | Path, processes: int = 1, timeout: float = 240, **options: Any) -> Finished:

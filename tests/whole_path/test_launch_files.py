@@ -1,7 +1,6 @@
 """Each launch/*.yaml starts the documented number of processes, and Accelerate uses every setting in it."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.forked import free_port
 from tests.support.trainer import REPOSITORY, environment
 
 LAUNCH = REPOSITORY / "launch"
@@ -82,9 +82,7 @@ def test_all_gpus_yaml_needs_a_gpu_if_no_number_is_requested() -> None:
 
 def test_multi_node_yaml_connects_the_machines() -> None:
     """Two launchers on this machine emulate two machines with one process each."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     flags = ("--num_processes", "2", "--main_process_ip", "127.0.0.1")
     machines = [start("multi_node.yaml", *flags, "--machine_rank", str(rank), port=port) for rank in range(2)]
     assert worlds(*machines) == [(0, 2, 2), (1, 2, 2)]

@@ -121,8 +121,9 @@ def test_all_records_of_a_finished_or_stopped_run_are_flushed_to_the_disk(
 
     def noting(handle: int) -> None:
         fsync(handle)
-        order.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
-        flushed[order[-1]] = os.fstat(handle).st_size
+        name = Path(os.readlink(f"/proc/self/fd/{handle}")).name
+        order.append(name)
+        flushed[name] = os.fstat(handle).st_size
 
     monkeypatch.setattr(os, "fsync", noting)
     settings = {"data_dir": tiny_dir, "out": tmp_path / "run", "max_steps": 4, "log_every_steps": 1, **NARROW}

@@ -189,9 +189,9 @@ with lock_folder(out):
         os.kill(sweep, signal.SIGTERM)
         while os.getppid() == launcher:
             time.sleep(0.01)
-        time.sleep(0.2)
+        time.sleep(1)
         os.kill(sweep, signal.SIGTERM)
-        time.sleep(0.2)
+        time.sleep(1)
         (out / "saved").touch()
         os._exit(0)
     signal.pause()
