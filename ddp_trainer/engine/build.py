@@ -16,12 +16,12 @@ from ddp_trainer.engine.observer import Observer
 from ddp_trainer.engine.optim import build_optimizer
 from ddp_trainer.engine.trainer import Trainer
 from ddp_trainer.models.autocast_check import check_autocast
-from ddp_trainer.models.blank_pass import blank_images
 from ddp_trainer.models.check import MAX_IMAGES, check_network, check_rebuilt
 from ddp_trainer.models.host_generators import kept_host_generators
 from ddp_trainer.models.initial_weights import load_initial_weights, parameters_named
 from ddp_trainer.models.registry import is_user_function, require_unchanged
 from ddp_trainer.models.spec import ModelSpec, build_model, build_network, require_same_widths_and_activation
+from ddp_trainer.models.trial_pass import trial_images
 
 
 def prepare_network(
@@ -81,7 +81,7 @@ def _check_user_function(network: nn.Module, config: TrainConfig, spec: ModelSpe
         rebuilt = build_model(spec)
         check_rebuilt(network, rebuilt, name, side=max(sides))
     if precision != "fp32":
-        images = blank_images(rebuilt.to(resolve_device(runtime)), count, min(sides))
+        images = trial_images(rebuilt.to(resolve_device(runtime)), count, min(sides))
         images = images if runtime.channels_last else images.contiguous()
         with kept_host_generators(), explained_determinism():
             check_autocast(rebuilt, name, images, precision=precision)

@@ -16,8 +16,8 @@ from data_prep.batch_ops import batch_normalize, center_crop
 from data_prep.loader import ResidentLoader, StreamLoader
 from data_prep.order import evaluation_batches
 from ddp_trainer.distributed.runtime import Runtime
-from ddp_trainer.models.blank_pass import image_dtype
 from ddp_trainer.models.spec import ModelSpec
+from ddp_trainer.models.trial_pass import image_dtype
 
 # Images whose best two logits differ by at least this much skip test-time augmentation. For a model with 77 % accuracy,
 # all 5,000 predictions were the same as if every image had been evaluated in six views, even with a margin of 1.

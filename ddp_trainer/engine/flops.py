@@ -9,9 +9,9 @@ from torch import nn
 from ddp_trainer.config import OptimConfig, TrainConfig
 from ddp_trainer.engine.newton_schulz import orthogonalize
 from ddp_trainer.engine.optim import parameter_groups
-from ddp_trainer.models.blank_pass import blank_images, blank_passes
 from ddp_trainer.models.initial_weights import freeze
 from ddp_trainer.models.spec import ModelSpec, build_network
+from ddp_trainer.models.trial_pass import trial_images, trial_passes
 
 
 class TrainingFlops(NamedTuple):
@@ -50,8 +50,8 @@ def training_flops_per_image(model: nn.Module, image_size: int) -> float:
 
     count = 2
     backward = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
-    images = blank_images(model, count, image_size).contiguous()
-    with blank_passes(model), FlopCounterMode(display=False, custom_mapping=backward) as counter:
+    images = trial_images(model, count, image_size).contiguous()
+    with trial_passes(model), FlopCounterMode(display=False, custom_mapping=backward) as counter:
         model.train()(images).sum().backward()
     return counter.get_total_flops() / count
 

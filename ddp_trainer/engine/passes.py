@@ -24,7 +24,7 @@ from ddp_trainer.distributed.backend import explained_determinism
 from ddp_trainer.distributed.runtime import Runtime
 from ddp_trainer.engine.data import images_in_step
 from ddp_trainer.engine.peak_memory import PeakMemory
-from ddp_trainer.models.blank_pass import blank_images, blank_passes
+from ddp_trainer.models.trial_pass import trial_images, trial_passes
 
 # Share of the free memory that tensors may take up; the rest is for fragmentation and the workspaces of operations. On
 # the CPU, a process used up to 1.5 times as much memory as its tensors (measured with resnet18 and 64 images of 224
@@ -151,11 +151,11 @@ def has_room(model: nn.Module, runtime: Runtime, shape: tuple[int, int], reserve
 
 
 def _take_pass(model: nn.Module, runtime: Runtime, shape: tuple[int, int]) -> None:
-    """Takes a pass on blank images and undoes its effects on the model. Waits for other ranks only with --sync-bn."""
+    """Takes a trial pass and undoes its effects on the model. Waits for other ranks only with --sync-bn."""
     count, side = shape
     devices = [runtime.device] if runtime.device.type == "cuda" else []
-    with explained_determinism(), torch.random.fork_rng(devices=devices), blank_passes(model), _freed_gradients(model):
-        images = runtime.laid_out(blank_images(model, count, side))
+    with explained_determinism(), torch.random.fork_rng(devices=devices), trial_passes(model), _freed_gradients(model):
+        images = runtime.laid_out(trial_images(model, count, side))
         with runtime.autocast():
             logits = model(images)
         logits.sum().backward()

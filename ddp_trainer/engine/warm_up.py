@@ -36,7 +36,7 @@ def warm_up(state: TrainState, work: Work, config: TrainConfig, image_size: int,
     runtime = state.runtime
     on_gpu = runtime.device.type == "cuda"
     if on_gpu or runtime.world_size > 1:
-        batch, steps = _blank_batch(config, runtime, image_size), STEPS_ON_GPU if on_gpu else STEPS_ON_CPU
+        batch, steps = _trial_batch(config, runtime, image_size), STEPS_ON_GPU if on_gpu else STEPS_ON_CPU
         # Without `fork_rng`, dropout would draw different numbers in a resumed run.
         # The gradients are NaN, which anomaly detection reports as an error.
         with (
@@ -63,9 +63,10 @@ def take_skipped_steps(work: Work, state: TrainState, batch: Batch, sides: list[
     state.runtime.synchronize()
 
 
-def _blank_batch(config: TrainConfig, runtime: Runtime, image_size: int) -> Batch:
-    """A batch of black images with the shape and memory format of the batches that this rank loads."""
+def _trial_batch(config: TrainConfig, runtime: Runtime, image_size: int) -> Batch:
+    """A batch of random images with the shape and memory format of the batches that this rank loads."""
     count, device = images_in_step(config, runtime.rank, runtime.world_size), runtime.device
-    images = torch.zeros(count, image_size, image_size, 3, dtype=torch.uint8, device=device)
+    shape, generator = (count, image_size, image_size, 3), torch.Generator().manual_seed(0)
+    images = torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(device)
     labels = torch.zeros(count, dtype=torch.int64, device=device)
     return Batch(images.permute(0, 3, 1, 2), labels, torch.zeros_like(labels))

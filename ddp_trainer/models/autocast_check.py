@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from data_prep.errors import InputError
 from data_prep.machine_limits import lacks_memory
-from ddp_trainer.models.blank_pass import blank_passes
 from ddp_trainer.models.registry import describe_error
+from ddp_trainer.models.trial_pass import trial_passes
 
 NOT_DETERMINISTIC = "does not have a deterministic implementation"  # in torch's message for such an operation
 
@@ -19,7 +19,7 @@ def check_autocast(network: nn.Module, name: str, images: Tensor, *, precision: 
     `images`: in the memory order of the run. They and the network must be on the device of the run, because autocast
     differs between devices. `precision`: bf16 or fp16. Leaves the network and torch's generators unchanged.
     """
-    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []), blank_passes(network):
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []), trial_passes(network):
         try:
             _try_passes(network, images, precision)
         except Exception as error:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from data_prep.errors import InputError, require
 from data_prep.sources import name_some
-from ddp_trainer.models.blank_pass import blank_passes
 from ddp_trainer.models.host_generators import kept_host_generators
 from ddp_trainer.models.initial_weights import load_tensors
 from ddp_trainer.models.registry import describe_error
+from ddp_trainer.models.trial_pass import trial_passes
 
 MAX_IMAGES = 2  # in a pass; BatchNorm may need two to compute a variance
 
@@ -41,7 +41,7 @@ def check_network(
         "--no-channels-last",
     )
     buffers, unsaved = _buffers_and_shapes(network), _unsaved_buffers(network)
-    with kept_host_generators(), blank_passes(network):
+    with kept_host_generators(), trial_passes(network):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would also seed the GPUs
         for side in sides:
             images = torch.randn(min(images_per_pass, MAX_IMAGES), 3, side, side, dtype=torch.float32)
@@ -73,7 +73,7 @@ def check_rebuilt(network: nn.Module, rebuilt: nn.Module, name: str, *, side: in
         load_tensors(rebuilt, network.state_dict())
     except Exception as error:
         raise InputError(f"--network {name} cannot load its own state_dict: {describe_error(error)}") from error
-    with kept_host_generators(), blank_passes(network), torch.no_grad():
+    with kept_host_generators(), trial_passes(network), torch.no_grad():
         torch.default_generator.manual_seed(0)
         images = torch.randn(MAX_IMAGES, 3, side, side, dtype=torch.float32)
         logits, loaded = (_evaluate(each, name, images) for each in (network, rebuilt))

@@ -16,9 +16,9 @@ from data_prep.json_fields import Fields
 from data_prep.machine_limits import lacks_memory
 from ddp_trainer.config import DEFAULT_WIDTHS, MAX_WIDTH, NetworkConfig, TrainConfig
 from ddp_trainer.models import registry
-from ddp_trainer.models.blank_pass import blank_images, blank_passes
 from ddp_trainer.models.custom_resnet import ACTIVATIONS
 from ddp_trainer.models.initial_weights import freeze, load_tensors
+from ddp_trainer.models.trial_pass import trial_images, trial_passes
 
 # Limits for a model.json that comes from somebody else. Three poolings reduce MIN_SIDE to one pixel. With
 # MAX_SIDE, the first activation of one image takes 4 GB.
@@ -224,10 +224,10 @@ class _WeightsWithoutMemory(TorchFunctionMode):
 
 
 def check_input_size(model: nn.Module, spec: ModelSpec, description: Path) -> None:
-    """Raises InputError if `model` fails on a blank image of the size in `description`. Leaves `model` unchanged."""
+    """Raises InputError if `model` fails on an image of the size in `description`. Leaves `model` unchanged."""
     try:
-        with blank_passes(model), torch.no_grad():  # not inference_mode: see `Evaluator.run`
-            model(blank_images(model, 1, spec.input_size).contiguous())
+        with trial_passes(model), torch.no_grad():  # not inference_mode: see `Evaluator.run`
+            model(trial_images(model, 1, spec.input_size).contiguous())
     except Exception as error:
         if lacks_memory(error):
             raise

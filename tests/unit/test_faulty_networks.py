@@ -15,9 +15,11 @@ from ddp_trainer.models import registry
 from ddp_trainer.models.autocast_check import check_autocast
 from ddp_trainer.models.check import check_network
 from ddp_trainer.models.spec import ModelSpec, check_input_size
-from tests.support.faulty_networks import KeepsTensor, Raises, ResizesBuffer
+from tests.support.faulty_networks import KeepsTensor, Raises, ResizesBuffer, Whitens
 from tests.support.narrow import narrow_settings
 from tests.support.networks import Fails
+
+SPEC = ModelSpec(classes=tuple("abcde"), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), image_size=32)
 
 
 def prepare(name: str, precision: str, data_dir: Path) -> None:
@@ -48,14 +50,18 @@ def test_a_network_that_needs_float32_is_accepted_in_fp32(tiny_dir: Path) -> Non
     prepare("NeedsFloat32", "fp32", tiny_dir)
 
 
-def test_a_network_that_changes_its_weights_in_evaluation_is_accepted(tiny_dir: Path) -> None:
-    prepare("ClampsInEvaluation", "bf16", tiny_dir)
+@pytest.mark.parametrize("name", ["ClampsInEvaluation", "Whitens", "KeepsGradientOfMean"])
+def test_an_unusual_network_without_faults_is_accepted(name: str, tiny_dir: Path) -> None:
+    prepare(name, "bf16", tiny_dir)
+
+
+def test_a_trained_network_that_fails_on_blank_images_can_be_loaded() -> None:
+    check_input_size(Whitens(5), SPEC, Path("model.json"))
 
 
 def test_a_loaded_network_that_keeps_a_tensor_of_its_first_pass_can_be_trained() -> None:
     network = KeepsTensor(5)
-    spec = ModelSpec(classes=tuple("abcde"), mean=(0.5,) * 3, std=(0.5,) * 3, image_size=32)  # type: ignore[arg-type]
-    check_input_size(network, spec, Path("model.json"))
+    check_input_size(network, SPEC, Path("model.json"))
     network.train()(torch.ones(2, 3, 32, 32, requires_grad=True)).sum().backward()
 
 

@@ -13,12 +13,12 @@ from ddp_trainer.config import NetworkConfig
 from ddp_trainer.engine.build import prepare_network
 from ddp_trainer.engine.ema import Ema
 from ddp_trainer.engine.flops import training_flops_per_image
-from ddp_trainer.models.blank_pass import blank_images
 from ddp_trainer.models.check import check_network
 from ddp_trainer.models.host_generators import HostGenerators
 from ddp_trainer.models.initial_weights import load_tensors
 from ddp_trainer.models.registry import build
 from ddp_trainer.models.spec import build_network
+from ddp_trainer.models.trial_pass import trial_images
 from tests.support.narrow import narrow_settings
 from tests.support.networks import with_buffer
 from tests.support.unusual_tensors import Centering, Counting, FrozenInHalf, KeepsLoss, with_repeated_buffer
@@ -27,7 +27,7 @@ from tests.unit.test_networks import SPEC
 
 def test_the_images_are_in_float32_whatever_the_dtype_of_the_frozen_layers() -> None:
     network = FrozenInHalf(converts=True)
-    assert blank_images(network, 1, 32).dtype == torch.float32
+    assert trial_images(network, 1, 32).dtype == torch.float32
     assert check_network(network, "frozen", num_classes=5, sides=[32]) == []
     network = FrozenInHalf(converts=False)  # works only in autocast, which `predict` and exports do not use
     with pytest.raises(InputError, match="fails on images"):
