@@ -78,8 +78,8 @@ def list_files(path: Path, problems: list[str], visited: Visited, depth: int = 0
     """Yields `path` itself if it is not a folder, otherwise the files in it and in its subfolders.
 
     The entries of each folder are sorted by name. Hidden files and folders are left out. Follows links to folders,
-    unless they lead back to a folder above `path`. Adds a line to `problems` for each folder that cannot be read, is
-    nested too deeply, or has been visited by another path.
+    but skips a folder that it has already visited. Adds a line to `problems` for each folder that cannot be read or is
+    nested too deeply.
     """
     if not os.path.isdir(path):
         yield path
@@ -89,11 +89,9 @@ def list_files(path: Path, problems: list[str], visited: Visited, depth: int = 0
     except OSError as error:
         problems.append(f"{shell_path(path)}: {error.strerror}")
         return
-    first = visited.setdefault((status.st_dev, status.st_ino), path)
-    if first != path:
-        if not path.is_relative_to(first):
-            problems.append(f"{shell_path(path)} is the same folder as {shell_path(first)}; remove the link")
-    elif depth >= MAX_DEPTH:
+    if visited.setdefault((status.st_dev, status.st_ino), path) != path:
+        return
+    if depth >= MAX_DEPTH:
         problems.append(
             f"{shell_path(path)}: nested more than {MAX_DEPTH} folders deep; move its images to a higher one"
         )

@@ -30,9 +30,11 @@ def run_training(config: "TrainConfig", stop: StopRequest, *, observer: "Observe
 
     Raises InputError for wrong input, before the first step.
     """
+    from ddp_trainer.distributed.hardware import require_exact_fp32, resolve_device
     from ddp_trainer.distributed.launch import check_machine
 
     launch = check_machine(config.runtime)  # before the imports below, which take seconds
+    require_exact_fp32(resolve_device(config.runtime))
     from data_prep.dataset import read_dataset, verify_dataset
     from ddp_trainer.engine.build import build_trainer, prepare_network
     from ddp_trainer.engine.passes import resolve_passes

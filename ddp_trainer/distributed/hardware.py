@@ -22,9 +22,8 @@ ISAS_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512
 
 # Environment variables with which libraries compute fp32 operations less precisely, and the value that prevents it.
 FP32_VARIABLES = {
-    "ONEDNN_DEFAULT_FPMATH_MODE": "STRICT",
-    "DNNL_DEFAULT_FPMATH_MODE": "STRICT",
-    "NVIDIA_TF32_OVERRIDE": "0",
+    "cpu": {"ONEDNN_DEFAULT_FPMATH_MODE": "STRICT", "DNNL_DEFAULT_FPMATH_MODE": "STRICT"},
+    "cuda": {"NVIDIA_TF32_OVERRIDE": "0"},
 }
 
 
@@ -91,9 +90,12 @@ def why_unusable(device: "torch.device | int") -> str:
     return ""
 
 
-def require_exact_fp32() -> None:
-    """Raises InputError if an environment variable lowers the precision of fp32: a resumed run might not have it."""
-    for name, exact in FP32_VARIABLES.items():
+def require_exact_fp32(device: str) -> None:
+    """Raises InputError if an environment variable lowers the precision of fp32: a resumed run might not have it.
+
+    `device`: cpu or cuda.
+    """
+    for name, exact in FP32_VARIABLES[device].items():
         value = os.environ.get(name) or exact
         fix = "unset it, and choose a precision with --precision"
         require(value.upper() == exact, f"the environment variable {name}={value} makes fp32 less precise; {fix}")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from data_prep.errors import InputError, require
 from ddp_trainer.config import RuntimeConfig
 from ddp_trainer.distributed.accelerate_settings import check_accelerate_settings
-from ddp_trainer.distributed.hardware import require_exact_fp32, resolve_device, resolve_precision
+from ddp_trainer.distributed.hardware import resolve_device, resolve_precision
 
 # Variables that mpirun and srun --mpi set, and that Accelerate reads if it runs on CPUs.
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -95,7 +95,6 @@ def check_machine(config: RuntimeConfig) -> Launch:
     launch = Launch.from_environment()
     _check_launch(launch, config)
     check_accelerate_settings(config)
-    require_exact_fp32()
     resolve_precision(config)
     return launch
 

@@ -41,7 +41,7 @@ def build(name: str, *, num_classes: int, widths: tuple[int, int, int, int], act
     require(bool(rest), f"--network must be {BUILT_IN}, torchvision:NAME, timm:NAME or MODULE:FUNCTION, got {name!r}")
     create = {"torchvision": _from_torchvision, "timm": _from_timm}.get(source, _from_function)(name, rest)
     try:
-        with contextlib.chdir("."):  # restores the working directory
+        with _kept_folder():
             network = create(num_classes=num_classes)
     except InputError:
         raise
@@ -111,7 +111,7 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
     token = importing_network.set(name)
     try:
         # So that neither a seed nor a working directory that the module sets has an effect on the run.
-        with torch.random.fork_rng(devices=_devices()), contextlib.chdir("."):
+        with torch.random.fork_rng(devices=_devices()), _kept_folder():
             module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
@@ -140,6 +140,17 @@ def _from_function(name: str, function: str) -> Callable[..., nn.Module]:
         f"--network {name}: {function} comes from Python's standard library; use a function of your own",
     )
     return created
+
+
+@contextlib.contextmanager
+def _kept_folder() -> Iterator[None]:
+    """Restores the working directory, unless it has not changed: this user may lack permission to enter it again."""
+    before = os.getcwd()
+    try:
+        yield
+    finally:
+        if os.getcwd() != before:
+            os.chdir(before)
 
 
 def _devices() -> list[int]:

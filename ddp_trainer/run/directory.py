@@ -122,8 +122,9 @@ def claim_run_directory(config: TrainConfig, *, is_main: bool) -> Iterator[RunDi
             keeps_status = run_dir.has_status or (path / "summary.json").exists()  # a finished run stays finished
             if not keeps_status and not isinstance(error, InputError):
                 newest = list_checkpoints(run_dir.checkpoints)[:1]
-                step = step_of(newest[0]) if newest else 0
-                run_dir.write_failure(error, step=step, epoch=0, saved_step=step)
+                step, status = step_of(newest[0]) if newest else 0, run_dir.status
+                epoch = status.get("epoch") if status.get("saved_step") == step else 0
+                run_dir.write_failure(error, step=step, epoch=int(epoch or 0), saved_step=step)
             raise
 
 

@@ -97,7 +97,7 @@ def test_a_file_system_that_forbids_locks_can_be_used(
 
 def test_a_folder_without_write_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock_folder(tmp_path).close()
-    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK | os.X_OK)
+    monkeypatch.setattr("os.access", lambda path, mode, **options: mode != os.W_OK | os.X_OK)
     with pytest.raises(InputError, match="cannot be written \\(Permission denied\\)"):
         lock_folder(tmp_path)
 
@@ -116,6 +116,17 @@ def test_a_failure_before_the_first_status_is_recorded_unless_the_input_is_wrong
         assert RunDirectory(out).status["state"] == recorded
     else:
         assert not out.exists(), "an unused folder was left"
+
+
+def test_an_early_failure_of_a_resumed_run_keeps_its_epoch(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "checkpoints" / "step-00000006").mkdir(parents=True)
+    RunDirectory(tmp_path).write_status("preempted", step=6, epoch=2)
+    config = replace(TrainConfig(), run=RunConfig(out=tmp_path, resume=True))
+    with pytest.raises(RuntimeError), claim_run_directory(config, is_main=True):
+        raise RuntimeError("lost")
+    status = RunDirectory(tmp_path).status
+    assert (status["state"], status["step"], status["epoch"]) == ("failed", 6, 2)
 
 
 def test_a_finished_run_stays_finished_if_a_resume_fails_early(tmp_path: Path) -> None:

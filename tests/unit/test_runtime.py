@@ -188,3 +188,13 @@ def test_a_run_with_many_shapes_compiles_all_of_them(monkeypatch: pytest.MonkeyP
             model(torch.ones(size, 4))
         runtime.close()
     assert len(compiled) == 12
+
+
+@pytest.mark.parametrize(("device", "name"), [("cpu", "DNNL_DEFAULT_FPMATH_MODE"), ("cuda", "NVIDIA_TF32_OVERRIDE")])
+def test_a_variable_that_lowers_the_precision_on_the_device_is_refused(
+    device: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(InputError, match=f"{name}=1 makes fp32 less precise"):
+        hardware.require_exact_fp32(device)
+    hardware.require_exact_fp32({"cpu": "cuda", "cuda": "cpu"}[device])
