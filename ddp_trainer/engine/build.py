@@ -83,7 +83,7 @@ def _check_user_function(network: nn.Module, config: TrainConfig, spec: ModelSpe
     if precision != "fp32":
         images = trial_images(rebuilt.to(resolve_device(runtime)), count, min(sides))
         images = images if runtime.channels_last else images.contiguous()
-        with kept_host_generators(), explained_determinism():
+        with explained_determinism():
             check_autocast(rebuilt, name, images, precision=precision)
 
 

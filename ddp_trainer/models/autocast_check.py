@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from data_prep.errors import InputError
 from data_prep.machine_limits import lacks_memory
+from ddp_trainer.models.host_generators import kept_host_generators
 from ddp_trainer.models.registry import describe_error
 from ddp_trainer.models.trial_pass import trial_passes
 
@@ -17,9 +18,10 @@ def check_autocast(network: nn.Module, name: str, images: Tensor, *, precision: 
     Two errors of the passes are raised as they are: too little memory, and an operation that is not deterministic.
 
     `images`: in the memory order of the run. They and the network must be on the device of the run, because autocast
-    differs between devices. `precision`: bf16 or fp16. Leaves the network and torch's generators unchanged.
+    differs between devices. `precision`: bf16 or fp16. Leaves the network and the random generators unchanged.
     """
-    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []), trial_passes(network):
+    devices = [images.device] if images.is_cuda else []
+    with kept_host_generators(), torch.random.fork_rng(devices=devices), trial_passes(network):
         try:
             _try_passes(network, images, precision)
         except Exception as error:

@@ -124,7 +124,7 @@ def claim_run_directory(config: TrainConfig, *, is_main: bool) -> Iterator[RunDi
                 newest = list_checkpoints(run_dir.checkpoints)[:1]
                 step, status = step_of(newest[0]) if newest else 0, run_dir.status
                 epoch = status.get("epoch") if status.get("saved_step") == step else 0
-                run_dir.write_failure(error, step=step, epoch=int(epoch or 0), saved_step=step)
+                run_dir.write_failure(error, step=step, epoch=epoch if isinstance(epoch, int) else 0, saved_step=step)
             raise
 
 
