@@ -1,9 +1,10 @@
-"""Exceptions with one-line messages, and functions that make values safe to quote in a message."""
+"""Exceptions and warnings with one-line messages, and functions that make values safe to quote in a message."""
 
 from __future__ import annotations  # ddp_trainer.doctor imports this module, and runs on older versions of Python, too
 
 import reprlib
 import shlex
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -30,6 +31,11 @@ def require(condition: bool, message: str) -> None:
     """Raises InputError(message) unless `condition` holds."""
     if not condition:
         raise InputError(message)
+
+
+def warn(message: str) -> None:
+    """Prints a warning on stderr, as one line."""
+    print(f"warning: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def require_printable(flag: str, path: Path | None) -> None:

@@ -18,7 +18,7 @@ import tyro
 from torch import nn
 
 from data_prep.batch_ops import batch_normalize, center_crop
-from data_prep.errors import InputError, printable, require, shell_path
+from data_prep.errors import InputError, printable, require, shell_path, warn
 from data_prep.machine_limits import due_to_machine
 from data_prep.sources.decoder_messages import DecoderMessages, collected_messages
 from data_prep.sources.folder import dark_note
@@ -180,7 +180,7 @@ def predict_files(config: PredictConfig) -> int:
             for prediction in predict(model, spec, readable, np.stack([picture.pixels for picture in pictures])):
                 print(prediction.as_json() if config.json else prediction.as_text())
     for note in filter(None, (messages.note(), dark_note(brightest))):
-        print(f"warning: {note}", file=sys.stderr)
+        warn(note)
     require_output()
     return 1 if problems else 0
 

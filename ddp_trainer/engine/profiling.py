@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any, Self
 
+from data_prep.errors import warn
+
 WARM_UP_STEPS = 3  # not traced: the first steps also allocate memory and choose kernels, so they are not typical
 TRACE = "trace.json.gz"  # for ui.perfetto.dev or chrome://tracing
 ROWS = 15
@@ -63,7 +65,7 @@ def write_profile(profiler: Any, steps: int, folder: Path) -> None:
         print(f"profile of {steps} steps: {folder / TRACE}\n{table(profiler)}", file=sys.stderr, flush=True)
     except Exception as error:
         temporary.unlink(missing_ok=True)
-        print(f"warning: the profile could not be written ({error})", file=sys.stderr, flush=True)
+        warn(f"the profile could not be written ({error})")
 
 
 def table(profiler: Any) -> str:

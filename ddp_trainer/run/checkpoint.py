@@ -11,14 +11,13 @@ import errno
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
-from data_prep.errors import ExplainedError, InputError
+from data_prep.errors import ExplainedError, InputError, warn
 from data_prep.files import open_regular, read_text, sync, sync_handle
 from data_prep.machine_limits import due_to_machine
 from ddp_trainer.run.files import list_checkpoints, step_of
@@ -204,7 +203,7 @@ def newest_good_checkpoint(folder: Path, required: Collection[str] = ()) -> Path
         except OtherRelease:
             raise
         except CheckpointError as error:
-            print(f"warning: skipping a damaged checkpoint: {error}", file=sys.stderr, flush=True)
+            warn(f"skipping a damaged checkpoint: {error}")
         else:
             return path
     return None

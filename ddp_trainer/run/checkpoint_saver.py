@@ -4,7 +4,6 @@
 """
 
 import shutil
-import sys
 from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from data_prep.errors import warn
 from data_prep.files import DISK_FULL
 from ddp_trainer.engine.host_copy import HostCopy
 from ddp_trainer.run.checkpoint import CheckpointError, checkpoint_path, remove_old, write_checkpoint
@@ -101,8 +101,7 @@ class CheckpointSaver:
         except OSError as error:
             if not self._warned:
                 self._warned = True
-                line = f"warning: old checkpoints in {self.folder} cannot be removed ({error}); the run continues"
-                print(line, file=sys.stderr, flush=True)
+                warn(f"old checkpoints in {self.folder} cannot be removed ({error}); the run continues")
 
     def _free_space_note(self, state: dict[str, Any], error: Exception) -> str:
         """A note on needed and free bytes if the disk may be full; otherwise an empty string.

@@ -5,14 +5,13 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, warn
 from data_prep.files import DISK_FULL, read_json, write_json
 from ddp_trainer.config import TrainConfig
 from ddp_trainer.run.files import list_checkpoints, refuse_existing_run, refuse_links, step_of
@@ -52,6 +51,14 @@ class RunDirectory:
         """Content of status.json; empty if there is no such file."""
         return read_json(self.path / "status.json") or {}
 
+    def epoch_of(self, step: int) -> int:
+        """The epoch of the checkpoint saved after `step`, from status.json. 0 if that file lacks it or is damaged."""
+        with contextlib.suppress(InputError):
+            status = self.status
+            if status.get("saved_step") == step and isinstance(status.get("epoch"), int):
+                return status["epoch"]
+        return 0
+
     def write_status(self, state: str, *, step: int = 0, epoch: int = 0, message: str = "") -> None:
         """Writes status.json. `state`: running, preempted or done. `step`: the step of the newest checkpoint, or 0."""
         self.has_status = True
@@ -69,7 +76,7 @@ class RunDirectory:
                 self.path / "status.json", _status("failed", step, epoch, message, saved_step=saved_step)
             )
         except OSError as other:
-            print(f"warning: {other}", file=sys.stderr, flush=True)
+            warn(str(other))
 
 
 def _status(state: str, step: int, epoch: int, message: str, *, saved_step: int) -> dict[str, Any]:
@@ -122,9 +129,8 @@ def claim_run_directory(config: TrainConfig, *, is_main: bool) -> Iterator[RunDi
             keeps_status = run_dir.has_status or (path / "summary.json").exists()  # a finished run stays finished
             if not keeps_status and not isinstance(error, InputError):
                 newest = list_checkpoints(run_dir.checkpoints)[:1]
-                step, status = step_of(newest[0]) if newest else 0, run_dir.status
-                epoch = status.get("epoch") if status.get("saved_step") == step else 0
-                run_dir.write_failure(error, step=step, epoch=epoch if isinstance(epoch, int) else 0, saved_step=step)
+                step = step_of(newest[0]) if newest else 0
+                run_dir.write_failure(error, step=step, epoch=run_dir.epoch_of(step), saved_step=step)
             raise
 
 

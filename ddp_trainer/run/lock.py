@@ -6,13 +6,12 @@ import fcntl
 import itertools
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, warn
 from data_prep.files import DISK_FULL
 from ddp_trainer.distributed.launch import Launch
 
@@ -91,8 +90,7 @@ def lock_folder(path: Path) -> IO[bytes]:
             lock.close()
             fix = srun_mistake() or "choose another folder, or wait until that run has ended"
             raise InputError(f"--out {path}: another run is using this folder; {fix}") from None
-        warning = f"warning: {path} cannot be locked ({error.strerror}); make sure that no other run uses this folder"
-        print(warning, file=sys.stderr, flush=True)
+        warn(f"{path} cannot be locked ({error.strerror}); make sure that no other run uses this folder")
     return lock
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from data_prep.errors import warn
 from data_prep.files import read_json, replace_file, write_json
 from data_prep.loader import ResidentLoader, StreamLoader, read_images
 from ddp_trainer.config import TrainConfig
@@ -74,7 +75,7 @@ def _fitted_temperature(trainer: Trainer) -> float:
     elif any(math.isclose(temperature, limit) for limit in TEMPERATURES):
         problem = f"the fitted temperature is at its limit, {temperature:g}; the probabilities may be poorly calibrated"
     if problem and trainer.runtime.is_main:
-        print(f"warning: --calibrate: {problem}", file=sys.stderr, flush=True)
+        warn(f"--calibrate: {problem}")
     return temperature
 
 
@@ -193,7 +194,7 @@ def write_predictions(run_dir: Path, evaluation: Evaluation, loader: StreamLoade
 
 
 def _warn_of_missing_predictions(reason: str) -> None:
-    print(f"warning: predictions.npz is not written: {reason}", file=sys.stderr, flush=True)
+    warn(f"predictions.npz is not written: {reason}")
 
 
 def write_model_card_or_warn(run_dir: Path) -> None:
@@ -218,5 +219,5 @@ def _write_or_warn(write: Callable[[Path], Path], run_dir: Path, what: str, modu
     except Exception as error:
         again = f"python -m {module} {shlex.quote(str(run_dir))}"
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"warning: the run is finished, but writing its {what} failed ({reason}); try: {again}", file=sys.stderr)
+        warn(f"the run is finished, but writing its {what} failed ({reason}); try: {again}")
         return None

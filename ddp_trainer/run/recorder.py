@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_prep.dataset import DatasetInfo
-from data_prep.errors import printable, shell_path
+from data_prep.errors import printable, shell_path, warn
 from data_prep.files import write_json
 from data_prep.sources import name_some
 from ddp_trainer.config import TrainConfig
@@ -148,7 +148,7 @@ class Recorder(SilentRecorder):
         try:
             self.tracker.finish(None, failed=True)
         except OSError as other:
-            print(f"warning: {other}", file=sys.stderr, flush=True)
+            warn(str(other))
 
     def _score(self, state: dict[str, Any]) -> float | None:
         """Accuracy of this state on the validation images; None if it was not evaluated on them.

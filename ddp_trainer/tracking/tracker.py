@@ -5,11 +5,11 @@ environment and the command line are not recorded, because they may contain secr
 """
 
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from data_prep.errors import warn
 from data_prep.files import sync
 from ddp_trainer.config import TrackingConfig, is_installed
 from ddp_trainer.tracking.metric_files import JsonLines, Log, Record, TensorBoardMirror, read_records
@@ -143,10 +143,6 @@ def start_wandb(
                 shutil.rmtree(folder, ignore_errors=True)
             forget_wandb(run_dir)
     return None
-
-
-def warn(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def one_line(error: BaseException) -> str:

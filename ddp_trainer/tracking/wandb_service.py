@@ -3,14 +3,13 @@
 import contextlib
 import netrc
 import os
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from data_prep.errors import require
+from data_prep.errors import require, warn
 from data_prep.files import read_text, replace_file
 
 # Modes that WANDB_MODE and W&B's settings files may name, each with the mode that it stands for. The last two names are
@@ -107,7 +106,7 @@ def _unused_id_from_environment(run_dir: Path) -> str | None:
     for file in run_dir.resolve().parent.glob("*/wandb/run-id") if run_id else ():
         if _read_id(file) == run_id:
             owner = file.parents[1]
-            print(f"warning: WANDB_RUN_ID={run_id} belongs to {owner}; using a new id", file=sys.stderr, flush=True)
+            warn(f"WANDB_RUN_ID={run_id} belongs to {owner}; using a new id")
             return None
     return run_id
 

@@ -129,6 +129,15 @@ def test_an_early_failure_of_a_resumed_run_keeps_its_epoch(tmp_path: Path) -> No
     assert (status["state"], status["step"], status["epoch"]) == ("failed", 6, 2)
 
 
+def test_a_damaged_status_does_not_hide_an_early_failure(tmp_path: Path) -> None:
+    for name in ("config.json", "status.json"):
+        (tmp_path / name).write_text("[")
+    config = replace(TrainConfig(), run=RunConfig(out=tmp_path, resume=True))
+    with pytest.raises(RuntimeError, match="lost"), claim_run_directory(config, is_main=True):
+        raise RuntimeError("lost")
+    assert RunDirectory(tmp_path).status["state"] == "failed"
+
+
 def test_a_finished_run_stays_finished_if_a_resume_fails_early(tmp_path: Path) -> None:
     RunDirectory(tmp_path).write_status("done", step=6, epoch=2)
     for name in ("summary.json", "config.json"):
