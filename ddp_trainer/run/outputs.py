@@ -170,7 +170,7 @@ def write_predictions(run_dir: Path, evaluation: Evaluation, loader: StreamLoade
     instead.
     """
     if evaluation.num_finite < evaluation.total:
-        _warn_of_missing_predictions("the network gives values that are not finite")
+        warn("predictions.npz is not written: the network gives values that are not finite")
         return
     probabilities = evaluation.logits.double().softmax(dim=1)
     confidence, predicted = probabilities.max(dim=1)
@@ -186,15 +186,11 @@ def write_predictions(run_dir: Path, evaluation: Evaluation, loader: StreamLoade
         "wrong_images": pixels.astype(np.uint8),
     }
     if excess := exceeded_limit(arrays):
-        _warn_of_missing_predictions(f"it would have {excess}")
+        warn(f"predictions.npz is not written: it would have {excess}")
         return
     content = BytesIO()
     np.savez_compressed(content, **arrays)
     replace_file(run_dir / "predictions.npz", content.getvalue())
-
-
-def _warn_of_missing_predictions(reason: str) -> None:
-    warn(f"predictions.npz is not written: {reason}")
 
 
 def write_model_card_or_warn(run_dir: Path) -> None:
